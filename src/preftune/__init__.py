@@ -1,0 +1,56 @@
+"""preftune tunes language models on preferences.
+
+    preftune.dpo(config)      any preference loss          preftune.sft(config)      supervised fine-tuning
+    preftune.load_config(...) a YAML file as a config      preftune.losses           the losses as functions
+
+The command line (`preftune --help`) does the same and more.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from preftune.config.load import load as load_config
+    from preftune.config.schema import DPOConfig, SFTConfig
+    from preftune.errors import PreftuneError
+    from preftune.methods.dpo import run as dpo
+    from preftune.methods.sft import run as sft
+    from preftune.types import Judgement, Message, PreferenceGroup
+
+__version__ = version("preftune")
+
+_PLACES = {
+    "DPOConfig": ("preftune.config.schema", "DPOConfig"),
+    "SFTConfig": ("preftune.config.schema", "SFTConfig"),
+    "load_config": ("preftune.config.load", "load"),
+    "PreftuneError": ("preftune.errors", "PreftuneError"),
+    "Judgement": ("preftune.types", "Judgement"),
+    "Message": ("preftune.types", "Message"),
+    "PreferenceGroup": ("preftune.types", "PreferenceGroup"),
+    "dpo": ("preftune.methods.dpo", "run"),
+    "sft": ("preftune.methods.sft", "run"),
+}
+
+__all__ = [
+    "DPOConfig",
+    "Judgement",
+    "Message",
+    "PreferenceGroup",
+    "PreftuneError",
+    "SFTConfig",
+    "__version__",
+    "dpo",
+    "load_config",
+    "sft",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Public names are imported when they are first used: `import preftune` does not import torch."""
+    if name not in _PLACES:
+        raise AttributeError(f"module 'preftune' has no attribute {name!r}")
+    module, attribute = _PLACES[name]
+    return getattr(import_module(module), attribute)

@@ -1,0 +1,58 @@
+"""preftune doctor: what this machine has, and what will be fast on it."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import torch
+
+from preftune.model.store import cache_folder
+from preftune.train.run import machine
+
+
+def report() -> str:
+    """Facts and advice, in lines to read or to paste."""
+    facts = machine()
+    lines = [f"{name} {number}" for name, number in facts["versions"].items()]
+    lines += [f"{name}: {value}" for name, value in facts["machine"].items()]
+    lines += [f"GPU memory: {gpu_memory()}"] if torch.cuda.is_available() else []
+    lines += [f"matrix products: {speed('fp32'):.0f} GFLOP/s in fp32, {speed('bf16'):.0f} in bf16"]
+    lines += [f"reference cache: {cache_folder()} ({cache_size() / 1e6:.0f} MB)"]
+    lines += [f"offline: HF_HUB_OFFLINE={os.environ.get('HF_HUB_OFFLINE', 'not set')}"]
+    return "\n".join([*lines, "", *advice()])
+
+
+def speed(dtype: str) -> float:
+    """GFLOP/s of a square matrix product, measured for a tenth of a second."""
+    kind = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    n = 4096 if device == "cuda" else 512
+    a = torch.randn(n, n, device=device).to(kind)
+    count, begin = 0, time.perf_counter()
+    while time.perf_counter() - begin < 0.1:
+        a @ a
+        count += 1
+        if device == "cuda":
+            torch.cuda.synchronize()
+    return count * 2 * n**3 / (time.perf_counter() - begin) / 1e9
+
+
+def advice() -> list[str]:
+    """What to set here."""
+    if torch.cuda.is_available():
+        bf16 = torch.cuda.is_bf16_supported()
+        return ["model.dtype=auto means bf16 here" if bf16 else "this GPU has no bf16: model.dtype=auto means fp32"]
+    faster = speed("bf16") / speed("fp32")
+    if faster > 1.2:
+        return [f"model.dtype=bf16 makes matrix products {faster:.1f} times as fast on this CPU; auto means fp32"]
+    return [f"this CPU has no fast bf16 ({faster:.2f} of the fp32 speed): keep model.dtype=auto, which means fp32 here"]
+
+
+def gpu_memory() -> str:
+    free, total = torch.cuda.mem_get_info()
+    return f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+
+
+def cache_size() -> int:
+    return sum(path.stat().st_size for path in cache_folder().rglob("*") if path.is_file())

@@ -1,0 +1,154 @@
+"""Argument parsing and the mapping of outcomes to exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import click
+import typer
+
+from preftune.cli import data as data_commands
+from preftune.errors import PreftuneError
+
+app = typer.Typer(
+    name="preftune",
+    help="Tune language models on preferences. Start with: preftune demo",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.add_typer(data_commands.app, name="data")
+
+Config = Annotated[Path, typer.Argument(help="YAML file of the run.", metavar="CONFIG.yaml")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Changes to the file.", metavar="[SECTION.KEY=VALUE]...")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan, train nothing.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only errors.")]
+
+
+@app.callback(invoke_without_command=True)
+def options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    if version:
+        from preftune import __version__
+
+        print(f"preftune {__version__}")
+        raise typer.Exit
+    if debug:
+        os.environ["PREFTUNE_DEBUG"] = "1"
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("demo-run"),
+    fast: Annotated[bool, typer.Option("--fast", help="A smaller world, in 20 seconds.")] = False,
+) -> None:
+    """Offline first run: makes data, trains a small model, tunes it with DPO, shows the frontier."""
+    from preftune.demo.run import run as run_demo
+
+    run_demo(out, fast=fast)
+
+
+@app.command()
+def sft(config: Config, overrides: Overrides = None, dry_run: DryRun = False, quiet: Quiet = False) -> None:
+    """Supervised fine-tuning on demonstrations, or on the chosen responses of preference data."""
+    from preftune.config.load import load
+    from preftune.config.schema import SFTConfig
+
+    resolved = load(SFTConfig, config, overrides or ())
+    from preftune.methods.sft import run as run_sft
+    from preftune.train.display import Display
+
+    run_sft(resolved, display=Display(quiet), dry_run=dry_run)
+
+
+@app.command()
+def dpo(config: Config, overrides: Overrides = None, dry_run: DryRun = False, quiet: Quiet = False) -> None:
+    """Preference training: DPO and every other loss in docs/losses.md."""
+    from preftune.config.load import load
+    from preftune.config.schema import DPOConfig
+
+    resolved = load(DPOConfig, config, overrides or ())
+    from preftune.methods.dpo import run as run_dpo
+    from preftune.train.display import Display
+
+    run_dpo(resolved, display=Display(quiet), dry_run=dry_run)
+
+
+@app.command()
+def score(
+    policy: Annotated[str, typer.Option(help="Tuned model: folder or Hub id.")],
+    reference: Annotated[str, typer.Option(help="What it was tuned from.")],
+    data: Annotated[str, typer.Option(help="Preference data: file, folder or Hub id.")],
+    out: Annotated[Path, typer.Option(help="File to write, one JSON object per pair.")] = Path("scores.jsonl"),
+    beta: Annotated[float, typer.Option(help="Scale of the implicit reward.", min=0)] = 0.1,
+    tokens: Annotated[bool, typer.Option("--tokens", help="Also the reward of every token.")] = False,
+    data_format: Annotated[str, typer.Option("--format", help="Data format; auto finds it.")] = "auto",
+    max_length: Annotated[int, typer.Option(help="Most tokens of prompt and response.", min=2)] = 1024,
+    dtype: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
+    chat_template: Annotated[str | None, typer.Option(help="As data.chat_template.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Implicit rewards beta * log(policy / reference) of every pair."""
+    from preftune.methods.score import Scoring
+    from preftune.methods.score import run as run_score
+    from preftune.train.display import Display
+
+    scoring = Scoring(policy, reference, data, beta, tokens, data_format, max_length, dtype, chat_template)
+    run_score(scoring, out, Display(quiet))
+
+
+@app.command()
+def doctor() -> None:
+    """Versions, devices, precision, threads, caches: what will be fast here, and what to paste into a bug report."""
+    from preftune.cli.doctor import report
+
+    print(report())
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command and return its exit code; errors go to stderr, without traceback unless --debug."""
+    try:
+        app(list(arguments), standalone_mode=False)
+    except PreftuneError as error:
+        _show(error)
+        return error.exit_code
+    except click.exceptions.Abort:
+        return 130
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except typer.Exit as done:
+        return done.exit_code
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        print(f"internal error: {type(error).__name__}: {error}", file=sys.stderr)
+        print("  fix: this is a defect of preftune; please report it with the output of --debug", file=sys.stderr)
+        if os.environ.get("PREFTUNE_DEBUG"):
+            traceback.print_exc()
+        return 1
+    return 0
+
+
+def _show(error: PreftuneError) -> None:
+    print(error, file=sys.stderr)
+    if os.environ.get("PREFTUNE_DEBUG"):
+        traceback.print_exc()
+
+
+def print_json(value: object) -> None:
+    """One JSON document on stdout."""
+    print(json.dumps(value, indent=1, ensure_ascii=False))

@@ -1,0 +1,191 @@
+"""The sections of a run's config. Unknown keys are errors; every field has a reader.
+
+Field descriptions are the reference documentation (docs/config.md is made from them).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class ModelConfig(Section):
+    path: str
+    """Hugging Face folder, PEFT adapter folder or Hub id (`name` or `name@revision`) of the policy."""
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    """Compute precision. bf16 keeps fp32 master weights. auto: bf16 on a GPU that has it, else fp32."""
+    attention: Literal["auto", "rows"] = "auto"
+    """How groups are laid out for the model. rows: one padded row a response."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: about a third more time for much less memory."""
+    save_dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    """Precision of the weights in `final/`. auto: that of the model the run started from."""
+
+
+class ReferenceConfig(Section):
+    kind: Literal["auto", "frozen", "adapter-off", "cached", "none"] = "auto"
+    """Where reference log-probs come from. frozen: a second copy; adapter-off: the policy without its LoRA;
+    cached: computed once and kept on disk; none: reference-free (all zero). auto: none if the loss uses no
+    reference, adapter-off with LoRA, frozen if the loss compares whole distributions, else cached."""
+    path: str | None = None
+    """Another model as reference. null: the policy's state at step 0."""
+
+
+class DataConfig(Section):
+    train: str | list[str]
+    """A file (.jsonl, .json, .parquet, .csv, each also .gz except parquet), a list of files, a folder or Hub id
+    that `datasets` loads (`org/name` or `org/name:split`)."""
+    eval: str | float | None = None
+    """Held-out data: a file, or a share below 1 of the training data, held out by prompt."""
+    format: str = "auto"
+    """Name of the data format, or `file.py:function` for your own. auto: found from the rows."""
+    chat_template: str | None = None
+    """Template for chat messages in place of the tokenizer's: a .jinja file, or `dialogue` for models that have
+    none. It is saved with the model."""
+    max_length: int = Field(1024, ge=2)
+    """Most tokens of prompt and response together."""
+    max_prompt_length: int | None = Field(None, ge=1)
+    """Tokens a prompt keeps when a sequence is too long; its beginning is cut. null: what the longest response
+    of the group leaves, but at least half of max_length."""
+    overlong: Literal["truncate", "drop", "error"] = "truncate"
+    """What happens to a group that exceeds max_length."""
+    pairs: Literal["all", "best-worst", "adjacent"] = "all"
+    """Which judgements a ranked list of responses makes; ties make none."""
+    margin_from_scores: bool = False
+    """Take each judgement's margin from the difference of the responses' scores."""
+    ignore: list[str] = []
+    """Columns to treat as absent."""
+    bad_rows: Literal["error", "drop"] = "error"
+    """What happens to a row that cannot be read: missing column, null, wrong type."""
+    max_dropped: float = Field(0.2, ge=0, le=1)
+    """Stop when a larger share of the rows is dropped."""
+    allow_overlap: bool = False
+    """Accept prompts that are in the training and in the evaluation data."""
+
+    @field_validator("eval")
+    @classmethod
+    def _share(cls, value: str | float | None) -> str | float | None:
+        if isinstance(value, float) and not 0 < value < 1:
+            raise ValueError("a share of the training data lies between 0 and 1; otherwise give a file")
+        return value
+
+
+class OptimConfig(Section):
+    name: Literal["adamw", "rmsprop"] = "adamw"
+    lr: float = Field(5e-7, gt=0, le=1)
+    """Peak learning rate."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """After the warm-up: down to 0 in a line or a half cosine, or constant."""
+    warmup: float = Field(0.1, ge=0)
+    """Below 1 a share of all steps, else a number of steps."""
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    """The gradient is scaled down to this norm where it exceeds it."""
+
+
+class BatchConfig(Section):
+    pairs: int = Field(64, ge=1)
+    """Judgements (for sft and unpaired data: responses) in one optimizer step."""
+    tokens: int | Literal["auto"] = "auto"
+    """Token slots in one micro-batch. Changes memory and speed, never the gradient."""
+
+    @field_validator("tokens")
+    @classmethod
+    def _positive(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and value < 1:
+            raise ValueError("must be at least 1")
+        return value
+
+
+class TrainConfig(Section):
+    epochs: int = Field(1, ge=1)
+    max_steps: int | None = Field(None, ge=1)
+    """Stop after this many optimizer steps."""
+    seed: int = Field(0, ge=0)
+    log_every: int = Field(1, ge=1)
+    """Steps between lines of metrics.jsonl."""
+    eval_every: int | None = Field(None, ge=1)
+    """Steps between evaluations. null: before the first and after the last step."""
+    save_every: int | None = Field(None, ge=1)
+    """Steps between checkpoints. null: only when stopped."""
+
+
+class LoraConfig(Section):
+    rank: int = Field(16, ge=1)
+    alpha: float = Field(32.0, gt=0)
+    targets: str | list[str] = "all-linear"
+    """Module names that get an adapter."""
+
+
+class LossTerm(Section):
+    """One loss of a weighted sum: its name, its weight and exactly its own parameters."""
+
+    name: str
+    weight: float = Field(1.0, gt=0)
+    parameters: dict[str, Any] = {}
+
+
+class RunConfig(Section):
+    """What sft and dpo have in common."""
+
+    model: ModelConfig
+    data: DataConfig
+    optim: OptimConfig = OptimConfig()
+    batch: BatchConfig = BatchConfig()
+    train: TrainConfig = TrainConfig()
+    lora: LoraConfig | None = None
+    out: str
+    """The run folder. Running the same command again resumes."""
+    track: list[Literal["tensorboard", "wandb", "trackio", "mlflow"]] = []
+    """Where metrics go besides metrics.jsonl. Each needs the package of its name."""
+
+    @model_validator(mode="after")
+    def _adapter_dtype(self) -> RunConfig:
+        if self.lora and self.model.save_dtype != "auto":
+            raise ValueError("model.save_dtype is for full models; an adapter is saved in fp32")
+        return self
+
+
+class SFTConfig(RunConfig):
+    optim: OptimConfig = OptimConfig(lr=2e-5)
+    out: str = "runs/sft"
+
+
+class DPOConfig(RunConfig):
+    loss: dict[str, Any] | list[dict[str, Any]] = {"name": "sigmoid", "beta": 0.1}
+    """A loss and its parameters, or a list of them with weights (a weighted sum)."""
+    reference: ReferenceConfig = ReferenceConfig()
+    out: str = "runs/dpo"
+
+    @property
+    def terms(self) -> list[LossTerm]:
+        """The loss section as a list of terms."""
+        listed = self.loss if isinstance(self.loss, list) else [self.loss]
+        return [
+            LossTerm(
+                name=term.get("name", "sigmoid"),
+                weight=term.get("weight", 1.0),
+                parameters={key: value for key, value in term.items() if key not in ("name", "weight")},
+            )
+            for term in listed
+        ]
+
+    @field_validator("loss")
+    @classmethod
+    def _loss(cls, value: dict[str, Any] | list[dict[str, Any]]) -> dict[str, Any] | list[dict[str, Any]]:
+        if isinstance(value, list) and not value:
+            raise ValueError("at least one loss")
+        if isinstance(value, dict) and "weight" in value:
+            raise ValueError("a weight belongs to a list of losses; one loss alone has none")
+        for term in value if isinstance(value, list) else [value]:
+            if not isinstance(term.get("name", "sigmoid"), str):
+                raise ValueError("name must be text")
+            weight = term.get("weight", 1.0)
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or weight <= 0:
+                raise ValueError("weight must be a number above 0")
+        return value

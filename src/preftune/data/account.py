@@ -1,0 +1,72 @@
+"""The account of what happened to the rows of a data set: every row read is kept or counted under a reason."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from preftune.errors import DataError
+
+REPAIR = "repair the rows"
+
+
+@dataclass(slots=True)
+class Account:
+    """`dropped` and `noted` list the origins (file:line) under each reason, in the order they were met.
+
+    A noted row is kept; the note says what was done to it.
+    """
+
+    source: str
+    format: str = ""
+    read: int = 0
+    dropped: dict[str, list[str]] = field(default_factory=dict)
+    noted: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def kept(self) -> int:
+        return self.read - sum(len(origins) for origins in self.dropped.values())
+
+    def drop(self, reason: str, origin: str) -> None:
+        self.dropped.setdefault(reason, []).append(origin)
+
+    def note(self, what: str, origin: str) -> None:
+        self.noted.setdefault(what, []).append(origin)
+
+    def lines(self) -> list[str]:
+        """The account in words."""
+        return [
+            f"{self.source}: {self.read} rows read as {self.format!r}, {self.kept} kept",
+            *(f"  dropped {self._count(origins)}: {reason}" for reason, origins in self.dropped.items()),
+            *(f"  note    {self._count(origins)}: {what}" for what, origins in self.noted.items()),
+        ]
+
+    def _count(self, origins: Sequence[str]) -> str:
+        return f"{len(origins)} ({places(origins, self.source)})"
+
+    def _why(self) -> str:
+        return "dropped " + "; ".join(f"{self._count(o)}: {reason}" for reason, o in self.dropped.items())
+
+    def check(self, max_dropped: float) -> None:
+        """Raises DataError if nothing is left, or if more than the share `max_dropped` was dropped."""
+        if self.read == 0:
+            raise DataError("no rows: the file is empty", where=self.source)
+        if self.kept == 0:
+            raise DataError(f"none of its {self.read} rows can be used", where=self.source, why=self._why(), fix=REPAIR)
+        share = 1 - self.kept / self.read
+        if share > max_dropped:
+            raise DataError(
+                f"{self.read - self.kept} of {self.read} rows dropped ({share:.0%})",
+                where=self.source,
+                why=self._why(),
+                fix=f"{REPAIR}, or accept the loss with data.max_dropped=1",
+            )
+
+
+def places(origins: Sequence[str], source: str = "", most: int = 3) -> str:
+    """The first few origins; where all lie in `source`, their line numbers alone."""
+    prefix = f"{source}:"
+    if source and all(origin.startswith(prefix) for origin in origins):
+        origins = [origin.removeprefix(prefix) for origin in origins]
+        return f"line {', '.join(origins[:most])}{', ...' if len(origins) > most else ''}"
+    return ", ".join(origins[:most]) + (", ..." if len(origins) > most else "")

@@ -1,0 +1,101 @@
+"""What a person should know about preference data before training on it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from preftune.data.formats import content
+from preftune.data.groups import prompt_key
+from preftune.types import PreferenceGroup, TokenGroup
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """Distribution of a length."""
+
+    mean: float
+    p10: float
+    p50: float
+    p90: float
+    p99: float
+    longest: int
+
+    @staticmethod
+    def of(values: Sequence[int]) -> Lengths | None:
+        if not values:
+            return None
+        p10, p50, p90, p99 = np.percentile(values, [10, 50, 90, 99])
+        return Lengths(float(np.mean(values)), float(p10), float(p50), float(p90), float(p99), int(max(values)))
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """Counts over groups; lengths are in tokens if the data were tokenised, else in characters.
+
+    chosen_longer        share of judgements whose better response is longer (ties count one half): the accuracy
+                         of a judge that only measures length
+    repeated_prompts     groups whose prompt occurred before
+    repeated_judgements  judgements that occurred before, word for word
+    contradictions       judgements whose opposite occurs too
+    leaks                evaluation groups whose prompt is in the training data
+    """
+
+    unit: str
+    groups: int
+    responses: int
+    judgements: int
+    labelled: int
+    prompt: Lengths | None
+    chosen: Lengths | None
+    rejected: Lengths | None
+    response: Lengths | None
+    chosen_longer: float | None
+    repeated_prompts: int
+    repeated_judgements: int
+    contradictions: int
+    leaks: int | None
+
+
+def audit(
+    groups: Sequence[PreferenceGroup],
+    tokens: Sequence[TokenGroup] | None = None,
+    held_out: Sequence[PreferenceGroup] | None = None,
+) -> Audit:
+    """Measure `groups`; with `tokens`, lengths are those of the tokenised groups."""
+    if tokens is None:
+        prompts = [len(content(g.prompt)) for g in groups]
+        responses = [[len(content(r)) for r in g.responses] for g in groups]
+        judged = [g.judgements for g in groups]
+    else:
+        prompts = [len(g.prompt_ids) for g in tokens]
+        responses = [[len(r) for r in g.response_ids] for g in tokens]
+        judged = [g.judgements for g in tokens]
+    pairs = [(r[j.better], r[j.worse]) for r, js in zip(responses, judged, strict=True) for j in js]
+    keys = [prompt_key(g) for g in groups]
+    seen = Counter(
+        (key, g.responses[j.better], g.responses[j.worse])
+        for key, g in zip(keys, groups, strict=True)
+        for j in g.judgements
+    )
+    opposite = sum(n for (key, better, worse), n in seen.items() if (key, worse, better) in seen) // 2
+    known = set(keys)
+    return Audit(
+        unit="characters" if tokens is None else "tokens",
+        groups=len(prompts),
+        responses=sum(map(len, responses)),
+        judgements=len(pairs),
+        labelled=sum(bool(g.labels) for g in groups),
+        prompt=Lengths.of(prompts),
+        chosen=Lengths.of([b for b, _ in pairs]),
+        rejected=Lengths.of([w for _, w in pairs]),
+        response=Lengths.of([n for lengths in responses for n in lengths]),
+        chosen_longer=sum((b > w) + 0.5 * (b == w) for b, w in pairs) / len(pairs) if pairs else None,
+        repeated_prompts=len(keys) - len(known),
+        repeated_judgements=sum(seen.values()) - len(seen),
+        contradictions=opposite,
+        leaks=None if held_out is None else sum(prompt_key(g) in known for g in held_out),
+    )

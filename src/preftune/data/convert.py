@@ -1,0 +1,42 @@
+"""Groups -> rows of preftune's own two formats, for `data convert`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from preftune.types import PreferenceGroup, Text, plain
+
+
+def as_pairs(groups: Sequence[PreferenceGroup]) -> Iterator[dict[str, Any]]:
+    """One row a judgement, labelled response or demonstration."""
+    for group in groups:
+        prompt = _json(group.prompt)
+        for j in group.judgements:
+            extra = {"weight": (j.weight, 1.0), "probability": (j.probability, 1.0), "margin": (j.margin, 0.0)}
+            yield {
+                "prompt": prompt,
+                "chosen": _json(group.responses[j.better]),
+                "rejected": _json(group.responses[j.worse]),
+                **{name: value for name, (value, default) in extra.items() if value != default},
+            }
+        if not group.judgements:
+            for index, response in enumerate(group.responses):
+                row = {"prompt": prompt, "completion": _json(response)}
+                yield {**row, "label": group.labels[index] > 0} if group.labels else row
+
+
+def as_groups(groups: Sequence[PreferenceGroup]) -> Iterator[dict[str, Any]]:
+    """One row a group; nothing of the record is lost."""
+    for group in groups:
+        yield {
+            "prompt": _json(group.prompt),
+            "responses": [_json(response) for response in group.responses],
+            "judgements": [plain(j) for j in group.judgements],
+            **({"labels": list(group.labels)} if group.labels else {}),
+            **({"ranks": list(group.ranks)} if group.ranks else {}),
+        }
+
+
+def _json(text: Text) -> Any:
+    return text if isinstance(text, str) else [{"role": m.role, "content": m.content} for m in text]

@@ -1,0 +1,115 @@
+"""Groups seen as what a loss has values for: pairs, labelled responses or rankings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from preftune.errors import DataError
+from preftune.types import TokenGroup
+
+
+def as_pairs(groups: Sequence[TokenGroup], loss: str) -> list[TokenGroup]:
+    """Groups with judgements. Raises DataError for data that have none."""
+    for group in groups:
+        if not group.judgements:
+            what = "labelled responses" if group.labels else "demonstrations"
+            raise DataError(
+                f"{loss!r} compares pairs, but the data hold {what}",
+                where=group.origin,
+                fix="use loss.name=kto or bco" if group.labels else "train on demonstrations with preftune sft",
+            )
+    return list(groups)
+
+
+def as_labelled(groups: Sequence[TokenGroup], loss: str) -> list[TokenGroup]:
+    """Groups whose responses are labelled: as the data say, else winners +1 and losers -1.
+
+    A response of a ranking that both wins and loses has no label and is left out.
+    """
+    result = []
+    for group in groups:
+        if group.labels:
+            result.append(group)
+            continue
+        won = {j.better for j in group.judgements}
+        lost = {j.worse for j in group.judgements}
+        clear = sorted(won ^ lost)
+        if not clear:
+            raise DataError(f"{loss!r} needs labels, and none follow from these responses", where=group.origin)
+        result.append(
+            replace(
+                group,
+                response_ids=tuple(group.response_ids[i] for i in clear),
+                judgements=(),
+                ranks=(),
+                labels=tuple(1 if i in won else -1 for i in clear),
+            )
+        )
+    return result
+
+
+def with_mismatches(groups: Sequence[TokenGroup], loss: str) -> list[TokenGroup]:
+    """Every group with one more response, labelled 0: the answer of the next group that has another prompt."""
+    result = []
+    for index, group in enumerate(groups):
+        own = group.prompt_ids.tobytes()
+        others = (groups[(index + step) % len(groups)] for step in range(1, len(groups)))
+        other = next((g for g in others if g.prompt_ids.tobytes() != own), None)
+        if other is None:
+            raise DataError(
+                f"{loss!r} compares with answers to other prompts, but all prompts are the same",
+                where=group.origin,
+                fix="use loss.name=bco, or data with several prompts",
+            )
+        responses = (*group.response_ids, other.response_ids[0])
+        result.append(replace(group, response_ids=responses, labels=(*group.labels, 0)))
+    return result
+
+
+def as_rankings(groups: Sequence[TokenGroup], loss: str) -> list[TokenGroup]:
+    """Groups whose responses have a rank each, all different; a pair is a ranking of two."""
+    result = []
+    for group in groups:
+        ranks = group.ranks
+        if not ranks and len(group.response_ids) == 2 and len(group.judgements) == 1:
+            ranks = (1.0, 2.0) if group.judgements[0].better == 0 else (2.0, 1.0)
+        if len(set(ranks)) != len(group.response_ids) or not ranks:
+            raise DataError(
+                f"{loss!r} needs a rank for every response, all different; got {list(ranks) or 'none'}",
+                where=group.origin,
+                fix="remove ties from the rankings, or use a pairwise loss",
+            )
+        result.append(replace(group, ranks=ranks))
+    return result
+
+
+def require_columns(
+    groups: Sequence[TokenGroup], loss: str, inputs: frozenset[str], weighted: bool, log_margin: bool
+) -> None:
+    """Raises DataError where the judgements say something that the loss would ignore, or lack what it needs."""
+    margins = False
+    for group in groups:
+        for j in group.judgements:
+            margins = margins or j.margin != 0
+            ignored = {
+                "probability": j.probability != 1 and "probability" not in inputs,
+                "margin": j.margin != 0 and "margin" not in inputs,
+                "weight": j.weight != 1 and not weighted,
+            }
+            for column, bad in ignored.items():
+                if bad:
+                    raise DataError(
+                        f"{loss!r} has no place for a {column}",
+                        where=group.origin,
+                        why="it would be ignored without a word",
+                        fix=f"use a loss that takes it (docs/losses.md), or set data.ignore=[{column}]",
+                    )
+            if log_margin and j.margin <= 0:
+                raise DataError(f"{loss!r} with log needs margins above 0, got {j.margin}", where=group.origin)
+    if "margin" in inputs and not margins:
+        raise DataError(
+            f"{loss!r} needs a margin for each judgement, and no row has one",
+            where=groups[0].origin.rpartition(":")[0],
+            fix="add a column `margin`, or set data.margin_from_scores=true for data with scores",
+        )

@@ -1,0 +1,152 @@
+"""Text -> token ids: one BOS, a prompt that all responses share to the id, an EOS that is scored.
+
+Plain text: the prompt's ids are `tokenizer(prompt)`; a response's ids are what `tokenizer(prompt + response)`
+adds after them. Where the joint tokenisation changes the prompt's ids (a merge across the boundary) the
+response is tokenised apart, without an artificial leading space.
+
+Chat: the prompt is rendered once with the generation prompt; the response is what the template adds after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from preftune.errors import DataError, ModelError
+from preftune.types import Message, PreferenceGroup
+
+ANCHORS = ("\n", ".", ":", "a", "0", "-")
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Ids of one group; `notes` says what had to be done that one would not expect."""
+
+    prompt_ids: list[int]
+    response_ids: list[list[int]]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Renderer:
+    """A tokenizer and what is known about its special tokens.
+
+    `end_ids` are all tokens that end a response (the tokenizer's EOS and the model's own generation ends).
+    """
+
+    tokenizer: Any
+    end_ids: frozenset[int]
+    suffix: int = field(default=0)
+
+    @staticmethod
+    def of(tokenizer: Any, end_ids: Sequence[int] = ()) -> Renderer:
+        if tokenizer.eos_token_id is None:
+            raise ModelError(
+                "the tokenizer has no EOS token",
+                where=str(tokenizer.name_or_path),
+                why="a model that never sees the end of a response learns not to stop",
+                fix='set "eos_token" in tokenizer_config.json',
+            )
+        bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+        full = tokenizer("a")["input_ids"]
+        starts = [i for i in range(len(full)) if full[i : i + len(bare)] == bare]
+        suffix = len(full) - starts[0] - len(bare) if starts else 0
+        return Renderer(tokenizer, frozenset([tokenizer.eos_token_id, *end_ids]), suffix)
+
+    def encode(self, groups: Sequence[PreferenceGroup]) -> list[Encoded]:
+        """Ids of many groups at once; the tokenizer works in parallel on all their texts."""
+        texts = [self._texts(group) for group in groups]
+        prompts = self._ids([(prompt, chat) for prompt, _, chat in texts])
+        joint = self._ids([(prompt + r, chat) for prompt, responses, chat in texts for r in responses])
+        encoded, at = [], 0
+        for (_, responses, chat), prompt_ids in zip(texts, prompts, strict=True):
+            joined = joint[at : at + len(responses)]
+            at += len(responses)
+            encoded.append(self._assemble(prompt_ids, responses, joined, chat))
+        return encoded
+
+    def _texts(self, group: PreferenceGroup) -> tuple[str, list[str], bool]:
+        if isinstance(group.prompt, str):
+            return group.prompt, [str(response) for response in group.responses], False
+        try:
+            prompt = self._render(group.prompt, generation=True)
+            rendered = [self._render(group.prompt + tuple(r), generation=False) for r in group.responses]  # type: ignore[arg-type]
+        except ModelError:
+            raise
+        except Exception as error:  # templates raise whatever their author chose
+            raise DataError(f"the chat template refuses these messages: {error}", where=group.origin) from error
+        for text in rendered:
+            if not text.startswith(prompt):
+                raise ModelError(_no_extension(prompt, text), where=f"chat template, {group.origin}", **_TEMPLATE_HELP)
+        return prompt, [text[len(prompt) :] for text in rendered], True
+
+    def _render(self, messages: tuple[Message, ...], generation: bool) -> str:
+        if not self.tokenizer.chat_template:
+            raise ModelError(
+                "the data are chat messages, but the tokenizer has no chat template",
+                where=str(self.tokenizer.name_or_path),
+                fix="put a chat_template.jinja into the model folder, or give plain text data",
+            )
+        plain = [{"role": m.role, "content": m.content} for m in messages]
+        text = self.tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=generation)
+        return str(text)
+
+    def _ids(self, texts: Sequence[tuple[str, bool]]) -> list[list[int]]:
+        """Special tokens are added to plain text; a template has written its own."""
+        result: list[list[int]] = [[]] * len(texts)
+        for chat in (False, True):
+            where = [i for i, (_, is_chat) in enumerate(texts) if is_chat == chat]
+            if where:
+                found = self.tokenizer([texts[i][0] for i in where], add_special_tokens=not chat, verbose=False)
+                for i, ids in zip(where, found["input_ids"], strict=True):
+                    result[i] = ids if chat or not self.suffix else ids[: -self.suffix]
+        return result
+
+    def _assemble(self, prompt_ids: list[int], responses: list[str], joint: list[list[int]], chat: bool) -> Encoded:
+        notes: list[str] = []
+        response_ids = []
+        for text, joined in zip(responses, joint, strict=True):
+            if joined[: len(prompt_ids)] == prompt_ids:
+                ids = joined[len(prompt_ids) :]
+            else:
+                ids = self._apart(text)
+                notes.append("a merge across the end of the prompt; the response was tokenised apart")
+            ended = any(i in self.end_ids for i in ids) if chat else ids[-1:] == [self.tokenizer.eos_token_id]
+            if ended and not chat:
+                notes.append("the text already ended with EOS; none was added")
+            if chat and not ended:
+                notes.append("the chat template ends no turn; EOS was added")
+            response_ids.append(ids if ended else [*ids, self.tokenizer.eos_token_id])
+        bos = self.tokenizer.bos_token_id
+        if bos is not None and prompt_ids[:2] == [bos, bos]:
+            prompt_ids = prompt_ids[1:]
+            notes.append("the prompt began with BOS twice; one was removed")
+        return Encoded(prompt_ids, response_ids, tuple(dict.fromkeys(notes)))
+
+    def _apart(self, text: str) -> list[int]:
+        """Ids of `text` in the middle of a text: some tokenizers put a space before whatever comes first."""
+
+        def plain(words: str) -> list[int]:
+            return list(self.tokenizer(words, add_special_tokens=False, verbose=False)["input_ids"])
+
+        for anchor in ANCHORS:
+            head, both = plain(anchor), plain(anchor + text)
+            if both[: len(head)] == head:
+                return both[len(head) :]
+        return plain(text)
+
+
+_TEMPLATE_HELP = {
+    "why": "the model would be trained on another prompt than it is asked with",
+    "fix": "use a template whose rendering with the answer begins with its rendering of the prompt",
+}
+
+
+def _no_extension(prompt: str, text: str) -> str:
+    same = next((i for i, (a, b) in enumerate(zip(prompt, text, strict=False)) if a != b), min(len(prompt), len(text)))
+    return (
+        "rendering with the response does not extend the rendering of the prompt: "
+        f"after {prompt[max(0, same - 20) : same]!r} comes {prompt[same : same + 30]!r} with the prompt alone, "
+        f"but {text[same : same + 30]!r} with the response"
+    )

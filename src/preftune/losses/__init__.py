@@ -1,0 +1,17 @@
+"""Every loss of the project as a pure function on tensors, and the weighted sum that a run trains on.
+
+Nothing here knows about models, batches in memory, configs or speed.
+"""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from preftune.losses import listwise, pairwise, unpaired
+from preftune.losses.joint import joint
+from preftune.losses.objective import Objective, Term
+
+#: Names for `loss.name` of preference training.
+PREFERENCE_LOSSES: dict[str, Callable[..., Tensor]] = {**pairwise.TABLE, **unpaired.TABLE, **listwise.TABLE}
+
+__all__ = ["PREFERENCE_LOSSES", "Objective", "Term", "joint"]

@@ -1,0 +1,170 @@
+"""From a loss function to the number that is differentiated: inputs by name, weights, sums and counts.
+
+A loss asks for what it needs by the names of its arguments:
+
+    name               what it gets                                        items (one loss value each)
+    policy, reference  PairLogps, or Logps where the items are not pairs
+    policy_tokens, reference_tokens   Pair of (P, longest) per-token log-probs, 0 beyond a response's end
+    kl                 Pair: sum over tokens of KL(ref(.|context) || pi(.|context))
+    collision          Pair: sum over tokens of log sum_v pi(v|context)^2, without gradient
+    probability        (P,) soft label that the better response is better
+    margin             (P,) by how much
+    label              (S,) +1, -1 or 0                                    responses
+    mismatched         (S,) true for a response that belongs to another prompt
+    rank, group        (S,) rank within the group, index of the group      groups
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from preftune.losses.joint import is_joint
+from preftune.types import Judged, Logps, LossOutput, Pair, PairLogps
+
+Items = Literal["pairs", "responses", "groups", "tokens"]
+
+INPUTS = (
+    "policy",
+    "reference",
+    "policy_tokens",
+    "reference_tokens",
+    "kl",
+    "collision",
+    "probability",
+    "margin",
+    "label",
+    "mismatched",
+    "rank",
+    "group",
+)
+#: Inputs that are token statistics over the whole vocabulary, computed with the log-probs (model.logprobs).
+STATISTICS = ("kl", "collision")
+
+
+@dataclass(frozen=True)
+class Term:
+    """One loss of the sum, with its parameters bound."""
+
+    name: str
+    function: Callable[..., Tensor]
+    inputs: tuple[str, ...]
+    items: Items
+    parameters: Mapping[str, Any]
+    weight: float = 1.0
+
+
+def items_of(inputs: Sequence[str]) -> Items:
+    """What a loss has one value for, told by what it asks for."""
+    if "label" in inputs:
+        return "responses"
+    return "groups" if "rank" in inputs else "pairs"
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A weighted sum of losses over the same items.
+
+    `count` items enter with their weights, so that a judgement of weight 2 is one that stands twice in the data.
+    """
+
+    terms: tuple[Term, ...]
+
+    @property
+    def inputs(self) -> frozenset[str]:
+        return frozenset(name for term in self.terms for name in term.inputs)
+
+    @property
+    def statistics(self) -> frozenset[str]:
+        return self.inputs & frozenset(STATISTICS)
+
+    @property
+    def uses_reference(self) -> bool:
+        return bool(self.inputs & {"reference", "reference_tokens", "kl"})
+
+    @property
+    def joint(self) -> bool:
+        return any(is_joint(term.function) for term in self.terms)
+
+    @property
+    def items(self) -> Items:
+        return self.terms[0].items
+
+    @property
+    def beta(self) -> float:
+        """Scale of the implicit reward in the metrics: the first loss that has a beta names it."""
+        betas = [float(term.parameters["beta"]) for term in self.terms if "beta" in term.parameters]
+        return betas[0] if betas else 1.0
+
+    def count(self, judged: Judged, length_S: Tensor) -> float:
+        """How many items a batch holds; the loop adds these up over the step before it divides."""
+        match self.items:
+            case "pairs":
+                return float(judged.weight_P.double().sum())
+            case "responses":
+                return float((judged.label_S != 0).sum())
+            case "groups":
+                return float(len(torch.unique(judged.group_S)))
+            case "tokens":
+                return float(length_S.sum())
+
+    def __call__(self, policy: Logps, reference: Logps | None, judged: Judged) -> LossOutput:
+        """Loss sum over the items. `reference` None means reference-free: all its log-probs are 0."""
+        given = _provide(self.inputs, self.items, policy, reference, judged)
+        total = policy.sum_S.new_zeros(())
+        metrics = {}
+        for term in self.terms:
+            values = term.function(**{name: given[name] for name in term.inputs}, **term.parameters)
+            weighted = (values * judged.weight_P).sum() if self.items == "pairs" else values.sum()
+            total = total + term.weight * weighted
+            if len(self.terms) > 1:
+                metrics[f"loss/{term.name}"] = weighted.detach()
+        count = self.count(judged, policy.length_S)
+        divisor = total.new_tensor(count)
+        return LossOutput(total, count, {name: (value, divisor) for name, value in metrics.items()})
+
+
+def _provide(
+    wanted: frozenset[str], items: Items, policy: Logps, reference: Logps | None, judged: Judged
+) -> dict[str, Any]:
+    if reference is None:
+        zero = torch.zeros_like(policy.token_N, requires_grad=False)
+        reference = Logps(zero, torch.zeros_like(policy.sum_S, requires_grad=False), policy.length_S)
+    providers: dict[str, Callable[[], Any]] = {
+        "policy": lambda: pair_logps(policy, judged) if items == "pairs" else policy,
+        "reference": lambda: pair_logps(reference, judged) if items == "pairs" else reference,
+        "policy_tokens": lambda: _pair_tokens(policy, judged),
+        "reference_tokens": lambda: _pair_tokens(reference, judged),
+        "kl": lambda: _pair(policy.extra["kl"], judged),
+        "collision": lambda: _pair(policy.extra["collision"], judged),
+        "probability": lambda: judged.probability_P,
+        "margin": lambda: judged.margin_P,
+        "label": lambda: judged.label_S,
+        "mismatched": lambda: judged.label_S == 0,
+        "rank": lambda: judged.rank_S,
+        "group": lambda: judged.group_S,
+    }
+    return {name: providers[name]() for name in wanted}
+
+
+def pair_logps(logps: Logps, judged: Judged) -> PairLogps:
+    """The log-probs and lengths of the better and the worse response of each judgement."""
+    length = logps.length_S.to(logps.sum_S.dtype)
+    better, worse = judged.better_P, judged.worse_P
+    return PairLogps(logps.sum_S[better], logps.sum_S[worse], length[better], length[worse])
+
+
+def _pair(values_S: Tensor, judged: Judged) -> Pair:
+    return Pair(values_S[judged.better_P], values_S[judged.worse_P])
+
+
+def _pair_tokens(logps: Logps, judged: Judged) -> Pair:
+    longest = int(logps.length_S.max())
+    place_SL = torch.arange(longest, device=logps.length_S.device).expand(len(logps.length_S), longest)
+    grid_SL = logps.token_N.new_zeros(place_SL.shape)
+    grid_SL = grid_SL.masked_scatter(place_SL < logps.length_S[:, None], logps.token_N)
+    return Pair(grid_SL[judged.better_P], grid_SL[judged.worse_P])

@@ -1,0 +1,492 @@
+"""Losses of preference pairs: pure functions of log-probabilities, one value for each of P judgements.
+
+Notation, for a judgement that y_w is better than y_l as an answer to x:
+
+    lr_y   = log pi(y|x) - log ref(y|x)          the log-ratio; beta * lr_y is the implicit reward
+    h      = lr_w - lr_l                         the margin
+    |y|    = number of scored tokens of y
+    sg     = stop-gradient
+
+Arguments before the `*` are inputs and are provided by name (see losses.objective.INPUTS): a loss that needs
+no reference does not ask for one. Arguments after it are parameters: the config may set exactly these.
+`probability` is the soft label p(y_w is better); where a loss takes it, the value is the expected loss
+p * loss(y_w, y_l) + (1 - p) * loss(y_l, y_w).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated
+
+import torch
+from annotated_types import Gt, Le, Lt
+from torch import Tensor
+from torch.nn.functional import logsigmoid, relu
+
+from preftune.losses.joint import joint
+from preftune.types import BelowHalf, NonNegative, Pair, PairLogps, Positive, Share
+
+
+def log_ratios(policy: PairLogps, reference: PairLogps) -> Pair:
+    """lr_w and lr_l."""
+    return Pair(policy.chosen - reference.chosen, policy.rejected - reference.rejected)
+
+
+def margin_of(policy: PairLogps, reference: PairLogps) -> Tensor:
+    """h: how much more than the reference the policy prefers y_w to y_l."""
+    chosen, rejected = log_ratios(policy, reference)
+    return chosen - rejected
+
+
+def mean_logps(policy: PairLogps) -> Pair:
+    """log pi(y|x) / |y|."""
+    return Pair(policy.chosen / policy.chosen_length, policy.rejected / policy.rejected_length)
+
+
+def _cross_entropy(z: Tensor, probability: Tensor | float) -> Tensor:
+    """-p log sigmoid(z) - (1 - p) log sigmoid(-z)."""
+    return -probability * logsigmoid(z) - (1 - probability) * logsigmoid(-z)
+
+
+def sigmoid(
+    policy: PairLogps,
+    reference: PairLogps,
+    probability: Tensor,
+    *,
+    beta: Positive = 0.1,
+    label_smoothing: BelowHalf = 0.0,
+) -> Tensor:
+    """DPO; with label_smoothing > 0, conservative DPO; with `reference.kind: none`, reference-free DPO.
+
+    loss      -q log sigmoid(beta h) - (1 - q) log sigmoid(-beta h),   q = p (1 - e) + (1 - p) e,  e = label_smoothing
+    gradient  (sigmoid(beta h) - q) beta dh/dpi: pairs ranked wrongly weigh most
+    source    Rafailov et al. 2023, arXiv:2305.18290 eq. 7; Mitchell 2023, "A note on DPO with noisy preferences" eq. 3
+    """
+    target = probability * (1 - label_smoothing) + (1 - probability) * label_smoothing
+    return _cross_entropy(beta * margin_of(policy, reference), target)
+
+
+def robust(
+    policy: PairLogps, reference: PairLogps, *, beta: Positive = 0.1, label_smoothing: BelowHalf = 0.1
+) -> Tensor:
+    """Robust DPO: unbiased under labels that are flipped with probability e.
+
+    loss      [-(1 - e) log sigmoid(beta h) + e log sigmoid(-beta h)] / (1 - 2e),   e = label_smoothing
+    note      not bounded below: a pair that is confidently right has negative loss
+    source    Chowdhury et al. 2024, arXiv:2403.00409 eq. 12
+    """
+    z = beta * margin_of(policy, reference)
+    e = label_smoothing
+    return (-(1 - e) * logsigmoid(z) + e * logsigmoid(-z)) / (1 - 2 * e)
+
+
+def ipo(
+    policy: PairLogps,
+    reference: PairLogps,
+    probability: Tensor,
+    *,
+    beta: Positive = 0.1,
+    average: bool = True,
+) -> Tensor:
+    """IPO: pulls the margin to 1/(2 beta) instead of to infinity.
+
+    loss      p (h' - 1/(2 beta))^2 + (1 - p) (h' + 1/(2 beta))^2
+              average = true: h' = lr_w/|y_w| - lr_l/|y_l|  (per token, as the authors confirmed to later
+              implementers);  average = false: h' = h  (summed, as the paper is written)
+    note      the same beta regularises about |y| times more strongly when summed
+    source    Azar et al. 2023, arXiv:2310.12036 eq. 17 (tau there is beta here)
+    """
+    chosen, rejected = log_ratios(policy, reference)
+    if average:
+        chosen, rejected = chosen / policy.chosen_length, rejected / policy.rejected_length
+    h, target = chosen - rejected, 1 / (2 * beta)
+    return probability * (h - target) ** 2 + (1 - probability) * (h + target) ** 2
+
+
+def hinge(policy: PairLogps, reference: PairLogps, probability: Tensor, *, beta: Positive = 0.1) -> Tensor:
+    """Hinge on the margin: no gradient once the pair is right by 1/beta.
+
+    loss      p max(0, 1 - beta h) + (1 - p) max(0, 1 + beta h)
+    source    Zhao et al. 2023 (SLiC-HF), arXiv:2305.10425; Liu et al. 2023 (RSO), arXiv:2309.06657 eq. 10
+    """
+    z = beta * margin_of(policy, reference)
+    return probability * relu(1 - z) + (1 - probability) * relu(1 + z)
+
+
+def exo_pair(
+    policy: PairLogps,
+    reference: PairLogps,
+    *,
+    beta: Positive = 0.1,
+    label_smoothing: Annotated[float, Gt(0), Lt(0.5)] = 1e-3,
+) -> Tensor:
+    """EXO: the reverse KL from the policy's preference to the smoothed label.
+
+    loss      sigmoid(beta h) [log sigmoid(beta h) - log(1 - e)] + sigmoid(-beta h) [log sigmoid(-beta h) - log e]
+    source    Ji et al. 2024, arXiv:2402.00856 eq. 16
+    """
+    z, e = beta * margin_of(policy, reference), label_smoothing
+    right = torch.sigmoid(z) * (logsigmoid(z) - math.log1p(-e))
+    wrong = torch.sigmoid(-z) * (logsigmoid(-z) - math.log(e))
+    return right + wrong
+
+
+def nca_pair(policy: PairLogps, reference: PairLogps, *, beta: Positive = 0.1) -> Tensor:
+    """NCA: noise contrastive alignment; holds the chosen reward up by an absolute term.
+
+    loss      -log sigmoid(r_w) - 1/2 log sigmoid(-r_w) - 1/2 log sigmoid(-r_l),   r = beta lr
+    source    Chen et al. 2024, arXiv:2402.05369 eq. 13
+    """
+    chosen, rejected = log_ratios(policy, reference)
+    r_w, r_l = beta * chosen, beta * rejected
+    return -logsigmoid(r_w) - 0.5 * logsigmoid(-r_w) - 0.5 * logsigmoid(-r_l)
+
+
+@joint
+def bco_pair(policy: PairLogps, reference: PairLogps, *, beta: Positive = 0.1) -> Tensor:
+    """BCO on pairs: a classifier of good against bad whose threshold is the mean reward of the step.
+
+    loss      -log sigmoid(r_w - d) - log sigmoid(-(r_l - d)),   r = beta lr,  d = sg mean of r_w and r_l over the step
+    note      the paper keeps a moving average of d; here it is the mean over the whole optimizer step,
+              so that the loss has no hidden state and does not depend on the split into micro-batches
+    source    Jung et al. 2024, arXiv:2404.04656 eq. 12
+    """
+    chosen, rejected = log_ratios(policy, reference)
+    r_w, r_l = beta * chosen, beta * rejected
+    shift = (torch.cat([r_w, r_l]).mean()).detach()
+    return -logsigmoid(r_w - shift) - logsigmoid(shift - r_l)
+
+
+def sppo(policy: PairLogps, reference: PairLogps, probability: Tensor, *, beta: Positive = 1e-3) -> Tensor:
+    """SPPO: each log-ratio is regressed on how often its response wins.
+
+    loss      (lr_w - (p - 1/2)/beta)^2 + (lr_l + (p - 1/2)/beta)^2;   p = 1 is the hard form
+    source    Wu et al. 2024, arXiv:2405.00675 eq. 4.7 (eta there is 1/beta here)
+    """
+    chosen, rejected = log_ratios(policy, reference)
+    target = (probability - 0.5) / beta
+    return (chosen - target) ** 2 + (rejected + target) ** 2
+
+
+@joint
+def aot(policy: PairLogps, reference: PairLogps, *, beta: Positive = 0.1, label_smoothing: BelowHalf = 0.0) -> Tensor:
+    """AOT, paired: the policy's margins should dominate the reference's margins as distributions.
+
+    loss      cDPO loss of  sort(log pi_w - log pi_l) - sort(log ref_w - log ref_l), sorted over the whole step
+    source    Melnyk et al. 2024, arXiv:2406.05882 alg. 1
+    """
+    of_policy = torch.sort(policy.chosen - policy.rejected).values
+    of_reference = torch.sort(reference.chosen - reference.rejected).values
+    return _cross_entropy(beta * (of_policy - of_reference), 1 - label_smoothing)
+
+
+@joint
+def aot_unpaired(
+    policy: PairLogps, reference: PairLogps, *, beta: Positive = 0.1, label_smoothing: BelowHalf = 0.0
+) -> Tensor:
+    """AOT, unpaired: the chosen rewards should dominate the rejected rewards as distributions.
+
+    loss      cDPO loss of  sort(lr_w) - sort(lr_l), sorted over the whole step
+    source    Melnyk et al. 2024, arXiv:2406.05882 alg. 1
+    """
+    chosen, rejected = log_ratios(policy, reference)
+    return _cross_entropy(beta * (torch.sort(chosen).values - torch.sort(rejected).values), 1 - label_smoothing)
+
+
+def apo_zero(policy: PairLogps, reference: PairLogps, *, beta: Positive = 0.1) -> Tensor:
+    """APO-zero: raise the chosen and lower the rejected, each on its own. For a policy worse than the chosen data.
+
+    loss      1 - sigmoid(beta lr_w) + sigmoid(beta lr_l)
+    source    D'Oosterlinck et al. 2024, arXiv:2408.06266 eq. 3
+    """
+    chosen, rejected = log_ratios(policy, reference)
+    return torch.sigmoid(-beta * chosen) + torch.sigmoid(beta * rejected)
+
+
+def apo_down(policy: PairLogps, reference: PairLogps, *, beta: Positive = 0.1) -> Tensor:
+    """APO-down: lower both, the rejected more. For a policy better than the chosen data.
+
+    loss      sigmoid(beta lr_w) + 1 - sigmoid(beta (lr_w - lr_l))
+    source    D'Oosterlinck et al. 2024, arXiv:2408.06266 eq. 4
+    """
+    chosen, rejected = log_ratios(policy, reference)
+    return torch.sigmoid(beta * chosen) + torch.sigmoid(-beta * (chosen - rejected))
+
+
+def discopop(
+    policy: PairLogps,
+    reference: PairLogps,
+    *,
+    beta: Positive = 0.1,
+    tau: Annotated[float, Gt(0), Le(1)] = 0.05,
+) -> Tensor:
+    """DiscoPOP: a blend of logistic and exponential loss that an LLM-driven search found.
+
+    loss      (1 - m) (-log sigmoid(z)) + m exp(-z),   z = beta h,  m = sigmoid(z / tau)
+    note      m exp(-z) is computed as exp(log sigmoid(z/tau) - z), which cannot overflow for tau <= 1
+    source    Lu et al. 2024, arXiv:2406.08414 eq. 5
+    """
+    z = beta * margin_of(policy, reference)
+    return torch.sigmoid(-z / tau) * -logsigmoid(z) + torch.exp(logsigmoid(z / tau) - z)
+
+
+def forward_kl(policy: PairLogps, reference: PairLogps, *, beta: Positive = 0.1) -> Tensor:
+    """f-DPO with the forward KL as regulariser.
+
+    loss      -log sigmoid(beta [f'(u_w) - f'(u_l)]),   f'(u) = -1/u,  u = exp(lr)
+    note      exp is continued by its tangent above 40, see `_exp`; the reverse KL is the loss `sigmoid`
+    source    Wang et al. 2023, arXiv:2309.16240 table 1
+    """
+    chosen, rejected = log_ratios(policy, reference)
+    return -logsigmoid(beta * (_exp(-rejected) - _exp(-chosen)))
+
+
+def jensen_shannon(policy: PairLogps, reference: PairLogps, *, beta: Positive = 0.1) -> Tensor:
+    """f-DPO with the Jensen-Shannon divergence as regulariser.
+
+    loss      -log sigmoid(beta [f'(u_w) - f'(u_l)]),   f'(u) = log(2u / (1 + u)) = log 2 + log sigmoid(lr)
+    source    Wang et al. 2023, arXiv:2309.16240 table 1
+    """
+    chosen, rejected = log_ratios(policy, reference)
+    return -logsigmoid(beta * (logsigmoid(chosen) - logsigmoid(rejected)))
+
+
+def alpha_divergence(
+    policy: PairLogps,
+    reference: PairLogps,
+    *,
+    beta: Positive = 0.1,
+    alpha: Annotated[float, Gt(0), Lt(1)] = 0.5,
+) -> Tensor:
+    """f-DPO with an alpha-divergence: between reverse KL (alpha -> 0) and forward KL (alpha -> 1).
+
+    loss      -log sigmoid(beta [f'(u_w) - f'(u_l)]),   f'(u) = (1 - u^-alpha) / alpha,  u = exp(lr)
+    source    Wang et al. 2023, arXiv:2309.16240 table 1
+    """
+    chosen, rejected = log_ratios(policy, reference)
+    return -logsigmoid(beta * (_exp(-alpha * rejected) - _exp(-alpha * chosen)) / alpha)
+
+
+def _exp(x: Tensor, limit: float = 40.0) -> Tensor:
+    """exp(x), continued by its tangent above `limit`: finite, monotone and with a gradient everywhere."""
+    below = torch.exp(x.clamp(max=limit))
+    return below * (1 + relu(x - limit))
+
+
+def simpo(policy: PairLogps, *, beta: Positive = 2.0, gamma: NonNegative = 1.0) -> Tensor:
+    """SimPO: reference-free, on the mean log-prob per token, with a target margin.
+
+    loss      -log sigmoid(beta (log pi_w/|y_w| - log pi_l/|y_l|) - gamma)
+    source    Meng et al. 2024, arXiv:2405.14734 eq. 6
+    """
+    chosen, rejected = mean_logps(policy)
+    return -logsigmoid(beta * (chosen - rejected) - gamma)
+
+
+def cpo(policy: PairLogps, *, beta: Positive = 0.1, alpha: NonNegative = 1.0) -> Tensor:
+    """CPO: reference-free DPO plus the likelihood of the chosen response.
+
+    loss      -log sigmoid(beta (log pi_w - log pi_l)) - alpha log pi_w / |y_w|
+    note      the likelihood term is averaged over tokens, as in the authors' code
+    source    Xu et al. 2024, arXiv:2401.08417 eq. 6
+    """
+    return -logsigmoid(beta * (policy.chosen - policy.rejected)) - alpha * mean_logps(policy).chosen
+
+
+def orpo(policy: PairLogps, *, beta: Positive = 0.1) -> Tensor:
+    """ORPO: SFT on the chosen response plus the odds ratio against the rejected one. Needs no SFT stage.
+
+    loss      -m_w - beta log sigmoid(o_w - o_l),   m = log pi / |y|,  o = m - log(1 - exp m)   (log-odds)
+    note      beta is the paper's lambda
+    source    Hong et al. 2024, arXiv:2403.07691 eq. 6, 7
+    """
+    chosen, rejected = mean_logps(policy)
+    return -chosen - beta * logsigmoid(_log_odds(chosen) - _log_odds(rejected))
+
+
+def _log_odds(m: Tensor) -> Tensor:
+    """m - log(1 - exp m) for m < 0, accurate near 0 and far from it."""
+    m = m.clamp(max=-1e-6)
+    # log(1 - e^m): expm1 keeps the digits near 0, log1p those far below it; each side is kept off the
+    # other's range, where its gradient is not finite.
+    near = torch.log(-torch.expm1(m.clamp(min=-math.log(2))))
+    far = torch.log1p(-torch.exp(m.clamp(max=-math.log(2))))
+    return m - torch.where(m > -math.log(2), near, far)
+
+
+def dpop(policy: PairLogps, reference: PairLogps, *, beta: Positive = 0.1, penalty: NonNegative = 50.0) -> Tensor:
+    """DPOP: DPO that pays for any chosen response which becomes less likely than under the reference.
+
+    loss      -log sigmoid(beta [h - penalty max(0, log ref_w - log pi_w)])
+    source    Pal et al. 2024, arXiv:2402.13228 eq. 3 (penalty is the paper's lambda)
+    """
+    chosen, rejected = log_ratios(policy, reference)
+    return -logsigmoid(beta * (chosen - rejected - penalty * relu(-chosen)))
+
+
+def r_dpo(
+    policy: PairLogps,
+    reference: PairLogps,
+    probability: Tensor,
+    *,
+    beta: Positive = 0.1,
+    alpha: NonNegative = 0.01,
+) -> Tensor:
+    """R-DPO: DPO whose reward is charged alpha a token, so that length alone is worth nothing.
+
+    loss      cross-entropy of p and sigmoid(z),   z = beta h + alpha (|y_w| - |y_l|)
+    why +     the optimum of E[r - alpha |y|] - beta KL has r = beta lr + alpha |y| + const, and p = sigmoid(r_w - r_l)
+    source    Park et al. 2024, arXiv:2403.19159 eq. 9
+    """
+    longer = policy.chosen_length - policy.rejected_length
+    return _cross_entropy(beta * margin_of(policy, reference) + alpha * longer, probability)
+
+
+def ld_dpo(
+    policy_tokens: Pair,
+    reference_tokens: Pair,
+    policy: PairLogps,
+    probability: Tensor,
+    *,
+    beta: Positive = 0.1,
+    alpha: Share = 0.5,
+) -> Tensor:
+    """LD-DPO: tokens beyond the length of the shorter response count only alpha.
+
+    loss      DPO with  log pi(y) -> sum_{t <= m} log pi_t + alpha sum_{t > m} log pi_t,   m = min(|y_w|, |y_l|),
+              in the policy and in the reference alike
+    source    Liu et al. 2024, arXiv:2409.06411 eq. 9
+    """
+    shared = torch.minimum(policy.chosen_length, policy.rejected_length)
+
+    def weighted(log_ratio_PL: Tensor) -> Tensor:
+        beyond = torch.arange(log_ratio_PL.shape[1], device=log_ratio_PL.device) >= shared[:, None]
+        return torch.where(beyond, alpha * log_ratio_PL, log_ratio_PL).sum(dim=1)
+
+    chosen = weighted(policy_tokens.chosen - reference_tokens.chosen)
+    rejected = weighted(policy_tokens.rejected - reference_tokens.rejected)
+    return _cross_entropy(beta * (chosen - rejected), probability)
+
+
+def wpo(
+    policy: PairLogps, reference: PairLogps, probability: Tensor, collision: Pair, *, beta: Positive = 0.1
+) -> Tensor:
+    """WPO: DPO weighted by how likely the policy would have written the two responses itself.
+
+    loss      sg(w_w w_l) * DPO loss,   w = exp( (1/|y|) sum_t [log pi_t - log sum_v pi_v^2] )
+    input     collision: sum_t log sum_v pi_v^2 of each response
+    source    Zhou et al. 2024, arXiv:2406.11827 eq. 4 (sampled alignment)
+    """
+    chosen = (policy.chosen - collision.chosen) / policy.chosen_length
+    rejected = (policy.rejected - collision.rejected) / policy.rejected_length
+    # exp(20) a side is far beyond what calibrated text reaches; the bound only keeps broken rows finite
+    weight = torch.exp((chosen + rejected).clamp(max=40.0)).detach()
+    return weight * _cross_entropy(beta * margin_of(policy, reference), probability)
+
+
+def odpo(
+    policy: PairLogps,
+    reference: PairLogps,
+    margin: Tensor,
+    *,
+    beta: Positive = 0.1,
+    alpha: Positive = 1.0,
+    log: bool = False,
+) -> Tensor:
+    """ODPO: DPO with an offset; a pair that is better by more must be told apart by more.
+
+    loss      -log sigmoid(beta h - alpha f(margin)),   f(m) = m, or log m with `log` (then m must be above 0)
+    input     margin: by how much the judge prefers y_w, from the data
+    source    Amini et al. 2024, arXiv:2402.10571 eq. 9
+    """
+    offset = torch.log(margin) if log else margin
+    return -logsigmoid(beta * margin_of(policy, reference) - alpha * offset)
+
+
+def cal_dpo(policy: PairLogps, reference: PairLogps, *, beta: Positive = 0.1) -> Tensor:
+    """Cal-DPO: DPO plus a pull of the implicit rewards to +1/2 and -1/2.
+
+    loss      -log sigmoid(h) + (lr_w - 1/(2 beta))^2 + (lr_l + 1/(2 beta))^2
+    note      the contrastive term has no beta in the paper: beta enters by the calibration target alone
+    source    Xiao et al. 2024, arXiv:2412.14516 eq. 10
+    """
+    chosen, rejected = log_ratios(policy, reference)
+    target = 1 / (2 * beta)
+    return -logsigmoid(chosen - rejected) + (chosen - target) ** 2 + (rejected + target) ** 2
+
+
+def tdpo1(policy: PairLogps, reference: PairLogps, kl: Pair, *, beta: Positive = 0.1) -> Tensor:
+    """TDPO1: DPO with the difference of the responses' sequential KL as a token-level regulariser.
+
+    loss      -log sigmoid(beta h - beta (D_l - D_w)),   D_y = sum_t KL(ref(.|x, y_<t) || pi(.|x, y_<t))
+    source    Zeng et al. 2024, arXiv:2404.11999 eq. 14
+    """
+    return -logsigmoid(beta * margin_of(policy, reference) - beta * (kl.rejected - kl.chosen))
+
+
+def tdpo2(
+    policy: PairLogps, reference: PairLogps, kl: Pair, *, beta: Positive = 0.1, alpha: NonNegative = 0.5
+) -> Tensor:
+    """TDPO2: TDPO1 without the gradient through the chosen response's KL, and with its own strength.
+
+    loss      -log sigmoid(beta h - alpha (beta D_l - sg(beta D_w)))
+    source    Zeng et al. 2024, arXiv:2404.11999 eq. 16
+    """
+    difference = beta * kl.rejected - (beta * kl.chosen).detach()
+    return -logsigmoid(beta * margin_of(policy, reference) - alpha * difference)
+
+
+def nll(policy: PairLogps) -> Tensor:
+    """Likelihood of the chosen response, per token: the term that turns DPO into RPO (DPO + NLL).
+
+    loss      -log pi_w / |y_w|
+    use       loss: [{name: sigmoid, beta: 0.1}, {name: nll, weight: 1.0}]
+    source    Pang et al. 2024, arXiv:2404.19733 eq. 1
+    """
+    return -mean_logps(policy).chosen
+
+
+def unlikelihood(policy: PairLogps, *, alpha: Share = 1.0) -> Tensor:
+    """Unlikelihood, a baseline of the DPO paper: raise the chosen, lower the rejected, without any bound.
+
+    loss      -log pi_w + alpha log pi_l
+    note      not bounded below; the paper reports that it degenerates, which is why it is a baseline
+    source    Rafailov et al. 2023, arXiv:2305.18290 section 6; Welleck et al. 2019, arXiv:1908.04319
+    """
+    return -policy.chosen + alpha * policy.rejected
+
+
+TABLE = {
+    f.__name__: f
+    for f in (
+        sigmoid,
+        robust,
+        ipo,
+        hinge,
+        exo_pair,
+        nca_pair,
+        bco_pair,
+        sppo,
+        aot,
+        aot_unpaired,
+        apo_zero,
+        apo_down,
+        discopop,
+        forward_kl,
+        jensen_shannon,
+        alpha_divergence,
+        simpo,
+        cpo,
+        orpo,
+        dpop,
+        r_dpo,
+        ld_dpo,
+        wpo,
+        odpo,
+        cal_dpo,
+        tdpo1,
+        tdpo2,
+        nll,
+        unlikelihood,
+    )
+}

@@ -1,0 +1,212 @@
+"""Preference training with any of the losses: DPO and its relatives, unpaired and list-wise ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from preftune.config.schema import DPOConfig, LossTerm, ReferenceConfig
+from preftune.data.items import as_labelled, as_pairs, as_rankings, require_columns, with_mismatches
+from preftune.data.layout import micro_batches
+from preftune.data.order import plans, size_of
+from preftune.errors import ConfigError, NumericError
+from preftune.losses import PREFERENCE_LOSSES, Objective, Term
+from preftune.losses.objective import INPUTS, items_of
+from preftune.methods import prepare
+from preftune.methods.task import ResponseTask
+from preftune.methods.training import train
+from preftune.model import load
+from preftune.model.logprobs import Scorer, logps
+from preftune.model.reference import AdapterOff, Cached, Frozen, Live, Reference, fill, store_key
+from preftune.model.store import Store
+from preftune.resolve import bind, inputs_of, resolve
+from preftune.train.display import Display
+from preftune.types import TokenGroup
+
+
+def run(
+    config: DPOConfig,
+    *,
+    model: Any = None,
+    tokenizer: Any = None,
+    display: Display | None = None,
+    dry_run: bool = False,
+) -> Path:
+    """Train and return the folder of the tuned model. `model` and `tokenizer` may be given in memory."""
+    objective = bind_objective(config.terms)
+    kind = reference_kind(config, objective)
+    adapt = adapter_of_data(objective)
+
+    def task(policy: prepare.Policy, data: prepare.TokenData, display: Display) -> ResponseTask:
+        groups, held_out = adapt(data.train), adapt(data.held_out)
+        needed = [*_visited(groups, config), *held_out]
+        reference = make_reference(kind, config.reference, policy, needed, prepare.slots(config), display)
+        if objective.statistics and policy.scorer.head is None:
+            raise ConfigError(
+                f"{config.terms[0].name!r} needs {', '.join(sorted(objective.statistics))} over the whole vocabulary",
+                where="loss.name",
+                why="this model's head is neither linear nor scaled nor softcapped, so only its log-probs are known",
+            )
+        return ResponseTask(policy.scorer, reference, objective, groups, held_out, prepare.slots(config))
+
+    def check(task: ResponseTask, first: Sequence[TokenGroup]) -> str:
+        return prove_start(task, first) if task.reference and not config.reference.path else ""
+
+    return train(
+        config,
+        task,
+        model=model,
+        tokenizer=tokenizer,
+        display=display or Display(),
+        dry_run=dry_run,
+        check=check,
+    )
+
+
+def bind_objective(terms: Sequence[LossTerm]) -> Objective:
+    """The loss section as a function. Raises ConfigError for an unknown loss, parameter or mixture."""
+    bound = []
+    for number, term in enumerate(terms):
+        where = "loss" if len(terms) == 1 else f"loss.{number}"
+        function = resolve(term.name, PREFERENCE_LOSSES, f"{where}.name")
+        inputs = inputs_of(function)
+        unknown = [name for name in inputs if name not in INPUTS]
+        if unknown:
+            raise ConfigError(
+                f"{term.name!r} asks for {unknown[0]!r}, which no loss can have",
+                where=f"{where}.name",
+                fix=f"inputs: {', '.join(INPUTS)}; a parameter of the loss stands after the *",
+            )
+        parameters = bind(function, term.parameters, where, term.name)
+        bound.append(Term(term.name, function, inputs, items_of(inputs), parameters, term.weight))
+    kinds = {term.items for term in bound}
+    if len(kinds) > 1:
+        raise ConfigError(
+            f"a sum of losses over {' and '.join(sorted(kinds))}",
+            where="loss",
+            why="they have values for different things, so that their weights would mean nothing",
+            fix="combine losses of the same kind; docs/losses.md lists them",
+        )
+    return Objective(tuple(bound))
+
+
+def reference_kind(config: DPOConfig, objective: Objective) -> str:
+    """Where reference log-probs come from. Raises ConfigError for a kind that the loss or the model cannot have."""
+    wanted, name = config.reference.kind, config.terms[0].name
+    if not objective.uses_reference:
+        if wanted not in ("auto", "none") or config.reference.path:
+            raise ConfigError(f"{name!r} uses no reference", where="reference", fix="remove the section `reference`")
+        return "none"
+    distributions = "kl" in objective.inputs
+    if wanted == "auto":
+        if config.lora and not config.reference.path:
+            return "adapter-off"
+        return "frozen" if distributions else "cached"
+    if wanted == "adapter-off" and (not config.lora or config.reference.path):
+        what = "reference.path names another model" if config.reference.path else "there is no adapter without lora"
+        raise ConfigError(f"adapter-off: {what}", where="reference.kind", fix="use frozen or cached")
+    if distributions and wanted in ("cached", "none"):
+        raise ConfigError(
+            f"{name!r} compares whole distributions with the reference, which {wanted!r} does not have",
+            where="reference.kind",
+            fix="use frozen, or adapter-off with lora",
+        )
+    if wanted == "none" and config.reference.path:
+        raise ConfigError("kind is none, but a path is given", where="reference.path", fix="remove one of them")
+    return wanted
+
+
+def adapter_of_data(objective: Objective) -> Callable[[Sequence[TokenGroup]], list[TokenGroup]]:
+    """How groups are brought into the form that the loss has values for; raises DataError where they cannot be."""
+    name = objective.terms[0].name
+    weighted = objective.items == "pairs" and not objective.joint
+    log_margin = any(term.parameters.get("log") for term in objective.terms)
+    shapes = {"pairs": as_pairs, "responses": as_labelled, "groups": as_rankings}
+
+    def adapt(groups: Sequence[TokenGroup]) -> list[TokenGroup]:
+        if not groups:
+            return []
+        require_columns(groups, name, objective.inputs, weighted, log_margin)
+        shaped = shapes[objective.items](groups, name)
+        return with_mismatches(shaped, name) if "mismatched" in objective.inputs else shaped
+
+    return adapt
+
+
+def _visited(groups: Sequence[TokenGroup], config: DPOConfig) -> list[TokenGroup]:
+    """The groups that the run will come to: a short run does not score all of a large data set."""
+    sizes = [size_of(group) for group in groups]
+    steps = plans(sizes, config.batch.pairs, config.train.seed, config.train.epochs, config.train.max_steps)
+    return [groups[i] for i in sorted({i for plan in steps for i in plan.members})]
+
+
+def make_reference(
+    kind: str,
+    config: ReferenceConfig,
+    policy: prepare.Policy,
+    needed: Sequence[TokenGroup],
+    slots: int,
+    display: Display,
+) -> Reference | None:
+    """The reference at step 0: the policy's weights as they are now, or those of `config.path`."""
+    if kind == "none":
+        return None
+    if kind == "adapter-off":
+        return AdapterOff.of(policy.scorer)
+    scorer, weights = policy.scorer, policy.start_hash
+    if config.path:
+        other = load.load_model(load.locate(config.path, "reference.path"), policy.model.dtype)
+        scorer = Scorer.of(other.to(policy.scorer.device))
+        weights = load.weights_hash(other) if kind == "cached" else ""
+    if kind == "frozen":
+        return Frozen(scorer) if config.path else Frozen.copy_of(policy.model)
+    store = Store(store_key(weights, policy.model.dtype, "rows"))
+    for path in store.damaged:
+        display.say(f"reference cache: {path} is damaged and not used; its entries are computed again")
+    off = AdapterOff.of(scorer) if hasattr(scorer.model, "peft_config") else None
+    with display.stage("reference", len(needed)) as stage:
+        new = fill(
+            store,
+            scorer,
+            needed,
+            lambda groups: micro_batches(groups, slots),
+            off,
+            lambda done, total: stage.advance(len(needed) - total + done),
+        )
+    display.say(f"reference: {new} groups scored, {len(needed) - new} found in {store.folder}")
+    return Cached.of(store, policy.scorer.device)
+
+
+@torch.no_grad()
+def prove_start(task: ResponseTask, first: Sequence[TokenGroup]) -> str:
+    """Before the first update, compare policy and reference on the groups of the first step.
+
+    They are the same model, so every margin must be 0. Raises NumericError if they are not.
+    """
+    assert task.reference is not None
+    worst, responses = 0.0, 0
+    fp32 = next(iter(task.scorer.model.parameters())).dtype == torch.float32
+    for batch in task.layout(first):
+        live, reference = logps(task.scorer, batch), task.reference.logps(batch)
+        difference = (live.sum_S - reference.sum_S).abs()
+        allowed = (1e-3 + 1e-5 * live.sum_S.abs()) if fp32 else (0.5 + 0.02 * live.sum_S.abs())
+        bad = torch.nonzero(~(difference <= allowed)).flatten().tolist()
+        if bad:
+            owner = batch.groups[int(batch.judged.group_S[bad[0]])].origin
+            raise NumericError(
+                f"policy and reference differ by {float(difference[bad[0]]):.3g} nats before the first step",
+                where=owner,
+                why="they are the same model, so the difference is noise (dropout, precision) or a broken cache",
+                fix="use reference.kind=frozen; if that differs too, the model does not compute the same thing twice",
+            )
+        worst = max(worst, float(difference.max()))
+        responses += len(difference)
+        if isinstance(task.reference, Cached):
+            task.reference.replace(batch, live)
+    return f"step 0: policy = reference on {responses} responses (largest difference {worst:.1e}): margin 0, loss ln 2"
+
+
+__all__ = ["Live", "bind_objective", "make_reference", "prove_start", "reference_kind", "run"]

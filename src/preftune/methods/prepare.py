@@ -1,0 +1,228 @@
+"""What all methods prepare in the same way: data, policy, reference, run folder, final model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from preftune.config.schema import DataConfig, DPOConfig, ModelConfig, RunConfig, SFTConfig
+from preftune.data.account import Account
+from preftune.data.formats import Reading
+from preftune.data.groups import (
+    Limits,
+    hold_out,
+    read_groups,
+    refuse_overlap,
+    require_vocabulary,
+    tokenize,
+)
+from preftune.data.read import fingerprint
+from preftune.data.render import Renderer
+from preftune.errors import ConfigError, DataError, RunError
+from preftune.model import load
+from preftune.model.logprobs import Scorer
+from preftune.train.display import Display
+from preftune.train.optim import Weights
+from preftune.train.run import Run
+from preftune.types import PreferenceGroup, TokenGroup
+
+
+@dataclass(frozen=True, slots=True)
+class TextData:
+    """The rows of a run, still text."""
+
+    train: list[PreferenceGroup]
+    held_out: list[PreferenceGroup]
+    accounts: tuple[Account, ...]
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class TokenData:
+    """The same in token ids."""
+
+    train: list[TokenGroup]
+    held_out: list[TokenGroup]
+
+
+@dataclass(slots=True)
+class Policy:
+    """The model that is trained, with what is needed to save it.
+
+    `start_hash` is the hash of its weights at step 0; `base` is saved beside the run where an adapter
+    has no model on disk that it could name as its base.
+    """
+
+    scorer: Scorer
+    tokenizer: Any
+    renderer: Renderer
+    save_dtype: torch.dtype
+    start_hash: str
+    base_unsaved: bool = field(default=False)
+
+    @property
+    def model(self) -> Any:
+        return self.scorer.model
+
+
+def read_data(config: DataConfig) -> TextData:
+    """Training and held-out groups. Raises DataError for everything that can be known before tokenising."""
+    reading = Reading(config.pairs, config.margin_from_scores)
+
+    def groups_of(source: str | Sequence[str]) -> tuple[list[PreferenceGroup], Account]:
+        found, account = read_groups(
+            source, format=config.format, reading=reading, ignore=config.ignore, bad_rows=config.bad_rows
+        )
+        account.check(config.max_dropped)
+        return found, account
+
+    train, account = groups_of(config.train)
+    sources = [config.train] if isinstance(config.train, str) else list(config.train)
+    if isinstance(config.eval, str):
+        held_out, held_account = groups_of(config.eval)
+        if not config.allow_overlap:
+            refuse_overlap(train, held_out)
+        return TextData(train, held_out, (account, held_account), fingerprint([*sources, config.eval]))
+    held_out = []
+    if config.eval is not None:
+        train, held_out = hold_out(train, config.eval)
+    return TextData(train, held_out, (account,), fingerprint(sources))
+
+
+def tokenize_data(data: TextData, renderer: Renderer, config: DataConfig) -> TokenData:
+    """Token ids of all groups, every row accounted for."""
+    limits = Limits(config.max_length, config.max_prompt_length, config.overlong)
+    train_account, held_account = data.accounts[0], data.accounts[-1]
+    tokens = TokenData(
+        tokenize(data.train, renderer, limits, train_account),
+        tokenize(data.held_out, renderer, limits, held_account),
+    )
+    for account in data.accounts:
+        account.check(config.max_dropped)
+    if not tokens.train:
+        raise DataError("no group is left for training", where=train_account.source)
+    return tokens
+
+
+def load_renderer(config: RunConfig, source: load.Source, tokenizer: Any = None) -> Renderer:
+    """The tokenizer with its special tokens; one given in memory is used as it is."""
+    if tokenizer is None:
+        tokenizer = load.load_tokenizer(source, config.data.chat_template)
+        return Renderer.of(tokenizer, load.end_ids(source))
+    return Renderer.of(tokenizer)
+
+
+def load_policy(config: RunConfig, source: load.Source, renderer: Renderer, model: Any = None) -> Policy:
+    """The policy at step 0 on its device, with an adapter if the config asks for one; dropout is off."""
+    torch.manual_seed(config.train.seed)
+    given = model is not None
+    if model is None:
+        model = load.load_model(source, compute_dtype(config.model))
+        save_dtype = load.source_dtype(source)
+    else:
+        model = model.eval()
+        save_dtype = model.dtype
+    if config.model.save_dtype != "auto":
+        save_dtype = load.DTYPES[config.model.save_dtype]
+    model.config.use_cache = False
+    model.requires_grad_(True)
+    if config.lora:
+        model = load.add_lora(model, config.lora.rank, config.lora.alpha, config.lora.targets)
+    model.to(device_of(model if given else None))
+    load.no_dropout(model)
+    if config.model.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if config.lora:
+            model.enable_input_require_grads()
+        model.train()
+    return Policy(
+        Scorer.of(model),
+        renderer.tokenizer,
+        renderer,
+        save_dtype,
+        load.weights_hash(model),
+        base_unsaved=bool(config.lora) and (given or source.adapter is not None),
+    )
+
+
+def compute_dtype(config: ModelConfig) -> torch.dtype:
+    """bf16 on a GPU that has it, else fp32, unless the config says otherwise."""
+    if config.dtype != "auto":
+        return load.DTYPES[config.dtype]
+    return torch.bfloat16 if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else torch.float32
+
+
+def device_of(given: Any) -> torch.device:
+    """Where to train: where a model given in memory lies, else a GPU if there is one."""
+    if given is not None:
+        device: torch.device = next(iter(given.parameters())).device
+        return device
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def check_policy(policy: Policy, data: TokenData, source: load.Source) -> None:
+    """Raises where tokens and model do not fit each other."""
+    rows = policy.model.get_input_embeddings().weight.shape[0]
+    require_vocabulary([*data.train, *data.held_out], rows, source.base)
+    config = policy.model.config.get_text_config()
+    limit = getattr(config, "max_position_embeddings", None)
+    longest = max(len(g.prompt_ids) + max(map(len, g.response_ids)) for g in data.train + data.held_out)
+    if limit and longest > limit:
+        raise ConfigError(
+            f"sequences of {longest} tokens, but the model was built for {limit}",
+            where="data.max_length",
+            fix=f"set data.max_length={limit}",
+        )
+
+
+def slots(config: RunConfig) -> int:
+    """Token slots of a micro-batch."""
+    if config.batch.tokens != "auto":
+        return config.batch.tokens
+    return 16384 if torch.cuda.is_available() else 4096
+
+
+def open_run(config: SFTConfig | DPOConfig, data: TextData, display: Display, policy: Policy) -> Run:
+    """The run folder, new or resumed. A resumed run must start from the weights it once started from."""
+    run = Run.open(Path(config.out), config.model_dump(mode="json"), data.fingerprint, display)
+    before = run.known("start_weights")
+    if before and before != policy.start_hash:
+        raise RunError(
+            "the model is not the one this run started from",
+            where=config.out,
+            why="a resumed run needs the same reference and the same first weights",
+            fix="give the original model, or choose another `out`",
+        )
+    run.note(
+        start_weights=policy.start_hash,
+        data={a.source: {"read": a.read, "kept": a.kept, "format": a.format} for a in data.accounts},
+    )
+    return run
+
+
+def export(policy: Policy, weights: Weights, folder: Path) -> Path:
+    """Write `folder`/final: a full model in its save dtype, or an adapter in fp32 with the base it needs."""
+    final, model = folder / "final", policy.model
+    part = folder / f"final.part-{os.getpid()}"
+    adapter = hasattr(model, "peft_config")
+    for parameter, master in zip(weights.parameters, weights.masters, strict=True):
+        parameter.data = master.detach().to(torch.float32 if adapter else policy.save_dtype)
+    model.config.use_cache = True
+    if adapter:
+        base = folder / "base" if policy.base_unsaved else Path(model.name_or_path)
+        if policy.base_unsaved or base.is_dir():  # a relative path would only hold where this command ran
+            model.peft_config["default"].base_model_name_or_path = str(base.resolve())
+        load.save_model(model, policy.tokenizer, part, save_embedding_layers=False)
+        if policy.base_unsaved:
+            load.save_model(model.unload(), policy.tokenizer, base)
+    else:
+        load.save_model(model.to(policy.save_dtype), policy.tokenizer, part)
+    os.replace(part, final)
+    return final

@@ -1,0 +1,50 @@
+"""Supervised fine-tuning: on demonstrations, or on the preferred responses of preference data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from preftune.config.schema import SFTConfig
+from preftune.losses import Objective, Term
+from preftune.losses.supervised import sft as sft_loss
+from preftune.methods import prepare
+from preftune.methods.task import ResponseTask
+from preftune.methods.training import train
+from preftune.train.display import Display
+from preftune.types import TokenGroup
+
+OBJECTIVE = Objective((Term("sft", sft_loss, ("policy",), "tokens", {}),))
+
+
+def run(
+    config: SFTConfig,
+    *,
+    model: Any = None,
+    tokenizer: Any = None,
+    display: Display | None = None,
+    dry_run: bool = False,
+) -> Path:
+    """Train and return the folder of the tuned model. `model` and `tokenizer` may be given in memory."""
+
+    def task(policy: prepare.Policy, data: prepare.TokenData, _display: Display) -> ResponseTask:
+        groups, held_out = preferred(data.train), preferred(data.held_out)
+        return ResponseTask(policy.scorer, None, OBJECTIVE, groups, held_out, prepare.slots(config))
+
+    return train(config, task, model=model, tokenizer=tokenizer, display=display or Display(), dry_run=dry_run)
+
+
+def preferred(groups: Sequence[TokenGroup]) -> list[TokenGroup]:
+    """What SFT learns from: the responses that were never judged worse or undesirable, each once for its prompt."""
+    result, seen = [], set()
+    for group in groups:
+        lost = {j.worse for j in group.judgements}
+        for index, ids in enumerate(group.response_ids):
+            bad = index in lost or (bool(group.labels) and group.labels[index] < 0)
+            key = (group.prompt_ids.tobytes(), ids.tobytes())
+            if not bad and (key not in seen or not group.judgements):
+                seen.add(key)
+                result.append(replace(group, response_ids=(ids,), judgements=(), labels=(), ranks=()))
+    return result

@@ -1,0 +1,107 @@
+"""One run from config to final model: refuse early, prepare, loop, export."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from preftune.config.load import dump
+from preftune.config.schema import DPOConfig, SFTConfig
+from preftune.data.order import Plan, plans, size_of
+from preftune.errors import DataError
+from preftune.methods import prepare
+from preftune.methods.task import ResponseTask
+from preftune.model import load
+from preftune.model.logprobs import model_size
+from preftune.train.display import Display
+from preftune.train.loop import fit
+from preftune.train.optim import Weights, build_optimizer, warmup_steps
+from preftune.train.run import Run, require_packages
+from preftune.train.track import open_trackers
+from preftune.types import TokenGroup
+
+MakeTask = Callable[[prepare.Policy, prepare.TokenData, Display], ResponseTask]
+Check = Callable[[ResponseTask, Sequence[TokenGroup]], str]
+
+
+def train(
+    config: SFTConfig | DPOConfig,
+    make_task: MakeTask,
+    *,
+    model: Any,
+    tokenizer: Any,
+    display: Display,
+    dry_run: bool,
+    check: Check = lambda task, first: "",
+) -> Path:
+    """Everything that can be refused is refused before the first step, the cheapest checks first."""
+    folder = Path(config.out)
+    if Run.finished(folder):
+        display.say(f"{folder} is finished; its model is {folder / 'final'}")
+        return folder / "final"
+    require_packages(list(config.track))
+    source = load.locate(config.model.path) if model is None else load.Source(config.model.path)
+    text = prepare.read_data(config.data)
+    renderer = prepare.load_renderer(config, source, tokenizer)
+    data = prepare.tokenize_data(text, renderer, config.data)
+    for account in text.accounts:
+        for line in account.lines():
+            display.say(line)
+    policy = prepare.load_policy(config, source, renderer, model)
+    prepare.check_policy(policy, data, source)
+    task = make_task(policy, data, display)
+    steps = schedule(config, task.groups)
+    describe(config, policy, task, steps, display)
+    if dry_run:
+        display.say(dump(config))
+        return folder
+    run = prepare.open_run(config, text, display, policy)
+    weights = Weights(policy.model)
+    optimizer = build_optimizer(weights, config.optim.name, config.optim.lr, config.optim.weight_decay)
+    run.attach(weights, optimizer)
+    if run.start == 0:
+        proof = check(task, [task.groups[i] for i in steps[0].members])
+        if proof:
+            display.say(proof)
+    else:
+        display.say(f"resuming after step {run.start} of {len(steps)}")
+    run.trackers = open_trackers(list(config.track), folder, config.model_dump(mode="json"))
+    with run.signals(), display.stage("train", len(steps), run.start):
+        fit(task, steps, run.start, weights, optimizer, config.optim, config.train, run)
+    for tracker in run.trackers:
+        tracker.close()
+    final = prepare.export(policy, weights, folder)
+    run.note(finished=True, steps=len(steps))
+    display.say(f"done: {final}")
+    return final
+
+
+def schedule(config: SFTConfig | DPOConfig, groups: Sequence[TokenGroup]) -> list[Plan]:
+    """All optimizer steps of the run."""
+    if not groups:
+        raise DataError("no group is left for training", where=str(config.data.train))
+    sizes = [size_of(group) for group in groups]
+    return list(plans(sizes, config.batch.pairs, config.train.seed, config.train.epochs, config.train.max_steps))
+
+
+def describe(
+    config: SFTConfig | DPOConfig,
+    policy: prepare.Policy,
+    task: ResponseTask,
+    steps: Sequence[Plan],
+    display: Display,
+) -> None:
+    """What is about to happen, in a few lines."""
+    everything, trained = model_size(policy.model)
+    dtype = str(next(iter(policy.model.parameters())).dtype).removeprefix("torch.")
+    display.say(f"model: {everything:,} parameters, {trained:,} trained, {dtype} on {policy.scorer.device}")
+    tokens = sum(group.tokens for group in task.groups)
+    items = sum(size_of(group) for group in task.groups)
+    display.say(
+        f"data: {len(task.groups)} groups, {items} judgements or responses, {tokens:,} tokens; "
+        f"{len(task.held_out)} groups held out; {len(steps)} steps"
+    )
+    warmup = warmup_steps(config.optim.warmup, len(steps))
+    if warmup >= len(steps):
+        display.say(f"note: the warm-up of {warmup} steps is as long as the run: optim.lr is never reached")

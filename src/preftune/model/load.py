@@ -1,0 +1,211 @@
+"""Model folders in, model folders out. Weights are safetensors only; no code from a model folder is run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from preftune.errors import ModelError, StorageError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+TEMPLATES = {
+    # For models that never saw a chat: the transcript form of HH-RLHF, each answer ended by EOS.
+    "dialogue": (
+        "{{ bos_token }}{% for m in messages %}"
+        "{{ '\n\n' + {'user': 'Human', 'assistant': 'Assistant', 'system': 'System'}[m['role']] }}"
+        "{{ ': ' + m['content'] }}"
+        "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '\n\nAssistant: ' }}{% endif %}"
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a model comes from. `adapter` is a PEFT folder that sits on `base`, if the path named one."""
+
+    base: str
+    revision: str | None = None
+    adapter: str | None = None
+
+
+def locate(path: str, where: str = "model.path") -> Source:
+    """What `path` names, checked as far as it can be without loading. Raises ModelError for a folder with no model."""
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        adapter = folder / "adapter_config.json"
+        if adapter.is_file():
+            base = json.loads(adapter.read_text()).get("base_model_name_or_path")
+            if not base:
+                raise ModelError("adapter_config.json names no base model", where=str(folder))
+            return Source(str(base), adapter=str(folder))
+        if not (folder / "config.json").is_file():
+            raise ModelError(
+                "no config.json: not a Hugging Face model folder",
+                where=str(folder),
+                fix=f"{where} names a folder with config.json, *.safetensors and the tokenizer's files",
+            )
+        if not any(folder.glob("*.safetensors")):
+            pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
+            what = f"weights only as pickle ({pickles[0]})" if pickles else "no *.safetensors weights"
+            raise ModelError(what, where=str(folder), fix="convert the weights to safetensors: pickles can run code")
+        return Source(str(folder))
+    name, _, revision = path.partition("@")
+    looks_local = path.startswith((".", "/", "~")) or name.count("/") != 1
+    if looks_local:
+        raise ModelError("no such folder", where=f"{where} {path}", fix=_nearby(folder))
+    return Source(name, revision or None)
+
+
+def _nearby(folder: Path) -> str:
+    parent = folder.parent
+    while not parent.is_dir():
+        parent = parent.parent
+    found = sorted(p.name for p in parent.iterdir() if p.is_dir() and not p.name.startswith("."))[:8]
+    return f"folders in {parent}: {', '.join(found) or 'none'}"
+
+
+def load_tokenizer(source: Source, chat_template: str | None = None) -> Any:
+    """The tokenizer of a model, with another chat template if asked: a name of TEMPLATES or a .jinja file."""
+    where = source.adapter if source.adapter and _has_tokenizer(source.adapter) else source.base
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(where, revision=source.revision, trust_remote_code=False)
+    except Exception as error:
+        raise _refused("tokenizer", where, error) from error
+    if chat_template is not None:
+        tokenizer.chat_template = _template(chat_template)
+    return tokenizer
+
+
+def _has_tokenizer(folder: str) -> bool:
+    return (Path(folder) / "tokenizer_config.json").is_file()
+
+
+def _template(name: str) -> str:
+    if name in TEMPLATES:
+        return TEMPLATES[name]
+    if not Path(name).is_file():
+        raise ModelError(
+            f"neither a template's name ({', '.join(TEMPLATES)}) nor a file: {name}",
+            where="data.chat_template",
+        )
+    return Path(name).read_text(encoding="utf-8")
+
+
+def end_ids(source: Source) -> list[int]:
+    """Token ids that the model itself treats as the end of a generation."""
+    try:
+        config = transformers.GenerationConfig.from_pretrained(source.base, revision=source.revision)
+    except OSError:
+        return []
+    ids = config.eos_token_id
+    return [] if ids is None else [int(i) for i in (ids if isinstance(ids, list) else [ids])]
+
+
+def load_model(source: Source, dtype: torch.dtype) -> Any:
+    """The model in `dtype`, an adapter merged into it, in evaluation mode: dropout is off."""
+    _quiet()
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            source.base,
+            revision=source.revision,
+            dtype=dtype,
+            trust_remote_code=False,
+            use_safetensors=True,
+        )
+    except Exception as error:
+        raise _refused("model", source.base, error) from error
+    if source.adapter:
+        import peft
+
+        try:
+            model = peft.PeftModel.from_pretrained(model, source.adapter).merge_and_unload()
+        except Exception as error:
+            raise _refused("adapter", source.adapter, error) from error
+    return model.eval()
+
+
+def source_dtype(source: Source) -> torch.dtype:
+    """Precision that the weights were saved in."""
+    config = transformers.AutoConfig.from_pretrained(source.base, revision=source.revision, trust_remote_code=False)
+    found = config.dtype
+    return found if isinstance(found, torch.dtype) else torch.float32
+
+
+def _refused(what: str, where: str, error: Exception) -> ModelError:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = " ".join(lines[:2]) or type(error).__name__
+    fix = ""
+    if not Path(where).is_dir():
+        fix = "give a local folder, or a Hub id that this machine can reach"
+    elif "trust_remote_code" in str(error) or "custom code" in str(error):
+        fix = "models that bring their own code are not run"
+    return ModelError(f"cannot load the {what}: {text}", where=where, fix=fix)
+
+
+def _quiet() -> None:
+    """transformers draws a bar while it loads weights; the run has its own display."""
+    transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+
+
+def add_lora(model: Any, rank: int, alpha: float, targets: str | list[str]) -> Any:
+    """Freeze `model` and put a fresh LoRA adapter on it: at first it changes nothing."""
+    import peft
+
+    config = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, lora_dropout=0.0, task_type="CAUSAL_LM")
+    try:
+        # the adapter keeps the model's dtype: fp32 masters of its weights are the optimizer's business
+        return peft.get_peft_model(model, config, autocast_adapter_dtype=False).eval()
+    except ValueError as error:
+        linear = sorted({name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, nn.Linear)})
+        raise ModelError(str(error), where="lora.targets", fix=f"linear modules here: {', '.join(linear)}") from error
+
+
+def no_dropout(model: nn.Module) -> None:
+    """Make dropout impossible, so that training mode (which gradient checkpointing needs) computes the same."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
+def weights_hash(model: nn.Module) -> str:
+    """sha256 over names, shapes, types and bytes of all weights but those of a fresh adapter, which change nothing."""
+    digest = hashlib.sha256()
+    for name, tensor in _base_weights(model):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(_bytes(tensor))
+    return digest.hexdigest()
+
+
+def _base_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    named = {name: tensor.detach() for name, tensor in model.named_parameters() if ".lora_" not in name}
+    for name in sorted(named):
+        yield name.replace("base_model.model.", "").replace(".base_layer", ""), named[name]
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    flat = tensor.contiguous().cpu().reshape(-1).view(torch.uint8)
+    return memoryview(flat.numpy().data)
+
+
+def save_model(model: Any, tokenizer: Any, folder: Path, **options: Any) -> None:
+    """Write a folder that `from_pretrained` loads: a full model, or for a PEFT model its adapter."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        model.save_pretrained(folder, **options)
+        tokenizer.save_pretrained(folder)
+    except OSError as error:
+        raise StorageError(f"cannot write the model: {error.strerror or error}", where=str(folder)) from error

@@ -1,0 +1,118 @@
+"""Reference log-probs on disk: one float32 a scored token, addressed by what they are a function of.
+
+    <cache>/reference/<model key>/<sha256 of the file>.safetensors
+        keys         (R, 32) uint8   sha256 of prompt ids and response ids
+        offsets      (R + 1,) int64  response r owns logps[offsets[r]:offsets[r + 1]]
+        logps        (N,) float32
+
+The model key hashes the weights, the compute dtype and the layout, so an entry can be missing but never stale:
+beta, loss, learning rate, epochs and the order of the data are free. A file's name is the hash of its bytes;
+a damaged file is found when it is opened, named, and its entries are computed again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import safe_open
+from safetensors.numpy import save
+
+from preftune.errors import StorageError
+
+if TYPE_CHECKING:
+    from preftune.types import Ids
+
+Floats = npt.NDArray[np.float32]
+FLUSH_TOKENS = 8_000_000
+
+
+def cache_folder() -> Path:
+    """$PREFTUNE_CACHE, or preftune below the user's cache folder."""
+    own = os.environ.get("PREFTUNE_CACHE")
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(own) if own else base / "preftune"
+
+
+def response_key(prompt_ids: Ids, response_ids: Ids) -> bytes:
+    """What a response's log-probs depend on besides the model."""
+    digest = hashlib.sha256(len(prompt_ids).to_bytes(8, "little"))
+    digest.update(np.ascontiguousarray(prompt_ids, dtype=np.int32).tobytes())
+    digest.update(np.ascontiguousarray(response_ids, dtype=np.int32).tobytes())
+    return digest.digest()
+
+
+class Store:
+    """The log-probs of one model. `damaged` names files that were not what their name says."""
+
+    def __init__(self, model_key: str, folder: Path | None = None) -> None:
+        self.folder = (folder or cache_folder()) / "reference" / model_key
+        self.damaged: list[str] = []
+        self._where: dict[bytes, tuple[Floats, int, int]] = {}
+        self._new: list[tuple[bytes, Floats]] = []
+        self._pending = 0
+        for path in sorted(self.folder.glob("*.safetensors")) if self.folder.is_dir() else ():
+            self._open(path)
+
+    def _open(self, path: Path) -> None:
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != path.stem:
+                self.damaged.append(str(path))
+                return
+        with safe_open(path, framework="numpy") as file:
+            keys, offsets, values = (file.get_tensor(name) for name in ("keys", "offsets", "logps"))
+        for row, key in enumerate(keys):
+            self._where[key.tobytes()] = (values, int(offsets[row]), int(offsets[row + 1]))
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._where
+
+    def get(self, key: bytes) -> Floats:
+        values, begin, end = self._where[key]
+        return values[begin:end]
+
+    def put(self, key: bytes, logps: Floats) -> None:
+        """Remember an entry; `flush` writes it."""
+        logps = np.ascontiguousarray(logps, dtype=np.float32)
+        self._where[key] = (logps, 0, len(logps))
+        self._new.append((key, logps))
+        self._pending += len(logps)
+        if self._pending >= FLUSH_TOKENS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write new entries as one more file; it appears under its name only when it is complete."""
+        if not self._new:
+            return
+        lengths = [len(values) for _, values in self._new]
+        blob = save(
+            {
+                "keys": np.frombuffer(b"".join(key for key, _ in self._new), dtype=np.uint8).reshape(-1, 32),
+                "offsets": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+                "logps": np.concatenate([values for _, values in self._new]),
+            }
+        )
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".part", delete=False) as file:
+                file.write(blob)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(file.name, self.folder / f"{hashlib.sha256(blob).hexdigest()}.safetensors")
+        except OSError as error:
+            raise StorageError(
+                f"cannot write the reference cache: {error.strerror or error}",
+                where=str(self.folder),
+                fix="free some space, set PREFTUNE_CACHE to another folder, or use reference.kind=frozen",
+            ) from error
+        self._new.clear()
+        self._pending = 0
+
+    def missing(self, keys: Sequence[bytes]) -> set[bytes]:
+        return {key for key in keys if key not in self._where}

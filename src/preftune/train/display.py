@@ -1,0 +1,79 @@
+"""What a run shows while it works: a live bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+PLAIN_SECONDS = 5.0
+SHOWN = (
+    ("loss", "loss", "{:.4f}"),
+    ("rewards/margins", "margin", "{:.3f}"),
+    ("rewards/accuracies", "accuracy", "{:.2f}"),
+    ("pairs_per_s", "pairs/s", "{:.1f}"),
+)
+
+
+class Display:
+    """Progress of one stage at a time. `quiet` shows nothing."""
+
+    def __init__(self, quiet: bool = False, console: Console | None = None) -> None:
+        self.console = console or Console(file=sys.stderr, highlight=False)
+        self.quiet = quiet
+        self._live = self.console.is_terminal and not quiet
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+        self._total, self._name, self._began, self._last = 0, "", 0.0, 0.0
+
+    def say(self, text: str) -> None:
+        """One line."""
+        if not self.quiet:
+            self.console.print(text, markup=False, soft_wrap=True)
+
+    def stage(self, name: str, total: int, done: int = 0) -> Display:
+        """Begin a stage of `total` steps; use as a context."""
+        self._name, self._total, self._began, self._last = name, total, time.monotonic(), time.monotonic()
+        if self._live:
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=None),
+                TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[figures]}"),
+                TimeRemainingColumn(compact=True),
+                console=self.console,
+                transient=True,
+            )
+            self._task = self._progress.add_task(name, total=total, completed=done, figures="")
+        return self
+
+    def __enter__(self) -> Display:
+        if self._progress:
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._progress:
+            self._progress.stop()
+        self._progress = None
+        self._task = None
+
+    def advance(self, done: int, figures: str = "") -> None:
+        """`done` steps of the stage are over."""
+        if self._progress and self._task is not None:
+            self._progress.update(self._task, completed=done, figures=figures)
+        elif time.monotonic() - self._last >= PLAIN_SECONDS or done >= self._total or not self._last:
+            self._last = time.monotonic()
+            self.say(f"{self._name} {done}/{self._total} {figures}".rstrip())
+
+    def line(self, step: int, split: str, metrics: dict[str, float]) -> None:
+        """Metrics of a step."""
+        figures = " ".join(f"{short} {form.format(metrics[name])}" for name, short, form in SHOWN if name in metrics)
+        if split == "eval":
+            self.say(f"step {step} held out: {figures}")
+        else:
+            self.advance(step, figures)

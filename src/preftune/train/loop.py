@@ -1,0 +1,244 @@
+"""The training loop: SFT, preference and reward training all run through `fit`."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+
+from preftune.config.schema import OptimConfig, TrainConfig
+from preftune.data.order import Plan
+from preftune.errors import NumericError, Stopped
+from preftune.train.metrics import Tally
+from preftune.train.optim import Weights, clip, lr_at, warmup_steps
+from preftune.types import Batch, Judged, Logps, LossOutput, TokenGroup
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What the models say about a batch: all that a loss can depend on."""
+
+    policy: Logps
+    reference: Logps | None
+    judged: Judged
+
+
+class Task(Protocol):
+    """What differs between training methods."""
+
+    @property
+    def joint(self) -> bool:
+        """Whether the loss couples all micro-batches of a step."""
+        ...
+
+    @property
+    def groups(self) -> Sequence[TokenGroup]:
+        """The training data."""
+        ...
+
+    def layout(self, groups: Sequence[TokenGroup]) -> list[Batch]:
+        """Micro-batches, on the model's device."""
+        ...
+
+    def count(self, batch: Batch) -> float:
+        """Items of a batch, in the unit that the loss is divided by."""
+        ...
+
+    def measure(self, batch: Batch) -> Measured:
+        """Run the model(s)."""
+        ...
+
+    def objective(self, measured: Measured) -> LossOutput:
+        """The loss of what was measured, with metrics."""
+        ...
+
+    def evaluate(self) -> dict[str, float]:
+        """Metrics on held-out data; empty if there are none."""
+        ...
+
+
+class Log(Protocol):
+    """Where the loop reports to."""
+
+    def train(self, step: int, metrics: dict[str, float]) -> None: ...
+
+    def evaluation(self, step: int, metrics: dict[str, float]) -> None: ...
+
+    def save(self, step: int) -> None: ...
+
+    def stop_requested(self) -> bool: ...
+
+
+def fit(
+    task: Task,
+    plans: Sequence[Plan],
+    start: int,
+    weights: Weights,
+    optimizer: torch.optim.Optimizer,
+    optim: OptimConfig,
+    train: TrainConfig,
+    log: Log,
+) -> None:
+    """Do the optimizer steps `plans[start:]`. Raises NumericError before an update that would not be finite."""
+    total, warmup = len(plans), warmup_steps(optim.warmup, len(plans))
+    tally, clock = Tally(), _Clock()
+    if start == 0:
+        log.evaluation(0, task.evaluate())
+        clock.read()
+    for plan in plans[start:]:
+        batches = task.layout([task.groups[i] for i in plan.members])
+        count = sum(task.count(batch) for batch in batches)
+        tally.merge(_accumulate(task, batches, count))
+        grad_norm = float(clip(weights.gradients(), optim.max_grad_norm))
+        if not math.isfinite(grad_norm):
+            raise _not_finite(task, batches, weights, plan.number, grad_norm)
+        lr = lr_at(plan.number, total, optim.lr, optim.schedule, warmup)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.step()
+        weights.publish()
+        weights.clear_gradients()
+        clock.add(count, sum(batch.tokens for batch in batches))
+
+        if plan.number % train.log_every == 0 or plan.number == total:
+            rates = clock.read()
+            log.train(plan.number, {**tally.means(), "grad_norm": grad_norm, "lr": lr, "epoch": plan.epoch, **rates})
+            tally = Tally()
+        stop = log.stop_requested() and plan.number < total
+        with clock.paused():
+            if plan.number == total or (train.eval_every and plan.number % train.eval_every == 0):
+                log.evaluation(plan.number, task.evaluate())
+            if stop or (train.save_every and plan.number % train.save_every == 0):
+                log.save(plan.number)
+        if stop:
+            raise Stopped(
+                f"stopped after step {plan.number} of {total}; everything is saved",
+                fix="run the same command again to go on from here",
+            )
+
+
+def _accumulate(task: Task, batches: Sequence[Batch], count: float) -> Tally:
+    """Gradients of  loss_sum / count  over all micro-batches, where `count` is that of the whole step."""
+    if task.joint and len(batches) > 1:
+        return _accumulate_jointly(task, batches, count)
+    tally = Tally()
+    for batch in batches:
+        out = task.objective(task.measure(batch))
+        (out.loss_sum / count).backward()
+        tally.add_loss(out)
+    return tally
+
+
+def _accumulate_jointly(task: Task, batches: Sequence[Batch], count: float) -> Tally:
+    """The same for a loss that couples the whole step: its gradient with respect to all log-probs first,
+    then one micro-batch after another carries its part back into the model."""
+    with torch.no_grad():
+        measured = [task.measure(batch) for batch in batches]
+    leaves = [_leaf(m.policy) for m in measured]
+    out = task.objective(join([replace(m, policy=leaf) for m, leaf in zip(measured, leaves, strict=True)]))
+    (out.loss_sum / count).backward()
+    for batch, leaf in zip(batches, leaves, strict=True):
+        policy = task.measure(batch).policy
+        pairs = [(policy.sum_S, leaf.sum_S), (policy.token_N, leaf.token_N)]
+        pairs += [(policy.extra[name], leaf.extra[name]) for name in leaf.extra]
+        used = [(value, at.grad) for value, at in pairs if at.grad is not None and value.requires_grad]
+        torch.autograd.backward([value for value, _ in used], [grad for _, grad in used])
+    tally = Tally()
+    tally.add_loss(out)
+    return tally
+
+
+def _leaf(policy: Logps) -> Logps:
+    def free(value: torch.Tensor) -> torch.Tensor:
+        return value.detach().requires_grad_()
+
+    extra = {name: free(value) for name, value in policy.extra.items()}
+    return Logps(free(policy.token_N), free(policy.sum_S), policy.length_S, extra)
+
+
+def join(parts: Sequence[Measured]) -> Measured:
+    """What was measured on several batches as if they were one."""
+    references = [part.reference for part in parts if part.reference is not None]
+    return Measured(
+        join_logps([part.policy for part in parts]),
+        join_logps(references) if references else None,
+        join_judged([part.judged for part in parts]),
+    )
+
+
+def join_logps(parts: Sequence[Logps]) -> Logps:
+    """Log-probs of several batches as those of one."""
+    extra = {name: torch.cat([part.extra[name] for part in parts]) for name in parts[0].extra}
+    return Logps(
+        torch.cat([part.token_N for part in parts]),
+        torch.cat([part.sum_S for part in parts]),
+        torch.cat([part.length_S for part in parts]),
+        extra,
+    )
+
+
+def join_judged(parts: Sequence[Judged]) -> Judged:
+    """Judgements of several batches as those of one, responses and groups numbered through."""
+    responses = [0]
+    groups = [0]
+    for part in parts:
+        responses.append(responses[-1] + len(part.group_S))
+        groups.append(groups[-1] + (int(part.group_S.max()) + 1 if len(part.group_S) else 0))
+    shifts = {"better_P": responses, "worse_P": responses, "group_S": groups}
+
+    def join(name: str) -> torch.Tensor:
+        offsets = shifts.get(name, [0] * (len(parts) + 1))
+        return torch.cat([getattr(part, name) + offset for part, offset in zip(parts, offsets, strict=False)])
+
+    return Judged(**{name: join(name) for name in Judged.__dataclass_fields__})
+
+
+def _not_finite(task: Task, batches: Sequence[Batch], weights: Weights, step: int, norm: float) -> NumericError:
+    """Find the rows behind a gradient that is not finite: each group alone, then all of them in doubt."""
+    guilty: list[str] = []
+    everyone = [group for batch in batches for group in batch.groups]
+    for group in everyone:
+        weights.clear_gradients()
+        loss = task.objective(task.measure(task.layout([group])[0])).loss_sum
+        if loss.requires_grad:
+            loss.backward()
+        if not all(bool(torch.isfinite(value).all()) for value in (loss, *weights.gradients())):
+            guilty.append(group.origin)
+    weights.clear_gradients()
+    named = guilty or [group.origin for group in everyone]
+    return NumericError(
+        f"the gradient norm is {norm} at step {step}; the weights are still those of step {step - 1}",
+        why=f"rows: {', '.join(named[:8])}{', ...' if len(named) > 8 else ''}"
+        + ("" if guilty else " (each alone is finite: the step as a whole overflows)"),
+        fix="look at these rows with `preftune data show`, lower optim.lr, or train in fp32",
+    )
+
+
+class _Clock:
+    """Items and tokens a second since the last reading; evaluation and saving do not count."""
+
+    def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
+        self._now = now
+        self._since, self._items, self._tokens = now(), 0.0, 0
+
+    def add(self, items: float, tokens: int) -> None:
+        self._items += items
+        self._tokens += tokens
+
+    def read(self) -> dict[str, float]:
+        spent = max(self._now() - self._since, 1e-9)
+        rates = {"pairs_per_s": self._items / spent, "tokens_per_s": self._tokens / spent}
+        self._since, self._items, self._tokens = self._now(), 0.0, 0
+        return rates
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time spent inside is not training time."""
+        begin = self._now()
+        yield
+        self._since += self._now() - begin

@@ -1,0 +1,73 @@
+"""Metrics as sums that are divided once, when a line is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from preftune.types import Judged, Logps, LossOutput
+
+
+class Tally:
+    """Adds up (sum, count) pairs without asking the device for a number until `means`."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, Tensor] = {}
+
+    def add(self, metrics: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        for name, (value, count) in metrics.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            self._counts[name] = self._counts[name] + count if name in self._counts else count
+
+    def add_loss(self, out: LossOutput) -> None:
+        """A loss and its metrics."""
+        self.add({"loss": (out.loss_sum.detach(), out.loss_sum.new_tensor(out.count)), **out.metrics})
+
+    def merge(self, other: Tally) -> None:
+        self.add({name: (other._sums[name], other._counts[name]) for name in other._sums})
+
+    def means(self) -> dict[str, float]:
+        """Means of everything that was counted."""
+        if not self._sums:
+            return {}
+        names = list(self._sums)
+        table = torch.stack([torch.stack([self._sums[n].float(), self._counts[n].float()]) for n in names])
+        return {n: value / count for n, (value, count) in zip(names, table.tolist(), strict=True) if count}
+
+
+@torch.no_grad()
+def preference_metrics(
+    policy: Logps, reference: Logps | None, judged: Judged, beta: float
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """The metrics that preference training is watched by, under the field's names.
+
+    rewards/chosen, rewards/rejected   beta (log pi - log ref), over judgements, or over labelled responses where
+                                       there are none; without reference, log ref is 0
+    rewards/margins                    their difference
+    rewards/accuracies                 share of judgements with a positive margin; a tie counts one half
+    logps/chosen, logps/rejected       summed log-probs of the policy
+    """
+    reward_S = beta * (policy.sum_S - reference.sum_S if reference else policy.sum_S)
+    if len(judged.better_P):
+        better, worse = judged.better_P, judged.worse_P
+        margin = reward_S[better] - reward_S[worse]
+        found = {
+            "rewards/chosen": reward_S[better],
+            "rewards/rejected": reward_S[worse],
+            "rewards/margins": margin,
+            "rewards/accuracies": 0.5 * (1 + torch.sign(margin)),
+            "logps/chosen": policy.sum_S[better],
+            "logps/rejected": policy.sum_S[worse],
+        }
+    else:
+        good, bad = judged.label_S > 0, judged.label_S < 0
+        found = {
+            "rewards/chosen": reward_S[good],
+            "rewards/rejected": reward_S[bad],
+            "logps/chosen": policy.sum_S[good],
+            "logps/rejected": policy.sum_S[bad],
+        }
+    return {name: (v.sum(), v.new_tensor(float(len(v)))) for name, v in found.items()}

@@ -1,0 +1,110 @@
+"""Weights that are trained, their optimizer and the learning-rate schedule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from preftune.errors import ConfigError
+
+ScheduleName = Literal["linear", "cosine", "constant"]
+
+
+class Weights:
+    """The trained parameters and their fp32 masters, which are what the optimizer sees.
+
+    An fp32 parameter is its own master. A bf16 parameter has an fp32 copy: at the learning rates of preference
+    training most updates are smaller than a bf16 step and would be lost. Its gradients of all micro-batches are
+    added up in fp32, and the bf16 gradient is freed as soon as it has been added.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        self.names = [name for name, _ in trained]
+        self.parameters = [p for _, p in trained]
+        self.masters: list[Tensor] = []
+        for parameter in self.parameters:
+            if parameter.dtype == torch.float32:
+                self.masters.append(parameter)
+                continue
+            master = parameter.detach().float().clone()
+            self.masters.append(master)
+            parameter.register_post_accumulate_grad_hook(_adder(master))
+
+    def gradients(self) -> list[Tensor]:
+        """fp32 gradients of all parameters that have one."""
+        return [m.grad for m in self.masters if m.grad is not None]
+
+    def clear_gradients(self) -> None:
+        for master, parameter in zip(self.masters, self.parameters, strict=True):
+            master.grad = None
+            parameter.grad = None
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        """After an update: bring the masters' values to the model."""
+        for master, parameter in zip(self.masters, self.parameters, strict=True):
+            if parameter is not master:
+                parameter.copy_(master)
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        return iter(zip(self.names, self.masters, strict=True))
+
+
+def _adder(master: Tensor) -> Any:
+    def add(parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        gradient = parameter.grad.float()
+        master.grad = gradient if master.grad is None else master.grad.add_(gradient)
+        parameter.grad = None
+
+    return add
+
+
+def build_optimizer(
+    weights: Weights, name: Literal["adamw", "rmsprop"], lr: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """AdamW in its fused form, or RMSprop with torch's defaults, as the DPO paper used it."""
+    if not weights.masters:
+        raise ConfigError("no weight is trained", where="lora", why="every parameter of the model is frozen")
+    if name == "adamw":
+        return torch.optim.AdamW(weights.masters, lr=lr, weight_decay=weight_decay, fused=True)
+    return torch.optim.RMSprop(weights.masters, lr=lr, weight_decay=weight_decay)
+
+
+def warmup_steps(warmup: float, total: int) -> int:
+    """`optim.warmup`: below 1 a share of all steps, else a number of steps."""
+    return math.ceil(warmup * total) if warmup < 1 else round(warmup)
+
+
+def lr_at(step: int, total: int, lr: float, schedule: ScheduleName, warmup: int) -> float:
+    """Learning rate of optimizer step `step` (from 1) of `total`.
+
+    It rises as step / (warmup + 1) until `warmup` steps are over, then falls to 0 one step after the last,
+    in a line or a half cosine, or stays.
+    """
+    if step <= warmup:
+        return lr * step / (warmup + 1)
+    done = (step - warmup - 1) / max(1, total - warmup)
+    match schedule:
+        case "constant":
+            return lr
+        case "linear":
+            return lr * (1 - done)
+        case "cosine":
+            return lr * 0.5 * (1 + math.cos(math.pi * done))
+
+
+@torch.no_grad()
+def clip(gradients: list[Tensor], max_norm: float) -> Tensor:
+    """Scale all gradients so that their joint norm is at most `max_norm`; returns the norm they had."""
+    if not gradients:
+        return torch.zeros(())
+    norm = torch.nn.utils.get_total_norm(gradients)
+    scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    torch._foreach_mul_(gradients, scale)
+    return norm

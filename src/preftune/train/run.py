@@ -1,0 +1,263 @@
+"""The run folder: resolved config, manifest, metrics, checkpoints, the final model; new, resumed or finished.
+
+config.yaml  manifest.json  metrics.jsonl  checkpoints/  final/
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+import yaml
+
+from preftune.errors import ConfigError, RunError, StorageError
+from preftune.train import checkpoint
+from preftune.train.display import Display
+from preftune.train.optim import Weights
+from preftune.train.track import Tracker
+
+PACKAGES = ("preftune", "torch", "transformers", "tokenizers", "peft", "datasets", "safetensors", "numpy")
+#: Config keys that a resumed run may change: they alter neither weights nor data.
+FREE = {
+    ("train", "log_every"),
+    ("train", "eval_every"),
+    ("train", "save_every"),
+    ("track",),
+    ("batch", "tokens"),
+}
+
+
+@dataclass
+class Run:
+    """An open run folder. It is the Log of the training loop."""
+
+    folder: Path
+    identity: dict[str, Any]
+    display: Display
+    trackers: list[Tracker] = field(default_factory=list)
+    resumed: Path | None = None
+    start: int = 0
+    weights: Weights | None = None
+    optimizer: torch.optim.Optimizer | None = None
+    on_line: Callable[[dict[str, Any]], None] = lambda line: None
+    _stop: bool = False
+
+    @staticmethod
+    def finished(folder: Path) -> bool:
+        """Whether a run in `folder` came to its end."""
+        return (folder / "final").is_dir() and _manifest(folder).get("finished", False)
+
+    @staticmethod
+    def open(folder: Path, config: dict[str, Any], data: str, display: Display) -> Run:
+        """Start in an empty folder, or go on where the same command stopped.
+
+        Raises RunError if the folder belongs to something else or to a run with another config or other data.
+        """
+        identity = {"config": config, "data": data}
+        folder.mkdir(parents=True, exist_ok=True)
+        known = _manifest(folder)
+        if known:
+            _same(known["identity"], identity, folder)
+        elif any(folder.iterdir()):
+            found = ", ".join(sorted(p.name for p in folder.iterdir())[:5])
+            raise RunError(
+                f"the folder is not empty and is no run: {found}",
+                where=str(folder),
+                fix="choose another `out`",
+            )
+        run = Run(folder, identity, display)
+        try:
+            (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+        except OSError as error:
+            raise StorageError(f"cannot be written: {error.strerror or error}", where=str(folder)) from error
+        run.note(started=known.get("started") or time.strftime("%Y-%m-%dT%H:%M:%S%z"), **machine())
+        found_checkpoint = checkpoint.newest(folder / "checkpoints")
+        if found_checkpoint:
+            run.resumed, run.start = found_checkpoint[0], int(found_checkpoint[1]["step"])
+        _cut_metrics(folder / "metrics.jsonl", run.start)
+        return run
+
+    def note(self, **facts: Any) -> None:
+        """Add facts to manifest.json."""
+        manifest = {**_manifest(self.folder), "identity": self.identity, **facts}
+        write_json(self.folder / "manifest.json", manifest)
+
+    def known(self, fact: str) -> Any:
+        """A fact noted before, or None."""
+        return _manifest(self.folder).get(fact)
+
+    def attach(self, weights: Weights, optimizer: torch.optim.Optimizer) -> None:
+        """Name what checkpoints are made of, and restore the newest one if the run is resumed."""
+        self.weights, self.optimizer = weights, optimizer
+        if self.resumed:
+            checkpoint.restore(self.resumed, weights, optimizer)
+
+    def train(self, step: int, metrics: dict[str, float]) -> None:
+        self._line(step, "train", metrics)
+
+    def evaluation(self, step: int, metrics: dict[str, float]) -> None:
+        if metrics:
+            self._line(step, "eval", metrics)
+
+    def _line(self, step: int, split: str, metrics: dict[str, float]) -> None:
+        line = {"step": step, "split": split, **metrics}
+        try:
+            with (self.folder / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise StorageError(f"cannot write metrics: {error.strerror or error}", where=str(self.folder)) from error
+        self.display.line(step, split, metrics)
+        self.on_line(line)
+        for tracker in self.trackers:
+            tracker.log(step, {f"{split}/{name}": value for name, value in metrics.items()})
+
+    def save(self, step: int) -> None:
+        assert self.weights is not None
+        assert self.optimizer is not None
+        path = checkpoint.save(self.folder / "checkpoints", step, self.weights, self.optimizer, self.identity)
+        self.display.say(f"checkpoint {path}")
+
+    def stop_requested(self) -> bool:
+        return self._stop
+
+    @contextmanager
+    def signals(self) -> Iterator[None]:
+        """The first Ctrl-C or SIGTERM asks the loop to save and stop; the second ends the program at once (130)."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def ask(number: int, _frame: FrameType | None) -> None:
+            if self._stop and number == signal.SIGINT:
+                os._exit(130)
+            self._stop = True
+            self.display.say("stopping after this step; press Ctrl-C again to stop at once and lose it")
+
+        old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+
+def machine() -> dict[str, Any]:
+    """Versions and hardware, for the manifest."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+    return {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "versions": {"python": platform.python_version(), **versions},
+        "machine": {
+            "platform": platform.platform(),
+            "processor": processor(),
+            "threads": torch.get_num_threads(),
+            "gpu": gpu,
+        },
+    }
+
+
+def processor() -> str:
+    """The CPU's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that the file is never half there."""
+    part = path.with_name(f"{path.name}.part")
+    try:
+        part.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+        os.replace(part, path)
+    except OSError as error:
+        raise StorageError(f"cannot be written: {error.strerror or error}", where=str(path)) from error
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    path = folder / "manifest.json"
+    try:
+        found = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise RunError(
+            f"damaged: {error}", where=str(path), fix="choose another `out`, or delete the folder"
+        ) from error
+    return found if isinstance(found, dict) else {}
+
+
+def _same(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
+    changed = [
+        f"{'.'.join(key)} was {was!r}, is {now!r}"
+        for key, was, now in _differences(old["config"], new["config"])
+        if key not in FREE
+    ]
+    if old["data"] != new["data"]:
+        changed.append("the data files have changed")
+    if changed:
+        raise RunError(
+            "the folder holds a run with other settings",
+            where=str(folder),
+            why="; ".join(changed),
+            fix="choose another `out` for a new run, or go back to the old settings to resume",
+        )
+
+
+def _differences(
+    old: dict[str, Any], new: dict[str, Any], path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], Any, Any]]:
+    for key in sorted(old.keys() | new.keys()):
+        was, now = old.get(key), new.get(key)
+        if isinstance(was, dict) and isinstance(now, dict):
+            yield from _differences(was, now, (*path, key))
+        elif was != now:
+            yield (*path, key), was, now
+
+
+def _cut_metrics(path: Path, step: int) -> None:
+    """Forget what was logged after the checkpoint: those steps are done again."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue  # a line that a crash left half written
+        if entry["step"] <= step and (step > 0):
+            kept.append(line)
+    path.write_text("".join(line + "\n" for line in kept))
+
+
+def require_packages(names: list[str]) -> None:
+    """Raises ConfigError for a tracker whose package is not installed."""
+    for name in names:
+        package = "mlflow-skinny" if name == "mlflow" else name
+        try:
+            version(package)
+        except PackageNotFoundError:
+            raise ConfigError(
+                f"{name} is not installed", where="track", fix=f"pip install 'preftune[{name}]'"
+            ) from None
