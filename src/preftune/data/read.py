@@ -118,7 +118,7 @@ def _jsonl(path: Path, name: str) -> Iterator[Row]:
                 yield Row({}, origin, f"not UTF-8 at byte {error.start} of the line")
                 continue
             try:
-                value = json.loads(line)
+                value = json.loads(line.rstrip("\r\n"))
             except (json.JSONDecodeError, RecursionError) as error:
                 why = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else "too deep"
                 yield Row({}, origin, f"broken JSON: {why}")

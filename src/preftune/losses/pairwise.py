@@ -122,7 +122,8 @@ def exo_pair(
 ) -> Tensor:
     """EXO: the reverse KL from the policy's preference to the smoothed label.
 
-    loss      sigmoid(beta h) [log sigmoid(beta h) - log(1 - e)] + sigmoid(-beta h) [log sigmoid(-beta h) - log e]
+    loss      sigmoid(beta h) [log sigmoid(beta h) - log(1 - e)] + sigmoid(-beta h) [log sigmoid(-beta h) - log e],
+              e = label_smoothing
     source    Ji et al. 2024, arXiv:2402.00856 eq. 16
     """
     z, e = beta * margin_of(policy, reference), label_smoothing
@@ -172,7 +173,8 @@ def sppo(policy: PairLogps, reference: PairLogps, probability: Tensor, *, beta: 
 def aot(policy: PairLogps, reference: PairLogps, *, beta: Positive = 0.1, label_smoothing: BelowHalf = 0.0) -> Tensor:
     """AOT, paired: the policy's margins should dominate the reference's margins as distributions.
 
-    loss      cDPO loss of  sort(log pi_w - log pi_l) - sort(log ref_w - log ref_l), sorted over the whole step
+    loss      -(1 - e) log sigmoid(beta d) - e log sigmoid(-beta d),   e = label_smoothing,
+              d = sort(log pi_w - log pi_l) - sort(log ref_w - log ref_l), sorted over the whole step
     source    Melnyk et al. 2024, arXiv:2406.05882 alg. 1
     """
     of_policy = torch.sort(policy.chosen - policy.rejected).values
@@ -186,7 +188,8 @@ def aot_unpaired(
 ) -> Tensor:
     """AOT, unpaired: the chosen rewards should dominate the rejected rewards as distributions.
 
-    loss      cDPO loss of  sort(lr_w) - sort(lr_l), sorted over the whole step
+    loss      -(1 - e) log sigmoid(beta d) - e log sigmoid(-beta d),   e = label_smoothing,
+              d = sort(lr_w) - sort(lr_l), sorted over the whole step
     source    Melnyk et al. 2024, arXiv:2406.05882 alg. 1
     """
     chosen, rejected = log_ratios(policy, reference)

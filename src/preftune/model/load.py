@@ -203,6 +203,7 @@ def _bytes(tensor: Tensor) -> memoryview:
 
 def save_model(model: Any, tokenizer: Any, folder: Path, **options: Any) -> None:
     """Write a folder that `from_pretrained` loads: a full model, or for a PEFT model its adapter."""
+    _quiet()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(folder, **options)

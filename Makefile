@@ -1,0 +1,31 @@
+# `make demo` and `make test` do everything on a fresh clone: virtual environment, pinned install, the job.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test check install clean
+
+demo: $(READY)  ## the offline first run
+	@echo "== preftune demo: about 80 s on two cores; everything goes to demo-run/"
+	$(BIN)/preftune demo --out demo-run
+
+test: $(READY)  ## all tests
+	@echo "== tests: about five minutes on two cores, offline"
+	$(BIN)/python -m pytest
+
+check: $(READY)  ## lint, format and types
+	@scripts/check
+
+install: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "preftune needs Python 3.11 or newer; name one: make PYTHON=python3.12"; exit 1; }
+	@echo "== setting up $(VENV) with the versions in constraints.txt (torch alone is about 200 MB)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $(READY)
+
+clean:
+	rm -rf $(VENV) demo-run build dist *.egg-info src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,90 @@
+"""Points and curves in the plane of KL(pi || ref) and expected reward."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from preftune.data.layout import micro_batches
+from preftune.exact.optimum import tilt
+from preftune.model.logprobs import Scorer, logps
+from preftune.types import TokenGroup
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A policy on the plane; `_se` are standard errors over prompts."""
+
+    name: str
+    kl: float
+    reward: float
+    kl_se: float = 0.0
+    reward_se: float = 0.0
+
+
+def measure(name: str, kl_PM: Floats, reward_PM: Floats) -> Point:
+    """A point from M samples for each of P prompts: log-ratios of the samples, and their rewards."""
+
+    def mean_and_error(values: Floats) -> tuple[float, float]:
+        means = values.mean(axis=1)
+        return float(means.mean()), float(means.std(ddof=1) / math.sqrt(len(means))) if len(means) > 1 else 0.0
+
+    kl, kl_se = mean_and_error(kl_PM)
+    reward, reward_se = mean_and_error(reward_PM)
+    return Point(name, kl, reward, kl_se, reward_se)
+
+
+@torch.no_grad()
+def response_logps(scorer: Scorer, groups: Sequence[TokenGroup], slots: int = 4096) -> Floats:
+    """(P, M) summed log-probs of the M responses of each group."""
+    found: dict[int, list[float]] = {}
+    for batch in micro_batches(groups, slots):
+        values = logps(scorer, batch.to(scorer.device)).sum_S.double().tolist()
+        for group in batch.groups:
+            n = len(group.response_ids)
+            found[id(group)], values = values[:n], values[n:]
+    return np.array([found[id(group)] for group in groups])
+
+
+def best_of_n(reward_PM: Floats, n: int) -> Point:
+    """Expected reward of the best of n of the M samples, over all subsets; KL = log n - (n - 1)/n.
+
+    The KL is exact where no two responses have the same reward, else an upper bound.
+    Source: Stiennon et al. 2020, arXiv:2009.01325 appendix G.3; Beirami et al. 2024, arXiv:2401.01879.
+    """
+    ordered = np.sort(reward_PM, axis=1)
+    samples = ordered.shape[1]
+    if not 1 <= n <= samples:
+        raise ValueError(f"best of {n} needs at least {n} samples, got {samples}")
+    # the i-th smallest is the best of C(i - 1, n - 1) of the C(M, n) subsets
+    weight = np.array([math.comb(i, n - 1) / math.comb(samples, n) for i in range(samples)])
+    return measure_curve(f"best of {n}", math.log(n) - (n - 1) / n, ordered @ weight)
+
+
+def measure_curve(name: str, kl: float, reward_P: Floats) -> Point:
+    """A point whose KL is known."""
+    error = float(reward_P.std(ddof=1) / math.sqrt(len(reward_P))) if len(reward_P) > 1 else 0.0
+    return Point(name, kl, float(reward_P.mean()), 0.0, error)
+
+
+def optimum(reward_PM: Floats, betas: Iterable[float]) -> list[Point]:
+    """The closed-form optimum at each beta, from samples of the reference; as far as the samples can tell."""
+    rewards = torch.from_numpy(reward_PM)
+    return [Point(f"optimum, beta {beta:g}", t.kl, t.reward) for beta in betas for t in [tilt(rewards, beta)]]
+
+
+def optimum_at(reward_PM: Floats, kl: float) -> float:
+    """The most reward that any policy can have at this KL, from samples of the reference (bisection on beta)."""
+    rewards = torch.from_numpy(reward_PM)
+    low, high = 1e-4, 1e4
+    for _ in range(60):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if tilt(rewards, middle).kl > kl else (low, middle)
+    return tilt(rewards, high).reward

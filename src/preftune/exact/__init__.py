@@ -1,0 +1,1 @@
+"""Closed forms: what the best policy is, wherever it can be known."""

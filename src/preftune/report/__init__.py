@@ -1,0 +1,1 @@
+"""Pages about runs: figures and the self-contained HTML that holds them."""

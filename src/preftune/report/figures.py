@@ -1,0 +1,79 @@
+"""Figures of a run, as plotly figures from plain numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # told apart by colour-blind readers
+Series = Mapping[str, Sequence[tuple[float, float]]]
+
+
+def curves(title: str, y: str, series: Series, x: str = "step", level: tuple[str, float] | None = None) -> Any:
+    """Lines over `x`, one for each name; `level` is a horizontal line to compare with."""
+    figure = _figure(title, x, y)
+    for colour, (name, points) in zip(_colours(len(series)), series.items(), strict=True):
+        figure.add_trace(
+            go.Scatter(
+                x=[p[0] for p in points], y=[p[1] for p in points], name=name, mode="lines", line={"color": colour}
+            )
+        )
+    if level:
+        figure.add_hline(y=level[1], line_dash="dot", annotation_text=level[0])
+    return figure
+
+
+def loss_curves(series: Series) -> Any:
+    return curves("Loss", "loss", series, level=("ln 2: no preference learnt", math.log(2)))
+
+
+def frontier(title: str, lines: Series, points: Mapping[str, Sequence[Any]]) -> Any:
+    """Reward against KL. `lines` are curves; `points` have name, kl, reward, kl_se, reward_se."""
+    figure = _figure(title, "KL(policy || reference), nats", "true reward")
+    colours = iter(_colours(len(lines) + len(points)))
+    for name, line in lines.items():
+        xs, ys = [p[0] for p in line], [p[1] for p in line]
+        figure.add_trace(go.Scatter(x=xs, y=ys, name=name, mode="lines", line={"color": next(colours)}))
+    for name, group in points.items():
+        figure.add_trace(
+            go.Scatter(
+                x=[p.kl for p in group],
+                y=[p.reward for p in group],
+                error_x={"type": "data", "array": [1.96 * p.kl_se for p in group], "thickness": 1},
+                error_y={"type": "data", "array": [1.96 * p.reward_se for p in group], "thickness": 1},
+                text=[p.name for p in group],
+                name=name,
+                mode="markers+text",
+                textposition="bottom right",
+                marker={"color": next(colours), "size": 10},
+            )
+        )
+    return figure
+
+
+def scatter(title: str, x: str, y: str, points: Sequence[tuple[float, float]]) -> Any:
+    figure = _figure(title, x, y)
+    figure.add_trace(
+        go.Scatter(
+            x=[p[0] for p in points],
+            y=[p[1] for p in points],
+            mode="markers",
+            marker={"size": 4, "opacity": 0.5, "color": COLOURS[0]},
+        )
+    )
+    return figure
+
+
+def _figure(title: str, x: str, y: str) -> Any:
+    figure = go.Figure()
+    figure.update_layout(
+        title=title, xaxis_title=x, yaxis_title=y, template="plotly_white", height=440, margin={"t": 60, "b": 50}
+    )
+    return figure
+
+
+def _colours(n: int) -> list[str]:
+    return [COLOURS[i % len(COLOURS)] for i in range(n)]

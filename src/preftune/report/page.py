@@ -1,0 +1,71 @@
+"""One self-contained HTML page: it opens from disk and asks the network for nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+TEMPLATE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+table { border-collapse: collapse; margin: 1rem 0; } td, th { padding: .3rem .8rem; text-align: left; }
+th { border-bottom: 2px solid #888; } td { border-bottom: 1px solid #ddd; vertical-align: top; }
+pre { background: #f4f4f4; padding: .8rem; overflow-x: auto; }
+</style>
+<script>{{ plotly_js }}</script></head><body>
+<h1>{{ title }}</h1>
+{% for section in sections %}
+<h2>{{ section.title }}</h2>
+{% if section.text %}<p>{{ section.text }}</p>{% endif %}
+{% if section.table %}<table><tr>{% for cell in section.table[0] %}<th>{{ cell }}</th>{% endfor %}</tr>
+{% for row in section.table[1:] %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}</table>
+{% endif %}
+{% for figure in section.figures %}{{ figure }}{% endfor %}
+{% if section.code %}<pre>{{ section.code }}</pre>{% endif %}
+{% endfor %}
+</body></html>
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A heading with any of a paragraph, a table (first row: heads), figures and a block of text."""
+
+    title: str
+    text: str = ""
+    table: Sequence[Sequence[str]] = ()
+    figures: Sequence[Any] = ()
+    code: str = ""
+
+
+def write_page(path: Path, title: str, sections: Sequence[Section]) -> None:
+    """Write the page. Every text is escaped: what a model wrote stays text."""
+    from plotly.offline import get_plotlyjs
+
+    environment = jinja2.Environment(autoescape=True)
+    shown = [
+        {
+            "title": s.title,
+            "text": s.text,
+            "table": s.table,
+            "code": s.code,
+            "figures": [Markup(_html(figure)) for figure in s.figures],
+        }
+        for s in sections
+    ]
+    script = Markup(get_plotlyjs())
+    path.write_text(
+        environment.from_string(TEMPLATE).render(title=title, sections=shown, plotly_js=script), encoding="utf-8"
+    )
+
+
+def _html(figure: Any) -> str:
+    """The figure without the library; its JSON cannot end the script it stands in."""
+    return str(figure.to_html(full_html=False, include_plotlyjs=False))

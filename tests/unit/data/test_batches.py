@@ -1,0 +1,183 @@
+"""Order, layout, items and audit: what groups become on their way to the model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from preftune.data.audit import audit
+from preftune.data.items import as_labelled, as_pairs, as_rankings, require_columns, with_mismatches
+from preftune.data.layout import micro_batches, rows
+from preftune.data.order import permutation, plan_epoch, plans, size_of
+from preftune.errors import DataError
+from preftune.types import Judgement, PreferenceGroup, TokenGroup
+
+from tests.conftest import random_groups
+
+sizes_and_pairs = st.tuples(st.lists(st.integers(1, 9), min_size=1, max_size=60), st.integers(1, 20))
+
+
+@given(sizes_and_pairs, st.integers(0, 5), st.integers(0, 3))
+def test_an_epoch_has_every_group_once_and_splits_none(data: tuple[list[int], int], seed: int, epoch: int) -> None:
+    sizes, pairs = data
+    steps = plan_epoch(sizes, pairs, seed, epoch)
+    assert sorted(i for step in steps for i in step) == list(range(len(sizes)))
+    for step in steps:
+        assert sum(sizes[i] for i in step) <= pairs or len(step) == 1
+    for step, after in zip(steps, steps[1:], strict=False):  # no step could have held one more group
+        assert sum(sizes[i] for i in step) + sizes[after[0]] > pairs
+
+
+@given(sizes_and_pairs, st.integers(1, 3), st.integers(1, 30))
+def test_a_shorter_run_is_the_beginning_of_a_longer_one(data: tuple[list[int], int], epochs: int, most: int) -> None:
+    sizes, pairs = data
+    whole = list(plans(sizes, pairs, 7, epochs))
+    assert list(plans(sizes, pairs, 7, epochs, most)) == whole[:most]
+    assert [p.number for p in whole] == list(range(1, len(whole) + 1))
+
+
+def test_order_depends_on_seed_and_epoch() -> None:
+    orders = {tuple(permutation(20, seed, epoch)) for seed in range(3) for epoch in range(3)}
+    assert len(orders) == 9
+
+
+def test_what_a_group_counts_for() -> None:
+    one = np.array([3], dtype=np.int32)
+    assert size_of(TokenGroup(one, (one,))) == 1
+    assert size_of(TokenGroup(one, (one, one), (Judgement(0, 1),))) == 1
+    assert size_of(TokenGroup(one, (one, one, one), labels=(1, -1, 0))) == 2
+
+
+@pytest.mark.parametrize("responses", [1, 2, 4])
+def test_rows_say_which_position_predicts_which_token(responses: int) -> None:
+    groups = random_groups(5, responses)
+    batch = rows(groups)
+    ids = batch.ids_T.view(batch.layout.rows, batch.layout.width)
+    n = 0
+    for row, (group, response) in enumerate((g, r) for g in groups for r in g.response_ids):
+        sequence = group.prompt_ids.tolist() + response.tolist()
+        assert ids[row, : len(sequence) - 1].tolist() == sequence[:-1]
+        assert int(batch.length_S[row]) == len(response)
+        for place in range(len(response)):
+            position = len(group.prompt_ids) + place
+            assert int(batch.target_N[n]) == sequence[position]
+            assert int(batch.read_N[n]) == row * batch.layout.width + position - 1
+            n += 1
+    assert n == len(batch.target_N)
+    assert batch.judged.group_S.tolist() == [i for i in range(5) for _ in range(responses)]
+    pairs = list(zip(batch.judged.better_P.tolist(), batch.judged.worse_P.tolist(), strict=True))
+    assert pairs == [
+        (g * responses + b, g * responses + w)
+        for g in range(5)
+        for b in range(responses)
+        for w in range(b + 1, responses)
+    ]
+
+
+@given(st.integers(1, 12), st.integers(1, 3), st.integers(1, 200))
+def test_micro_batches_hold_every_group_and_keep_the_budget(n: int, responses: int, tokens: int) -> None:
+    groups = random_groups(n, responses)
+    batches = micro_batches(groups, tokens)
+    assert Counter(id(g) for b in batches for g in b.groups) == Counter(map(id, groups))
+    for batch in batches:
+        assert batch.layout.rows * batch.layout.width <= tokens or len(batch.groups) == 1
+
+
+def group(n: int, **known: Any) -> TokenGroup:
+    ids = tuple(np.array([10 + i], dtype=np.int32) for i in range(n))
+    return TokenGroup(np.array([3], dtype=np.int32), ids, origin="f:1", **known)
+
+
+def test_labels_follow_from_judgements_where_they_are_clear() -> None:
+    [found] = as_labelled([group(3, judgements=(Judgement(0, 1), Judgement(0, 2), Judgement(1, 2)))], "kto")
+    assert found.labels == (1, -1)  # response 1 both won and lost
+    assert [r.tolist() for r in found.response_ids] == [[10], [12]]
+    [kept] = as_labelled([group(1, labels=(-1,))], "kto")
+    assert kept.labels == (-1,)
+
+
+def test_mismatches_come_from_another_prompt() -> None:
+    groups = [
+        TokenGroup(np.array([p], dtype=np.int32), (np.array([r], dtype=np.int32),), labels=(1,), origin="f:1")
+        for p, r in ((3, 10), (3, 11), (4, 12))
+    ]
+    found = with_mismatches(groups, "kto")
+    assert [[int(r[0]) for r in g.response_ids] for g in found] == [[10, 12], [11, 12], [12, 10]]
+    assert all(g.labels == (1, 0) for g in found)
+    with pytest.raises(DataError, match="all prompts are the same"):
+        with_mismatches(groups[:2], "kto")
+
+
+def test_rankings() -> None:
+    [pair] = as_rankings([group(2, judgements=(Judgement(1, 0),))], "plackett_luce")
+    assert pair.ranks == (2.0, 1.0)
+    with pytest.raises(DataError, match="all different"):
+        as_rankings([group(3, ranks=(1.0, 1.0, 3.0))], "plackett_luce")
+    with pytest.raises(DataError, match="got none"):
+        as_rankings([group(3, judgements=(Judgement(0, 1),))], "plackett_luce")
+
+
+def test_pairs_are_needed_by_pairwise_losses() -> None:
+    with pytest.raises(DataError, match="use loss.name=kto or bco"):
+        as_pairs([group(1, labels=(1,))], "sigmoid")
+    with pytest.raises(DataError, match="preftune sft"):
+        as_pairs([group(1)], "sigmoid")
+
+
+@pytest.mark.parametrize(
+    ("judgement", "column"),
+    [
+        (Judgement(0, 1, probability=0.8), "probability"),
+        (Judgement(0, 1, margin=1.0), "margin"),
+        (Judgement(0, 1, weight=2.0), "weight"),
+    ],
+)
+def test_columns_that_a_loss_would_ignore_are_refused(judgement: Judgement, column: str) -> None:
+    groups = [group(2, judgements=(judgement,))]
+    with pytest.raises(DataError, match=f"has no place for a {column}"):
+        require_columns(groups, "aot", frozenset({"policy", "reference"}), weighted=False, log_margin=False)
+    inputs = frozenset({"policy", "probability", "margin"})
+    if column != "margin":
+        groups = [*groups, group(2, judgements=(Judgement(0, 1, margin=2.0),))]
+    require_columns(groups, "mine", inputs, weighted=True, log_margin=False)
+
+
+def test_a_loss_that_needs_margins_gets_some() -> None:
+    groups = [group(2, judgements=(Judgement(0, 1),))]
+    with pytest.raises(DataError, match="no row has one"):
+        require_columns(groups, "odpo", frozenset({"margin"}), weighted=True, log_margin=False)
+    with pytest.raises(DataError, match="margins above 0"):
+        require_columns(groups, "odpo", frozenset({"margin"}), weighted=True, log_margin=True)
+
+
+def test_audit_counts() -> None:
+    pair = (Judgement(0, 1),)
+    groups = [
+        PreferenceGroup("p", ("long answer", "short"), pair, origin="f:1"),
+        PreferenceGroup("p", ("long answer", "short"), pair, origin="f:2"),
+        PreferenceGroup("p", ("short", "long answer"), pair, origin="f:3"),
+        PreferenceGroup("q", ("same", "size"), pair, origin="f:4"),
+    ]
+    found = audit(groups, None, [groups[3]])
+    assert (found.groups, found.responses, found.judgements) == (4, 8, 4)
+    assert found.chosen_longer == pytest.approx(2.5 / 4)
+    assert (found.repeated_prompts, found.repeated_judgements, found.contradictions, found.leaks) == (2, 1, 1, 1)
+    assert found.chosen is not None
+    assert found.chosen.longest == 11
+    assert found.unit == "characters"
+
+
+def test_judged_columns_reach_the_batch() -> None:
+    known = (Judgement(1, 0, weight=2.0, probability=0.75, margin=0.5),)
+    batch = rows([group(2, judgements=known, labels=(1, -1), ranks=(2.0, 1.0))])
+    found = batch.judged
+    assert (found.better_P.tolist(), found.worse_P.tolist()) == ([1], [0])
+    assert (found.weight_P.tolist(), found.probability_P.tolist(), found.margin_P.tolist()) == ([2.0], [0.75], [0.5])
+    assert (found.label_S.tolist(), found.rank_S.tolist()) == ([1, -1], [2.0, 1.0])
+    assert found.weight_P.dtype == torch.float32
