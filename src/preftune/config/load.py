@@ -70,6 +70,8 @@ def _construct(node: yaml.Node, path: Path_, places: dict[Path_, str], source: s
     places.setdefault(path, where)
     if len(places) > 10_000:
         raise ConfigError("more than 10,000 values: not a config file", where=source)
+    if not node.tag.startswith("tag:yaml.org,2002:") or "python" in node.tag:
+        raise ConfigError(f"values are plain text, numbers and lists, not {node.tag}", where=where)
     if isinstance(node, yaml.MappingNode):
         result: dict[str, Any] = {}
         for key_node, value_node in node.value:

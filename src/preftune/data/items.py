@@ -37,11 +37,13 @@ def as_labelled(groups: Sequence[TokenGroup], loss: str) -> list[TokenGroup]:
         clear = sorted(won ^ lost)
         if not clear:
             raise DataError(f"{loss!r} needs labels, and none follow from these responses", where=group.origin)
+        place = {old: new for new, old in enumerate(clear)}
+        kept = [j for j in group.judgements if j.better in place and j.worse in place]
         result.append(
             replace(
                 group,
                 response_ids=tuple(group.response_ids[i] for i in clear),
-                judgements=(),
+                judgements=tuple(replace(j, better=place[j.better], worse=place[j.worse]) for j in kept),
                 ranks=(),
                 labels=tuple(1 if i in won else -1 for i in clear),
             )

@@ -226,6 +226,7 @@ def discopop(
     """DiscoPOP: a blend of logistic and exponential loss that an LLM-driven search found.
 
     loss      (1 - m) (-log sigmoid(z)) + m exp(-z),   z = beta h,  m = sigmoid(z / tau)
+    gradient  not monotone: with a small tau it pushes a pair at h = 0 the wrong way first, as the paper observes
     note      m exp(-z) is computed as exp(log sigmoid(z/tau) - z), which cannot overflow for tau <= 1
     source    Lu et al. 2024, arXiv:2406.08414 eq. 5
     """

@@ -134,12 +134,8 @@ def load_policy(config: RunConfig, source: load.Source, renderer: Renderer, mode
     if config.lora:
         model = load.add_lora(model, config.lora.rank, config.lora.alpha, config.lora.targets)
     model.to(device_of(model if given else None))
-    load.no_dropout(model)
     if config.model.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        if config.lora:
-            model.enable_input_require_grads()
-        model.train()
+        load.checkpoint_activations(model)
     return Policy(
         Scorer.of(model),
         renderer.tokenizer,

@@ -181,6 +181,18 @@ def no_dropout(model: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
+def checkpoint_activations(model: Any) -> None:
+    """Recompute activations in the backward pass. transformers does so in training mode only, so dropout is removed."""
+    no_dropout(model)
+    if hasattr(model, "activation_checkpointing_enable"):  # the name in newer transformers
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    else:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if hasattr(model, "peft_config"):  # with frozen embeddings, nothing would need a gradient at the first layer
+        model.enable_input_require_grads()
+    model.train()
+
+
 def weights_hash(model: nn.Module) -> str:
     """sha256 over names, shapes, types and bytes of all weights but those of a fresh adapter, which change nothing."""
     digest = hashlib.sha256()

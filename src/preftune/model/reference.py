@@ -124,7 +124,7 @@ class Cached:
         Log-probs depend, in the last digits, on which other rows share a forward pass. In the first step the
         policy still is the reference, so that its own log-probs are the reference's, to the last digit.
         """
-        drift = float((self.logps(batch).sum_S - live.sum_S).abs().max())
+        drift = float((self.logps(batch).sum_S - live.sum_S.detach()).abs().max())
         values = live.token_N.detach().cpu().numpy()
         ends = np.cumsum(live.length_S.cpu().numpy())
         for key, begin, end in zip(batch_keys(batch), [0, *ends[:-1]], ends, strict=True):

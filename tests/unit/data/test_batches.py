@@ -98,6 +98,7 @@ def test_labels_follow_from_judgements_where_they_are_clear() -> None:
     [found] = as_labelled([group(3, judgements=(Judgement(0, 1), Judgement(0, 2), Judgement(1, 2)))], "kto")
     assert found.labels == (1, -1)  # response 1 both won and lost
     assert [r.tolist() for r in found.response_ids] == [[10], [12]]
+    assert found.judgements == (Judgement(0, 1),)
     [kept] = as_labelled([group(1, labels=(-1,))], "kto")
     assert kept.labels == (-1,)
 

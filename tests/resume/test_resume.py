@@ -1,0 +1,264 @@
+"""The same command again: resumes where a run stopped, says so when it is finished, refuses what is not the same run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from preftune.config.schema import (
+    BatchConfig,
+    DataConfig,
+    DPOConfig,
+    LoraConfig,
+    ModelConfig,
+    OptimConfig,
+    SFTConfig,
+    TrainConfig,
+)
+from preftune.errors import RunError, Stopped
+from preftune.methods import dpo, sft
+from preftune.train.display import Display
+from preftune.train.run import Run
+
+from tests.conftest import PAIRS, make_model, write_jsonl
+
+TIMES = {"pairs_per_s", "tokens_per_s"}
+
+
+def config(source: Path, folder: Path, out: Path, **sections: Any) -> DPOConfig:
+    settings: dict[str, Any] = {
+        "model": ModelConfig(path=str(folder), dtype="fp32"),
+        "data": DataConfig(train=str(source), eval=0.25),
+        "optim": OptimConfig(lr=1e-3),
+        "batch": BatchConfig(pairs=2),
+        "train": TrainConfig(epochs=4, eval_every=3, save_every=3),
+        "out": str(out),
+        **sections,
+    }
+    return DPOConfig(**settings)
+
+
+def quiet() -> Display:
+    return Display(quiet=True)
+
+
+def metrics(out: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    [path] = folder.glob("*.safetensors")
+    return load_file(path)
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """As if the user had asked to stop during step `steps`."""
+    seen = 0
+
+    def requested(self: Run) -> bool:
+        nonlocal seen
+        seen += 1
+        return seen == steps
+
+    monkeypatch.setattr(Run, "stop_requested", requested)
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {},
+        {"optim": OptimConfig(name="rmsprop", lr=1e-4, schedule="constant", warmup=5)},
+        {"lora": LoraConfig(rank=4, alpha=8.0)},
+        {"model": "bf16"},
+        {"reference": {"kind": "frozen"}},
+        {"loss": {"name": "kto"}},
+    ],
+    ids=["adamw", "rmsprop", "lora", "bf16", "frozen", "kto"],
+)
+@pytest.mark.parametrize("steps", [1, 5])
+def test_stopped_and_resumed_is_uninterrupted(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, sections: dict[str, Any], steps: int
+) -> None:
+    """Bit-identical weights and metrics."""
+    data = write_jsonl(tmp_path / "pairs.jsonl", PAIRS)
+    if sections.get("model") == "bf16":
+        sections = {"model": ModelConfig(path=str(model_folder), dtype="bf16")}
+    whole = dpo.run(config(data, model_folder, tmp_path / "whole", **sections), display=quiet())
+    with monkeypatch.context() as patch:
+        stop_after(patch, steps)
+        with pytest.raises(Stopped, match=f"stopped after step {steps} of 12"):
+            dpo.run(config(data, model_folder, tmp_path / "parts", **sections), display=quiet())
+    assert (tmp_path / "parts" / "checkpoints" / f"step-{steps:08d}").is_dir()
+    parts = dpo.run(config(data, model_folder, tmp_path / "parts", **sections), display=quiet())
+    assert metrics(tmp_path / "whole") == metrics(tmp_path / "parts")
+    one, two = weights(whole), weights(parts)
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_killed_run_loses_what_followed_the_checkpoint(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in step 5 with a checkpoint of step 3: steps 4 and 5 are done again, their lines appear once."""
+    data = write_jsonl(tmp_path / "pairs.jsonl", PAIRS)
+    whole = dpo.run(config(data, model_folder, tmp_path / "whole"), display=quiet())
+
+    class Killed(BaseException):
+        pass
+
+    seen = 0
+
+    def kill(self: Run) -> bool:
+        nonlocal seen
+        seen += 1
+        if seen == 5:
+            raise Killed
+        return False
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "stop_requested", kill)
+        with pytest.raises(Killed):
+            dpo.run(config(data, model_folder, tmp_path / "parts"), display=quiet())
+    assert [m["step"] for m in metrics(tmp_path / "parts") if m["split"] == "train"] == [1, 2, 3, 4, 5]
+    with (tmp_path / "parts" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "spl')  # a half-written line
+    parts = dpo.run(config(data, model_folder, tmp_path / "parts"), display=quiet())
+    assert metrics(tmp_path / "whole") == metrics(tmp_path / "parts")
+    assert all(torch.equal(a, weights(parts)[name]) for name, a in weights(whole).items())
+
+
+def test_an_incomplete_checkpoint_is_passed_over(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_jsonl(tmp_path / "pairs.jsonl", PAIRS)
+    whole = dpo.run(config(data, model_folder, tmp_path / "whole"), display=quiet())
+    with monkeypatch.context() as patch:
+        stop_after(patch, 8)
+        with pytest.raises(Stopped):
+            dpo.run(config(data, model_folder, tmp_path / "parts"), display=quiet())
+    newest = tmp_path / "parts" / "checkpoints" / "step-00000008"
+    (newest / "weights.safetensors").write_bytes((newest / "weights.safetensors").read_bytes()[:-10])
+    parts = dpo.run(config(data, model_folder, tmp_path / "parts"), display=quiet())
+    assert all(torch.equal(a, weights(parts)[name]) for name, a in weights(whole).items())
+    assert metrics(tmp_path / "whole") == metrics(tmp_path / "parts")
+
+
+def test_a_finished_run_is_left_alone(tmp_path: Path, model_folder: Path) -> None:
+    data = write_jsonl(tmp_path / "pairs.jsonl", PAIRS)
+    settings = config(data, model_folder, tmp_path / "run")
+    final = dpo.run(settings, display=quiet())
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")}
+    assert dpo.run(settings, display=quiet()) == final
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"loss": {"name": "sigmoid", "beta": 0.2}}, "loss.beta was 0.1, is 0.2"),
+        ({"train": TrainConfig(epochs=5, eval_every=3, save_every=3)}, "train.epochs was 4, is 5"),
+        ({"data": "other"}, "data.train was"),
+        ({"data": "edited"}, "the data files have changed"),
+    ],
+)
+def test_another_run_is_refused(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], message: str
+) -> None:
+    data = write_jsonl(tmp_path / "pairs.jsonl", PAIRS)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        with pytest.raises(Stopped):
+            dpo.run(config(data, model_folder, tmp_path / "run"), display=quiet())
+    if change.get("data") == "edited":
+        write_jsonl(data, list(reversed(PAIRS)))
+        change = {}
+    elif change.get("data") == "other":
+        change = {"data": DataConfig(train=str(write_jsonl(tmp_path / "other.jsonl", PAIRS)), eval=0.25)}
+    with pytest.raises(RunError, match=message):
+        dpo.run(config(data, model_folder, tmp_path / "run", **change), display=quiet())
+
+
+def test_what_changes_no_number_may_change(tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = write_jsonl(tmp_path / "pairs.jsonl", PAIRS)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        with pytest.raises(Stopped):
+            dpo.run(config(data, model_folder, tmp_path / "run"), display=quiet())
+    free = {"train": TrainConfig(epochs=4, log_every=4, eval_every=None, save_every=5)}
+    assert dpo.run(config(data, model_folder, tmp_path / "run", **free), display=quiet()).is_dir()
+
+
+def test_a_folder_of_something_else_is_not_touched(tmp_path: Path, model_folder: Path) -> None:
+    data = write_jsonl(tmp_path / "pairs.jsonl", PAIRS)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("x")
+    with pytest.raises(RunError, match=r"not empty and is no run: thesis.tex"):
+        dpo.run(config(data, model_folder, tmp_path / "run"), display=quiet())
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["thesis.tex"]
+
+
+def test_a_model_in_memory_resumes_only_from_itself(
+    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_jsonl(tmp_path / "pairs.jsonl", PAIRS)
+    settings = config(data, Path("toy"), tmp_path / "run")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        with pytest.raises(Stopped):
+            dpo.run(settings, model=make_model(), tokenizer=tokenizer, display=quiet())
+    with pytest.raises(RunError, match="not the one this run started from"):
+        dpo.run(settings, model=make_model(seed=5), tokenizer=tokenizer, display=quiet())
+    dpo.run(settings, model=make_model(), tokenizer=tokenizer, display=quiet())
+
+
+def test_sft_resumes_too(tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = write_jsonl(tmp_path / "pairs.jsonl", PAIRS)
+
+    def settings(out: str) -> SFTConfig:
+        return SFTConfig(
+            model=ModelConfig(path=str(model_folder), dtype="fp32"),
+            data=DataConfig(train=str(data)),
+            batch=BatchConfig(pairs=2),
+            out=str(tmp_path / out),
+        )
+
+    whole = sft.run(settings("whole"), display=quiet())
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        with pytest.raises(Stopped):
+            sft.run(settings("parts"), display=quiet())
+    parts = sft.run(settings("parts"), display=quiet())
+    assert all(torch.equal(a, weights(parts)[name]) for name, a in weights(whole).items())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_exits_75(tmp_path: Path, model_folder: Path, number: int) -> None:
+    """The real process: one signal, a checkpoint, exit code 75; the same command then finishes."""
+    data = write_jsonl(tmp_path / "pairs.jsonl", PAIRS)
+    (tmp_path / "run.yaml").write_text(
+        f"model: {{path: {model_folder}}}\ndata: {{train: {data}}}\nbatch: {{pairs: 1}}\n"
+        f"train: {{epochs: 400}}\nloss: {{name: sigmoid}}\nout: {tmp_path / 'run'}\n"
+    )
+    command = [sys.executable, "-m", "preftune", "dpo", str(tmp_path / "run.yaml")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ})
+    log = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (log.is_file() and log.read_text().count("\n") > 3):
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75, errors
+    assert "everything is saved" in errors
+    assert "Traceback" not in errors
+    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1

@@ -1,0 +1,142 @@
+"""Model folders: what is accepted, what is refused and why; hashes; saving; sampling."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from preftune.errors import ModelError
+from preftune.model.generate import sample
+from preftune.model.load import end_ids, load_model, load_tokenizer, locate, source_dtype, weights_hash
+
+from tests.conftest import make_model
+
+
+@pytest.fixture
+def copy(model_folder: Path, tmp_path: Path) -> Path:
+    shutil.copytree(model_folder, tmp_path / "m")
+    return tmp_path / "m"
+
+
+def test_load(model_folder: Path) -> None:
+    source = locate(str(model_folder))
+    model = load_model(source, torch.float32)
+    assert weights_hash(model) == weights_hash(make_model())
+    assert not model.training
+    assert source_dtype(source) == torch.float32
+    assert end_ids(source) == [2]
+    assert load_tokenizer(source).eos_token_id == 2
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("./nothing", "no such folder"),
+        ("/no/such/model", "no such folder"),
+        ("a/b/c", "no such folder"),
+        ("nothing", "no such folder"),
+    ],
+)
+def test_a_missing_folder(path: str, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        locate(path)
+
+
+def test_a_hub_id_is_left_to_transformers() -> None:
+    assert locate("org/name@abc").base == "org/name"
+    assert locate("org/name@abc").revision == "abc"
+    with pytest.raises(ModelError, match="or a Hub id that this machine can reach"):
+        load_model(locate("org/nothing"), torch.float32)
+
+
+def test_a_folder_without_config_or_weights(copy: Path) -> None:
+    (copy / "model.safetensors").rename(copy / "model.bin")
+    with pytest.raises(ModelError, match=r"weights only as pickle \(model.bin\)"):
+        locate(str(copy))
+    (copy / "model.bin").unlink()
+    with pytest.raises(ModelError, match=r"no \*.safetensors weights"):
+        locate(str(copy))
+    (copy / "config.json").unlink()
+    with pytest.raises(ModelError, match="not a Hugging Face model folder"):
+        locate(str(copy))
+
+
+def test_truncated_weights(copy: Path) -> None:
+    path = copy / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(ModelError, match="cannot load the model"):
+        load_model(locate(str(copy)), torch.float32)
+
+
+def test_a_model_with_its_own_code_is_not_run(copy: Path) -> None:
+    canary = copy / "canary"
+    (copy / "modeling.py").write_text(f"open({str(canary)!r}, 'w').close()\n")
+    config = json.loads((copy / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForCausalLM": "modeling.M", "AutoConfig": "modeling.C"}
+    config["model_type"] = "unheard_of"
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="not run"):
+        load_model(locate(str(copy)), torch.float32)
+    assert not canary.exists()
+
+
+def test_a_folder_without_tokenizer(copy: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (copy / name).unlink()
+    with pytest.raises(ModelError, match="cannot load the tokenizer"):
+        load_tokenizer(locate(str(copy)))
+
+
+def test_chat_template_by_name_or_file(model_folder: Path, tmp_path: Path) -> None:
+    source = locate(str(model_folder))
+    (tmp_path / "t.jinja").write_text("{{ messages }}")
+    assert load_tokenizer(source, str(tmp_path / "t.jinja")).chat_template == "{{ messages }}"
+    assert "Human" in load_tokenizer(source, "dialogue").chat_template
+    with pytest.raises(ModelError, match=r"neither a template's name \(dialogue\) nor a file"):
+        load_tokenizer(source, "dialog")
+
+
+def test_an_adapter_folder_names_its_base(copy: Path, tmp_path: Path) -> None:
+    import peft
+
+    from preftune.model.load import add_lora
+
+    tuned = add_lora(make_model(), 4, 8.0, "all-linear")
+    with torch.no_grad():
+        for name, parameter in tuned.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+    tuned.peft_config["default"].base_model_name_or_path = str(copy)
+    tuned.save_pretrained(tmp_path / "adapter")
+    source = locate(str(tmp_path / "adapter"))
+    assert (source.base, source.adapter) == (str(copy), str(tmp_path / "adapter"))
+    merged = load_model(source, torch.float32)
+    ids = torch.tensor([[1, 5, 9]])
+    assert torch.allclose(merged(input_ids=ids).logits, tuned(input_ids=ids).logits, atol=1e-4)
+    assert not isinstance(merged, peft.PeftModel)
+
+
+def test_unknown_lora_targets_list_the_modules() -> None:
+    from preftune.model.load import add_lora
+
+    with pytest.raises(ModelError, match=r"linear modules here: .*q_proj"):
+        add_lora(make_model(), 4, 8.0, ["query"])
+
+
+def test_samples_follow_the_seed_and_end_with_eos(model_folder: Path, tokenizer: Any) -> None:
+    model = AutoModelForCausalLM.from_pretrained(model_folder)
+    prompts = [tokenizer(text)["input_ids"] for text in ("the cat", "a", "once upon a time")]
+    runs = [sample(model, tokenizer, prompts, n=3, max_new_tokens=40, seed=s, rows=6) for s in (1, 1, 2)]
+    texts = [[s.texts for s in run] for run in runs]
+    assert texts[0] == texts[1] != texts[2]
+    for sampled, prompt in zip(runs[0], prompts, strict=True):
+        assert sampled.group.prompt_ids.tolist() == prompt
+        for ids, ended in zip(sampled.group.response_ids, sampled.ended, strict=True):
+            assert (ids.tolist()[-1] == 2) == ended
+            assert ids.tolist()[:-1].count(2) == 0
