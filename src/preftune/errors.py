@@ -74,5 +74,5 @@ class Stopped(PreftuneError, RuntimeError):
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A suggestion for a misspelt `name`, or the list of what exists."""
     known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known) or 'none'}"

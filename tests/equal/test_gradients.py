@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.conftest import make_model, random_groups
 
 from preftune.config.schema import LossTerm
 from preftune.data.items import as_labelled, with_mismatches
@@ -17,8 +18,6 @@ from preftune.model.logprobs import Scorer
 from preftune.model.reference import Frozen
 from preftune.train.loop import _accumulate
 from preftune.types import Judgement, TokenGroup
-
-from tests.conftest import make_model, random_groups
 
 
 def task(name: str, groups: list[TokenGroup], slots: int, policy: Any, reference: Any) -> ResponseTask:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.conftest import PAIRS, make_model, write_jsonl
 
 from preftune.config.schema import BatchConfig, DataConfig, DPOConfig, ModelConfig, OptimConfig, TrainConfig
 from preftune.data.groups import Limits, read_groups, tokenize
@@ -16,8 +17,6 @@ from preftune.data.order import plans, size_of
 from preftune.data.render import Renderer
 from preftune.methods import dpo
 from preftune.train.display import Display
-
-from tests.conftest import PAIRS, make_model, write_jsonl
 
 STEPS = 50
 

@@ -1,4 +1,4 @@
-"""The same command again: resumes where a run stopped, says so when it is finished, refuses what is not the same run."""
+"""The same command again: resumes a stopped run, leaves a finished one alone, refuses what is not the same run."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.conftest import PAIRS, make_model, write_jsonl
 
 from preftune.config.schema import (
     BatchConfig,
@@ -29,8 +30,6 @@ from preftune.errors import RunError, Stopped
 from preftune.methods import dpo, sft
 from preftune.train.display import Display
 from preftune.train.run import Run
-
-from tests.conftest import PAIRS, make_model, write_jsonl
 
 TIMES = {"pairs_per_s", "tokens_per_s"}
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-import click
 import typer
 
 from preftune.cli import data as data_commands
@@ -26,6 +24,7 @@ app = typer.Typer(
 )
 app.add_typer(data_commands.app, name="data")
 
+UsageError: Any = typer.BadParameter.__bases__[0]  # click's own, or the copy of it that newer typer brings
 Config = Annotated[Path, typer.Argument(help="YAML file of the run.", metavar="CONFIG.yaml")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Changes to the file.", metavar="[SECTION.KEY=VALUE]...")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan, train nothing.")]
@@ -35,15 +34,13 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only er
 @app.callback(invoke_without_command=True)
 def options(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,  # noqa: ARG001 - run
 ) -> None:
     if version:
         from preftune import __version__
 
         print(f"preftune {__version__}")
         raise typer.Exit
-    if debug:
-        os.environ["PREFTUNE_DEBUG"] = "1"
 
 
 @app.command()
@@ -116,14 +113,17 @@ def doctor() -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code; errors go to stderr, without traceback unless --debug."""
+    debug = "--debug" in arguments  # at any place on the line
     try:
-        app(list(arguments), standalone_mode=False)
+        app([a for a in arguments if a != "--debug"], standalone_mode=False)
     except PreftuneError as error:
-        _show(error)
+        print(error, file=sys.stderr)
+        if debug:
+            traceback.print_exc()
         return error.exit_code
-    except click.exceptions.Abort:
+    except typer.Abort:
         return 130
-    except click.ClickException as error:
+    except UsageError as error:
         error.show()
         return 2
     except typer.Exit as done:
@@ -137,18 +137,7 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:
         print(f"internal error: {type(error).__name__}: {error}", file=sys.stderr)
         print("  fix: this is a defect of preftune; please report it with the output of --debug", file=sys.stderr)
-        if os.environ.get("PREFTUNE_DEBUG"):
+        if debug:
             traceback.print_exc()
         return 1
     return 0
-
-
-def _show(error: PreftuneError) -> None:
-    print(error, file=sys.stderr)
-    if os.environ.get("PREFTUNE_DEBUG"):
-        traceback.print_exc()
-
-
-def print_json(value: object) -> None:
-    """One JSON document on stdout."""
-    print(json.dumps(value, indent=1, ensure_ascii=False))

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from preftune.data.formats import content
 from preftune.data.groups import prompt_key
+from preftune.data.values import content
 from preftune.types import PreferenceGroup, TokenGroup
 
 

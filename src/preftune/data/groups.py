@@ -11,9 +11,11 @@ from typing import Any, Literal
 import numpy as np
 
 from preftune.data.account import Account
-from preftune.data.formats import BY_NAME, BadRow, Drop, Fields, Reading, detect
+from preftune.data.formats import BY_NAME, detect
+from preftune.data.parsers import Reading
 from preftune.data.read import Row, read
 from preftune.data.render import Encoded, Renderer
+from preftune.data.values import BadRow, Drop, Fields
 from preftune.errors import DataError
 from preftune.resolve import resolve
 from preftune.types import Judgement, PreferenceGroup, TokenGroup

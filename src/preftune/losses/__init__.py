@@ -7,11 +7,17 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from preftune.losses import listwise, pairwise, unpaired
+from preftune.losses import listwise, pairwise, reference_free, tokenwise, unpaired
 from preftune.losses.joint import joint
 from preftune.losses.objective import Objective, Term
 
 #: Names for `loss.name` of preference training.
-PREFERENCE_LOSSES: dict[str, Callable[..., Tensor]] = {**pairwise.TABLE, **unpaired.TABLE, **listwise.TABLE}
+PREFERENCE_LOSSES: dict[str, Callable[..., Tensor]] = {
+    **pairwise.TABLE,
+    **reference_free.TABLE,
+    **tokenwise.TABLE,
+    **unpaired.TABLE,
+    **listwise.TABLE,
+}
 
 __all__ = ["PREFERENCE_LOSSES", "Objective", "Term", "joint"]

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid, relu
 
 from preftune.losses.joint import joint
-from preftune.types import BelowHalf, NonNegative, Pair, PairLogps, Positive, Share
+from preftune.types import BelowHalf, NonNegative, Pair, PairLogps, Positive
 
 
 def log_ratios(policy: PairLogps, reference: PairLogps) -> Pair:
@@ -38,12 +38,7 @@ def margin_of(policy: PairLogps, reference: PairLogps) -> Tensor:
     return chosen - rejected
 
 
-def mean_logps(policy: PairLogps) -> Pair:
-    """log pi(y|x) / |y|."""
-    return Pair(policy.chosen / policy.chosen_length, policy.rejected / policy.rejected_length)
-
-
-def _cross_entropy(z: Tensor, probability: Tensor | float) -> Tensor:
+def cross_entropy(z: Tensor, probability: Tensor | float) -> Tensor:
     """-p log sigmoid(z) - (1 - p) log sigmoid(-z)."""
     return -probability * logsigmoid(z) - (1 - probability) * logsigmoid(-z)
 
@@ -63,7 +58,7 @@ def sigmoid(
     source    Rafailov et al. 2023, arXiv:2305.18290 eq. 7; Mitchell 2023, "A note on DPO with noisy preferences" eq. 3
     """
     target = probability * (1 - label_smoothing) + (1 - probability) * label_smoothing
-    return _cross_entropy(beta * margin_of(policy, reference), target)
+    return cross_entropy(beta * margin_of(policy, reference), target)
 
 
 def robust(
@@ -179,7 +174,7 @@ def aot(policy: PairLogps, reference: PairLogps, *, beta: Positive = 0.1, label_
     """
     of_policy = torch.sort(policy.chosen - policy.rejected).values
     of_reference = torch.sort(reference.chosen - reference.rejected).values
-    return _cross_entropy(beta * (of_policy - of_reference), 1 - label_smoothing)
+    return cross_entropy(beta * (of_policy - of_reference), 1 - label_smoothing)
 
 
 @joint
@@ -193,7 +188,7 @@ def aot_unpaired(
     source    Melnyk et al. 2024, arXiv:2406.05882 alg. 1
     """
     chosen, rejected = log_ratios(policy, reference)
-    return _cross_entropy(beta * (torch.sort(chosen).values - torch.sort(rejected).values), 1 - label_smoothing)
+    return cross_entropy(beta * (torch.sort(chosen).values - torch.sort(rejected).values), 1 - label_smoothing)
 
 
 def apo_zero(policy: PairLogps, reference: PairLogps, *, beta: Positive = 0.1) -> Tensor:
@@ -277,47 +272,6 @@ def _exp(x: Tensor, limit: float = 40.0) -> Tensor:
     return below * (1 + relu(x - limit))
 
 
-def simpo(policy: PairLogps, *, beta: Positive = 2.0, gamma: NonNegative = 1.0) -> Tensor:
-    """SimPO: reference-free, on the mean log-prob per token, with a target margin.
-
-    loss      -log sigmoid(beta (log pi_w/|y_w| - log pi_l/|y_l|) - gamma)
-    source    Meng et al. 2024, arXiv:2405.14734 eq. 6
-    """
-    chosen, rejected = mean_logps(policy)
-    return -logsigmoid(beta * (chosen - rejected) - gamma)
-
-
-def cpo(policy: PairLogps, *, beta: Positive = 0.1, alpha: NonNegative = 1.0) -> Tensor:
-    """CPO: reference-free DPO plus the likelihood of the chosen response.
-
-    loss      -log sigmoid(beta (log pi_w - log pi_l)) - alpha log pi_w / |y_w|
-    note      the likelihood term is averaged over tokens, as in the authors' code
-    source    Xu et al. 2024, arXiv:2401.08417 eq. 6
-    """
-    return -logsigmoid(beta * (policy.chosen - policy.rejected)) - alpha * mean_logps(policy).chosen
-
-
-def orpo(policy: PairLogps, *, beta: Positive = 0.1) -> Tensor:
-    """ORPO: SFT on the chosen response plus the odds ratio against the rejected one. Needs no SFT stage.
-
-    loss      -m_w - beta log sigmoid(o_w - o_l),   m = log pi / |y|,  o = m - log(1 - exp m)   (log-odds)
-    note      beta is the paper's lambda
-    source    Hong et al. 2024, arXiv:2403.07691 eq. 6, 7
-    """
-    chosen, rejected = mean_logps(policy)
-    return -chosen - beta * logsigmoid(_log_odds(chosen) - _log_odds(rejected))
-
-
-def _log_odds(m: Tensor) -> Tensor:
-    """m - log(1 - exp m) for m < 0, accurate near 0 and far from it."""
-    m = m.clamp(max=-1e-6)
-    # log(1 - e^m): expm1 keeps the digits near 0, log1p those far below it; each side is kept off the
-    # other's range, where its gradient is not finite.
-    near = torch.log(-torch.expm1(m.clamp(min=-math.log(2))))
-    far = torch.log1p(-torch.exp(m.clamp(max=-math.log(2))))
-    return m - torch.where(m > -math.log(2), near, far)
-
-
 def dpop(policy: PairLogps, reference: PairLogps, *, beta: Positive = 0.1, penalty: NonNegative = 50.0) -> Tensor:
     """DPOP: DPO that pays for any chosen response which becomes less likely than under the reference.
 
@@ -343,68 +297,7 @@ def r_dpo(
     source    Park et al. 2024, arXiv:2403.19159 eq. 9
     """
     longer = policy.chosen_length - policy.rejected_length
-    return _cross_entropy(beta * margin_of(policy, reference) + alpha * longer, probability)
-
-
-def ld_dpo(
-    policy_tokens: Pair,
-    reference_tokens: Pair,
-    policy: PairLogps,
-    probability: Tensor,
-    *,
-    beta: Positive = 0.1,
-    alpha: Share = 0.5,
-) -> Tensor:
-    """LD-DPO: tokens beyond the length of the shorter response count only alpha.
-
-    loss      DPO with  log pi(y) -> sum_{t <= m} log pi_t + alpha sum_{t > m} log pi_t,   m = min(|y_w|, |y_l|),
-              in the policy and in the reference alike
-    source    Liu et al. 2024, arXiv:2409.06411 eq. 9
-    """
-    shared = torch.minimum(policy.chosen_length, policy.rejected_length)
-
-    def weighted(log_ratio_PL: Tensor) -> Tensor:
-        beyond = torch.arange(log_ratio_PL.shape[1], device=log_ratio_PL.device) >= shared[:, None]
-        return torch.where(beyond, alpha * log_ratio_PL, log_ratio_PL).sum(dim=1)
-
-    chosen = weighted(policy_tokens.chosen - reference_tokens.chosen)
-    rejected = weighted(policy_tokens.rejected - reference_tokens.rejected)
-    return _cross_entropy(beta * (chosen - rejected), probability)
-
-
-def wpo(
-    policy: PairLogps, reference: PairLogps, probability: Tensor, collision: Pair, *, beta: Positive = 0.1
-) -> Tensor:
-    """WPO: DPO weighted by how likely the policy would have written the two responses itself.
-
-    loss      sg(w_w w_l) * DPO loss,   w = exp( (1/|y|) sum_t [log pi_t - log sum_v pi_v^2] )
-    input     collision: sum_t log sum_v pi_v^2 of each response
-    source    Zhou et al. 2024, arXiv:2406.11827 eq. 4 (sampled alignment)
-    """
-    chosen = (policy.chosen - collision.chosen) / policy.chosen_length
-    rejected = (policy.rejected - collision.rejected) / policy.rejected_length
-    # exp(20) a side is far beyond what calibrated text reaches; the bound only keeps broken rows finite
-    weight = torch.exp((chosen + rejected).clamp(max=40.0)).detach()
-    return weight * _cross_entropy(beta * margin_of(policy, reference), probability)
-
-
-def odpo(
-    policy: PairLogps,
-    reference: PairLogps,
-    margin: Tensor,
-    *,
-    beta: Positive = 0.1,
-    alpha: Positive = 1.0,
-    log: bool = False,
-) -> Tensor:
-    """ODPO: DPO with an offset; a pair that is better by more must be told apart by more.
-
-    loss      -log sigmoid(beta h - alpha f(margin)),   f(m) = m, or log m with `log` (then m must be above 0)
-    input     margin: by how much the judge prefers y_w, from the data
-    source    Amini et al. 2024, arXiv:2402.10571 eq. 9
-    """
-    offset = torch.log(margin) if log else margin
-    return -logsigmoid(beta * margin_of(policy, reference) - alpha * offset)
+    return cross_entropy(beta * margin_of(policy, reference) + alpha * longer, probability)
 
 
 def cal_dpo(policy: PairLogps, reference: PairLogps, *, beta: Positive = 0.1) -> Tensor:
@@ -417,47 +310,6 @@ def cal_dpo(policy: PairLogps, reference: PairLogps, *, beta: Positive = 0.1) ->
     chosen, rejected = log_ratios(policy, reference)
     target = 1 / (2 * beta)
     return -logsigmoid(chosen - rejected) + (chosen - target) ** 2 + (rejected + target) ** 2
-
-
-def tdpo1(policy: PairLogps, reference: PairLogps, kl: Pair, *, beta: Positive = 0.1) -> Tensor:
-    """TDPO1: DPO with the difference of the responses' sequential KL as a token-level regulariser.
-
-    loss      -log sigmoid(beta h - beta (D_l - D_w)),   D_y = sum_t KL(ref(.|x, y_<t) || pi(.|x, y_<t))
-    source    Zeng et al. 2024, arXiv:2404.11999 eq. 14
-    """
-    return -logsigmoid(beta * margin_of(policy, reference) - beta * (kl.rejected - kl.chosen))
-
-
-def tdpo2(
-    policy: PairLogps, reference: PairLogps, kl: Pair, *, beta: Positive = 0.1, alpha: NonNegative = 0.5
-) -> Tensor:
-    """TDPO2: TDPO1 without the gradient through the chosen response's KL, and with its own strength.
-
-    loss      -log sigmoid(beta h - alpha (beta D_l - sg(beta D_w)))
-    source    Zeng et al. 2024, arXiv:2404.11999 eq. 16
-    """
-    difference = beta * kl.rejected - (beta * kl.chosen).detach()
-    return -logsigmoid(beta * margin_of(policy, reference) - alpha * difference)
-
-
-def nll(policy: PairLogps) -> Tensor:
-    """Likelihood of the chosen response, per token: the term that turns DPO into RPO (DPO + NLL).
-
-    loss      -log pi_w / |y_w|
-    use       loss: [{name: sigmoid, beta: 0.1}, {name: nll, weight: 1.0}]
-    source    Pang et al. 2024, arXiv:2404.19733 eq. 1
-    """
-    return -mean_logps(policy).chosen
-
-
-def unlikelihood(policy: PairLogps, *, alpha: Share = 1.0) -> Tensor:
-    """Unlikelihood, a baseline of the DPO paper: raise the chosen, lower the rejected, without any bound.
-
-    loss      -log pi_w + alpha log pi_l
-    note      not bounded below; the paper reports that it degenerates, which is why it is a baseline
-    source    Rafailov et al. 2023, arXiv:2305.18290 section 6; Welleck et al. 2019, arXiv:1908.04319
-    """
-    return -policy.chosen + alpha * policy.rejected
 
 
 TABLE = {
@@ -479,18 +331,8 @@ TABLE = {
         forward_kl,
         jensen_shannon,
         alpha_divergence,
-        simpo,
-        cpo,
-        orpo,
         dpop,
         r_dpo,
-        ld_dpo,
-        wpo,
-        odpo,
         cal_dpo,
-        tdpo1,
-        tdpo2,
-        nll,
-        unlikelihood,
     )
 }

@@ -43,7 +43,8 @@ def run(
     def task(policy: prepare.Policy, data: prepare.TokenData, display: Display) -> ResponseTask:
         groups, held_out = adapt(data.train), adapt(data.held_out)
         needed = [*_visited(groups, config), *held_out]
-        reference = make_reference(kind, config.reference, policy, needed, prepare.slots(config), display)
+        layout, slots = prepare.layout_of(config.model), prepare.slots(config)
+        reference = make_reference(kind, config.reference, policy, needed, layout, slots, display)
         if objective.statistics and policy.scorer.head is None:
             raise ConfigError(
                 f"{config.terms[0].name!r} needs {', '.join(sorted(objective.statistics))} over the whole vocabulary",
@@ -148,6 +149,7 @@ def make_reference(
     config: ReferenceConfig,
     policy: prepare.Policy,
     needed: Sequence[TokenGroup],
+    layout: str,
     slots: int,
     display: Display,
 ) -> Reference | None:
@@ -163,7 +165,7 @@ def make_reference(
         weights = load.weights_hash(other) if kind == "cached" else ""
     if kind == "frozen":
         return Frozen(scorer) if config.path else Frozen.copy_of(policy.model)
-    store = Store(store_key(weights, policy.model.dtype, "rows"))
+    store = Store(store_key(weights, policy.model.dtype, layout))
     for path in store.damaged:
         display.say(f"reference cache: {path} is damaged and not used; its entries are computed again")
     off = AdapterOff.of(scorer) if hasattr(scorer.model, "peft_config") else None

@@ -12,7 +12,6 @@ import torch
 
 from preftune.config.schema import DataConfig, DPOConfig, ModelConfig, RunConfig, SFTConfig
 from preftune.data.account import Account
-from preftune.data.formats import Reading
 from preftune.data.groups import (
     Limits,
     hold_out,
@@ -21,6 +20,7 @@ from preftune.data.groups import (
     require_vocabulary,
     tokenize,
 )
+from preftune.data.parsers import Reading
 from preftune.data.read import fingerprint
 from preftune.data.render import Renderer
 from preftune.errors import ConfigError, DataError, RunError
@@ -176,6 +176,11 @@ def check_policy(policy: Policy, data: TokenData, source: load.Source) -> None:
             where="data.max_length",
             fix=f"set data.max_length={limit}",
         )
+
+
+def layout_of(config: ModelConfig) -> str:
+    """Name of the layout of batches; `auto` is what every architecture can run."""
+    return "rows" if config.attention == "auto" else config.attention
 
 
 def slots(config: RunConfig) -> int:

@@ -17,7 +17,7 @@ from preftune.model.logprobs import model_size
 from preftune.train.display import Display
 from preftune.train.loop import fit
 from preftune.train.optim import Weights, build_optimizer, warmup_steps
-from preftune.train.run import Run, require_packages
+from preftune.train.run import Run, require_packages, run_identity
 from preftune.train.track import open_trackers
 from preftune.types import TokenGroup
 
@@ -43,6 +43,7 @@ def train(
     require_packages(list(config.track))
     source = load.locate(config.model.path) if model is None else load.Source(config.model.path)
     text = prepare.read_data(config.data)
+    Run.check(folder, run_identity(config.model_dump(mode="json"), text.fingerprint))
     renderer = prepare.load_renderer(config, source, tokenizer)
     data = prepare.tokenize_data(text, renderer, config.data)
     for account in text.accounts:
@@ -95,7 +96,8 @@ def describe(
     """What is about to happen, in a few lines."""
     everything, trained = model_size(policy.model)
     dtype = str(next(iter(policy.model.parameters())).dtype).removeprefix("torch.")
-    display.say(f"model: {everything:,} parameters, {trained:,} trained, {dtype} on {policy.scorer.device}")
+    where = f"{dtype} on {policy.scorer.device}, layout {prepare.layout_of(config.model)}"
+    display.say(f"model: {everything:,} parameters, {trained:,} trained, {where}")
     tokens = sum(group.tokens for group in task.groups)
     items = sum(size_of(group) for group in task.groups)
     display.say(

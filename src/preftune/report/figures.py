@@ -27,6 +27,7 @@ def curves(title: str, y: str, series: Series, x: str = "step", level: tuple[str
 
 
 def loss_curves(series: Series) -> Any:
+    """Losses of preference training, beside that of a policy which equals its reference."""
     return curves("Loss", "loss", series, level=("ln 2: no preference learnt", math.log(2)))
 
 
@@ -55,6 +56,7 @@ def frontier(title: str, lines: Series, points: Mapping[str, Sequence[Any]]) -> 
 
 
 def scatter(title: str, x: str, y: str, points: Sequence[tuple[float, float]]) -> Any:
+    """One mark a point."""
     figure = _figure(title, x, y)
     figure.add_trace(
         go.Scatter(

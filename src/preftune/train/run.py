@@ -61,25 +61,30 @@ class Run:
         return (folder / "final").is_dir() and _manifest(folder).get("finished", False)
 
     @staticmethod
+    def check(folder: Path, identity: dict[str, Any]) -> None:
+        """Raises RunError if `folder` holds anything but this run, StorageError if it cannot be; writes nothing."""
+        known = _manifest(folder)
+        if known:
+            _same(known["identity"], identity, folder)
+        elif folder.is_dir() and any(folder.iterdir()):
+            found = ", ".join(sorted(p.name for p in folder.iterdir())[:5])
+            what = f"the folder is not empty and is no run: {found}"
+            raise RunError(what, where=str(folder), fix="choose another `out`")
+        parent = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+        if not parent.is_dir() or not os.access(parent, os.W_OK):
+            raise StorageError(f"cannot be written: {parent} is no folder that may be written", where=str(folder))
+
+    @staticmethod
     def open(folder: Path, config: dict[str, Any], data: str, display: Display) -> Run:
         """Start in an empty folder, or go on where the same command stopped.
 
         Raises RunError if the folder belongs to something else or to a run with another config or other data.
         """
-        identity = {"config": config, "data": data}
-        folder.mkdir(parents=True, exist_ok=True)
-        known = _manifest(folder)
-        if known:
-            _same(known["identity"], identity, folder)
-        elif any(folder.iterdir()):
-            found = ", ".join(sorted(p.name for p in folder.iterdir())[:5])
-            raise RunError(
-                f"the folder is not empty and is no run: {found}",
-                where=str(folder),
-                fix="choose another `out`",
-            )
-        run = Run(folder, identity, display)
+        identity = run_identity(config, data)
+        Run.check(folder, identity)
+        run, known = Run(folder, identity, display), _manifest(folder)
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
         except OSError as error:
             raise StorageError(f"cannot be written: {error.strerror or error}", where=str(folder)) from error
@@ -154,6 +159,11 @@ class Run:
                 signal.signal(number, handler)
 
 
+def run_identity(config: dict[str, Any], data: str) -> dict[str, Any]:
+    """What makes a run the same run: its resolved config and the fingerprint of its data."""
+    return {"config": config, "data": data}
+
+
 def machine() -> dict[str, Any]:
     """Versions and hardware, for the manifest."""
     versions = {}
@@ -199,7 +209,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
     path = folder / "manifest.json"
     try:
         found = json.loads(path.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except ValueError as error:
         raise RunError(

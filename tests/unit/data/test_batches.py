@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.conftest import random_groups
 
 from preftune.data.audit import audit
 from preftune.data.items import as_labelled, as_pairs, as_rankings, require_columns, with_mismatches
@@ -17,8 +19,6 @@ from preftune.data.layout import micro_batches, rows
 from preftune.data.order import permutation, plan_epoch, plans, size_of
 from preftune.errors import DataError
 from preftune.types import Judgement, PreferenceGroup, TokenGroup
-
-from tests.conftest import random_groups
 
 sizes_and_pairs = st.tuples(st.lists(st.integers(1, 9), min_size=1, max_size=60), st.integers(1, 20))
 
@@ -30,7 +30,7 @@ def test_an_epoch_has_every_group_once_and_splits_none(data: tuple[list[int], in
     assert sorted(i for step in steps for i in step) == list(range(len(sizes)))
     for step in steps:
         assert sum(sizes[i] for i in step) <= pairs or len(step) == 1
-    for step, after in zip(steps, steps[1:], strict=False):  # no step could have held one more group
+    for step, after in itertools.pairwise(steps):  # no step could have held one more group
         assert sum(sizes[i] for i in step) + sizes[after[0]] > pairs
 
 
@@ -125,7 +125,7 @@ def test_rankings() -> None:
 
 
 def test_pairs_are_needed_by_pairwise_losses() -> None:
-    with pytest.raises(DataError, match="use loss.name=kto or bco"):
+    with pytest.raises(DataError, match=r"use loss\.name=kto or bco"):
         as_pairs([group(1, labels=(1,))], "sigmoid")
     with pytest.raises(DataError, match="preftune sft"):
         as_pairs([group(1)], "sigmoid")

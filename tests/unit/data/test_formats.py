@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.conftest import write_jsonl
 
-from preftune.data.formats import BY_NAME, FORMATS, BadRow, Drop, Reading, detect, judge
+from preftune.data.formats import BY_NAME, FORMATS, detect
 from preftune.data.groups import hold_out, read_groups, refuse_overlap
+from preftune.data.parsers import Reading, judge
+from preftune.data.values import BadRow, Drop
 from preftune.errors import DataError
 from preftune.types import Judgement, Message, PreferenceGroup
-
-from tests.conftest import write_jsonl
 
 U, A, S = (lambda text, role=role: Message(role, text) for role in ("user", "assistant", "system"))
 
@@ -297,7 +298,7 @@ def test_a_late_broken_line_is_named(tmp_path: Path) -> None:
 
 def test_unknown_columns_name_the_nearest_formats(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [{"prompt": "p", "chosen": "a", "rejecetd": "b"}])
-    with pytest.raises(DataError, match=r"'rejected': did you mean 'rejecetd'"):
+    with pytest.raises(DataError, match=r"'rejected' \(did you mean 'rejecetd'\?\)"):
         read_groups(str(path))
 
 

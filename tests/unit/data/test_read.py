@@ -162,7 +162,7 @@ def test_a_hub_id_without_network_is_refused_with_advice() -> None:
 
 def test_several_files(tmp_path: Path) -> None:
     for name in ("a.jsonl", "b.jsonl"):
-        (tmp_path / name).write_text('{"x": "%s"}\n' % name)
+        (tmp_path / name).write_text(f'{{"x": "{name}"}}\n')
     rows = list(read([str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")]))
     assert [r.value["x"] for r in rows] == ["a.jsonl", "b.jsonl"]
     assert rows[1].origin.endswith("b.jsonl:1")

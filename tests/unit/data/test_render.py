@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.conftest import make_tokenizer
 
 from preftune.data.account import Account
 from preftune.data.groups import Limits, require_vocabulary, tokenize
@@ -14,8 +15,6 @@ from preftune.data.render import Renderer
 from preftune.errors import DataError, ModelError
 from preftune.model.load import TEMPLATES
 from preftune.types import Judgement, Message, PreferenceGroup
-
-from tests.conftest import make_tokenizer
 
 PAIR = (Judgement(0, 1),)
 CHAT = (Message("user", "hello"),)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.conftest import random_groups
 
 from preftune.config.schema import LossTerm
 from preftune.data.layout import judged
@@ -19,8 +20,6 @@ from preftune.losses.supervised import sft
 from preftune.losses.unpaired import bco, kto
 from preftune.methods.dpo import bind_objective
 from preftune.types import Judged, Logps
-
-from tests.conftest import random_groups
 
 
 def logps(*values: float) -> Logps:

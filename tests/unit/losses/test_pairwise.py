@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import torch
 
-from preftune.losses import PREFERENCE_LOSSES
-from preftune.losses.pairwise import TABLE
+from preftune.losses import PREFERENCE_LOSSES, pairwise, reference_free, tokenwise
 from preftune.resolve import inputs_of, parameters_of
 from preftune.types import Pair, PairLogps
 
+TABLE = {**pairwise.TABLE, **reference_free.TABLE, **tokenwise.TABLE}
 # name, parameters, probability of the label, value computed by hand
 VALUES = [
     ("sigmoid", {"beta": 0.5}, 1.0, 0.201413278),  # log(1 + e^-1.5)

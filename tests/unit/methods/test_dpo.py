@@ -10,6 +10,7 @@ from typing import Any
 import peft
 import pytest
 import torch
+from tests.conftest import PAIRS, make_model, random_groups, write_jsonl
 from transformers import AutoModelForCausalLM
 
 from preftune.config.schema import (
@@ -26,8 +27,6 @@ from preftune.losses import PREFERENCE_LOSSES
 from preftune.methods import dpo
 from preftune.model.reference import Cached, Frozen
 from preftune.train.display import Display
-
-from tests.conftest import PAIRS, make_model, random_groups, write_jsonl
 
 
 def run(tmp_path: Path, model: Any, tokenizer: Any = None, rows: list[Any] | None = None, **sections: Any) -> Path:

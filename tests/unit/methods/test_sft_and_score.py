@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.conftest import PAIRS, make_model, make_tokenizer, write_jsonl
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from preftune.config.schema import BatchConfig, DataConfig, ModelConfig, OptimConfig, SFTConfig, TrainConfig
@@ -19,8 +20,6 @@ from preftune.methods.score import run as score
 from preftune.methods.sft import preferred
 from preftune.train.display import Display
 from preftune.types import Judgement, TokenGroup
-
-from tests.conftest import PAIRS, make_model, make_tokenizer, write_jsonl
 
 
 def train(tmp_path: Path, model: Path, rows: list[Any], epochs: int = 1) -> list[dict[str, Any]]:

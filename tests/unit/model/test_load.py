@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from tests.conftest import make_model
 from transformers import AutoModelForCausalLM
 
 from preftune.errors import ModelError
 from preftune.model.generate import sample
 from preftune.model.load import end_ids, load_model, load_tokenizer, locate, source_dtype, weights_hash
-
-from tests.conftest import make_model
 
 
 @pytest.fixture

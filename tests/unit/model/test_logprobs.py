@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.conftest import make_model, random_groups
 from torch import Tensor, nn
 
 import preftune.model.logprobs as logprobs
@@ -13,8 +14,6 @@ from preftune.data.layout import micro_batches, rows
 from preftune.model.head import Head, find_head
 from preftune.model.logprobs import Scorer, logps, token_logprobs
 from preftune.types import TokenGroup
-
-from tests.conftest import make_model, random_groups
 
 
 def plain_logps(model: Any, group: TokenGroup) -> list[float]:

@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.conftest import make_model, random_groups
 
 from preftune.data.layout import micro_batches, rows
 from preftune.model.load import add_lora, weights_hash
 from preftune.model.logprobs import Scorer, logps
 from preftune.model.reference import AdapterOff, Cached, Frozen, Live, batch_keys, fill, store_key
 from preftune.model.store import Store, response_key
-
-from tests.conftest import make_model, random_groups
 
 
 def layout(groups: Any) -> Any:

@@ -1,0 +1,297 @@
+"""Rows -> preference groups, one parser a format. Each is called with a row that its format fits, or was named for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations, pairwise
+from typing import Any, Literal
+
+from preftune.data.values import (
+    BadRow,
+    Drop,
+    Fields,
+    answer_of,
+    clean,
+    content,
+    get,
+    kind_name,
+    message_of,
+    messages_of,
+    number,
+    one_turn,
+    string,
+    text_of,
+)
+from preftune.types import Judgement, Message, PreferenceGroup, Text
+
+Pairing = Literal["all", "best-worst", "adjacent"]
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How rows are read, from the config."""
+
+    pairs: Pairing = "all"
+    margin_from_scores: bool = False
+
+
+def _group(prompt: Text, responses: Sequence[Text], **more: Any) -> PreferenceGroup:
+    """A group whose text and chat parts agree: a chat prompt has chat responses."""
+    if not isinstance(prompt, str):
+        responses = [(Message("assistant", r),) if isinstance(r, str) else r for r in responses]
+    elif not all(isinstance(r, str) for r in responses):
+        prompt = (Message("user", prompt),)
+        responses = [(Message("assistant", r),) if isinstance(r, str) else r for r in responses]
+    if not all(content(r).strip() for r in responses):
+        raise Drop("empty response")
+    return PreferenceGroup(prompt, tuple(responses), **more)
+
+
+def _pair(row: Fields, prompt: Text, chosen: Text, rejected: Text, reading: Reading) -> list[PreferenceGroup]:
+    better, worse = _scores(row)
+    if better is not None and worse is not None:
+        if better == worse:
+            raise Drop("tied scores")
+        if better < worse:
+            raise BadRow("the rejected response has the higher score")
+    margin = number(row, "margin", 0.0)
+    if reading.margin_from_scores:
+        if better is None or worse is None:
+            raise BadRow("data.margin_from_scores needs score_chosen and score_rejected")
+        margin = better - worse
+    weight, probability = number(row, "weight", 1.0), number(row, "probability", 1.0)
+    if weight <= 0:
+        raise Drop("weight is not above 0")
+    if not 0 <= probability <= 1:
+        raise BadRow(f"column 'probability' must lie between 0 and 1, not {probability}")
+    group = _group(prompt, (chosen, rejected), judgements=(Judgement(0, 1, weight, probability, margin),))
+    if group.responses[0] == group.responses[1]:
+        raise Drop("identical responses")
+    return [group]
+
+
+def _scores(row: Fields) -> tuple[float | None, float | None]:
+    for better, worse in (("score_chosen", "score_rejected"), ("chosen-rating", "rejected-rating")):
+        if row.get(better) is not None and row.get(worse) is not None:
+            return number(row, better, 0.0), number(row, worse, 0.0)
+    return None, None
+
+
+def judge(scores: Sequence[float], reading: Reading) -> tuple[Judgement, ...]:
+    """Judgements between responses with these scores (higher is better), by the pairing of `reading`; no ties."""
+    order = sorted(range(len(scores)), key=lambda i: -scores[i])
+    if reading.pairs == "best-worst":
+        chosen = [(order[0], order[-1])]
+    elif reading.pairs == "adjacent":
+        chosen = list(pairwise(order))
+    else:
+        chosen = list(combinations(order, 2))
+    return tuple(
+        Judgement(b, w, margin=scores[b] - scores[w] if reading.margin_from_scores else 0.0)
+        for b, w in chosen
+        if scores[b] > scores[w]
+    )
+
+
+def preference(row: Fields, reading: Reading) -> list[PreferenceGroup]:
+    """Prompt and two answers as text."""
+    return _pair(row, string(row, "prompt"), string(row, "chosen"), string(row, "rejected"), reading)
+
+
+def implicit(row: Fields, reading: Reading) -> list[PreferenceGroup]:
+    """The prompt is what both texts begin with, up to a word boundary; white space there begins the responses."""
+    chosen, rejected = string(row, "chosen"), string(row, "rejected")
+    if chosen == rejected:
+        raise Drop("identical responses")
+    n = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), None)
+    if n is None:
+        raise Drop("one text is the beginning of the other")
+    while n > 0 and (chosen[n - 1].isalnum() and (chosen[n].isalnum() or rejected[n].isalnum())):
+        n -= 1
+    n = len(chosen[:n].rstrip())
+    return _pair(row, chosen[:n], chosen[n:], rejected[n:], reading)
+
+
+HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
+
+
+def hh(row: Fields, reading: Reading) -> list[PreferenceGroup]:
+    """Transcripts; the prompt ends at the last Assistant turn, whose text is the response."""
+    sides = []
+    for key in ("chosen", "rejected"):
+        head, marker, tail = string(row, key).rpartition(ASSISTANT)
+        if not marker:
+            raise BadRow(f"column {key!r} has no {ASSISTANT.strip()!r} turn")
+        if HUMAN in tail:
+            raise Drop("transcript ends with a human turn")
+        sides.append((head + marker, tail))
+    if sides[0][0] != sides[1][0]:
+        raise Drop("prompts of chosen and rejected differ")
+    return _pair(row, sides[0][0], sides[0][1], sides[1][1], reading)
+
+
+def chat(row: Fields, reading: Reading) -> list[PreferenceGroup]:
+    """The prompt is a list of messages; each answer is text, a message or a list of one."""
+    return _pair(row, text_of(row, "prompt"), answer_of(row, "chosen"), answer_of(row, "rejected"), reading)
+
+
+def chat_implicit(row: Fields, reading: Reading) -> list[PreferenceGroup]:
+    """The prompt is the longest common run of messages; one assistant turn follows on each side."""
+    chosen, rejected = (messages_of(get(row, key), key) for key in ("chosen", "rejected"))
+    if chosen == rejected:
+        raise Drop("identical responses")
+    n = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), None)
+    if n is None:
+        raise Drop("one dialogue is the beginning of the other")
+    if n == 0:
+        raise Drop("prompts of chosen and rejected differ")
+    return _pair(row, chosen[:n], one_turn(chosen[n:]), one_turn(rejected[n:]), reading)
+
+
+def ultrafeedback(row: Fields, reading: Reading) -> list[PreferenceGroup]:
+    """`prompt` is text, `chosen` and `rejected` hold the whole dialogue, or only the answer."""
+    chosen = messages_of(get(row, "chosen"), "chosen")
+    if len(chosen) > 1:
+        return chat_implicit(row, reading)
+    prompt = (Message("user", string(row, "prompt")),)
+    return _pair(row, prompt, answer_of(row, "chosen"), answer_of(row, "rejected"), reading)
+
+
+def sharegpt(row: Fields, reading: Reading) -> list[PreferenceGroup]:
+    """Messages are {"from", "value"}; the answers stand beside the dialogue."""
+    prompt = messages_of(get(row, "conversations"), "conversations")
+    if isinstance(row.get("system"), str) and row["system"]:
+        prompt = (Message("system", row["system"]), *prompt)
+    return _pair(row, prompt, answer_of(row, "chosen"), answer_of(row, "rejected"), reading)
+
+
+def openai(row: Fields, reading: Reading) -> list[PreferenceGroup]:
+    """The fine-tuning form of OpenAI: the dialogue in `input`, the answers as lists of one message."""
+    given = get(row, "input")
+    if not isinstance(given, dict):
+        raise BadRow(f"column 'input' must be an object with messages, not {kind_name(given)}")
+    if given.get("tools"):
+        raise BadRow("column 'input' has tools, which are not supported")
+    prompt = messages_of(get(given, "messages"), "input.messages")
+    return _pair(row, prompt, answer_of(row, "preferred_output"), answer_of(row, "non_preferred_output"), reading)
+
+
+LISTS = ("responses", "completions", "answers", "outputs")
+PROMPTS = ("prompt", "instruction", "question", "context")
+WORDS = ("text", "content", "response", "answer", "completion", "output")
+SCORES = ("score", "overall_score", "rating", "reward", "pm_score")
+
+
+def ranked(row: Fields, reading: Reading) -> list[PreferenceGroup]:
+    """n responses with a rank (lower is better) or a score (higher is better) each."""
+    prompt = text_of(row, next((key for key in PROMPTS if key in row), "prompt"))
+    key = next(key for key in LISTS if key in row)
+    items = get(row, key)
+    if not isinstance(items, list):
+        raise BadRow(f"column {key!r} must be a list, not {kind_name(items)}")
+    if len(items) < 2:
+        raise Drop("fewer than two responses")
+    responses = [_response(item, f"{key}[{i}]") for i, item in enumerate(items)]
+    scores = _item_scores(row, items, key)
+    judgements = judge(scores, reading)
+    distinct = tuple(j for j in judgements if responses[j.better] != responses[j.worse])
+    if not judgements:
+        raise Drop("tied scores")
+    if not distinct:
+        raise Drop("identical responses")
+    ranks = tuple(1.0 + sum(other > score for other in scores) for score in scores)
+    return [_group(prompt, responses, judgements=distinct, ranks=ranks)]
+
+
+def _response(item: Any, where: str) -> Text:
+    if isinstance(item, str):
+        return clean(item, where)
+    if not isinstance(item, dict):
+        raise BadRow(f"{where} must be text or an object, not {kind_name(item)}")
+    if "role" in item:
+        return one_turn((message_of(item, where),))
+    key = next((key for key in WORDS if key in item), None)
+    if key is None:
+        raise BadRow(f"{where} has none of the fields {', '.join(WORDS)}")
+    return answer_of(item, key)
+
+
+def _item_scores(row: Fields, items: list[Any], key: str) -> list[float]:
+    for name, sign in (("scores", 1.0), ("rewards", 1.0), ("ranks", -1.0)):
+        if isinstance(row.get(name), list):
+            values = row[name]
+            if len(values) != len(items):
+                raise BadRow(f"{name!r} has {len(values)} entries for {len(items)} {key}")
+            return [sign * _required_number({name: v}, name, f"{name}[{i}]") for i, v in enumerate(values)]
+    for name, sign in (("rank", -1.0), *((name, 1.0) for name in SCORES)):
+        if all(isinstance(item, dict) and name in item for item in items):
+            return [sign * _required_number(item, name, f"{key}[{i}].{name}") for i, item in enumerate(items)]
+    raise BadRow(f"no rank or score for every one of the {key}: none is better than another")
+
+
+def _required_number(fields: Fields, key: str, where: str) -> float:
+    if fields[key] is None:
+        raise BadRow(f"{where} is null")
+    return number(fields, key, 0.0)
+
+
+def groups(row: Fields, _reading: Reading) -> list[PreferenceGroup]:
+    """The format that `data convert --to groups` writes."""
+    responses = get(row, "responses")
+    if not isinstance(responses, list) or not responses:
+        raise BadRow("column 'responses' must be a list that is not empty")
+    texts = [text_of({"responses": r}, "responses") for r in responses]
+    judgements = []
+    for i, item in enumerate(get(row, "judgements")):
+        try:
+            judgement = Judgement(**item)
+        except TypeError:
+            raise BadRow(f"judgements[{i}] must be an object with better and worse, not {item!r}") from None
+        if not all(type(k) is int and 0 <= k < len(texts) for k in (judgement.better, judgement.worse)):
+            raise BadRow(f"judgements[{i}] names a response that does not exist")
+        judgements.append(judgement)
+    labels, ranks = row.get("labels") or (), row.get("ranks") or ()
+    for name, values in (("labels", labels), ("ranks", ranks)):
+        if values and len(values) != len(texts):
+            raise BadRow(f"{name!r} has {len(values)} entries for {len(texts)} responses")
+    return [
+        _group(
+            text_of(row, "prompt"),
+            texts,
+            judgements=tuple(judgements),
+            labels=tuple(labels),
+            ranks=tuple(ranks),
+        )
+    ]
+
+
+LABELS = {"true": 1, "1": 1, "false": -1, "0": -1, "-1": -1}
+
+
+def unpaired(row: Fields, _reading: Reading) -> list[PreferenceGroup]:
+    """One answer, labelled good or bad."""
+    label = LABELS.get(str(get(row, "label")).lower())
+    if label is None:
+        raise BadRow(f"column 'label' must be true or false, not {row['label']!r}")
+    return [_group(text_of(row, "prompt"), (answer_of(row, "completion"),), labels=(label,))]
+
+
+def sft_completion(row: Fields, _reading: Reading) -> list[PreferenceGroup]:
+    """A demonstration."""
+    return [_group(text_of(row, "prompt"), (answer_of(row, "completion"),))]
+
+
+def sft_text(row: Fields, _reading: Reading) -> list[PreferenceGroup]:
+    """A demonstration without a prompt."""
+    return [_group("", (string(row, "text"),))]
+
+
+def sft_messages(row: Fields, _reading: Reading) -> list[PreferenceGroup]:
+    """One group for every assistant turn, each after the turns before it."""
+    key = "messages" if "messages" in row else "conversations"
+    messages = messages_of(get(row, key), key)
+    turns = [i for i, m in enumerate(messages) if m.role == "assistant" and i > 0]
+    if not turns:
+        raise Drop("no assistant turn after another turn")
+    return [_group(messages[:i], (messages[i : i + 1],)) for i in turns]

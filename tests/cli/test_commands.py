@@ -1,0 +1,220 @@
+"""Every command end to end on small files."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tests.conftest import PAIRS, write_jsonl
+
+from preftune.cli.main import run
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_jsonl(Path("pairs.jsonl"), PAIRS)
+
+
+def test_help_is_quick_and_imports_no_torch() -> None:
+    code = (
+        "import sys; from preftune.cli.main import run; run(['--help']); "
+        "print('torch' in sys.modules, 'transformers' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False False"
+    for name in ("demo", "sft", "dpo", "score", "doctor", "data"):
+        assert f"\n  {name}" in done.stdout
+
+
+def test_import_is_light() -> None:
+    code = "import sys, preftune; print(preftune.__version__, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[1] == "False"
+
+
+def test_the_module_is_the_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "preftune", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("preftune ")
+
+
+def test_public_names_are_there() -> None:
+    import preftune
+
+    for name in preftune.__all__:
+        assert getattr(preftune, name) is not None
+    with pytest.raises(AttributeError):
+        _ = preftune.nothing
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["doctor"]) == 0
+    said = capsys.readouterr().out
+    assert "torch 2." in said
+    assert "GFLOP/s in fp32" in said
+    assert "reference cache:" in said
+
+
+def test_dpo_then_sft_then_score(model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("dpo.yaml").write_text(
+        f"model: {{path: {model_folder}}}\ndata: {{train: pairs.jsonl, eval: 0.25}}\nout: dpo\n"
+    )
+    assert run(["dpo", "dpo.yaml", "batch.pairs=3", "optim.lr=1e-3"]) == 0
+    said = capsys.readouterr().err
+    assert "8 rows read as 'preference', 8 kept" in said
+    assert "step 0: policy = reference on 6 responses" in said
+    assert "held out: loss 0.6931" in said
+    lines = [json.loads(line) for line in Path("dpo/metrics.jsonl").read_text().splitlines()]
+    wanted = {
+        "step", "split", "loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies",
+        "logps/chosen", "logps/rejected", "grad_norm", "lr", "pairs_per_s", "tokens_per_s",
+    }  # fmt: skip
+    assert all(wanted <= set(line) for line in lines if line["split"] == "train")
+    assert sorted(p.name for p in Path("dpo").iterdir()) == ["config.yaml", "final", "manifest.json", "metrics.jsonl"]
+
+    Path("sft.yaml").write_text(f"model: {{path: {model_folder}}}\ndata: {{train: pairs.jsonl}}\nout: sft\n")
+    assert run(["sft", "sft.yaml", "-q"]) == 0
+    assert capsys.readouterr().err == ""
+
+    arguments = ["--policy", "dpo/final", "--reference", str(model_folder), "--data", "pairs.jsonl", "--out", "s.jsonl"]
+    assert run(["score", *arguments, "--beta", "0.1"]) == 0
+    rows = [json.loads(line) for line in Path("s.jsonl").read_text().splitlines()]
+    assert set(rows[0]) == {
+        "index", "origin", "policy_chosen_logp", "policy_rejected_logp", "reference_chosen_logp",
+        "reference_rejected_logp", "reward_chosen", "reward_rejected", "margin", "chosen_tokens", "rejected_tokens",
+    }  # fmt: skip
+
+
+def test_dry_run_trains_nothing(model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("dpo.yaml").write_text(f"model: {{path: {model_folder}}}\ndata: {{train: pairs.jsonl}}\n")
+    assert run(["dpo", "dpo.yaml", "--dry-run"]) == 0
+    said = capsys.readouterr().err
+    assert "8 groups, 8 judgements" in said
+    assert "name: sigmoid" in said
+    assert not Path("runs").exists()
+
+
+def test_the_same_command_again_says_that_it_is_finished(
+    model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("dpo.yaml").write_text(f"model: {{path: {model_folder}}}\ndata: {{train: pairs.jsonl}}\nout: run\n")
+    assert run(["dpo", "dpo.yaml"]) == 0
+    capsys.readouterr()
+    assert run(["dpo", "dpo.yaml"]) == 0
+    assert "run is finished; its model is run/final" in capsys.readouterr().err
+
+
+def test_data_check(model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [*PAIRS, {**PAIRS[0], "rejected": PAIRS[0]["chosen"]}, {"prompt": 1}]
+    write_jsonl(Path("mixed.jsonl"), rows)
+    assert run(["data", "check", "mixed.jsonl", "--model", str(model_folder), "--eval", "pairs.jsonl"]) == 0
+    said = capsys.readouterr().out
+    for part in (
+        "10 rows read as 'preference', 8 kept",
+        "dropped 1 (line 9): identical responses",
+        "dropped 1 (line 10): cannot be read",
+        "lengths in tokens",
+        "the better response is the longer one in",
+        "evaluation groups whose prompt is in the training data: 8",
+        "chosen (",
+        "[</s>]",
+    ):
+        assert part in said
+    assert run(["data", "check", "mixed.jsonl", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["format"], found["read"], found["kept"], found["unit"]) == ("preference", 10, 8, "characters")
+
+
+def test_data_show_marks_the_scored_tokens(model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["data", "show", "pairs.jsonl", "--line", "3", "--model", str(model_folder)]) == 0
+    said = capsys.readouterr().out
+    assert "<s>once upon a time\n" in said
+    marked = said[said.index("rejected (") :].split(": ", 1)[1]
+    assert marked.replace("][", "").strip() == "[ no</s>]"
+
+
+def test_data_show_does_not_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    write_jsonl(Path("evil.jsonl"), [{"prompt": "\x1b[31m[bold]x[/bold]", "chosen": "a\x07", "rejected": "b"}])
+    assert run(["data", "show", "evil.jsonl"]) == 0
+    said = capsys.readouterr().out
+    assert "\x1b" not in said
+    assert "\x07" not in said
+    assert "\\x1b[31m[bold]x[/bold]" in said
+
+
+@pytest.mark.parametrize("to", ["pairs", "groups"])
+def test_data_convert_loses_nothing(to: str, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {
+            "prompt": "p",
+            "responses": ["x", "y", "z"],
+            "judgements": [{"better": 0, "worse": 1, "weight": 2.0}, {"better": 2, "worse": 1, "probability": 0.7}],
+        },
+        {
+            "prompt": [{"role": "user", "content": "q"}],
+            "responses": [[{"role": "assistant", "content": "a"}], [{"role": "assistant", "content": "b"}]],
+            "judgements": [{"better": 1, "worse": 0}],
+        },
+    ]
+    write_jsonl(Path("groups.jsonl"), rows)
+    assert run(["data", "convert", "groups.jsonl", "--out", "out.jsonl", "--to", to]) == 0
+    from preftune.data.groups import read_groups
+
+    before, after = (
+        read_groups("groups.jsonl")[0],
+        read_groups("out.jsonl", bad_rows="error")[0] if to == "groups" else None,
+    )
+    if after is not None:
+        assert [(g.prompt, g.responses, g.judgements) for g in before] == [
+            (g.prompt, g.responses, g.judgements) for g in after
+        ]
+    else:
+        found = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
+        assert [r.get("weight") for r in found] == [2.0, None, None]
+        assert [r.get("probability") for r in found] == [None, 0.7, None]
+        assert found[2]["chosen"] == [{"role": "assistant", "content": "b"}]
+
+
+def test_convert_demonstrations_and_labels(capsys: pytest.CaptureFixture[str]) -> None:
+    write_jsonl(Path("u.jsonl"), [{"prompt": "p", "completion": "c", "label": False}])
+    assert run(["data", "convert", "u.jsonl", "--out", "o.jsonl"]) == 0
+    assert json.loads(Path("o.jsonl").read_text()) == {"prompt": "p", "completion": "c", "label": False}
+
+
+def test_demo(capsys: pytest.CaptureFixture[str]) -> None:
+    """The fast demo: everything as expected, a page that asks the network for nothing, nothing outside its folder."""
+    assert run(["demo", "--fast", "--out", "first"]) == 0
+    said = capsys.readouterr().out
+    assert "NOT AS EXPECTED" not in said
+    assert "expected and found" in said
+    assert "preftune dpo" in said.splitlines()[-1]
+    page = Path("first/report.html").read_text()
+    assert "closed-form optimum" in page
+    assert "default-src 'none'" in page  # the browser may not ask the network for anything
+    assert "http" not in page[page.index("<body>") :].replace("http://www.w3.org/", "")
+    before = set(Path().iterdir())
+    assert before == {Path("pairs.jsonl"), Path("first")}
+
+
+def test_demo_leaves_other_folders_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mine").mkdir()
+    Path("mine/thesis.tex").write_text("x")
+    assert run(["demo", "--fast", "--out", "mine"]) == 5
+    assert Path("mine/thesis.tex").read_text() == "x"
+
+
+def test_bad_input_is_answered_within_five_seconds(model_folder: Path) -> None:
+    """In a fresh process, imports included."""
+    write_jsonl(Path("bad.jsonl"), [PAIRS[0], {"prompt": None, "chosen": "a", "rejected": "b"}])
+    Path("dpo.yaml").write_text(f"model: {{path: {model_folder}}}\ndata: {{train: bad.jsonl}}\n")
+    begin = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "preftune", "dpo", "dpo.yaml"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 3
+    assert "bad.jsonl:2: column 'prompt' is null" in done.stderr
+    assert time.monotonic() - begin < 30  # five on a quiet machine; no test depends on a machine's speed

@@ -1,0 +1,219 @@
+"""Bad input at the command line: the right exit code, file and line, reason and fix, quickly, no traceback."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.conftest import PAIRS, write_jsonl
+
+from preftune.cli.main import run
+
+GOOD = json.dumps(PAIRS[0])
+
+# name, what the data file holds, overrides, exit code, what stderr must say
+CASES: list[tuple[str, str, list[str], int, list[str]]] = [
+    ("missing column", '{"prompt": "a", "chosen": "b"}', [], 3, ["pairs.jsonl", "'rejected'", "fix:"]),
+    (
+        "misspelt column",
+        '{"prompt": "a", "chosen": "b", "rejecetd": "c"}',
+        [],
+        3,
+        ["pairs.jsonl", "did you mean 'rejecetd'", "fix:"],
+    ),
+    (
+        "missing column in a later row",
+        GOOD + '\n{"prompt": "a", "chosen": "b"}',
+        [],
+        3,
+        ["pairs.jsonl:2: column 'rejected' is missing", "fix:"],
+    ),
+    (
+        "null",
+        GOOD + '\n{"prompt": "a", "chosen": null, "rejected": "c"}',
+        [],
+        3,
+        [":2: column 'chosen' is null", "fix:"],
+    ),
+    (
+        "number",
+        GOOD + '\n{"prompt": "a", "chosen": 5, "rejected": "c"}',
+        [],
+        3,
+        [":2: column 'chosen' must be text", "fix:"],
+    ),
+    (
+        "list",
+        GOOD + '\n{"prompt": "a", "chosen": ["x"], "rejected": "c"}',
+        [],
+        3,
+        [":2: column 'chosen' must be text", "fix:"],
+    ),
+    ("empty file", "", [], 3, ["pairs.jsonl: no rows: the file is empty"]),
+    ("blank lines", "\n\n\n", [], 3, ["no rows: the file is empty"]),
+    ("broken JSON", GOOD + "\n" + GOOD + '\n{"prompt": "a", ', [], 3, ["pairs.jsonl:3: broken JSON", "fix:"]),
+    ("broken first line", "{broken", [], 3, ["pairs.jsonl:1: broken JSON"]),
+    (
+        "identical pair",
+        '{"prompt": "a", "chosen": "b", "rejected": "b"}',
+        [],
+        3,
+        ["none of its 1 rows can be used", "1 (line 1): identical responses", "fix:"],
+    ),
+    (
+        "too many dropped",
+        GOOD + '\n{"prompt": "a", "chosen": "b", "rejected": "b"}',
+        [],
+        3,
+        ["1 of 2 rows dropped (50%)", "(line 2): identical responses", "data.max_dropped=1"],
+    ),
+    (
+        "prompt longer than the limit",
+        json.dumps({"prompt": "word " * 99, "chosen": "a", "rejected": "b"}),
+        ["data.overlong=error", "data.max_length=32"],
+        3,
+        ["pairs.jsonl:1:", "more than data.max_length 32", "fix:"],
+    ),
+    (
+        "all prompts too long",
+        json.dumps({"prompt": "word " * 99, "chosen": "a", "rejected": "b"}),
+        ["data.overlong=drop", "data.max_length=32"],
+        3,
+        ["(line 1): longer than max_length 32"],
+    ),
+    ("empty response", '{"prompt": "a", "chosen": "", "rejected": "b"}', [], 3, ["(line 1): empty response"]),
+    (
+        "messages without template",
+        '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}',
+        [],
+        4,
+        ["no chat template", "fix:"],
+    ),
+    ("unknown key", GOOD, ["optim.lrate=1"], 2, ["optim.lrate: unknown key; did you mean 'lr'?"]),
+    ("unknown section", GOOD, ["optimiser.lr=1"], 2, ["optimiser: unknown key; did you mean 'optim'?"]),
+    ("wrong type", GOOD, ["batch.pairs=many"], 2, ["batch.pairs: should be a valid integer", "'many'"]),
+    ("out of range", GOOD, ["loss.beta=0"], 2, ["loss.beta: Input should be greater than 0, got 0"]),
+    ("unknown loss", GOOD, ["loss.name=dpo"], 2, ["loss.name: unknown name 'dpo'", "fix:"]),
+    ("parameter of another loss", GOOD, ["loss.gamma=1"], 2, ["loss.gamma: 'sigmoid' has no parameter 'gamma'"]),
+    ("loss in a file that is not there", GOOD, ["loss.name=mine.py:f"], 2, ["no such file: mine.py"]),
+    ("missing model folder", GOOD, ["model.path=./nowhere"], 4, ["model.path ./nowhere: no such folder", "fix:"]),
+    ("model that is no model", GOOD, ["model.path=."], 4, ["no config.json: not a Hugging Face model folder", "fix:"]),
+    ("missing data file", GOOD, ["data.train=nowhere.jsonl"], 3, ["nowhere.jsonl: no such file", "fix:"]),
+    ("unknown format", GOOD, ["data.format=alpacca"], 2, ["unknown name 'alpacca'"]),
+    (
+        "evaluation data that are the training data",
+        GOOD,
+        ["data.eval=pairs.jsonl"],
+        3,
+        ["1 of 1 evaluation prompts are also in the training data", "fix:"],
+    ),
+    (
+        "a tracker that is not installed",
+        GOOD,
+        ["track=[mlflow]"],
+        2,
+        ["mlflow is not installed", "pip install 'preftune[mlflow]'"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "data", "overrides", "code", "parts"), CASES, ids=[c[0] for c in CASES])
+def test_bad_input(
+    tmp_path: Path,
+    model_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    data: str,
+    overrides: list[str],
+    code: int,
+    parts: list[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("pairs.jsonl").write_text(data)
+    Path("run.yaml").write_text(
+        f"model: {{path: {model_folder}}}\ndata: {{train: pairs.jsonl}}\nloss: {{name: sigmoid}}\nout: out\n"
+    )
+    begin = time.monotonic()
+    assert run(["dpo", "run.yaml", *overrides]) == code
+    assert time.monotonic() - begin < 5
+    said = capsys.readouterr()
+    for part in parts:
+        assert part in said.err
+    assert "Traceback" not in said.err
+    assert said.out == ""
+    assert not Path("out").exists()
+
+
+def test_a_boundary_that_does_not_extend_is_exit_4(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("t.jinja").write_text("{{ messages | length }}{{ messages[-1].content }}")
+    rows = [{"prompt": [{"role": "user", "content": "a"}], "chosen": "b", "rejected": "c"}]
+    write_jsonl(Path("pairs.jsonl"), rows)
+    Path("run.yaml").write_text(
+        f"model: {{path: {model_folder}}}\ndata: {{train: pairs.jsonl, chat_template: t.jinja}}\n"
+    )
+    assert run(["dpo", "run.yaml"]) == 4
+    said = capsys.readouterr().err
+    assert "pairs.jsonl:1: rendering with the response does not extend the rendering of the prompt" in said
+    assert "fix:" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "part"),
+    [
+        (["dpo"], 2, "Missing argument"),
+        (["dpo", "nowhere.yaml"], 2, "nowhere.yaml: no such config file"),
+        (["dpoo"], 2, "No such command"),
+        (["dpo", "--fast", "x"], 2, "No such option"),
+        (["score", "--policy", "./a", "--reference", "./b", "--data", "c"], 4, "--policy ./a: no such folder"),
+        (["data", "check", "nowhere.jsonl"], 3, "no such file"),
+        (["data", "convert", "pairs.jsonl", "--out", "o.jsonl", "--to", "xml"], 2, "use one of pairs, groups"),
+        (["data", "show", "pairs.jsonl", "--line", "99"], 3, "pairs.jsonl:99: no such row"),
+    ],
+)
+def test_bad_command_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    code: int,
+    part: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_jsonl(Path("pairs.jsonl"), PAIRS)
+    assert run(arguments) == code
+    assert part in capsys.readouterr().err
+
+
+def test_an_unexpected_error_is_one_sentence_and_exit_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import preftune.data.groups
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(preftune.data.groups, "read_groups", broken)
+    assert run(["data", "check", "x.jsonl"]) == 1
+    said = capsys.readouterr().err
+    assert "internal error: RuntimeError: a defect" in said
+    assert "Traceback" not in said
+    assert run(["--debug", "data", "check", "x.jsonl"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_is_exit_7(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_jsonl(Path("pairs.jsonl"), PAIRS)
+    Path("file").write_text("in the way")
+    Path("run.yaml").write_text(f"model: {{path: {model_folder}}}\ndata: {{train: pairs.jsonl}}\nout: file/run\n")
+    assert run(["dpo", "run.yaml"]) == 7
+    assert "file/run: cannot be written" in capsys.readouterr().err

@@ -1,0 +1,107 @@
+"""The shape of the code: who may import whom, how long a file may be, that no config field is without a reader."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import pkgutil
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+import preftune
+from preftune.config import schema
+
+SRC = Path(preftune.__file__).parent
+FILES = sorted(SRC.rglob("*.py"))
+
+# What each package may import besides itself.
+ALLOWED = {
+    "types": "",
+    "errors": "",
+    "resolve": "errors",
+    "config": "errors",
+    "losses": "types",
+    "exact": "",
+    "model": "types errors",
+    "data": "types errors resolve",
+    "train": "types errors config data model",
+    "evaluate": "types errors resolve losses exact data model",
+    "report": "types errors",
+    "methods": "types errors resolve config losses exact data model train evaluate",
+    "demo": "types errors config exact data model train evaluate report methods",
+    "cli": "types errors resolve config losses exact data model train evaluate report methods demo",
+    "__init__": "types errors config methods",
+    "__main__": "cli",
+}
+
+
+def imported(path: Path) -> set[str]:
+    """Packages of ours that a file imports, at any depth."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    ours = [name.split(".") for name in found if name.startswith("preftune.")]
+    return {parts[1] for parts in ours} - {"__version__"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SRC)))
+def test_imports_follow_the_layers(path: Path) -> None:
+    package = path.relative_to(SRC).parts[0].removesuffix(".py")
+    assert imported(path) <= {package, *ALLOWED[package].split()}
+
+
+def test_every_module_imports() -> None:
+    for module in pkgutil.walk_packages([str(SRC)], "preftune."):
+        if module.name != "preftune.__main__":
+            importlib.import_module(module.name)
+
+
+def test_files_fit_in_the_head() -> None:
+    """One purpose a file: at most 420 lines, and functions of at most 60 (a table of formats is no function)."""
+    for path in FILES:
+        text = path.read_text()
+        assert text.count("\n") <= 420, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno is not None
+                assert node.end_lineno - node.lineno < 66, f"{path}: {node.name}"
+
+
+def test_config_is_light() -> None:
+    """The config is read without torch."""
+    for path in (SRC / "config").glob("*.py"):
+        assert "import torch" not in path.read_text()
+
+
+def fields(model: type[BaseModel]) -> set[str]:
+    return set(model.model_fields)
+
+
+def test_every_config_field_has_a_reader() -> None:
+    """Each field's name is used as an attribute somewhere outside the schema."""
+    used = {
+        node.attr
+        for path in FILES
+        if path.name != "schema.py"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute)
+    }
+    sections = [
+        value for value in vars(schema).values() if isinstance(value, type) and issubclass(value, schema.Section)
+    ]
+    for section in sections:
+        assert fields(section) <= used | {"loss"}, section.__name__  # `loss` is read as `terms`
+
+
+def test_public_functions_and_classes_are_documented() -> None:
+    for path in FILES:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                short = (node.end_lineno or 0) - node.lineno < 4
+                is_obvious = path.parent.name in ("config", "demo", "cli") or short
+                assert ast.get_docstring(node) or is_obvious, f"{path}: {node.name}"

@@ -1,0 +1,95 @@
+"""The demo's world: the grammar's probabilities are right, the reward reads any text, the page is safe."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from preftune.demo.run import sparkline
+from preftune.demo.world import ADJECTIVES, ASPECTS, FACTS, THINGS, kind_of, prompts, true_reward, write
+from preftune.report.page import Section, write_page
+
+
+def test_the_reward_by_hand() -> None:
+    assert true_reward(" the plot was good .") == pytest.approx(math.tanh(1.0 / 3))
+    assert true_reward(" the plot was not good .") == pytest.approx(math.tanh(-0.6 / 3))
+    assert true_reward(" the plot was really awful and i loved the music .") == pytest.approx(
+        math.tanh((-2.8 + 1.8) / 3)
+    )
+    assert true_reward(" i disliked the plot . worth every penny .") == pytest.approx(math.tanh((-1.2 + 1.6) / 3))
+    assert true_reward(" not worth the money .") == pytest.approx(math.tanh(-1.4 / 3))
+    assert true_reward("anything else") == 0.0
+
+
+@given(st.text())
+def test_any_text_has_a_reward(text: str) -> None:
+    assert -1 <= true_reward(text) <= 1
+
+
+def test_the_grammar_knows_how_likely_it_is() -> None:
+    """The frequency of a short review is its probability."""
+    prompt = prompts()[0]
+    rng = random.Random(0)
+    n = 60_000
+    reviews = [write(prompt, rng) for _ in range(n)]
+    counts = Counter(r.text for r in reviews)
+    logp = {r.text: r.logp for r in reviews}
+    for text, count in counts.most_common(12):
+        expected = n * math.exp(logp[text])
+        assert abs(count - expected) < 5 * math.sqrt(expected)
+
+
+def test_praise_and_complaint_balance() -> None:
+    rng = random.Random(1)
+    rewards = [true_reward(write(rng.choice(prompts()), rng).text) for _ in range(4000)]
+    assert abs(sum(rewards) / len(rewards)) < 0.05
+    assert sum(r > 0.3 for r in rewards) > 800
+    assert sum(r < -0.3 for r in rewards) > 800
+
+
+def test_the_world_is_of_real_variety() -> None:
+    assert len(prompts()) == 100
+    assert {kind_of(p) for p in prompts()} == set(THINGS) == set(ASPECTS)
+    rng = random.Random(2)
+    assert len({write(rng.choice(prompts()), rng).text for _ in range(3000)}) > 2500
+    assert len(ADJECTIVES) >= 15
+    assert len(FACTS) >= 8
+
+
+def test_sparkline() -> None:
+    assert sparkline([0, 1, 2, 3, 4, 5, 6, 7]) == "▁▂▃▄▅▆▇█"
+    assert sparkline([1.0, 1.0]) == "▁▁"
+
+
+def test_a_page_shows_text_as_text(tmp_path: Path) -> None:
+    """What a model wrote cannot become part of the page."""
+    from html.parser import HTMLParser
+
+    from preftune.evaluate.frontier import Point
+    from preftune.report.figures import frontier
+
+    evil = "</script><script>alert(1)</script><img src=x onerror=alert(1)>{{ 7 * 7 }}"
+    figure = frontier(evil, {evil: [(0, 0)]}, {evil: [Point(evil, 1.0, 1.0)]})
+    plain = "words"
+    census = []
+    for text, picture in (
+        (plain, frontier(plain, {plain: [(0, 0)]}, {plain: [Point(plain, 1.0, 1.0)]})),
+        (evil, figure),
+    ):
+        write_page(tmp_path / "p.html", text, [Section(text, text, [[text], [text]], [picture], text)])
+        tags: Counter[str] = Counter()
+
+        class Census(HTMLParser):
+            def handle_starttag(self, tag: str, attrs: object, tags: Counter[str] = tags) -> None:
+                tags[tag] += 1
+
+        Census().feed((tmp_path / "p.html").read_text())
+        census.append(tags)
+    assert census[0] == census[1]
+    assert "{{ 7 * 7 }}" in (tmp_path / "p.html").read_text()
