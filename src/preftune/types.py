@@ -64,7 +64,8 @@ class PreferenceGroup:
     """One prompt, its responses and what is known about them, still text.
 
     A preference pair has two responses and one judgement, a demonstration one response and none.
-    `labels` (+1 desirable, -1 undesirable) and `ranks` (1 is best) have one entry a response, or none at all.
+    `labels` (+1 desirable, -1 undesirable), `ranks` (1 is best) and `ended` have one entry a response, or none at
+    all. A response that has not `ended` was cut off when it was sampled: it gets no EOS.
     `origin` is file:line, for messages.
     """
 
@@ -73,6 +74,7 @@ class PreferenceGroup:
     judgements: tuple[Judgement, ...] = ()
     labels: tuple[int, ...] = ()
     ranks: tuple[float, ...] = ()
+    ended: tuple[bool, ...] = ()
     origin: str = ""
 
 
@@ -144,10 +146,6 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         moved = ("ids_T", "positions_T", "read_N", "target_N", "length_S", "judged")
         return replace(self, **{name: getattr(self, name).to(device) for name in moved})
-
-    @property
-    def tokens(self) -> int:
-        return sum(group.tokens for group in self.groups)
 
 
 @dataclass(frozen=True, slots=True)

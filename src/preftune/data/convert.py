@@ -35,6 +35,7 @@ def as_groups(groups: Sequence[PreferenceGroup]) -> Iterator[dict[str, Any]]:
             "judgements": [plain(j) for j in group.judgements],
             **({"labels": list(group.labels)} if group.labels else {}),
             **({"ranks": list(group.ranks)} if group.ranks else {}),
+            **({"ended": list(group.ended)} if group.ended else {}),
         }
 
 

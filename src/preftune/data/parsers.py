@@ -201,7 +201,17 @@ def ranked(row: Fields, reading: Reading) -> list[PreferenceGroup]:
     if not distinct:
         raise Drop("identical responses")
     ranks = tuple(1.0 + sum(other > score for other in scores) for score in scores)
-    return [_group(prompt, responses, judgements=distinct, ranks=ranks)]
+    return [_group(prompt, responses, judgements=distinct, ranks=ranks, ended=_flags(row, len(items)))]
+
+
+def _flags(row: Fields, n: int) -> tuple[bool, ...]:
+    """Column `ended` of sampled responses: false for one that hit its token limit."""
+    flags = row.get("ended")
+    if flags is None:
+        return ()
+    if not isinstance(flags, list) or len(flags) != n or not all(isinstance(flag, bool) for flag in flags):
+        raise BadRow(f"'ended' must be a list of {n} times true or false")
+    return tuple(flags)
 
 
 def _response(item: Any, where: str) -> Text:
@@ -251,19 +261,12 @@ def groups(row: Fields, _reading: Reading) -> list[PreferenceGroup]:
         if not all(type(k) is int and 0 <= k < len(texts) for k in (judgement.better, judgement.worse)):
             raise BadRow(f"judgements[{i}] names a response that does not exist")
         judgements.append(judgement)
-    labels, ranks = row.get("labels") or (), row.get("ranks") or ()
-    for name, values in (("labels", labels), ("ranks", ranks)):
+    known = {name: tuple(row.get(name) or ()) for name in ("labels", "ranks")}
+    for name, values in known.items():
         if values and len(values) != len(texts):
             raise BadRow(f"{name!r} has {len(values)} entries for {len(texts)} responses")
-    return [
-        _group(
-            text_of(row, "prompt"),
-            texts,
-            judgements=tuple(judgements),
-            labels=tuple(labels),
-            ranks=tuple(ranks),
-        )
-    ]
+    prompt = text_of(row, "prompt")
+    return [_group(prompt, texts, judgements=tuple(judgements), ended=_flags(row, len(texts)), **known)]
 
 
 LABELS = {"true": 1, "1": 1, "false": -1, "0": -1, "-1": -1}

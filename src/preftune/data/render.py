@@ -60,10 +60,10 @@ class Renderer:
         prompts = self._ids([(prompt, chat) for prompt, _, chat in texts])
         joint = self._ids([(prompt + r, chat) for prompt, responses, chat in texts for r in responses])
         encoded, at = [], 0
-        for (_, responses, chat), prompt_ids in zip(texts, prompts, strict=True):
+        for group, (_, responses, chat), prompt_ids in zip(groups, texts, prompts, strict=True):
             joined = joint[at : at + len(responses)]
             at += len(responses)
-            encoded.append(self._assemble(prompt_ids, responses, joined, chat))
+            encoded.append(self._assemble(group, prompt_ids, responses, joined, chat))
         return encoded
 
     def _texts(self, group: PreferenceGroup) -> tuple[str, list[str], bool]:
@@ -103,26 +103,41 @@ class Renderer:
                     result[i] = ids if chat or not self.suffix else ids[: -self.suffix]
         return result
 
-    def _assemble(self, prompt_ids: list[int], responses: list[str], joint: list[list[int]], chat: bool) -> Encoded:
+    def _assemble(
+        self, group: PreferenceGroup, prompt_ids: list[int], texts: list[str], joint: list[list[int]], chat: bool
+    ) -> Encoded:
         notes: list[str] = []
         response_ids = []
-        for text, joined in zip(responses, joint, strict=True):
+        for text, joined, ended in zip(texts, joint, group.ended or (True,) * len(texts), strict=True):
             if joined[: len(prompt_ids)] == prompt_ids:
                 ids = joined[len(prompt_ids) :]
             else:
                 ids = self._apart(text)
                 notes.append("a merge across the end of the prompt; the response was tokenised apart")
-            ended = any(i in self.end_ids for i in ids) if chat else ids[-1:] == [self.tokenizer.eos_token_id]
-            if ended and not chat:
-                notes.append("the text already ended with EOS; none was added")
-            if chat and not ended:
-                notes.append("the chat template ends no turn; EOS was added")
-            response_ids.append(ids if ended else [*ids, self.tokenizer.eos_token_id])
+            ids, note = self._ended(ids, chat) if ended else self._cut_off(ids)
+            notes += [note] if note else []
+            response_ids.append(ids)
         bos = self.tokenizer.bos_token_id
         if bos is not None and prompt_ids[:2] == [bos, bos]:
             prompt_ids = prompt_ids[1:]
             notes.append("the prompt began with BOS twice; one was removed")
         return Encoded(prompt_ids, response_ids, tuple(dict.fromkeys(notes)))
+
+    def _ended(self, ids: list[int], chat: bool) -> tuple[list[int], str]:
+        """The response with exactly the EOS that its text or template wrote, or with one added."""
+        eos = self.tokenizer.eos_token_id
+        if chat:
+            if any(i in self.end_ids for i in ids):
+                return ids, ""
+            return [*ids, eos], "the chat template ends no turn; EOS was added"
+        if ids[-1:] == [eos]:
+            return ids, "the text already ended with EOS; none was added"
+        return [*ids, eos], ""
+
+    def _cut_off(self, ids: list[int]) -> tuple[list[int], str]:
+        """The response without the end that a template would write."""
+        ends = [place for place, i in enumerate(ids) if i in self.end_ids]
+        return ids[: ends[-1]] if ends else ids, "a response was cut off when it was sampled; it has no EOS"
 
     def _apart(self, text: str) -> list[int]:
         """Ids of `text` in the middle of a text: some tokenizers put a space before whatever comes first."""

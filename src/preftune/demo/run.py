@@ -206,7 +206,8 @@ def write_groups(path: Path, prompts: Sequence[str], drawn: Sequence[Sampled], s
                 if reward[b] > reward[w]
             ]
             if judgements:
-                rows.append({"prompt": prompt, "responses": texts, "judgements": judgements})
+                ended = list(sampled.ended[begin : begin + size])
+                rows.append({"prompt": prompt, "responses": texts, "judgements": judgements, "ended": ended})
     _write(path, rows)
 
 

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 
 from preftune.config.schema import OptimConfig, TrainConfig
-from preftune.data.order import Plan
+from preftune.data.order import Plan, size_of
 from preftune.errors import NumericError, Stopped
 from preftune.train.metrics import Tally
 from preftune.train.optim import Weights, clip, lr_at, warmup_steps
@@ -91,7 +91,8 @@ def fit(
         log.evaluation(0, task.evaluate())
         clock.read()
     for plan in plans[start:]:
-        batches = task.layout([task.groups[i] for i in plan.members])
+        groups = [task.groups[i] for i in plan.members]
+        batches = task.layout(groups)
         count = sum(task.count(batch) for batch in batches)
         tally.merge(_accumulate(task, batches, count))
         grad_norm = float(clip(weights.gradients(), optim.max_grad_norm))
@@ -103,7 +104,7 @@ def fit(
         optimizer.step()
         weights.publish()
         weights.clear_gradients()
-        clock.add(count, sum(batch.tokens for batch in batches))
+        clock.add(sum(map(size_of, groups)), sum(group.tokens for group in groups))
 
         if plan.number % train.log_every == 0 or plan.number == total:
             rates = clock.read()
@@ -224,16 +225,16 @@ class _Clock:
 
     def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
         self._now = now
-        self._since, self._items, self._tokens = now(), 0.0, 0
+        self._since, self._items, self._tokens = now(), 0, 0
 
-    def add(self, items: float, tokens: int) -> None:
+    def add(self, items: int, tokens: int) -> None:
         self._items += items
         self._tokens += tokens
 
     def read(self) -> dict[str, float]:
         spent = max(self._now() - self._since, 1e-9)
         rates = {"pairs_per_s": self._items / spent, "tokens_per_s": self._tokens / spent}
-        self._since, self._items, self._tokens = self._now(), 0.0, 0
+        self._since, self._items, self._tokens = self._now(), 0, 0
         return rates
 
     @contextmanager

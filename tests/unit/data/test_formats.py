@@ -88,8 +88,14 @@ ROWS: list[tuple[str, dict[str, Any], PreferenceGroup]] = [
     ),
     (
         "ranked",
-        {"prompt": "p", "responses": ["x", "y", "z"], "scores": [0.5, 2.0, 0.5]},
-        PreferenceGroup("p", ("x", "y", "z"), (Judgement(1, 0), Judgement(1, 2)), ranks=(2.0, 1.0, 2.0)),
+        {"prompt": "p", "responses": ["x", "y", "z"], "scores": [0.5, 2.0, 0.5], "ended": [True, False, True]},
+        PreferenceGroup(
+            "p",
+            ("x", "y", "z"),
+            (Judgement(1, 0), Judgement(1, 2)),
+            ranks=(2.0, 1.0, 2.0),
+            ended=(True, False, True),
+        ),
     ),
     (
         "ranked",
@@ -242,6 +248,7 @@ BAD = [
     ("ranked", {"prompt": "p", "responses": ["x", "y"]}, "none is better than another"),
     ("ranked", {"prompt": "p", "responses": ["x", "y"], "scores": [1]}, "'scores' has 1 entries for 2 responses"),
     ("ranked", {"prompt": "p", "responses": ["x", "y"], "scores": [1, None]}, r"scores\[1\] is null"),
+    ("ranked", {"prompt": "p", "responses": ["x", "y"], "scores": [1, 2], "ended": [True]}, "list of 2 times"),
     ("unpaired", {"prompt": "p", "completion": "c", "label": "perhaps"}, "true or false, not 'perhaps'"),
     ("groups", {"prompt": "p", "responses": ["x"], "judgements": [{"better": 0, "worse": 1}]}, "does not exist"),
     ("groups", {"prompt": "p", "responses": ["x"], "judgements": [{"bettr": 0}]}, "an object with better and worse"),

@@ -88,6 +88,17 @@ def test_an_eos_in_the_text_is_not_doubled(tokenizer: Any) -> None:
     assert "the text already ended with EOS; none was added" in found.notes
 
 
+def test_a_response_that_was_cut_off_gets_no_eos(tokenizer: Any) -> None:
+    """It did not end where its sampling stopped; a policy that learnt so would stop there."""
+    found = encode(PreferenceGroup("the cat", (" sat", " ran"), PAIR, ended=(True, False)), tokenizer)
+    assert [ids[-1] == 2 for ids in found.response_ids] == [True, False]
+    assert found.notes == ("a response was cut off when it was sampled; it has no EOS",)
+    chatty = make_tokenizer()
+    chatty.chat_template = CHATML
+    found = encode(PreferenceGroup(CHAT, ANSWERS, PAIR, ended=(True, False)), chatty)
+    assert [chatty.decode(ids) for ids in found.response_ids] == ["the cat</s>", "a dog"]
+
+
 def test_a_tokenizer_that_adds_eos_to_every_text() -> None:
     from tokenizers import processors
 
