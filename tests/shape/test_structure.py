@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import importlib
 import pkgutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -105,3 +107,10 @@ def test_public_functions_and_classes_are_documented() -> None:
                 short = (node.end_lineno or 0) - node.lineno < 4
                 is_obvious = path.parent.name in ("config", "demo", "cli") or short
                 assert ast.get_docstring(node) or is_obvious, f"{path}: {node.name}"
+
+
+def test_generated_pages_are_current() -> None:
+    """docs/losses.md and docs/config.md say what the code says."""
+    script = SRC.parents[1] / "scripts" / "docs.py"
+    done = subprocess.run([sys.executable, str(script), "--check"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -77,6 +77,7 @@ class DataConfig(Section):
 
 class OptimConfig(Section):
     name: Literal["adamw", "rmsprop"] = "adamw"
+    """adamw is torch's fused AdamW, rmsprop torch's RMSprop with its defaults, as in the DPO paper."""
     lr: float = Field(5e-7, gt=0, le=1)
     """Peak learning rate."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
@@ -84,6 +85,7 @@ class OptimConfig(Section):
     warmup: float = Field(0.1, ge=0)
     """Below 1 a share of all steps, else a number of steps."""
     weight_decay: float = Field(0.0, ge=0)
+    """Decoupled in adamw, added to the gradient in rmsprop."""
     max_grad_norm: float = Field(1.0, gt=0)
     """The gradient is scaled down to this norm where it exceeds it."""
 
@@ -104,9 +106,11 @@ class BatchConfig(Section):
 
 class TrainConfig(Section):
     epochs: int = Field(1, ge=1)
+    """Passes over the training data, each in its own order."""
     max_steps: int | None = Field(None, ge=1)
     """Stop after this many optimizer steps."""
     seed: int = Field(0, ge=0)
+    """Decides the order of the data and the first weights of an adapter."""
     log_every: int = Field(1, ge=1)
     """Steps between lines of metrics.jsonl."""
     eval_every: int | None = Field(None, ge=1)
@@ -117,7 +121,9 @@ class TrainConfig(Section):
 
 class LoraConfig(Section):
     rank: int = Field(16, ge=1)
+    """Rank of the adapter. A run without the section `lora` trains all weights."""
     alpha: float = Field(32.0, gt=0)
+    """The adapter's output is scaled by alpha / rank."""
     targets: str | list[str] = "all-linear"
     """Module names that get an adapter."""
 
@@ -140,7 +146,6 @@ class RunConfig(Section):
     train: TrainConfig = TrainConfig()
     lora: LoraConfig | None = None
     out: str
-    """The run folder. Running the same command again resumes."""
     track: list[Literal["tensorboard", "wandb", "trackio", "mlflow"]] = []
     """Where metrics go besides metrics.jsonl. Each needs the package of its name."""
 
@@ -154,6 +159,7 @@ class RunConfig(Section):
 class SFTConfig(RunConfig):
     optim: OptimConfig = OptimConfig(lr=2e-5)
     out: str = "runs/sft"
+    """The run folder. Running the same command again resumes."""
 
 
 class DPOConfig(RunConfig):
@@ -161,6 +167,7 @@ class DPOConfig(RunConfig):
     """A loss and its parameters, or a list of them with weights (a weighted sum)."""
     reference: ReferenceConfig = ReferenceConfig()
     out: str = "runs/dpo"
+    """The run folder. Running the same command again resumes."""
 
     @property
     def terms(self) -> list[LossTerm]:
