@@ -264,9 +264,8 @@ def _cut_metrics(path: Path, step: int) -> None:
 def require_packages(names: list[str]) -> None:
     """Raises ConfigError for a tracker whose package is not installed."""
     for name in names:
-        package = "mlflow-skinny" if name == "mlflow" else name
         try:
-            version(package)
+            version(name)
         except PackageNotFoundError:
             raise ConfigError(
                 f"{name} is not installed", where="track", fix=f"pip install 'preftune[{name}]'"

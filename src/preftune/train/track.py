@@ -73,7 +73,7 @@ class Trackio:
 
 
 class Mlflow:
-    """MLflow; MLFLOW_TRACKING_URI says where, else a local folder."""
+    """MLflow; MLFLOW_TRACKING_URI says where, else its local default."""
 
     def __init__(self, folder: Path, config: dict[str, Any]) -> None:
         import mlflow

@@ -1,0 +1,67 @@
+"""Trackers get every line under split/name; each through the few calls of its package that it documents."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from preftune.errors import ConfigError
+from preftune.train.run import require_packages
+from preftune.train.track import open_trackers
+
+
+class Recorder(ModuleType):
+    """Stands for a package: keeps every call, at any depth, by its dotted name."""
+
+    def __init__(self, name: str, calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]]) -> None:
+        super().__init__(name)
+        self.calls = calls
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self.calls.append((name, args, kwargs))
+            return SimpleNamespace(
+                log=lambda *a, **k: self.calls.append(("run.log", a, k)),
+                finish=lambda: self.calls.append(("run.finish", (), {})),
+            )
+
+        return call
+
+
+@pytest.mark.parametrize(
+    ("name", "logged", "closed"),
+    [("wandb", "run.log", "run.finish"), ("trackio", "log", "finish"), ("mlflow", "log_metrics", "end_run")],
+)
+def test_calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, logged: str, closed: str) -> None:
+    calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
+    monkeypatch.setitem(sys.modules, name, Recorder(name, calls))
+    [tracker] = open_trackers([name], tmp_path / "my-run", {"optim": {"lr": 1}})
+    tracker.log(3, {"train/loss": 0.5})
+    tracker.close()
+    names = [call[0] for call in calls]
+    assert names.index(logged) < names.index(closed)
+    _, args, kwargs = calls[names.index(logged)]
+    assert args == ({"train/loss": 0.5},)
+    assert kwargs == {"step": 3}
+    assert any("my-run" in map(str, call[2].values()) for call in calls)
+    assert any({"optim": {"lr": 1}} in (*call[1], *call[2].values()) for call in calls)
+
+
+def test_tensorboard_writes_event_files(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    [tracker] = open_trackers(["tensorboard"], tmp_path, {"a": 1})
+    tracker.log(1, {"train/loss": 0.5})
+    tracker.close()
+    assert list((tmp_path / "tensorboard").glob("events.*"))
+
+
+def test_a_package_that_is_not_there_is_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match="nothing-like-it is not installed"):
+        require_packages(["nothing-like-it"])
