@@ -91,9 +91,10 @@ One function in your own file; no registration.
 import torch
 from torch.nn.functional import logsigmoid
 
+
 def focal(policy, reference, *, beta: float = 0.1, gamma: float = 1.0):
     z = beta * ((policy.chosen - reference.chosen) - (policy.rejected - reference.rejected))
-    return -torch.sigmoid(-z) ** gamma * logsigmoid(z)
+    return -(torch.sigmoid(-z) ** gamma) * logsigmoid(z)
 ```
 
 ```
