@@ -125,6 +125,29 @@ class Rows:
     width: int
 
 
+class Segment(NamedTuple):
+    """Slots [begin, end) of a packed row, a sequence or the rest of one that began with [prefix_begin, prefix_end).
+
+    A token of a segment sees the whole prefix, then its own segment up to itself. Without prefix both ends are 0.
+    """
+
+    begin: int
+    end: int
+    prefix_begin: int = 0
+    prefix_end: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """Layout: one row of T slots without padding, cut into segments that do not see each other.
+
+    Shared prompts: a group lies as [prompt | r1 | r2 | ... | rn]; [prompt | r1] is a segment, and each other response
+    is one with the prompt as its prefix. Unshared: every [prompt | response] is a segment.
+    """
+
+    segments: tuple[Segment, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Groups laid out on T token slots; nothing outside `model` can tell which layout was used.
@@ -136,7 +159,7 @@ class Batch:
 
     ids_T: Tensor
     positions_T: Tensor
-    layout: Rows
+    layout: Rows | Packed
     read_N: Tensor
     target_N: Tensor
     length_S: Tensor

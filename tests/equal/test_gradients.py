@@ -11,23 +11,34 @@ from tests.conftest import make_model, random_groups
 
 from preftune.config.schema import LossTerm
 from preftune.data.items import as_labelled, with_mismatches
+from preftune.data.layout import Budget, LayoutName
 from preftune.losses import PREFERENCE_LOSSES
 from preftune.methods.dpo import bind_objective
 from preftune.methods.task import ResponseTask
+from preftune.model.attention import use_segments
 from preftune.model.logprobs import Scorer
 from preftune.model.reference import Frozen
 from preftune.train.loop import _accumulate
 from preftune.types import Judgement, TokenGroup
 
 
-def task(name: str, groups: list[TokenGroup], slots: int, policy: Any, reference: Any) -> ResponseTask:
+def task(
+    name: str, groups: list[TokenGroup], slots: int, policy: Any, reference: Any, layout: LayoutName = "rows"
+) -> ResponseTask:
     objective = bind_objective([LossTerm(name=name)])
-    return ResponseTask(Scorer.of(policy), Frozen(Scorer.of(reference)), objective, groups, groups, slots)
+    return ResponseTask(
+        Scorer.of(policy), Frozen(Scorer.of(reference)), objective, groups, groups, Budget(layout, slots)
+    )
 
 
-def gradients(name: str, groups: list[TokenGroup], slots: int) -> tuple[list[torch.Tensor], dict[str, float], int]:
+def gradients(
+    name: str, groups: list[TokenGroup], slots: int, layout: LayoutName = "rows"
+) -> tuple[list[torch.Tensor], dict[str, float], int]:
     policy, reference = make_model(seed=1), make_model(seed=2).requires_grad_(False)
-    running = task(name, groups, slots, policy, reference)
+    running = task(name, groups, slots, policy, reference, layout)
+    if layout != "rows":
+        assert use_segments(policy)
+        assert use_segments(reference)
     batches = running.layout(groups)
     count = sum(running.count(batch) for batch in batches)
     tally = _accumulate(running, batches, count)
@@ -55,6 +66,20 @@ def test_the_split_into_micro_batches_does_not_matter(name: str) -> None:
         assert part_metrics == pytest.approx(metrics, rel=1e-4, abs=1e-5)
         largest = max(float(g.abs().max()) for g in whole)
         for a, b in zip(whole, parts, strict=True):
+            assert torch.allclose(a, b, atol=1e-5 * largest, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", sorted(PREFERENCE_LOSSES))
+@pytest.mark.parametrize("layout", ["packed", "shared"])
+def test_the_layout_does_not_matter(name: str, layout: LayoutName) -> None:
+    """Packed and shared prompts, in one batch and in several: the values and gradients of padded rows."""
+    groups = shaped(name, random_groups(5, responses=3))
+    whole, metrics, _ = gradients(name, groups, 100_000)
+    for slots in (100_000, 60):
+        other, other_metrics, _ = gradients(name, groups, slots, layout)
+        assert other_metrics == pytest.approx(metrics, rel=1e-4, abs=1e-5)
+        largest = max(float(g.abs().max()) for g in whole)
+        for a, b in zip(whole, other, strict=True):
             assert torch.allclose(a, b, atol=1e-5 * largest, rtol=1e-4)
 
 

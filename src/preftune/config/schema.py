@@ -19,8 +19,10 @@ class ModelConfig(Section):
     """Hugging Face folder, PEFT adapter folder or Hub id (`name` or `name@revision`) of the policy."""
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     """Compute precision. bf16 keeps fp32 master weights. auto: bf16 on a GPU that has it, else fp32."""
-    attention: Literal["auto", "rows"] = "auto"
-    """How groups are laid out for the model. rows: one padded row a response."""
+    attention: Literal["auto", "shared", "packed", "rows"] = "auto"
+    """How groups are laid out for the model. shared: each prompt once for all its responses, no padding; packed: no
+    padding; rows: one padded row a response. auto: shared if a probe shows that the model's numbers stay the same,
+    else rows, with a sentence that says why."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: about a third more time for much less memory."""
     save_dtype: Literal["auto", "fp32", "bf16"] = "auto"

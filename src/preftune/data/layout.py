@@ -1,39 +1,167 @@
 """Token groups -> batches. This file alone knows how groups lie in memory.
 
-Rows: every response is a row [prompt | response], padded on the right to the longest. The last token of a
-response is only ever predicted, so the model does not read it. Causal attention never looks right, so the
-padding needs no mask: no real position can see it.
+    rows     every response is a row [prompt | response], padded on the right to the longest
+    packed   the same sequences one after another in a single row, without padding
+    shared   [prompt | r1 | r2 | ... | rn]: the prompt once for all responses of its group
+
+The last token of a response is only ever predicted, so no layout gives it a slot. In rows, causal attention never
+looks right, so padding needs no mask: no real position can see it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import bisect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 
-from preftune.types import Batch, Judged, Rows, TokenGroup
+from preftune.types import Batch, Judged, Packed, Rows, Segment, TokenGroup
+
+LayoutName = Literal["rows", "packed", "shared"]
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How groups become micro-batches: their layout, and the most token slots of one micro-batch."""
+
+    layout: LayoutName
+    tokens: int
+
+
+def micro_batches(groups: Sequence[TokenGroup], budget: Budget) -> list[Batch]:
+    """`groups` as batches of at most `budget.tokens` slots each; a larger single group makes a batch of its own."""
+    if budget.layout == "rows":
+        bins = _similar(groups, budget.tokens)
+    else:
+        bins = _best_fit(groups, [slots_of(group, budget.layout) for group in groups], budget.tokens)
+    return [lay_out(members, budget.layout) for members in bins]
+
+
+def lay_out(groups: Sequence[TokenGroup], layout: LayoutName) -> Batch:
+    """`groups` as one batch."""
+    lay: dict[str, Callable[[Sequence[TokenGroup]], Batch]] = {"rows": rows, "packed": packed, "shared": shared}
+    return lay[layout](groups)
+
+
+def slots_of(group: TokenGroup, layout: LayoutName) -> int:
+    """Token slots that the group takes alone."""
+    prompt, lengths = len(group.prompt_ids), [len(r) - 1 for r in group.response_ids]
+    match layout:
+        case "rows":
+            return len(lengths) * (prompt + max(lengths))
+        case "packed":
+            return len(lengths) * prompt + sum(lengths)
+        case "shared":
+            return prompt + sum(lengths)
+
+
+def _similar(groups: Sequence[TokenGroup], tokens: int) -> list[list[TokenGroup]]:
+    """Groups of similar width together, so that little is padded."""
+    bins: list[list[TokenGroup]] = []
+    count, width = 0, 0
+    for group in sorted(groups, key=width_of, reverse=True):
+        n = len(group.response_ids)
+        if not bins or (count + n) * width > tokens:
+            bins.append([])
+            count, width = 0, width_of(group)
+        bins[-1].append(group)
+        count += n
+    return bins
+
+
+def _best_fit(groups: Sequence[TokenGroup], sizes: Sequence[int], tokens: int) -> list[list[TokenGroup]]:
+    """Bin packing, best-fit decreasing: each group, the largest first, goes where the least room is left after it."""
+    bins: list[list[TokenGroup]] = []
+    room: list[tuple[int, int]] = []  # (slots left, number of the bin), ascending
+    for index in sorted(range(len(groups)), key=lambda i: -sizes[i]):
+        at = bisect.bisect_left(room, (sizes[index], -1))
+        if at == len(room):
+            left, number = tokens, len(bins)
+            bins.append([])
+        else:
+            left, number = room.pop(at)
+        bins[number].append(groups[index])
+        bisect.insort(room, (left - sizes[index], number))
+    return bins
+
+
+def width_of(group: TokenGroup) -> int:
+    """Token slots of the group's widest row."""
+    return len(group.prompt_ids) + max(len(r) for r in group.response_ids) - 1
 
 
 def rows(groups: Sequence[TokenGroup]) -> Batch:
-    """Lay out `groups` as one padded row a response."""
+    """One padded row a response."""
     responses = [(g.prompt_ids, r) for g in groups for r in g.response_ids]
-    lengths = np.array([len(r) for _, r in responses], dtype=np.int64)
-    reads = np.array([len(p) for p, _ in responses], dtype=np.int64) - 1  # the slot that predicts the first token
-    width = int((reads + lengths).max())
+    width = max(map(width_of, groups))
     ids = np.zeros((len(responses), width), dtype=np.int64)
+    read = []
     for row, (prompt, response) in enumerate(responses):
         ids[row, : len(prompt)] = prompt
         ids[row, len(prompt) : len(prompt) + len(response) - 1] = response[:-1]
-    owner = np.repeat(np.arange(len(responses)), lengths)
-    place = np.arange(len(owner)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        first = row * width + len(prompt) - 1  # the slot that predicts the first token
+        read.append(np.arange(first, first + len(response)))
+    positions = np.tile(np.arange(width), len(responses))
+    return _batch(groups, ids.reshape(-1), positions, Rows(len(responses), width), read)
+
+
+def packed(groups: Sequence[TokenGroup]) -> Batch:
+    """One row of whole sequences, one after another."""
+    ids, positions, read, segments = [], [], [], []
+    begin = 0
+    for group in groups:
+        prompt = len(group.prompt_ids)
+        for response in group.response_ids:
+            end = begin + prompt + len(response) - 1
+            ids += [group.prompt_ids, response[:-1]]
+            positions.append(np.arange(end - begin))
+            read.append(np.arange(begin + prompt - 1, end))
+            segments.append(Segment(begin, end))
+            begin = end
+    return _batch(groups, np.concatenate(ids), np.concatenate(positions), Packed(tuple(segments)), read)
+
+
+def shared(groups: Sequence[TokenGroup]) -> Batch:
+    """One row, every prompt once. The last slot of a prompt predicts the first token of all its responses."""
+    ids, positions, read, segments = [], [], [], []
+    begin = 0
+    for group in groups:
+        prompt = len(group.prompt_ids)
+        ids.append(group.prompt_ids)
+        positions.append(np.arange(prompt))
+        at = begin + prompt
+        for number, response in enumerate(group.response_ids):
+            own = len(response) - 1
+            ids.append(response[:-1])
+            positions.append(np.arange(prompt, prompt + own))
+            read.append(np.concatenate([[begin + prompt - 1], np.arange(at, at + own)]))
+            if number == 0:
+                segments.append(Segment(begin, at + own))
+            elif own:
+                segments.append(Segment(at, at + own, begin, begin + prompt))
+            at += own
+        begin = at
+    return _batch(groups, np.concatenate(ids), np.concatenate(positions), Packed(tuple(segments)), read)
+
+
+def _batch(
+    groups: Sequence[TokenGroup],
+    ids: np.ndarray,
+    positions: np.ndarray,
+    layout: Rows | Packed,
+    read: Sequence[np.ndarray],
+) -> Batch:
+    """The record, from slots and, for each response, the slots that predict its tokens."""
     return Batch(
-        ids_T=torch.from_numpy(ids.reshape(-1)),
-        positions_T=torch.arange(width).repeat(len(responses)),
-        layout=Rows(len(responses), width),
-        read_N=torch.from_numpy(owner * width + reads[owner] + place),
-        target_N=torch.from_numpy(np.concatenate([r for _, r in responses]).astype(np.int64)),
-        length_S=torch.from_numpy(lengths),
+        ids_T=torch.from_numpy(ids.astype(np.int64)),
+        positions_T=torch.from_numpy(positions.astype(np.int64)),
+        layout=layout,
+        read_N=torch.from_numpy(np.concatenate(read).astype(np.int64)),
+        target_N=torch.from_numpy(np.concatenate([r for g in groups for r in g.response_ids]).astype(np.int64)),
+        length_S=torch.tensor([len(r) for g in groups for r in g.response_ids], dtype=torch.int64),
         judged=judged(groups),
         groups=tuple(groups),
     )
@@ -61,28 +189,3 @@ def judged(groups: Sequence[TokenGroup]) -> Judged:
         rank_S=torch.tensor(ranks, dtype=torch.float32),
         group_S=torch.tensor(owners, dtype=torch.int64),
     )
-
-
-def width_of(group: TokenGroup) -> int:
-    """Token slots of the group's widest row."""
-    return len(group.prompt_ids) + max(len(r) for r in group.response_ids) - 1
-
-
-def micro_batches(groups: Sequence[TokenGroup], tokens: int) -> list[Batch]:
-    """`groups` as batches of at most `tokens` slots each; a larger single group makes a batch of its own.
-
-    Groups of similar width share a batch, so that little is padded.
-    """
-    batches: list[Batch] = []
-    current: list[TokenGroup] = []
-    count, width = 0, 0
-    for group in sorted(groups, key=width_of, reverse=True):
-        n = len(group.response_ids)
-        if current and (count + n) * width > tokens:
-            batches.append(rows(current))
-            current, count, width = [], 0, 0
-        current.append(group)
-        count, width = count + n, max(width, width_of(group))
-    if current:
-        batches.append(rows(current))
-    return batches

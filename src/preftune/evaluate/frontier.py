@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from preftune.data.layout import micro_batches
+from preftune.data.layout import Budget, micro_batches
 from preftune.exact.optimum import tilt
 from preftune.model.logprobs import Scorer, logps
 from preftune.types import TokenGroup
@@ -45,7 +45,7 @@ def measure(name: str, kl_PM: Floats, reward_PM: Floats) -> Point:
 def response_logps(scorer: Scorer, groups: Sequence[TokenGroup], slots: int = 4096) -> Floats:
     """(P, M) summed log-probs of the M responses of each group."""
     found: dict[int, list[float]] = {}
-    for batch in micro_batches(groups, slots):
+    for batch in micro_batches(groups, Budget("rows", slots)):
         values = logps(scorer, batch.to(scorer.device)).sum_S.double().tolist()
         for group in batch.groups:
             n = len(group.response_ids)

@@ -16,6 +16,7 @@ from preftune.errors import ConfigError, NumericError
 from preftune.losses import PREFERENCE_LOSSES, Objective, Term
 from preftune.losses.objective import INPUTS, items_of
 from preftune.methods import prepare
+from preftune.methods.gate import admit
 from preftune.methods.task import ResponseTask
 from preftune.methods.training import train
 from preftune.model import load
@@ -43,15 +44,14 @@ def run(
     def task(policy: prepare.Policy, data: prepare.TokenData, display: Display) -> ResponseTask:
         groups, held_out = adapt(data.train), adapt(data.held_out)
         needed = [*_visited(groups, config), *held_out]
-        layout, slots = prepare.layout_of(config.model), prepare.slots(config)
-        reference = make_reference(kind, config.reference, policy, needed, layout, slots, display)
+        reference = make_reference(kind, config.reference, policy, needed, display)
         if objective.statistics and policy.scorer.head is None:
             raise ConfigError(
                 f"{config.terms[0].name!r} needs {', '.join(sorted(objective.statistics))} over the whole vocabulary",
                 where="loss.name",
                 why="this model's head is neither linear nor scaled nor softcapped, so only its log-probs are known",
             )
-        return ResponseTask(policy.scorer, reference, objective, groups, held_out, prepare.slots(config))
+        return ResponseTask(policy.scorer, reference, objective, groups, held_out, policy.budget)
 
     def check(task: ResponseTask, first: Sequence[TokenGroup]) -> str:
         return prove_start(task, first) if task.reference and not config.reference.path else ""
@@ -149,8 +149,6 @@ def make_reference(
     config: ReferenceConfig,
     policy: prepare.Policy,
     needed: Sequence[TokenGroup],
-    layout: str,
-    slots: int,
     display: Display,
 ) -> Reference | None:
     """The reference at step 0: the policy's weights as they are now, or those of `config.path`."""
@@ -162,10 +160,12 @@ def make_reference(
     if config.path:
         other = load.load_model(load.locate(config.path, "reference.path"), policy.model.dtype)
         scorer = Scorer.of(other.to(policy.scorer.device))
+        if policy.budget.layout != "rows":
+            admit(scorer, policy.budget.layout)
         weights = load.weights_hash(other) if kind == "cached" else ""
     if kind == "frozen":
         return Frozen(scorer) if config.path else Frozen.copy_of(policy.model)
-    store = Store(store_key(weights, policy.model.dtype, layout))
+    store = Store(store_key(weights, policy.model.dtype, policy.budget.layout))
     for path in store.damaged:
         display.say(f"reference cache: {path} is damaged and not used; its entries are computed again")
     off = AdapterOff.of(scorer) if hasattr(scorer.model, "peft_config") else None
@@ -174,7 +174,7 @@ def make_reference(
             store,
             scorer,
             needed,
-            lambda groups: micro_batches(groups, slots),
+            lambda groups: micro_batches(groups, policy.budget),
             off,
             lambda done, total: stage.advance(len(needed) - total + done),
         )

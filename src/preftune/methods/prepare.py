@@ -20,11 +20,14 @@ from preftune.data.groups import (
     require_vocabulary,
     tokenize,
 )
+from preftune.data.layout import Budget
 from preftune.data.parsers import Reading
 from preftune.data.read import fingerprint
 from preftune.data.render import Renderer
 from preftune.errors import ConfigError, DataError, RunError
+from preftune.methods.gate import admit
 from preftune.model import load
+from preftune.model.attention import use_own
 from preftune.model.logprobs import Scorer
 from preftune.train.display import Display
 from preftune.train.optim import Weights
@@ -55,7 +58,7 @@ class Policy:
     """The model that is trained, with what is needed to save it.
 
     `start_hash` is the hash of its weights at step 0; `base` is saved beside the run where an adapter
-    has no model on disk that it could name as its base.
+    has no model on disk that it could name as its base. `layout_note` says why the layout is not the wished one.
     """
 
     scorer: Scorer
@@ -63,6 +66,8 @@ class Policy:
     renderer: Renderer
     save_dtype: torch.dtype
     start_hash: str
+    budget: Budget
+    layout_note: str = ""
     base_unsaved: bool = field(default=False)
 
     @property
@@ -134,14 +139,18 @@ def load_policy(config: RunConfig, source: load.Source, renderer: Renderer, mode
     if config.lora:
         model = load.add_lora(model, config.lora.rank, config.lora.alpha, config.lora.targets)
     model.to(device_of(model if given else None))
+    scorer = Scorer.of(model)
+    layout, note = admit(scorer, config.model.attention)
     if config.model.gradient_checkpointing:
         load.checkpoint_activations(model)
     return Policy(
-        Scorer.of(model),
+        scorer,
         renderer.tokenizer,
         renderer,
         save_dtype,
         load.weights_hash(model),
+        Budget(layout, slots(config)),
+        note,
         base_unsaved=bool(config.lora) and (given or source.adapter is not None),
     )
 
@@ -178,11 +187,6 @@ def check_policy(policy: Policy, data: TokenData, source: load.Source) -> None:
         )
 
 
-def layout_of(config: ModelConfig) -> str:
-    """Name of the layout of batches; `auto` is what every architecture can run."""
-    return "rows" if config.attention == "auto" else config.attention
-
-
 def slots(config: RunConfig) -> int:
     """Token slots of a micro-batch."""
     if config.batch.tokens != "auto":
@@ -211,6 +215,7 @@ def open_run(config: SFTConfig | DPOConfig, data: TextData, display: Display, po
 def export(policy: Policy, weights: Weights, folder: Path) -> Path:
     """Write `folder`/final: a full model in its save dtype, or an adapter in fp32 with the base it needs."""
     final, model = folder / "final", policy.model
+    use_own(model)
     part = folder / f"final.part-{os.getpid()}"
     adapter = hasattr(model, "peft_config")
     for parameter, master in zip(weights.parameters, weights.masters, strict=True):

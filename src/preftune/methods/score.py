@@ -14,9 +14,10 @@ import torch
 from preftune.config.schema import ModelConfig
 from preftune.data.groups import Limits, read_groups, require_vocabulary, tokenize
 from preftune.data.items import as_pairs
-from preftune.data.layout import micro_batches
+from preftune.data.layout import Budget, micro_batches
 from preftune.data.render import Renderer
 from preftune.errors import ConfigError, ModelError, StorageError
+from preftune.methods.gate import admit
 from preftune.methods.prepare import compute_dtype, device_of
 from preftune.model.load import DTYPES, end_ids, load_model, load_tokenizer, locate
 from preftune.model.logprobs import Scorer, logps
@@ -84,9 +85,10 @@ def run(scoring: Scoring, out: Path, display: Display) -> Path:
 @torch.no_grad()
 def token_logps(scorer: Scorer, groups: Sequence[TokenGroup], display: Display, name: str) -> list[list[Any]]:
     """For each group, a float list of token log-probs for each response."""
+    layout, _ = admit(scorer, "auto")
     found: dict[int, list[Any]] = {}
     with display.stage(f"score {name}", len(groups)) as stage:
-        for batch in micro_batches(groups, SLOTS):
+        for batch in micro_batches(groups, Budget(layout, SLOTS)):
             values = logps(scorer, batch.to(scorer.device))
             pieces = torch.split(values.token_N.cpu(), batch.length_S.tolist())
             at = 0

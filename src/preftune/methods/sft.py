@@ -31,7 +31,7 @@ def run(
 
     def task(policy: prepare.Policy, data: prepare.TokenData, _display: Display) -> ResponseTask:
         groups, held_out = preferred(data.train), preferred(data.held_out)
-        return ResponseTask(policy.scorer, None, OBJECTIVE, groups, held_out, prepare.slots(config))
+        return ResponseTask(policy.scorer, None, OBJECTIVE, groups, held_out, policy.budget)
 
     return train(config, task, model=model, tokenizer=tokenizer, display=display or Display(), dry_run=dry_run)
 

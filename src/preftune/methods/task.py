@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from preftune.data.layout import micro_batches
+from preftune.data.layout import Budget, micro_batches
 from preftune.losses import Objective
 from preftune.model.logprobs import Scorer, logps, reference_logps
 from preftune.model.reference import Live, Reference
@@ -25,14 +25,14 @@ class ResponseTask:
     loss: Objective
     groups: Sequence[TokenGroup]
     held_out: Sequence[TokenGroup]
-    slots: int
+    budget: Budget
 
     @property
     def joint(self) -> bool:
         return self.loss.joint
 
     def layout(self, groups: Sequence[TokenGroup]) -> list[Batch]:
-        return [batch.to(self.scorer.device) for batch in micro_batches(groups, self.slots)]
+        return [batch.to(self.scorer.device) for batch in micro_batches(groups, self.budget)]
 
     def count(self, batch: Batch) -> float:
         return self.loss.count(batch.judged, batch.length_S)
@@ -63,7 +63,7 @@ class ResponseTask:
             return {}
         tally = Tally()
         measured = []
-        for batch in micro_batches(self.held_out, self.slots):
+        for batch in micro_batches(self.held_out, self.budget):
             measured.append(self.measure(batch.to(self.scorer.device)))
             if not self.joint:
                 tally.add_loss(self.objective(measured.pop()))

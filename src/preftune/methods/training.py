@@ -96,8 +96,10 @@ def describe(
     """What is about to happen, in a few lines."""
     everything, trained = model_size(policy.model)
     dtype = str(next(iter(policy.model.parameters())).dtype).removeprefix("torch.")
-    where = f"{dtype} on {policy.scorer.device}, layout {prepare.layout_of(config.model)}"
+    where = f"{dtype} on {policy.scorer.device}, layout {policy.budget.layout}"
     display.say(f"model: {everything:,} parameters, {trained:,} trained, {where}")
+    if policy.layout_note:
+        display.say(policy.layout_note)
     tokens = sum(group.tokens for group in task.groups)
     items = sum(size_of(group) for group in task.groups)
     display.say(

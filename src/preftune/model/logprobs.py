@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from preftune.model.attention import laid_out
 from preftune.model.head import Head, find_head, intercept, output_layer
-from preftune.types import Batch, Logps
+from preftune.types import Batch, Logps, Rows
 
 CHUNK_BYTES = 64_000_000
 """Size of one chunk's fp32 logits."""
@@ -93,9 +94,15 @@ def _own_logits(model: Any, batch: Batch) -> Tensor:
 
 
 def _forward(model: Any, batch: Batch) -> Tensor:
-    ids = batch.ids_T.view(batch.layout.rows, batch.layout.width)
-    logits: Tensor = model(input_ids=ids, use_cache=False).logits
-    return logits
+    if isinstance(batch.layout, Rows):
+        ids = batch.ids_T.view(batch.layout.rows, batch.layout.width)
+        return model(input_ids=ids, use_cache=False).logits  # type: ignore[no-any-return]
+    ids, positions = batch.ids_T[None], batch.positions_T[None]
+    # without a mask, transformers would take every jump of the positions for a new document
+    everything = torch.ones_like(ids, dtype=torch.bool)
+    with laid_out(batch.layout):
+        out = model(input_ids=ids, position_ids=positions, attention_mask=everything, use_cache=False)
+    return out.logits  # type: ignore[no-any-return]
 
 
 def token_logprobs(

@@ -15,10 +15,10 @@ from tests.conftest import random_groups
 
 from preftune.data.audit import audit
 from preftune.data.items import as_labelled, as_pairs, as_rankings, require_columns, with_mismatches
-from preftune.data.layout import micro_batches, rows
+from preftune.data.layout import Budget, LayoutName, lay_out, micro_batches, rows, slots_of
 from preftune.data.order import permutation, plan_epoch, plans, size_of
 from preftune.errors import DataError
-from preftune.types import Judgement, PreferenceGroup, TokenGroup
+from preftune.types import Judgement, Packed, PreferenceGroup, TokenGroup
 
 sizes_and_pairs = st.tuples(st.lists(st.integers(1, 9), min_size=1, max_size=60), st.integers(1, 20))
 
@@ -80,13 +80,44 @@ def test_rows_say_which_position_predicts_which_token(responses: int) -> None:
     ]
 
 
-@given(st.integers(1, 12), st.integers(1, 3), st.integers(1, 200))
-def test_micro_batches_hold_every_group_and_keep_the_budget(n: int, responses: int, tokens: int) -> None:
+@pytest.mark.parametrize("layout", ["packed", "shared"])
+@given(n=st.integers(1, 6), responses=st.integers(1, 4), seed=st.integers(0, 50))
+def test_a_packed_row_holds_every_sequence_once(layout: LayoutName, n: int, responses: int, seed: int) -> None:
+    """What a slot sees, in order, is its own sequence up to itself; the slot that is read predicts the target."""
+    groups = random_groups(n, responses, seed)
+    batch = lay_out(groups, layout)
+    assert isinstance(batch.layout, Packed)
+    seen: dict[int, list[int]] = {}
+    for s in batch.layout.segments:
+        for slot in range(s.begin, s.end):
+            seen[slot] = [*range(s.prefix_begin, s.prefix_end), *range(s.begin, slot + 1)]
+    assert sorted(seen) == list(range(len(batch.ids_T)))  # every slot in exactly one segment, none is padding
+    assert len(batch.ids_T) == sum(slots_of(group, layout) for group in groups)
+    ids = batch.ids_T.tolist()
+    reads = iter(zip(batch.read_N.tolist(), batch.target_N.tolist(), strict=True))
+    for group, response in ((g, r) for g in groups for r in g.response_ids):
+        sequence = group.prompt_ids.tolist() + response.tolist()
+        for place in range(len(group.prompt_ids), len(sequence)):
+            slot, target = next(reads)
+            assert [ids[i] for i in seen[slot]] == sequence[:place]
+            assert [int(batch.positions_T[i]) for i in seen[slot]] == list(range(place))
+            assert target == sequence[place]
+    assert next(reads, None) is None
+
+
+@pytest.mark.parametrize("layout", ["rows", "packed", "shared"])
+@given(n=st.integers(1, 12), responses=st.integers(1, 3), tokens=st.integers(1, 200))
+def test_micro_batches_hold_every_group_and_keep_the_budget(
+    layout: LayoutName, n: int, responses: int, tokens: int
+) -> None:
     groups = random_groups(n, responses)
-    batches = micro_batches(groups, tokens)
+    batches = micro_batches(groups, Budget(layout, tokens))
     assert Counter(id(g) for b in batches for g in b.groups) == Counter(map(id, groups))
     for batch in batches:
-        assert batch.layout.rows * batch.layout.width <= tokens or len(batch.groups) == 1
+        assert len(batch.ids_T) <= tokens or len(batch.groups) == 1
+    if layout != "rows":  # best fit: no two batches could have been one
+        sizes = sorted(len(batch.ids_T) for batch in batches)
+        assert len(sizes) < 2 or sizes[0] + sizes[1] > tokens
 
 
 def group(n: int, **known: Any) -> TokenGroup:

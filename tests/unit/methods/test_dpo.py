@@ -22,6 +22,7 @@ from preftune.config.schema import (
     OptimConfig,
     TrainConfig,
 )
+from preftune.data.layout import Budget
 from preftune.errors import ConfigError, DataError, ModelError, NumericError
 from preftune.losses import PREFERENCE_LOSSES
 from preftune.methods import dpo
@@ -247,18 +248,19 @@ def test_a_reference_that_differs_is_a_stop(tmp_path: Path) -> None:
     groups = random_groups(4)
     policy = Scorer.of(make_model())
     objective: Objective = dpo.bind_objective(DPOConfig(model={"path": "m"}, data={"train": "d"}).terms)
-    frozen = ResponseTask(policy, Frozen(Scorer.of(make_model(seed=2))), objective, groups, [], 1000)
+    frozen = ResponseTask(policy, Frozen(Scorer.of(make_model(seed=2))), objective, groups, [], Budget("rows", 1000))
     with pytest.raises(NumericError, match="policy and reference differ by"):
         dpo.prove_start(frozen, groups)
     store = Store("k", tmp_path)
     fill(store, policy, groups, frozen.layout)
-    good = ResponseTask(policy, Cached.of(store, torch.device("cpu")), objective, groups, [], 1000)
+    good = ResponseTask(policy, Cached.of(store, torch.device("cpu")), objective, groups, [], Budget("rows", 1000))
     assert "margin 0, loss ln 2" in dpo.prove_start(good, groups)
     key = response_key(groups[2].prompt_ids, groups[2].response_ids[1])
     store.put(key, store.get(key) + 0.5)
     with pytest.raises(NumericError, match="toy:3"):
         dpo.prove_start(
-            ResponseTask(policy, Cached.of(store, torch.device("cpu")), objective, groups, [], 1000), groups
+            ResponseTask(policy, Cached.of(store, torch.device("cpu")), objective, groups, [], Budget("rows", 1000)),
+            groups,
         )
 
 

@@ -10,7 +10,7 @@ from tests.conftest import make_model, random_groups
 from torch import Tensor, nn
 
 import preftune.model.logprobs as logprobs
-from preftune.data.layout import micro_batches, rows
+from preftune.data.layout import Budget, micro_batches, rows
 from preftune.model.head import Head, find_head
 from preftune.model.logprobs import Scorer, logps, token_logprobs
 from preftune.types import TokenGroup
@@ -229,7 +229,7 @@ def test_order_and_company_do_not_matter(model: Any) -> None:
     with torch.no_grad():
         for group in groups:
             alone[group.origin] = logps(scorer, rows([group])).sum_S
-        for batch in micro_batches(groups, 64):
+        for batch in micro_batches(groups, Budget("rows", 64)):
             values = logps(scorer, batch).sum_S
             for i, group in enumerate(batch.groups):
                 assert torch.allclose(values[2 * i : 2 * i + 2], alone[group.origin], atol=1e-5)

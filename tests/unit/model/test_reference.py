@@ -10,7 +10,7 @@ import pytest
 import torch
 from tests.conftest import make_model, random_groups
 
-from preftune.data.layout import micro_batches, rows
+from preftune.data.layout import Budget, micro_batches, rows
 from preftune.model.load import add_lora, weights_hash
 from preftune.model.logprobs import Scorer, logps
 from preftune.model.reference import AdapterOff, Cached, Frozen, Live, batch_keys, fill, store_key
@@ -18,7 +18,7 @@ from preftune.model.store import Store, response_key
 
 
 def layout(groups: Any) -> Any:
-    return micro_batches(groups, 100)
+    return micro_batches(groups, Budget("rows", 100))
 
 
 def test_frozen_is_a_copy_of_the_weights_as_they_are(model: Any) -> None:
@@ -61,7 +61,7 @@ def filled(model: Any, groups: Any) -> Store:
 def test_cached_equals_live(model: Any) -> None:
     groups = random_groups(12, responses=3)
     reference = Cached.of(filled(model, groups), torch.device("cpu"))
-    for batch in micro_batches(list(reversed(groups)), 60):
+    for batch in micro_batches(list(reversed(groups)), Budget("rows", 60)):
         live, cached = logps(Scorer.of(model), batch), reference.logps(batch)
         assert torch.allclose(cached.token_N, live.token_N, atol=1e-5)
         assert torch.allclose(cached.sum_S, live.sum_S, atol=1e-5)

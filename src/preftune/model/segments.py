@@ -1,0 +1,191 @@
+"""Attention over the segments of a packed row.
+
+A segment's queries see its prefix (the shared prompt) and, causally, the segment itself; both are contiguous slots, so
+a segment is ordinary attention of q[begin:end] over k[prefix] ++ k[begin:end], aligned at the lower right.
+
+    fused   CPU: torch's fused kernel on each segment; one gradient buffer for the whole row
+    varlen  CUDA: all segments in one flash-attention call
+    each    anywhere, and for softcap and attention sinks, which no fused kernel has: one segment after another
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from preftune.types import Packed, Segment
+
+_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+class SegmentAttention(torch.autograd.Function):
+    """The CPU kernel on one segment after another. Shapes: (1, H, T, D), (1, K, T, D) -> (1, T, H, D)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: Packed, window: int | None, scale: float
+    ) -> Tensor:
+        out = query.new_empty(1, query.shape[2], query.shape[1], query.shape[3])
+        sums = []
+        for s in layout.segments:
+            causal, mask = _visible(s, window, query)
+            piece, log_sum = _forward(
+                query[:, :, s.begin : s.end], _keys(key, s), _keys(value, s), 0.0, causal, attn_mask=mask, scale=scale
+            )
+            out[:, s.begin : s.end] = piece.transpose(1, 2)
+            sums.append(log_sum)
+        ctx.save_for_backward(query, key, value, out, *sums)
+        ctx.layout, ctx.window, ctx.scale = layout, window, scale
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, out, *sums = ctx.saved_tensors
+        d_out = grads[0]
+        d_query = torch.empty_like(query)
+        d_key, d_value = torch.zeros_like(key), torch.zeros_like(value)
+        for s, log_sum in zip(ctx.layout.segments, sums, strict=True):
+            causal, mask = _visible(s, ctx.window, query)
+            own = slice(s.begin, s.end)
+            dq, dk, dv = _backward(
+                d_out[:, own].transpose(1, 2),
+                query[:, :, own],
+                _keys(key, s),
+                _keys(value, s),
+                out[:, own].transpose(1, 2),
+                log_sum,
+                0.0,
+                causal,
+                attn_mask=mask,
+                scale=ctx.scale,
+            )
+            d_query[:, :, own] = dq
+            prompt = s.prefix_end - s.prefix_begin
+            for total, part in ((d_key, dk), (d_value, dv)):
+                total[:, :, own] += part[:, :, prompt:]
+                if prompt:
+                    total[:, :, s.prefix_begin : s.prefix_end] += part[:, :, :prompt]
+        return d_query, d_key, d_value, None, None, None
+
+
+def fused(query: Tensor, key: Tensor, value: Tensor, layout: Packed, window: int | None, scale: float) -> Tensor:
+    """The CPU's fused kernel on each segment."""
+    out: Tensor = SegmentAttention.apply(query, key, value, layout, window, scale)  # type: ignore[no-untyped-call]
+    return out
+
+
+def _keys(tensor: Tensor, s: Segment) -> Tensor:
+    own = tensor[:, :, s.begin : s.end]
+    return own if s.prefix_begin == s.prefix_end else torch.cat([tensor[:, :, s.prefix_begin : s.prefix_end], own], 2)
+
+
+def _visible(s: Segment, window: int | None, like: Tensor) -> tuple[bool, Tensor | None]:
+    """(is_causal, additive mask) of a segment; the mask is None where the kernel's causal mode says it all."""
+    queries, prompt = s.end - s.begin, s.prefix_end - s.prefix_begin
+    beyond = window is not None and prompt + queries > window
+    if not prompt and not beyond:
+        return True, None
+    return False, _additive(queries, prompt, window if beyond else None, like.dtype, like.device)
+
+
+@lru_cache(maxsize=256)
+def _additive(queries: int, prompt: int, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
+    mask = torch.zeros(queries, prompt + queries, dtype=dtype, device=device)
+    return mask.masked_fill_(~_seen(queries, prompt, window, device), -torch.inf)
+
+
+def _seen(queries: int, prompt: int, window: int | None, device: torch.device) -> Tensor:
+    """(queries, prompt + queries), True where a query sees a key."""
+    seen = torch.ones(queries, prompt + queries, dtype=torch.bool, device=device).tril(prompt)
+    return seen if window is None else seen.triu(prompt - window + 1)
+
+
+def each(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: Packed,
+    window: int | None,
+    scale: float,
+    softcap: float | None = None,
+    sinks_H: Tensor | None = None,
+) -> Tensor:
+    """One segment after another, with `attend`."""
+    out = []
+    for s in layout.segments:
+        seen = _seen(s.end - s.begin, s.prefix_end - s.prefix_begin, window, query.device)
+        own = query[:, :, s.begin : s.end]
+        out.append(attend(own, _keys(key, s), _keys(value, s), seen, scale, softcap, sinks_H))
+    return torch.cat(out, 1)
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    seen: Tensor,
+    scale: float,
+    softcap: float | None = None,
+    sinks_H: Tensor | None = None,
+) -> Tensor:
+    """softmax over [scores | sink] where `seen` is True, scores = softcap * tanh(scale * q k / softcap); a sink has no
+    value. (B, H, Q, D) and (B, K, S, D) -> (B, Q, H, D)."""
+    if not softcap and sinks_H is None:
+        out = scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=scale, enable_gqa=True)
+        return out.transpose(1, 2)
+    repeats = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
+    scores = (query @ key.transpose(2, 3)).float() * scale
+    if softcap:
+        scores = softcap * torch.tanh(scores / softcap)
+    scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min)  # padding sees nothing, and must not be nan
+    if sinks_H is not None:
+        sinks = sinks_H.float()[None, :, None, None].expand(len(scores), -1, scores.shape[2], 1)
+        scores = torch.cat([scores, sinks], -1)
+    weights = scores.softmax(-1)[..., : key.shape[2]]
+    return (weights.to(value.dtype) @ value).transpose(1, 2)
+
+
+def varlen(query: Tensor, key: Tensor, value: Tensor, layout: Packed, window: int | None, scale: float) -> Tensor:
+    """Flash attention on all segments at once; the keys of shared prompts are gathered once for each segment."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    gather, starts_q, starts_k, longest_q, longest_k = _ragged(layout, query.device)
+    q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    shared = len(gather) != k.shape[0]
+    out: Tensor = varlen_attn(
+        q.contiguous(),
+        k[gather] if shared else k.contiguous(),
+        v[gather] if shared else v.contiguous(),
+        starts_q,
+        starts_k,
+        longest_q,
+        longest_k,
+        scale=scale,
+        window_size=(-1 if window is None else window - 1, 0),
+        enable_gqa=q.shape[1] != k.shape[1],
+    )  # type: ignore[assignment]
+    return out[None]
+
+
+@lru_cache(maxsize=4)
+def _ragged(layout: Packed, device: torch.device) -> tuple[Tensor, Tensor, Tensor, int, int]:
+    """Key slots in the order of segments, cumulated lengths of queries and keys, and the longest of each.
+
+    Made once for a batch: every layer asks with the same layout.
+    """
+    keys = [[*range(s.prefix_begin, s.prefix_end), *range(s.begin, s.end)] for s in layout.segments]
+    gather = torch.tensor([slot for segment in keys for slot in segment], device=device)
+    queries = [s.end - s.begin for s in layout.segments]
+    lengths = [len(segment) for segment in keys]
+    return gather, _cumulated(queries, device), _cumulated(lengths, device), max(queries), max(lengths)
+
+
+def _cumulated(lengths: Sequence[int], device: torch.device) -> Tensor:
+    return torch.tensor([0, *lengths]).cumsum(0).to(device=device, dtype=torch.int32)

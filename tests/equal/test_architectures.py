@@ -1,0 +1,203 @@
+"""Packed batches on unpatched models: exact where the gate admits an architecture, refused where they would not be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tests.conftest import random_groups
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from preftune.data.layout import LayoutName, lay_out
+from preftune.errors import ModelError
+from preftune.methods import gate
+from preftune.methods.gate import admit, measure, refusal
+from preftune.model.attention import NAME, base_of, use_own, use_segments
+from preftune.model.logprobs import Scorer
+
+WINDOW = {"sliding_window": 6}
+MIXED = {**WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
+EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 16}
+OLD = {"n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 128, "n_inner": 48}
+
+EXACT: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "qwen2": {},
+    "qwen3": {},
+    "mistral": WINDOW,
+    "gemma": {},
+    "gemma2": {**MIXED, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0, "query_pre_attn_scalar": 8},
+    "gemma3_text": {**MIXED, "query_pre_attn_scalar": 8},
+    "gpt_neox": {},
+    "gpt2": OLD,
+    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},
+    "phi": {},
+    "phi3": WINDOW,
+    "cohere": {"logit_scale": 0.5},
+    "cohere2": MIXED,
+    "granite": {"logits_scaling": 4.0},
+    "olmo2": {},
+    "smollm3": {},
+    "stablelm": {},
+    "starcoder2": WINDOW,
+    "exaone4": MIXED,
+    "glm4": {},
+    "ministral": WINDOW,
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen3_moe": {"num_experts": 4, **EXPERTS},
+    "qwen2_moe": {"num_experts": 4, **EXPERTS, "shared_expert_intermediate_size": 16},
+    "phimoe": {"num_local_experts": 4, "num_experts_per_tok": 2, **WINDOW},
+    "gpt_oss": {**MIXED, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "deepseek_v3": {
+        "n_routed_experts": 4,
+        **EXPERTS,
+        "n_group": 2,
+        "topk_group": 1,
+        "q_lora_rank": 16,
+        "kv_lora_rank": 16,
+        "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 8,
+        "v_head_dim": 12,
+        "first_k_dense_replace": 1,
+        "n_shared_experts": 1,
+        "num_key_value_heads": 4,
+    },
+}
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "bloom": ({"n_layer": 2, "n_head": 4}, "cannot be replaced"),
+    "gptj": ({"n_embd": 32, "n_head": 4, "n_layer": 2, "rotary_dim": 8}, "cannot be replaced"),
+    "llama4_text": (
+        {"attention_chunk_size": 6, "num_local_experts": 2, "num_experts_per_tok": 1, "no_rope_layers": [1, 0]},
+        "chunked_attention",
+    ),
+    "qwen3_next": (
+        {
+            "num_experts": 4,
+            **EXPERTS,
+            "shared_expert_intermediate_size": 16,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 2,
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8,
+            "layer_types": ["linear_attention", "full_attention"],
+        },
+        "linear_attention",
+    ),
+    "lfm2": ({"layer_types": ["conv", "full_attention"]}, "conv"),
+    "diffllama": ({}, "4 calls"),
+}
+
+
+def make(architecture: str, changes: dict[str, Any]) -> Scorer:
+    torch.manual_seed(0)
+    settings = {
+        "vocab_size": 96,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 128,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+        **changes,
+    }
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture, **settings)).eval()
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            nn.init.normal_(parameter, std=0.2)
+    return Scorer.of(model)
+
+
+@pytest.mark.parametrize("architecture", sorted(EXACT))
+def test_exact(architecture: str) -> None:
+    """Log-probs and gradients of packed and shared rows equal those of one padded row a response."""
+    scorer = make(architecture, EXACT[architecture])
+    assert refusal(scorer) == ""
+    groups = random_groups(3, responses=3, seed=5, vocabulary=96)
+    use_own(scorer.model)
+    values, gradient = measure(scorer, lay_out(groups, "rows"))
+    assert use_segments(scorer.model)
+    layouts: list[LayoutName] = ["packed", "shared"]
+    for layout in layouts:
+        found, found_gradient = measure(scorer, lay_out(groups, layout))
+        assert (values - found).abs().max() < 1e-5
+        assert (gradient - found_gradient).abs().max() < 1e-5 * gradient.abs().max()
+
+
+@pytest.mark.parametrize("architecture", sorted(name for name, changes in EXACT.items() if "sliding_window" in changes))
+def test_the_window_counts(architecture: str) -> None:
+    """The sweep would prove nothing for a window that is longer than the sequences."""
+    groups = random_groups(3, responses=3, seed=5, vocabulary=96)
+    near = measure(make(architecture, EXACT[architecture]), lay_out(groups, "rows"))[0]
+    far = measure(make(architecture, {**EXACT[architecture], "sliding_window": 100}), lay_out(groups, "rows"))[0]
+    assert (near - far).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("architecture", sorted(REFUSED))
+def test_refused(architecture: str) -> None:
+    """Architectures that packed rows would silently break keep plain rows, and their own attention."""
+    changes, why = REFUSED[architecture]
+    scorer = make(architecture, changes)
+    before = base_of(scorer.model).config._attn_implementation
+    layout, note = admit(scorer, "auto")
+    assert layout == "rows"
+    assert note.startswith("attention: rows, because")
+    assert why in note
+    assert base_of(scorer.model).config._attn_implementation == before
+    for named in ("shared", "packed"):
+        with pytest.raises(ModelError, match=why):
+            admit(scorer, named)
+    assert admit(scorer, "rows") == ("rows", "")
+
+
+@pytest.mark.parametrize("architecture", ["bloom", "llama4_text", "qwen3_next"])
+def test_the_numbers_alone_would_refuse_them(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The probe catches the silent breakers even if transformers called their layers by harmless names."""
+    scorer = make(architecture, REFUSED[architecture][0])
+    expected = measure(scorer, lay_out(gate.probe_groups(96), "rows"))
+    use_segments(scorer.model)
+    try:
+        found = measure(scorer, lay_out(gate.probe_groups(96), "shared"))
+    except Exception:  # an error is not silent
+        return
+    assert "change its numbers" in gate.difference(expected, found)
+
+
+def test_a_wrong_attention_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel that lets one response see another changes the numbers, and the gate says so."""
+    from preftune.model import segments
+
+    def leaky(query: Any, key: Any, value: Any, _layout: Any, _window: Any, scale: float) -> Any:
+        everything = torch.ones(query.shape[2], query.shape[2], dtype=torch.bool).tril()
+        return segments.attend(query, key, value, everything, scale)
+
+    monkeypatch.setattr(segments, "fused", leaky)
+    assert "change its numbers" in refusal(make("llama", {}))
+
+
+def test_bf16_is_admitted() -> None:
+    scorer = make("llama", {})
+    assert refusal(Scorer.of(scorer.model.to(torch.bfloat16))) == ""
+
+
+def test_a_switched_model_still_generates() -> None:
+    """Outside packed batches the model gives what it gave before, with a cache and with padding."""
+    for architecture in ("llama", "gemma2", "gpt_oss"):
+        scorer = make(architecture, EXACT[architecture])
+        ids = torch.tensor([[0, 5, 6, 7], [9, 8, 7, 6]])
+        mask = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]])
+
+        def generate(scorer: Scorer = scorer, ids: Any = ids, mask: Any = mask) -> list[list[int]]:
+            out = scorer.model.generate(ids, attention_mask=mask, max_new_tokens=6, do_sample=False)
+            return out.tolist()  # type: ignore[no-any-return]
+
+        before = generate()
+        assert refusal(scorer) == ""
+        assert base_of(scorer.model).config._attn_implementation == NAME
+        assert generate() == before
