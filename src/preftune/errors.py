@@ -15,7 +15,9 @@ A message has up to four parts: where, what, why it matters, how to fix it.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 
 class PreftuneError(Exception):
@@ -69,6 +71,19 @@ class Stopped(PreftuneError, RuntimeError):
     """The user asked to stop; what was trained so far is saved."""
 
     exit_code = 75
+
+
+@contextmanager
+def writing(where: str | Path, fix: str = "") -> Iterator[None]:
+    """What is written inside is named in a StorageError if the disk is full or the place cannot be written."""
+    try:
+        yield
+    except Exception as error:
+        # safetensors has its own class for what the system says
+        if isinstance(error, StorageError) or not (isinstance(error, OSError) or "Safetensor" in type(error).__name__):
+            raise
+        said = getattr(error, "strerror", None) or str(error)
+        raise StorageError(f"cannot be written: {said}", where=str(where), fix=fix) from error
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

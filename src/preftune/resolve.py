@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FunctionType
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from pydantic import ConfigDict, ValidationError, create_model
 
@@ -71,6 +71,11 @@ def bind(function: Callable[..., Any], given: Mapping[str, Any], where: str, nam
             raise ConfigError(
                 f"{name!r} has no parameter {key!r}; {did_you_mean(key, parameters)}", where=f"{where}.{key}"
             )
+    plain = get_type_hints(function)
+    for key, value in given.items():
+        allowed = {plain.get(key), *get_args(plain.get(key))}
+        if isinstance(value, bool) and allowed & {int, float} and bool not in allowed:
+            raise ConfigError(f"must be a number, not true or false, got {value}", where=f"{where}.{key}")
     hints = get_type_hints(function, include_extras=True)
     required = [key for key, p in parameters.items() if p.default is inspect.Parameter.empty and key not in given]
     if required:

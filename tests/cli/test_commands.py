@@ -74,7 +74,13 @@ def test_dpo_then_sft_then_score(model_folder: Path, capsys: pytest.CaptureFixtu
         "logps/chosen", "logps/rejected", "grad_norm", "lr", "pairs_per_s", "tokens_per_s",
     }  # fmt: skip
     assert all(wanted <= set(line) for line in lines if line["split"] == "train")
-    assert sorted(p.name for p in Path("dpo").iterdir()) == ["config.yaml", "final", "manifest.json", "metrics.jsonl"]
+    assert sorted(p.name for p in Path("dpo").iterdir()) == [
+        "config.yaml",
+        "final",
+        "manifest.json",
+        "metrics.jsonl",
+        "report.html",
+    ]
 
     Path("sft.yaml").write_text(f"model: {{path: {model_folder}}}\ndata: {{train: pairs.jsonl}}\nout: sft\n")
     assert run(["sft", "sft.yaml", "-q"]) == 0

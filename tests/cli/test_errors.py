@@ -92,13 +92,60 @@ CASES: list[tuple[str, str, list[str], int, list[str]]] = [
         4,
         ["no chat template", "fix:"],
     ),
+    (
+        "ranked row without its list",
+        '{"prompt": "a", "responses": ["b", "c"], "scores": [1, 2]}\n' * 25 + '{"prompt": "a", "scores": [1, 2]}',
+        [],
+        3,
+        ["pairs.jsonl:26: no column with a list of responses", "fix:"],
+    ),
+    (
+        "labels that are none",
+        '{"prompt": "a", "responses": ["b", "c"], "judgements": [], "labels": ["x", "y"]}',
+        [],
+        3,
+        ["pairs.jsonl:1: labels[0] must be 1 or -1", "fix:"],
+    ),
+    (
+        "weight below 0",
+        '{"prompt": "a", "responses": ["b", "c"], "judgements": [{"better": 0, "worse": 1, "weight": -3}]}',
+        [],
+        3,
+        ["pairs.jsonl:1: judgements[0].weight must not be below 0", "fix:"],
+    ),
+    (
+        "a function that returns nonsense",
+        GOOD,
+        ["data.format=mine.py:far", "--dry-run"],
+        3,
+        ["pairs.jsonl:1: mine.py:far: judgements[0] names a response that does not exist", "fix: repair the function"],
+    ),
+    (
+        "a number of 5000 digits",
+        GOOD + '\n{"prompt": "a", "chosen": "b", "rejected": "c", "n": ' + "1" * 5000 + "}",
+        [],
+        3,
+        ["pairs.jsonl:2: broken JSON: an integer of more digits", "fix:"],
+    ),
+    (
+        "a margin in some rows",
+        GOOD + '\n{"prompt": "a", "chosen": "b", "rejected": "c", "margin": 1}',
+        ["loss.name=odpo"],
+        3,
+        ["pairs.jsonl:1: no margin, but other rows have one (pairs.jsonl:2)", "fix:"],
+    ),
+    ("missing data file in a folder", GOOD, ["data.train=data/no.jsonl"], 3, ["data/no.jsonl: no such file", "fix:"]),
+    ("an override that begins with a number", GOOD, ["0.x=1"], 2, ["override '0.x=1': 0: unknown key"]),
+    ("true for a number", GOOD, ["optim.lr=true"], 2, ["optim.lr: should be a number, not true or false"]),
+    ("true for a parameter", GOOD, ["loss.beta=true"], 2, ["loss.beta: must be a number, not true or false"]),
+    ("an alias in itself", GOOD, ["data.ignore=&a [*a]"], 2, ["an alias (*) inside what it stands for"]),
     ("unknown key", GOOD, ["optim.lrate=1"], 2, ["optim.lrate: unknown key; did you mean 'lr'?"]),
     ("unknown section", GOOD, ["optimiser.lr=1"], 2, ["optimiser: unknown key; did you mean 'optim'?"]),
     ("wrong type", GOOD, ["batch.pairs=many"], 2, ["batch.pairs: should be a valid integer", "'many'"]),
     ("out of range", GOOD, ["loss.beta=0"], 2, ["loss.beta: Input should be greater than 0, got 0"]),
     ("unknown loss", GOOD, ["loss.name=dpo"], 2, ["loss.name: unknown name 'dpo'", "fix:"]),
     ("parameter of another loss", GOOD, ["loss.gamma=1"], 2, ["loss.gamma: 'sigmoid' has no parameter 'gamma'"]),
-    ("loss in a file that is not there", GOOD, ["loss.name=mine.py:f"], 2, ["no such file: mine.py"]),
+    ("loss in a file that is not there", GOOD, ["loss.name=nowhere.py:f"], 2, ["no such file: nowhere.py"]),
     ("missing model folder", GOOD, ["model.path=./nowhere"], 4, ["model.path ./nowhere: no such folder", "fix:"]),
     ("model that is no model", GOOD, ["model.path=."], 4, ["no config.json: not a Hugging Face model folder", "fix:"]),
     ("missing data file", GOOD, ["data.train=nowhere.jsonl"], 3, ["nowhere.jsonl: no such file", "fix:"]),
@@ -134,6 +181,10 @@ def test_bad_input(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("pairs.jsonl").write_text(data)
+    Path("mine.py").write_text(
+        "from preftune import Judgement, PreferenceGroup\n"
+        "def far(row):\n    return PreferenceGroup(row['prompt'], ('a', 'b'), (Judgement(0, 5),))\n"
+    )
     Path("run.yaml").write_text(
         f"model: {{path: {model_folder}}}\ndata: {{train: pairs.jsonl}}\nloss: {{name: sigmoid}}\nout: out\n"
     )
@@ -169,6 +220,7 @@ def test_a_boundary_that_does_not_extend_is_exit_4(
     [
         (["dpo"], 2, "Missing argument"),
         (["dpo", "nowhere.yaml"], 2, "nowhere.yaml: no such config file"),
+        (["dpo", "."], 2, ".: a folder, not a config file"),
         (["dpoo"], 2, "No such command"),
         (["dpo", "--fast", "x"], 2, "No such option"),
         (["score", "--policy", "./a", "--reference", "./b", "--data", "c"], 4, "--policy ./a: no such folder"),

@@ -137,8 +137,35 @@ def test_a_killed_run_loses_what_followed_the_checkpoint(
     assert all(torch.equal(a, weights(parts)[name]) for name, a in weights(whole).items())
 
 
-def test_an_incomplete_checkpoint_is_passed_over(
+def test_stored_references_do_not_depend_on_where_a_run_stopped(
     tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of many lengths, seen again in a second epoch, and metrics over windows of three steps."""
+    words = " ".join(row["prompt"] + row["chosen"] for row in PAIRS).split()
+    rows = [
+        {"prompt": " ".join(words[: 3 * i + 2]), "chosen": " " + words[i], "rejected": " " + " ".join(words[i : 2 * i])}
+        for i in range(2, 14)
+    ]
+    data = write_jsonl(tmp_path / "pairs.jsonl", rows)
+    sections: dict[str, Any] = {
+        "train": TrainConfig(epochs=3, log_every=3),
+        "batch": BatchConfig(pairs=4, tokens=60),
+        "data": DataConfig(train=str(data), max_length=200),
+    }
+    whole = dpo.run(config(data, model_folder, tmp_path / "whole", **sections), display=quiet())
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4)
+        with pytest.raises(Stopped):
+            dpo.run(config(data, model_folder, tmp_path / "parts", **sections), display=quiet())
+    parts = dpo.run(config(data, model_folder, tmp_path / "parts", **sections), display=quiet())
+    assert metrics(tmp_path / "whole") == metrics(tmp_path / "parts")
+    assert [m["step"] for m in metrics(tmp_path / "parts")] == [1, 3, 6, 9]
+    assert all(torch.equal(a, weights(parts)[name]) for name, a in weights(whole).items())
+
+
+@pytest.mark.parametrize("damage", ["short", "flipped", "header", "state"])
+def test_a_damaged_checkpoint_is_named_and_passed_over(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, damage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = write_jsonl(tmp_path / "pairs.jsonl", PAIRS)
     whole = dpo.run(config(data, model_folder, tmp_path / "whole"), display=quiet())
@@ -147,10 +174,51 @@ def test_an_incomplete_checkpoint_is_passed_over(
         with pytest.raises(Stopped):
             dpo.run(config(data, model_folder, tmp_path / "parts"), display=quiet())
     newest = tmp_path / "parts" / "checkpoints" / "step-00000008"
-    (newest / "weights.safetensors").write_bytes((newest / "weights.safetensors").read_bytes()[:-10])
-    parts = dpo.run(config(data, model_folder, tmp_path / "parts"), display=quiet())
+    assert newest.is_dir()
+    spoil(newest, damage)
+    parts = dpo.run(config(data, model_folder, tmp_path / "parts"), display=Display())
+    assert "damaged checkpoint is not used: step-00000008" in capsys.readouterr().err
     assert all(torch.equal(a, weights(parts)[name]) for name, a in weights(whole).items())
     assert metrics(tmp_path / "whole") == metrics(tmp_path / "parts")
+
+
+def spoil(checkpoint: Path, damage: str) -> None:
+    path = checkpoint / ("state.json" if damage == "state" else "weights.safetensors")
+    blob = bytearray(path.read_bytes())
+    if damage in ("flipped", "header"):
+        blob[-5 if damage == "flipped" else 10] ^= 1
+    else:
+        blob = blob[:-10]
+    path.write_bytes(blob)
+
+
+def test_with_no_whole_checkpoint_nothing_starts_again(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_jsonl(tmp_path / "pairs.jsonl", PAIRS)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 8)
+        with pytest.raises(Stopped):
+            dpo.run(config(data, model_folder, tmp_path / "run"), display=quiet())
+    before = metrics(tmp_path / "run")
+    for checkpoint in (tmp_path / "run" / "checkpoints").iterdir():
+        spoil(checkpoint, "flipped")
+    with pytest.raises(RunError, match="no checkpoint is whole"):
+        dpo.run(config(data, model_folder, tmp_path / "run"), display=quiet())
+    assert metrics(tmp_path / "run") == before
+
+
+def test_a_run_killed_at_its_end_finishes(tmp_path: Path, model_folder: Path) -> None:
+    """Killed between the final model and the note that the run is over."""
+    data = write_jsonl(tmp_path / "pairs.jsonl", PAIRS)
+    settings = config(data, model_folder, tmp_path / "run")
+    one = weights(dpo.run(settings, display=quiet()))
+    manifest = tmp_path / "run" / "manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "finished": False}))
+    (tmp_path / "run" / "final.part-1").mkdir()
+    two = weights(dpo.run(settings, display=quiet()))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert not list((tmp_path / "run").glob("*.part*"))
 
 
 def test_a_finished_run_is_left_alone(tmp_path: Path, model_folder: Path) -> None:
@@ -162,6 +230,7 @@ def test_a_finished_run_is_left_alone(tmp_path: Path, model_folder: Path) -> Non
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")} == before
 
 
+@pytest.mark.parametrize("finished", [False, True])
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -172,13 +241,20 @@ def test_a_finished_run_is_left_alone(tmp_path: Path, model_folder: Path) -> Non
     ],
 )
 def test_another_run_is_refused(
-    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], message: str
+    tmp_path: Path,
+    model_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: dict[str, Any],
+    message: str,
+    finished: bool,
 ) -> None:
     data = write_jsonl(tmp_path / "pairs.jsonl", PAIRS)
     with monkeypatch.context() as patch:
-        stop_after(patch, 2)
-        with pytest.raises(Stopped):
+        stop_after(patch, 99 if finished else 2)
+        try:
             dpo.run(config(data, model_folder, tmp_path / "run"), display=quiet())
+        except Stopped:
+            assert not finished
     if change.get("data") == "edited":
         write_jsonl(data, list(reversed(PAIRS)))
         change = {}
@@ -205,6 +281,21 @@ def test_a_folder_of_something_else_is_not_touched(tmp_path: Path, model_folder:
     with pytest.raises(RunError, match=r"not empty and is no run: thesis.tex"):
         dpo.run(config(data, model_folder, tmp_path / "run"), display=quiet())
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["thesis.tex"]
+
+
+def test_another_tokenizer_is_another_run(
+    tmp_path: Path, model_folder: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_jsonl(tmp_path / "pairs.jsonl", PAIRS)
+    settings = config(data, model_folder, tmp_path / "run")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        with pytest.raises(Stopped):
+            dpo.run(settings, display=quiet())
+    from tests.conftest import make_tokenizer
+
+    with pytest.raises(RunError, match="other token ids"):
+        dpo.run(settings, tokenizer=make_tokenizer(bos=False), display=quiet())
 
 
 def test_a_model_in_memory_resumes_only_from_itself(
@@ -261,3 +352,24 @@ def test_a_signal_saves_and_exits_75(tmp_path: Path, model_folder: Path, number:
     assert "everything is saved" in errors
     assert "Traceback" not in errors
     assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
+
+
+def test_ctrl_c_before_the_first_step(tmp_path: Path, model_folder: Path) -> None:
+    """While the data are read, too, one signal ends the program with 75, and the same command goes on."""
+    rows = PAIRS * 6000
+    data = write_jsonl(
+        tmp_path / "pairs.jsonl", [{**row, "prompt": f"{i} {row['prompt']}"} for i, row in enumerate(rows)]
+    )
+    (tmp_path / "run.yaml").write_text(
+        f"model: {{path: {model_folder}}}\ndata: {{train: {data}}}\nout: {tmp_path / 'run'}\n"
+    )
+    command = [sys.executable, "-m", "preftune", "dpo", str(tmp_path / "run.yaml")]
+    for number in (signal.SIGINT, signal.SIGTERM):
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ})
+        time.sleep(7)
+        assert process.poll() is None
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 75, errors
+        assert "stopped before the first step" in errors
+        assert "Traceback" not in errors

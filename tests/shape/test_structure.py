@@ -31,7 +31,7 @@ ALLOWED = {
     "train": "types errors config data model",
     "evaluate": "types errors resolve losses exact data model",
     "report": "types errors",
-    "methods": "types errors resolve config losses exact data model train evaluate",
+    "methods": "types errors resolve config losses exact data model train evaluate report",
     "demo": "types errors config exact data model train evaluate report methods",
     "cli": "types errors resolve config losses exact data model train evaluate report methods demo",
     "__init__": "types errors config methods",

@@ -115,7 +115,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code; errors go to stderr, without traceback unless --debug."""
     debug = "--debug" in arguments  # at any place on the line
     try:
-        app([a for a in arguments if a != "--debug"], standalone_mode=False)
+        code = app([a for a in arguments if a != "--debug"], standalone_mode=False)
     except PreftuneError as error:
         print(error, file=sys.stderr)
         if debug:
@@ -140,4 +140,4 @@ def run(arguments: Sequence[str]) -> int:
         if debug:
             traceback.print_exc()
         return 1
-    return 0
+    return code if isinstance(code, int) else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import UnionType
@@ -15,29 +16,62 @@ from preftune.errors import ConfigError, did_you_mean
 C = TypeVar("C", bound=BaseModel)
 Path_ = tuple[str | int, ...]
 MAX_CONFIG_BYTES = 1_000_000
+MAX_DEPTH = 50
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads 1e-1 as a number, which YAML 1.1 takes for text, and leaves dates as text: no value is one."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts text in quotes that `_Loader` would read as a number."""
+
+
+for _one in (_Loader, _Dumper):
+    _one.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"),
+        list("-+.0123456789"),
+    )
+_Loader.yaml_implicit_resolvers = {
+    first: [resolver for resolver in resolvers if resolver[0] != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in _Loader.yaml_implicit_resolvers.items()
+}
 
 
 def load(schema: type[C], file: str | Path, overrides: Sequence[str] = ()) -> C:
     """The config in `file`, with `overrides` applied. Raises ConfigError with every problem at once."""
-    path = Path(file)
-    if not path.is_file():
-        raise ConfigError("no such config file", where=str(file))
-    if path.stat().st_size > MAX_CONFIG_BYTES:
-        raise ConfigError("larger than 1 MB: not a config file", where=str(file))
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"not UTF-8 at byte {error.start}", where=str(file)) from None
+    text = _read_text(Path(file), str(file))
     raw, places = read_yaml(text, str(file))
     for override in overrides:
         apply_override(raw, places, override)
     return build(schema, raw, places, str(file))
 
 
+def _read_text(path: Path, where: str) -> str:
+    try:
+        if path.is_dir():
+            raise ConfigError("a folder, not a config file", where=where, fix=_configs_in(path))
+        if not path.is_file():
+            raise ConfigError("no such config file", where=where, fix="paths are relative to where the command runs")
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise ConfigError("larger than 1 MB: not a config file", where=where)
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"not UTF-8 at byte {error.start}", where=where, fix="save it as UTF-8 text") from None
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}", where=where[:200]) from None
+
+
+def _configs_in(folder: Path) -> str:
+    names = sorted(path.name for path in folder.glob("*.y*ml"))
+    return f"give one of its files: {', '.join(names[:8])}" if names else "give a .yaml file"
+
+
 def build(schema: type[C], raw: dict[str, Any], places: dict[Path_, str] | None = None, source: str = "config") -> C:
     """`raw` as a `schema`. `places` says where each key was written."""
     try:
-        return schema(**raw)
+        return schema.model_validate(raw)
     except ValidationError as error:
         problems = [_problem(schema, dict(e), places or {}, source) for e in error.errors()]
         raise ConfigError("\n".join(dict.fromkeys(problems))) from None
@@ -45,17 +79,20 @@ def build(schema: type[C], raw: dict[str, Any], places: dict[Path_, str] | None 
 
 def dump(config: BaseModel) -> str:
     """The resolved config as YAML; itself a valid config file."""
-    return str(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+    return str(yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True))
 
 
 def read_yaml(text: str, source: str) -> tuple[dict[str, Any], dict[Path_, str]]:
     """Plain data and, for each key path, the "file:line" that set it. No tags, no duplicate keys."""
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        root = yaml.compose(text, Loader=_Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         at = f"{source}:{mark.line + 1}" if mark else source
-        raise ConfigError(f"not valid YAML: {getattr(error, 'problem', error)}", where=at) from None
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise ConfigError(f"not valid YAML: {problem}", where=at) from None
+    except RecursionError:
+        raise ConfigError(f"nested more than {MAX_DEPTH} deep: not a config file", where=source) from None
     if root is None:
         return {}, {}
     places: dict[Path_, str] = {}
@@ -70,6 +107,11 @@ def _construct(node: yaml.Node, path: Path_, places: dict[Path_, str], source: s
     places.setdefault(path, where)
     if len(places) > 10_000:
         raise ConfigError("more than 10,000 values: not a config file", where=source)
+    if len(path) > MAX_DEPTH:
+        raise ConfigError(
+            f"nested more than {MAX_DEPTH} deep, or an alias (*) inside what it stands for: not a config file",
+            where=where,
+        )
     if not node.tag.startswith("tag:yaml.org,2002:") or "python" in node.tag:
         raise ConfigError(f"values are plain text, numbers and lists, not {node.tag}", where=where)
     if isinstance(node, yaml.MappingNode):
@@ -85,8 +127,8 @@ def _construct(node: yaml.Node, path: Path_, places: dict[Path_, str], source: s
     if isinstance(node, yaml.SequenceNode):
         return [_construct(child, (*path, i), places, source) for i, child in enumerate(node.value)]
     try:
-        return yaml.SafeLoader("").construct_object(node)
-    except yaml.YAMLError:
+        return _Loader("").construct_object(node)
+    except (yaml.YAMLError, ValueError):  # ValueError: an integer of 5000 digits
         raise ConfigError(f"values are plain text, numbers and lists, not {node.tag}", where=where) from None
 
 
@@ -97,21 +139,26 @@ def apply_override(raw: dict[str, Any], places: dict[Path_, str], override: str)
     if not equals or not all(name.split(".")):
         raise ConfigError("an override has the form section.key=value", where=where)
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        root = yaml.compose(text, Loader=_Loader)
+    except (yaml.YAMLError, RecursionError):
         raise ConfigError("its value is not valid YAML", where=where) from None
-    path: Path_ = tuple(int(part) if part.isdigit() else part for part in name.split("."))
+    value = None if root is None else _construct(root, (), {}, where)
+    path: Path_ = ()
     target: Any = raw
-    for part in path[:-1]:
+    parts = name.split(".")
+    for number, part in enumerate(parts, start=1):
+        key: str | int = part
         if isinstance(target, list):
-            target = _item(target, part, where)
-            continue
-        if not isinstance(target.get(part), dict | list):
-            target[part] = {}
-        target = target[part]
-    if isinstance(target, list):
-        _item(target, path[-1], where)
-    target[path[-1]] = value
+            key = int(part) if part.isdecimal() else part
+            _item(target, key, where)
+        path = (*path, key)
+        if number == len(parts):
+            target[key] = value
+            break
+        if isinstance(target, dict) and not isinstance(target.get(key), dict | list):
+            target[key] = {}
+            places[path] = where
+        target = target[key]
     if not isinstance(value, dict | list):
         for old in [p for p in places if p[: len(path)] == path]:
             del places[old]
@@ -134,6 +181,8 @@ def _problem(schema: type[BaseModel], error: dict[str, Any], places: dict[Path_,
     if error["type"] == "missing":
         return f"{at}: {name}: required, not set"
     message = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    if error["type"] == "string_type" and isinstance(error["input"], int | float):
+        message += " (text that looks like a number or true/false needs quotes)"
     got = f", got {error['input']!r}" if isinstance(error["input"], str | int | float | bool | None) else ""
     return f"{at}: {name}: {message}{got}" if name else f"{at}: {message}"
 

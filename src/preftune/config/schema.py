@@ -5,13 +5,23 @@ Field descriptions are the reference documentation (docs/config.md is made from 
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import math
+from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        annotation = cls.model_fields[info.field_name or ""].annotation
+        allowed = {annotation, *get_args(annotation)}
+        if isinstance(value, bool) and allowed & {int, float} and bool not in allowed:
+            raise ValueError("should be a number, not true or false")
+        return value
 
 
 class ModelConfig(Section):
@@ -195,6 +205,6 @@ class DPOConfig(RunConfig):
             if not isinstance(term.get("name", "sigmoid"), str):
                 raise ValueError("name must be text")
             weight = term.get("weight", 1.0)
-            if isinstance(weight, bool) or not isinstance(weight, int | float) or weight <= 0:
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
                 raise ValueError("weight must be a number above 0")
         return value

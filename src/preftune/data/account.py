@@ -14,7 +14,7 @@ REPAIR = "repair the rows"
 class Account:
     """`dropped` and `noted` list the origins (file:line) under each reason, in the order they were met.
 
-    A noted row is kept; the note says what was done to it.
+    A noted row is kept; the note says what was done to it. A row counts once, however many groups it made.
     """
 
     source: str
@@ -25,13 +25,13 @@ class Account:
 
     @property
     def kept(self) -> int:
-        return self.read - sum(len(origins) for origins in self.dropped.values())
+        return self.read - len({origin for origins in self.dropped.values() for origin in origins})
 
     def drop(self, reason: str, origin: str) -> None:
-        self.dropped.setdefault(reason, []).append(origin)
+        _add(self.dropped.setdefault(reason, []), origin)
 
     def note(self, what: str, origin: str) -> None:
-        self.noted.setdefault(what, []).append(origin)
+        _add(self.noted.setdefault(what, []), origin)
 
     def lines(self) -> list[str]:
         """The account in words."""
@@ -61,6 +61,11 @@ class Account:
                 why=self._why(),
                 fix=f"{REPAIR}, or accept the loss with data.max_dropped=1",
             )
+
+
+def _add(origins: list[str], origin: str) -> None:
+    if origins[-1:] != [origin]:  # the groups of one row follow each other
+        origins.append(origin)
 
 
 def places(origins: Sequence[str], source: str = "", most: int = 3) -> str:

@@ -11,13 +11,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from reprlib import repr as brief
 from typing import Any
 
 from preftune.data import parsers
 from preftune.data.parsers import Reading
-from preftune.data.values import Fields, is_messages
+from preftune.data.values import ROLES, BadRow, Drop, Fields, clean, is_messages, kind_name, knowledge_of
 from preftune.errors import DataError
-from preftune.types import PreferenceGroup
+from preftune.types import Judgement, Message, PreferenceGroup, Text, plain
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,3 +193,47 @@ def _likeness(form: Format, found: set[str]) -> float:
 def _near(column: str, found: set[str]) -> str:
     """A column whose name is `column` misspelt, or ""."""
     return next(iter(difflib.get_close_matches(column, sorted(found), n=1, cutoff=0.75)), "")
+
+
+def by_function(function: Callable[..., Any], row: Fields, name: str) -> list[PreferenceGroup]:
+    """Groups from a user's function, as strictly checked as those of a format; its mistakes are bad rows."""
+    try:
+        result = function(row)
+        groups = [result] if isinstance(result, PreferenceGroup) or result is None else list(result)
+    except (BadRow, Drop):
+        raise
+    except Exception as error:
+        raise BadRow(f"{name} raised {type(error).__name__}: {error}") from error
+    try:
+        return [_sound(group) for group in groups]
+    except BadRow as fault:
+        raise BadRow(f"{name}: {fault}") from None
+
+
+def _sound(group: Any) -> PreferenceGroup:
+    if not isinstance(group, PreferenceGroup):
+        raise BadRow(f"returned {type(group).__name__}, not PreferenceGroup")
+    if not isinstance(group.responses, tuple | list):
+        raise BadRow(f"responses must be a tuple of texts, not {kind_name(group.responses)}")
+    texts = [_given(response, f"responses[{i}]") for i, response in enumerate(group.responses)]
+    if not isinstance(group.judgements, tuple | list):
+        raise BadRow(f"judgements must be a tuple of Judgement, not {kind_name(group.judgements)}")
+    known: Fields = {"judgements": [plain(j) if isinstance(j, Judgement) else j for j in group.judgements]}
+    for key in ("labels", "ranks", "ended"):
+        values = getattr(group, key)
+        known[key] = (list(values) or None) if isinstance(values, tuple | list) else values
+    if not texts:  # such a row is counted as one without response
+        return group
+    return parsers.group_of(_given(group.prompt, "prompt"), texts, **knowledge_of(known, len(texts)))
+
+
+def _given(value: Any, where: str) -> Text:
+    if isinstance(value, str):
+        return clean(value, where)
+    if not isinstance(value, tuple | list) or not all(isinstance(m, Message) for m in value) or not value:
+        raise BadRow(f"{where} must be text or a tuple of Message, not {kind_name(value)}")
+    for message in value:
+        if message.role not in ROLES.values() or not isinstance(message.content, str):
+            raise BadRow(f"{where} has a message of unknown role or without text: {brief(message)}")
+        clean(message.content, where)
+    return tuple(value)

@@ -6,16 +6,16 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from preftune.data.account import Account
-from preftune.data.formats import BY_NAME, detect
+from preftune.data.formats import BY_NAME, by_function, detect
 from preftune.data.parsers import Reading
 from preftune.data.read import Row, read
 from preftune.data.render import Encoded, Renderer
-from preftune.data.values import BadRow, Drop, Fields
+from preftune.data.values import BadRow, Drop, Fields, states_margin, without_empty
 from preftune.errors import DataError
 from preftune.resolve import resolve
 from preftune.types import Judgement, PreferenceGroup, TokenGroup
@@ -44,30 +44,62 @@ def read_groups(
     head = list(islice(rows, DETECTION_ROWS))
     sound = [_without(row.value, ignore) for row in head if not row.fault]
     parse = _parser(format, sound, head, reading or Reading(), account)
+    judged: dict[str, bool] = {}  # origin of each row with judgements: does it state a margin?
     groups: list[PreferenceGroup] = []
     for row in _chain(head, rows):
         account.read += 1
         try:
             if row.fault:
                 raise BadRow(row.fault)
-            found = [
-                replace(group, origin=row.origin) for group in parse(_without(row.value, ignore)) if group.responses
-            ]
+            value = _without(row.value, ignore)
+            found = _groups_of(row.origin, parse(value), account)
             groups.extend(found)
-            if not found:
-                account.drop("no response in the row", row.origin)
+            if any(group.judgements for group in found):
+                judged[row.origin] = states_margin(value)
         except Drop as reason:
             account.drop(str(reason), row.origin)
         except BadRow as fault:
             if bad_rows == "error":
-                raise DataError(
-                    str(fault),
-                    where=row.origin,
-                    why=f"the rows were read as {account.format!r}",
-                    fix="repair or remove the row, name the right data.format, or set data.bad_rows=drop",
-                ) from None
+                raise _bad(str(fault), row.origin, account.format) from None
             account.drop("cannot be read", row.origin)
+    if account.format in BY_NAME and account.format != "ranked":  # others take margins from elsewhere
+        groups = _with_margins(groups, judged, bad_rows, account)
     return groups, account
+
+
+def _groups_of(origin: str, parsed: Iterable[PreferenceGroup], account: Account) -> list[PreferenceGroup]:
+    """The groups of one row, without empty responses."""
+    found = [replace(group, origin=origin) for group in parsed if group.responses]
+    if not found:
+        raise Drop("no response in the row")
+    full = [without_empty(group) for group in found]
+    if full != found:
+        account.note("an empty response was left out, with its judgements", origin)
+    return full
+
+
+def _with_margins(
+    groups: list[PreferenceGroup], judged: dict[str, bool], bad_rows: str, account: Account
+) -> list[PreferenceGroup]:
+    """Where some rows state a margin, the others are bad: theirs would be 0 without a word."""
+    silent = [origin for origin, stated in judged.items() if not stated]
+    if len(silent) in (0, len(judged)):
+        return groups
+    what = "no margin, but other rows have one"
+    if bad_rows == "error":
+        example = next(origin for origin, stated in judged.items() if stated)
+        raise _bad(f"{what} ({example})", silent[0], account.format)
+    for origin in silent:
+        account.drop(what, origin)
+    return [group for group in groups if judged.get(group.origin, True)]
+
+
+def _bad(fault: str, origin: str, format: str) -> DataError:
+    if format in BY_NAME:
+        fix = "repair or remove the row, name the right data.format, or set data.bad_rows=drop"
+        return DataError(fault, where=origin, why=f"the rows were read as {format!r}", fix=fix)
+    fix = "repair the function or the row, or set data.bad_rows=drop"
+    return DataError(fault, where=origin, why=f"the rows are read by {format}", fix=fix)
 
 
 def _chain(head: list[Row], rest: Iterator[Row]) -> Iterator[Row]:
@@ -83,7 +115,7 @@ def _parser(format: str, sound: list[Fields], head: list[Row], reading: Reading,
     if format != "auto" and format not in BY_NAME:
         function = resolve(format, {}, "data.format")
         account.format = format
-        return lambda row: _checked(function, row, format)
+        return lambda row: by_function(function, row, format)
     if format == "auto":
         if head and not sound:  # not one row could be read: say why instead of guessing a format
             raise DataError(head[0].fault, where=head[0].origin, fix="repair or remove the row")
@@ -96,36 +128,55 @@ def _parser(format: str, sound: list[Fields], head: list[Row], reading: Reading,
     return lambda row: chosen.parse(row, reading)
 
 
-def _checked(function: Callable[..., Any], row: Fields, name: str) -> list[PreferenceGroup]:
-    """Groups from a user's function; anything else it returns or raises is a bad row."""
-    try:
-        result = function(row)
-        groups = [result] if isinstance(result, PreferenceGroup) else list(result)
-    except (BadRow, Drop):
-        raise
-    except Exception as error:
-        raise BadRow(f"{name} raised {type(error).__name__}: {error}") from error
-    for group in groups:
-        if not isinstance(group, PreferenceGroup):
-            raise BadRow(f"{name} returned {type(group).__name__}, not PreferenceGroup")
-    return groups
-
-
 def hold_out(groups: Sequence[PreferenceGroup], share: float) -> tuple[list[PreferenceGroup], list[PreferenceGroup]]:
-    """(train, held out): about `share` of the prompts, chosen by their hash, so that no prompt is on both sides."""
-    prompts = sorted({prompt_key(g) for g in groups})
-    held = set(prompts[: max(1, round(share * len(prompts)))])
-    if len(held) == len(prompts):
+    """(train, held out): about `share` of the prompts, chosen by their hash.
+
+    No prompt and no row is on both sides: the turns of one dialogue stay together, for each holds those before it.
+    """
+    keys = [prompt_key(group) for group in groups]
+    families = _families(keys, [group.origin for group in groups])
+    wanted, held = max(1, round(share * len(set(keys)))), set[str]()
+    for family in families:
+        if len(held) + len(family) <= wanted:
+            held.update(family)
+    held = held or set(min(families, key=len, default=()))
+    if len(held) == len(set(keys)):
         raise DataError(
-            f"cannot hold out a share of {len(prompts)} distinct prompt(s)",
-            where=groups[0].origin.rpartition(":")[0],
+            f"cannot hold out a share of {len(held)} distinct prompt(s)",
+            where=groups[0].origin.rpartition(":")[0] if groups else "",
+            why="prompts that share a row stay together" if len(held) > 1 else "",
             fix="give an evaluation file as data.eval",
         )
-    return [g for g in groups if prompt_key(g) not in held], [g for g in groups if prompt_key(g) in held]
+    sides = [(group, key in held) for group, key in zip(groups, keys, strict=True)]
+    return [group for group, out in sides if not out], [group for group, out in sides if out]
+
+
+def _families(keys: Sequence[str], origins: Sequence[str]) -> list[list[str]]:
+    """Prompts that are bound to each other by common rows, in an order that only depends on the prompts."""
+    parent = {key: key for key in keys}
+
+    def root(key: str) -> str:
+        while parent[key] != key:
+            parent[key] = parent[parent[key]]
+            key = parent[key]
+        return key
+
+    of_row: dict[str, str] = {}
+    for key, origin in zip(keys, origins, strict=True):
+        parent[root(key)] = root(of_row.setdefault(origin, key) if origin else key)
+    families: dict[str, list[str]] = {}
+    for key in sorted(parent):
+        families.setdefault(root(key), []).append(key)
+    # the smallest hash of a family would favour large ones; that of all its hashes does not
+    return sorted(families.values(), key=lambda f: f[0] if len(f) == 1 else _hash("".join(f)))
 
 
 def prompt_key(group: PreferenceGroup) -> str:
-    return hashlib.sha256(repr(group.prompt).encode("utf-8", "surrogatepass")).hexdigest()
+    return _hash(repr(group.prompt))
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def refuse_overlap(train: Sequence[PreferenceGroup], held_out: Sequence[PreferenceGroup]) -> None:

@@ -52,7 +52,12 @@ def as_labelled(groups: Sequence[TokenGroup], loss: str) -> list[TokenGroup]:
 
 
 def with_mismatches(groups: Sequence[TokenGroup], loss: str) -> list[TokenGroup]:
-    """Every group with one more response, labelled 0: the answer of the next group that has another prompt."""
+    """Every group with one more response, labelled 0: an answer of the next group that has another prompt.
+
+    Group i gets response i (modulo their number) of that group, so that chosen and rejected ones take turns. It is cut
+    where prompt and response together would be longer than the longest sequence that the groups themselves have.
+    """
+    longest = max((len(g.prompt_ids) + max(map(len, g.response_ids)) for g in groups), default=0)
     result = []
     for index, group in enumerate(groups):
         own = group.prompt_ids.tobytes()
@@ -64,8 +69,8 @@ def with_mismatches(groups: Sequence[TokenGroup], loss: str) -> list[TokenGroup]
                 where=group.origin,
                 fix="use loss.name=bco, or data with several prompts",
             )
-        responses = (*group.response_ids, other.response_ids[0])
-        result.append(replace(group, response_ids=responses, labels=(*group.labels, 0)))
+        foreign = other.response_ids[index % len(other.response_ids)][: longest - len(group.prompt_ids)]
+        result.append(replace(group, response_ids=(*group.response_ids, foreign), labels=(*group.labels, 0)))
     return result
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
 from typing import Any, Literal
 
@@ -14,15 +14,20 @@ from preftune.data.values import (
     answer_of,
     clean,
     content,
+    flags_of,
     get,
+    grades,
     kind_name,
+    knowledge_of,
     message_of,
     messages_of,
     number,
     one_turn,
+    required_number,
     string,
     text_of,
 )
+from preftune.errors import did_you_mean
 from preftune.types import Judgement, Message, PreferenceGroup, Text
 
 Pairing = Literal["all", "best-worst", "adjacent"]
@@ -36,14 +41,18 @@ class Reading:
     margin_from_scores: bool = False
 
 
-def _group(prompt: Text, responses: Sequence[Text], **more: Any) -> PreferenceGroup:
-    """A group whose text and chat parts agree: a chat prompt has chat responses."""
+def group_of(prompt: Text, responses: Sequence[Text], **more: Any) -> PreferenceGroup:
+    """A group whose text and chat parts agree: a chat prompt has chat responses.
+
+    One empty response of several may stay, it is left out later (values.without_empty), where it can be counted.
+    """
     if not isinstance(prompt, str):
         responses = [(Message("assistant", r),) if isinstance(r, str) else r for r in responses]
     elif not all(isinstance(r, str) for r in responses):
         prompt = (Message("user", prompt),)
         responses = [(Message("assistant", r),) if isinstance(r, str) else r for r in responses]
-    if not all(content(r).strip() for r in responses):
+    full = sum(bool(content(r).strip()) for r in responses)
+    if full < min(2, len(responses)):
         raise Drop("empty response")
     return PreferenceGroup(prompt, tuple(responses), **more)
 
@@ -55,17 +64,14 @@ def _pair(row: Fields, prompt: Text, chosen: Text, rejected: Text, reading: Read
             raise Drop("tied scores")
         if better < worse:
             raise BadRow("the rejected response has the higher score")
-    margin = number(row, "margin", 0.0)
+    weight, probability, margin = grades(row)
     if reading.margin_from_scores:
         if better is None or worse is None:
             raise BadRow("data.margin_from_scores needs score_chosen and score_rejected")
         margin = better - worse
-    weight, probability = number(row, "weight", 1.0), number(row, "probability", 1.0)
-    if weight <= 0:
+    if weight == 0:
         raise Drop("weight is not above 0")
-    if not 0 <= probability <= 1:
-        raise BadRow(f"column 'probability' must lie between 0 and 1, not {probability}")
-    group = _group(prompt, (chosen, rejected), judgements=(Judgement(0, 1, weight, probability, margin),))
+    group = group_of(prompt, (chosen, rejected), judgements=(Judgement(0, 1, weight, probability, margin),))
     if group.responses[0] == group.responses[1]:
         raise Drop("identical responses")
     return [group]
@@ -162,7 +168,7 @@ def sharegpt(row: Fields, reading: Reading) -> list[PreferenceGroup]:
     """Messages are {"from", "value"}; the answers stand beside the dialogue."""
     prompt = messages_of(get(row, "conversations"), "conversations")
     if isinstance(row.get("system"), str) and row["system"]:
-        prompt = (Message("system", row["system"]), *prompt)
+        prompt = (Message("system", clean(row["system"], "system")), *prompt)
     return _pair(row, prompt, answer_of(row, "chosen"), answer_of(row, "rejected"), reading)
 
 
@@ -186,7 +192,9 @@ SCORES = ("score", "overall_score", "rating", "reward", "pm_score")
 def ranked(row: Fields, reading: Reading) -> list[PreferenceGroup]:
     """n responses with a rank (lower is better) or a score (higher is better) each."""
     prompt = text_of(row, next((key for key in PROMPTS if key in row), "prompt"))
-    key = next(key for key in LISTS if key in row)
+    key = next((key for key in LISTS if key in row), None)
+    if key is None:
+        raise BadRow(f"no column with a list of responses ({', '.join(LISTS)}); {did_you_mean(LISTS[0], row)}")
     items = get(row, key)
     if not isinstance(items, list):
         raise BadRow(f"column {key!r} must be a list, not {kind_name(items)}")
@@ -194,24 +202,18 @@ def ranked(row: Fields, reading: Reading) -> list[PreferenceGroup]:
         raise Drop("fewer than two responses")
     responses = [_response(item, f"{key}[{i}]") for i, item in enumerate(items)]
     scores = _item_scores(row, items, key)
-    judgements = judge(scores, reading)
+    full = [i for i, response in enumerate(responses) if content(response).strip()]
+    if len(full) < 2:
+        raise Drop("empty response")
+    found = judge([scores[i] for i in full], reading)
+    judgements = [replace(j, better=full[j.better], worse=full[j.worse]) for j in found]
     distinct = tuple(j for j in judgements if responses[j.better] != responses[j.worse])
     if not judgements:
         raise Drop("tied scores")
     if not distinct:
         raise Drop("identical responses")
     ranks = tuple(1.0 + sum(other > score for other in scores) for score in scores)
-    return [_group(prompt, responses, judgements=distinct, ranks=ranks, ended=_flags(row, len(items)))]
-
-
-def _flags(row: Fields, n: int) -> tuple[bool, ...]:
-    """Column `ended` of sampled responses: false for one that hit its token limit."""
-    flags = row.get("ended")
-    if flags is None:
-        return ()
-    if not isinstance(flags, list) or len(flags) != n or not all(isinstance(flag, bool) for flag in flags):
-        raise BadRow(f"'ended' must be a list of {n} times true or false")
-    return tuple(flags)
+    return [group_of(prompt, responses, judgements=distinct, ranks=ranks, ended=flags_of(row, len(items)))]
 
 
 def _response(item: Any, where: str) -> Text:
@@ -233,17 +235,11 @@ def _item_scores(row: Fields, items: list[Any], key: str) -> list[float]:
             values = row[name]
             if len(values) != len(items):
                 raise BadRow(f"{name!r} has {len(values)} entries for {len(items)} {key}")
-            return [sign * _required_number({name: v}, name, f"{name}[{i}]") for i, v in enumerate(values)]
+            return [sign * required_number({name: v}, name, f"{name}[{i}]") for i, v in enumerate(values)]
     for name, sign in (("rank", -1.0), *((name, 1.0) for name in SCORES)):
         if all(isinstance(item, dict) and name in item for item in items):
-            return [sign * _required_number(item, name, f"{key}[{i}].{name}") for i, item in enumerate(items)]
+            return [sign * required_number(item, name, f"{key}[{i}].{name}") for i, item in enumerate(items)]
     raise BadRow(f"no rank or score for every one of the {key}: none is better than another")
-
-
-def _required_number(fields: Fields, key: str, where: str) -> float:
-    if fields[key] is None:
-        raise BadRow(f"{where} is null")
-    return number(fields, key, 0.0)
 
 
 def groups(row: Fields, _reading: Reading) -> list[PreferenceGroup]:
@@ -251,22 +247,10 @@ def groups(row: Fields, _reading: Reading) -> list[PreferenceGroup]:
     responses = get(row, "responses")
     if not isinstance(responses, list) or not responses:
         raise BadRow("column 'responses' must be a list that is not empty")
-    texts = [text_of({"responses": r}, "responses") for r in responses]
-    judgements = []
-    for i, item in enumerate(get(row, "judgements")):
-        try:
-            judgement = Judgement(**item)
-        except TypeError:
-            raise BadRow(f"judgements[{i}] must be an object with better and worse, not {item!r}") from None
-        if not all(type(k) is int and 0 <= k < len(texts) for k in (judgement.better, judgement.worse)):
-            raise BadRow(f"judgements[{i}] names a response that does not exist")
-        judgements.append(judgement)
-    known = {name: tuple(row.get(name) or ()) for name in ("labels", "ranks")}
-    for name, values in known.items():
-        if values and len(values) != len(texts):
-            raise BadRow(f"{name!r} has {len(values)} entries for {len(texts)} responses")
-    prompt = text_of(row, "prompt")
-    return [_group(prompt, texts, judgements=tuple(judgements), ended=_flags(row, len(texts)), **known)]
+    names = [f"responses[{i}]" for i in range(len(responses))]
+    texts = [text_of({name: response}, name) for name, response in zip(names, responses, strict=True)]
+    get(row, "judgements")
+    return [group_of(text_of(row, "prompt"), texts, **knowledge_of(row, len(texts)))]
 
 
 LABELS = {"true": 1, "1": 1, "false": -1, "0": -1, "-1": -1}
@@ -277,17 +261,17 @@ def unpaired(row: Fields, _reading: Reading) -> list[PreferenceGroup]:
     label = LABELS.get(str(get(row, "label")).lower())
     if label is None:
         raise BadRow(f"column 'label' must be true or false, not {row['label']!r}")
-    return [_group(text_of(row, "prompt"), (answer_of(row, "completion"),), labels=(label,))]
+    return [group_of(text_of(row, "prompt"), (answer_of(row, "completion"),), labels=(label,))]
 
 
 def sft_completion(row: Fields, _reading: Reading) -> list[PreferenceGroup]:
     """A demonstration."""
-    return [_group(text_of(row, "prompt"), (answer_of(row, "completion"),))]
+    return [group_of(text_of(row, "prompt"), (answer_of(row, "completion"),))]
 
 
 def sft_text(row: Fields, _reading: Reading) -> list[PreferenceGroup]:
     """A demonstration without a prompt."""
-    return [_group("", (string(row, "text"),))]
+    return [group_of("", (string(row, "text"),))]
 
 
 def sft_messages(row: Fields, _reading: Reading) -> list[PreferenceGroup]:
@@ -297,4 +281,4 @@ def sft_messages(row: Fields, _reading: Reading) -> list[PreferenceGroup]:
     turns = [i for i, m in enumerate(messages) if m.role == "assistant" and i > 0]
     if not turns:
         raise Drop("no assistant turn after another turn")
-    return [_group(messages[:i], (messages[i : i + 1],)) for i in turns]
+    return [group_of(messages[:i], (messages[i : i + 1],)) for i in turns]

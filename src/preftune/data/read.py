@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import gzip
 import hashlib
 import io
 import json
 import re
 import sys
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import IO, Any, cast
 from preftune.errors import DataError
 
 MAX_LINE_BYTES = 64_000_000
+FILE_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".parquet", ".gz", ".tsv", ".txt")
 HUB_ID = re.compile(r"^(?P<name>[\w.-]+/[\w.-]+)(?::(?P<split>[\w.\[\]%-]+))?$")
 
 
@@ -36,10 +39,10 @@ def read(source: str | Sequence[str]) -> Iterator[Row]:
     line of a JSONL file becomes a Row with a `fault`.
     """
     for one in [source] if isinstance(source, str) else source:
-        path = Path(one).expanduser()
+        path = _local(one)
         if path.is_file():
             yield from _read_file(path, str(one))
-        elif path.is_dir() or HUB_ID.match(one) or _folder_split(one):
+        elif path.is_dir() or _is_hub_id(one) or _folder_split(one):
             yield from _read_dataset(one)
         else:
             raise DataError("no such file", where=one, fix=_nearby(path))
@@ -49,7 +52,7 @@ def fingerprint(source: str | Sequence[str]) -> str:
     """A hash of the bytes of all files of `source`; Hub ids and folders enter by name."""
     digest = hashlib.sha256()
     for one in [source] if isinstance(source, str) else source:
-        path = Path(one).expanduser()
+        path = _local(one)
         digest.update(b"\0source\0")
         if path.is_file():
             with path.open("rb") as file:
@@ -59,33 +62,49 @@ def fingerprint(source: str | Sequence[str]) -> str:
     return digest.hexdigest()
 
 
+def _local(name: str) -> Path:
+    """The path that a name means on this machine."""
+    if not name.strip():
+        raise DataError("no file: the name is empty", where="data")
+    try:
+        path = Path(name).expanduser()
+        path.is_file()
+    except (OSError, RuntimeError) as error:  # a name too long, no permission, no such user
+        raise DataError(f"cannot be read: {getattr(error, 'strerror', None) or error}", where=name[:200]) from None
+    return path
+
+
+def _is_hub_id(name: str) -> bool:
+    """Whether a name that is no local file can be meant for the Hub: `data/missing.jsonl` is not asked for there."""
+    match = HUB_ID.match(name)
+    if not match or Path(match["name"]).suffix.lower() in FILE_SUFFIXES:
+        return False
+    return not Path(name.split("/")[0]).is_dir()
+
+
 def _nearby(path: Path) -> str:
     if not path.parent.is_dir():
         return f"the folder {path.parent} does not exist either; paths are relative to where the command runs"
-    files = sorted(p.name for p in path.parent.iterdir() if p.is_file())[:8]
-    return f"in {path.parent} there is: {', '.join(files) or 'no file'}"
+    try:
+        names = sorted(p.name for p in path.parent.iterdir() if not p.name.startswith("."))
+    except OSError:
+        return f"the folder {path.parent} cannot be read"
+    near = difflib.get_close_matches(path.name, names, n=3) or names[:8]
+    return f"in {path.parent} there is: {', '.join(near) or 'nothing'}"
 
 
 def _read_file(path: Path, name: str) -> Iterator[Row]:
     suffixes = [s.lower() for s in path.suffixes]
     kind = suffixes[-2] if len(suffixes) > 1 and suffixes[-1] == ".gz" else (suffixes or [""])[-1]
-    readers = {
-        ".jsonl": _jsonl,
-        ".ndjson": _jsonl,
-        ".json": _json,
-        ".csv": _csv,
-        ".parquet": _parquet,
-    }
+    readers = {".jsonl": _jsonl, ".ndjson": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
     if kind not in readers:
-        raise DataError(
-            f"unknown file type {kind or '(none)'!r}",
-            where=name,
-            fix="use .jsonl, .json, .csv (also .gz) or .parquet",
-        )
+        fix = "use .jsonl, .json, .csv (also .gz) or .parquet"
+        raise DataError(f"unknown file type {kind or '(none)'!r}", where=name, fix=fix)
     try:
         yield from readers[kind](path, name)
-    except (OSError, EOFError) as error:
-        raise DataError(f"cannot be read: {error}", where=name) from error
+    except (OSError, EOFError, zlib.error) as error:
+        fix = "the file is damaged or cut short: get it again" if path.suffix.lower() == ".gz" else ""
+        raise DataError(f"cannot be read: {error}", where=name, fix=fix) from error
 
 
 def _open(path: Path) -> IO[bytes]:
@@ -99,7 +118,7 @@ def _text(raw: bytes, where: str) -> str:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
-        raise DataError(f"not UTF-8 at line {line}, byte {error.start}", where=where) from None
+        raise DataError(f"not UTF-8 at byte {error.start}", where=f"{where}:{line}", fix="save it as UTF-8") from None
 
 
 def _jsonl(path: Path, name: str) -> Iterator[Row]:
@@ -119,11 +138,16 @@ def _jsonl(path: Path, name: str) -> Iterator[Row]:
                 continue
             try:
                 value = json.loads(line.rstrip("\r\n"))
-            except (json.JSONDecodeError, RecursionError) as error:
-                why = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else "too deep"
-                yield Row({}, origin, f"broken JSON: {why}")
+            except (ValueError, RecursionError) as error:
+                yield Row({}, origin, f"broken JSON: {_json_fault(error)}")
                 continue
             yield _row(value, origin)
+
+
+def _json_fault(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at column {error.colno}"
+    return "too deep" if isinstance(error, RecursionError) else "an integer of more digits than Python reads"
 
 
 def _row(value: Any, origin: str) -> Row:
@@ -136,28 +160,40 @@ def _json(path: Path, name: str) -> Iterator[Row]:
     """A list of records, or an object with one list of records in it; origins are line numbers all the same."""
     with _open(path) as file:
         text = _text(file.read(), name)
-    decoder = json.JSONDecoder()
     start = _skip(text, 0)
-    if text[start : start + 1] == "{":
-        start = _list_inside(text, decoder, name)
+    wrapped = text[start : start + 1] == "{"
+    if wrapped:
+        start = _list_inside(text, name)
     if text[start : start + 1] != "[":
         raise DataError("neither a list of records nor an object that holds one", where=name)
     at, line, counted = _skip(text, start + 1), 1, 0
     while text[at : at + 1] != "]":
         line, counted = line + text.count("\n", counted, at), at
-        origin = f"{name}:{line}"
-        try:
-            value, at = decoder.raw_decode(text, at)
-        except (json.JSONDecodeError, RecursionError) as error:
-            where = f"{name}:{error.lineno}" if isinstance(error, json.JSONDecodeError) else origin
-            raise DataError(f"broken JSON: {getattr(error, 'msg', 'too deep')}", where=where) from None
-        yield _row(value, origin)
+        value, at, fault = _decode(text, at, name, line)
+        yield Row({}, f"{name}:{line}", fault) if fault else _row(value, f"{name}:{line}")
         at = _skip(text, at)
         if text[at : at + 1] == ",":
             at = _skip(text, at + 1)
         elif text[at : at + 1] != "]":
             line += text.count("\n", counted, at)
             raise DataError("broken JSON: expected ',' or ']'", where=f"{name}:{line}")
+    if not wrapped and text[at + 1 :].strip():
+        line += text.count("\n", counted, at)
+        raise DataError("more text after the list of records", where=f"{name}:{line}", fix="put all into one list")
+
+
+def _decode(text: str, at: int, name: str, line: int) -> tuple[Any, int, str]:
+    """The value that begins at a place, where it ends, and why it cannot be used, if so."""
+    try:
+        try:
+            return *json.JSONDecoder().raw_decode(text, at), ""
+        except json.JSONDecodeError:
+            raise
+        except ValueError as error:  # an integer beyond measure; the value ends where it would without it
+            return *json.JSONDecoder(parse_int=str).raw_decode(text, at), f"broken JSON: {_json_fault(error)}"
+    except (json.JSONDecodeError, RecursionError) as error:
+        where = f"{name}:{getattr(error, 'lineno', line)}"
+        raise DataError(f"broken JSON: {getattr(error, 'msg', 'too deep')}", where=where) from None
 
 
 def _skip(text: str, at: int) -> int:
@@ -166,22 +202,18 @@ def _skip(text: str, at: int) -> int:
     return at
 
 
-def _list_inside(text: str, decoder: json.JSONDecoder, name: str) -> int:
+def _list_inside(text: str, name: str) -> int:
     """Where the one list of a {"data": [...]} file begins."""
     found: list[tuple[str, int]] = []
     at = _skip(text, _skip(text, 0) + 1)
-    try:
-        while text[at : at + 1] != "}":
-            key, at = decoder.raw_decode(text, at)
-            begin = _skip(text, _skip(text, at) + 1)  # past the colon
-            value, at = decoder.raw_decode(text, begin)
-            if isinstance(value, list):
-                found.append((key, begin))
-            at = _skip(text, at)
-            at = _skip(text, at + 1) if text[at : at + 1] == "," else at
-    except (json.JSONDecodeError, RecursionError) as error:
-        where = f"{name}:{error.lineno}" if isinstance(error, json.JSONDecodeError) else name
-        raise DataError(f"broken JSON: {getattr(error, 'msg', 'too deep')}", where=where) from None
+    while text[at : at + 1] != "}":
+        key, at, _ = _decode(text, at, name, 1)
+        begin = _skip(text, _skip(text, at) + 1)  # past the colon
+        value, at, _ = _decode(text, begin, name, 1)
+        if isinstance(value, list):
+            found.append((key, begin))
+        at = _skip(text, at)
+        at = _skip(text, at + 1) if text[at : at + 1] == "," else at
     if text[at + 1 :].strip():
         line = text.count("\n", 0, at + 1) + 1
         fix = "if there is one record a line, name the file .jsonl"
@@ -205,19 +237,23 @@ def _csv(path: Path, name: str) -> Iterator[Row]:
                 wide = f"expected {len(reader.fieldnames or ())} columns"
                 yield Row({}, origin, f"wrong number of columns; {wide}")
             else:
-                yield Row({key: _cell(cell) for key, cell in value.items()}, origin)
+                yield _csv_row(value, origin)
     except csv.Error as error:
         raise DataError(f"broken CSV: {error}", where=f"{name}:{reader.line_num}") from None
 
 
-def _cell(cell: str) -> Any:
-    """A CSV cell that holds a JSON list or object, as exports of chat data do, or else its text."""
-    if cell[:1] in ("[", "{") and cell[-1:] in ("]", "}"):
-        try:
-            return json.loads(cell)
-        except json.JSONDecodeError:
-            return cell
-    return cell
+def _csv_row(value: dict[str, str], origin: str) -> Row:
+    """A cell that holds a JSON list or object, as exports of chat data do, is read as that, any other as text."""
+    cells: dict[str, Any] = dict(value)
+    for key, cell in value.items():
+        if cell[:1] in ("[", "{") and cell[-1:] in ("]", "}"):
+            try:
+                cells[key] = json.loads(cell)
+            except json.JSONDecodeError:
+                continue
+            except (ValueError, RecursionError) as error:
+                return Row({}, origin, f"column {key!r}: broken JSON: {_json_fault(error)}")
+    return Row(cells, origin)
 
 
 def _parquet(path: Path, name: str) -> Iterator[Row]:
@@ -225,19 +261,16 @@ def _parquet(path: Path, name: str) -> Iterator[Row]:
     import pyarrow.parquet
 
     try:
-        file = pyarrow.parquet.ParquetFile(path)
-        number = 0
-        for batch in file.iter_batches(batch_size=1024):
-            for value in batch.to_pylist():
-                number += 1
-                yield Row(value, f"{name}:{number}")
-    except pyarrow.ArrowException as error:
+        batches = pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1024)
+        for number, value in enumerate((value for batch in batches for value in batch.to_pylist()), start=1):
+            yield Row(value, f"{name}:{number}")
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise DataError(f"not a readable Parquet file: {error}", where=name) from error
 
 
 def _folder_split(name: str) -> bool:
     folder, colon, _split = name.rpartition(":")
-    return bool(colon) and Path(folder).expanduser().is_dir()
+    return bool(colon) and _local(folder).is_dir()
 
 
 def _read_dataset(name: str) -> Iterator[Row]:
@@ -245,15 +278,16 @@ def _read_dataset(name: str) -> Iterator[Row]:
     import datasets
 
     target, split = name, "train"
-    if not Path(name).is_dir() and ":" in name:
+    if not _local(name).is_dir() and ":" in name:
         target, _, split = name.rpartition(":")
+    folder = _local(target)
     try:
-        if Path(target).is_dir() and (Path(target) / "state.json").is_file():
-            loaded = datasets.load_from_disk(target)
-        elif Path(target).is_dir() and (Path(target) / "dataset_dict.json").is_file():
-            loaded = datasets.load_from_disk(target)[split]
+        if (folder / "state.json").is_file():
+            loaded = datasets.load_from_disk(folder)
+        elif (folder / "dataset_dict.json").is_file():
+            loaded = datasets.load_from_disk(folder)[split]
         else:
-            loaded = datasets.load_dataset(target, split=split)
+            loaded = datasets.load_dataset(str(folder) if folder.is_dir() else target, split=split)
     except Exception as error:  # datasets raises many kinds; each means that these data cannot be had
         text = str(error).strip() or type(error).__name__
         raise DataError(

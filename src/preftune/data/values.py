@@ -1,14 +1,18 @@
-"""Values of a row, checked: text, numbers, messages, answers. Every refusal names the column and what is wrong."""
+"""Values of a row, checked: text, numbers, messages, answers, judgements. Every refusal says what is wrong where."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from numbers import Integral
+from reprlib import repr as brief
 from typing import Any
 
 from preftune.errors import did_you_mean
-from preftune.types import Message, Text
+from preftune.types import Judgement, Message, PreferenceGroup, Text
 
 Fields = dict[str, Any]
+LARGEST = 1e38  # the difference of two such numbers is still finite in fp32
 
 
 class BadRow(Exception):
@@ -63,18 +67,28 @@ def kind_name(value: Any) -> str:
     return "null" if value is None else names.get(type(value), type(value).__name__)
 
 
-def number(row: Fields, key: str, default: float) -> float:
+def number(row: Fields, key: str, default: float, where: str = "") -> float:
     """A column that is a finite number, or `default` where it is absent."""
+    where = where or f"column {key!r}"
     value = row.get(key)
     if value is None or value == "":
         return default
     try:
         number = float(value)
+    except OverflowError:
+        number = math.inf
     except (TypeError, ValueError):
-        raise BadRow(f"column {key!r} must be a number, not {value!r}") from None
-    if isinstance(value, bool) or not math.isfinite(number):
-        raise BadRow(f"column {key!r} must be a finite number, not {value!r}")
+        raise BadRow(f"{where} must be a number, not {brief(value)}") from None
+    if isinstance(value, bool) or not abs(number) <= LARGEST:
+        raise BadRow(f"{where} must be a finite number, not {brief(value)}")
     return number
+
+
+def required_number(fields: Fields, key: str, where: str) -> float:
+    """A number that must be there."""
+    if fields.get(key) is None or fields[key] == "":
+        raise BadRow(f"{where} is {'empty' if fields.get(key) == '' else 'null'}")
+    return number(fields, key, 0.0, where)
 
 
 ROLES = {
@@ -113,7 +127,8 @@ def message_of(value: Any, key: str) -> Message:
 def messages_of(value: Any, key: str) -> tuple[Message, ...]:
     """A list of messages."""
     if not isinstance(value, list) or not value:
-        raise BadRow(f"column {key!r} must be a list of messages, not {kind_name(value)}")
+        found = "an empty list" if value == [] else kind_name(value)
+        raise BadRow(f"column {key!r} must be a list of messages, not {found}")
     return tuple(message_of(m, f"{key}[{i}]") for i, m in enumerate(value))
 
 
@@ -145,3 +160,104 @@ def one_turn(messages: tuple[Message, ...]) -> tuple[Message, ...]:
 def content(text: Text) -> str:
     """The words of a text or of all its messages."""
     return text if isinstance(text, str) else "\n".join(m.content for m in text)
+
+
+def grades(fields: Fields, where: str = "") -> tuple[float, float, float]:
+    """Weight, probability and margin of a judgement, each in its range; a weight of 0 is the caller's to judge."""
+    at = {key: f"{where}.{key}" if where else f"column {key!r}" for key in ("weight", "probability", "margin")}
+    weight = number(fields, "weight", 1.0, at["weight"])
+    if weight < 0:
+        raise BadRow(f"{at['weight']} must not be below 0, got {weight}")
+    probability = number(fields, "probability", 1.0, at["probability"])
+    if not 0 <= probability <= 1:
+        raise BadRow(f"{at['probability']} must lie between 0 and 1, not {probability}")
+    return weight, probability, number(fields, "margin", 0.0, at["margin"])
+
+
+def judgement_of(item: Any, where: str, responses: int) -> Judgement:
+    """{"better", "worse", and perhaps "weight", "probability", "margin"} between two of so many responses."""
+    known = {"better", "worse", "weight", "probability", "margin"}
+    if not isinstance(item, dict) or not {"better", "worse"} <= set(item) <= known:
+        raise BadRow(f"{where} must be an object with better and worse, not {brief(item)}")
+    sides = [item["better"], item["worse"]]
+    if not all(isinstance(k, Integral) and not isinstance(k, bool) and 0 <= int(k) < responses for k in sides):
+        raise BadRow(f"{where} names a response that does not exist: {brief(sides)} of {responses}, counted from 0")
+    if sides[0] == sides[1]:
+        raise BadRow(f"{where} calls response {sides[0]} better than itself")
+    weight, probability, margin = grades(item, where)
+    if weight == 0:
+        raise BadRow(f"{where}.weight must be above 0")
+    return Judgement(int(sides[0]), int(sides[1]), weight, probability, margin)
+
+
+def knowledge_of(fields: Fields, responses: int) -> dict[str, Any]:
+    """What is known about the responses of a group, checked: judgements, labels, ranks, ended."""
+    items = fields.get("judgements")
+    if not isinstance(items, list):
+        raise BadRow(f"column 'judgements' must be a list, not {kind_name(items)}")
+    judgements = tuple(judgement_of(item, f"judgements[{i}]", responses) for i, item in enumerate(items))
+    without = [i for i, item in enumerate(items) if item.get("margin") is None]
+    if 0 < len(without) < len(items):
+        raise BadRow(f"judgements[{without[0]}] has no margin, but others of the row have one")
+    labels = _each(fields, "labels", responses)
+    for i, label in enumerate(labels):
+        if isinstance(label, bool) or label not in (1, -1):
+            raise BadRow(f"labels[{i}] must be 1 or -1, not {brief(label)}")
+    ranks = [required_number({"r": r}, "r", f"ranks[{i}]") for i, r in enumerate(_each(fields, "ranks", responses))]
+    return {
+        "judgements": judgements,
+        "labels": tuple(int(label) for label in labels),
+        "ranks": tuple(ranks),
+        "ended": flags_of(fields, responses),
+    }
+
+
+def _each(fields: Fields, key: str, responses: int) -> list[Any]:
+    """A column with one entry a response; absent, null and empty mean that nothing is known."""
+    values = fields.get(key)
+    if values is None:
+        return []
+    if not isinstance(values, list):
+        raise BadRow(f"column {key!r} must be a list, not {kind_name(values)}")
+    if values and len(values) != responses:
+        raise BadRow(f"{key!r} has {len(values)} entries for {responses} responses")
+    return values
+
+
+def states_margin(row: Fields) -> bool:
+    """Whether a row says by how much one response is better."""
+    judgements = row.get("judgements")
+    return any(place.get("margin") not in (None, "") for place in (judgements or [row]))
+
+
+def flags_of(row: Fields, responses: int) -> tuple[bool, ...]:
+    """Column `ended` of sampled responses: false for one that hit its token limit."""
+    flags = row.get("ended")
+    if flags is None:
+        return ()
+    if not isinstance(flags, list) or len(flags) != responses or not all(isinstance(flag, bool) for flag in flags):
+        raise BadRow(f"'ended' must be a list of {responses} times true or false")
+    return tuple(flags)
+
+
+def without_empty(group: PreferenceGroup) -> PreferenceGroup:
+    """The group without its empty responses and their judgements; at least two responses must remain."""
+    full = [i for i, response in enumerate(group.responses) if content(response).strip()]
+    if len(full) == len(group.responses):
+        return group
+    place = {old: new for new, old in enumerate(full)}
+    judgements = tuple(
+        replace(j, better=place[j.better], worse=place[j.worse])
+        for j in group.judgements
+        if j.better in place and j.worse in place
+    )
+    if len(full) < 2 or (group.judgements and not judgements):
+        raise Drop("empty response")
+    return replace(
+        group,
+        responses=tuple(group.responses[i] for i in full),
+        judgements=judgements,
+        labels=tuple(group.labels[i] for i in full if group.labels),
+        ranks=tuple(group.ranks[i] for i in full if group.ranks),
+        ended=tuple(group.ended[i] for i in full if group.ended),
+    )

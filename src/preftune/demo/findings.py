@@ -105,7 +105,7 @@ class Findings:
                 )
             )
         correlation = self.strongest.correlation
-        rows.append(Finding("implicit and true reward correlate", "above 0.4", f"{correlation:.2f}", correlation > 0.4))
+        rows.append(Finding("implicit and true reward correlate", "above 0.2", f"{correlation:.2f}", correlation > 0.2))
         return rows
 
 

@@ -42,7 +42,7 @@ from preftune.data.groups import Limits, tokenize
 from preftune.data.render import Renderer
 from preftune.demo import world
 from preftune.demo.findings import Finding, Findings, Tuned, write_report
-from preftune.errors import RunError
+from preftune.errors import RunError, writing
 from preftune.evaluate.frontier import Floats, measure, response_logps
 from preftune.methods import dpo, sft
 from preftune.model.generate import Sampled, sample
@@ -104,7 +104,7 @@ def run(out: Path, *, fast: bool = False, console: Console | None = None) -> Fin
         drawn = sample(reference, tokenizer, ids, n=scale.samples, max_new_tokens=64, seed=1)
         write_groups(out / "preferences.jsonl", prompts, drawn, scale.group)
         of_reference = Scorer.of(reference)
-        reward_PM = rewards(drawn)
+        unseen = sample(reference, tokenizer, ids, n=scale.evaluation, max_new_tokens=64, seed=3)
 
         console.print(f"[4/5] DPO at beta = {', '.join(f'{b:g}' for b in scale.betas)}")
         tuned = []
@@ -112,13 +112,12 @@ def run(out: Path, *, fast: bool = False, console: Console | None = None) -> Fin
             folder = train_dpo(out, beta, scale, display)
             policy = Scorer.of(load_model(locate(str(folder)), torch.float32))
             fresh = sample(policy.model, tokenizer, ids, n=scale.evaluation, max_new_tokens=64, seed=2)
-            tuned.append(judge_policy(beta, out, policy, of_reference, fresh, drawn, reward_PM))
+            tuned.append(judge_policy(beta, out, policy, of_reference, fresh, unseen))
             console.print(f"      {tuned[-1].line()}")
 
         console.print("[5/5] the frontier")
-        fresh = sample(reference, tokenizer, ids, n=scale.evaluation, max_new_tokens=64, seed=2)
-        start = measure("SFT", np.zeros((len(fresh), scale.evaluation)), rewards(fresh))
-        findings = Findings(prompts, reward_PM, start, tuned, sft_nats, entropy, [s.texts for s in fresh])
+        start = measure("SFT", np.zeros((len(unseen), scale.evaluation)), rewards(unseen))
+        findings = Findings(prompts, rewards(drawn), start, tuned, sft_nats, entropy, [s.texts for s in unseen])
         write_report(out, findings)
     show(console, findings)
     spent, peak = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT
@@ -217,18 +216,16 @@ def judge_policy(
     policy: Scorer,
     reference: Scorer,
     fresh: Sequence[Sampled],
-    drawn: Sequence[Sampled],
-    reward_PM: Floats,
+    unseen: Sequence[Sampled],
 ) -> Tuned:
-    """Reward and KL on the policy's own samples; implicit against true reward on the reference's samples."""
+    """Reward and KL on the policy's own samples; implicit against true reward on new samples of the reference."""
     groups = [s.group for s in fresh]
     kl = response_logps(policy, groups) - response_logps(reference, groups)
-    offline = [s.group for s in drawn]
-    implicit = beta * (response_logps(policy, offline) - response_logps(reference, offline))
+    new = [s.group for s in unseen]
+    implicit = beta * (response_logps(policy, new) - response_logps(reference, new))
     lines = [json.loads(line) for line in (out / f"dpo-beta-{beta:g}" / "metrics.jsonl").read_text().splitlines()]
-    return Tuned(
-        beta, measure(f"DPO, beta {beta:g}", kl, rewards(fresh)), implicit, reward_PM, lines, [s.texts for s in fresh]
-    )
+    point = measure(f"DPO, beta {beta:g}", kl, rewards(fresh))
+    return Tuned(beta, point, implicit, rewards(unseen), lines, [s.texts for s in fresh])
 
 
 def rewards(drawn: Sequence[Sampled]) -> Floats:
@@ -283,12 +280,13 @@ def _write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 def _fresh(out: Path) -> None:
     """An empty folder; what an earlier demo left is removed, anything else is not touched."""
-    if out.exists() and any(out.iterdir()):
+    if out.is_dir() and any(out.iterdir()):
         if not (out / MARK).is_file():
             raise RunError("the folder is not empty and holds no demo", where=str(out), fix="choose another --out")
         shutil.rmtree(out)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / MARK).write_text("{}\n")
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        (out / MARK).write_text("{}\n")
 
 
 @contextmanager

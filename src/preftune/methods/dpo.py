@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from preftune.config.schema import DPOConfig, LossTerm, ReferenceConfig
+from preftune.data.groups import require_vocabulary
 from preftune.data.items import as_labelled, as_pairs, as_rankings, require_columns, with_mismatches
 from preftune.data.layout import micro_batches
-from preftune.data.order import plans, size_of
+from preftune.data.order import Plan
 from preftune.errors import ConfigError, NumericError
 from preftune.losses import PREFERENCE_LOSSES, Objective, Term
 from preftune.losses.objective import INPUTS, items_of
@@ -39,22 +41,28 @@ def run(
     """Train and return the folder of the tuned model. `model` and `tokenizer` may be given in memory."""
     objective = bind_objective(config.terms)
     kind = reference_kind(config, objective)
+    if config.reference.path:
+        load.locate(config.reference.path, "reference.path")
     adapt = adapter_of_data(objective)
 
-    def task(policy: prepare.Policy, data: prepare.TokenData, display: Display) -> ResponseTask:
-        groups, held_out = adapt(data.train), adapt(data.held_out)
-        needed = [*_visited(groups, config), *held_out]
-        reference = make_reference(kind, config.reference, policy, needed, display)
+    def task(policy: prepare.Policy, data: prepare.TokenData) -> ResponseTask:
         if objective.statistics and policy.scorer.head is None:
             raise ConfigError(
                 f"{config.terms[0].name!r} needs {', '.join(sorted(objective.statistics))} over the whole vocabulary",
                 where="loss.name",
                 why="this model's head is neither linear nor scaled nor softcapped, so only its log-probs are known",
             )
-        return ResponseTask(policy.scorer, reference, objective, groups, held_out, policy.budget)
+        return ResponseTask(policy.scorer, None, objective, adapt(data.train), adapt(data.held_out), policy.budget)
 
-    def check(task: ResponseTask, first: Sequence[TokenGroup]) -> str:
-        return prove_start(task, first) if task.reference and not config.reference.path else ""
+    def complete(
+        task: ResponseTask, policy: prepare.Policy, steps: Sequence[Plan], start: int, display: Display
+    ) -> ResponseTask:
+        visited = [task.groups[i] for i in sorted({i for plan in steps for i in plan.members})]
+        needed = [*visited, *task.held_out]  # a short run does not score all of a large data set
+        task = replace(task, reference=make_reference(kind, config.reference, policy, needed, display))
+        if task.reference and not config.reference.path and start == 0:
+            display.say(prove_start(task, [task.groups[i] for i in steps[0].members]))
+        return task
 
     return train(
         config,
@@ -63,7 +71,7 @@ def run(
         tokenizer=tokenizer,
         display=display or Display(),
         dry_run=dry_run,
-        check=check,
+        complete=complete,
     )
 
 
@@ -124,24 +132,18 @@ def adapter_of_data(objective: Objective) -> Callable[[Sequence[TokenGroup]], li
     """How groups are brought into the form that the loss has values for; raises DataError where they cannot be."""
     name = objective.terms[0].name
     weighted = objective.items == "pairs" and not objective.joint
-    log_margin = any(term.parameters.get("log") for term in objective.terms)
     shapes = {"pairs": as_pairs, "responses": as_labelled, "groups": as_rankings}
 
     def adapt(groups: Sequence[TokenGroup]) -> list[TokenGroup]:
         if not groups:
             return []
-        require_columns(groups, name, objective.inputs, weighted, log_margin)
+        for term in objective.terms:  # each for itself: what one of them uses, another may ignore
+            log_margin = "margin" in term.inputs and bool(term.parameters.get("log"))
+            require_columns(groups, term.name, frozenset(term.inputs), weighted, log_margin)
         shaped = shapes[objective.items](groups, name)
         return with_mismatches(shaped, name) if "mismatched" in objective.inputs else shaped
 
     return adapt
-
-
-def _visited(groups: Sequence[TokenGroup], config: DPOConfig) -> list[TokenGroup]:
-    """The groups that the run will come to: a short run does not score all of a large data set."""
-    sizes = [size_of(group) for group in groups]
-    steps = plans(sizes, config.batch.pairs, config.train.seed, config.train.epochs, config.train.max_steps)
-    return [groups[i] for i in sorted({i for plan in steps for i in plan.members})]
 
 
 def make_reference(
@@ -158,7 +160,10 @@ def make_reference(
         return AdapterOff.of(policy.scorer)
     scorer, weights = policy.scorer, policy.start_hash
     if config.path:
-        other = load.load_model(load.locate(config.path, "reference.path"), policy.model.dtype)
+        source = load.locate(config.path, "reference.path")
+        other = load.load_model(source, policy.model.dtype)
+        prepare.require_same_vocabulary(policy.tokenizer, load.load_tokenizer(source), config.path)
+        require_vocabulary(needed, other.get_input_embeddings().weight.shape[0], config.path)
         scorer = Scorer.of(other.to(policy.scorer.device))
         if policy.budget.layout != "rows":
             admit(scorer, policy.budget.layout)
@@ -207,8 +212,9 @@ def prove_start(task: ResponseTask, first: Sequence[TokenGroup]) -> str:
         worst = max(worst, float(difference.max()))
         responses += len(difference)
         if isinstance(task.reference, Cached):
-            task.reference.replace(batch, live)
-    return f"step 0: policy = reference on {responses} responses (largest difference {worst:.1e}): margin 0, loss ln 2"
+            task.reference.replace(batch, live, task.scorer.model)
+    meaning = ", loss ln 2" if [term.name for term in task.loss.terms] == ["sigmoid"] else ""
+    return f"step 0: policy = reference on {responses} responses (largest difference {worst:.1e}): margin 0{meaning}"
 
 
 __all__ = ["Live", "bind_objective", "make_reference", "prove_start", "reference_kind", "run"]

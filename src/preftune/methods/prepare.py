@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from preftune.data.layout import Budget
 from preftune.data.parsers import Reading
 from preftune.data.read import fingerprint
 from preftune.data.render import Renderer
-from preftune.errors import ConfigError, DataError, RunError
+from preftune.errors import ConfigError, DataError, ModelError, RunError, writing
 from preftune.methods.gate import admit
 from preftune.model import load
 from preftune.model.attention import use_own
@@ -57,8 +59,10 @@ class TokenData:
 class Policy:
     """The model that is trained, with what is needed to save it.
 
-    `start_hash` is the hash of its weights at step 0; `base` is saved beside the run where an adapter
-    has no model on disk that it could name as its base. `layout_note` says why the layout is not the wished one.
+    start_hash     hash of its weights at step 0
+    precise        its trained weights in fp32, where the source has more digits than the compute precision
+    layout_note    why batches are laid out as rows, if they had to be
+    base_unsaved   an adapter has no model on disk that it could name as its base: it is saved beside the run
     """
 
     scorer: Scorer
@@ -67,6 +71,7 @@ class Policy:
     save_dtype: torch.dtype
     start_hash: str
     budget: Budget
+    precise: Mapping[str, torch.Tensor]
     layout_note: str = ""
     base_unsaved: bool = field(default=False)
 
@@ -114,28 +119,34 @@ def tokenize_data(data: TextData, renderer: Renderer, config: DataConfig) -> Tok
     return tokens
 
 
-def load_renderer(config: RunConfig, source: load.Source, tokenizer: Any = None) -> Renderer:
-    """The tokenizer with its special tokens; one given in memory is used as it is."""
+def load_renderer(config: RunConfig, source: load.Source, tokenizer: Any = None, model: Any = None) -> Renderer:
+    """The tokenizer with its special tokens and the tokens that end a response."""
     if tokenizer is None:
         tokenizer = load.load_tokenizer(source, config.data.chat_template)
-        return Renderer.of(tokenizer, load.end_ids(source))
-    return Renderer.of(tokenizer)
+    elif config.data.chat_template is not None:
+        tokenizer.chat_template = load.template(config.data.chat_template)
+    ends = load.end_ids(source) if model is None else load.as_ids(model.generation_config.eos_token_id)
+    return Renderer.of(tokenizer, ends)
 
 
 def load_policy(config: RunConfig, source: load.Source, renderer: Renderer, model: Any = None) -> Policy:
     """The policy at step 0 on its device, with an adapter if the config asks for one; dropout is off."""
     torch.manual_seed(config.train.seed)
     given = model is not None
+    precise: dict[str, torch.Tensor] = {}
     if model is None:
-        model = load.load_model(source, compute_dtype(config.model))
-        save_dtype = load.source_dtype(source)
+        save_dtype, dtype = load.source_dtype(source), compute_dtype(config.model)
+        model = load.load_model(source, torch.float32 if save_dtype == torch.float32 else dtype)
+        if model.dtype != dtype:
+            precise = {} if config.lora else {name: p.detach() for name, p in model.named_parameters()}
+            model.to(dtype)
+        model.requires_grad_(True)
     else:
-        model = model.eval()
-        save_dtype = model.dtype
+        _require_usable(model, config.model)
+        model, save_dtype = model.eval(), model.dtype
     if config.model.save_dtype != "auto":
         save_dtype = load.DTYPES[config.model.save_dtype]
     model.config.use_cache = False
-    model.requires_grad_(True)
     if config.lora:
         model = load.add_lora(model, config.lora.rank, config.lora.alpha, config.lora.targets)
     model.to(device_of(model if given else None))
@@ -150,9 +161,37 @@ def load_policy(config: RunConfig, source: load.Source, renderer: Renderer, mode
         save_dtype,
         load.weights_hash(model),
         Budget(layout, slots(config)),
+        precise,
         note,
         base_unsaved=bool(config.lora) and (given or source.adapter is not None),
     )
+
+
+def _require_usable(model: Any, config: ModelConfig) -> None:
+    """Raises for a model given in memory that the config cannot mean."""
+    if hasattr(model, "peft_config"):
+        raise ModelError(
+            "a model with an adapter is given",
+            why="its reference would be the model without the adapter",
+            fix="give model.merge_and_unload(), and lora in the config for a new adapter on it",
+        )
+    if config.dtype != "auto" and load.DTYPES[config.dtype] != model.dtype:
+        raise ConfigError(
+            f"{config.dtype} is asked for, but the model given is {model.dtype}",
+            where="model.dtype",
+            fix="leave it at auto, or give the model in that precision",
+        )
+
+
+def require_same_vocabulary(tokenizer: Any, other: Any, where: str) -> None:
+    """Raises ModelError unless both tokenizers give every token the same id."""
+    if tokenizer.get_vocab() != other.get_vocab():
+        raise ModelError(
+            "policy and reference have different vocabularies",
+            where=where,
+            why="their log-probs are about different tokens",
+            fix="give the model that the policy was tuned from",
+        )
 
 
 def compute_dtype(config: ModelConfig) -> torch.dtype:
@@ -176,14 +215,18 @@ def check_policy(policy: Policy, data: TokenData, source: load.Source) -> None:
     """Raises where tokens and model do not fit each other."""
     rows = policy.model.get_input_embeddings().weight.shape[0]
     require_vocabulary([*data.train, *data.held_out], rows, source.base)
-    config = policy.model.config.get_text_config()
-    limit = getattr(config, "max_position_embeddings", None)
-    longest = max(len(g.prompt_ids) + max(map(len, g.response_ids)) for g in data.train + data.held_out)
+    require_positions(policy.model, [*data.train, *data.held_out], "data.max_length")
+
+
+def require_positions(model: Any, groups: Sequence[TokenGroup], where: str) -> None:
+    """Raises ConfigError for sequences that are longer than the model was built for."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    longest = max((len(g.prompt_ids) + max(map(len, g.response_ids)) for g in groups), default=0)
     if limit and longest > limit:
         raise ConfigError(
             f"sequences of {longest} tokens, but the model was built for {limit}",
-            where="data.max_length",
-            fix=f"set data.max_length={limit}",
+            where=where,
+            fix=f"set {where}={limit}" if where.startswith("data") else f"give {where} {limit}",
         )
 
 
@@ -194,8 +237,8 @@ def slots(config: RunConfig) -> int:
     return 16384 if torch.cuda.is_available() else 4096
 
 
-def open_run(config: SFTConfig | DPOConfig, data: TextData, display: Display, policy: Policy) -> Run:
-    """The run folder, new or resumed. A resumed run must start from the weights it once started from."""
+def open_run(config: SFTConfig | DPOConfig, data: TextData, tokens: TokenData, display: Display, policy: Policy) -> Run:
+    """The run folder, new or resumed. A resumed run must start from the weights and the token ids it once had."""
     run = Run.open(Path(config.out), config.model_dump(mode="json"), data.fingerprint, display)
     before = run.known("start_weights")
     if before and before != policy.start_hash:
@@ -205,7 +248,16 @@ def open_run(config: SFTConfig | DPOConfig, data: TextData, display: Display, po
             why="a resumed run needs the same reference and the same first weights",
             fix="give the original model, or choose another `out`",
         )
+    ids = _ids_hash([*tokens.train, *tokens.held_out])
+    if run.known("ids") not in (None, ids):
+        raise RunError(
+            "the data come to other token ids than when this run started",
+            where=config.out,
+            why="the tokenizer, its chat template or a format function has changed",
+            fix="go back to the old ones to resume, or choose another `out`",
+        )
     run.note(
+        ids=ids,
         start_weights=policy.start_hash,
         data={a.source: {"read": a.read, "kept": a.kept, "format": a.format} for a in data.accounts},
     )
@@ -230,5 +282,16 @@ def export(policy: Policy, weights: Weights, folder: Path) -> Path:
             load.save_model(model.unload(), policy.tokenizer, base)
     else:
         load.save_model(model.to(policy.save_dtype), policy.tokenizer, part)
-    os.replace(part, final)
+    with writing(final):
+        if final.exists():  # left by a run that was killed before it noted its end
+            shutil.rmtree(final)
+        os.replace(part, final)
     return final
+
+
+def _ids_hash(groups: Sequence[TokenGroup]) -> str:
+    digest = hashlib.sha256()
+    for group in groups:
+        for ids in (group.prompt_ids, *group.response_ids):
+            digest.update(len(ids).to_bytes(4, "little") + ids.tobytes())
+    return digest.hexdigest()

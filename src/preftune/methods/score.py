@@ -16,9 +16,9 @@ from preftune.data.groups import Limits, read_groups, require_vocabulary, tokeni
 from preftune.data.items import as_pairs
 from preftune.data.layout import Budget, micro_batches
 from preftune.data.render import Renderer
-from preftune.errors import ConfigError, ModelError, StorageError
+from preftune.errors import ConfigError, writing
 from preftune.methods.gate import admit
-from preftune.methods.prepare import compute_dtype, device_of
+from preftune.methods.prepare import compute_dtype, device_of, require_positions, require_same_vocabulary
 from preftune.model.load import DTYPES, end_ids, load_model, load_tokenizer, locate
 from preftune.model.logprobs import Scorer, logps
 from preftune.train.display import Display
@@ -50,13 +50,7 @@ def run(scoring: Scoring, out: Path, display: Display) -> Path:
     groups, account = read_groups(scoring.data, format=scoring.format)
     account.check(1.0)
     tokenizer = load_tokenizer(policy_source, scoring.chat_template)
-    if tokenizer.get_vocab() != load_tokenizer(reference_source).get_vocab():
-        raise ModelError(
-            "policy and reference have different vocabularies",
-            where=scoring.reference,
-            why="their log-probs are about different tokens",
-            fix="give the model that the policy was tuned from",
-        )
+    require_same_vocabulary(tokenizer, load_tokenizer(reference_source), scoring.reference)
     renderer = Renderer.of(tokenizer, end_ids(policy_source))
     tokenized = as_pairs(tokenize(groups, renderer, Limits(scoring.max_length), account), "score")
     for line in account.lines():
@@ -67,17 +61,16 @@ def run(scoring: Scoring, out: Path, display: Display) -> Path:
     for source, name in ((policy_source, "policy"), (reference_source, "reference")):
         model = load_model(source, dtype).to(device_of(None))
         require_vocabulary(tokenized, model.get_input_embeddings().weight.shape[0], source.base)
+        require_positions(model, tokenized, "--max-length")
         scored.append(token_logps(Scorer.of(model), tokenized, display, name))
         del model
     part = out.with_name(f"{out.name}.part")
-    try:
+    with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         with part.open("w", encoding="utf-8") as file:
             for row in rows(tokenized, scored[0], scored[1], scoring, tokenizer):
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
         os.replace(part, out)
-    except OSError as error:
-        raise StorageError(f"cannot be written: {error.strerror or error}", where=str(out)) from error
     display.say(f"done: {out}")
     return out
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from preftune.config.schema import SFTConfig
+from preftune.data.items import require_columns
 from preftune.losses import Objective, Term
 from preftune.losses.supervised import sft as sft_loss
 from preftune.methods import prepare
@@ -29,7 +30,7 @@ def run(
 ) -> Path:
     """Train and return the folder of the tuned model. `model` and `tokenizer` may be given in memory."""
 
-    def task(policy: prepare.Policy, data: prepare.TokenData, _display: Display) -> ResponseTask:
+    def task(policy: prepare.Policy, data: prepare.TokenData) -> ResponseTask:
         groups, held_out = preferred(data.train), preferred(data.held_out)
         return ResponseTask(policy.scorer, None, OBJECTIVE, groups, held_out, policy.budget)
 
@@ -37,14 +38,18 @@ def run(
 
 
 def preferred(groups: Sequence[TokenGroup]) -> list[TokenGroup]:
-    """What SFT learns from: the responses that were never judged worse or undesirable, each once for its prompt."""
+    """What SFT learns from, each once for its prompt.
+
+    Demonstrations; of judged responses those that won and never lost; of labelled ones the desirable.
+    """
+    require_columns(groups, "sft", frozenset(), weighted=False, log_margin=False)
     result, seen = [], set()
     for group in groups:
-        lost = {j.worse for j in group.judgements}
+        won, lost = {j.better for j in group.judgements}, {j.worse for j in group.judgements}
         for index, ids in enumerate(group.response_ids):
-            bad = index in lost or (bool(group.labels) and group.labels[index] < 0)
+            good = index in won - lost if group.judgements else not group.labels or group.labels[index] > 0
             key = (group.prompt_ids.tobytes(), ids.tobytes())
-            if not bad and (key not in seen or not group.judgements):
+            if good and (key not in seen or not group.judgements):
                 seen.add(key)
                 result.append(replace(group, response_ids=(ids,), judgements=(), labels=(), ranks=()))
     return result

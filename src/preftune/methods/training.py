@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from preftune.config.load import dump
 from preftune.config.schema import DPOConfig, SFTConfig
 from preftune.data.order import Plan, plans, size_of
-from preftune.errors import DataError
+from preftune.errors import DataError, Stopped
 from preftune.methods import prepare
 from preftune.methods.task import ResponseTask
 from preftune.model import load
+from preftune.model.attention import use_own
 from preftune.model.logprobs import model_size
+from preftune.report.run import write_run_page
 from preftune.train.display import Display
 from preftune.train.loop import fit
 from preftune.train.optim import Weights, build_optimizer, warmup_steps
 from preftune.train.run import Run, require_packages, run_identity
 from preftune.train.track import open_trackers
-from preftune.types import TokenGroup
 
-MakeTask = Callable[[prepare.Policy, prepare.TokenData, Display], ResponseTask]
-Check = Callable[[ResponseTask, Sequence[TokenGroup]], str]
+MakeTask = Callable[[prepare.Policy, prepare.TokenData], ResponseTask]
+Complete = Callable[[ResponseTask, prepare.Policy, Sequence[Plan], int, Display], ResponseTask]
 
 
 def train(
@@ -33,56 +37,77 @@ def train(
     tokenizer: Any,
     display: Display,
     dry_run: bool,
-    check: Check = lambda task, first: "",
+    complete: Complete = lambda task, *_: task,
 ) -> Path:
-    """Everything that can be refused is refused before the first step, the cheapest checks first."""
+    """Everything that can be refused is refused before the first step, the cheapest checks first.
+
+    `make_task` is cheap; `complete` does what takes time, once it is clear that the run can start (its arguments: task,
+    policy, plans, the number of steps already done, display).
+    """
     folder = Path(config.out)
-    if Run.finished(folder):
-        display.say(f"{folder} is finished; its model is {folder / 'final'}")
-        return folder / "final"
-    require_packages(list(config.track))
-    source = load.locate(config.model.path) if model is None else load.Source(config.model.path)
-    text = prepare.read_data(config.data)
-    Run.check(folder, run_identity(config.model_dump(mode="json"), text.fingerprint))
-    renderer = prepare.load_renderer(config, source, tokenizer)
-    data = prepare.tokenize_data(text, renderer, config.data)
-    for account in text.accounts:
-        for line in account.lines():
-            display.say(line)
-    policy = prepare.load_policy(config, source, renderer, model)
-    prepare.check_policy(policy, data, source)
-    task = make_task(policy, data, display)
-    steps = schedule(config, task.groups)
-    describe(config, policy, task, steps, display)
-    if dry_run:
-        display.say(dump(config))
-        return folder
-    run = prepare.open_run(config, text, display, policy)
-    weights = Weights(policy.model)
-    optimizer = build_optimizer(weights, config.optim.name, config.optim.lr, config.optim.weight_decay)
-    run.attach(weights, optimizer)
-    if run.start == 0:
-        proof = check(task, [task.groups[i] for i in steps[0].members])
-        if proof:
-            display.say(proof)
-    else:
-        display.say(f"resuming after step {run.start} of {len(steps)}")
+    with _stoppable():
+        require_packages(list(config.track))
+        source = load.locate(config.model.path) if model is None else load.Source(config.model.path)
+        text = prepare.read_data(config.data)
+        Run.check(folder, run_identity(config.model_dump(mode="json"), text.fingerprint))
+        if Run.finished(folder):
+            display.say(f"{folder} is finished; its model is {folder / 'final'}")
+            return folder / "final"
+        renderer = prepare.load_renderer(config, source, tokenizer, model)
+        data = prepare.tokenize_data(text, renderer, config.data)
+        for account in text.accounts:
+            for line in account.lines():
+                display.say(line)
+        policy = prepare.load_policy(config, source, renderer, model)
+        prepare.check_policy(policy, data, source)
+        task = make_task(policy, data)
+        steps = schedule(config, task)
+        describe(config, policy, task, steps, display)
+        if dry_run:
+            use_own(policy.model)
+            display.say(dump(config))
+            return folder
+        run = prepare.open_run(config, text, data, display, policy)
+        weights = Weights(policy.model, policy.precise)
+        optimizer = build_optimizer(weights, config.optim.name, config.optim.lr, config.optim.weight_decay)
+        task = complete(task, policy, steps, run.start, display)  # before the weights leave step 0
+        run.attach(weights, optimizer)
+        if run.start:
+            display.say(f"resuming after step {run.start} of {len(steps)}")
     run.trackers = open_trackers(list(config.track), folder, config.model_dump(mode="json"))
-    with run.signals(), display.stage("train", len(steps), run.start):
-        fit(task, steps, run.start, weights, optimizer, config.optim, config.train, run)
-    for tracker in run.trackers:
-        tracker.close()
+    try:
+        with run.signals(), display.stage("train", len(steps), run.start):
+            fit(task, steps, run.start, weights, optimizer, config.optim, config.train, run)
+    finally:
+        for tracker in run.trackers:
+            tracker.close()
+        use_own(policy.model)
     final = prepare.export(policy, weights, folder)
+    write_run_page(folder)
     run.note(finished=True, steps=len(steps))
     display.say(f"done: {final}")
     return final
 
 
-def schedule(config: SFTConfig | DPOConfig, groups: Sequence[TokenGroup]) -> list[Plan]:
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Ctrl-C or SIGTERM before the first step: nothing is lost but the time, and the same command goes on."""
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if main else None
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        raise Stopped("stopped before the first step", fix="run the same command again") from stop
+    finally:
+        if main:
+            signal.signal(signal.SIGTERM, before)
+
+
+def schedule(config: SFTConfig | DPOConfig, task: ResponseTask) -> list[Plan]:
     """All optimizer steps of the run."""
-    if not groups:
+    if not task.groups:
         raise DataError("no group is left for training", where=str(config.data.train))
-    sizes = [size_of(group) for group in groups]
+    sizes = [size_of(group) for group in task.groups]
     return list(plans(sizes, config.batch.pairs, config.train.seed, config.train.epochs, config.train.max_steps))
 
 

@@ -14,7 +14,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from preftune.errors import ModelError, StorageError
+from preftune.errors import ModelError, writing
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 TEMPLATES = {
@@ -27,6 +27,17 @@ TEMPLATES = {
         "{% if add_generation_prompt %}{{ '\n\nAssistant: ' }}{% endif %}"
     ),
 }
+
+
+NOT_ARITHMETIC = {
+    "_name_or_path",
+    "architectures",
+    "dtype",
+    "transformers_version",
+    "use_cache",
+    "_attn_implementation",
+}
+"""Entries of a model's config that do not change its numbers, or are hashed otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +55,10 @@ def locate(path: str, where: str = "model.path") -> Source:
     if folder.is_dir():
         adapter = folder / "adapter_config.json"
         if adapter.is_file():
-            base = json.loads(adapter.read_text()).get("base_model_name_or_path")
-            if not base:
-                raise ModelError("adapter_config.json names no base model", where=str(folder))
+            try:
+                base = json.loads(adapter.read_text())["base_model_name_or_path"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise ModelError("adapter_config.json names no base model", where=str(folder)) from error
             return Source(str(base), adapter=str(folder))
         if not (folder / "config.json").is_file():
             raise ModelError(
@@ -61,7 +73,7 @@ def locate(path: str, where: str = "model.path") -> Source:
         return Source(str(folder))
     name, _, revision = path.partition("@")
     looks_local = path.startswith((".", "/", "~")) or name.count("/") != 1
-    if looks_local:
+    if looks_local or folder.parent.is_dir():
         raise ModelError("no such folder", where=f"{where} {path}", fix=_nearby(folder))
     return Source(name, revision or None)
 
@@ -82,7 +94,7 @@ def load_tokenizer(source: Source, chat_template: str | None = None) -> Any:
     except Exception as error:
         raise _refused("tokenizer", where, error) from error
     if chat_template is not None:
-        tokenizer.chat_template = _template(chat_template)
+        tokenizer.chat_template = template(chat_template)
     return tokenizer
 
 
@@ -90,7 +102,8 @@ def _has_tokenizer(folder: str) -> bool:
     return (Path(folder) / "tokenizer_config.json").is_file()
 
 
-def _template(name: str) -> str:
+def template(name: str) -> str:
+    """A chat template: one of TEMPLATES by name, or the text of a file."""
     if name in TEMPLATES:
         return TEMPLATES[name]
     if not Path(name).is_file():
@@ -107,7 +120,11 @@ def end_ids(source: Source) -> list[int]:
         config = transformers.GenerationConfig.from_pretrained(source.base, revision=source.revision)
     except OSError:
         return []
-    ids = config.eos_token_id
+    return as_ids(config.eos_token_id)
+
+
+def as_ids(ids: Any) -> list[int]:
+    """Token ids as a list, however a generation config spells them."""
     return [] if ids is None else [int(i) for i in (ids if isinstance(ids, list) else [ids])]
 
 
@@ -193,17 +210,23 @@ def checkpoint_activations(model: Any) -> None:
     model.train()
 
 
-def weights_hash(model: nn.Module) -> str:
-    """sha256 over names, shapes, types and bytes of all weights but those of a fresh adapter, which change nothing."""
-    digest = hashlib.sha256()
+def weights_hash(model: Any) -> str:
+    """sha256 over the model's config and names, shapes, types and bytes of all its weights and buffers.
+
+    Only the weights of a fresh adapter are left out, which change nothing.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    config = {key: value for key, value in base.config.to_dict().items() if key not in NOT_ARITHMETIC}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, tensor in _base_weights(model):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         digest.update(_bytes(tensor))
     return digest.hexdigest()
 
 
-def _base_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    named = {name: tensor.detach() for name, tensor in model.named_parameters() if ".lora_" not in name}
+def _base_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
+    everything = [*model.named_parameters(), *model.named_buffers()]
+    named = {name: tensor.detach() for name, tensor in everything if ".lora_" not in name}
     for name in sorted(named):
         yield name.replace("base_model.model.", "").replace(".base_layer", ""), named[name]
 
@@ -216,9 +239,7 @@ def _bytes(tensor: Tensor) -> memoryview:
 def save_model(model: Any, tokenizer: Any, folder: Path, **options: Any) -> None:
     """Write a folder that `from_pretrained` loads: a full model, or for a PEFT model its adapter."""
     _quiet()
-    try:
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(folder, **options)
         tokenizer.save_pretrained(folder)
-    except OSError as error:
-        raise StorageError(f"cannot write the model: {error.strerror or error}", where=str(folder)) from error

@@ -105,12 +105,15 @@ class Cached:
     store: Store
     device: torch.device
     exact: dict[bytes, Floats]
+    unchanged: Callable[[], bool] = lambda: True
 
     @staticmethod
     def of(store: Store, device: torch.device) -> Cached:
         return Cached(store, device, {})
 
     def logps(self, batch: Batch) -> Logps:
+        if self.exact and not self.unchanged():
+            self.exact = {}
         pieces = []
         for key in batch_keys(batch):
             pieces.append(self.exact[key] if key in self.exact else self.store.get(key))
@@ -118,18 +121,24 @@ class Cached:
         length_S = batch.length_S.to(self.device)
         return Logps(token_N, sum_responses(token_N, length_S), length_S)
 
-    def replace(self, batch: Batch, live: Logps) -> float:
-        """Use `live` for this batch's responses from now on; returns the largest difference of a sum.
+    def replace(self, batch: Batch, live: Logps, policy: Any) -> None:
+        """Use `live` for this batch's responses until the first update of `policy`.
 
         Log-probs depend, in the last digits, on which other rows share a forward pass. In the first step the
-        policy still is the reference, so that its own log-probs are the reference's, to the last digit.
+        policy still is the reference, so that its own log-probs are the reference's, to the last digit. Afterwards the
+        stored ones are: a resumed run has no others.
         """
-        drift = float((self.logps(batch).sum_S - live.sum_S.detach()).abs().max())
+        before = _version(policy)
+        self.unchanged = lambda: _version(policy) == before
         values = live.token_N.detach().cpu().numpy()
         ends = np.cumsum(live.length_S.cpu().numpy())
         for key, begin, end in zip(batch_keys(batch), [0, *ends[:-1]], ends, strict=True):
             self.exact[key] = values[begin:end]
-        return drift
+
+
+def _version(model: Any) -> int:
+    """A number that grows with every change of a weight: torch counts them."""
+    return sum(parameter._version for parameter in model.parameters())
 
 
 def batch_keys(batch: Batch) -> list[bytes]:

@@ -5,9 +5,9 @@
         offsets      (R + 1,) int64  response r owns logps[offsets[r]:offsets[r + 1]]
         logps        (N,) float32
 
-The model key hashes the weights, the compute dtype and the layout, so an entry can be missing but never stale:
-beta, loss, learning rate, epochs and the order of the data are free. A file's name is the hash of its bytes;
-a damaged file is found when it is opened, named, and its entries are computed again.
+The model key hashes the model's weights, buffers and config, the compute dtype and the layout, so an entry can be
+missing but never stale: beta, loss, learning rate, epochs and the order of the data are free. A file's name is the
+hash of its bytes; a damaged file is found when it is opened, named, and its entries are computed again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +23,7 @@ import numpy.typing as npt
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from preftune.errors import StorageError
+from preftune.errors import writing
 
 if TYPE_CHECKING:
     from preftune.types import Ids
@@ -98,21 +97,13 @@ class Store:
                 "logps": np.concatenate([values for _, values in self._new]),
             }
         )
-        try:
+        fix = "free some space, set PREFTUNE_CACHE to another folder, or use reference.kind=frozen"
+        with writing(self.folder, fix):
             self.folder.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".part", delete=False) as file:
                 file.write(blob)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(file.name, self.folder / f"{hashlib.sha256(blob).hexdigest()}.safetensors")
-        except OSError as error:
-            raise StorageError(
-                f"cannot write the reference cache: {error.strerror or error}",
-                where=str(self.folder),
-                fix="free some space, set PREFTUNE_CACHE to another folder, or use reference.kind=frozen",
-            ) from error
         self._new.clear()
         self._pending = 0
-
-    def missing(self, keys: Sequence[bytes]) -> set[bytes]:
-        return {key for key in keys if key not in self._where}

@@ -3,7 +3,7 @@
     checkpoints/step-00000123/
         weights.safetensors     fp32 masters by parameter name
         optimizer.safetensors   its tensors as "<parameter>/<key>"
-        state.json              step, sizes of the files, and the identity of the run; written last
+        state.json              step, sha256 of the files, metrics not yet logged, the identity of the run; written last
 
 A checkpoint is written beside its final place and renamed when it is complete. The order of the data and of
 everything random is a function of seed and step, so the step is the whole position.
@@ -11,6 +11,7 @@ everything random is a function of seed and step, so the step is the whole posit
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -21,47 +22,82 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from preftune.errors import RunError, StorageError
+from preftune.errors import RunError, writing
 from preftune.train.optim import Weights
 
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
 
 
-def save(folder: Path, step: int, weights: Weights, optimizer: torch.optim.Optimizer, identity: dict[str, Any]) -> Path:
+def save(
+    folder: Path,
+    step: int,
+    weights: Weights,
+    optimizer: torch.optim.Optimizer,
+    identity: dict[str, Any],
+    tally: dict[str, tuple[float, float]],
+) -> Path:
     """Write the checkpoint of `step` below `folder` and remove older ones."""
     final = folder / f"step-{step:08d}"
     part = folder / f"{final.name}.part-{os.getpid()}"
     try:
+        with writing(final):
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
+            save_file({name: master.detach().contiguous() for name, master in weights}, part / WEIGHTS)
+            save_file(_optimizer_tensors(weights, optimizer), part / OPTIMIZER)
+            hashes = {name: _sha256(part / name) for name in (WEIGHTS, OPTIMIZER)}
+            state = {"step": step, "files": hashes, "tally": tally, "identity": identity}
+            (part / STATE).write_text(json.dumps(state, indent=1))
+            for path in (part / WEIGHTS, part / OPTIMIZER, part / STATE, part):
+                _to_disk(path)
+            shutil.rmtree(final, ignore_errors=True)
+            os.replace(part, final)
+            _to_disk(folder)
+    except BaseException:
         shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        save_file({name: master.detach().contiguous() for name, master in weights}, part / WEIGHTS)
-        save_file(_optimizer_tensors(weights, optimizer), part / OPTIMIZER)
-        sizes = {name: (part / name).stat().st_size for name in (WEIGHTS, OPTIMIZER)}
-        state = {"step": step, "files": sizes, "identity": identity}
-        (part / STATE).write_text(json.dumps(state, indent=1))
-        for name in (WEIGHTS, OPTIMIZER, STATE):
-            with (part / name).open("rb") as file:
-                os.fsync(file.fileno())
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(part, final)
-    except OSError as error:
-        shutil.rmtree(part, ignore_errors=True)
-        raise StorageError(f"cannot write the checkpoint: {error.strerror or error}", where=str(final)) from error
+        raise
     for old in sorted(folder.glob("step-????????"))[:-2]:
         shutil.rmtree(old, ignore_errors=True)
     return final
 
 
-def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newest complete checkpoint and its state."""
+def newest(folder: Path) -> tuple[Path | None, dict[str, Any], list[str]]:
+    """The newest whole checkpoint with its state, and what is wrong with newer ones.
+
+    Raises RunError if there are checkpoints and none is whole: to start again from step 0 is for the user to decide.
+    """
+    damaged = []
     for path in sorted(folder.glob("step-????????"), reverse=True):
         try:
             state = json.loads((path / STATE).read_text())
-            if all((path / name).stat().st_size == size for name, size in state["files"].items()):
-                return path, state
-        except (OSError, ValueError, KeyError):
+            wrong = [name for name, known in state["files"].items() if _sha256(path / name) != known]
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            damaged.append(f"{path.name}: {error}")
             continue
-    return None
+        if not wrong:
+            return path, state, damaged
+        damaged.append(f"{path.name}: {', '.join(wrong)} is not what was written")
+    if damaged:
+        raise RunError(
+            "no checkpoint is whole",
+            where=str(folder),
+            why="; ".join(damaged),
+            fix="restore the folder from a copy, or delete it to begin at step 0",
+        )
+    return None, {}, []
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _to_disk(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def restore(path: Path, weights: Weights, optimizer: torch.optim.Optimizer) -> None:

@@ -65,11 +65,16 @@ class Task(Protocol):
 class Log(Protocol):
     """Where the loop reports to."""
 
+    @property
+    def tally(self) -> Tally:
+        """Metrics of steps that a stopped run did but did not log."""
+        ...
+
     def train(self, step: int, metrics: dict[str, float]) -> None: ...
 
     def evaluation(self, step: int, metrics: dict[str, float]) -> None: ...
 
-    def save(self, step: int) -> None: ...
+    def save(self, step: int, tally: Tally) -> None: ...
 
     def stop_requested(self) -> bool: ...
 
@@ -84,9 +89,12 @@ def fit(
     train: TrainConfig,
     log: Log,
 ) -> None:
-    """Do the optimizer steps `plans[start:]`. Raises NumericError before an update that would not be finite."""
+    """Do the optimizer steps `plans[start:]`. Raises NumericError before an update that would not be finite.
+
+    `log.tally` has what a resumed run had not logged yet.
+    """
     total, warmup = len(plans), warmup_steps(optim.warmup, len(plans))
-    tally, clock = Tally(), _Clock()
+    tally, clock = log.tally, _Clock()
     if start == 0:
         log.evaluation(0, task.evaluate())
         clock.read()
@@ -106,7 +114,7 @@ def fit(
         weights.clear_gradients()
         clock.add(sum(map(size_of, groups)), sum(group.tokens for group in groups))
 
-        if plan.number % train.log_every == 0 or plan.number == total:
+        if plan.number % train.log_every == 0 or plan.number in (1, total):
             rates = clock.read()
             log.train(plan.number, {**tally.means(), "grad_norm": grad_norm, "lr": lr, "epoch": plan.epoch, **rates})
             tally = Tally()
@@ -115,7 +123,7 @@ def fit(
             if plan.number == total or (train.eval_every and plan.number % train.eval_every == 0):
                 log.evaluation(plan.number, task.evaluate())
             if stop or (train.save_every and plan.number % train.save_every == 0):
-                log.save(plan.number)
+                log.save(plan.number, tally)
         if stop:
             raise Stopped(
                 f"stopped after step {plan.number} of {total}; everything is saved",

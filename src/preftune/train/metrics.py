@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -19,8 +19,8 @@ class Tally:
 
     def add(self, metrics: Mapping[str, tuple[Tensor, Tensor]]) -> None:
         for name, (value, count) in metrics.items():
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-            self._counts[name] = self._counts[name] + count if name in self._counts else count
+            self._sums[name] = self._sums[name].to(value.device) + value if name in self._sums else value
+            self._counts[name] = self._counts[name].to(count.device) + count if name in self._counts else count
 
     def add_loss(self, out: LossOutput) -> None:
         """A loss and its metrics."""
@@ -28,6 +28,17 @@ class Tally:
 
     def merge(self, other: Tally) -> None:
         self.add({name: (other._sums[name], other._counts[name]) for name in other._sums})
+
+    def state(self) -> dict[str, tuple[float, float]]:
+        """What a checkpoint keeps."""
+        return {name: (float(self._sums[name]), float(self._counts[name])) for name in self._sums}
+
+    @staticmethod
+    def of(state: Mapping[str, Sequence[float]]) -> Tally:
+        """The tally that `state` was taken of."""
+        tally = Tally()
+        tally.add({name: (torch.tensor(value), torch.tensor(count)) for name, (value, count) in state.items()})
+        return tally
 
     def means(self) -> dict[str, float]:
         """Means of everything that was counted."""

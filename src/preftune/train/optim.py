@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -22,16 +22,17 @@ class Weights:
     added up in fp32, and the bf16 gradient is freed as soon as it has been added.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, precise: Mapping[str, Tensor] | None = None) -> None:
+        """`precise` has values with more digits than the model's, by name: masters start from them."""
         trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         self.names = [name for name, _ in trained]
         self.parameters = [p for _, p in trained]
         self.masters: list[Tensor] = []
-        for parameter in self.parameters:
+        for name, parameter in trained:
             if parameter.dtype == torch.float32:
                 self.masters.append(parameter)
                 continue
-            master = parameter.detach().float().clone()
+            master = (precise or {}).get(name, parameter.detach()).float().clone().to(parameter.device)
             self.masters.append(master)
             parameter.register_post_accumulate_grad_hook(_adder(master))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import signal
 import sys
 import threading
@@ -23,9 +24,10 @@ from typing import Any
 import torch
 import yaml
 
-from preftune.errors import ConfigError, RunError, StorageError
+from preftune.errors import ConfigError, RunError, StorageError, writing
 from preftune.train import checkpoint
 from preftune.train.display import Display
+from preftune.train.metrics import Tally
 from preftune.train.optim import Weights
 from preftune.train.track import Tracker
 
@@ -36,6 +38,7 @@ FREE = {
     ("train", "eval_every"),
     ("train", "save_every"),
     ("track",),
+    ("out",),
     ("batch", "tokens"),
 }
 
@@ -53,6 +56,7 @@ class Run:
     weights: Weights | None = None
     optimizer: torch.optim.Optimizer | None = None
     on_line: Callable[[dict[str, Any]], None] = lambda line: None
+    tally: Tally = field(default_factory=Tally)
     _stop: bool = False
 
     @staticmethod
@@ -65,6 +69,8 @@ class Run:
         """Raises RunError if `folder` holds anything but this run, StorageError if it cannot be; writes nothing."""
         known = _manifest(folder)
         if known:
+            if "identity" not in known:
+                raise RunError("manifest.json names no run", where=str(folder), fix="choose another `out`")
             _same(known["identity"], identity, folder)
         elif folder.is_dir() and any(folder.iterdir()):
             found = ", ".join(sorted(p.name for p in folder.iterdir())[:5])
@@ -83,15 +89,18 @@ class Run:
         identity = run_identity(config, data)
         Run.check(folder, identity)
         run, known = Run(folder, identity, display), _manifest(folder)
-        try:
+        run.resumed, state, damaged = checkpoint.newest(folder / "checkpoints")
+        for found in damaged:
+            display.say(f"a damaged checkpoint is not used: {found}")
+        with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
+            # the manifest first: it is what makes the folder a run
+            run.note(started=known.get("started") or time.strftime("%Y-%m-%dT%H:%M:%S%z"), **machine())
             (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-        except OSError as error:
-            raise StorageError(f"cannot be written: {error.strerror or error}", where=str(folder)) from error
-        run.note(started=known.get("started") or time.strftime("%Y-%m-%dT%H:%M:%S%z"), **machine())
-        found_checkpoint = checkpoint.newest(folder / "checkpoints")
-        if found_checkpoint:
-            run.resumed, run.start = found_checkpoint[0], int(found_checkpoint[1]["step"])
+            for left in [*folder.glob("*.part*"), *folder.glob("checkpoints/*.part*")]:
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+        if run.resumed:
+            run.start, run.tally = int(state["step"]), Tally.of(state["tally"])
         _cut_metrics(folder / "metrics.jsonl", run.start)
         return run
 
@@ -119,20 +128,18 @@ class Run:
 
     def _line(self, step: int, split: str, metrics: dict[str, float]) -> None:
         line = {"step": step, "split": split, **metrics}
-        try:
-            with (self.folder / "metrics.jsonl").open("a") as file:
-                file.write(json.dumps(line) + "\n")
-        except OSError as error:
-            raise StorageError(f"cannot write metrics: {error.strerror or error}", where=str(self.folder)) from error
+        with writing(self.folder / "metrics.jsonl"), (self.folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
         self.display.line(step, split, metrics)
         self.on_line(line)
         for tracker in self.trackers:
             tracker.log(step, {f"{split}/{name}": value for name, value in metrics.items()})
 
-    def save(self, step: int) -> None:
+    def save(self, step: int, tally: Tally) -> None:
         assert self.weights is not None
         assert self.optimizer is not None
-        path = checkpoint.save(self.folder / "checkpoints", step, self.weights, self.optimizer, self.identity)
+        folder = self.folder / "checkpoints"
+        path = checkpoint.save(folder, step, self.weights, self.optimizer, self.identity, tally.state())
         self.display.say(f"checkpoint {path}")
 
     def stop_requested(self) -> bool:
@@ -198,11 +205,9 @@ def processor() -> str:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that the file is never half there."""
     part = path.with_name(f"{path.name}.part")
-    try:
+    with writing(path):
         part.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
         os.replace(part, path)
-    except OSError as error:
-        raise StorageError(f"cannot be written: {error.strerror or error}", where=str(path)) from error
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

@@ -146,6 +146,21 @@ def test_mismatches_come_from_another_prompt() -> None:
         with_mismatches(groups[:2], "kto")
 
 
+def test_mismatches_alternate_and_make_no_sequence_longer() -> None:
+    """GPT-2 has no position beyond the longest sequence that was checked."""
+
+    def pair(prompt: int, chosen: int, rejected: int, number: int) -> TokenGroup:
+        ids = [np.full(n, 10 * number + i, dtype=np.int32) for i, n in enumerate((prompt, chosen, rejected))]
+        return TokenGroup(ids[0], (ids[1], ids[2]), (Judgement(0, 1),), labels=(1, -1), origin=f"f:{number}")
+
+    groups = [pair(60, 2, 1, 1), pair(2, 60, 50, 2), pair(5, 3, 4, 3), pair(60, 1, 2, 4)]
+    found = with_mismatches(groups, "kto")
+    foreign = [g.response_ids[2].tolist() for g in found]
+    assert foreign == [[21] * 2, [32] * 4, [41], [12]]  # chosen, rejected, chosen, rejected of the next group
+    assert max(len(g.prompt_ids) + len(r) for g in found for r in g.response_ids) == 62
+    assert all(g.labels == (1, -1, 0) for g in found)
+
+
 def test_rankings() -> None:
     [pair] = as_rankings([group(2, judgements=(Judgement(1, 0),))], "plackett_luce")
     assert pair.ranks == (2.0, 1.0)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from preftune.data.groups import read_groups
 from preftune.data.read import fingerprint, read
 from preftune.errors import DataError
 
@@ -50,6 +53,7 @@ def test_jsonl_gz(tmp_path: Path) -> None:
         (b'{"a": "\xff"}', "not UTF-8 at byte 7 of the line"),
         (b"[1]", "a row is an object with named fields, not list"),
         (b"[" * 100_000, "broken JSON: too deep"),
+        (b'{"a": ' + b"1" * 5000 + b"}", "broken JSON: an integer of more digits than Python reads"),
     ],
 )
 def test_a_broken_line_is_a_row_with_a_fault(tmp_path: Path, line: bytes, fault: str) -> None:
@@ -85,6 +89,10 @@ def test_json_object_around_one_list(tmp_path: Path) -> None:
         ('[{"a": 1}\n{"a": 2}]', ":2: broken JSON: expected ',' or ']'"),
         ('[{"a": 1}', "broken JSON: expected ',' or ']'"),
         ('{"a": 1}\n{"a": 2}', "more text after the first record"),
+        ('[{"a": 1},\n{"a": ' + "1" * 5000 + ', "b": ]', ":2: broken JSON"),
+        ('[{"a": 1},\n{"a": ' + "[" * 100_000, ":2: broken JSON: too deep"),
+        ('{"a": ' + "[" * 100_000, ":1: broken JSON: too deep"),
+        ('[{"a": 1}]\n[{"a": 2}]', ":1: more text after the list of records"),
         ("3", "neither a list of records"),
         ("", "neither a list of records"),
     ],
@@ -189,3 +197,115 @@ def test_fingerprint_follows_the_bytes(tmp_path: Path) -> None:
     path.write_text("2")
     assert fingerprint(str(path)) != first
     assert fingerprint([str(path)]) == fingerprint(str(path))
+
+
+def test_a_number_beyond_measure_is_the_fault_of_its_record(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    records = '[{"a": 1},\n{"a": ' + "1" * 5000 + '},\n{"a": 3}]'
+    for text in (records, '{"n": ' + "1" * 5000 + f', "data": {records}}}'):
+        path.write_text(text)
+        rows = list(read(str(path)))
+        assert [r.value for r in rows] == [{"a": 1}, {}, {"a": 3}]
+        assert [r.fault for r in rows] == ["", "broken JSON: an integer of more digits than Python reads", ""]
+        assert rows[1].origin == f"{path}:2"
+
+
+@pytest.mark.parametrize(
+    ("cell", "fault"), [("[" * 100_000 + "]", "too deep"), (f"[{'1' * 5000}]", "an integer of more digits")]
+)
+def test_a_csv_cell_that_python_cannot_read(tmp_path: Path, cell: str, fault: str) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(f"a,b\n1,2\n3,{cell}\n5,6\n")
+    rows = list(read(str(path)))
+    assert [r.value for r in rows] == [{"a": "1", "b": "2"}, {}, {"a": "5", "b": "6"}]
+    assert rows[1].fault.startswith(f"column 'b': broken JSON: {fault}")
+    assert rows[1].origin == f"{path}:3"
+
+
+def damaged(raw: bytes) -> bytes:
+    return raw[:1000] + bytes(200) + raw[1200:]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv"])
+@pytest.mark.parametrize("harm", [damaged, lambda raw: raw[:1000], lambda raw: b"{" + raw[1:]], ids=["in", "cut", "no"])
+def test_a_damaged_gz(tmp_path: Path, kind: str, harm: Any) -> None:
+    path = tmp_path / f"a.{kind}.gz"
+    lines = [json.dumps({"a": os.urandom(20).hex()}) for _ in range(200)]
+    path.write_bytes(harm(gzip.compress("\n".join(lines).encode())))
+    with pytest.raises(DataError, match=rf"a.{kind}.gz: cannot be read: .*\n  fix: the file is damaged or cut short"):
+        values(path)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet"])
+@pytest.mark.parametrize(
+    "raw", [bytes(range(256)) * 8, "{}".encode("utf-16"), b"\xff\xff\xff"], ids=["binary", "utf16", "ff"]
+)
+def test_binary_files(tmp_path: Path, kind: str, raw: bytes) -> None:
+    path = tmp_path / f"a.{kind}"
+    path.write_bytes(raw)
+    with pytest.raises(DataError) as error:
+        read_groups(str(path))
+    assert f"a.{kind}" in str(error.value)
+    with pytest.raises(DataError):  # not one row is left
+        read_groups(str(path), bad_rows="drop")
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [("jsonl", '{"a": "1"}'), ("json", '[{"a": "1"}]'), ("json", '{"d": [{"a": "1"}]}'), ("csv", "a\n1\n")],
+)
+def test_a_byte_order_mark_is_no_part_of_the_data(tmp_path: Path, kind: str, text: str) -> None:
+    path = tmp_path / f"a.{kind}"
+    path.write_text(text, encoding="utf-8-sig")
+    assert values(path) == [{"a": "1"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "fix"),
+    [
+        ("data/missing.jsonl", "in data there is: pairs.jsonl"),
+        ("data/missing", "in data there is: other.txt, pairs.jsonl"),
+        ("data/pears.jsonl", "in data there is: pairs.jsonl"),
+        ("data/pairs:test", "in data there is: other.txt, pairs.jsonl"),
+        ("./missing", "in . there is: data"),
+        ("nowhere/missing.csv.gz", "the folder nowhere does not exist either"),
+        ("nowhere/missing.PARQUET", "the folder nowhere does not exist either"),
+        ("~/missing.jsonl", "home there is: set"),
+    ],
+)
+def test_a_missing_local_file_is_not_looked_for_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, fix: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "pairs.jsonl").write_text("{}")
+    (tmp_path / "data" / "other.txt").write_text("")
+    (tmp_path / "home" / "set").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("preftune.data.read._read_dataset", lambda _: pytest.fail("asked the Hub"))
+    begin = time.monotonic()
+    with pytest.raises(DataError) as error:
+        list(read(name))
+    assert time.monotonic() - begin < 1
+    assert f"{name}: no such file" in str(error.value)
+    assert fix in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["", "  ", "x" * 5000])
+def test_names_that_no_file_can_have(name: str) -> None:
+    with pytest.raises(DataError):
+        list(read(name))
+
+
+def test_a_home_folder_is_found_for_datasets_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "train.jsonl").write_text("".join(json.dumps(r) + "\n" for r in ROWS))
+    for name in ("~/d", "~/d:train"):
+        assert [r.value for r in read(name)] == ROWS
+
+
+def test_a_folder_without_data(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").mkdir()
+    with pytest.raises(DataError, match=r"a.jsonl: cannot load dataset: .* doesn't contain any data files"):
+        values(tmp_path / "a.jsonl")

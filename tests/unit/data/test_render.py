@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.conftest import make_tokenizer
 
 from preftune.data.account import Account
-from preftune.data.groups import Limits, require_vocabulary, tokenize
+from preftune.data.groups import Limits, hold_out, require_vocabulary, tokenize
 from preftune.data.render import Renderer
 from preftune.errors import DataError, ModelError
 from preftune.model.load import TEMPLATES
@@ -261,3 +261,42 @@ def test_ids_beyond_the_embedding_are_refused(make_groups: Any) -> None:
     with pytest.raises(DataError, match="embedding has 50 rows"):
         require_vocabulary(groups, 50, "m")
     require_vocabulary(groups, 300, "m")
+
+
+def test_a_row_of_several_turns_is_counted_once(tokenizer: Any) -> None:
+    """With a share held out, two turns of each row, most of them too long; each row is kept or dropped, once."""
+    chatty = make_tokenizer()
+    chatty.chat_template = TEMPLATES["dialogue"]
+    account = Account("f", "sft-messages", read=12)
+    groups = []
+    for number in range(1, 13):
+        first = (Message("user", f"question {number}"),)
+        second = (*first, Message("assistant", "yes"), Message("user", "again " * 20 * number))
+        groups += [PreferenceGroup(p, ((Message("assistant", "yes"),),), origin=f"f:{number}") for p in (first, second)]
+    train, held = hold_out(groups, 0.25)
+    limits = Limits(8, overlong="drop")  # no turn fits
+    assert tokenize(train, Renderer.of(chatty), limits, account) == []
+    assert tokenize(held, Renderer.of(chatty), limits, account) == []
+    assert account.kept == 0
+    assert account.dropped == {"longer than max_length 8": [g.origin for g in [*train, *held][::2]]}
+    account = Account("f", "sft-messages", read=12)
+    found = tokenize(train, Renderer.of(chatty), Limits(60, overlong="drop"), account)
+    found += tokenize(held, Renderer.of(chatty), Limits(60, overlong="drop"), account)
+    assert len(found) == 12  # the first turns
+    assert account.kept == 12
+    assert account.noted == {
+        "one of its turns was dropped: longer than max_length 60": [g.origin for g in [*train, *held][::2]]
+    }
+    account.check(0.0)
+
+
+def test_a_row_dropped_twice_is_one_row() -> None:
+    account = Account("f", read=2)
+    for reason in ("one", "two", "one"):
+        account.drop(reason, "f:1")
+        account.note(reason, "f:2")
+        account.note(reason, "f:2")
+    assert account.kept == 1
+    assert account.noted == {"one": ["f:2"], "two": ["f:2"]}
+    with pytest.raises(DataError, match=r"1 of 2 rows dropped \(50%\)"):
+        account.check(0.4)

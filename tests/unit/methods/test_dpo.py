@@ -178,9 +178,10 @@ def test_rankings(tmp_path: Path, model_folder: Path) -> None:
     assert lines(tmp_path)[0]["loss"] == pytest.approx(math.log(6), abs=1e-6)  # 3! orders, equally likely
 
 
-def test_another_model_as_reference(tmp_path: Path, model_folder: Path) -> None:
+def test_another_model_as_reference(tmp_path: Path, model_folder: Path, tokenizer: Any) -> None:
     other = tmp_path / "other"
     make_model(seed=3).save_pretrained(other)
+    tokenizer.save_pretrained(other)
     run(tmp_path, model_folder, reference={"path": str(other)})
     assert lines(tmp_path)[0]["rewards/margins"] != 0.0
 
