@@ -53,7 +53,7 @@ class DataConfig(Section):
     """A file (.jsonl, .json, .parquet, .csv, each also .gz except parquet), a list of files, a folder or Hub id
     that `datasets` loads (`org/name` or `org/name:split`)."""
     eval: str | float | None = None
-    """Held-out data: a file, or a share below 1 of the training data, held out by prompt."""
+    """Held-out data: a file, or a share below 1 of the training data, held out by prompt and by row."""
     format: str = "auto"
     """Name of the data format, or `file.py:function` for your own. auto: found from the rows."""
     chat_template: str | None = None

@@ -10,15 +10,17 @@ from preftune.types import PreferenceGroup, Text, plain
 
 def as_pairs(groups: Sequence[PreferenceGroup]) -> Iterator[dict[str, Any]]:
     """One row a judgement, labelled response or demonstration."""
+    margins = any(j.margin for group in groups for j in group.judgements)  # in all rows or in none
     for group in groups:
         prompt = _json(group.prompt)
         for j in group.judgements:
-            extra = {"weight": (j.weight, 1.0), "probability": (j.probability, 1.0), "margin": (j.margin, 0.0)}
+            extra = {"weight": (j.weight, 1.0), "probability": (j.probability, 1.0)}
             yield {
                 "prompt": prompt,
                 "chosen": _json(group.responses[j.better]),
                 "rejected": _json(group.responses[j.worse]),
                 **{name: value for name, (value, default) in extra.items() if value != default},
+                **({"margin": j.margin} if margins else {}),
             }
         if not group.judgements:
             for index, response in enumerate(group.responses):

@@ -167,10 +167,15 @@ def _json(path: Path, name: str) -> Iterator[Row]:
     if text[start : start + 1] != "[":
         raise DataError("neither a list of records nor an object that holds one", where=name)
     at, line, counted = _skip(text, start + 1), 1, 0
+    number, before = 0, 0
     while text[at : at + 1] != "]":
         line, counted = line + text.count("\n", counted, at), at
+        number += 1
+        # a file written on one line has many records there, and an origin is that of one record
+        origin = f"{name}:{line}" if line != before else f"{name}:{line} (record {number})"
+        before = line
         value, at, fault = _decode(text, at, name, line)
-        yield Row({}, f"{name}:{line}", fault) if fault else _row(value, f"{name}:{line}")
+        yield Row({}, origin, fault) if fault else _row(value, origin)
         at = _skip(text, at)
         if text[at : at + 1] == ",":
             at = _skip(text, at + 1)

@@ -86,7 +86,7 @@ class Renderer:
             raise ModelError(
                 "the data are chat messages, but the tokenizer has no chat template",
                 where=str(self.tokenizer.name_or_path),
-                fix="put a chat_template.jinja into the model folder, or give plain text data",
+                fix="set data.chat_template (--chat-template) to dialogue or to a .jinja file, or give plain text data",
             )
         plain = [{"role": m.role, "content": m.content} for m in messages]
         text = self.tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=generation)

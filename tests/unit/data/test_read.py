@@ -309,3 +309,16 @@ def test_a_folder_without_data(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").mkdir()
     with pytest.raises(DataError, match=r"a.jsonl: cannot load dataset: .* doesn't contain any data files"):
         values(tmp_path / "a.jsonl")
+
+
+def test_records_on_one_line_are_told_apart(tmp_path: Path) -> None:
+    """An origin is that of one record, also in a JSON file without line breaks."""
+    path = tmp_path / "one_line.json"
+    path.write_text('[{"a": 1}, {"a": 2},\n{"a": 3}, {"a": 4}]')
+    origins = [row.origin.rpartition("/")[2] for row in read(str(path))]
+    assert origins == [
+        "one_line.json:1",
+        "one_line.json:1 (record 2)",
+        "one_line.json:2",
+        "one_line.json:2 (record 4)",
+    ]
