@@ -69,8 +69,6 @@ def test_json_list_has_line_numbers(tmp_path: Path) -> None:
     path.write_text(json.dumps(ROWS, indent=2))
     assert values(path) == ROWS
     assert lines(path) == [2, 7]
-    path.write_text(json.dumps(ROWS))
-    assert lines(path) == [1, 1]
 
 
 def test_json_object_around_one_list(tmp_path: Path) -> None:
