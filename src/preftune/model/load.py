@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
 import transformers
@@ -75,7 +78,33 @@ def locate(path: str, where: str = "model.path") -> Source:
     looks_local = path.startswith((".", "/", "~")) or name.count("/") != 1
     if looks_local or folder.parent.is_dir():
         raise ModelError("no such folder", where=f"{where} {path}", fix=_nearby(folder))
+    if not _reachable(name, revision):
+        raise ModelError(
+            "no such folder, and no Hub can be asked for a model of this name",
+            where=f"{where} {path}",
+            why="the Hub does not answer, and the model is not in the local cache",
+            fix=_nearby(folder),
+        )
     return Source(name, revision or None)
+
+
+def _reachable(name: str, revision: str) -> bool:
+    """Whether a Hub model is in the cache or the Hub answers: its client would try for a minute."""
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(name, "config.json", revision=revision or None), str):
+        return True
+    if constants.HF_HUB_OFFLINE:
+        return False
+    if any(key.lower() in ("http_proxy", "https_proxy", "all_proxy") for key in os.environ):
+        return True  # only the client knows its way
+    address = urlsplit(constants.ENDPOINT)
+    try:
+        port = address.port or (80 if address.scheme == "http" else 443)
+        socket.create_connection((address.hostname or "", port), timeout=3).close()
+    except OSError:
+        return False
+    return True
 
 
 def _nearby(folder: Path) -> str:

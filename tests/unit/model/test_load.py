@@ -47,7 +47,13 @@ def test_a_missing_folder(path: str, message: str) -> None:
         locate(path)
 
 
-def test_a_hub_id_is_left_to_transformers() -> None:
+def test_a_hub_id_that_nobody_answers_is_refused_at_once() -> None:
+    with pytest.raises(ModelError, match="no Hub can be asked"):
+        locate("org/name")
+
+
+def test_a_hub_id_is_left_to_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("preftune.model.load._reachable", lambda name, revision: True)
     assert locate("org/name@abc").base == "org/name"
     assert locate("org/name@abc").revision == "abc"
     with pytest.raises(ModelError, match="or a Hub id that this machine can reach"):
