@@ -100,7 +100,9 @@ def train(policy, batches, learning_rate=LEARNING_RATE):
 
 
 def main():
-    model_path, data_path, out_path = sys.argv[1:4]
+    if len(sys.argv) != 4:
+        sys.exit("usage: python examples/minimal_dpo.py MODEL_FOLDER pairs.jsonl OUT_FOLDER")
+    model_path, data_path, out_path = sys.argv[1:]
     tokenizer = AutoTokenizer.from_pretrained(model_path)
     policy = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
     with open(data_path) as file:

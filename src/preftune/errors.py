@@ -15,6 +15,7 @@ A message has up to four parts: where, what, why it matters, how to fix it.
 from __future__ import annotations
 
 import difflib
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -84,6 +85,16 @@ def writing(where: str | Path, fix: str = "") -> Iterator[None]:
             raise
         said = getattr(error, "strerror", None) or str(error)
         raise StorageError(f"cannot be written: {said}", where=str(where), fix=fix) from error
+
+
+def require_writable(where: str | Path) -> None:
+    """Raises StorageError if `where` could not be written later: asked before hours of work, and leaves nothing."""
+    path = Path(where).absolute()
+    parent = next(p for p in (path, *path.parents) if p.exists())
+    if parent == path and not path.is_dir():
+        parent = path.parent
+    with writing(where, fix="choose another place"):
+        tempfile.TemporaryFile(dir=parent).close()
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

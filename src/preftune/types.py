@@ -94,6 +94,11 @@ class TokenGroup:
         """Tokens as the data holds them: the prompt once for every response."""
         return sum(len(self.prompt_ids) + len(ids) for ids in self.response_ids)
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the prompt with the longest response: positions that the model needs."""
+        return len(self.prompt_ids) + max(map(len, self.response_ids))
+
 
 @dataclass(frozen=True, slots=True)
 class Judged:

@@ -149,7 +149,9 @@ CASES: list[tuple[str, str, list[str], int, list[str]]] = [
     ("missing model folder", GOOD, ["model.path=./nowhere"], 4, ["model.path ./nowhere: no such folder", "fix:"]),
     ("model that is no model", GOOD, ["model.path=."], 4, ["no config.json: not a Hugging Face model folder", "fix:"]),
     ("missing data file", GOOD, ["data.train=nowhere.jsonl"], 3, ["nowhere.jsonl: no such file", "fix:"]),
-    ("unknown format", GOOD, ["data.format=alpacca"], 2, ["unknown name 'alpacca'"]),
+    ("unknown format", GOOD, ["data.format=alpacca"], 2, ["unknown name 'alpacca'; known:"]),
+    ("misspelt format", GOOD, ["data.format=opena"], 2, ["did you mean 'openai'?"]),
+    ("a place where no folder can be", GOOD, ["out=/proc/x/y"], 7, ["/proc/x/y: cannot be written", "fix:"]),
     (
         "evaluation data that are the training data",
         GOOD,
@@ -269,3 +271,6 @@ def test_a_folder_that_cannot_be_written_is_exit_7(
     Path("run.yaml").write_text(f"model: {{path: {model_folder}}}\ndata: {{train: pairs.jsonl}}\nout: file/run\n")
     assert run(["dpo", "run.yaml"]) == 7
     assert "file/run: cannot be written" in capsys.readouterr().err
+    model = str(model_folder)
+    assert run(["score", "--policy", model, "--reference", model, "--data", "pairs.jsonl", "--out", "file/x"]) == 7
+    assert "file/x: cannot be written" in capsys.readouterr().err

@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from preftune.data.audit import Audit, Lengths
     from preftune.data.render import Renderer
+    from preftune.types import TokenGroup
 
 app = typer.Typer(help="Look at preference data before training on them.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -46,7 +49,7 @@ def check(
         rows = {"format": account.format, "read": account.read, "kept": account.kept}
         print(json.dumps({**rows, "dropped": account.dropped, "noted": account.noted, **asdict(found)}, indent=1))
     else:
-        print("\n".join([*account.lines(), *_lines(found)]))
+        print("\n".join([*account.lines(), *_lines(found), *(_beyond(model, tokens) if model and tokens else ())]))
         print()
         _show(groups, 3, renderer, max_length)
     account.check(1.0)
@@ -107,6 +110,17 @@ def _renderer(model: str, chat_template: str | None) -> Renderer:
 
     source = locate(model, "--model")
     return Renderer.of(load_tokenizer(source, chat_template), end_ids(source))
+
+
+def _beyond(model: str, tokens: Sequence[TokenGroup]) -> list[str]:
+    """A line if sequences are longer than the model was built for: training refuses them."""
+    from preftune.model.load import load_config, locate, positions
+
+    limit = positions(load_config(locate(model, "--model")))
+    if not limit or all(group.longest <= limit for group in tokens):
+        return []
+    over = sum(group.longest > limit for group in tokens)
+    return [f"{over} groups are longer than the {limit} positions of the model: set --max-length {limit}"]
 
 
 def _lines(found: Audit) -> list[str]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from rich.text import Text
 
 from preftune.data.account import Account
@@ -32,9 +35,11 @@ def render_group(group: PreferenceGroup, renderer: Renderer | None, max_length: 
         out.append(clip(printable(renderer.tokenizer.decode(tokens.prompt_ids.tolist()))) + "\n", style="dim")
         for index, ids in enumerate(tokens.response_ids):
             out.append(f"{role(group, index)} ({len(ids)} scored tokens): ", style="bold")
-            pieces = [printable(renderer.tokenizer.decode([i])) for i in ids.tolist()]
+            pieces = pieces_of(renderer.tokenizer, tokens.prompt_ids.tolist(), ids.tolist())
             for place, piece in enumerate(pieces[:LONGEST]):
-                out.append(f"[{piece}]" if brackets else piece, style="green" if place % 2 else "cyan")
+                out.append(
+                    f"[{visible(piece)}]" if brackets else printable(piece), style="green" if place % 2 else "cyan"
+                )
             out.append("\n")
     return out
 
@@ -61,6 +66,21 @@ def shown(text: object) -> str:
 def clip(text: str) -> str:
     """The end of a long text: what comes right before the response matters most."""
     return text if len(text) <= LONGEST else f"... {text[-LONGEST:]}"
+
+
+def pieces_of(tokenizer: Any, prompt: Sequence[int], response: Sequence[int]) -> list[str]:
+    """What each token of the response adds to the text: decoded alone, it may lose the space that it begins with."""
+    ids, pieces = [*prompt[-5:], *response], []
+    for end in range(len(ids) - len(response) + 1, len(ids) + 1):
+        window = ids[max(0, end - 6) : end]  # the characters of a text have at most four bytes, hence tokens
+        before, text = tokenizer.decode(window[:-1]), tokenizer.decode(window)
+        pieces.append(text.removeprefix(before) if text.startswith(before) else tokenizer.decode(window[-1:]))
+    return pieces
+
+
+def visible(piece: str) -> str:
+    """A token's text on one line."""
+    return printable(piece).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def printable(text: str) -> str:

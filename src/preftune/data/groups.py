@@ -113,7 +113,7 @@ def _without(value: Fields, ignore: Sequence[str]) -> Fields:
 
 def _parser(format: str, sound: list[Fields], head: list[Row], reading: Reading, account: Account) -> Parser:
     if format != "auto" and format not in BY_NAME:
-        function = resolve(format, {}, "data.format")
+        function = resolve(format, dict.fromkeys(BY_NAME, by_function), "data.format")
         account.format = format
         return lambda row: by_function(function, row, format)
     if format == "auto":

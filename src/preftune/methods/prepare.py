@@ -220,8 +220,8 @@ def check_policy(policy: Policy, data: TokenData, source: load.Source) -> None:
 
 def require_positions(model: Any, groups: Sequence[TokenGroup], where: str) -> None:
     """Raises ConfigError for sequences that are longer than the model was built for."""
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    longest = max((len(g.prompt_ids) + max(map(len, g.response_ids)) for g in groups), default=0)
+    limit = load.positions(model.config)
+    longest = max((group.longest for group in groups), default=0)
     if limit and longest > limit:
         raise ConfigError(
             f"sequences of {longest} tokens, but the model was built for {limit}",

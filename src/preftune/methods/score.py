@@ -16,7 +16,7 @@ from preftune.data.groups import Limits, read_groups, require_vocabulary, tokeni
 from preftune.data.items import as_pairs
 from preftune.data.layout import Budget, micro_batches
 from preftune.data.render import Renderer
-from preftune.errors import ConfigError, writing
+from preftune.errors import ConfigError, require_writable, writing
 from preftune.methods.gate import admit
 from preftune.methods.prepare import compute_dtype, device_of, require_positions, require_same_vocabulary
 from preftune.model.load import DTYPES, end_ids, load_model, load_tokenizer, locate
@@ -47,6 +47,7 @@ def run(scoring: Scoring, out: Path, display: Display) -> Path:
     if scoring.dtype not in ("auto", *DTYPES):
         raise ConfigError(f"unknown precision {scoring.dtype!r}", where="--dtype", fix="use auto, fp32 or bf16")
     policy_source, reference_source = locate(scoring.policy, "--policy"), locate(scoring.reference, "--reference")
+    require_writable(out)
     groups, account = read_groups(scoring.data, format=scoring.format)
     account.check(1.0)
     tokenizer = load_tokenizer(policy_source, scoring.chat_template)

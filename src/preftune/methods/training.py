@@ -66,6 +66,7 @@ def train(
         if dry_run:
             use_own(policy.model)
             display.say(dump(config))
+            display.say(f"dry run: nothing was trained and nothing written; without --dry-run this makes {folder}")
             return folder
         run = prepare.open_run(config, text, data, display, policy)
         weights = Weights(policy.model, policy.precise)

@@ -1,10 +1,10 @@
 """Attention for packed layouts, on unpatched transformers models.
 
 transformers asks two registries: one for the mask, whose value it hands to every layer without looking at it, and one
-for the attention function. Both are registered here under NAME. While `laid_out` is open, the mask is a `Visible`
-record, which carries the segments (and, for layers with a sliding window, the window) to the attention function of each
-layer, and survives the recomputation of gradient checkpointing. Otherwise the mask is a plain one: a model that was
-switched still generates.
+for the attention function. Both get an entry NAME with the first model that is switched. While `laid_out` is open, the
+mask is a `Visible` record, which carries the segments (and, for layers with a sliding window, the window) to the
+attention function of each layer, and survives the recomputation of gradient checkpointing. Otherwise the mask is a
+plain one: a model that was switched still generates.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import sdpa_mask
 
 from preftune.model import segments
 from preftune.types import Packed
@@ -60,6 +58,10 @@ def counted() -> Iterator[list[int]]:
 
 def use_segments(model: Any) -> bool:
     """Let `model` attend by segments from now on; False if it cannot be switched and keeps its own attention."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register(NAME, segment_attention)
+    AttentionMaskInterface.register(NAME, visible_slots)
     base = base_of(model)
     before = base.config._attn_implementation
     if before != NAME:
@@ -82,6 +84,8 @@ def base_of(model: Any) -> Any:
 
 def visible_slots(*args: Any, **kwargs: Any) -> Visible | Tensor:
     """The mask function: what the layers see; `local_size` is the window of layers that have one."""
+    from transformers.masking_utils import sdpa_mask
+
     layout = _layout.get()
     if layout is not None:
         return Visible(layout, kwargs.get("local_size"))
@@ -115,7 +119,3 @@ def segment_attention(
     if query.device.type == "cuda":
         return segments.varlen(*qkv, *seen), None
     return segments.each(*qkv, *seen), None
-
-
-AttentionInterface.register(NAME, segment_attention)
-AttentionMaskInterface.register(NAME, visible_slots)

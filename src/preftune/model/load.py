@@ -1,4 +1,8 @@
-"""Model folders in, model folders out. Weights are safetensors only; no code from a model folder is run."""
+"""Model folders in, model folders out. Weights are safetensors only; no code from a model folder is run.
+
+transformers takes seconds to import, so it is imported where it is needed: a mistake in the config or the data is
+reported without it.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import torch
-import transformers
 from torch import Tensor, nn
 
 from preftune.errors import ModelError, writing
@@ -117,6 +120,8 @@ def _nearby(folder: Path) -> str:
 
 def load_tokenizer(source: Source, chat_template: str | None = None) -> Any:
     """The tokenizer of a model, with another chat template if asked: a name of TEMPLATES or a .jinja file."""
+    import transformers
+
     where = source.adapter if source.adapter and _has_tokenizer(source.adapter) else source.base
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(where, revision=source.revision, trust_remote_code=False)
@@ -145,6 +150,8 @@ def template(name: str) -> str:
 
 def end_ids(source: Source) -> list[int]:
     """Token ids that the model itself treats as the end of a generation."""
+    import transformers
+
     try:
         config = transformers.GenerationConfig.from_pretrained(source.base, revision=source.revision)
     except OSError:
@@ -159,6 +166,8 @@ def as_ids(ids: Any) -> list[int]:
 
 def load_model(source: Source, dtype: torch.dtype) -> Any:
     """The model in `dtype`, an adapter merged into it, in evaluation mode: dropout is off."""
+    import transformers
+
     _quiet()
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(
@@ -180,10 +189,22 @@ def load_model(source: Source, dtype: torch.dtype) -> Any:
     return model.eval()
 
 
+def load_config(source: Source) -> Any:
+    """The model's config alone."""
+    import transformers
+
+    return transformers.AutoConfig.from_pretrained(source.base, revision=source.revision, trust_remote_code=False)
+
+
+def positions(config: Any) -> int | None:
+    """Longest sequence that the model was built for, if its config says so."""
+    limit: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return limit
+
+
 def source_dtype(source: Source) -> torch.dtype:
     """Precision that the weights were saved in."""
-    config = transformers.AutoConfig.from_pretrained(source.base, revision=source.revision, trust_remote_code=False)
-    found = config.dtype
+    found = load_config(source).dtype
     return found if isinstance(found, torch.dtype) else torch.float32
 
 
@@ -200,6 +221,8 @@ def _refused(what: str, where: str, error: Exception) -> ModelError:
 
 def _quiet() -> None:
     """transformers draws a bar while it loads weights; the run has its own display."""
+    import transformers
+
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger("transformers").setLevel(logging.ERROR)
 

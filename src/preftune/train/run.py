@@ -24,7 +24,7 @@ from typing import Any
 import torch
 import yaml
 
-from preftune.errors import ConfigError, RunError, StorageError, writing
+from preftune.errors import ConfigError, RunError, require_writable, writing
 from preftune.train import checkpoint
 from preftune.train.display import Display
 from preftune.train.metrics import Tally
@@ -76,9 +76,7 @@ class Run:
             found = ", ".join(sorted(p.name for p in folder.iterdir())[:5])
             what = f"the folder is not empty and is no run: {found}"
             raise RunError(what, where=str(folder), fix="choose another `out`")
-        parent = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-        if not parent.is_dir() or not os.access(parent, os.W_OK):
-            raise StorageError(f"cannot be written: {parent} is no folder that may be written", where=str(folder))
+        require_writable(folder)
 
     @staticmethod
     def open(folder: Path, config: dict[str, Any], data: str, display: Display) -> Run:
