@@ -28,6 +28,7 @@ from preftune.config.schema import (
 )
 from preftune.errors import RunError, Stopped
 from preftune.methods import dpo, sft
+from preftune.methods.training import _stoppable
 from preftune.train.display import Display
 from preftune.train.run import Run
 
@@ -355,8 +356,8 @@ def test_a_signal_saves_and_exits_75(tmp_path: Path, model_folder: Path, number:
 
 
 def test_ctrl_c_before_the_first_step(tmp_path: Path, model_folder: Path) -> None:
-    """While the data are read, too, one signal ends the program with 75, and the same command goes on."""
-    rows = PAIRS * 6000
+    """Before the loop, too, one signal ends the program with 75, wherever it is, and the same command goes on."""
+    rows = PAIRS * 3000
     data = write_jsonl(
         tmp_path / "pairs.jsonl", [{**row, "prompt": f"{i} {row['prompt']}"} for i, row in enumerate(rows)]
     )
@@ -365,11 +366,23 @@ def test_ctrl_c_before_the_first_step(tmp_path: Path, model_folder: Path) -> Non
     )
     command = [sys.executable, "-m", "preftune", "dpo", str(tmp_path / "run.yaml")]
     for number in (signal.SIGINT, signal.SIGTERM):
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ})
-        time.sleep(7)
-        assert process.poll() is None
-        process.send_signal(number)
-        _, errors = process.communicate(timeout=60)
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ}) as process:
+            assert process.stderr is not None
+            assert "rows read as 'preference'" in process.stderr.readline()
+            process.send_signal(number)
+            _, errors = process.communicate()
         assert process.returncode == 75, errors
         assert "stopped before the first step" in errors
         assert "Traceback" not in errors
+
+
+def test_a_signal_that_a_library_swallows_comes_again() -> None:
+    @_stoppable()
+    def swallow() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt:
+            time.sleep(30)
+
+    with pytest.raises(Stopped, match="stopped before the first step"):
+        swallow()

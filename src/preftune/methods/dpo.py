@@ -212,7 +212,7 @@ def prove_start(task: ResponseTask, first: Sequence[TokenGroup]) -> str:
         worst = max(worst, float(difference.max()))
         responses += len(difference)
         if isinstance(task.reference, Cached):
-            task.reference.replace(batch, live, task.scorer.model)
+            task.reference.replace(batch, live)
     meaning = ", loss ln 2" if [term.name for term in task.loss.terms] == ["sigmoid"] else ""
     return f"step 0: policy = reference on {responses} responses (largest difference {worst:.1e}): margin 0{meaning}"
 

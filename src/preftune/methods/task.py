@@ -10,7 +10,7 @@ import torch
 from preftune.data.layout import Budget, micro_batches
 from preftune.losses import Objective
 from preftune.model.logprobs import Scorer, logps, reference_logps
-from preftune.model.reference import Live, Reference
+from preftune.model.reference import Cached, Live, Reference
 from preftune.train.loop import Measured, join
 from preftune.train.metrics import Tally, preference_metrics
 from preftune.types import Batch, LossOutput, TokenGroup
@@ -55,6 +55,11 @@ class ResponseTask:
             return out
         found = preference_metrics(measured.policy, measured.reference, measured.judged, self.loss.beta)
         return LossOutput(out.loss_sum, out.count, {**out.metrics, **found})
+
+    def updated(self) -> None:
+        """Called after every update of the policy."""
+        if isinstance(self.reference, Cached):
+            self.reference.policy_updated()
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:

@@ -72,6 +72,7 @@ def train(
         weights = Weights(policy.model, policy.precise)
         optimizer = build_optimizer(weights, config.optim.name, config.optim.lr, config.optim.weight_decay)
         task = complete(task, policy, steps, run.start, display)  # before the weights leave step 0
+        optimizer.register_step_post_hook(lambda *_: task.updated())
         run.attach(weights, optimizer)
         if run.start:
             display.say(f"resuming after step {run.start} of {len(steps)}")
@@ -93,15 +94,24 @@ def train(
 @contextmanager
 def _stoppable() -> Iterator[None]:
     """Ctrl-C or SIGTERM before the first step: nothing is lost but the time, and the same command goes on."""
-    main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if main else None
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+
+    def interrupt(*_: Any) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 1.0)  # again, if a library's import or callback swallows this one
+        raise KeyboardInterrupt
+
+    before = [signal.signal(number, interrupt) for number in numbers]
     try:
         yield
     except KeyboardInterrupt as stop:
         raise Stopped("stopped before the first step", fix="run the same command again") from stop
     finally:
-        if main:
-            signal.signal(signal.SIGTERM, before)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def schedule(config: SFTConfig | DPOConfig, task: ResponseTask) -> list[Plan]:

@@ -30,7 +30,11 @@ class Head:
 
     def logits(self, hidden_CH: Tensor) -> Tensor:
         """(C, V) logits in fp32."""
-        z = nn.functional.linear(hidden_CH, self.weight, self.bias).float()
+        if self.weight.device.type == "cuda" and self.weight.dtype != torch.float32 and not torch.is_grad_enabled():
+            z = torch.mm(hidden_CH, self.weight.t(), out_dtype=torch.float32)  # not rounded to bf16 on the way
+            z = z if self.bias is None else z.add_(self.bias)
+        else:
+            z = nn.functional.linear(hidden_CH, self.weight, self.bias).float()
         if self.scale != 1.0:
             z = z * self.scale
         return self.softcap * torch.tanh(z / self.softcap) if self.softcap else z

@@ -1,7 +1,6 @@
 """From a batch to log-probs: one forward pass, and the head at scored positions only.
 
-The head is applied to chunks of scored tokens, so no (tokens x vocabulary) tensor of the batch exists. Each
-chunk's logits are recomputed in the backward pass. Log-softmax and sums are fp32 whatever the model's dtype.
+Log-softmax and sums are fp32 whatever the model's dtype.
 """
 
 from __future__ import annotations
@@ -12,14 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from preftune.model.attention import laid_out
 from preftune.model.head import Head, find_head, intercept, output_layer
+from preftune.model.statistics import HeadInput, statistics
+from preftune.model.token_logprobs import token_logprobs
 from preftune.types import Batch, Logps, Rows
-
-CHUNK_BYTES = 64_000_000
-"""Size of one chunk's fp32 logits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,28 +36,23 @@ class Scorer:
         return device
 
 
-HeadInput = tuple[Tensor, Head]
-"""(N, H) hidden states that predict the scored tokens, and the head that reads them."""
-
-
-def logps(scorer: Scorer, batch: Batch, statistics: Collection[str] = (), reference: HeadInput | None = None) -> Logps:
-    """Log-probs of the batch's responses, and the token statistics that a loss asked for.
-
-    statistics   "collision": sum_t log sum_v pi_v^2, without gradient; "kl": sum_t KL(ref || pi), needs `reference`
-    """
+def logps(scorer: Scorer, batch: Batch, wanted: Collection[str] = (), reference: HeadInput | None = None) -> Logps:
+    """Log-probs of the batch's responses, and sums of the token statistics that a loss wants (model.statistics)."""
     if scorer.head is None:
-        assert not statistics  # refused before training, see methods.dpo
+        assert not wanted  # refused before training, see methods.dpo
         token_N = _from_logits(_own_logits(scorer.model, batch), batch.target_N)
         return Logps(token_N, sum_responses(token_N, batch.length_S), batch.length_S)
-    token_N, extra_N = token_logprobs(*head_input(scorer, batch), batch.target_N, statistics, reference)
-    extra = {name: sum_responses(values, batch.length_S) for name, values in extra_N.items()}
+    states = head_input(scorer, batch)
+    token_N = token_logprobs(*states, batch.target_N)
+    found = statistics(wanted, states, reference)
+    extra = {name: sum_responses(values, batch.length_S) for name, values in found.items()}
     return Logps(token_N, sum_responses(token_N, batch.length_S), batch.length_S, extra)
 
 
 @torch.no_grad()
 def reference_logps(states: HeadInput, batch: Batch) -> Logps:
     """Log-probs from states that were computed for a statistic anyway."""
-    token_N, _ = token_logprobs(*states, batch.target_N)
+    token_N = token_logprobs(*states, batch.target_N)
     return Logps(token_N, sum_responses(token_N, batch.length_S), batch.length_S)
 
 
@@ -103,51 +95,6 @@ def _forward(model: Any, batch: Batch) -> Tensor:
     with laid_out(batch.layout):
         out = model(input_ids=ids, position_ids=positions, attention_mask=everything, use_cache=False)
     return out.logits  # type: ignore[no-any-return]
-
-
-def token_logprobs(
-    hidden_NH: Tensor,
-    head: Head,
-    target_N: Tensor,
-    statistics: Collection[str] = (),
-    reference: HeadInput | None = None,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """log pi(target | context) for N tokens in fp32, chunk by chunk, and further statistics by name."""
-    size = max(1, CHUNK_BYTES // (4 * head.weight.shape[0]))
-    pieces = []
-    for begin in range(0, len(target_N), size):
-        part = slice(begin, begin + size)
-        other = None if reference is None else (reference[0][part], reference[1])
-        if torch.is_grad_enabled() and len(target_N) > size:
-            piece = checkpoint(_chunk, hidden_NH[part], head, target_N[part], statistics, other, use_reentrant=False)
-        else:
-            piece = _chunk(hidden_NH[part], head, target_N[part], statistics, other)
-        pieces.append(piece)
-    names = sorted(statistics)
-    token_N, *extra = (torch.cat(column) for column in zip(*pieces, strict=True))
-    return token_N, dict(zip(names, extra, strict=True))
-
-
-def _chunk(
-    hidden_CH: Tensor,
-    head: Head,
-    target_C: Tensor,
-    statistics: Collection[str],
-    reference: HeadInput | None,
-) -> tuple[Tensor, ...]:
-    logits_CV = head.logits(hidden_CH)
-    columns = [_from_logits(logits_CV, target_C)]
-    for name in sorted(statistics):
-        if name == "collision":
-            with torch.no_grad():
-                columns.append((2 * logits_CV).logsumexp(-1) - 2 * logits_CV.logsumexp(-1))
-        else:
-            assert reference is not None
-            with torch.no_grad():
-                log_ref_CV = reference[1].logits(reference[0]).log_softmax(-1)
-            log_pi_CV = logits_CV.log_softmax(-1)
-            columns.append((log_ref_CV.exp() * (log_ref_CV - log_pi_CV)).sum(-1))
-    return tuple(columns)
 
 
 def _from_logits(logits_CV: Tensor, target_C: Tensor) -> Tensor:

@@ -19,7 +19,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 
-from preftune.model.logprobs import HeadInput, Scorer, head_input, logps, sum_responses
+from preftune.model.logprobs import Scorer, head_input, logps, sum_responses
+from preftune.model.statistics import HeadInput
 from preftune.model.store import Floats, Store, response_key
 from preftune.types import Batch, Logps, TokenGroup
 
@@ -105,15 +106,12 @@ class Cached:
     store: Store
     device: torch.device
     exact: dict[bytes, Floats]
-    unchanged: Callable[[], bool] = lambda: True
 
     @staticmethod
     def of(store: Store, device: torch.device) -> Cached:
         return Cached(store, device, {})
 
     def logps(self, batch: Batch) -> Logps:
-        if self.exact and not self.unchanged():
-            self.exact = {}
         pieces = []
         for key in batch_keys(batch):
             pieces.append(self.exact[key] if key in self.exact else self.store.get(key))
@@ -121,24 +119,21 @@ class Cached:
         length_S = batch.length_S.to(self.device)
         return Logps(token_N, sum_responses(token_N, length_S), length_S)
 
-    def replace(self, batch: Batch, live: Logps, policy: Any) -> None:
-        """Use `live` for this batch's responses until the first update of `policy`.
+    def replace(self, batch: Batch, live: Logps) -> None:
+        """Use `live` for this batch's responses until `policy_updated`.
 
         Log-probs depend, in the last digits, on which other rows share a forward pass. In the first step the
         policy still is the reference, so that its own log-probs are the reference's, to the last digit. Afterwards the
         stored ones are: a resumed run has no others.
         """
-        before = _version(policy)
-        self.unchanged = lambda: _version(policy) == before
         values = live.token_N.detach().cpu().numpy()
         ends = np.cumsum(live.length_S.cpu().numpy())
         for key, begin, end in zip(batch_keys(batch), [0, *ends[:-1]], ends, strict=True):
             self.exact[key] = values[begin:end]
 
-
-def _version(model: Any) -> int:
-    """A number that grows with every change of a weight: torch counts them."""
-    return sum(parameter._version for parameter in model.parameters())
+    def policy_updated(self) -> None:
+        """The policy is the reference no longer."""
+        self.exact.clear()
 
 
 def batch_keys(batch: Batch) -> list[bytes]:

@@ -10,9 +10,11 @@ from tests.conftest import make_model, random_groups
 from torch import Tensor, nn
 
 import preftune.model.logprobs as logprobs
+import preftune.model.token_logprobs as token_module
 from preftune.data.layout import Budget, micro_batches, rows
 from preftune.model.head import Head, find_head
-from preftune.model.logprobs import Scorer, logps, token_logprobs
+from preftune.model.logprobs import Scorer, logps
+from preftune.model.token_logprobs import mode_of, token_logprobs
 from preftune.types import TokenGroup
 
 
@@ -112,14 +114,16 @@ def dense(hidden: Tensor, head: Head, target: Tensor) -> Tensor:
     return z.log_softmax(-1)[torch.arange(len(target)), target]
 
 
+@pytest.mark.parametrize("mode", ["frozen", "kept", "recomputed"])
 @pytest.mark.parametrize("chunk", [1, 7, 64, 1000])
 @pytest.mark.parametrize(("bias", "scale", "softcap"), [(False, 1.0, 0.0), (True, 0.3, 0.0), (True, 2.0, 4.0)])
 def test_chunked_head_equals_dense(
-    monkeypatch: pytest.MonkeyPatch, chunk: int, bias: bool, scale: float, softcap: float
+    monkeypatch: pytest.MonkeyPatch, mode: str, chunk: int, bias: bool, scale: float, softcap: float
 ) -> None:
     """Values and the gradients of hidden states, weight and bias, against fp64, for a loss that is not linear."""
     vocabulary, width, n = 50, 16, 40
-    monkeypatch.setattr(logprobs, "CHUNK_BYTES", 4 * vocabulary * chunk)
+    monkeypatch.setattr(token_module, "CHUNK_BYTES", 4 * vocabulary * chunk)
+    monkeypatch.setattr(token_module, "KEEP_BYTES", 0 if mode == "recomputed" else 1 << 30)
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> Tensor:
@@ -132,11 +136,14 @@ def test_chunked_head_equals_dense(
         hidden, weight, offset = (
             t.clone().to(torch.float64 if exact else torch.float32).requires_grad_() for t in tensors
         )
+        if mode == "frozen":
+            weight, offset = weight.detach(), offset.detach()
         head = Head(weight, offset if bias else None, scale, softcap)
-        values = dense(hidden, head, target) if exact else token_logprobs(hidden, head, target)[0]
+        assert exact or mode_of(hidden, head) == mode
+        values = dense(hidden, head, target) if exact else token_logprobs(hidden, head, target)
         (values.reshape(4, 10).sum(1).tanh() ** 2).sum().backward()
         gradients.append([values.detach().double(), *(t.grad.double() for t in (hidden, weight) if t.grad is not None)])
-        if bias:
+        if bias and mode != "frozen":
             assert offset.grad is not None
             gradients[-1].append(offset.grad.double())
     for exact_value, value in zip(*gradients, strict=True):
@@ -159,11 +166,11 @@ def test_no_tensor_of_all_tokens_times_vocabulary_exists(monkeypatch: pytest.Mon
             return out
 
     n, vocabulary, width, chunk = 400, 300, 8, 20
-    monkeypatch.setattr(logprobs, "CHUNK_BYTES", 4 * vocabulary * chunk)
+    monkeypatch.setattr(token_module, "CHUNK_BYTES", 4 * vocabulary * chunk)
     hidden = torch.randn(n, width, requires_grad=True)
     weight = torch.randn(vocabulary, width, requires_grad=True)
     with Watch():
-        token_logprobs(hidden, Head(weight), torch.randint(0, vocabulary, (n,)))[0].sum().backward()
+        token_logprobs(hidden, Head(weight), torch.randint(0, vocabulary, (n,))).sum().backward()
     assert largest <= chunk * vocabulary
 
 
