@@ -1,0 +1,299 @@
+"""Pairs a second and peak memory of a DPO step, beside TRL in the same run on the same token ids.
+
+    python benchmarks/dpo_step.py --model 44m --data hh --hh hh_harmless_test.jsonl.gz --record
+
+Every system runs in a process of its own, one after another, `--repeats` times around; the median counts.
+
+    preftune         as a run does it by default: shared prompts, reference scored once (that pass is timed apart)
+    preftune-online  shared prompts, a frozen reference that runs in every step
+    preftune-rows    one padded row a response, frozen reference: everything turned off
+    preftune-pairs   preftune, with each judgement of a group as a pair of its own
+    trl              TRL's DPOTrainer as it is: gradient checkpointing, reference in every step, random order
+    trl-best         its fastest: no checkpointing, precomputed reference, batches grouped by length
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from record import record
+from workloads import SHAPES, as_separate_pairs, build_groups, build_model, useful_flops
+
+SYSTEMS = ("preftune", "preftune-online", "preftune-rows", "preftune-pairs", "trl", "trl-best")
+LR = 1e-5
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--model", choices=SHAPES, default="44m")
+    parser.add_argument("--data", choices=["hh", "mix", "groups", "tldr", "like-hh"], default="like-hh")
+    parser.add_argument("--hh", help="HH-RLHF file")
+    parser.add_argument("--mix", help="preference file with long texts")
+    parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--pairs", type=int, default=8, help="judgements in a step")
+    parser.add_argument("--tokens", type=int, default=4096, help="token slots of a micro-batch of preftune")
+    parser.add_argument("--steps", type=int, default=6, help="measured steps")
+    parser.add_argument("--warm", type=int, default=2, help="steps before that")
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--systems", default="preftune,preftune-online,preftune-rows,trl,trl-best")
+    parser.add_argument("--record", action="store_true", help="append the figures to results.jsonl")
+    parser.add_argument("--one", choices=SYSTEMS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        print("RESULT " + json.dumps(measure(options)))
+        return
+    names = options.systems.split(",")
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    for _ in range(options.repeats):
+        for name in names:
+            found[name].append(apart(name))
+            print(f"{name:16} {line(found[name][-1])}", flush=True)
+    figures = {name: middle(runs) for name, runs in found.items()}
+    figures["gemm_gflops"] = max(run["gemm_gflops"] for runs in found.values() for run in runs)
+    print(table(figures, names))
+    if options.record:
+        record("dpo step", figures, {k: v for k, v in vars(options).items() if k not in ("record", "one")})
+
+
+def apart(name: str) -> dict[str, Any]:
+    """One system in a fresh process."""
+    done = subprocess.run([sys.executable, *sys.argv, "--one", name], capture_output=True, text=True, check=False)
+    for text in done.stdout.splitlines():
+        if text.startswith("RESULT "):
+            found: dict[str, Any] = json.loads(text.removeprefix("RESULT "))
+            return found
+    raise SystemExit(f"{name} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Run one system and report it."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[options.dtype]
+    per_group = 6 if options.data == "groups" else 1
+    count = (options.steps + options.warm) * max(1, options.pairs // per_group)
+    files = {"hh": options.hh, "mix": options.mix}
+    groups = build_groups(options.data, count, files, SHAPES[options.model][1]["vocab_size"])
+    peak = gemm(dtype, device)
+    trl = options.one.startswith("trl")
+    given = as_separate_pairs(groups) if trl or options.one == "preftune-pairs" else groups
+    result = (run_trl if trl else run_preftune)(options, given, dtype, device)
+    steps = result.pop("step_s")[options.warm :]
+    spent = sum(steps)
+    cached = options.one in ("preftune", "preftune-pairs", "trl-best")
+    measured = groups[options.warm * max(1, options.pairs // per_group) :]
+    flops = useful_flops(measured, build_model(options.model, torch.float32, "meta"), cached)
+    memory = torch.cuda.max_memory_allocated() if device == "cuda" else 1024 * resource.getrusage(
+        resource.RUSAGE_SELF
+    ).ru_maxrss  # fmt: skip
+    return {
+        "pairs_per_s": sum(len(g.judgements) for g in measured) / spent,
+        "peak_gb": memory / 1e9,
+        "gemm_gflops": peak,
+        "useful_mfu": flops / spent / 1e9 / peak,
+        "step_s": statistics.median(steps),
+        **result,
+    }
+
+
+def run_preftune(options: argparse.Namespace, groups: list[Any], dtype: torch.dtype, device: str) -> dict[str, Any]:
+    """The library's own loop, with a log that notes times and losses."""
+    from preftune.config.schema import LossTerm, OptimConfig, TrainConfig
+    from preftune.data.layout import Budget, micro_batches
+    from preftune.methods.dpo import bind_objective
+    from preftune.methods.gate import admit
+    from preftune.methods.task import ResponseTask
+    from preftune.model.load import weights_hash
+    from preftune.model.logprobs import Scorer
+    from preftune.model.reference import Cached, Frozen, Reference, fill, store_key
+    from preftune.model.store import Store
+    from preftune.train.loop import fit
+    from preftune.train.metrics import Tally
+    from preftune.train.optim import Weights, build_optimizer
+
+    model = build_model(options.model, dtype, device)
+    scorer = Scorer.of(model)
+    layout, _ = admit(scorer, "rows" if options.one == "preftune-rows" else "shared")
+    budget = Budget(layout, options.tokens)
+    reference: Reference
+    begin = time.perf_counter()
+    if options.one in ("preftune", "preftune-pairs"):
+        store = Store(store_key(weights_hash(model), dtype, layout))
+        fill(store, scorer, groups, lambda some: micro_batches(some, budget))
+        reference = Cached.of(store, torch.device(device))
+    else:
+        reference = Frozen.copy_of(model)
+    cached_s = time.perf_counter() - begin
+    task = ResponseTask(
+        scorer, reference, bind_objective([LossTerm(name="sigmoid", parameters={"beta": 0.1})]), groups, [], budget
+    )
+    weights = Weights(model)
+    optimizer = build_optimizer(weights, "adamw", LR, 0.0)
+
+    class Notes:
+        def __init__(self) -> None:
+            self.tally, self.losses = Tally(), list[float]()
+            self.times = [time.perf_counter()]
+
+        def train(self, _step: int, metrics: dict[str, float]) -> None:
+            self.times.append(time.perf_counter())
+            self.losses.append(metrics["loss"])
+
+        def evaluation(self, *_: Any) -> None: ...
+
+        def save(self, *_: Any) -> None: ...
+
+        def stop_requested(self) -> bool:
+            return False
+
+    in_order = in_file_order(groups, options.pairs)
+    notes = Notes()
+    optim = OptimConfig(lr=LR, schedule="constant", warmup=0)
+    fit(task, in_order, 0, weights, optimizer, optim, TrainConfig(), notes)
+    return {"step_s": np.diff(notes.times).tolist(), "losses": notes.losses, "reference_s": cached_s}
+
+
+def in_file_order(groups: Sequence[Any], pairs: int) -> list[Any]:
+    """Steps of `pairs` judgements, in the order of the list, which is random already and the same for all systems."""
+    from preftune.data.order import Plan
+
+    found, members, filled = [], [], 0
+    for index, group in enumerate(groups):
+        members.append(index)
+        filled += len(group.judgements)
+        if filled >= pairs or index == len(groups) - 1:
+            found.append(Plan(len(found) + 1, 0, tuple(members)))
+            members, filled = [], 0
+    return found
+
+
+def run_trl(options: argparse.Namespace, pairs: list[Any], dtype: torch.dtype, device: str) -> dict[str, Any]:
+    """TRL's DPOTrainer on rows that are token ids already."""
+    import tempfile
+
+    import transformers
+    from datasets import Dataset
+    from tokenizers import Tokenizer, models
+    from trl import DPOConfig, DPOTrainer
+
+    best = options.one == "trl-best"
+    rows = [
+        {
+            "prompt_ids": g.prompt_ids.tolist(),
+            "chosen_ids": g.response_ids[0].tolist(),
+            "rejected_ids": g.response_ids[1].tolist(),
+            "length": len(g.prompt_ids) + max(len(r) for r in g.response_ids),
+        }
+        for g in pairs
+    ]
+    times: list[float] = []
+
+    class Trainer(DPOTrainer):
+        def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+            return dataset
+
+    class Watch(transformers.TrainerCallback):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            if not times:
+                times.append(time.perf_counter())
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            if device == "cuda":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter())
+
+    empty = Tokenizer(models.WordLevel({"<s>": 0, "</s>": 1, "<pad>": 2}, unk_token="<s>"))
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=empty, eos_token="</s>", pad_token="<pad>")
+    with tempfile.TemporaryDirectory() as folder:
+        build_model(options.model, torch.float32, device).save_pretrained(f"{folder}/model")
+        arguments = DPOConfig(
+            output_dir=f"{folder}/out",
+            per_device_train_batch_size=options.pairs,
+            learning_rate=LR,
+            lr_scheduler_type="constant",
+            warmup_steps=0,
+            num_train_epochs=1,
+            max_length=1024,
+            beta=0.1,
+            bf16=dtype == torch.bfloat16,
+            use_cpu=device == "cpu",
+            report_to=[],
+            save_strategy="no",
+            logging_steps=1,
+            disable_tqdm=True,
+            dataloader_pin_memory=device == "cuda",
+            gradient_checkpointing=not best,
+            precompute_ref_log_probs=best,
+            precompute_ref_batch_size=4 * options.pairs if best else None,
+            train_sampling_strategy="group_by_length" if best else "sequential",
+            remove_unused_columns=not best,
+        )
+        begin = time.perf_counter()
+        trainer = Trainer(
+            model=f"{folder}/model",
+            args=arguments,
+            train_dataset=Dataset.from_list(rows),
+            processing_class=tokenizer,
+            callbacks=[Watch()],
+        )
+        reference_s = time.perf_counter() - begin
+        trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return {"step_s": np.diff(times).tolist(), "losses": losses, "reference_s": reference_s}
+
+
+def gemm(dtype: torch.dtype, device: str) -> float:
+    """Best GFLOP/s of a square matrix product: the machine's peak, as far as this process gets it."""
+    n, best = (8192, 0.0) if device == "cuda" else (2048 if dtype == torch.float32 else 512, 0.0)
+    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    for _ in range(6):
+        begin = time.perf_counter()
+        a @ b
+        if device == "cuda":
+            torch.cuda.synchronize()
+        best = max(best, 2 * n**3 / (time.perf_counter() - begin) / 1e9)
+    return best
+
+
+def middle(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The run in the middle by speed, with the range of all."""
+    ranked = sorted(runs, key=lambda run: run["pairs_per_s"])
+    speeds = [run["pairs_per_s"] for run in ranked]
+    return {**ranked[len(ranked) // 2], "range": [min(speeds), max(speeds)]}
+
+
+def line(run: dict[str, Any]) -> str:
+    """One run in short."""
+    return (
+        f"{run['pairs_per_s']:8.3f} pairs/s  {run['peak_gb']:6.2f} GB  useful {run['useful_mfu']:6.1%} of "
+        f"{run['gemm_gflops']:.0f} GFLOP/s  reference {run['reference_s']:.1f} s  "
+        f"loss {run['losses'][0]:.4f} -> {run['losses'][-1]:.4f}"
+    )
+
+
+def table(figures: dict[str, Any], names: Sequence[str]) -> str:
+    """Ratios to TRL."""
+    lines = [""]
+    for peer in ("trl", "trl-best"):
+        if peer in names:
+            for name in names:
+                if not name.startswith("trl"):
+                    speed = figures[name]["pairs_per_s"] / figures[peer]["pairs_per_s"]
+                    memory = figures[name]["peak_gb"] / figures[peer]["peak_gb"]
+                    lines.append(f"{name:16} against {peer:9} {speed:6.2f}x pairs/s, {memory:5.2f}x peak memory")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.argv[0] = str(Path(sys.argv[0]).resolve())
+    main()

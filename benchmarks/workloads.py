@@ -1,0 +1,123 @@
+"""What the speed benchmarks run on: models of known shapes with random weights, and token ids of four kinds of data.
+
+hh        dialogues of HH-RLHF harmless (give the file with --hh)
+mix       long prompts and long answers (any preference file, with --mix)
+groups    four responses and six judgements a prompt, lengths like UltraFeedback's; random ids
+tldr      a long prompt and two short summaries; random ids
+like-hh   lengths like those of hh; random ids, for machines without the file
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from preftune.data.groups import Limits, read_groups, tokenize
+from preftune.data.render import Renderer
+from preftune.data.values import content
+from preftune.types import Judgement, TokenGroup
+
+SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "tiny": ("llama", {"vocab_size": 4096, "hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 2,
+                       "num_attention_heads": 4, "num_key_value_heads": 2}),
+    "44m": ("llama", {"vocab_size": 32000, "hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8,
+                      "num_attention_heads": 8, "num_key_value_heads": 4}),
+    "135m": ("llama", {"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
+                       "num_attention_heads": 9, "num_key_value_heads": 3}),
+    "0.5b": ("qwen2", {"vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
+                       "num_attention_heads": 14, "num_key_value_heads": 2}),
+    "1b": ("llama", {"vocab_size": 128256, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
+                     "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64}),
+    "8b": ("llama", {"vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+                     "num_attention_heads": 32, "num_key_value_heads": 8, "tie_word_embeddings": False}),
+}  # fmt: skip
+LIMIT = 1024
+
+
+def build_model(shape: str, dtype: torch.dtype, device: str) -> Any:
+    """The shape with random weights, the same on every call."""
+    kind, settings = SHAPES[shape]
+    config = transformers.AutoConfig.for_model(
+        kind, **{"tie_word_embeddings": True, "max_position_embeddings": 4096, **settings}
+    )
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model.config.use_cache = False
+    return model.eval()
+
+
+def build_groups(kind: str, n: int, files: dict[str, str | None], vocabulary: int) -> list[TokenGroup]:
+    """`n` groups in a fixed random order, no sequence longer than LIMIT."""
+    order = np.random.default_rng(0)
+    if kind in ("hh", "mix"):
+        source = files.get(kind)
+        if source is None:
+            raise SystemExit(f"--data {kind} needs --{kind} FILE")
+        groups = _tokenized(source, min(vocabulary, 32000))
+        return [groups[int(i)] for i in order.permutation(len(groups))[:n]]
+    judgements = (
+        tuple(Judgement(a, b) for a, b in combinations(range(4), 2)) if kind == "groups" else (Judgement(0, 1),)
+    )
+    prompt, response, responses = {"groups": (90, 190, 4), "tldr": (353, 32, 2), "like-hh": (120, 45, 2)}[kind]
+
+    def ids(mean: float, most: int) -> np.ndarray:
+        length = order.lognormal(np.log(mean) - 0.32, 0.8)  # sigma 0.8: a long tail, as real lengths have
+        return order.integers(8, vocabulary, max(2, min(int(length), most)), dtype=np.int32)
+
+    return [
+        TokenGroup(ids(prompt, LIMIT // 2), tuple(ids(response, LIMIT // 2) for _ in range(responses)), judgements)
+        for _ in range(n)
+    ]
+
+
+def _tokenized(source: str, vocabulary: int) -> list[TokenGroup]:
+    """A preference file in the tokens of a byte-level BPE that was fitted on it."""
+    groups, account = read_groups(source)
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet, show_progress=False
+    )
+    bpe.train_from_iterator([content(text) for g in groups for text in (g.prompt, *g.responses)], trainer)
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>")
+    tokenizer.chat_template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + eos_token }}{% endfor %}" + (
+        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    )
+    return tokenize(groups, Renderer.of(tokenizer, []), Limits(LIMIT), account)
+
+
+def as_separate_pairs(groups: Sequence[TokenGroup]) -> list[TokenGroup]:
+    """Every judgement as a pair of its own, which is how peers take groups."""
+    return [
+        TokenGroup(g.prompt_ids, (g.response_ids[j.better], g.response_ids[j.worse]), (Judgement(0, 1),))
+        for g in groups
+        for j in g.judgements
+    ]
+
+
+def useful_flops(groups: Sequence[TokenGroup], model: Any, cached: bool) -> float:
+    """Multiply-adds x 2 that a full fine-tuning step on `groups` cannot do without.
+
+    Every prompt once, every response once, the head at scored tokens only, no recomputation and no padding; forward,
+    twice that for backward, and one more forward for the reference unless it is cached. Attention over visible pairs.
+    """
+    config = model.config
+    body = sum(p.numel() for p in model.model.layers.parameters())
+    head = config.vocab_size * config.hidden_size
+    width = config.num_attention_heads * getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
+    forward = 0.0
+    for g in groups:
+        prompt, lengths = len(g.prompt_ids), [len(r) - 1 for r in g.response_ids]
+        seen = prompt**2 / 2 + sum(prompt * n + n**2 / 2 for n in lengths)
+        forward += 2 * body * (prompt + sum(lengths)) + 4 * config.num_hidden_layers * width * seen
+        forward += 2 * head * sum(len(r) for r in g.response_ids)
+    return forward * (3 if cached else 4)
