@@ -6,7 +6,7 @@ Every system runs in a process of its own, one after another, `--repeats` times 
 
     preftune         as a run does it by default: shared prompts, reference scored once (that pass is timed apart)
     preftune-online  shared prompts, a frozen reference that runs in every step
-    preftune-rows    one padded row a response, frozen reference: everything turned off
+    preftune-rows    one padded row a response, reference scored once: neither sharing nor packing
     preftune-pairs   preftune, with each judgement of a group as a pair of its own
     trl              TRL's DPOTrainer as it is: gradient checkpointing, reference in every step, random order
     trl-best         its fastest: no checkpointing, precomputed reference, batches grouped by length
@@ -90,7 +90,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     result = (run_trl if trl else run_preftune)(options, given, dtype, device)
     steps = result.pop("step_s")[options.warm :]
     spent = sum(steps)
-    cached = options.one in ("preftune", "preftune-pairs", "trl-best")
+    cached = options.one not in ("preftune-online", "trl")
     measured = groups[options.warm * max(1, options.pairs // per_group) :]
     flops = useful_flops(measured, build_model(options.model, torch.float32, "meta"), cached)
     memory = torch.cuda.max_memory_allocated() if device == "cuda" else 1024 * resource.getrusage(
@@ -127,7 +127,7 @@ def run_preftune(options: argparse.Namespace, groups: list[Any], dtype: torch.dt
     budget = Budget(layout, options.tokens)
     reference: Reference
     begin = time.perf_counter()
-    if options.one in ("preftune", "preftune-pairs"):
+    if options.one != "preftune-online":
         store = Store(store_key(weights_hash(model), dtype, layout))
         fill(store, scorer, groups, lambda some: micro_batches(some, budget))
         reference = Cached.of(store, torch.device(device))
@@ -152,6 +152,8 @@ def run_preftune(options: argparse.Namespace, groups: list[Any], dtype: torch.dt
         def evaluation(self, *_: Any) -> None: ...
 
         def save(self, *_: Any) -> None: ...
+
+        def halved(self, *_: Any) -> None: ...
 
         def stop_requested(self) -> bool:
             return False

@@ -135,7 +135,9 @@ def make_groups() -> Callable[..., list[TokenGroup]]:
     return random_groups
 
 
-def random_groups(n: int, responses: int = 2, seed: int = 0, vocabulary: int = 360) -> list[TokenGroup]:
+def random_groups(
+    n: int, responses: int = 2, seed: int = 0, vocabulary: int = 360, longest: int = 8
+) -> list[TokenGroup]:
     """Groups of random ids with all judgements between their responses."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -146,7 +148,7 @@ def random_groups(n: int, responses: int = 2, seed: int = 0, vocabulary: int = 3
     return [
         TokenGroup(
             ids(1, 12),
-            tuple(ids(1, 9) for _ in range(responses)),
+            tuple(ids(1, longest + 1) for _ in range(responses)),
             tuple(Judgement(b, w) for b in range(responses) for w in range(b + 1, responses)),
             ranks=tuple(float(i + 1) for i in range(responses)),
             origin=f"toy:{number + 1}",

@@ -59,14 +59,15 @@ def slots_of(group: TokenGroup, layout: LayoutName) -> int:
 
 
 def _similar(groups: Sequence[TokenGroup], tokens: int) -> list[list[TokenGroup]]:
-    """Groups of similar width together, so that little is padded."""
+    """Groups of similar width together: a batch ends when it is full, or a sixteenth of it would be padding."""
     bins: list[list[TokenGroup]] = []
-    count, width = 0, 0
+    count = width = padding = 0
     for group in sorted(groups, key=width_of, reverse=True):
         n = len(group.response_ids)
-        if not bins or (count + n) * width > tokens:
+        padding += n * (width - width_of(group))
+        if not bins or (count + n) * width > tokens or padding > tokens // 16:
             bins.append([])
-            count, width = 0, width_of(group)
+            count, width, padding = 0, width_of(group), 0
         bins[-1].append(group)
         count += n
     return bins

@@ -71,6 +71,7 @@ def run(
         tokenizer=tokenizer,
         display=display or Display(),
         dry_run=dry_run,
+        reference=kind,
         complete=complete,
     )
 

@@ -36,6 +36,8 @@ from preftune.train.optim import Weights
 from preftune.train.run import Run
 from preftune.types import PreferenceGroup, TokenGroup
 
+PROVISIONAL = 4096  # token slots of a micro-batch until methods.plan has chosen
+
 
 @dataclass(frozen=True, slots=True)
 class TextData:
@@ -160,7 +162,7 @@ def load_policy(config: RunConfig, source: load.Source, renderer: Renderer, mode
         renderer,
         save_dtype,
         load.weights_hash(model),
-        Budget(layout, slots(config)),
+        Budget(layout, PROVISIONAL),
         precise,
         note,
         base_unsaved=bool(config.lora) and (given or source.adapter is not None),
@@ -228,13 +230,6 @@ def require_positions(model: Any, groups: Sequence[TokenGroup], where: str) -> N
             where=where,
             fix=f"set {where}={limit}" if where.startswith("data") else f"give {where} {limit}",
         )
-
-
-def slots(config: RunConfig) -> int:
-    """Token slots of a micro-batch."""
-    if config.batch.tokens != "auto":
-        return config.batch.tokens
-    return 16384 if torch.cuda.is_available() else 4096
 
 
 def open_run(config: SFTConfig | DPOConfig, data: TextData, tokens: TokenData, display: Display, policy: Policy) -> Run:

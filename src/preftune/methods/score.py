@@ -21,8 +21,9 @@ from preftune.methods.gate import admit
 from preftune.methods.prepare import compute_dtype, device_of, require_positions, require_same_vocabulary
 from preftune.model.load import DTYPES, end_ids, load_model, load_tokenizer, locate
 from preftune.model.logprobs import Scorer, logps
+from preftune.model.memory import in_parts
 from preftune.train.display import Display
-from preftune.types import TokenGroup
+from preftune.types import Batch, TokenGroup
 
 SLOTS = 4096
 
@@ -80,16 +81,20 @@ def run(scoring: Scoring, out: Path, display: Display) -> Path:
 def token_logps(scorer: Scorer, groups: Sequence[TokenGroup], display: Display, name: str) -> list[list[Any]]:
     """For each group, a float list of token log-probs for each response."""
     layout, _ = admit(scorer, "auto")
+
+    def lay(some: Sequence[TokenGroup]) -> list[Batch]:
+        return micro_batches(some, Budget(layout, SLOTS))
+
     found: dict[int, list[Any]] = {}
     with display.stage(f"score {name}", len(groups)) as stage:
-        for batch in micro_batches(groups, Budget(layout, SLOTS)):
-            values = logps(scorer, batch.to(scorer.device))
-            pieces = torch.split(values.token_N.cpu(), batch.length_S.tolist())
-            at = 0
-            for group in batch.groups:
-                found[id(group)] = [piece.double() for piece in pieces[at : at + len(group.response_ids)]]
-                at += len(group.response_ids)
-            stage.advance(len(found))
+        for whole in lay(groups):
+            for batch, values in in_parts(lambda some: logps(scorer, some.to(scorer.device)), whole, lay):
+                pieces = torch.split(values.token_N.cpu(), batch.length_S.tolist())
+                at = 0
+                for group in batch.groups:
+                    found[id(group)] = [piece.double() for piece in pieces[at : at + len(group.response_ids)]]
+                    at += len(group.response_ids)
+                stage.advance(len(found))
     return [found[id(group)] for group in groups]
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from preftune.data.layout import Budget, micro_batches
+from preftune.errors import ConfigError
 from preftune.losses import Objective
 from preftune.model.logprobs import Scorer, logps, reference_logps
+from preftune.model.memory import in_parts
 from preftune.model.reference import Cached, Live, Reference
 from preftune.train.loop import Measured, join
 from preftune.train.metrics import Tally, preference_metrics
@@ -31,8 +33,24 @@ class ResponseTask:
     def joint(self) -> bool:
         return self.loss.joint
 
+    def lay(self, groups: Sequence[TokenGroup]) -> list[Batch]:
+        """Micro-batches, not yet on the device."""
+        return micro_batches(groups, self.budget)
+
     def layout(self, groups: Sequence[TokenGroup]) -> list[Batch]:
-        return [batch.to(self.scorer.device) for batch in micro_batches(groups, self.budget)]
+        return [batch.to(self.scorer.device) for batch in self.lay(groups)]
+
+    def halved(self, batches: Sequence[Batch]) -> ResponseTask:
+        """The same with micro-batches half as large. Raises ConfigError if each has a single group."""
+        largest = max(batches, key=lambda batch: len(batch.ids_T))
+        if all(len(batch.groups) == 1 for batch in batches):
+            raise ConfigError(
+                f"out of memory on a single group of {len(largest.ids_T):,} token slots",
+                where=largest.groups[0].origin,
+                why="a group is never split: its prompt and its judgements belong together",
+                fix="set model.gradient_checkpointing=true, train with lora, or lower data.max_length",
+            )
+        return replace(self, budget=replace(self.budget, tokens=len(largest.ids_T) // 2))
 
     def count(self, batch: Batch) -> float:
         return self.loss.count(batch.judged, batch.length_S)
@@ -68,10 +86,11 @@ class ResponseTask:
             return {}
         tally = Tally()
         measured = []
-        for batch in micro_batches(self.held_out, self.budget):
-            measured.append(self.measure(batch.to(self.scorer.device)))
-            if not self.joint:
-                tally.add_loss(self.objective(measured.pop()))
+        for batch in self.layout(self.held_out):
+            for _, found in in_parts(self.measure, batch, self.layout):
+                measured.append(found)
+                if not self.joint:
+                    tally.add_loss(self.objective(measured.pop()))
         if self.joint:
             tally.add_loss(self.objective(join(measured)))
         return tally.means()

@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from preftune.config.load import dump
 from preftune.config.schema import DPOConfig, SFTConfig
 from preftune.data.order import Plan, plans, size_of
 from preftune.errors import DataError, Stopped
-from preftune.methods import prepare
+from preftune.methods import plan, prepare
 from preftune.methods.task import ResponseTask
 from preftune.model import load
 from preftune.model.attention import use_own
@@ -37,12 +38,13 @@ def train(
     tokenizer: Any,
     display: Display,
     dry_run: bool,
+    reference: str = "none",
     complete: Complete = lambda task, *_: task,
 ) -> Path:
     """Everything that can be refused is refused before the first step, the cheapest checks first.
 
     `make_task` is cheap; `complete` does what takes time, once it is clear that the run can start (its arguments: task,
-    policy, plans, the number of steps already done, display).
+    policy, plans, the number of steps already done, display). `reference` is its kind.
     """
     folder = Path(config.out)
     with _stoppable():
@@ -61,14 +63,24 @@ def train(
         policy = prepare.load_policy(config, source, renderer, model)
         prepare.check_policy(policy, data, source)
         task = make_task(policy, data)
+        found = plan.footprint(policy.scorer, config, reference == "frozen", task.groups, policy.budget.layout)
+        policy.budget = replace(policy.budget, tokens=micro_batch_tokens(config, folder, found, policy))
+        task = replace(task, budget=policy.budget)
         steps = schedule(config, task)
         describe(config, policy, task, steps, display)
         if dry_run:
+            for line in [
+                plan.token_line(task, steps),
+                *plan.memory_lines(found, task, steps),
+                *plan.time_lines(task, steps, config, reference),
+            ]:
+                display.say(line)
             use_own(policy.model)
             display.say(dump(config))
             display.say(f"dry run: nothing was trained and nothing written; without --dry-run this makes {folder}")
             return folder
         run = prepare.open_run(config, text, data, display, policy)
+        run.note(tokens=policy.budget.tokens)
         weights = Weights(policy.model, policy.precise)
         optimizer = build_optimizer(weights, config.optim.name, config.optim.lr, config.optim.weight_decay)
         task = complete(task, policy, steps, run.start, display)  # before the weights leave step 0
@@ -112,6 +124,15 @@ def _stoppable() -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
+
+
+def micro_batch_tokens(
+    config: SFTConfig | DPOConfig, folder: Path, found: plan.Footprint, policy: prepare.Policy
+) -> int:
+    """`batch.tokens`; auto is what fits, once for a run: another size would change its last digits."""
+    if config.batch.tokens != "auto":
+        return config.batch.tokens
+    return int(Run.noted(folder, "tokens") or plan.choose_tokens(found, policy.scorer.device))
 
 
 def schedule(config: SFTConfig | DPOConfig, task: ResponseTask) -> list[Plan]:

@@ -112,10 +112,14 @@ def segment_attention(
     if calls is not None:
         calls.append(query.shape[2])
     qkv, seen = (query, key, value), (attention_mask.layout, attention_mask.window, scale)
-    if softcap or s_aux is not None or value.shape[-1] != query.shape[-1]:
-        return segments.each(*qkv, *seen, softcap, s_aux), None
-    if query.device.type == "cpu":
-        return segments.fused(*qkv, *seen), None
-    if query.device.type == "cuda":
-        return segments.varlen(*qkv, *seen), None
-    return segments.each(*qkv, *seen), None
+    plain = not softcap and s_aux is None and value.shape[-1] == query.shape[-1]
+    match query.device.type:
+        case "cuda" if plain:
+            return segments.varlen(*qkv, *seen), None
+        case "cuda":
+            from preftune.model.flex import flex
+
+            return flex(*qkv, *seen, softcap, s_aux), None
+        case "cpu" if plain:
+            return segments.fused(*qkv, *seen), None
+    return segments.each(*qkv, *seen, softcap, s_aux), None

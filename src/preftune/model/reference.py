@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from preftune.model.logprobs import Scorer, head_input, logps, sum_responses
+from preftune.model.memory import in_parts
 from preftune.model.statistics import HeadInput
 from preftune.model.store import Floats, Store, response_key
 from preftune.types import Batch, Logps, TokenGroup
@@ -160,14 +161,13 @@ def fill(
     done = 0
     with adapter.off() if adapter else nullcontext():
         for batch in layout(lacking):
-            moved = batch.to(scorer.device)
-            values = logps(scorer, moved)
-            tokens = values.token_N.cpu().numpy()
-            ends = np.cumsum(values.length_S.cpu().numpy())
-            for key, begin, end in zip(batch_keys(batch), [0, *ends[:-1]], ends, strict=True):
-                if key not in store:
-                    store.put(key, tokens[begin:end])
-            done += len(batch.groups)
-            progress(done, len(lacking))
+            for part, values in in_parts(lambda some: logps(scorer, some.to(scorer.device)), batch, layout):
+                tokens = values.token_N.cpu().numpy()
+                ends = np.cumsum(values.length_S.cpu().numpy())
+                for key, begin, end in zip(batch_keys(part), [0, *ends[:-1]], ends, strict=True):
+                    if key not in store:
+                        store.put(key, tokens[begin:end])
+                done += len(part.groups)
+                progress(done, len(lacking))
     store.flush()
     return len(lacking)

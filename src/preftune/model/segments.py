@@ -6,6 +6,7 @@ a segment is ordinary attention of q[begin:end] over k[prefix] ++ k[begin:end], 
     fused   CPU: torch's fused kernel on each segment; one gradient buffer for the whole row
     varlen  CUDA: all segments in one flash-attention call
     each    anywhere, and for softcap and attention sinks, which no fused kernel has: one segment after another
+            (on CUDA these go to model.flex)
 """
 
 from __future__ import annotations

@@ -12,8 +12,10 @@ from typing import Protocol
 import torch
 
 from preftune.config.schema import OptimConfig, TrainConfig
+from preftune.data.layout import Budget
 from preftune.data.order import Plan, size_of
 from preftune.errors import NumericError, Stopped
+from preftune.model.memory import out_of_memory, release
 from preftune.train.metrics import Tally
 from preftune.train.optim import Weights, clip, lr_at, warmup_steps
 from preftune.types import Batch, Judged, Logps, LossOutput, TokenGroup
@@ -41,8 +43,17 @@ class Task(Protocol):
         """The training data."""
         ...
 
+    @property
+    def budget(self) -> Budget:
+        """Size of micro-batches."""
+        ...
+
     def layout(self, groups: Sequence[TokenGroup]) -> list[Batch]:
         """Micro-batches, on the model's device."""
+        ...
+
+    def halved(self, batches: Sequence[Batch]) -> Task:
+        """The same with micro-batches half as large as `batches`. Raises ConfigError if they cannot be smaller."""
         ...
 
     def count(self, batch: Batch) -> float:
@@ -76,6 +87,10 @@ class Log(Protocol):
 
     def save(self, step: int, tally: Tally) -> None: ...
 
+    def halved(self, step: int, tokens: int) -> None:
+        """Memory ran out: from here on, a micro-batch has at most so many token slots."""
+        ...
+
     def stop_requested(self) -> bool: ...
 
 
@@ -100,9 +115,8 @@ def fit(
         clock.read()
     for plan in plans[start:]:
         groups = [task.groups[i] for i in plan.members]
-        batches = task.layout(groups)
-        count = sum(task.count(batch) for batch in batches)
-        tally.merge(_accumulate(task, batches, count))
+        task, batches, found = _gradients(task, groups, weights, plan.number, log)
+        tally.merge(found)
         grad_norm = float(clip(weights.gradients(), optim.max_grad_norm))
         if not math.isfinite(grad_norm):
             raise _not_finite(task, batches, weights, plan.number, grad_norm)
@@ -129,6 +143,24 @@ def fit(
                 f"stopped after step {plan.number} of {total}; everything is saved",
                 fix="run the same command again to go on from here",
             )
+
+
+def _gradients(
+    task: Task, groups: Sequence[TokenGroup], weights: Weights, step: int, log: Log
+) -> tuple[Task, list[Batch], Tally]:
+    """The gradients of a step. Where memory runs out, micro-batches are halved and the step begins again: the
+    backward pass that failed has left part of its gradient behind. The smaller micro-batches are kept."""
+    while True:
+        batches = task.layout(groups)
+        try:
+            return task, batches, _accumulate(task, batches, sum(task.count(batch) for batch in batches))
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+        weights.clear_gradients()  # after the handler: the error holds what had been allocated
+        task = task.halved(batches)
+        log.halved(step, task.budget.tokens)
+        release()
 
 
 def _accumulate(task: Task, batches: Sequence[Batch], count: float) -> Tally:

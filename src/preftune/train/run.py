@@ -107,6 +107,11 @@ class Run:
         manifest = {**_manifest(self.folder), "identity": self.identity, **facts}
         write_json(self.folder / "manifest.json", manifest)
 
+    @staticmethod
+    def noted(folder: Path, fact: str) -> Any:
+        """A fact that the run in `folder` noted before, or None."""
+        return _manifest(folder).get(fact)
+
     def known(self, fact: str) -> Any:
         """A fact noted before, or None."""
         return _manifest(self.folder).get(fact)
@@ -132,6 +137,11 @@ class Run:
         self.on_line(line)
         for tracker in self.trackers:
             tracker.log(step, {f"{split}/{name}": value for name, value in metrics.items()})
+
+    def halved(self, step: int, tokens: int) -> None:
+        """Say so, and note it for a resumed run."""
+        self.display.say(f"step {step}: out of memory; from here on a micro-batch has at most {tokens} token slots")
+        self.note(tokens=tokens)
 
     def save(self, step: int, tally: Tally) -> None:
         assert self.weights is not None

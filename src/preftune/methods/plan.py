@@ -1,0 +1,206 @@
+"""What a run will take: memory from what its tensors are, time from a short calibration.
+
+memory   what the process has now (libraries, weights) + gradients, masters, optimizer, a second model
+         + activations of the largest micro-batch + the head's buffers
+time     multiply-adds of the body per token slot and of the head per scored token, at the speed that a few
+         micro-batches of the run itself reached
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from preftune.config.schema import DPOConfig, SFTConfig
+from preftune.data.layout import LayoutName, lay_out, slots_of, width_of
+from preftune.data.order import Plan
+from preftune.methods.task import ResponseTask
+from preftune.model import memory
+from preftune.model.head import output_layer
+from preftune.model.logprobs import Scorer, logps
+from preftune.model.token_logprobs import CHUNK_BYTES, keep_bytes
+from preftune.train.optim import Weights, build_optimizer, clip
+from preftune.types import Batch, TokenGroup
+
+LARGEST = {"cuda": 16384}
+"""Token slots of a micro-batch beyond which nothing gets faster; elsewhere 4096."""
+PROBE_SLOTS = 128
+CALIBRATION_S = 12.0
+DAY_S = 86400.0
+RESERVE = 0.8  # share of the free memory that is planned with
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """Bytes of a run at its peak: a fixed part, and what each token slot of a micro-batch adds."""
+
+    fixed: dict[str, int]
+    per_slot: int
+    most_kept: int
+    per_scored: int
+
+    def peak(self, slots: int, scored: int) -> int:
+        return sum(self.fixed.values()) + slots * self.per_slot + min(self.most_kept, scored * self.per_scored)
+
+
+def footprint(
+    scorer: Scorer,
+    config: SFTConfig | DPOConfig,
+    second_model: bool,
+    groups: Sequence[TokenGroup],
+    layout: LayoutName,
+) -> Footprint:
+    """Measured on one small batch of the run's own groups, and counted from the weights."""
+    device, parameters = scorer.device, list(scorer.model.parameters())
+    trained = [p for p in parameters if p.requires_grad]
+    count = sum(p.numel() for p in trained)
+    moments = 2 if config.optim.name == "adamw" else 1
+    bodies = sum(p.numel() * p.element_size() for p in parameters)
+    head = output_layer(scorer.model).weight
+    assert isinstance(head, torch.Tensor)
+    head_gradients = 4 * head.numel() if head.requires_grad else 0  # dense, and once more for a tied embedding
+    fixed = {
+        "now": memory.in_use(device),
+        "gradients": 4 * count,
+        "fp32 masters": sum(4 * p.numel() for p in trained if p.dtype != torch.float32),
+        "optimizer": 4 * moments * count,
+        "reference": bodies if second_model else 0,
+        "head": 3 * CHUNK_BYTES + head_gradients,
+    }
+    probe = sorted(groups, key=lambda g: abs(slots_of(g, layout) - PROBE_SLOTS))[0]
+    batch = lay_out([probe], layout)
+    kept = memory.kept_for_backward(scorer, batch) / len(batch.ids_T)
+    if config.model.gradient_checkpointing:  # each layer's input, and one layer at a time
+        text = scorer.model.config.get_text_config()
+        kept = text.num_hidden_layers * text.hidden_size * parameters[0].element_size() + kept / text.num_hidden_layers
+    vocabulary = head.shape[0] if head.requires_grad else 0  # a frozen head keeps no logits
+    return Footprint(fixed, int(kept), keep_bytes(device), 4 * vocabulary)
+
+
+def choose_tokens(found: Footprint, device: torch.device) -> int:
+    """The largest power of two from 512 on whose micro-batches fit; more than LARGEST is of no use."""
+    room = memory.available(device) * RESERVE + found.fixed["now"]
+    tokens = LARGEST.get(device.type, 4096)
+    while tokens > 512 and found.peak(tokens, tokens) > room:
+        tokens //= 2
+    return tokens
+
+
+def memory_lines(found: Footprint, task: ResponseTask, steps: Sequence[Plan]) -> list[str]:
+    """The peak in words, and a warning if it does not fit."""
+    slots, scored = largest_micro_batch(task, steps)
+    peak = found.peak(slots, scored)
+    kept = min(found.most_kept, scored * found.per_scored)
+    parts = {**found.fixed, "activations": slots * found.per_slot, "logits": kept}
+    lines = [
+        f"memory: {gb(peak)} at the peak ({', '.join(f'{name} {gb(n)}' for name, n in parts.items() if n)}); "
+        f"micro-batches of up to {slots:,} token slots"
+    ]
+    free = memory.available(task.scorer.device)
+    if peak - found.fixed["now"] > free:
+        fix = "train with lora, set model.gradient_checkpointing=true, or use reference.kind=cached"
+        lines.append(f"this run will not fit: {gb(free)} are free on {task.scorer.device}; {fix}")
+    return lines
+
+
+def largest_micro_batch(task: ResponseTask, steps: Sequence[Plan]) -> tuple[int, int]:
+    """(token slots, scored tokens) of the largest micro-batch of the first hundred steps."""
+    batches = [batch for plan in steps[:100] for batch in task.lay([task.groups[i] for i in plan.members])]
+    largest = max(batches, key=lambda batch: len(batch.ids_T))
+    return len(largest.ids_T), len(largest.read_N)
+
+
+def token_line(task: ResponseTask, steps: Sequence[Plan]) -> str:
+    """What sharing and packing save on these data, against padded pairs in batches of one step."""
+    padded = real = ours = 0
+    for plan in steps[:100]:
+        groups = [task.groups[i] for i in plan.members]
+        padded += max(map(width_of, groups)) * sum(len(g.response_ids) for g in groups)
+        real += sum(slots_of(g, "packed") for g in groups)
+        ours += sum(len(batch.ids_T) for batch in task.lay(groups))
+    return (
+        f"tokens: {ours:,} slots in the first {min(100, len(steps))} steps; without sharing {real:,} "
+        f"({real / ours:.2f}x), as padded batches {padded:,} ({padded / ours:.2f}x)"
+    )
+
+
+def time_lines(task: ResponseTask, steps: Sequence[Plan], config: SFTConfig | DPOConfig, reference: str) -> list[str]:
+    """How long the run takes, by doing a few of its micro-batches; no weight is changed."""
+    body, head = macs(task.scorer)
+
+    def cost(groups: Sequence[TokenGroup]) -> float:
+        return float(sum(body * len(b.ids_T) + head * len(b.read_N) for b in task.lay(groups)))
+
+    def of_steps(some: Sequence[Plan]) -> float:
+        return sum(cost([task.groups[i] for i in plan.members]) for plan in some)
+
+    sample = task.lay([task.groups[i] for plan in steps[:8] for i in plan.members])
+    training, forward, update = calibrate(task.scorer, sample, config, body, head)
+    work = of_steps(steps[:100]) * len(steps) / min(100, len(steps))
+    held_out = cost(task.held_out)
+    live = reference in ("frozen", "adapter-off")
+    evaluations = 2 + (len(steps) // config.train.eval_every if config.train.eval_every else 0)
+    visited = min(work, cost(task.groups)) + held_out
+    parts = {
+        "training": work * training + len(steps) * update,
+        "reference": visited * forward if reference == "cached" else live * work * forward,
+        "evaluation": evaluations * held_out * forward * (1 + live),
+    }
+    total = sum(parts.values())
+    lines = [f"time: about {duration(total)} ({', '.join(f'{name} {duration(s)}' for name, s in parts.items() if s)})"]
+    if total > DAY_S:
+        lines.append("this run takes days on this machine: fewer steps, a smaller model, or a GPU")
+    return lines
+
+
+def calibrate(
+    scorer: Scorer, sample: Sequence[Batch], config: SFTConfig | DPOConfig, body: int, head: int
+) -> tuple[float, float, float]:
+    """Seconds per multiply-add of a training pass and of a forward pass, and seconds of an update."""
+    weights = Weights(scorer.model)
+    began, spent, done = time.perf_counter(), 0.0, 0.0
+    for number, batch in enumerate([sample[0], *sample]):
+        seconds = timed(lambda batch=batch: logps(scorer, batch.to(scorer.device)).sum_S.sum().backward())  # type: ignore[misc]
+        if number:  # the first one warms up
+            spent += seconds
+            done += body * len(batch.ids_T) + head * len(batch.read_N)
+            if time.perf_counter() - began > CALIBRATION_S:
+                break
+    optimizer = build_optimizer(weights, config.optim.name, 0.0, 0.0)  # at a rate of 0, nothing moves
+    update = min(timed(lambda: (clip(weights.gradients(), 1e9), optimizer.step())) for _ in range(2))
+    weights.clear_gradients()
+    with torch.no_grad():
+        forward = min(timed(lambda: logps(scorer, sample[0].to(scorer.device))) for _ in range(2))
+    return spent / done, forward / (body * len(sample[0].ids_T) + head * len(sample[0].read_N)), update
+
+
+def macs(scorer: Scorer) -> tuple[int, int]:
+    """Multiply-adds of the body for a token slot, and of the head for a scored token."""
+    head = output_layer(scorer.model).weight
+    embeddings = {id(head), id(scorer.model.get_input_embeddings().weight)}
+    body = sum(p.numel() for p in scorer.model.parameters() if id(p) not in embeddings)
+    assert isinstance(head, torch.Tensor)
+    return body, head.numel()
+
+
+def timed(work: Callable[[], Any]) -> float:
+    """Seconds that `work` takes."""
+    begin = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - begin
+
+
+def gb(n: float) -> str:
+    return f"{n / 1e9:.2f} GB"
+
+
+def duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
