@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from typing import Any
 
@@ -11,12 +12,14 @@ from tests.conftest import make_model, random_groups
 
 from preftune.config.schema import LossTerm
 from preftune.data.items import as_labelled, with_mismatches
-from preftune.data.layout import Budget, LayoutName
+from preftune.data.layout import Budget, LayoutName, lay_out
 from preftune.losses import PREFERENCE_LOSSES
 from preftune.methods.dpo import bind_objective
+from preftune.methods.gate import admit
 from preftune.methods.task import ResponseTask
-from preftune.model.attention import use_segments
-from preftune.model.logprobs import Scorer
+from preftune.model.attention import use_own, use_segments
+from preftune.model.compile import compile_blocks
+from preftune.model.logprobs import Scorer, logps
 from preftune.model.reference import Frozen
 from preftune.train.loop import _accumulate
 from preftune.types import Judgement, TokenGroup
@@ -150,3 +153,22 @@ def test_the_gradient_against_fp64() -> None:
     for a, b in zip(ours, (p.grad for p in policy.parameters()), strict=True):
         assert b is not None
         assert torch.allclose(a.double(), b, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_compiled_blocks_change_nothing_but_rounding() -> None:
+    """Values and gradients, for batches of several sizes, through segment attention."""
+    found = []
+    for compiled in (False, True):
+        model = make_model()
+        scorer = Scorer.of(model)
+        assert admit(scorer, "shared")[0] == "shared"
+        if compiled:
+            compile_blocks(model)
+        values = [logps(scorer, lay_out(random_groups(n), "shared")).sum_S for n in (3, 5)]
+        torch.cat(values).square().sum().backward()
+        found.append([torch.cat(values).detach(), *(p.grad for p in model.parameters())])
+        use_own(model)
+    for plain, fast in zip(*found, strict=True):
+        assert torch.allclose(plain, fast, rtol=1e-4, atol=1e-5 * float(plain.abs().max()))

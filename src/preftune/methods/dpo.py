@@ -22,6 +22,7 @@ from preftune.methods.gate import admit
 from preftune.methods.task import ResponseTask
 from preftune.methods.training import train
 from preftune.model import load
+from preftune.model.compile import compile_blocks
 from preftune.model.logprobs import Scorer, logps
 from preftune.model.reference import AdapterOff, Cached, Frozen, Live, Reference, fill, store_key
 from preftune.model.store import Store
@@ -59,7 +60,9 @@ def run(
     ) -> ResponseTask:
         visited = [task.groups[i] for i in sorted({i for plan in steps for i in plan.members})]
         needed = [*visited, *task.held_out]  # a short run does not score all of a large data set
-        task = replace(task, reference=make_reference(kind, config.reference, policy, needed, display))
+        task = replace(
+            task, reference=make_reference(kind, config.reference, policy, needed, display, config.model.compile)
+        )
         if task.reference and not config.reference.path and start == 0:
             display.say(prove_start(task, [task.groups[i] for i in steps[0].members]))
         return task
@@ -153,6 +156,7 @@ def make_reference(
     policy: prepare.Policy,
     needed: Sequence[TokenGroup],
     display: Display,
+    compiled: bool = False,
 ) -> Reference | None:
     """The reference at step 0: the policy's weights as they are now, or those of `config.path`."""
     if kind == "none":
@@ -170,7 +174,10 @@ def make_reference(
             admit(scorer, policy.budget.layout)
         weights = load.weights_hash(other) if kind == "cached" else ""
     if kind == "frozen":
-        return Frozen(scorer) if config.path else Frozen.copy_of(policy.model)
+        frozen = Frozen(scorer) if config.path else Frozen.copy_of(policy.model)
+        if compiled:  # a copy is not: its last digits would differ from the policy's
+            compile_blocks(frozen.scorer.model)
+        return frozen
     store = Store(store_key(weights, policy.model.dtype, policy.budget.layout))
     for path in store.damaged:
         display.say(f"reference cache: {path} is damaged and not used; its entries are computed again")

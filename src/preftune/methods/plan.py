@@ -26,8 +26,6 @@ from preftune.model.token_logprobs import CHUNK_BYTES, keep_bytes
 from preftune.train.optim import Weights, build_optimizer, clip
 from preftune.types import Batch, TokenGroup
 
-LARGEST = {"cuda": 16384}
-"""Token slots of a micro-batch beyond which nothing gets faster; elsewhere 4096."""
 PROBE_SLOTS = 128
 CALIBRATION_S = 12.0
 DAY_S = 86400.0
@@ -81,13 +79,23 @@ def footprint(
     return Footprint(fixed, int(kept), keep_bytes(device), 4 * vocabulary)
 
 
-def choose_tokens(found: Footprint, device: torch.device) -> int:
-    """The largest power of two from 512 on whose micro-batches fit; more than LARGEST is of no use."""
+def choose_tokens(found: Footprint, device: torch.device, width: int) -> int:
+    """The largest power of two from 512 on whose micro-batches fit, but no more than makes anything faster.
+
+    On a CPU that is 1024 for a model 512 wide (measured, docs/performance.md) and more for narrower ones.
+    """
     room = memory.available(device) * RESERVE + found.fixed["now"]
-    tokens = LARGEST.get(device.type, 4096)
+    tokens = 16384 if device.type == "cuda" else min(4096, max(1024, 2 ** (19 - width.bit_length() + 1)))
     while tokens > 512 and found.peak(tokens, tokens) > room:
         tokens //= 2
     return tokens
+
+
+def in_words(
+    found: Footprint, task: ResponseTask, steps: Sequence[Plan], config: SFTConfig | DPOConfig, reference: str
+) -> list[str]:
+    """The plan of a run in words."""
+    return [token_line(task, steps), *memory_lines(found, task, steps), *time_lines(task, steps, config, reference)]
 
 
 def memory_lines(found: Footprint, task: ResponseTask, steps: Sequence[Plan]) -> list[str]:

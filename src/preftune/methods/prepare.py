@@ -30,6 +30,7 @@ from preftune.errors import ConfigError, DataError, ModelError, RunError, writin
 from preftune.methods.gate import admit
 from preftune.model import load
 from preftune.model.attention import use_own
+from preftune.model.compile import compile_blocks
 from preftune.model.logprobs import Scorer
 from preftune.train.display import Display
 from preftune.train.optim import Weights
@@ -156,6 +157,8 @@ def load_policy(config: RunConfig, source: load.Source, renderer: Renderer, mode
     layout, note = admit(scorer, config.model.attention)
     if config.model.gradient_checkpointing:
         load.checkpoint_activations(model)
+    if config.model.compile:
+        compile_blocks(model)
     return Policy(
         scorer,
         renderer.tokenizer,

@@ -63,17 +63,11 @@ def train(
         policy = prepare.load_policy(config, source, renderer, model)
         prepare.check_policy(policy, data, source)
         task = make_task(policy, data)
-        found = plan.footprint(policy.scorer, config, reference == "frozen", task.groups, policy.budget.layout)
-        policy.budget = replace(policy.budget, tokens=micro_batch_tokens(config, folder, found, policy))
-        task = replace(task, budget=policy.budget)
+        found, task = sized(config, folder, policy, task, reference)
         steps = schedule(config, task)
         describe(config, policy, task, steps, display)
         if dry_run:
-            for line in [
-                plan.token_line(task, steps),
-                *plan.memory_lines(found, task, steps),
-                *plan.time_lines(task, steps, config, reference),
-            ]:
+            for line in plan.in_words(found, task, steps, config, reference):
                 display.say(line)
             use_own(policy.model)
             display.say(dump(config))
@@ -126,13 +120,18 @@ def _stoppable() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def micro_batch_tokens(
-    config: SFTConfig | DPOConfig, folder: Path, found: plan.Footprint, policy: prepare.Policy
-) -> int:
-    """`batch.tokens`; auto is what fits, once for a run: another size would change its last digits."""
-    if config.batch.tokens != "auto":
-        return config.batch.tokens
-    return int(Run.noted(folder, "tokens") or plan.choose_tokens(found, policy.scorer.device))
+def sized(
+    config: SFTConfig | DPOConfig, folder: Path, policy: prepare.Policy, task: ResponseTask, reference: str
+) -> tuple[plan.Footprint, ResponseTask]:
+    """The run's memory, and the task with micro-batches of `batch.tokens`.
+
+    auto is what fits, once for a run: a resumed one keeps the size, another would change its last digits.
+    """
+    found = plan.footprint(policy.scorer, config, reference == "frozen", task.groups, policy.budget.layout)
+    tokens = config.batch.tokens if config.batch.tokens != "auto" else Run.noted(folder, "tokens")
+    width = policy.model.config.get_text_config().hidden_size
+    policy.budget = replace(policy.budget, tokens=tokens or plan.choose_tokens(found, policy.scorer.device, width))
+    return found, replace(task, budget=policy.budget)
 
 
 def schedule(config: SFTConfig | DPOConfig, task: ResponseTask) -> list[Plan]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor
 
 from preftune.model import segments
@@ -60,7 +61,7 @@ def use_segments(model: Any) -> bool:
     """Let `model` attend by segments from now on; False if it cannot be switched and keeps its own attention."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
-    AttentionInterface.register(NAME, segment_attention)
+    AttentionInterface.register(NAME, torch.compiler.disable(segment_attention))  # it has kernels of its own
     AttentionMaskInterface.register(NAME, visible_slots)
     base = base_of(model)
     before = base.config._attn_implementation

@@ -162,7 +162,10 @@ def test_auto_takes_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     found = Footprint({"now": 1000, "gradients": 500}, per_slot=1000, most_kept=50_000, per_scored=100)
     for free, expected in ((10_000_000, 4096), (3_500_000, 2048), (1_000_000, 512), (10, 512)):
         monkeypatch.setattr(memory, "available", lambda _device, free=free: free)
-        assert choose_tokens(found, torch.device("cpu")) == expected
+        assert choose_tokens(found, torch.device("cpu"), 64) == expected
+    monkeypatch.setattr(memory, "available", lambda _device: 1 << 40)
+    sizes = [choose_tokens(found, torch.device("cpu"), width) for width in (64, 128, 256, 512, 900, 4096)]
+    assert sizes == [4096, 4096, 2048, 1024, 1024, 1024]
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "mixtral"])
