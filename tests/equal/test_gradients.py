@@ -156,7 +156,7 @@ def test_the_gradient_against_fp64() -> None:
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore")  # the compiler reads deprecated things
 def test_compiled_blocks_change_nothing_but_rounding() -> None:
     """Values and gradients, for batches of several sizes, through segment attention."""
     found = []

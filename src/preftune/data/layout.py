@@ -11,6 +11,7 @@ looks right, so padding needs no mask: no real position can see it.
 from __future__ import annotations
 
 import bisect
+import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -36,7 +37,11 @@ def micro_batches(groups: Sequence[TokenGroup], budget: Budget) -> list[Batch]:
     if budget.layout == "rows":
         bins = _similar(groups, budget.tokens)
     else:
-        bins = _best_fit(groups, [slots_of(group, budget.layout) for group in groups], budget.tokens)
+        sizes = [slots_of(group, budget.layout) for group in groups]
+        bins = _best_fit(groups, sizes, budget.tokens)
+        even = shares(sizes, len(bins))
+        if all(sum(sizes[i] for i in share) <= budget.tokens for share in even):
+            bins = [[groups[i] for i in share] for share in even]  # as few, and none larger than it must be
     return [lay_out(members, budget.layout) for members in bins]
 
 
@@ -87,6 +92,21 @@ def _best_fit(groups: Sequence[TokenGroup], sizes: Sequence[int], tokens: int) -
         bins[number].append(groups[index])
         bisect.insort(room, (left - sizes[index], number))
     return bins
+
+
+def shares(costs: Sequence[float], parts: int) -> list[list[int]]:
+    """Indices of `costs` in `parts` shares of nearly equal sum: the largest first, each to the share that has least.
+
+    The largest share is at most 4/3 of the best possible (Graham, 1969). Equal costs are told apart by index alone, so
+    that every process finds the same shares.
+    """
+    heap = [(0.0, number) for number in range(parts)]
+    found: list[list[int]] = [[] for _ in range(parts)]
+    for index in sorted(range(len(costs)), key=lambda i: -costs[i]):
+        total, number = heapq.heappop(heap)
+        found[number].append(index)
+        heapq.heappush(heap, (total + costs[index], number))
+    return found
 
 
 def width_of(group: TokenGroup) -> int:

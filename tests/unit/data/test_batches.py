@@ -15,7 +15,7 @@ from tests.conftest import random_groups
 
 from preftune.data.audit import audit
 from preftune.data.items import as_labelled, as_pairs, as_rankings, require_columns, with_mismatches
-from preftune.data.layout import Budget, LayoutName, lay_out, micro_batches, rows, slots_of
+from preftune.data.layout import Budget, LayoutName, lay_out, micro_batches, rows, shares, slots_of
 from preftune.data.order import permutation, plan_epoch, plans, size_of
 from preftune.errors import DataError
 from preftune.types import Judgement, Packed, PreferenceGroup, TokenGroup
@@ -228,3 +228,14 @@ def test_judged_columns_reach_the_batch() -> None:
     assert (found.weight_P.tolist(), found.probability_P.tolist(), found.margin_P.tolist()) == ([2.0], [0.75], [0.5])
     assert (found.label_S.tolist(), found.rank_S.tolist()) == ([1, -1], [2.0, 1.0])
     assert found.weight_P.dtype == torch.float32
+
+
+@given(st.lists(st.integers(1, 1000), max_size=40), st.integers(1, 8))
+def test_shares_have_equal_work(costs: list[int], parts: int) -> None:
+    """Everything once; and the share with most would have less without its smallest item than any other has."""
+    found = shares(costs, parts)
+    assert len(found) == parts
+    assert sorted(i for share in found for i in share) == list(range(len(costs)))
+    sums = [sum(costs[i] for i in share) for share in found]
+    for share, total in zip(found, sums, strict=True):
+        assert not share or total - min(costs[i] for i in share) <= min(sums)
