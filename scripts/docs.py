@@ -1,4 +1,4 @@
-"""Write docs/losses.md and docs/config.md from the code, and the line numbers of links in docs/walkthrough.md.
+"""Write docs/losses.md and docs/config.md from the code, and the links and tables of other pages.
 
 python scripts/docs.py          write them
 python scripts/docs.py --check  exit 1 if they are not current
@@ -7,6 +7,7 @@ python scripts/docs.py --check  exit 1 if they are not current
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -177,8 +178,48 @@ def walkthrough() -> str:
     return LINK.sub(relink, (DOCS / "walkthrough.md").read_text())
 
 
+ROWS = re.compile(r"<!-- rows: dpo step -->\n.*?<!-- end -->", re.DOTALL)
+
+
+def performance() -> str:
+    """The page with its table made again from the newest row of each benchmark."""
+    lines = (DOCS.parent / "benchmarks" / "results.jsonl").read_text().splitlines()
+    newest = {}
+    for row in map(json.loads, lines):
+        if row["claim"] == "dpo step":
+            newest[tuple(row["settings"][key] for key in ("model", "data", "dtype", "pairs"))] = row
+    tables = [table(*key, row["figures"], row["command"]) for key, row in sorted(newest.items())]
+    body = "\n\n".join(tables)
+    text = (DOCS / "performance.md").read_text()
+    return ROWS.sub(lambda _: f"<!-- rows: dpo step -->\n{body}\n<!-- end -->", text)
+
+
+def table(model: str, data: str, dtype: str, pairs: int, figures: dict[str, Any], command: str) -> str:
+    systems = {name: found for name, found in figures.items() if isinstance(found, dict)}
+    ratio = {peer: systems[peer] for peer in ("trl", "trl-best", "preftune-pairs") if peer in systems}
+    out = [
+        f"**{model}, {data}, {dtype}, {pairs} pairs a step** (`{command}`)\n",
+        f"| | pairs/s | peak GB | useful | reference pass |{''.join(f' against {peer} |' for peer in ratio)}",
+        "|---|---|---|---|---|" + "---|" * len(ratio),
+    ]
+    for name, found in systems.items():
+        cells = [name, f"{found['pairs_per_s']:.2f}", f"{found['peak_gb']:.2f}", f"{found['useful_mfu']:.0%}"]
+        cached = name not in ("preftune-online", "trl")
+        cells.append(f"{found['reference_s']:.1f} s" if cached else "in the step")
+        for peer in ratio.values():
+            speed, memory = found["pairs_per_s"] / peer["pairs_per_s"], found["peak_gb"] / peer["peak_gb"]
+            cells.append(f"{speed:.1f}x, {memory:.2f}x memory" if found is not peer else "")
+        out.append(f"| {' | '.join(cells)} |")
+    return "\n".join(out)
+
+
 def main() -> int:
-    pages = {"losses.md": losses(), "config.md": config(), "walkthrough.md": walkthrough()}
+    pages = {
+        "losses.md": losses(),
+        "config.md": config(),
+        "walkthrough.md": walkthrough(),
+        "performance.md": performance(),
+    }
     stale = [name for name, text in pages.items() if not (DOCS / name).is_file() or (DOCS / name).read_text() != text]
     if "--check" in sys.argv:
         if stale:

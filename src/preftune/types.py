@@ -212,7 +212,7 @@ class LossOutput:
     """`loss_sum` is a sum over `count` items, never a mean; `metrics` are (sum, count) pairs, detached."""
 
     loss_sum: Tensor
-    count: float
+    count: Tensor
     metrics: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 

@@ -100,17 +100,17 @@ class Objective:
         betas = [float(term.parameters["beta"]) for term in self.terms if "beta" in term.parameters]
         return betas[0] if betas else 1.0
 
-    def count(self, judged: Judged, length_S: Tensor) -> float:
-        """How many items a batch holds; the loop adds these up over the step before it divides."""
+    def count(self, judged: Judged, length_S: Tensor) -> Tensor:
+        """How many items a batch holds, on its device; the loop adds these up over the step before it divides."""
         match self.items:
             case "pairs":
-                return float(judged.weight_P.double().sum())
+                return judged.weight_P.sum()
             case "responses":
-                return float((judged.label_S != 0).sum())
+                return (judged.label_S != 0).sum().float()
             case "groups":
-                return float(len(torch.unique(judged.group_S)))
+                return (judged.group_S.diff() != 0).sum().float() + 1  # responses of a group are adjacent
             case "tokens":
-                return float(length_S.sum())
+                return length_S.sum().float()
 
     def __call__(self, policy: Logps, reference: Logps | None, judged: Judged) -> LossOutput:
         """Loss sum over the items. `reference` None means reference-free: all its log-probs are 0."""
@@ -124,8 +124,7 @@ class Objective:
             if len(self.terms) > 1:
                 metrics[f"loss/{term.name}"] = weighted.detach()
         count = self.count(judged, policy.length_S)
-        divisor = total.new_tensor(count)
-        return LossOutput(total, count, {name: (value, divisor) for name, value in metrics.items()})
+        return LossOutput(total, count, {name: (value, count) for name, value in metrics.items()})
 
 
 def _provide(

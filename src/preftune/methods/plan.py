@@ -71,7 +71,7 @@ def footprint(
     }
     probe = sorted(groups, key=lambda g: abs(slots_of(g, layout) - PROBE_SLOTS))[0]
     batch = lay_out([probe], layout)
-    kept = memory.kept_for_backward(scorer, batch) / len(batch.ids_T)
+    kept = memory.kept_for_backward(scorer, batch) / len(batch.ids_T)  # without gradient checkpointing
     if config.model.gradient_checkpointing:  # each layer's input, and one layer at a time
         text = scorer.model.config.get_text_config()
         kept = text.num_hidden_layers * text.hidden_size * parameters[0].element_size() + kept / text.num_hidden_layers
@@ -94,25 +94,26 @@ def choose_tokens(found: Footprint, device: torch.device, width: int) -> int:
 def in_words(
     found: Footprint, task: ResponseTask, steps: Sequence[Plan], config: SFTConfig | DPOConfig, reference: str
 ) -> list[str]:
-    """The plan of a run in words."""
-    return [token_line(task, steps), *memory_lines(found, task, steps), *time_lines(task, steps, config, reference)]
+    """The plan of a run in words; one that does not fit is not tried for its time."""
+    peak = found.peak(*largest_micro_batch(task, steps))
+    said = [token_line(task, steps), memory_line(found, task, steps)]
+    free = memory.available(task.scorer.device)
+    if peak - found.fixed["now"] > free:
+        fix = "train with lora, set model.gradient_checkpointing=true, or use reference.kind=cached"
+        return [*said, f"this run will not fit: {gb(free)} are free on {task.scorer.device}; {fix}"]
+    return [*said, *time_lines(task, steps, config, reference)]
 
 
-def memory_lines(found: Footprint, task: ResponseTask, steps: Sequence[Plan]) -> list[str]:
-    """The peak in words, and a warning if it does not fit."""
+def memory_line(found: Footprint, task: ResponseTask, steps: Sequence[Plan]) -> str:
+    """The peak in words."""
     slots, scored = largest_micro_batch(task, steps)
     peak = found.peak(slots, scored)
     kept = min(found.most_kept, scored * found.per_scored)
     parts = {**found.fixed, "activations": slots * found.per_slot, "logits": kept}
-    lines = [
+    return (
         f"memory: {gb(peak)} at the peak ({', '.join(f'{name} {gb(n)}' for name, n in parts.items() if n)}); "
         f"micro-batches of up to {slots:,} token slots"
-    ]
-    free = memory.available(task.scorer.device)
-    if peak - found.fixed["now"] > free:
-        fix = "train with lora, set model.gradient_checkpointing=true, or use reference.kind=cached"
-        lines.append(f"this run will not fit: {gb(free)} are free on {task.scorer.device}; {fix}")
-    return lines
+    )
 
 
 def largest_micro_batch(task: ResponseTask, steps: Sequence[Plan]) -> tuple[int, int]:

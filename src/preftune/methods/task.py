@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from preftune.data.layout import Budget, micro_batches
 from preftune.errors import ConfigError
@@ -52,7 +53,7 @@ class ResponseTask:
             )
         return replace(self, budget=replace(self.budget, tokens=len(largest.ids_T) // 2))
 
-    def count(self, batch: Batch) -> float:
+    def count(self, batch: Batch) -> Tensor:
         return self.loss.count(batch.judged, batch.length_S)
 
     def measure(self, batch: Batch) -> Measured:

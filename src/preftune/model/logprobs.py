@@ -104,7 +104,8 @@ def _from_logits(logits_CV: Tensor, target_C: Tensor) -> Tensor:
 
 def sum_responses(values_N: Tensor, length_S: Tensor) -> Tensor:
     """Sum per response; the tokens of a response are adjacent."""
-    owner_N = torch.repeat_interleave(torch.arange(len(length_S), device=values_N.device), length_S)
+    index_S = torch.arange(len(length_S), device=values_N.device)
+    owner_N = torch.repeat_interleave(index_S, length_S, output_size=len(values_N))  # else a GPU is asked for it
     return values_N.new_zeros(len(length_S)).index_add(0, owner_N, values_N)
 
 

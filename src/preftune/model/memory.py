@@ -71,7 +71,12 @@ def _number(path: Path) -> int | None:
 
 
 def kept_for_backward(scorer: Scorer, batch: Batch) -> int:
-    """Bytes of activations that a forward pass of the body keeps for its backward pass; weights do not count."""
+    """Bytes of activations that a forward pass of the body keeps for its backward pass; weights do not count.
+
+    Gradient checkpointing is off meanwhile: it works in training mode only.
+    """
+    training = scorer.model.training
+    scorer.model.eval()
     seen: dict[int, int] = {}
     weights = {parameter.untyped_storage().data_ptr() for parameter in scorer.model.parameters()}
     held = []
@@ -85,6 +90,7 @@ def kept_for_backward(scorer: Scorer, batch: Batch) -> int:
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         hidden_states(scorer.model, batch.to(scorer.device))
+    scorer.model.train(training)
     return sum(seen.values())
 
 

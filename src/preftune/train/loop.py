@@ -56,7 +56,7 @@ class Task(Protocol):
         """The same with micro-batches half as large as `batches`. Raises ConfigError if they cannot be smaller."""
         ...
 
-    def count(self, batch: Batch) -> float:
+    def count(self, batch: Batch) -> torch.Tensor:
         """Items of a batch, in the unit that the loss is divided by."""
         ...
 
@@ -153,7 +153,8 @@ def _gradients(
     while True:
         batches = task.layout(groups)
         try:
-            return task, batches, _accumulate(task, batches, sum(task.count(batch) for batch in batches))
+            count = torch.stack([task.count(batch) for batch in batches]).sum()
+            return task, batches, _accumulate(task, batches, count)
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
@@ -163,7 +164,7 @@ def _gradients(
         release()
 
 
-def _accumulate(task: Task, batches: Sequence[Batch], count: float) -> Tally:
+def _accumulate(task: Task, batches: Sequence[Batch], count: torch.Tensor) -> Tally:
     """Gradients of  loss_sum / count  over all micro-batches, where `count` is that of the whole step."""
     if task.joint and len(batches) > 1:
         return _accumulate_jointly(task, batches, count)
@@ -175,7 +176,7 @@ def _accumulate(task: Task, batches: Sequence[Batch], count: float) -> Tally:
     return tally
 
 
-def _accumulate_jointly(task: Task, batches: Sequence[Batch], count: float) -> Tally:
+def _accumulate_jointly(task: Task, batches: Sequence[Batch], count: torch.Tensor) -> Tally:
     """The same for a loss that couples the whole step: its gradient with respect to all log-probs first,
     then one micro-batch after another carries its part back into the model."""
     with torch.no_grad():

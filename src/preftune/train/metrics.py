@@ -24,7 +24,7 @@ class Tally:
 
     def add_loss(self, out: LossOutput) -> None:
         """A loss and its metrics."""
-        self.add({"loss": (out.loss_sum.detach(), out.loss_sum.new_tensor(out.count)), **out.metrics})
+        self.add({"loss": (out.loss_sum.detach(), out.count), **out.metrics})
 
     def merge(self, other: Tally) -> None:
         self.add({name: (other._sums[name], other._counts[name]) for name in other._sums})
