@@ -20,6 +20,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -130,7 +131,7 @@ def run_preftune(options: argparse.Namespace, groups: list[Any], dtype: torch.dt
     reference: Reference
     begin = time.perf_counter()
     if options.one != "preftune-online":
-        store = Store(store_key(weights_hash(model), dtype, layout))
+        store = Store(store_key(weights_hash(model), dtype, layout), Path(tempfile.mkdtemp()))  # nothing scored before
         fill(store, scorer, groups, lambda some: micro_batches(some, budget))
         reference = Cached.of(store, torch.device(device))
     else:
@@ -183,8 +184,6 @@ def in_file_order(groups: Sequence[Any], pairs: int) -> list[Any]:
 
 def run_trl(options: argparse.Namespace, pairs: list[Any], dtype: torch.dtype, device: str) -> dict[str, Any]:
     """TRL's DPOTrainer on rows that are token ids already."""
-    import tempfile
-
     import transformers
     from datasets import Dataset
     from tokenizers import Tokenizer, models

@@ -178,7 +178,7 @@ def make_reference(
         if compiled:  # a copy is not: its last digits would differ from the policy's
             compile_blocks(frozen.scorer.model)
         return frozen
-    store = Store(store_key(weights, policy.model.dtype, policy.budget.layout))
+    store = Store(store_key(weights, policy.model.dtype, policy.budget.layout + "+compiled" * compiled))
     for path in store.damaged:
         display.say(f"reference cache: {path} is damaged and not used; its entries are computed again")
     off = AdapterOff.of(scorer) if hasattr(scorer.model, "peft_config") else None

@@ -142,7 +142,8 @@ def time_lines(task: ResponseTask, steps: Sequence[Plan], config: SFTConfig | DP
     body, head = macs(task.scorer)
 
     def cost(groups: Sequence[TokenGroup]) -> float:
-        return float(sum(body * len(b.ids_T) + head * len(b.read_N) for b in task.lay(groups)))
+        layout = task.budget.layout
+        return float(sum(body * slots_of(g, layout) + head * sum(map(len, g.response_ids)) for g in groups))
 
     def of_steps(some: Sequence[Plan]) -> float:
         return sum(cost([task.groups[i] for i in plan.members]) for plan in some)

@@ -26,6 +26,7 @@ from preftune.model.store import Floats, Store, response_key
 from preftune.types import Batch, Logps, TokenGroup
 
 Layout = Callable[[Sequence[TokenGroup]], list[Batch]]
+BLOCK = 2048  # groups that are laid out at a time
 
 
 class Reference(Protocol):
@@ -144,7 +145,7 @@ def batch_keys(batch: Batch) -> list[bytes]:
 
 def store_key(weights: str, dtype: torch.dtype, layout: str) -> str:
     """Folder name of a model's store. The version changes when the arithmetic of scoring does."""
-    return hashlib.sha256(f"1 {weights} {dtype} {layout}".encode()).hexdigest()[:32]
+    return hashlib.sha256(f"2 {weights} {dtype} {layout}".encode()).hexdigest()[:32]
 
 
 @torch.no_grad()
@@ -156,18 +157,26 @@ def fill(
     adapter: AdapterOff | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> int:
-    """Score the groups that the store lacks, in batches of similar length, and return how many."""
+    """Score the groups that the store lacks, the longest first; returns how many. What is done when stopped stays."""
     lacking = [g for g in groups if any(response_key(g.prompt_ids, r) not in store for r in g.response_ids)]
+    lacking.sort(key=lambda group: -group.tokens)
     done = 0
-    with adapter.off() if adapter else nullcontext():
-        for batch in layout(lacking):
-            for part, values in in_parts(lambda some: logps(scorer, some.to(scorer.device)), batch, layout):
-                tokens = values.token_N.cpu().numpy()
-                ends = np.cumsum(values.length_S.cpu().numpy())
-                for key, begin, end in zip(batch_keys(part), [0, *ends[:-1]], ends, strict=True):
-                    if key not in store:
-                        store.put(key, tokens[begin:end])
-                done += len(part.groups)
-                progress(done, len(lacking))
-    store.flush()
+    try:
+        with adapter.off() if adapter else nullcontext():
+            for block in (lacking[begin : begin + BLOCK] for begin in range(0, len(lacking), BLOCK)):
+                for part, values in _scored(scorer, block, layout):
+                    tokens = values.token_N.cpu().numpy()
+                    ends = np.cumsum(values.length_S.cpu().numpy())
+                    for key, begin, end in zip(batch_keys(part), [0, *ends[:-1]], ends, strict=True):
+                        if key not in store:
+                            store.put(key, tokens[begin:end])
+                    done += len(part.groups)
+                    progress(done, len(lacking))
+    finally:
+        store.flush()
     return len(lacking)
+
+
+def _scored(scorer: Scorer, groups: Sequence[TokenGroup], layout: Layout) -> Iterator[tuple[Batch, Logps]]:
+    for batch in layout(groups):
+        yield from in_parts(lambda some: logps(scorer, some.to(scorer.device)), batch, layout)
