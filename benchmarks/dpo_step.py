@@ -8,7 +8,7 @@ Every system runs in a process of its own, one after another, `--repeats` times 
     preftune-online  shared prompts, a frozen reference that runs in every step
     preftune-rows    one padded row a response, reference scored once: neither sharing nor packing
     preftune-pairs   preftune, with each judgement of a group as a pair of its own
-    trl              TRL's DPOTrainer as it is: gradient checkpointing, reference in every step, random order
+    trl              TRL's DPOTrainer as it is: gradient checkpointing, reference in every step, no order by length
     trl-best         its fastest: no checkpointing, precomputed reference, batches grouped by length
 """
 
@@ -51,6 +51,8 @@ def main() -> None:
     parser.add_argument("--record", action="store_true", help="append the figures to results.jsonl")
     parser.add_argument("--one", choices=SYSTEMS, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.data == "groups" and options.pairs % 6:
+        parser.error("--pairs must be a multiple of 6 for groups, which have six judgements each")
     if options.one:
         print("RESULT " + json.dumps(measure(options)))
         return
@@ -69,7 +71,9 @@ def main() -> None:
 
 def apart(name: str) -> dict[str, Any]:
     """One system in a fresh process."""
-    done = subprocess.run([sys.executable, *sys.argv, "--one", name], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, __file__, *sys.argv[1:], "--one", name], capture_output=True, text=True, check=False
+    )
     for text in done.stdout.splitlines():
         if text.startswith("RESULT "):
             found: dict[str, Any] = json.loads(text.removeprefix("RESULT "))
@@ -133,7 +137,7 @@ def run_preftune(options: argparse.Namespace, groups: list[Any], dtype: torch.dt
     if options.one != "preftune-online":
         store = Store(store_key(weights_hash(model), dtype, layout), Path(tempfile.mkdtemp()))  # nothing scored before
         fill(store, scorer, groups, lambda some: micro_batches(some, budget))
-        reference = Cached.of(store, torch.device(device))
+        reference = Cached(store, torch.device(device))
     else:
         reference = Frozen.copy_of(model)
     cached_s = time.perf_counter() - begin
@@ -141,7 +145,7 @@ def run_preftune(options: argparse.Namespace, groups: list[Any], dtype: torch.dt
         scorer, reference, bind_objective([LossTerm(name="sigmoid", parameters={"beta": 0.1})]), groups, [], budget
     )
     weights = Weights(model)
-    optimizer = build_optimizer(weights, "adamw", LR, 0.0)
+    optimizer = build_optimizer(weights.masters, "adamw", LR, 0.0)
 
     class Notes:
         def __init__(self) -> None:
@@ -298,5 +302,4 @@ def table(figures: dict[str, Any], names: Sequence[str]) -> str:
 
 
 if __name__ == "__main__":
-    sys.argv[0] = str(Path(sys.argv[0]).resolve())
     main()

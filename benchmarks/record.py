@@ -21,7 +21,7 @@ def record(claim: str, figures: dict[str, Any], settings: dict[str, Any]) -> Non
         "claim": claim,
         "figures": figures,
         "settings": settings,
-        "command": " ".join(["python", *sys.argv]),
+        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         "commit": commit(),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "versions": facts["versions"],

@@ -190,6 +190,10 @@ class Logps:
     length_S: Tensor
     extra: Mapping[str, Tensor] = field(default_factory=dict)
 
+    def detach(self) -> Logps:
+        """The same without gradient and extras."""
+        return Logps(self.token_N.detach(), self.sum_S.detach(), self.length_S)
+
 
 class PairLogps(NamedTuple):
     """Summed log-probs and lengths of the two responses of P judgements. All (P,) float32."""

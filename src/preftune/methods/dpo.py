@@ -192,7 +192,7 @@ def make_reference(
             lambda done, total: stage.advance(len(needed) - total + done),
         )
     display.say(f"reference: {new} groups scored, {len(needed) - new} found in {store.folder}")
-    return Cached.of(store, policy.scorer.device)
+    return Cached(store, policy.scorer.device)
 
 
 @torch.no_grad()
@@ -219,8 +219,8 @@ def prove_start(task: ResponseTask, first: Sequence[TokenGroup]) -> str:
             )
         worst = max(worst, float(difference.max()))
         responses += len(difference)
-        if isinstance(task.reference, Cached):
-            task.reference.replace(batch, live)
+    if isinstance(task.reference, Cached):
+        task.reference.is_policy = True
     meaning = ", loss ln 2" if [term.name for term in task.loss.terms] == ["sigmoid"] else ""
     return f"step 0: policy = reference on {responses} responses (largest difference {worst:.1e}): margin 0{meaning}"
 

@@ -22,7 +22,7 @@ from preftune.model.logprobs import Scorer, logps
 from preftune.types import Batch, TokenGroup
 
 LAYERS = {"full_attention", "sliding_attention"}
-TOLERANCE = {torch.float32: 2e-4, torch.bfloat16: 0.05}
+TOLERANCE = {torch.float32: 2e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
 """Largest error of a token's log-prob in nats, and of the gradient relative to its largest entry."""
 
 

@@ -22,7 +22,7 @@ from preftune.methods.task import ResponseTask
 from preftune.model import memory
 from preftune.model.head import output_layer
 from preftune.model.logprobs import Scorer, logps
-from preftune.model.token_logprobs import CHUNK_BYTES, keep_bytes
+from preftune.model.token_logprobs import chunk_tokens, keep_bytes
 from preftune.train.optim import Weights, build_optimizer, clip
 from preftune.types import Batch, TokenGroup
 
@@ -67,7 +67,7 @@ def footprint(
         "fp32 masters": sum(4 * p.numel() for p in trained if p.dtype != torch.float32),
         "optimizer": 4 * moments * count,
         "reference": bodies if second_model else 0,
-        "head": 3 * CHUNK_BYTES + head_gradients,
+        "head": 12 * chunk_tokens(head.shape[0], device) * head.shape[0] + head_gradients,
     }
     probe = sorted(groups, key=lambda g: abs(slots_of(g, layout) - PROBE_SLOTS))[0]
     batch = lay_out([probe], layout)
@@ -75,6 +75,8 @@ def footprint(
     if config.model.gradient_checkpointing:  # each layer's input, and one layer at a time
         text = scorer.model.config.get_text_config()
         kept = text.num_hidden_layers * text.hidden_size * parameters[0].element_size() + kept / text.num_hidden_layers
+    if scorer.head is None:  # the model's own code makes the logits of all scored tokens, and they are kept
+        return Footprint(fixed, int(kept), 1 << 60, 12 * head.shape[0])
     vocabulary = head.shape[0] if head.requires_grad else 0  # a frozen head keeps no logits
     return Footprint(fixed, int(kept), keep_bytes(device), 4 * vocabulary)
 
@@ -117,8 +119,9 @@ def memory_line(found: Footprint, task: ResponseTask, steps: Sequence[Plan]) -> 
 
 
 def largest_micro_batch(task: ResponseTask, steps: Sequence[Plan]) -> tuple[int, int]:
-    """(token slots, scored tokens) of the largest micro-batch of the first hundred steps."""
+    """(token slots, scored tokens) of the largest micro-batch: of the first hundred steps, or the largest group."""
     batches = [batch for plan in steps[:100] for batch in task.lay([task.groups[i] for i in plan.members])]
+    batches.append(lay_out([max(task.groups, key=lambda g: slots_of(g, task.budget.layout))], task.budget.layout))
     largest = max(batches, key=lambda batch: len(batch.ids_T))
     return len(largest.ids_T), len(largest.read_N)
 
@@ -180,12 +183,20 @@ def calibrate(
             done += body * len(batch.ids_T) + head * len(batch.read_N)
             if time.perf_counter() - began > CALIBRATION_S:
                 break
-    optimizer = build_optimizer(weights, config.optim.name, 0.0, 0.0)  # at a rate of 0, nothing moves
-    update = min(timed(lambda: (clip(weights.gradients(), 1e9), optimizer.step())) for _ in range(2))
-    weights.clear_gradients()
+    trained = sum(master.numel() for master in weights.masters)
+    weights.close()
+    update = update_seconds(config, min(trained, 10_000_000), scorer.device) * max(1.0, trained / 10_000_000)
     with torch.no_grad():
         forward = min(timed(lambda: logps(scorer, sample[0].to(scorer.device))) for _ in range(2))
     return spent / done, forward / (body * len(sample[0].ids_T) + head * len(sample[0].read_N)), update
+
+
+def update_seconds(config: SFTConfig | DPOConfig, n: int, device: torch.device) -> float:
+    """Clipping and an optimizer step on n numbers that belong to no model."""
+    number = torch.nn.Parameter(torch.zeros(n, device=device))
+    number.grad = torch.zeros_like(number)
+    optimizer = build_optimizer([number], config.optim.name, 1e-6, 0.0)
+    return min(timed(lambda: (clip([torch.zeros_like(number)], 1.0), optimizer.step())) for _ in range(3))
 
 
 def macs(scorer: Scorer) -> tuple[int, int]:

@@ -43,15 +43,16 @@ class ResponseTask:
 
     def halved(self, batches: Sequence[Batch]) -> ResponseTask:
         """The same with micro-batches half as large. Raises ConfigError if each has a single group."""
-        largest = max(batches, key=lambda batch: len(batch.ids_T))
-        if all(len(batch.groups) == 1 for batch in batches):
+        divisible = [len(batch.ids_T) for batch in batches if len(batch.groups) > 1]
+        if not divisible:
+            largest = max(batches, key=lambda batch: len(batch.ids_T))
             raise ConfigError(
                 f"out of memory on a single group of {len(largest.ids_T):,} token slots",
                 where=largest.groups[0].origin,
                 why="a group is never split: its prompt and its judgements belong together",
                 fix="set model.gradient_checkpointing=true, train with lora, or lower data.max_length",
             )
-        return replace(self, budget=replace(self.budget, tokens=len(largest.ids_T) // 2))
+        return replace(self, budget=replace(self.budget, tokens=max(divisible) // 2))
 
     def count(self, batch: Batch) -> Tensor:
         return self.loss.count(batch.judged, batch.length_S)
@@ -61,6 +62,9 @@ class ResponseTask:
         statistics: Collection[str] = self.loss.statistics
         if self.reference is None:
             return Measured(logps(self.scorer, batch, statistics), None, batch.judged)
+        if isinstance(self.reference, Cached) and self.reference.is_policy:
+            policy = logps(self.scorer, batch, statistics)
+            return Measured(policy, policy.detach(), batch.judged)
         if "kl" in statistics:
             assert isinstance(self.reference, Live)
             states = self.reference.states(batch)
@@ -78,7 +82,7 @@ class ResponseTask:
     def updated(self) -> None:
         """Called after every update of the policy."""
         if isinstance(self.reference, Cached):
-            self.reference.policy_updated()
+            self.reference.is_policy = False
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -13,12 +14,13 @@ from typing import Any
 from preftune.config.load import dump
 from preftune.config.schema import DPOConfig, SFTConfig
 from preftune.data.order import Plan, plans, size_of
-from preftune.errors import DataError, Stopped
+from preftune.errors import ConfigError, DataError, PreftuneError, Stopped
 from preftune.methods import plan, prepare
 from preftune.methods.task import ResponseTask
 from preftune.model import load
 from preftune.model.attention import use_own
 from preftune.model.logprobs import model_size
+from preftune.model.memory import out_of_memory
 from preftune.report.run import write_run_page
 from preftune.train.display import Display
 from preftune.train.loop import fit
@@ -26,6 +28,7 @@ from preftune.train.optim import Weights, build_optimizer, warmup_steps
 from preftune.train.run import Run, require_packages, run_identity
 from preftune.train.track import open_trackers
 
+AGAIN_S = 4.0  # long enough to write what has been scored
 MakeTask = Callable[[prepare.Policy, prepare.TokenData], ResponseTask]
 Complete = Callable[[ResponseTask, prepare.Policy, Sequence[Plan], int, Display], ResponseTask]
 
@@ -47,7 +50,9 @@ def train(
     policy, plans, the number of steps already done, display). `reference` is its kind.
     """
     folder = Path(config.out)
-    with _stoppable():
+    if dry_run and model is not None:
+        model = copy.deepcopy(model)  # adapters, compiled blocks, frozen weights: nothing of it comes to the caller
+    with _enough_memory(), _stoppable():
         require_packages(list(config.track))
         source = load.locate(config.model.path) if model is None else load.Source(config.model.path)
         text = prepare.read_data(config.data)
@@ -63,20 +68,17 @@ def train(
         policy = prepare.load_policy(config, source, renderer, model)
         prepare.check_policy(policy, data, source)
         task = make_task(policy, data)
-        found, task = sized(config, folder, policy, task, reference)
         steps = schedule(config, task)
+        found = plan.footprint(policy.scorer, config, reference == "frozen", task.groups, policy.budget.layout)
+        task = sized(config, policy, task, found)
         describe(config, policy, task, steps, display)
         if dry_run:
-            for line in plan.in_words(found, task, steps, config, reference):
-                display.say(line)
-            use_own(policy.model)
-            display.say(dump(config))
-            display.say(f"dry run: nothing was trained and nothing written; without --dry-run this makes {folder}")
+            say_plan(config, plan.in_words(found, task, steps, config, reference), display)
             return folder
         run = prepare.open_run(config, text, data, display, policy)
-        run.note(tokens=policy.budget.tokens)
+        task = sized(config, policy, task, found, run.tokens)
         weights = Weights(policy.model, policy.precise)
-        optimizer = build_optimizer(weights, config.optim.name, config.optim.lr, config.optim.weight_decay)
+        optimizer = build_optimizer(weights.masters, config.optim.name, config.optim.lr, config.optim.weight_decay)
         task = complete(task, policy, steps, run.start, display)  # before the weights leave step 0
         optimizer.register_step_post_hook(lambda *_: task.updated())
         run.attach(weights, optimizer)
@@ -84,12 +86,13 @@ def train(
             display.say(f"resuming after step {run.start} of {len(steps)}")
     run.trackers = open_trackers(list(config.track), folder, config.model_dump(mode="json"))
     try:
-        with run.signals(), display.stage("train", len(steps), run.start):
+        with _enough_memory(), run.signals(), display.stage("train", len(steps), run.start):
             fit(task, steps, run.start, weights, optimizer, config.optim, config.train, run)
     finally:
         for tracker in run.trackers:
             tracker.close()
         use_own(policy.model)
+        weights.close()
     final = prepare.export(policy, weights, folder)
     write_run_page(folder)
     run.note(finished=True, steps=len(steps))
@@ -106,7 +109,7 @@ def _stoppable() -> Iterator[None]:
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
 
     def interrupt(*_: Any) -> None:
-        signal.setitimer(signal.ITIMER_REAL, 1.0)  # again, if a library's import or callback swallows this one
+        signal.setitimer(signal.ITIMER_REAL, AGAIN_S)  # if a library's import or callback swallows this one
         raise KeyboardInterrupt
 
     before = [signal.signal(number, interrupt) for number in numbers]
@@ -121,17 +124,46 @@ def _stoppable() -> Iterator[None]:
 
 
 def sized(
-    config: SFTConfig | DPOConfig, folder: Path, policy: prepare.Policy, task: ResponseTask, reference: str
-) -> tuple[plan.Footprint, ResponseTask]:
-    """The run's memory, and the task with micro-batches of `batch.tokens`.
+    config: SFTConfig | DPOConfig,
+    policy: prepare.Policy,
+    task: ResponseTask,
+    found: plan.Footprint,
+    before: int | None = None,
+) -> ResponseTask:
+    """The task with micro-batches of `batch.tokens`; auto is what fits.
 
-    auto is what fits, once for a run: a resumed one keeps the size, another would change its last digits.
+    `before` is the size at the checkpoint of a resumed run: a larger one would change its last digits, or run out of
+    memory again.
     """
-    found = plan.footprint(policy.scorer, config, reference == "frozen", task.groups, policy.budget.layout)
-    tokens = config.batch.tokens if config.batch.tokens != "auto" else Run.noted(folder, "tokens")
     width = policy.model.config.get_text_config().hidden_size
-    policy.budget = replace(policy.budget, tokens=tokens or plan.choose_tokens(found, policy.scorer.device, width))
-    return found, replace(task, budget=policy.budget)
+    given = config.batch.tokens
+    if given == "auto":
+        given = before or plan.choose_tokens(found, policy.scorer.device, width)
+    policy.budget = replace(policy.budget, tokens=min(given, before or given))
+    return replace(task, budget=policy.budget)
+
+
+def say_plan(config: SFTConfig | DPOConfig, words: Sequence[str], display: Display) -> None:
+    """All that a dry run is for."""
+    for line in words:
+        display.say(line)
+    display.say(dump(config))
+    display.say(f"dry run: nothing was trained and nothing written; without --dry-run this makes {config.out}")
+
+
+@contextmanager
+def _enough_memory() -> Iterator[None]:
+    """What no smaller micro-batch can help is said in a sentence."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, PreftuneError) or not out_of_memory(error):
+            raise
+        raise ConfigError(
+            "out of memory",
+            why=str(error).splitlines()[0] if str(error) else "",
+            fix="train with lora, set model.gradient_checkpointing=true, lower data.max_length; --dry-run shows more",
+        ) from error
 
 
 def schedule(config: SFTConfig | DPOConfig, task: ResponseTask) -> list[Plan]:

@@ -114,8 +114,9 @@ def segment_attention(
         calls.append(query.shape[2])
     qkv, seen = (query, key, value), (attention_mask.layout, attention_mask.window, scale)
     plain = not softcap and s_aux is None and value.shape[-1] == query.shape[-1]
+    flash = query.dtype in (torch.float16, torch.bfloat16) and query.shape[-1] <= 256 and query.shape[-1] % 8 == 0
     match query.device.type:
-        case "cuda" if plain:
+        case "cuda" if plain and flash:
             return segments.varlen(*qkv, *seen), None
         case "cuda":
             from preftune.model.flex import flex

@@ -60,4 +60,4 @@ def block_mask(layout: Packed, window: int | None, device: torch.device) -> Bloc
         seen = own | prompt
         return seen if window is None else seen & (position[q] - position[k] < window)
 
-    return create_block_mask(sees, None, None, slots, slots, device=str(device))
+    return create_block_mask(sees, None, None, slots, slots, device=str(device), _compile=device.type == "cuda")

@@ -28,10 +28,10 @@ class Head:
     scale: float = 1.0
     softcap: float = 0.0
 
-    def logits(self, hidden_CH: Tensor) -> Tensor:
-        """(C, V) logits in fp32."""
-        if self.weight.device.type == "cuda" and self.weight.dtype != torch.float32 and not torch.is_grad_enabled():
-            z = torch.mm(hidden_CH, self.weight.t(), out_dtype=torch.float32)  # not rounded to bf16 on the way
+    def logits(self, hidden_CH: Tensor, wide: bool = False) -> Tensor:
+        """(C, V) logits in fp32; `wide`: on a GPU not rounded to bf16 on the way, which autograd cannot follow."""
+        if wide and self.weight.device.type == "cuda" and self.weight.dtype != torch.float32:
+            z = torch.mm(hidden_CH, self.weight.t(), out_dtype=torch.float32)
             z = z if self.bias is None else z.add_(self.bias)
         else:
             z = nn.functional.linear(hidden_CH, self.weight, self.bias).float()
@@ -88,7 +88,7 @@ def find_head(model: Any) -> Head | None:
             logits = model(input_ids=ids, use_cache=False).logits
         if not seen:
             raise ModelError(f"{type(model).__name__} does not call its output layer; its logits cannot be followed")
-        return layer(seen[-1]).double().reshape(-1), logits.double().reshape(-1)
+        return layer(seen[-1]).cpu().double().reshape(-1), logits.cpu().double().reshape(-1)
 
     tolerance = 1e-5 if weight.dtype == torch.float32 else 2e-2
     small, large = ask(0.5), ask(3000.0)

@@ -106,7 +106,9 @@ def sum_responses(values_N: Tensor, length_S: Tensor) -> Tensor:
     """Sum per response; the tokens of a response are adjacent."""
     index_S = torch.arange(len(length_S), device=values_N.device)
     owner_N = torch.repeat_interleave(index_S, length_S, output_size=len(values_N))  # else a GPU is asked for it
-    return values_N.new_zeros(len(length_S)).index_add(0, owner_N, values_N)
+    # a GPU adds in any order: in fp64 that does not reach the digits of fp32
+    dtype = torch.float64 if values_N.device.type == "cuda" else values_N.dtype
+    return values_N.new_zeros(len(length_S), dtype=dtype).index_add(0, owner_N, values_N.to(dtype)).to(values_N.dtype)
 
 
 def model_size(model: nn.Module) -> tuple[int, int]:

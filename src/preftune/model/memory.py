@@ -20,7 +20,8 @@ Result = TypeVar("Result")
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether torch could not get the memory it asked for."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    said = ("can't allocate memory", "out of memory", "ALLOC_FAILED")  # torch's CPU; CUDA, MPS; cuBLAS
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in said)
 
 
 def release() -> None:
@@ -28,6 +29,8 @@ def release() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    elif torch.backends.mps.is_available():
+        torch.mps.empty_cache()
 
 
 def available(device: torch.device) -> int:
@@ -42,8 +45,17 @@ def available(device: torch.device) -> int:
     ):  # a container's limits, version 2 and 1
         values = [_number(Path("/sys/fs/cgroup") / name) for name in (allowed, used)]
         if values[0] is not None and values[1] is not None:
-            limits.append(max(0, values[0] - values[1]))
+            limits.append(max(0, values[0] - values[1] + _reclaimable(used)))
     return min(limits)
+
+
+def _reclaimable(used: str) -> int:
+    """Bytes of a container's use that are only cached files."""
+    path = (Path("/sys/fs/cgroup") / used).with_name("memory.stat")
+    if not path.is_file():
+        return 0
+    found = dict(line.split() for line in path.read_text().splitlines())
+    return int(found.get("total_inactive_file", found.get("inactive_file", 0)))
 
 
 def in_use(device: torch.device) -> int:
@@ -100,7 +112,7 @@ def in_parts(
     """compute(batch); where it does not fit in memory, its groups in two halves, and so on. Not for gradients."""
     try:
         result: Any = compute(batch)
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error) or len(batch.groups) == 1:
             raise
         result = None

@@ -22,7 +22,7 @@ import torch
 from preftune.model.logprobs import Scorer, head_input, logps, sum_responses
 from preftune.model.memory import in_parts
 from preftune.model.statistics import HeadInput
-from preftune.model.store import Floats, Store, response_key
+from preftune.model.store import Store, response_key
 from preftune.types import Batch, Logps, TokenGroup
 
 Layout = Callable[[Sequence[TokenGroup]], list[Batch]]
@@ -103,39 +103,20 @@ class AdapterOff:
 
 @dataclass(slots=True)
 class Cached:
-    """Log-probs from a store that has been filled for every group of the run."""
+    """Log-probs from a store that has been filled for every group of the run.
+
+    is_policy   until the first update the policy is the reference: its own log-probs are used then, as those in the
+                store differ in the last digits, which depend on what else is in a forward pass
+    """
 
     store: Store
     device: torch.device
-    exact: dict[bytes, Floats]
-
-    @staticmethod
-    def of(store: Store, device: torch.device) -> Cached:
-        return Cached(store, device, {})
+    is_policy: bool = False
 
     def logps(self, batch: Batch) -> Logps:
-        pieces = []
-        for key in batch_keys(batch):
-            pieces.append(self.exact[key] if key in self.exact else self.store.get(key))
-        token_N = torch.from_numpy(np.concatenate(pieces)).to(self.device)
+        token_N = torch.from_numpy(np.concatenate([self.store.get(key) for key in batch_keys(batch)])).to(self.device)
         length_S = batch.length_S.to(self.device)
         return Logps(token_N, sum_responses(token_N, length_S), length_S)
-
-    def replace(self, batch: Batch, live: Logps) -> None:
-        """Use `live` for this batch's responses until `policy_updated`.
-
-        Log-probs depend, in the last digits, on which other rows share a forward pass. In the first step the
-        policy still is the reference, so that its own log-probs are the reference's, to the last digit. Afterwards the
-        stored ones are: a resumed run has no others.
-        """
-        values = live.token_N.detach().cpu().numpy()
-        ends = np.cumsum(live.length_S.cpu().numpy())
-        for key, begin, end in zip(batch_keys(batch), [0, *ends[:-1]], ends, strict=True):
-            self.exact[key] = values[begin:end]
-
-    def policy_updated(self) -> None:
-        """The policy is the reference no longer."""
-        self.exact.clear()
 
 
 def batch_keys(batch: Batch) -> list[bytes]:

@@ -95,7 +95,7 @@ def _visible(s: Segment, window: int | None, like: Tensor) -> tuple[bool, Tensor
     return False, _additive(queries, prompt, window if beyond else None, like.dtype, like.device)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=32)
 def _additive(queries: int, prompt: int, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
     mask = torch.zeros(queries, prompt + queries, dtype=dtype, device=device)
     return mask.masked_fill_(~_seen(queries, prompt, window, device), -torch.inf)

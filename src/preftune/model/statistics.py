@@ -26,7 +26,7 @@ def statistics(names: Collection[str], policy: HeadInput, reference: HeadInput |
     if not names:
         return {}
     (hidden_NH, head), pieces = policy, []
-    for part in chunks(len(hidden_NH), len(head.weight)):
+    for part in chunks(len(hidden_NH), len(head.weight), hidden_NH.device):
         other = None if reference is None else (reference[0][part], reference[1])
         if torch.is_grad_enabled():
             pieces.append(checkpoint(_chunk, names, hidden_NH[part], head, other, use_reentrant=False))

@@ -101,9 +101,13 @@ class Store:
         with writing(self.folder, fix):
             self.folder.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".part", delete=False) as file:
-                file.write(blob)
-                file.flush()
-                os.fsync(file.fileno())
+                try:
+                    file.write(blob)
+                    file.flush()
+                    os.fsync(file.fileno())
+                except BaseException:
+                    Path(file.name).unlink()
+                    raise
             os.replace(file.name, self.folder / f"{hashlib.sha256(blob).hexdigest()}.safetensors")
         self._new.clear()
         self._pending = 0

@@ -7,12 +7,13 @@ any loss is: that of the output with respect to the loss. With H multiply-adds a
     kept       log-probs of all tokens over the vocabulary are kept, if they fit `keep_bytes`; 3 products
     recomputed only what does not grow with the vocabulary is kept, logits are made a second time; 4 products
 
-Logits live in chunks of CHUNK_BYTES. Log-softmax and log-probs are fp32 for every dtype, and the head's gradient is
+Logits live in chunks of `chunk_tokens`. Log-softmax and log-probs are fp32 for every dtype, and the head's gradient is
 added up over the chunks in fp32.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -20,12 +21,6 @@ import torch
 from torch import Tensor
 
 from preftune.model.head import Head
-
-CHUNK_BYTES = 16_000_000
-"""fp32 logits of one chunk. Small ones stay in a CPU's cache and are handed back and forth without page faults."""
-
-KEEP_BYTES = 256_000_000
-"""fp32 log-probs that a forward pass may keep for its backward pass; on a GPU, at least 1/20 of its memory."""
 
 Mode = Literal["none", "frozen", "kept", "recomputed"]
 
@@ -50,10 +45,15 @@ def mode_of(hidden_NH: Tensor, head: Head) -> Mode:
 
 
 def keep_bytes(device: torch.device) -> int:
-    """Most bytes of the mode `kept`."""
-    if device.type != "cuda":
-        return KEEP_BYTES
-    return max(KEEP_BYTES, torch.cuda.get_device_properties(device).total_memory // 20)
+    """Most bytes of the mode `kept`: a twentieth of the device's memory, on a CPU at most 1 GB.
+
+    Of all its memory, not of what is free: the mode decides about last digits, and a resumed run must have the same.
+    """
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory) // 20
+    if not hasattr(os, "sysconf"):
+        return 256_000_000
+    return min(1_000_000_000, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 20)
 
 
 class TokenLogprobs(torch.autograd.Function):
@@ -74,8 +74,8 @@ class TokenLogprobs(torch.autograd.Function):
         out_N = hidden_NH.new_empty(len(target_N), dtype=torch.float32)
         sum_N = torch.empty_like(out_N)  # log-sum-exp of each token's logits
         kept, slopes_NH = [], torch.empty_like(hidden_NH) if mode == "frozen" else None
-        for part in chunks(len(target_N), len(weight_VH)):
-            logits = head.logits(hidden_NH[part])
+        for part in chunks(len(target_N), len(weight_VH), hidden_NH.device):
+            logits = head.logits(hidden_NH[part], wide=True)
             chosen = logits.gather(1, target_N[part, None]).squeeze(1)
             logp = torch.log_softmax(logits, 1)
             out_N[part] = logp.gather(1, target_N[part, None]).squeeze(1)
@@ -103,11 +103,13 @@ class TokenLogprobs(torch.autograd.Function):
         d_hidden = torch.empty_like(hidden_NH) if wants_hidden else None
         d_weight = torch.zeros_like(weight_VH, dtype=torch.float32) if wants_weight else None
         d_bias = torch.zeros_like(bias_V, dtype=torch.float32) if wants_bias else None
-        for number, part in enumerate(chunks(len(target_N), len(weight_VH))):
+        for number, part in enumerate(chunks(len(target_N), len(weight_VH), hidden_NH.device)):
             if ctx.mode == "kept":
+                if ctx.kept[number] is None:
+                    raise RuntimeError("the log-probs of a batch have one backward pass: run the forward pass again")
                 logp, ctx.kept[number] = ctx.kept[number], None
             else:
-                logp = head.logits(hidden_NH[part]).sub_(sum_N[part, None])
+                logp = head.logits(hidden_NH[part], wide=True).sub_(sum_N[part, None])
             d_z = _slope(logp, sum_N[part], target_N[part], head).mul_(grad_N[part, None])
             if d_bias is not None:
                 d_bias += d_z.sum(0)
@@ -125,9 +127,17 @@ class TokenLogprobs(torch.autograd.Function):
         )
 
 
-def chunks(n: int, vocabulary: int) -> Iterator[slice]:
-    """Slices of n tokens whose fp32 logits are CHUNK_BYTES each."""
-    size = max(1, CHUNK_BYTES // (4 * vocabulary))
+def chunk_tokens(vocabulary: int, device: torch.device) -> int:
+    """Tokens of a chunk: on a CPU 16 MB of logits, which are reused without page faults, on a GPU 512 MB.
+
+    At least 128 tokens, since each chunk adds to the whole gradient of the head.
+    """
+    return max(128, (512_000_000 if device.type == "cuda" else 16_000_000) // (4 * vocabulary))
+
+
+def chunks(n: int, vocabulary: int, device: torch.device) -> Iterator[slice]:
+    """Slices of n tokens."""
+    size = chunk_tokens(vocabulary, device)
     return (slice(begin, begin + size) for begin in range(0, n, size))
 
 

@@ -33,10 +33,9 @@ def save(
     step: int,
     weights: Weights,
     optimizer: torch.optim.Optimizer,
-    identity: dict[str, Any],
-    tally: dict[str, tuple[float, float]],
+    facts: dict[str, Any],
 ) -> Path:
-    """Write the checkpoint of `step` below `folder` and remove older ones."""
+    """Write the checkpoint of `step` below `folder` and remove older ones; `facts` are kept in its state."""
     final = folder / f"step-{step:08d}"
     part = folder / f"{final.name}.part-{os.getpid()}"
     try:
@@ -46,7 +45,7 @@ def save(
             save_file({name: master.detach().contiguous() for name, master in weights}, part / WEIGHTS)
             save_file(_optimizer_tensors(weights, optimizer), part / OPTIMIZER)
             hashes = {name: _sha256(part / name) for name in (WEIGHTS, OPTIMIZER)}
-            state = {"step": step, "files": hashes, "tally": tally, "identity": identity}
+            state = {"step": step, "files": hashes, **facts}
             (part / STATE).write_text(json.dumps(state, indent=1))
             for path in (part / WEIGHTS, part / OPTIMIZER, part / STATE, part):
                 _to_disk(path)

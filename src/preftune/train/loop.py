@@ -85,7 +85,7 @@ class Log(Protocol):
 
     def evaluation(self, step: int, metrics: dict[str, float]) -> None: ...
 
-    def save(self, step: int, tally: Tally) -> None: ...
+    def save(self, step: int, tally: Tally, tokens: int) -> None: ...
 
     def halved(self, step: int, tokens: int) -> None:
         """Memory ran out: from here on, a micro-batch has at most so many token slots."""
@@ -137,7 +137,7 @@ def fit(
             if plan.number == total or (train.eval_every and plan.number % train.eval_every == 0):
                 log.evaluation(plan.number, task.evaluate())
             if stop or (train.save_every and plan.number % train.save_every == 0):
-                log.save(plan.number, tally)
+                log.save(plan.number, tally, task.budget.tokens)
         if stop:
             raise Stopped(
                 f"stopped after step {plan.number} of {total}; everything is saved",
@@ -155,7 +155,7 @@ def _gradients(
         try:
             count = torch.stack([task.count(batch) for batch in batches]).sum()
             return task, batches, _accumulate(task, batches, count)
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
         weights.clear_gradients()  # after the handler: the error holds what had been allocated

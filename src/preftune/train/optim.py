@@ -28,13 +28,20 @@ class Weights:
         self.names = [name for name, _ in trained]
         self.parameters = [p for _, p in trained]
         self.masters: list[Tensor] = []
+        self._hooks: list[Any] = []
         for name, parameter in trained:
             if parameter.dtype == torch.float32:
                 self.masters.append(parameter)
                 continue
             master = (precise or {}).get(name, parameter.detach()).float().clone().to(parameter.device)
             self.masters.append(master)
-            parameter.register_post_accumulate_grad_hook(_adder(master))
+            self._hooks.append(parameter.register_post_accumulate_grad_hook(_adder(master)))
+
+    def close(self) -> None:
+        """Leave the model as it would be without masters."""
+        self.clear_gradients()
+        for hook in self._hooks:
+            hook.remove()
 
     def gradients(self) -> list[Tensor]:
         """fp32 gradients of all parameters that have one."""
@@ -67,14 +74,14 @@ def _adder(master: Tensor) -> Any:
 
 
 def build_optimizer(
-    weights: Weights, name: Literal["adamw", "rmsprop"], lr: float, weight_decay: float
+    masters: list[Tensor], name: Literal["adamw", "rmsprop"], lr: float, weight_decay: float
 ) -> torch.optim.Optimizer:
     """AdamW in its fused form, or RMSprop with torch's defaults, as the DPO paper used it."""
-    if not weights.masters:
+    if not masters:
         raise ConfigError("no weight is trained", where="lora", why="every parameter of the model is frozen")
     if name == "adamw":
-        return torch.optim.AdamW(weights.masters, lr=lr, weight_decay=weight_decay, fused=True)
-    return torch.optim.RMSprop(weights.masters, lr=lr, weight_decay=weight_decay)
+        return torch.optim.AdamW(masters, lr=lr, weight_decay=weight_decay, fused=True)
+    return torch.optim.RMSprop(masters, lr=lr, weight_decay=weight_decay)
 
 
 def warmup_steps(warmup: float, total: int) -> int:

@@ -53,6 +53,7 @@ class Run:
     trackers: list[Tracker] = field(default_factory=list)
     resumed: Path | None = None
     start: int = 0
+    tokens: int | None = None
     weights: Weights | None = None
     optimizer: torch.optim.Optimizer | None = None
     on_line: Callable[[dict[str, Any]], None] = lambda line: None
@@ -98,7 +99,7 @@ class Run:
             for left in [*folder.glob("*.part*"), *folder.glob("checkpoints/*.part*")]:
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
         if run.resumed:
-            run.start, run.tally = int(state["step"]), Tally.of(state["tally"])
+            run.start, run.tally, run.tokens = int(state["step"]), Tally.of(state["tally"]), int(state["tokens"])
         _cut_metrics(folder / "metrics.jsonl", run.start)
         return run
 
@@ -106,11 +107,6 @@ class Run:
         """Add facts to manifest.json."""
         manifest = {**_manifest(self.folder), "identity": self.identity, **facts}
         write_json(self.folder / "manifest.json", manifest)
-
-    @staticmethod
-    def noted(folder: Path, fact: str) -> Any:
-        """A fact that the run in `folder` noted before, or None."""
-        return _manifest(folder).get(fact)
 
     def known(self, fact: str) -> Any:
         """A fact noted before, or None."""
@@ -139,15 +135,15 @@ class Run:
             tracker.log(step, {f"{split}/{name}": value for name, value in metrics.items()})
 
     def halved(self, step: int, tokens: int) -> None:
-        """Say so, and note it for a resumed run."""
+        """Say so."""
         self.display.say(f"step {step}: out of memory; from here on a micro-batch has at most {tokens} token slots")
-        self.note(tokens=tokens)
 
-    def save(self, step: int, tally: Tally) -> None:
+    def save(self, step: int, tally: Tally, tokens: int) -> None:
         assert self.weights is not None
         assert self.optimizer is not None
         folder = self.folder / "checkpoints"
-        path = checkpoint.save(folder, step, self.weights, self.optimizer, self.identity, tally.state())
+        facts = {"identity": self.identity, "tally": tally.state(), "tokens": tokens}
+        path = checkpoint.save(folder, step, self.weights, self.optimizer, facts)
         self.display.say(f"checkpoint {path}")
 
     def stop_requested(self) -> bool:

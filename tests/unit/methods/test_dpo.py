@@ -254,13 +254,13 @@ def test_a_reference_that_differs_is_a_stop(tmp_path: Path) -> None:
         dpo.prove_start(frozen, groups)
     store = Store("k", tmp_path)
     fill(store, policy, groups, frozen.layout)
-    good = ResponseTask(policy, Cached.of(store, torch.device("cpu")), objective, groups, [], Budget("rows", 1000))
+    good = ResponseTask(policy, Cached(store, torch.device("cpu")), objective, groups, [], Budget("rows", 1000))
     assert "margin 0, loss ln 2" in dpo.prove_start(good, groups)
     key = response_key(groups[2].prompt_ids, groups[2].response_ids[1])
     store.put(key, store.get(key) + 0.5)
     with pytest.raises(NumericError, match="toy:3"):
         dpo.prove_start(
-            ResponseTask(policy, Cached.of(store, torch.device("cpu")), objective, groups, [], Budget("rows", 1000)),
+            ResponseTask(policy, Cached(store, torch.device("cpu")), objective, groups, [], Budget("rows", 1000)),
             groups,
         )
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,25 @@ import torch
 from tests.conftest import PAIRS, make_model, random_groups, write_jsonl
 from transformers import AutoModelForCausalLM
 
-from preftune.config.schema import BatchConfig, DataConfig, DPOConfig, ModelConfig, OptimConfig, TrainConfig
+from preftune.config.schema import (
+    BatchConfig,
+    DataConfig,
+    DPOConfig,
+    LoraConfig,
+    LossTerm,
+    ModelConfig,
+    OptimConfig,
+    TrainConfig,
+)
 from preftune.data.layout import Budget, lay_out, micro_batches
-from preftune.errors import ConfigError
+from preftune.errors import ConfigError, Stopped
 from preftune.methods import dpo, plan
 from preftune.methods.plan import Footprint, choose_tokens
+from preftune.methods.task import ResponseTask
 from preftune.model import memory
 from preftune.model.logprobs import Scorer, logps
 from preftune.train.display import Display
+from preftune.train.run import Run
 from preftune.types import Batch
 
 
@@ -57,7 +68,6 @@ def test_a_step_that_runs_out_of_memory_is_done_again_in_smaller_pieces(
     halved = dpo.run(config(model_folder, tmp_path / "halved"), model=model, display=Display())
     assert failures
     assert "out of memory; from here on a micro-batch has at most" in capsys.readouterr().err
-    assert json.loads((tmp_path / "halved" / "manifest.json").read_text())["tokens"] <= 40
     for name, expected in weights(small).items():
         assert torch.allclose(weights(halved)[name], expected, atol=1e-5), name
 
@@ -116,13 +126,13 @@ class Log:
     cut = []
     def train(self, step, metrics): print("loss", metrics["loss"])
     def evaluation(self, step, metrics): pass
-    def save(self, step, tally): pass
+    def save(self, step, tally, tokens): pass
     def halved(self, step, tokens): self.cut.append(tokens)
     def stop_requested(self): return False
 objective = bind_objective([LossTerm(name="sigmoid")])
 task = ResponseTask(Scorer.of(model), Frozen.copy_of(model), objective, groups, [], Budget("rows", 100000))
 weights = Weights(model)
-optimizer = build_optimizer(weights, "adamw", 1e-3, 0.0)
+optimizer = build_optimizer(weights.masters, "adamw", 1e-3, 0.0)
 pages = int(open("/proc/self/statm").read().split()[0])
 resource.setrlimit(resource.RLIMIT_AS, (pages * 4096 + 160_000_000,) * 2)
 fit(task, [Plan(1, 0, tuple(range(64)))], 0, weights, optimizer, OptimConfig(), TrainConfig(), Log())
@@ -197,3 +207,72 @@ def test_a_dry_run_says_what_will_not_fit_and_what_takes_days(
     assert "this run will not fit: 0.00 GB are free on cpu; train with lora" in said
     assert "time: about" not in said
     assert {path.name for path in tmp_path.iterdir()} - before == {"pairs.jsonl"}
+
+
+def test_halving_ends_whatever_the_sizes() -> None:
+    """One group that is larger than all others together cannot be cut; the others can, until each is alone."""
+    [long] = random_groups(1, longest=200, seed=3)
+    groups = [replace(long, prompt_ids=long.prompt_ids.repeat(50)), *random_groups(9)]
+    scorer = Scorer.of(make_model())
+    task = ResponseTask(scorer, None, dpo.bind_objective([LossTerm(name="simpo")]), groups, [], Budget("rows", 4096))
+    sizes = []
+
+    def halve() -> None:
+        nonlocal task
+        while True:
+            batches = task.lay(groups)
+            sizes.append(max(len(batch.groups) for batch in batches))
+            task = task.halved(batches)
+
+    with pytest.raises(ConfigError, match="out of memory on a single group"):
+        halve()
+    assert sizes[-1] == 1
+    assert len(sizes) < 15
+
+
+def test_a_run_that_was_halved_and_stopped_ends_like_one_that_was_not_stopped(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint knows the size of micro-batches, so that a resumed run has it before memory runs out again."""
+    finals = []
+    for name, stop in (("whole", None), ("parts", 3)):
+        model = AutoModelForCausalLM.from_pretrained(model_folder)
+        fails_above(model, 40, backward=True)
+        settings = config(model_folder, tmp_path / name)
+        if stop:
+            with monkeypatch.context() as patch:
+                seen: list[int] = []
+                patch.setattr(Run, "stop_requested", lambda _self, seen=seen: seen.append(1) or len(seen) >= 3)
+                with pytest.raises(Stopped):
+                    dpo.run(settings, model=model, display=Display(quiet=True))
+            model = AutoModelForCausalLM.from_pretrained(model_folder)  # this time there is memory
+        finals.append(weights(dpo.run(settings, model=model, display=Display(quiet=True))))
+    assert all(torch.equal(value, finals[1][name]) for name, value in finals[0].items())
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=2)])
+def test_a_dry_run_leaves_a_model_in_memory_as_it_was(
+    tmp_path: Path, model_folder: Path, dtype: str, lora: LoraConfig | None
+) -> None:
+    kind = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
+    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=kind)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    settings = config(model_folder, tmp_path / "run", model=ModelConfig(path=str(model_folder)), lora=lora)
+    attention = model.config._attn_implementation
+    dpo.run(settings, model=model, display=Display(quiet=True), dry_run=True)
+    assert model.config._attn_implementation == attention
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+    assert (dpo.run(settings, model=model, display=Display(quiet=True)) / "tokenizer.json").is_file()
+
+
+def test_running_out_of_memory_elsewhere_is_a_sentence(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("CUDA error: out of memory\nmore")
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", fail)
+    with pytest.raises(ConfigError, match="out of memory\n  CUDA error: out of memory\n  fix: train with lora"):
+        dpo.run(config(model_folder, tmp_path / "run"), display=Display(quiet=True))

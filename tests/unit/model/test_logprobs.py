@@ -122,8 +122,8 @@ def test_chunked_head_equals_dense(
 ) -> None:
     """Values and the gradients of hidden states, weight and bias, against fp64, for a loss that is not linear."""
     vocabulary, width, n = 50, 16, 40
-    monkeypatch.setattr(token_module, "CHUNK_BYTES", 4 * vocabulary * chunk)
-    monkeypatch.setattr(token_module, "KEEP_BYTES", 0 if mode == "recomputed" else 1 << 30)
+    monkeypatch.setattr(token_module, "chunk_tokens", lambda *_: chunk)
+    monkeypatch.setattr(token_module, "keep_bytes", lambda _device: 0 if mode == "recomputed" else 1 << 30)
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> Tensor:
@@ -166,7 +166,8 @@ def test_no_tensor_of_all_tokens_times_vocabulary_exists(monkeypatch: pytest.Mon
             return out
 
     n, vocabulary, width, chunk = 400, 300, 8, 20
-    monkeypatch.setattr(token_module, "CHUNK_BYTES", 4 * vocabulary * chunk)
+    monkeypatch.setattr(token_module, "chunk_tokens", lambda *_: chunk)
+    monkeypatch.setattr(token_module, "keep_bytes", lambda _device: 0)
     hidden = torch.randn(n, width, requires_grad=True)
     weight = torch.randn(vocabulary, width, requires_grad=True)
     with Watch():

@@ -60,15 +60,11 @@ def filled(model: Any, groups: Any) -> Store:
 
 def test_cached_equals_live(model: Any) -> None:
     groups = random_groups(12, responses=3)
-    reference = Cached.of(filled(model, groups), torch.device("cpu"))
+    reference = Cached(filled(model, groups), torch.device("cpu"))
     for batch in micro_batches(list(reversed(groups)), Budget("rows", 60)):
         live, cached = logps(Scorer.of(model), batch), reference.logps(batch)
         assert torch.allclose(cached.token_N, live.token_N, atol=1e-5)
         assert torch.allclose(cached.sum_S, live.sum_S, atol=1e-5)
-        reference.replace(batch, live)
-        assert torch.equal(reference.logps(batch).sum_S, live.sum_S)
-    reference.policy_updated()  # from now on the stored values, which a resumed run would have
-    assert torch.equal(reference.logps(batch).sum_S, cached.sum_S)
 
 
 def test_a_second_run_finds_everything(model: Any) -> None:
@@ -136,7 +132,7 @@ def test_a_damaged_file_is_named_and_not_used(model: Any, damage: str) -> None:
     assert again.damaged == [str(path)]
     assert fill(again, Scorer.of(model), groups, layout) == 4
     batch = rows(groups)
-    found = Cached.of(again, torch.device("cpu")).logps(batch).sum_S
+    found = Cached(again, torch.device("cpu")).logps(batch).sum_S
     assert torch.allclose(found, logps(Scorer.of(model), batch).sum_S, atol=1e-5)
 
 

@@ -68,7 +68,7 @@ def test_bf16_weights_learn_through_fp32_masters() -> None:
     model = nn.Linear(1, 1, bias=False, dtype=torch.bfloat16)
     nn.init.ones_(model.weight)
     weights = Weights(model)
-    optimizer = build_optimizer(weights, "adamw", 1e-5, 0.0)
+    optimizer = build_optimizer(weights.masters, "adamw", 1e-5, 0.0)
     for _ in range(200):
         model(torch.ones(1, 1, dtype=torch.bfloat16)).sum().backward()
         assert model.weight.grad is None  # added to the master at once
@@ -104,11 +104,11 @@ def test_tied_weights_are_trained_once() -> None:
 def test_a_model_with_nothing_to_train_is_refused() -> None:
     model = nn.Linear(2, 2).requires_grad_(False)
     with pytest.raises(ConfigError, match="no weight is trained"):
-        build_optimizer(Weights(model), "adamw", 1e-3, 0.0)
+        build_optimizer(Weights(model).masters, "adamw", 1e-3, 0.0)
 
 
 def test_rmsprop_is_torchs_with_its_defaults() -> None:
-    optimizer = build_optimizer(Weights(nn.Linear(2, 2)), "rmsprop", 1e-3, 0.0)
+    optimizer = build_optimizer(Weights(nn.Linear(2, 2)).masters, "rmsprop", 1e-3, 0.0)
     assert isinstance(optimizer, torch.optim.RMSprop)
     assert (optimizer.defaults["alpha"], optimizer.defaults["eps"], optimizer.defaults["momentum"]) == (0.99, 1e-8, 0)
 
