@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 .PHONY: demo test check install clean
 
 demo: $(READY)  ## the offline first run
-	@echo "== preftune demo: about 80 s on two cores; everything goes to demo-run/"
+	@echo "== preftune demo: about 90 s on two cores; everything goes to demo-run/"
 	$(BIN)/preftune demo --out demo-run
 
 test: $(READY)  ## all tests
