@@ -99,7 +99,7 @@ def probe_groups(vocabulary: int) -> list[TokenGroup]:
 def measure(scorer: Scorer, batch: Batch) -> tuple[Tensor, Tensor]:
     """Token log-probs, and the gradient of a weighted sum of them at the model's input, added up by token and position.
 
-    The input's gradient has gone through every layer but needs no memory for the weights'.
+    The input's gradient has gone through every layer but needs no memory for the weights', the head's aside.
     """
     batch = batch.to(scorer.device)
     seen: list[Tensor] = []

@@ -52,7 +52,7 @@ def train(
     folder = Path(config.out)
     if dry_run and model is not None:
         model = copy.deepcopy(model)  # adapters, compiled blocks, frozen weights: nothing of it comes to the caller
-    with _enough_memory(), _stoppable():
+    with _enough_memory(), _stoppable(), _attention_returned(model):
         require_packages(list(config.track))
         source = load.locate(config.model.path) if model is None else load.Source(config.model.path)
         text = prepare.read_data(config.data)
@@ -98,6 +98,17 @@ def train(
     run.note(finished=True, steps=len(steps))
     display.say(f"done: {final}")
     return final
+
+
+@contextmanager
+def _attention_returned(model: Any) -> Iterator[None]:
+    """A model given in memory does not keep our attention when its run fails before the first step."""
+    try:
+        yield
+    except BaseException:
+        if model is not None:
+            use_own(model)
+        raise
 
 
 @contextmanager

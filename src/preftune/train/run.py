@@ -32,7 +32,7 @@ from preftune.train.optim import Weights
 from preftune.train.track import Tracker
 
 PACKAGES = ("preftune", "torch", "transformers", "tokenizers", "peft", "datasets", "safetensors", "numpy")
-#: Config keys that a resumed run may change: they alter neither weights nor data.
+#: Config keys that a resumed run may change: they alter no data, and weights at most in their last digits.
 FREE = {
     ("train", "log_every"),
     ("train", "eval_every"),

@@ -26,7 +26,7 @@ from preftune.config.schema import (
 )
 from preftune.data.layout import Budget, lay_out, micro_batches
 from preftune.errors import ConfigError, Stopped
-from preftune.methods import dpo, plan
+from preftune.methods import dpo, plan, prepare
 from preftune.methods.plan import Footprint, choose_tokens
 from preftune.methods.task import ResponseTask
 from preftune.model import memory
@@ -276,3 +276,19 @@ def test_running_out_of_memory_elsewhere_is_a_sentence(
     monkeypatch.setattr(torch.optim.AdamW, "step", fail)
     with pytest.raises(ConfigError, match="out of memory\n  CUDA error: out of memory\n  fix: train with lora"):
         dpo.run(config(model_folder, tmp_path / "run"), display=Display(quiet=True))
+
+
+def test_a_run_that_is_refused_returns_the_model_its_attention(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(policy: Any, *_: Any) -> None:
+        assert policy.model.config._attn_implementation != before
+        raise ConfigError("refused")
+
+    model = AutoModelForCausalLM.from_pretrained(model_folder)
+    before = model.config._attn_implementation
+    monkeypatch.setattr(prepare, "check_policy", refuse)
+    settings = config(model_folder, tmp_path / "run", model=ModelConfig(path=str(model_folder)))
+    with pytest.raises(ConfigError, match="refused"):
+        dpo.run(settings, model=model, display=Display(quiet=True))
+    assert model.config._attn_implementation == before
