@@ -16,11 +16,15 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import torch
 import transformers
+from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from preftune.types import Judgement, TokenGroup
 
 transformers.utils.logging.disable_progress_bar()
+# The same examples on every machine; `pytest --hypothesis-profile default` looks for new ones.
+settings.register_profile("fixed", derandomize=True)
+settings.load_profile("fixed")
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 TEXTS = [
