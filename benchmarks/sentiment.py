@@ -26,7 +26,7 @@ from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 from preftune.config.schema import BatchConfig, DataConfig, DPOConfig, ModelConfig, OptimConfig, TrainConfig
 from preftune.evaluate.frontier import Floats, Point, best_of_n, measure, optimum, optimum_at, response_logps
 from preftune.methods import dpo
-from preftune.model.generate import Sampled, sample
+from preftune.model.generate import Sampled, Sampling, sample
 from preftune.model.load import load_model, load_tokenizer, locate
 from preftune.model.logprobs import Scorer
 from preftune.report.figures import frontier
@@ -72,7 +72,7 @@ def main() -> None:
     ids = [tokenizer(prompt)["input_ids"] for prompt in prompts]
 
     def draw(scorer: Scorer, n: int, seed: int) -> list[Sampled]:
-        return sample(scorer.model, tokenizer, ids, n=n, max_new_tokens=NEW_TOKENS, seed=seed)
+        return sample(scorer.model, tokenizer, ids, Sampling(n, NEW_TOKENS, seed=seed))
 
     def rewards(drawn: list[Sampled]) -> Floats:
         return np.array([[vader.polarity_scores(text)["compound"] for text in s.texts] for s in drawn])

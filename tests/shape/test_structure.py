@@ -25,7 +25,7 @@ ALLOWED = {
     "resolve": "errors",
     "config": "errors",
     "losses": "types",
-    "exact": "",
+    "exact": "types",
     "model": "types errors",
     "data": "types errors resolve",
     "train": "types errors config data model",

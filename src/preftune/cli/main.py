@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from preftune.cli import data as data_commands
+from preftune.cli import evaluate as evaluate_commands
 from preftune.errors import PreftuneError
 
 app = typer.Typer(
@@ -23,6 +24,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(data_commands.app, name="data")
+app.add_typer(evaluate_commands.app, name="eval")
 
 UsageError: Any = typer.BadParameter.__bases__[0]  # click's own, or the copy of it that newer typer brings
 Config = Annotated[Path, typer.Argument(help="YAML file of the run.", metavar="CONFIG.yaml")]
@@ -78,6 +80,32 @@ def dpo(config: Config, overrides: Overrides = None, dry_run: DryRun = False, qu
     from preftune.train.display import Display
 
     run_dpo(resolved, display=Display(quiet), dry_run=dry_run)
+
+
+@app.command()
+def reward(config: Config, overrides: Overrides = None, dry_run: DryRun = False, quiet: Quiet = False) -> None:
+    """Bradley-Terry reward model: a scalar head on a language model, from preference data."""
+    from preftune.config.load import load
+    from preftune.config.schema import RewardConfig
+
+    resolved = load(RewardConfig, config, overrides or ())
+    from preftune.methods.reward import run as run_reward
+    from preftune.train.display import Display
+
+    run_reward(resolved, display=Display(quiet), dry_run=dry_run)
+
+
+@app.command()
+def ppo(config: Config, overrides: Overrides = None, dry_run: DryRun = False, quiet: Quiet = False) -> None:
+    """PPO against a reward model, VADER or a reward function of your own: the pipeline that DPO replaces."""
+    from preftune.config.load import load
+    from preftune.config.schema import PPOConfig
+
+    resolved = load(PPOConfig, config, overrides or ())
+    from preftune.methods.ppo import run as run_ppo
+    from preftune.train.display import Display
+
+    run_ppo(resolved, display=Display(quiet), dry_run=dry_run)
 
 
 @app.command()

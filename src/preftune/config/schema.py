@@ -24,6 +24,13 @@ class Section(BaseModel):
         return value
 
 
+def share(value: str | float | None) -> str | float | None:
+    """`data.eval`, checked."""
+    if isinstance(value, float) and not 0 < value < 1:
+        raise ValueError("a share of the training data lies between 0 and 1; otherwise give a file")
+    return value
+
+
 class ModelConfig(Section):
     path: str
     """Hugging Face folder, PEFT adapter folder or Hub id (`name` or `name@revision`) of the policy."""
@@ -85,9 +92,7 @@ class DataConfig(Section):
     @field_validator("eval")
     @classmethod
     def _share(cls, value: str | float | None) -> str | float | None:
-        if isinstance(value, float) and not 0 < value < 1:
-            raise ValueError("a share of the training data lies between 0 and 1; otherwise give a file")
-        return value
+        return share(value)
 
 
 class OptimConfig(Section):
@@ -105,9 +110,7 @@ class OptimConfig(Section):
     """The gradient is scaled down to this norm where it exceeds it."""
 
 
-class BatchConfig(Section):
-    pairs: int = Field(64, ge=1)
-    """Judgements (for sft and unpaired data: responses) in one optimizer step."""
+class SlotConfig(Section):
     tokens: int | Literal["auto"] = "auto"
     """Token slots in one micro-batch. Changes memory and speed, never the gradient."""
 
@@ -117,6 +120,11 @@ class BatchConfig(Section):
         if isinstance(value, int) and value < 1:
             raise ValueError("must be at least 1")
         return value
+
+
+class BatchConfig(SlotConfig):
+    pairs: int = Field(64, ge=1)
+    """Judgements (for sft and unpaired data: responses) in one optimizer step."""
 
 
 class TrainConfig(Section):
@@ -151,13 +159,11 @@ class LossTerm(Section):
     parameters: dict[str, Any] = {}
 
 
-class RunConfig(Section):
-    """What sft and dpo have in common."""
+class TunedConfig(Section):
+    """What all methods that tune a model have in common."""
 
     model: ModelConfig
-    data: DataConfig
     optim: OptimConfig = OptimConfig()
-    batch: BatchConfig = BatchConfig()
     train: TrainConfig = TrainConfig()
     lora: LoraConfig | None = None
     out: str
@@ -165,10 +171,17 @@ class RunConfig(Section):
     """Where metrics go besides metrics.jsonl. Each needs the package of its name."""
 
     @model_validator(mode="after")
-    def _adapter_dtype(self) -> RunConfig:
+    def _adapter_dtype(self) -> TunedConfig:
         if self.lora and self.model.save_dtype != "auto":
             raise ValueError("model.save_dtype is for full models; an adapter is saved in fp32")
         return self
+
+
+class RunConfig(TunedConfig):
+    """What the methods that learn from a file of responses have in common."""
+
+    data: DataConfig
+    batch: BatchConfig = BatchConfig()
 
 
 class SFTConfig(RunConfig):
@@ -211,3 +224,95 @@ class DPOConfig(RunConfig):
             if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
                 raise ValueError("weight must be a number above 0")
         return value
+
+
+class RewardConfig(RunConfig):
+    optim: OptimConfig = OptimConfig(lr=1e-5)
+    centre: float = Field(0.0, ge=0)
+    """Weight of (r_chosen + r_rejected)^2, which keeps rewards near 0; the likelihood leaves their level free."""
+    normalise: bool = True
+    """Note mean and standard deviation of the training responses' rewards with the model; whoever asks it for rewards
+    gets (r - mean) / std."""
+    out: str = "runs/reward"
+    """The run folder. Running the same command again resumes."""
+
+
+class PromptConfig(Section):
+    train: str | list[str]
+    """Prompts: rows with `prompt` (text or messages), or data of any format, of which only the prompts are taken."""
+    eval: str | float | None = None
+    """Held-out prompts: a file, or a share below 1 of the training prompts."""
+    chat_template: str | None = None
+    """As for the other methods."""
+    max_prompt_length: int = Field(512, ge=1)
+    """Longer prompts are dropped, and counted."""
+    max_dropped: float = Field(0.2, ge=0, le=1)
+    """Stop when a larger share of the rows is dropped."""
+
+    @field_validator("eval")
+    @classmethod
+    def _share(cls, value: str | float | None) -> str | float | None:
+        return share(value)
+
+
+class ValueConfig(Section):
+    kind: Literal["network", "head"] = "network"
+    """network: a model of its own with a scalar head; head: a linear map of the policy's last hidden states."""
+    path: str | None = None
+    """Where the value network starts: a model folder, often the reward model. null: as the policy, with a head of 0."""
+
+
+class RolloutConfig(Section):
+    prompts: int = Field(64, ge=1)
+    """Prompts in one step."""
+    responses: int = Field(1, ge=1)
+    """Responses sampled for each, at temperature 1: the gradient is that of the distribution that was sampled."""
+    max_new_tokens: int = Field(64, ge=1)
+    """Where a response is cut off."""
+    missing_eos: Literal["keep", "stop"] = "keep"
+    """keep: a response that was cut off is rewarded like any other, less the penalty; stop: it ends the run."""
+    missing_eos_penalty: float = Field(0.0, ge=0)
+    """Taken off the reward of a response that was cut off."""
+
+
+class PPOParameters(Section):
+    kl_coef: float = Field(0.05, ge=0)
+    """Weight of the KL penalty in every token's reward, DPO's beta; where it starts, if `kl_target` is set."""
+    kl_target: float | None = Field(None, gt=0)
+    """KL in nats a response that `kl_coef` is steered to. null: it stays fixed."""
+    kl_horizon: int = Field(10_000, ge=1)
+    """Responses over which the steering works: each step changes kl_coef by at most 0.2 * responses / horizon."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k1"
+    """Of the KL at a sampled token; d = log policy - log reference. k1: d, unbiased; k2: d^2 / 2;
+    k3: exp(-d) - 1 + d."""
+    gamma: float = Field(1.0, gt=0, le=1)
+    """Discount of later rewards."""
+    lam: float = Field(0.95, ge=0, le=1)
+    """Lambda of generalised advantage estimation: 1 trusts the rewards alone, 0 the values."""
+    clip: float = Field(0.2, gt=0)
+    """The policy's ratio to the sampling policy gains nothing outside 1 +- clip."""
+    value_clip: float | None = Field(0.2, gt=0)
+    """A new value gains nothing further than this from the old one. null: not clipped."""
+    value_coef: float = Field(0.5, gt=0)
+    """Weight of the value loss."""
+    epochs: int = Field(4, ge=1)
+    """Passes over the responses of a step."""
+    minibatches: int = Field(4, ge=1)
+    """Updates in each pass."""
+    whiten_rewards: bool = False
+    """Divide the scores of a step by their standard deviation (their mean stays)."""
+    whiten_advantages: bool = True
+    """Bring the advantages of a step to mean 0 and variance 1."""
+
+
+class PPOConfig(TunedConfig):
+    data: PromptConfig
+    reward: str
+    """Folder of a reward model, `vader`, `length`, or `file.py:function` with (prompts, responses) -> rewards."""
+    value: ValueConfig = ValueConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    ppo: PPOParameters = PPOParameters()
+    optim: OptimConfig = OptimConfig(lr=3e-6, schedule="constant", warmup=0)
+    batch: SlotConfig = SlotConfig()
+    out: str = "runs/ppo"
+    """The run folder. Running the same command again resumes."""

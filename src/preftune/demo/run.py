@@ -45,7 +45,7 @@ from preftune.demo.findings import Finding, Findings, Tuned, write_report
 from preftune.errors import RunError, writing
 from preftune.evaluate.frontier import Floats, measure, response_logps
 from preftune.methods import dpo, sft
-from preftune.model.generate import Sampled, sample
+from preftune.model.generate import Sampled, Sampling, sample
 from preftune.model.load import load_model, locate
 from preftune.model.logprobs import Scorer
 from preftune.train.display import Display
@@ -101,17 +101,17 @@ def run(out: Path, *, fast: bool = False, console: Console | None = None) -> Fin
             f"[3/5] sampling {scale.samples} reviews for each of {len(prompts)} prompts, judged by the true reward"
         )
         ids = [tokenizer(p)["input_ids"] for p in prompts]
-        drawn = sample(reference, tokenizer, ids, n=scale.samples, max_new_tokens=64, seed=1)
+        drawn = sample(reference, tokenizer, ids, Sampling(scale.samples, seed=1))
         write_groups(out / "preferences.jsonl", prompts, drawn, scale.group)
         of_reference = Scorer.of(reference)
-        unseen = sample(reference, tokenizer, ids, n=scale.evaluation, max_new_tokens=64, seed=3)
+        unseen = sample(reference, tokenizer, ids, Sampling(scale.evaluation, seed=3))
 
         console.print(f"[4/5] DPO at beta = {', '.join(f'{b:g}' for b in scale.betas)}")
         tuned = []
         for beta in scale.betas:
             folder = train_dpo(out, beta, scale, display)
             policy = Scorer.of(load_model(locate(str(folder)), torch.float32))
-            fresh = sample(policy.model, tokenizer, ids, n=scale.evaluation, max_new_tokens=64, seed=2)
+            fresh = sample(policy.model, tokenizer, ids, Sampling(scale.evaluation, seed=2))
             tuned.append(judge_policy(beta, out, policy, of_reference, fresh, unseen))
             console.print(f"      {tuned[-1].line()}")
 

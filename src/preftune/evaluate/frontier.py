@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from preftune.data.layout import Budget, micro_batches
+from preftune.errors import ConfigError
 from preftune.exact.optimum import tilt
 from preftune.model.logprobs import Scorer, logps
-from preftune.types import TokenGroup
+from preftune.model.memory import in_parts
+from preftune.model.reference import Live
+from preftune.types import Batch, TokenGroup
 
 Floats = npt.NDArray[np.float64]
 
@@ -41,15 +44,35 @@ def measure(name: str, kl_PM: Floats, reward_PM: Floats) -> Point:
     return Point(name, kl, reward, kl_se, reward_se)
 
 
+def tempered(scorer: Scorer, temperature: float) -> Scorer:
+    """The scorer whose log-probs are those of sampling at this temperature: logits divided by it."""
+    if temperature == 1:
+        return scorer
+    if scorer.head is None:
+        raise ConfigError(
+            f"temperature {temperature:g}: this model computes its logits in a way of its own",
+            fix="evaluate it at temperature 1",
+        )
+    head = scorer.head
+    return replace(scorer, head=replace(head, scale=head.scale / temperature, softcap=head.softcap / temperature))
+
+
 @torch.no_grad()
-def response_logps(scorer: Scorer, groups: Sequence[TokenGroup], slots: int = 4096) -> Floats:
-    """(P, M) summed log-probs of the M responses of each group."""
+def response_logps(model: Scorer | Live, groups: Sequence[TokenGroup], slots: int = 4096) -> Floats:
+    """(P, M) summed log-probs of the M responses of each group under a model or a reference."""
+    scorer = model if isinstance(model, Scorer) else model.scorer
+    says = (lambda batch: logps(scorer, batch)) if isinstance(model, Scorer) else model.logps
     found: dict[int, list[float]] = {}
-    for batch in micro_batches(groups, Budget("rows", slots)):
-        values = logps(scorer, batch.to(scorer.device)).sum_S.double().tolist()
-        for group in batch.groups:
-            n = len(group.response_ids)
-            found[id(group)], values = values[:n], values[n:]
+
+    def lay(some: Sequence[TokenGroup]) -> list[Batch]:
+        return micro_batches(some, Budget("rows", slots))
+
+    for whole in lay(groups):
+        for batch, part in in_parts(lambda b: says(b.to(scorer.device)), whole, lay):
+            values = part.sum_S.double().tolist()
+            for group in batch.groups:
+                n = len(group.response_ids)
+                found[id(group)], values = values[:n], values[n:]
     return np.array([found[id(group)] for group in groups])
 
 

@@ -28,6 +28,48 @@ def optimal_policy(log_ref: Tensor, reward: Tensor, beta: float) -> tuple[Tensor
     return joint - log_z.unsqueeze(-1), log_z
 
 
+def implicit_reward(log_pi: Tensor, log_ref: Tensor, beta: float) -> Tensor:
+    """The reward whose optimum at `beta` is pi, up to a number for each prompt: beta (log pi - log ref).
+
+    Source: Rafailov et al. 2023, arXiv:2305.18290 eq. 5.
+    """
+    return beta * (log_pi - log_ref)
+
+
+def representative(log_ref: Tensor, reward: Tensor, beta: float) -> Tensor:
+    """The one member of a reward's class that is an implicit reward: r - beta log Z.
+
+    Rewards that differ by a number for each prompt have the same preferences and the same optimum: they are one class, and
+    this is the same for all of them. Source: the same, theorem 1 and eq. 9.
+    """
+    _, log_z = optimal_policy(log_ref, reward, beta)
+    return reward - beta * log_z.unsqueeze(-1)
+
+
+class Value(NamedTuple):
+    """(P,) each: expected reward, KL(pi || ref) in nats, and what is maximised: reward - beta KL."""
+
+    reward: Tensor
+    kl: Tensor
+    objective: Tensor
+
+
+def value_of(log_pi: Tensor, log_ref: Tensor, reward: Tensor, beta: float) -> Value:
+    """What a policy is worth, over all responses of each prompt. That of pi* is beta log Z: nothing is worth more."""
+    pi = log_pi.exp()
+    expected, kl = (pi * reward).sum(-1), (pi * (log_pi - log_ref)).sum(-1)
+    return Value(expected, kl, expected - beta * kl)
+
+
+def ipo_optimum(log_ref: Tensor, log_mu: Tensor, preference: Tensor, beta: float) -> Tensor:
+    """log pi of the policy that summed IPO has with all pairs of mu: ref exp(P(y beats mu) / beta) / Z.
+
+    preference[..., i, j] is the probability that i is preferred to j. Source: Azar et al. 2023, arXiv:2310.12036 eq. 7.
+    """
+    beats = (preference * log_mu.exp().unsqueeze(-2)).sum(-1)
+    return optimal_policy(log_ref, beats, beta)[0]
+
+
 def tilt(reward_PM: Tensor, beta: float) -> Tilt:
     """The optimum at `beta`, estimated from M samples of the reference for each of P prompts.
 

@@ -7,6 +7,7 @@ A loss asks for what it needs by the names of its arguments:
     policy_tokens, reference_tokens   Pair of (P, longest) per-token log-probs, 0 beyond a response's end
     kl                 Pair: sum over tokens of KL(ref(.|context) || pi(.|context))
     collision          Pair: sum over tokens of log sum_v pi(v|context)^2, without gradient
+    reward             Pair of (P,) rewards, from a reward model
     probability        (P,) soft label that the better response is better
     margin             (P,) by how much
     label              (S,) +1, -1 or 0                                    responses
@@ -140,6 +141,7 @@ def _provide(
         "reference_tokens": lambda: _pair_tokens(reference, judged),
         "kl": lambda: _pair(policy.extra["kl"], judged),
         "collision": lambda: _pair(policy.extra["collision"], judged),
+        "reward": lambda: _pair(policy.sum_S, judged),
         "probability": lambda: judged.probability_P,
         "margin": lambda: judged.margin_P,
         "label": lambda: judged.label_S,

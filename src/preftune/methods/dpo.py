@@ -20,7 +20,7 @@ from preftune.losses.objective import INPUTS, items_of
 from preftune.methods import prepare
 from preftune.methods.gate import admit
 from preftune.methods.task import ResponseTask
-from preftune.methods.training import train
+from preftune.methods.training import Method, train
 from preftune.model import load
 from preftune.model.compile import compile_blocks
 from preftune.model.logprobs import Scorer, logps
@@ -67,16 +67,8 @@ def run(
             display.say(prove_start(task, [task.groups[i] for i in steps[0].members]))
         return task
 
-    return train(
-        config,
-        task,
-        model=model,
-        tokenizer=tokenizer,
-        display=display or Display(),
-        dry_run=dry_run,
-        reference=kind,
-        complete=complete,
-    )
+    method = Method(task, complete, kind)
+    return train(config, method, model=model, tokenizer=tokenizer, display=display, dry_run=dry_run)
 
 
 def bind_objective(terms: Sequence[LossTerm]) -> Objective:

@@ -8,7 +8,7 @@ interface, with recurrent or convolutional layers or with chunked attention woul
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch import Tensor
 from preftune.data.layout import LayoutName, lay_out
 from preftune.errors import ModelError
 from preftune.model.attention import base_of, counted, use_own, use_segments
-from preftune.model.logprobs import Scorer, logps
+from preftune.model.logprobs import Scorer, hidden_states, logps
 from preftune.types import Batch, TokenGroup
 
 LAYERS = {"full_attention", "sliding_attention"}
@@ -26,7 +26,23 @@ TOLERANCE = {torch.float32: 2e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
 """Largest error of a token's log-prob in nats, and of the gradient relative to its largest entry."""
 
 
-def admit(scorer: Scorer, wanted: LayoutName | str) -> tuple[LayoutName, str]:
+def token_values(scorer: Scorer, batch: Batch) -> Tensor:
+    """What the probe compares for a language model: (N,) log-probs."""
+    return logps(scorer, batch).token_N
+
+
+def state_values(scorer: Scorer, batch: Batch) -> Tensor:
+    """For a model with a scalar head, which may still be 0: (N,) a fixed combination of its last hidden states."""
+    hidden_NH = hidden_states(scorer.model, batch).float()
+    width = hidden_NH.shape[-1]
+    weights_H = torch.linspace(-1, 1, width, device=hidden_NH.device) / width**0.5
+    return torch.mv(hidden_NH, weights_H)
+
+
+Values = Callable[[Scorer, Batch], Tensor]
+
+
+def admit(scorer: Scorer, wanted: LayoutName | str, values: Values = token_values) -> tuple[LayoutName, str]:
     """The layout that `wanted` (rows, packed, shared or auto) comes to for this model, and a sentence if it is rows.
 
     The model is switched to attention by segments where that is what comes out. Raises ModelError if a layout was named
@@ -34,7 +50,7 @@ def admit(scorer: Scorer, wanted: LayoutName | str) -> tuple[LayoutName, str]:
     """
     if wanted == "rows":
         return "rows", ""
-    reason = refusal(scorer)
+    reason = refusal(scorer, values)
     if not reason:
         return ("packed" if wanted == "packed" else "shared"), ""
     if wanted == "auto":
@@ -46,7 +62,7 @@ def admit(scorer: Scorer, wanted: LayoutName | str) -> tuple[LayoutName, str]:
     )
 
 
-def refusal(scorer: Scorer) -> str:
+def refusal(scorer: Scorer, values: Values = token_values) -> str:
     """Why the model must keep rows; empty if it may attend by segments, and then it is switched to them."""
     model = scorer.model
     config = base_of(model).config.get_text_config()
@@ -54,14 +70,14 @@ def refusal(scorer: Scorer) -> str:
     if kinds - LAYERS:
         return f"it has layers of kind {', '.join(sorted(kinds - LAYERS))}"
     groups = probe_groups(config.vocab_size)
-    expected = measure(scorer, lay_out(groups, "rows"))
+    expected = measure(scorer, lay_out(groups, "rows"), values)
     if not use_segments(model):
         return "its attention cannot be replaced through transformers' interface"
     reason = ""
     try:
         batch = lay_out(groups, "shared")
         with counted() as calls:
-            found = measure(scorer, batch)
+            found = measure(scorer, batch, values)
         layers = config.num_hidden_layers
         if calls != [len(batch.ids_T)] * layers:
             reason = f"its {layers} layers made {len(calls)} calls of the attention interface"
@@ -96,10 +112,11 @@ def probe_groups(vocabulary: int) -> list[TokenGroup]:
     return [TokenGroup(ids(prompt), tuple(ids(n) for n in lengths)) for prompt, lengths in shapes]
 
 
-def measure(scorer: Scorer, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Token log-probs, and the gradient of a weighted sum of them at the model's input, added up by token and position.
+def measure(scorer: Scorer, batch: Batch, values: Values) -> tuple[Tensor, Tensor]:
+    """`values` of the tokens, and the gradient of a weighted sum of them at the model's input.
 
-    The input's gradient has gone through every layer but needs no memory for the weights', the head's aside.
+    The gradient is added up by token and position. It has gone through every layer, but needs no memory for those of
+    the weights, the head's aside.
     """
     batch = batch.to(scorer.device)
     seen: list[Tensor] = []
@@ -111,7 +128,7 @@ def measure(scorer: Scorer, batch: Batch) -> tuple[Tensor, Tensor]:
     handle = base_of(scorer.model).get_input_embeddings().register_forward_hook(watch)
     try:
         with torch.enable_grad():
-            token_N = logps(scorer, batch).token_N
+            token_N = values(scorer, batch)
             weights = torch.linspace(-1, 1, len(token_N), device=token_N.device)
             (gradient,) = torch.autograd.grad((weights * token_N).sum(), seen[-1])
     finally:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from preftune.config.schema import DPOConfig, SFTConfig
+from preftune.config.schema import RunConfig, TunedConfig
 from preftune.data.layout import LayoutName, lay_out, slots_of, width_of
 from preftune.data.order import Plan
 from preftune.methods.task import ResponseTask
@@ -47,7 +47,7 @@ class Footprint:
 
 def footprint(
     scorer: Scorer,
-    config: SFTConfig | DPOConfig,
+    config: TunedConfig,
     second_model: bool,
     groups: Sequence[TokenGroup],
     layout: LayoutName,
@@ -94,7 +94,7 @@ def choose_tokens(found: Footprint, device: torch.device, width: int) -> int:
 
 
 def in_words(
-    found: Footprint, task: ResponseTask, steps: Sequence[Plan], config: SFTConfig | DPOConfig, reference: str
+    found: Footprint, task: ResponseTask, steps: Sequence[Plan], config: RunConfig, reference: str
 ) -> list[str]:
     """The plan of a run in words; one that does not fit is not tried for its time."""
     peak = found.peak(*largest_micro_batch(task, steps))
@@ -140,7 +140,7 @@ def token_line(task: ResponseTask, steps: Sequence[Plan]) -> str:
     )
 
 
-def time_lines(task: ResponseTask, steps: Sequence[Plan], config: SFTConfig | DPOConfig, reference: str) -> list[str]:
+def time_lines(task: ResponseTask, steps: Sequence[Plan], config: RunConfig, reference: str) -> list[str]:
     """How long the run takes, by doing a few of its micro-batches; no weight is changed."""
     body, head = macs(task.scorer)
 
@@ -171,7 +171,7 @@ def time_lines(task: ResponseTask, steps: Sequence[Plan], config: SFTConfig | DP
 
 
 def calibrate(
-    scorer: Scorer, sample: Sequence[Batch], config: SFTConfig | DPOConfig, body: int, head: int
+    scorer: Scorer, sample: Sequence[Batch], config: RunConfig, body: int, head: int
 ) -> tuple[float, float, float]:
     """Seconds per multiply-add of a training pass and of a forward pass, and seconds of an update."""
     weights = Weights(scorer.model)
@@ -191,7 +191,7 @@ def calibrate(
     return spent / done, forward / (body * len(sample[0].ids_T) + head * len(sample[0].read_N)), update
 
 
-def update_seconds(config: SFTConfig | DPOConfig, n: int, device: torch.device) -> float:
+def update_seconds(config: RunConfig, n: int, device: torch.device) -> float:
     """Clipping and an optimizer step on n numbers that belong to no model."""
     number = torch.nn.Parameter(torch.zeros(n, device=device))
     number.grad = torch.zeros_like(number)

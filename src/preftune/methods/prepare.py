@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from preftune.config.schema import DataConfig, DPOConfig, ModelConfig, RunConfig, SFTConfig
+from preftune.config.schema import DataConfig, ModelConfig, RunConfig, TunedConfig
 from preftune.data.account import Account
 from preftune.data.groups import (
     Limits,
@@ -27,17 +27,31 @@ from preftune.data.parsers import Reading
 from preftune.data.read import fingerprint
 from preftune.data.render import Renderer
 from preftune.errors import ConfigError, DataError, ModelError, RunError, writing
-from preftune.methods.gate import admit
+from preftune.methods.gate import Values, admit, state_values, token_values
 from preftune.model import load
 from preftune.model.attention import use_own
 from preftune.model.compile import compile_blocks
 from preftune.model.logprobs import Scorer
+from preftune.model.scalar import load_scalar, scalar_scorer
 from preftune.train.display import Display
 from preftune.train.optim import Weights
 from preftune.train.run import Run
 from preftune.types import PreferenceGroup, TokenGroup
 
 PROVISIONAL = 4096  # token slots of a micro-batch until methods.plan has chosen
+
+
+class Opening(NamedTuple):
+    """How a kind of model is opened: `values` are what the gate compares, `adapter` is peft's name of the kind."""
+
+    load: Callable[[load.Source, torch.dtype], Any]
+    scorer: Callable[[Any], Scorer]
+    values: Values
+    adapter: str
+
+
+LANGUAGE = Opening(load.load_model, Scorer.of, token_values, "CAUSAL_LM")
+SCALAR = Opening(load_scalar, scalar_scorer, state_values, "SEQ_CLS")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,24 +136,26 @@ def tokenize_data(data: TextData, renderer: Renderer, config: DataConfig) -> Tok
     return tokens
 
 
-def load_renderer(config: RunConfig, source: load.Source, tokenizer: Any = None, model: Any = None) -> Renderer:
-    """The tokenizer with its special tokens and the tokens that end a response."""
+def load_renderer(template: str | None, source: load.Source, tokenizer: Any = None, model: Any = None) -> Renderer:
+    """The tokenizer with its special tokens and the tokens that end a response; `template` is data.chat_template."""
     if tokenizer is None:
-        tokenizer = load.load_tokenizer(source, config.data.chat_template)
-    elif config.data.chat_template is not None:
-        tokenizer.chat_template = load.template(config.data.chat_template)
+        tokenizer = load.load_tokenizer(source, template)
+    elif template is not None:
+        tokenizer.chat_template = load.template(template)
     ends = load.end_ids(source) if model is None else load.as_ids(model.generation_config.eos_token_id)
     return Renderer.of(tokenizer, ends)
 
 
-def load_policy(config: RunConfig, source: load.Source, renderer: Renderer, model: Any = None) -> Policy:
+def load_policy(
+    config: TunedConfig, source: load.Source, renderer: Renderer, model: Any = None, opening: Opening = LANGUAGE
+) -> Policy:
     """The policy at step 0 on its device, with an adapter if the config asks for one; dropout is off."""
     torch.manual_seed(config.train.seed)
     given = model is not None
     precise: dict[str, torch.Tensor] = {}
     if model is None:
         save_dtype, dtype = load.source_dtype(source), compute_dtype(config.model)
-        model = load.load_model(source, torch.float32 if save_dtype == torch.float32 else dtype)
+        model = opening.load(source, torch.float32 if save_dtype == torch.float32 else dtype)
         if model.dtype != dtype:
             precise = {} if config.lora else {name: p.detach() for name, p in model.named_parameters()}
             model.to(dtype)
@@ -151,10 +167,10 @@ def load_policy(config: RunConfig, source: load.Source, renderer: Renderer, mode
         save_dtype = load.DTYPES[config.model.save_dtype]
     model.config.use_cache = False
     if config.lora:
-        model = load.add_lora(model, config.lora.rank, config.lora.alpha, config.lora.targets)
+        model = load.add_lora(model, config.lora.rank, config.lora.alpha, config.lora.targets, opening.adapter)
     model.to(device_of(model if given else None))
-    scorer = Scorer.of(model)
-    layout, note = admit(scorer, config.model.attention)
+    scorer = opening.scorer(model)
+    layout, note = admit(scorer, config.model.attention, opening.values)
     if config.model.gradient_checkpointing:
         load.checkpoint_activations(model)
     if config.model.compile:
@@ -235,17 +251,10 @@ def require_positions(model: Any, groups: Sequence[TokenGroup], where: str) -> N
         )
 
 
-def open_run(config: SFTConfig | DPOConfig, data: TextData, tokens: TokenData, display: Display, policy: Policy) -> Run:
+def open_run(config: RunConfig, data: TextData, tokens: TokenData, display: Display, policy: Policy) -> Run:
     """The run folder, new or resumed. A resumed run must start from the weights and the token ids it once had."""
     run = Run.open(Path(config.out), config.model_dump(mode="json"), data.fingerprint, display)
-    before = run.known("start_weights")
-    if before and before != policy.start_hash:
-        raise RunError(
-            "the model is not the one this run started from",
-            where=config.out,
-            why="a resumed run needs the same reference and the same first weights",
-            fix="give the original model, or choose another `out`",
-        )
+    require_same_start(run, policy)
     ids = _ids_hash([*tokens.train, *tokens.held_out])
     if run.known("ids") not in (None, ids):
         raise RunError(
@@ -262,11 +271,28 @@ def open_run(config: SFTConfig | DPOConfig, data: TextData, tokens: TokenData, d
     return run
 
 
-def export(policy: Policy, weights: Weights, folder: Path) -> Path:
-    """Write `folder`/final: a full model in its save dtype, or an adapter in fp32 with the base it needs."""
+def require_same_start(run: Run, policy: Policy) -> None:
+    """Raises RunError if a resumed run does not have the model that it began with."""
+    before = run.known("start_weights")
+    if before and before != policy.start_hash:
+        raise RunError(
+            "the model is not the one this run started from",
+            where=str(run.folder),
+            why="a resumed run needs the same reference and the same first weights",
+            fix="give the original model, or choose another `out`",
+        )
+
+
+def export(policy: Policy, weights: Weights, folder: Path, merged: bool = False) -> Path:
+    """Write `folder`/final: a full model in its save dtype, or an adapter in fp32 with the base it needs.
+
+    `merged`: an adapter goes into the model's weights.
+    """
     final, model = folder / "final", policy.model
     use_own(model)
     part = folder / f"final.part-{os.getpid()}"
+    if merged and hasattr(model, "peft_config"):
+        model = model.merge_and_unload()
     adapter = hasattr(model, "peft_config")
     for parameter, master in zip(weights.parameters, weights.masters, strict=True):
         parameter.data = master.detach().to(torch.float32 if adapter else policy.save_dtype)

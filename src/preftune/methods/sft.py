@@ -13,7 +13,7 @@ from preftune.losses import Objective, Term
 from preftune.losses.supervised import sft as sft_loss
 from preftune.methods import prepare
 from preftune.methods.task import ResponseTask
-from preftune.methods.training import train
+from preftune.methods.training import Method, train
 from preftune.train.display import Display
 from preftune.types import TokenGroup
 
@@ -34,7 +34,7 @@ def run(
         groups, held_out = preferred(data.train), preferred(data.held_out)
         return ResponseTask(policy.scorer, None, OBJECTIVE, groups, held_out, policy.budget)
 
-    return train(config, task, model=model, tokenizer=tokenizer, display=display or Display(), dry_run=dry_run)
+    return train(config, Method(task), model=model, tokenizer=tokenizer, display=display, dry_run=dry_run)
 
 
 def preferred(groups: Sequence[TokenGroup]) -> list[TokenGroup]:

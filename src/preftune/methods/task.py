@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,13 +15,16 @@ from preftune.model.logprobs import Scorer, logps, reference_logps
 from preftune.model.memory import in_parts
 from preftune.model.reference import Cached, Live, Reference
 from preftune.train.loop import Measured, join
-from preftune.train.metrics import Tally, preference_metrics
-from preftune.types import Batch, LossOutput, TokenGroup
+from preftune.train.metrics import Calibration, Tally, margins, preference_metrics
+from preftune.types import Batch, Logps, LossOutput, TokenGroup
 
 
 @dataclass(frozen=True, slots=True)
 class ResponseTask:
-    """Policy, reference, data and loss of a run; see train.loop.Task for what the methods promise."""
+    """Policy, reference, data and loss of a run; see train.loop.Task for what the methods promise.
+
+    `says` is how the model that is trained is asked: for log-probs, or a reward model for rewards in their place.
+    """
 
     scorer: Scorer
     reference: Reference | None
@@ -29,6 +32,7 @@ class ResponseTask:
     groups: Sequence[TokenGroup]
     held_out: Sequence[TokenGroup]
     budget: Budget
+    says: Callable[..., Logps] = logps
 
     @property
     def joint(self) -> bool:
@@ -43,16 +47,7 @@ class ResponseTask:
 
     def halved(self, batches: Sequence[Batch]) -> ResponseTask:
         """The same with micro-batches half as large. Raises ConfigError if each has a single group."""
-        divisible = [len(batch.ids_T) for batch in batches if len(batch.groups) > 1]
-        if not divisible:
-            largest = max(batches, key=lambda batch: len(batch.ids_T))
-            raise ConfigError(
-                f"out of memory on a single group of {len(largest.ids_T):,} token slots",
-                where=largest.groups[0].origin,
-                why="a group is never split: its prompt and its judgements belong together",
-                fix="set model.gradient_checkpointing=true, train with lora, or lower data.max_length",
-            )
-        return replace(self, budget=replace(self.budget, tokens=max(divisible) // 2))
+        return replace(self, budget=halved(self.budget, batches))
 
     def count(self, batch: Batch) -> Tensor:
         return self.loss.count(batch.judged, batch.length_S)
@@ -61,7 +56,7 @@ class ResponseTask:
         """One pass of the policy and one of the reference, or of its cache."""
         statistics: Collection[str] = self.loss.statistics
         if self.reference is None:
-            return Measured(logps(self.scorer, batch, statistics), None, batch.judged)
+            return Measured(self.says(self.scorer, batch, statistics), None, batch.judged)
         if isinstance(self.reference, Cached) and self.reference.is_policy:
             policy = logps(self.scorer, batch, statistics)
             return Measured(policy, policy.detach(), batch.judged)
@@ -72,11 +67,17 @@ class ResponseTask:
             return Measured(logps(self.scorer, batch, statistics, states), reference, batch.judged)
         return Measured(logps(self.scorer, batch, statistics), self.reference.logps(batch), batch.judged)
 
+    def loss_of(self, batch: Batch) -> LossOutput:
+        """The loss of a batch, with metrics."""
+        return self.objective(self.measure(batch))
+
     def objective(self, measured: Measured) -> LossOutput:
         out = self.loss(measured.policy, measured.reference, measured.judged)
         if self.loss.items == "tokens":
             return out
         found = preference_metrics(measured.policy, measured.reference, measured.judged, self.loss.beta)
+        if "reward" in self.loss.inputs:  # there are no log-probs
+            found = {name: value for name, value in found.items() if not name.startswith("logps/")}
         return LossOutput(out.loss_sum, out.count, {**out.metrics, **found})
 
     def updated(self) -> None:
@@ -89,13 +90,29 @@ class ResponseTask:
         """Loss and metrics of the held-out groups; a loss that couples a step sees all of them as one."""
         if not self.held_out:
             return {}
-        tally = Tally()
+        tally, calibration = Tally(), Calibration()
         measured = []
         for batch in self.layout(self.held_out):
             for _, found in in_parts(self.measure, batch, self.layout):
                 measured.append(found)
+                if len(found.judged.better_P):
+                    calibration.add(*margins(found.policy, found.reference, found.judged, self.loss.beta))
                 if not self.joint:
                     tally.add_loss(self.objective(measured.pop()))
         if self.joint:
             tally.add_loss(self.objective(join(measured)))
-        return tally.means()
+        return {**tally.means(), **calibration.means()}
+
+
+def halved(budget: Budget, batches: Sequence[Batch]) -> Budget:
+    """Micro-batches half as large as the largest that can be divided. Raises ConfigError if none can."""
+    divisible = [len(batch.ids_T) for batch in batches if len(batch.groups) > 1]
+    if not divisible:
+        largest = max(batches, key=lambda batch: len(batch.ids_T))
+        raise ConfigError(
+            f"out of memory on a single group of {len(largest.ids_T):,} token slots",
+            where=largest.groups[0].origin,
+            why="a group is never split: its prompt and its judgements belong together",
+            fix="set model.gradient_checkpointing=true, train with lora, or lower data.max_length",
+        )
+    return replace(budget, tokens=max(divisible) // 2)

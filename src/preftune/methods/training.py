@@ -7,12 +7,12 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from preftune.config.load import dump
-from preftune.config.schema import DPOConfig, SFTConfig
+from preftune.config.schema import RunConfig, TunedConfig
 from preftune.data.order import Plan, plans, size_of
 from preftune.errors import ConfigError, DataError, PreftuneError, Stopped
 from preftune.methods import plan, prepare
@@ -29,30 +29,39 @@ from preftune.train.run import Run, require_packages, run_identity
 from preftune.train.track import open_trackers
 
 AGAIN_S = 4.0  # long enough to write what has been scored
-MakeTask = Callable[[prepare.Policy, prepare.TokenData], ResponseTask]
-Complete = Callable[[ResponseTask, prepare.Policy, Sequence[Plan], int, Display], ResponseTask]
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """What differs between the methods that share this run.
+
+    task        the task, cheaply made from policy and data
+    complete    what takes time, once it is clear that the run can start: (task, policy, plans, steps done, display)
+    reference   its kind
+    opening     the kind of model
+    finish      called with task and policy before the final model is written
+    merged      whether an adapter is merged into the final model
+    """
+
+    task: Callable[[prepare.Policy, prepare.TokenData], ResponseTask]
+    complete: Callable[[ResponseTask, prepare.Policy, Sequence[Plan], int, Display], ResponseTask] = lambda task, *_: (
+        task
+    )
+    reference: str = "none"
+    opening: prepare.Opening = prepare.LANGUAGE
+    finish: Callable[[ResponseTask, prepare.Policy], None] = lambda *_: None
+    merged: bool = False
 
 
 def train(
-    config: SFTConfig | DPOConfig,
-    make_task: MakeTask,
-    *,
-    model: Any,
-    tokenizer: Any,
-    display: Display,
-    dry_run: bool,
-    reference: str = "none",
-    complete: Complete = lambda task, *_: task,
+    config: RunConfig, method: Method, *, model: Any, tokenizer: Any, display: Display | None, dry_run: bool
 ) -> Path:
-    """Everything that can be refused is refused before the first step, the cheapest checks first.
-
-    `make_task` is cheap; `complete` does what takes time, once it is clear that the run can start (its arguments: task,
-    policy, plans, the number of steps already done, display). `reference` is its kind.
-    """
+    """Everything that can be refused is refused before the first step, the cheapest checks first."""
+    display = display or Display()
     folder = Path(config.out)
     if dry_run and model is not None:
         model = copy.deepcopy(model)  # adapters, compiled blocks, frozen weights: nothing of it comes to the caller
-    with _enough_memory(), _stoppable(), _attention_returned(model):
+    with enough_memory(), stoppable(), _attention_returned(model):
         require_packages(list(config.track))
         source = load.locate(config.model.path) if model is None else load.Source(config.model.path)
         text = prepare.read_data(config.data)
@@ -60,40 +69,41 @@ def train(
         if Run.finished(folder):
             display.say(f"{folder} is finished; its model is {folder / 'final'}")
             return folder / "final"
-        renderer = prepare.load_renderer(config, source, tokenizer, model)
+        renderer = prepare.load_renderer(config.data.chat_template, source, tokenizer, model)
         data = prepare.tokenize_data(text, renderer, config.data)
         for account in text.accounts:
             for line in account.lines():
                 display.say(line)
-        policy = prepare.load_policy(config, source, renderer, model)
+        policy = prepare.load_policy(config, source, renderer, model, method.opening)
         prepare.check_policy(policy, data, source)
-        task = make_task(policy, data)
+        task = method.task(policy, data)
         steps = schedule(config, task)
-        found = plan.footprint(policy.scorer, config, reference == "frozen", task.groups, policy.budget.layout)
+        found = plan.footprint(policy.scorer, config, method.reference == "frozen", task.groups, policy.budget.layout)
         task = sized(config, policy, task, found)
         describe(config, policy, task, steps, display)
         if dry_run:
-            say_plan(config, plan.in_words(found, task, steps, config, reference), display)
+            say_plan(config, plan.in_words(found, task, steps, config, method.reference), display)
             return folder
         run = prepare.open_run(config, text, data, display, policy)
         task = sized(config, policy, task, found, run.tokens)
         weights = Weights(policy.model, policy.precise)
         optimizer = build_optimizer(weights.masters, config.optim.name, config.optim.lr, config.optim.weight_decay)
-        task = complete(task, policy, steps, run.start, display)  # before the weights leave step 0
+        task = method.complete(task, policy, steps, run.start, display)  # before the weights leave step 0
         optimizer.register_step_post_hook(lambda *_: task.updated())
         run.attach(weights, optimizer)
         if run.start:
             display.say(f"resuming after step {run.start} of {len(steps)}")
     run.trackers = open_trackers(list(config.track), folder, config.model_dump(mode="json"))
     try:
-        with _enough_memory(), run.signals(), display.stage("train", len(steps), run.start):
+        with enough_memory(), run.signals(), display.stage("train", len(steps), run.start):
             fit(task, steps, run.start, weights, optimizer, config.optim, config.train, run)
     finally:
         for tracker in run.trackers:
             tracker.close()
         use_own(policy.model)
         weights.close()
-    final = prepare.export(policy, weights, folder)
+    method.finish(task, policy)
+    final = prepare.export(policy, weights, folder, method.merged)
     write_run_page(folder)
     run.note(finished=True, steps=len(steps))
     display.say(f"done: {final}")
@@ -112,7 +122,7 @@ def _attention_returned(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _stoppable() -> Iterator[None]:
+def stoppable() -> Iterator[None]:
     """Ctrl-C or SIGTERM before the first step: nothing is lost but the time, and the same command goes on."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -135,7 +145,7 @@ def _stoppable() -> Iterator[None]:
 
 
 def sized(
-    config: SFTConfig | DPOConfig,
+    config: RunConfig,
     policy: prepare.Policy,
     task: ResponseTask,
     found: plan.Footprint,
@@ -154,7 +164,7 @@ def sized(
     return replace(task, budget=policy.budget)
 
 
-def say_plan(config: SFTConfig | DPOConfig, words: Sequence[str], display: Display) -> None:
+def say_plan(config: TunedConfig, words: Sequence[str], display: Display) -> None:
     """All that a dry run is for."""
     for line in words:
         display.say(line)
@@ -163,7 +173,7 @@ def say_plan(config: SFTConfig | DPOConfig, words: Sequence[str], display: Displ
 
 
 @contextmanager
-def _enough_memory() -> Iterator[None]:
+def enough_memory() -> Iterator[None]:
     """What no smaller micro-batch can help is said in a sentence."""
     try:
         yield
@@ -177,7 +187,7 @@ def _enough_memory() -> Iterator[None]:
         ) from error
 
 
-def schedule(config: SFTConfig | DPOConfig, task: ResponseTask) -> list[Plan]:
+def schedule(config: RunConfig, task: ResponseTask) -> list[Plan]:
     """All optimizer steps of the run."""
     if not task.groups:
         raise DataError("no group is left for training", where=str(config.data.train))
@@ -186,7 +196,7 @@ def schedule(config: SFTConfig | DPOConfig, task: ResponseTask) -> list[Plan]:
 
 
 def describe(
-    config: SFTConfig | DPOConfig,
+    config: RunConfig,
     policy: prepare.Policy,
     task: ResponseTask,
     steps: Sequence[Plan],

@@ -1,14 +1,22 @@
-"""Sampling responses from a model, in batches, with a seed."""
+"""Samples from a model, in batches with a key-value cache.
+
+Every sample has random numbers of its own, made from the seed, its prompt and its place among the n samples of that
+prompt. So it does not depend on which other prompts are sampled, in which order, or how many at a time.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from preftune.model.memory import out_of_memory, release
 from preftune.types import TokenGroup
 
 
@@ -21,52 +29,134 @@ class Sampled:
     ended: tuple[bool, ...]
 
 
-@torch.no_grad()
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How responses are drawn. Temperature 0 takes the most likely token; top_k 0 and top_p 1 cut nothing off."""
+
+    n: int = 1
+    max_new_tokens: int = 64
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+
+
 def sample(
-    model: Any,
-    tokenizer: Any,
-    prompts: Sequence[Sequence[int]],
-    *,
-    n: int = 1,
-    max_new_tokens: int = 64,
-    temperature: float = 1.0,
-    seed: int = 0,
-    rows: int = 512,
+    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], sampling: Sampling, *, rows: int = 512
 ) -> list[Sampled]:
-    """n samples for each prompt (token ids), `rows` sequences at a time. The same arguments give the same samples."""
+    """`sampling.n` responses for each prompt (token ids), at most `rows` at a time; fewer where memory runs out."""
+    jobs = [(tuple(map(int, prompt)), k) for prompt in prompts for k in range(sampling.n)]
+    order = sorted(range(len(jobs)), key=lambda i: len(jobs[i][0]))  # similar lengths together: less padding
+    written: dict[int, np.ndarray] = {}
+    at = 0
+    while at < len(order):
+        chunk = order[at : at + rows]
+        found = _try(model, tokenizer, [jobs[i] for i in chunk], sampling)
+        if found is None:
+            if len(chunk) == 1:
+                raise MemoryError(f"out of memory while one response to {len(jobs[chunk[0]][0])} tokens was sampled")
+            rows = len(chunk) // 2
+            continue
+        written.update(zip(chunk, found, strict=True))
+        at += len(chunk)
+    eos = tokenizer.eos_token_id
+    return [
+        _sampled(tokenizer, prompt, [written[p * sampling.n + k] for k in range(sampling.n)], eos)
+        for p, prompt in enumerate(prompts)
+    ]
+
+
+def _try(model: Any, tokenizer: Any, jobs: Sequence[tuple[tuple[int, ...], int]], sampling: Sampling) -> Any:
+    """What the model writes for each (prompt, k); None if that does not fit in memory."""
+    try:
+        return _generate(model, tokenizer, jobs, sampling)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+    release()
+    return None
+
+
+@torch.no_grad()
+def _generate(model: Any, tokenizer: Any, jobs: Sequence[tuple[tuple[int, ...], int]], sampling: Sampling) -> Any:
+    from transformers import LogitsProcessorList
+
     device = next(iter(model.parameters())).device
     eos = tokenizer.eos_token_id
-    result: list[Sampled] = []
-    per_call = max(1, rows // n)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        for begin in range(0, len(prompts), per_call):
-            chunk = prompts[begin : begin + per_call]
-            width = max(map(len, chunk))
-            ids = torch.full((len(chunk), width), eos)
-            mask = torch.zeros_like(ids)
-            for row, prompt in enumerate(chunk):  # on the left, so that every row ends where its response begins
-                ids[row, width - len(prompt) :] = torch.as_tensor(prompt)
-                mask[row, width - len(prompt) :] = 1
-            out = model.generate(
-                input_ids=ids.to(device),
-                attention_mask=mask.to(device),
-                do_sample=True,
-                temperature=temperature,
-                top_k=0,
-                top_p=1.0,
-                num_return_sequences=n,
-                max_new_tokens=max_new_tokens,
-                eos_token_id=eos,
-                pad_token_id=eos,
-                use_cache=True,
-            )
-            written = out[:, width:].cpu().numpy().astype(np.int32)
-            result += [_sampled(tokenizer, prompt, written[i * n : (i + 1) * n], eos) for i, prompt in enumerate(chunk)]
-    return result
+    width = max(len(prompt) for prompt, _ in jobs)
+    ids = torch.full((len(jobs), width), eos)
+    mask = torch.zeros_like(ids)
+    for row, (prompt, _) in enumerate(jobs):  # on the left, so that every row ends where its response begins
+        ids[row, width - len(prompt) :] = torch.as_tensor(prompt)
+        mask[row, width - len(prompt) :] = 1
+    numbers = np.stack([_numbers(sampling, prompt, k) for prompt, k in jobs])
+    drawn = _Drawn(sampling, torch.from_numpy(numbers).to(device), width)
+    with _no_defaults(model, eos):
+        out = model.generate(
+            input_ids=ids.to(device),
+            attention_mask=mask.to(device),
+            do_sample=False,  # `drawn` leaves one token
+            max_new_tokens=sampling.max_new_tokens,
+            logits_processor=LogitsProcessorList([drawn]),
+            use_cache=True,
+        )
+    return out[:, width:].cpu().numpy().astype(np.int32)
 
 
-def _sampled(tokenizer: Any, prompt: Sequence[int], written: Any, eos: int) -> Sampled:
+def _numbers(sampling: Sampling, prompt: Sequence[int], k: int) -> Any:
+    """Uniform random numbers of one sample, one for each token."""
+    name = f"{sampling.seed} {k} {' '.join(map(str, prompt))}".encode()
+    key = int.from_bytes(hashlib.sha256(name).digest()[:16], "little")
+    return np.random.Generator(np.random.Philox(key=key)).random(sampling.max_new_tokens)
+
+
+@dataclass(slots=True)
+class _Drawn:
+    """Draws the next token of every row by its own random number, and leaves no other token a chance."""
+
+    sampling: Sampling
+    numbers: Tensor
+    width: int
+
+    def __call__(self, ids: Tensor, logits: Tensor) -> Tensor:
+        if self.sampling.temperature == 0:
+            return logits
+        probability = cut(torch.softmax(logits.double() / self.sampling.temperature, dim=-1), self.sampling)
+        total = probability.cumsum(dim=-1)
+        number = self.numbers[:, ids.shape[1] - self.width, None] * total[:, -1:]
+        token = torch.searchsorted(total, number, right=True)
+        # rounding could end behind the last token that has any probability
+        last = (probability > 0).double().cumsum(-1).argmax(-1, keepdim=True)
+        return torch.full_like(logits, -torch.inf).scatter_(-1, torch.minimum(token, last), 0.0)
+
+
+def cut(probability: Tensor, sampling: Sampling) -> Tensor:
+    """Top-k, then the smallest set of most likely tokens whose probability reaches top_p; the rest becomes 0."""
+    if 0 < sampling.top_k < probability.shape[-1]:
+        least = probability.topk(sampling.top_k, dim=-1).values[..., -1:]
+        probability = probability.where(probability >= least, 0.0)
+    if sampling.top_p < 1:
+        ordered, index = probability.sort(dim=-1, descending=True)
+        before = ordered.cumsum(-1) - ordered
+        kept = ordered.where(before < sampling.top_p * ordered.sum(-1, keepdim=True), 0.0)
+        probability = torch.zeros_like(probability).scatter(-1, index, kept)
+    return probability
+
+
+@contextmanager
+def _no_defaults(model: Any, eos: int) -> Iterator[None]:
+    """The model's own generation settings (a temperature, a repetition penalty) would bend what is sampled."""
+    from transformers import GenerationConfig
+
+    before = model.generation_config
+    model.generation_config = GenerationConfig(eos_token_id=eos, pad_token_id=eos)
+    try:
+        yield
+    finally:
+        model.generation_config = before
+
+
+def _sampled(tokenizer: Any, prompt: Sequence[int], written: Sequence[Any], eos: int) -> Sampled:
     responses, ended = [], []
     for ids in written:
         ends = np.flatnonzero(ids == eos)

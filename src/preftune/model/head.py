@@ -41,9 +41,10 @@ class Head:
 
 
 def output_layer(model: Any) -> nn.Module:
-    """The module that the model calls on its last hidden states."""
+    """The module that the model calls on its last hidden states: of a language model, or of a classifier."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     layer = base.get_output_embeddings()
+    layer = getattr(base, "score", None) if layer is None else layer
     if layer is None:
         raise ModelError(f"{type(base).__name__} has no output embedding: not a causal language model")
     return layer  # type: ignore[no-any-return]

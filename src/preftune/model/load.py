@@ -126,7 +126,7 @@ def load_tokenizer(source: Source, chat_template: str | None = None) -> Any:
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(where, revision=source.revision, trust_remote_code=False)
     except Exception as error:
-        raise _refused("tokenizer", where, error) from error
+        raise refused("tokenizer", where, error) from error
     if chat_template is not None:
         tokenizer.chat_template = template(chat_template)
     return tokenizer
@@ -168,7 +168,7 @@ def load_model(source: Source, dtype: torch.dtype) -> Any:
     """The model in `dtype`, an adapter merged into it, in evaluation mode: dropout is off."""
     import transformers
 
-    _quiet()
+    quiet()
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(
             source.base,
@@ -178,14 +178,14 @@ def load_model(source: Source, dtype: torch.dtype) -> Any:
             use_safetensors=True,
         )
     except Exception as error:
-        raise _refused("model", source.base, error) from error
+        raise refused("model", source.base, error) from error
     if source.adapter:
         import peft
 
         try:
             model = peft.PeftModel.from_pretrained(model, source.adapter).merge_and_unload()
         except Exception as error:
-            raise _refused("adapter", source.adapter, error) from error
+            raise refused("adapter", source.adapter, error) from error
     return model.eval()
 
 
@@ -208,7 +208,8 @@ def source_dtype(source: Source) -> torch.dtype:
     return found if isinstance(found, torch.dtype) else torch.float32
 
 
-def _refused(what: str, where: str, error: Exception) -> ModelError:
+def refused(what: str, where: str, error: Exception) -> ModelError:
+    """What a library said when it could not load something, as our error."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = " ".join(lines[:2]) or type(error).__name__
     fix = ""
@@ -219,7 +220,7 @@ def _refused(what: str, where: str, error: Exception) -> ModelError:
     return ModelError(f"cannot load the {what}: {text}", where=where, fix=fix)
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """transformers draws a bar while it loads weights; the run has its own display."""
     import transformers
 
@@ -227,11 +228,11 @@ def _quiet() -> None:
     logging.getLogger("transformers").setLevel(logging.ERROR)
 
 
-def add_lora(model: Any, rank: int, alpha: float, targets: str | list[str]) -> Any:
-    """Freeze `model` and put a fresh LoRA adapter on it: at first it changes nothing."""
+def add_lora(model: Any, rank: int, alpha: float, targets: str | list[str], task: str = "CAUSAL_LM") -> Any:
+    """Freeze `model` and put a fresh LoRA adapter on it: at first it changes nothing. `task` is peft's name for it."""
     import peft
 
-    config = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, lora_dropout=0.0, task_type="CAUSAL_LM")
+    config = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, lora_dropout=0.0, task_type=task)
     try:
         # the adapter keeps the model's dtype: fp32 masters of its weights are the optimizer's business
         return peft.get_peft_model(model, config, autocast_adapter_dtype=False).eval()
@@ -290,7 +291,7 @@ def _bytes(tensor: Tensor) -> memoryview:
 
 def save_model(model: Any, tokenizer: Any, folder: Path, **options: Any) -> None:
     """Write a folder that `from_pretrained` loads: a full model, or for a PEFT model its adapter."""
-    _quiet()
+    quiet()
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(folder, **options)

@@ -65,12 +65,14 @@ def head_input(scorer: Scorer, batch: Batch) -> HeadInput:
 def hidden_states(model: Any, batch: Batch) -> Tensor:
     """(N, H) last hidden states at the positions that predict scored tokens. The model's own head gets no work."""
     seen: list[Tensor] = []
+    layer = output_layer(model)
+    scalar = getattr(layer, "out_features", 0) == 1  # a classifier goes on with what its head says; it is one row
 
     def take(hidden: Tensor) -> Tensor:
         seen.append(hidden)
-        return hidden[..., :0, :]
+        return hidden if scalar else hidden[..., :0, :]
 
-    with intercept(output_layer(model), take):
+    with intercept(layer, take):
         _forward(model, batch)
     return seen[0].reshape(-1, seen[0].shape[-1])[batch.read_N]
 

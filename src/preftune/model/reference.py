@@ -39,7 +39,10 @@ class Reference(Protocol):
 
 @runtime_checkable
 class Live(Reference, Protocol):
-    """A reference that can be run, for losses that compare whole distributions."""
+    """A reference that can be run, for losses that compare whole distributions and for new responses."""
+
+    @property
+    def scorer(self) -> Scorer: ...
 
     def states(self, batch: Batch) -> HeadInput:
         """What its head reads at the scored positions, and the head."""

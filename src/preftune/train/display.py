@@ -14,6 +14,8 @@ SHOWN = (
     ("loss", "loss", "{:.4f}"),
     ("rewards/margins", "margin", "{:.3f}"),
     ("rewards/accuracies", "accuracy", "{:.2f}"),
+    ("objective/score", "score", "{:.3f}"),
+    ("objective/kl", "KL", "{:.3f}"),
     ("pairs_per_s", "pairs/s", "{:.1f}"),
 )
 

@@ -1,4 +1,4 @@
-"""The training loop: SFT, preference and reward training all run through `fit`."""
+"""The training loop: SFT, preference and reward training all run through `fit`; PPO has its own (methods.ppo_loop)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, Self, TypeVar, cast
 
 import torch
 
@@ -52,13 +52,25 @@ class Task(Protocol):
         """Micro-batches, on the model's device."""
         ...
 
-    def halved(self, batches: Sequence[Batch]) -> Task:
+    def halved(self, batches: Sequence[Batch]) -> Self:
         """The same with micro-batches half as large as `batches`. Raises ConfigError if they cannot be smaller."""
         ...
 
     def count(self, batch: Batch) -> torch.Tensor:
         """Items of a batch, in the unit that the loss is divided by."""
         ...
+
+    def loss_of(self, batch: Batch) -> LossOutput:
+        """Run the model(s): the loss of a batch, with metrics."""
+        ...
+
+    def evaluate(self) -> dict[str, float]:
+        """Metrics on held-out data; empty if there are none."""
+        ...
+
+
+class JointTask(Task, Protocol):
+    """A task whose loss may couple a whole step, so that it comes in two pieces."""
 
     def measure(self, batch: Batch) -> Measured:
         """Run the model(s)."""
@@ -68,9 +80,8 @@ class Task(Protocol):
         """The loss of what was measured, with metrics."""
         ...
 
-    def evaluate(self) -> dict[str, float]:
-        """Metrics on held-out data; empty if there are none."""
-        ...
+
+T = TypeVar("T", bound=Task)
 
 
 class Log(Protocol):
@@ -115,17 +126,9 @@ def fit(
         clock.read()
     for plan in plans[start:]:
         groups = [task.groups[i] for i in plan.members]
-        task, batches, found = _gradients(task, groups, weights, plan.number, log)
-        tally.merge(found)
-        grad_norm = float(clip(weights.gradients(), optim.max_grad_norm))
-        if not math.isfinite(grad_norm):
-            raise _not_finite(task, batches, weights, plan.number, grad_norm)
         lr = lr_at(plan.number, total, optim.lr, optim.schedule, warmup)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        optimizer.step()
-        weights.publish()
-        weights.clear_gradients()
+        task, found, grad_norm = update(task, groups, weights, optimizer, lr, optim.max_grad_norm, plan.number, log)
+        tally.merge(found)
         clock.add(sum(map(size_of, groups)), sum(group.tokens for group in groups))
 
         if plan.number % train.log_every == 0 or plan.number in (1, total):
@@ -145,9 +148,32 @@ def fit(
             )
 
 
+def update(
+    task: T,
+    groups: Sequence[TokenGroup],
+    weights: Weights,
+    optimizer: torch.optim.Optimizer,
+    lr: float,
+    max_norm: float,
+    step: int,
+    log: Log,
+) -> tuple[T, Tally, float]:
+    """One update of the weights on `groups`: the task (its micro-batches may have become smaller), metrics, norm."""
+    task, batches, found = _gradients(task, groups, weights, step, log)
+    grad_norm = float(clip(weights.gradients(), max_norm))
+    if not math.isfinite(grad_norm):
+        raise _not_finite(task, batches, weights, step, grad_norm)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.step()
+    weights.publish()
+    weights.clear_gradients()
+    return task, found, grad_norm
+
+
 def _gradients(
-    task: Task, groups: Sequence[TokenGroup], weights: Weights, step: int, log: Log
-) -> tuple[Task, list[Batch], Tally]:
+    task: T, groups: Sequence[TokenGroup], weights: Weights, step: int, log: Log
+) -> tuple[T, list[Batch], Tally]:
     """The gradients of a step. Where memory runs out, micro-batches are halved and the step begins again: the
     backward pass that failed has left part of its gradient behind. The smaller micro-batches are kept."""
     while True:
@@ -167,16 +193,16 @@ def _gradients(
 def _accumulate(task: Task, batches: Sequence[Batch], count: torch.Tensor) -> Tally:
     """Gradients of  loss_sum / count  over all micro-batches, where `count` is that of the whole step."""
     if task.joint and len(batches) > 1:
-        return _accumulate_jointly(task, batches, count)
+        return _accumulate_jointly(cast(JointTask, task), batches, count)
     tally = Tally()
     for batch in batches:
-        out = task.objective(task.measure(batch))
+        out = task.loss_of(batch)
         (out.loss_sum / count).backward()
         tally.add_loss(out)
     return tally
 
 
-def _accumulate_jointly(task: Task, batches: Sequence[Batch], count: torch.Tensor) -> Tally:
+def _accumulate_jointly(task: JointTask, batches: Sequence[Batch], count: torch.Tensor) -> Tally:
     """The same for a loss that couples the whole step: its gradient with respect to all log-probs first,
     then one micro-batch after another carries its part back into the model."""
     with torch.no_grad():
@@ -246,7 +272,7 @@ def _not_finite(task: Task, batches: Sequence[Batch], weights: Weights, step: in
     everyone = [group for batch in batches for group in batch.groups]
     for group in everyone:
         weights.clear_gradients()
-        loss = task.objective(task.measure(task.layout([group])[0])).loss_sum
+        loss = task.loss_of(task.layout([group])[0]).loss_sum
         if loss.requires_grad:
             loss.backward()
         if not all(bool(torch.isfinite(value).all()) for value in (loss, *weights.gradients())):
@@ -254,7 +280,7 @@ def _not_finite(task: Task, batches: Sequence[Batch], weights: Weights, step: in
     weights.clear_gradients()
     named = guilty or [group.origin for group in everyone]
     return NumericError(
-        f"the gradient norm is {norm} at step {step}; the weights are still those of step {step - 1}",
+        f"the gradient norm is {norm} at step {step}; this update was not made",
         why=f"rows: {', '.join(named[:8])}{', ...' if len(named) > 8 else ''}"
         + ("" if guilty else " (each alone is finite: the step as a whole overflows)"),
         fix="look at these rows with `preftune data show`, lower optim.lr, or train in fp32",

@@ -49,6 +49,53 @@ class Tally:
         return {n: value / count for n, (value, count) in zip(names, table.tolist(), strict=True) if count}
 
 
+class Calibration:
+    """How far sigmoid(margin), a model's probability that the better response is better, can be believed.
+
+    calibration/ece     expected calibration error: over ten bins of the probability that the model gives to the
+                        response it prefers, the mean of |share that is right - mean probability|, by number
+    calibration/brier   mean squared difference of the model's probability and the label
+
+    Sources: Guo et al. 2017, arXiv:1706.04599; Brier 1950.
+    """
+
+    BINS = 10
+
+    def __init__(self) -> None:
+        self._margins: list[Tensor] = []
+        self._labels: list[Tensor] = []
+
+    def add(self, margin_P: Tensor, label_P: Tensor) -> None:
+        """Margins of judgements, and the probability that each of them is right."""
+        self._margins.append(margin_P.double().cpu())
+        self._labels.append(label_P.double().cpu())
+
+    def table(self) -> list[tuple[float, float, int]]:
+        """(mean probability, share that is right, number) of each bin that has any."""
+        margin, label = torch.cat(self._margins), torch.cat(self._labels)
+        sure = torch.sigmoid(margin.abs())
+        right = torch.where(margin >= 0, label, 1 - label)
+        right = torch.where(margin == 0, torch.full_like(right, 0.5), right)  # a tie is right half of the time
+        at = ((sure - 0.5) * 2 * self.BINS).long().clamp(max=self.BINS - 1)
+        groups = [(sure[at == b], right[at == b]) for b in range(self.BINS)]
+        return [(float(s.mean()), float(r.mean()), len(s)) for s, r in groups if len(s)]
+
+    def means(self) -> dict[str, float]:
+        """Nothing for data without judgements."""
+        if not self._margins:
+            return {}
+        margin, label = torch.cat(self._margins), torch.cat(self._labels)
+        error = sum(abs(sure - right) * n for sure, right, n in self.table()) / len(margin)
+        brier = float((torch.sigmoid(margin) - label).square().mean())
+        return {"calibration/ece": error, "calibration/brier": brier}
+
+
+def margins(policy: Logps, reference: Logps | None, judged: Judged, beta: float) -> tuple[Tensor, Tensor]:
+    """(P,) margins of rewards, and the probabilities that the data give their judgements."""
+    reward_S = beta * (policy.sum_S - reference.sum_S if reference else policy.sum_S)
+    return reward_S[judged.better_P] - reward_S[judged.worse_P], judged.probability_P
+
+
 @torch.no_grad()
 def preference_metrics(
     policy: Logps, reference: Logps | None, judged: Judged, beta: float

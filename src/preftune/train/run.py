@@ -58,6 +58,7 @@ class Run:
     optimizer: torch.optim.Optimizer | None = None
     on_line: Callable[[dict[str, Any]], None] = lambda line: None
     tally: Tally = field(default_factory=Tally)
+    facts: dict[str, float] = field(default_factory=dict)  # what else the next step depends on
     _stop: bool = False
 
     @staticmethod
@@ -100,6 +101,7 @@ class Run:
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
         if run.resumed:
             run.start, run.tally, run.tokens = int(state["step"]), Tally.of(state["tally"]), int(state["tokens"])
+            run.facts = dict(state["facts"])
         _cut_metrics(folder / "metrics.jsonl", run.start)
         return run
 
@@ -142,7 +144,7 @@ class Run:
         assert self.weights is not None
         assert self.optimizer is not None
         folder = self.folder / "checkpoints"
-        facts = {"identity": self.identity, "tally": tally.state(), "tokens": tokens}
+        facts = {"identity": self.identity, "tally": tally.state(), "tokens": tokens, "facts": self.facts}
         path = checkpoint.save(folder, step, self.weights, self.optimizer, facts)
         self.display.say(f"checkpoint {path}")
 

@@ -1,0 +1,178 @@
+"""Where rewards come from: a reward model's folder, VADER's sentiment, the length, a function in the user's file.
+
+All of them read text, so a reward model may have another tokenizer than the policy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from preftune.data.account import Account
+from preftune.data.groups import Limits, tokenize
+from preftune.data.layout import Budget, micro_batches
+from preftune.data.render import Renderer
+from preftune.errors import ConfigError, ModelError, NumericError, PreftuneError
+from preftune.model import load
+from preftune.model.logprobs import Scorer
+from preftune.model.memory import in_parts
+from preftune.model.scalar import load_scalar, readable, require_padding, reward_logps, scalar_scorer, scale_of
+from preftune.resolve import inputs_of, resolve
+from preftune.types import Message, PreferenceGroup, Text
+
+Floats = npt.NDArray[np.float64]
+SLOTS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A response to be rewarded. One that has not `ended` was cut off; `origin` is the prompt's file:line."""
+
+    prompt: Text
+    response: str
+    ended: bool = True
+    origin: str = ""
+
+
+Reward = Callable[[Sequence[Answer]], Sequence[float]]
+
+
+def open_reward(name: str, where: str = "reward", *, dtype: torch.dtype = torch.float32, device: Any = None) -> Reward:
+    """The reward called `name`. Raises ConfigError or ModelError for one that cannot be had."""
+    if name not in RULES and (Path(name).expanduser().is_dir() or not name.rpartition(":")[0].endswith(".py")):
+        if "/" not in name and not Path(name).is_dir():
+            resolve(name, RULES, where)  # says what is known
+        return RewardModel.open(name, where, dtype, device)
+    function = resolve(name, RULES, where)
+    if name in RULES:
+        return function()  # type: ignore[no-any-return]
+    if tuple(inputs_of(function)) != ("prompts", "responses"):
+        raise ConfigError(
+            f"{name} has the arguments {', '.join(inputs_of(function)) or 'none'}",
+            where=where,
+            fix="def reward(prompts: list[str], responses: list[str]) -> list[float], one reward a response",
+        )
+    return lambda answers: function([plain(a.prompt) for a in answers], [a.response for a in answers])
+
+
+def plain(text: Text) -> str:
+    """A prompt as one text; a chat as its messages' contents below each other."""
+    return text if isinstance(text, str) else "\n\n".join(message.content for message in text)
+
+
+def rewards_of(reward: Reward, answers: Sequence[Answer], when: str) -> Floats:
+    """(S,) one finite reward a response. Raises ConfigError or NumericError naming the moment and the row."""
+    try:
+        found = list(reward(answers))
+        values = np.asarray(found, dtype=np.float64)
+    except PreftuneError:
+        raise
+    except Exception as error:
+        guilty = _guilty(reward, answers)
+        raise ConfigError(
+            f"the reward function raised {type(error).__name__}: {error}",
+            where=f"{when}, {guilty.origin}" if guilty else when,
+            why=f"on the response {guilty.response!r}" if guilty else "",
+            fix="repair the function; the same command goes on from what is saved",
+        ) from error
+    if values.shape != (len(answers),):
+        raise ConfigError(
+            f"the reward function gave {len(found)} rewards for {len(answers)} responses",
+            where=f"{when}, {answers[0].origin}",
+            fix="it must give one number for each response, in order",
+        )
+    bad = np.flatnonzero(~np.isfinite(values))
+    if len(bad):
+        answer = answers[bad[0]]
+        raise NumericError(
+            f"the reward of {len(bad)} of {len(answers)} responses is {values[bad[0]]}",
+            where=f"{when}, {answer.origin}",
+            why=f"the first is {answer.response!r}",
+            fix="a reward must be a finite number for every text, an empty one among them",
+        )
+    return values
+
+
+def _guilty(reward: Reward, answers: Sequence[Answer]) -> Answer | None:
+    """The first response that the function fails on alone."""
+    for answer in answers:
+        try:
+            reward([answer])
+        except Exception:
+            return answer
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class RewardModel:
+    """A scalar model with its tokenizer; rewards come out with mean 0 and variance 1 of its training data."""
+
+    scorer: Scorer
+    renderer: Renderer
+    longest: int
+    name: str
+
+    @staticmethod
+    def open(path: str, where: str, dtype: torch.dtype, device: Any = None) -> RewardModel:
+        source = load.locate(path, where)
+        architectures = getattr(load.load_config(source), "architectures", None) or []
+        if not any(name.endswith("ForSequenceClassification") for name in architectures):
+            raise ModelError(
+                f"not a reward model but {', '.join(architectures) or 'a model of unknown kind'}",
+                where=f"{where} {path}",
+                fix="train one with preftune reward, or name any sequence classifier with one label",
+            )
+        model, tokenizer = load_scalar(source, dtype), load.load_tokenizer(source)
+        require_padding(model, tokenizer)
+        model.to(device or "cpu").requires_grad_(False)
+        longest = load.positions(model.config) or 1 << 20
+        return RewardModel(scalar_scorer(model), Renderer.of(tokenizer, load.end_ids(source)), longest, path)
+
+    @torch.no_grad()
+    def __call__(self, answers: Sequence[Answer]) -> Sequence[float]:
+        groups = []
+        for number, a in enumerate(answers):
+            response: Text = a.response if isinstance(a.prompt, str) else (Message("assistant", a.response),)
+            groups.append(PreferenceGroup(a.prompt, (response,), ended=(a.ended,), origin=str(number)))
+        account = Account(self.name)
+        tokens = readable(tokenize(groups, self.renderer, Limits(self.longest), account))
+        if len(tokens) != len(answers):
+            lost = next(int(origins[0]) for origins in account.dropped.values())
+            reason = next(iter(account.dropped))
+            raise ModelError(f"the reward model cannot read a response: {reason}", where=answers[lost].origin)
+        scale = scale_of(self.scorer.model)
+        found = [math.nan] * len(answers)
+
+        def lay(some: Any) -> Any:
+            return micro_batches(some, Budget("rows", SLOTS))
+
+        for whole in lay(tokens):
+            for batch, values in in_parts(lambda b: reward_logps(self.scorer, b.to(self.scorer.device)), whole, lay):
+                for group, value in zip(batch.groups, values.sum_S.double().tolist(), strict=True):
+                    found[int(group.origin)] = (value - scale.mean) / scale.std
+        return found
+
+
+def vader() -> Reward:
+    """VADER's compound sentiment of the response, -1 to 1. Source: Hutto and Gilbert 2014, ICWSM."""
+    try:
+        from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+    except ImportError as error:
+        raise ConfigError("vaderSentiment is not installed", fix="pip install 'preftune[vader]'") from error
+    analyzer = SentimentIntensityAnalyzer()
+    return lambda answers: [float(analyzer.polarity_scores(a.response)["compound"]) for a in answers]
+
+
+def length() -> Reward:
+    """The response's number of characters: a control that shows what rewards length."""
+    return lambda answers: [float(len(a.response)) for a in answers]
+
+
+RULES: dict[str, Callable[..., Any]] = {"vader": vader, "length": length}

@@ -1,0 +1,208 @@
+"""preftune eval frontier: reward and KL of many policies at many temperatures, on the plane with what is possible.
+
+policy             mean reward and sequence KL(policy || reference) of fresh samples, with 95 % intervals over prompts
+best of n          from samples of the reference, KL exact
+optimum            the closed form, by importance weights over the same samples
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from preftune.config.schema import ModelConfig
+from preftune.data.prompts import Prompt, encode_prompts, read_prompts
+from preftune.data.render import Renderer
+from preftune.errors import ConfigError, require_writable, writing
+from preftune.evaluate.frontier import (
+    Floats,
+    Point,
+    best_of_n,
+    measure,
+    optimum,
+    optimum_at,
+    response_logps,
+    tempered,
+)
+from preftune.evaluate.rewards import Answer, Reward, open_reward, rewards_of
+from preftune.exact.optimum import tilt
+from preftune.methods.policies import open_policy
+from preftune.methods.prepare import compute_dtype, device_of, require_same_vocabulary
+from preftune.model import load
+from preftune.model.generate import Sampled, Sampling, sample
+from preftune.model.logprobs import Scorer
+from preftune.report.figures import frontier
+from preftune.report.page import Section, write_page
+from preftune.train.display import Display
+
+BETAS = (3.0, 2.0, 1.0, 0.7, 0.5, 0.3, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03)
+NS = (1, 2, 4, 8, 16, 32, 64, 128)
+Z95 = 1.96
+
+
+@dataclass(frozen=True, slots=True)
+class Frontier:
+    """What is compared, on what."""
+
+    reference: str
+    policies: tuple[str, ...]
+    prompts: str
+    reward: str
+    temperatures: tuple[float, ...] = (1.0,)
+    samples: int = 8
+    yardstick: int = 128
+    max_new_tokens: int = 64
+    max_prompts: int | None = None
+    seed: int = 0
+    dtype: str = "auto"
+    chat_template: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """The prompts, and how answers to them are sampled and rewarded."""
+
+    prompts: Sequence[Prompt]
+    tokenizer: Any
+    reward: Reward
+    max_new_tokens: int
+
+    def draw(self, model: Any, n: int, temperature: float, seed: int) -> list[Sampled]:
+        sampling = Sampling(n, self.max_new_tokens, temperature, seed=seed)
+        return sample(model, self.tokenizer, [p.ids.tolist() for p in self.prompts], sampling)
+
+    def rewards(self, drawn: Sequence[Sampled], when: str) -> Floats:
+        """(P, M)"""
+        answers = [
+            Answer(prompt.text, text, ended, prompt.origin)
+            for prompt, sampled in zip(self.prompts, drawn, strict=True)
+            for text, ended in zip(sampled.texts, sampled.ended, strict=True)
+        ]
+        return rewards_of(self.reward, answers, when).reshape(len(self.prompts), -1)
+
+
+def run(wanted: Frontier, out: Path, display: Display) -> dict[str, list[Point]]:
+    """Write frontier.json and frontier.html below `out`, show the table, and return the points of every series."""
+    if any(t <= 0 for t in wanted.temperatures):
+        raise ConfigError("temperatures are above 0", where="--temperatures", why="greedy decoding is no distribution")
+    require_writable(out)
+    dtype = compute_dtype(ModelConfig(path=wanted.reference, dtype=wanted.dtype))  # type: ignore[arg-type]
+    device = device_of(None)
+    reward = open_reward(wanted.reward, "--reward", device=device)
+    opened = open_policy(wanted.reference, "--reference", dtype, device)
+    tokenizer = load.load_tokenizer(opened.source, wanted.chat_template)
+    renderer = Renderer.of(tokenizer, load.end_ids(opened.source))
+    asking = Asking(_prompts(wanted, renderer, display), tokenizer, reward, wanted.max_new_tokens)
+    reference = Scorer.of(opened.model)
+    with display.stage("frontier", 1 + len(wanted.policies) * len(wanted.temperatures)) as stage:
+        yardstick = asking.rewards(asking.draw(reference.model, wanted.yardstick, 1.0, wanted.seed), opened.name)
+        series = {opened.name: [measure(opened.name, np.zeros_like(yardstick), yardstick)]}
+        done = 1
+        stage.advance(done)
+        for path in wanted.policies:
+            policy = open_policy(path, "--policy", dtype, device)
+            require_same_vocabulary(tokenizer, load.load_tokenizer(policy.source), path)
+            scorer = Scorer.of(policy.model)
+            name = policy.name if policy.name not in series else path
+            series[name] = []
+            for temperature in wanted.temperatures:
+                series[name].append(point(asking, scorer, reference, name, temperature, wanted))
+                done += 1
+                stage.advance(done)
+            del policy, scorer
+    write(wanted, out, series, yardstick)
+    for line in table(series, yardstick):
+        display.say(line)
+    display.say(f"done: {out / 'frontier.json'}, {out / 'frontier.html'}")
+    return series
+
+
+def point(asking: Asking, policy: Scorer, reference: Scorer, name: str, temperature: float, wanted: Frontier) -> Point:
+    """Reward and KL of fresh samples; the KL is that of the distribution that was sampled."""
+    label = name if temperature == 1 else f"{name}, T {temperature:g}"
+    sampler = tempered(policy, temperature)
+    drawn = asking.draw(policy.model, wanted.samples, temperature, wanted.seed + 1)
+    groups = [sampled.group for sampled in drawn]
+    kl = response_logps(sampler, groups) - response_logps(reference, groups)
+    return measure(label, kl, asking.rewards(drawn, label))
+
+
+def _prompts(wanted: Frontier, renderer: Renderer, display: Display) -> list[Prompt]:
+    groups, account = read_prompts(wanted.prompts)
+    account.check(1.0)
+    prompts = encode_prompts(groups[: wanted.max_prompts], renderer, 1 << 20, account)
+    for line in account.lines():
+        display.say(line)
+    return prompts
+
+
+def table(series: dict[str, list[Point]], yardstick: Floats) -> list[str]:
+    """One line a point, with what the optimum has at the same KL."""
+    lines = [f"{'policy':<28} {'reward':>16} {'KL, nats':>16}   optimum at this KL"]
+    for points in series.values():
+        for p in points:
+            best = optimum_at(yardstick, max(p.kl, 0.0))
+            reward = f"{p.reward:.3f} +- {Z95 * p.reward_se:.3f}"
+            kl = f"{p.kl:.3f} +- {Z95 * p.kl_se:.3f}"
+            lines.append(f"{p.name:<28} {reward:>16} {kl:>16}   {best:.3f}")
+    return lines
+
+
+def write(wanted: Frontier, out: Path, series: dict[str, list[Point]], yardstick: Floats) -> None:
+    """The numbers and the picture."""
+    rewards = torch.from_numpy(yardstick)
+    most = math.log(yardstick.shape[1])  # beyond this KL the samples of the reference say nothing
+    best = [p for p in optimum(yardstick, BETAS) if p.kl < most / 2]
+    chosen = [best_of_n(yardstick, n) for n in NS if n <= yardstick.shape[1]]
+    facts = {
+        "settings": asdict(wanted),
+        "prompts": len(yardstick),
+        "policies": {name: [_figures(p) for p in points] for name, points in series.items()},
+        "best of n": [_figures(p) for p in chosen],
+        "optimum": [
+            {**_figures(p), "beta": b, "effective_samples": tilt(rewards, b).effective}
+            for b, p in zip(BETAS, optimum(yardstick, BETAS), strict=True)
+            if p.kl < most / 2
+        ],
+    }
+    lines = {
+        "optimum": [(0.0, float(yardstick.mean()))] + [(p.kl, p.reward) for p in best],
+        "best of n": [(p.kl, p.reward) for p in chosen],
+    }
+    figure = frontier("Reward against KL", lines, series)
+    heads = ["policy", "reward", "+-", "KL, nats", "+-", "optimum at this KL"]
+    cells = [
+        [
+            p.name,
+            f"{p.reward:.3f}",
+            f"{Z95 * p.reward_se:.3f}",
+            f"{p.kl:.3f}",
+            f"{Z95 * p.kl_se:.3f}",
+            f"{optimum_at(yardstick, max(p.kl, 0.0)):.3f}",
+        ]
+        for points in series.values()
+        for p in points
+    ]
+    text = (
+        "Up and to the left is better. No policy can lie above the optimum, which is the closed form over "
+        f"{yardstick.shape[1]} samples of the reference for each prompt. Intervals are 95 %, over prompts."
+    )
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "frontier.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+        write_page(out / "frontier.html", "Reward against KL", [Section("Frontier", text, [heads, *cells], [figure])])
+
+
+def _figures(p: Point) -> dict[str, Any]:
+    return {
+        **asdict(p),
+        "reward_ci": [p.reward - Z95 * p.reward_se, p.reward + Z95 * p.reward_se],
+        "kl_ci": [p.kl - Z95 * p.kl_se, p.kl + Z95 * p.kl_se],
+    }

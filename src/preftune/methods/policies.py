@@ -1,0 +1,76 @@
+"""Opening what a run has made: a model folder, a run folder, or one of its checkpoints."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from preftune.errors import RunError
+from preftune.model import load
+from preftune.train.checkpoint import STATE, WEIGHTS
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A model, its name for tables, and where its tokenizer is."""
+
+    name: str
+    model: Any
+    source: load.Source
+
+
+def open_policy(path: str, where: str, dtype: torch.dtype, device: torch.device) -> Opened:
+    """The model that `path` names. Raises ModelError or RunError for what holds none."""
+    folder = Path(path).expanduser()
+    if (folder / STATE).is_file():
+        model, source = _of_checkpoint(folder, dtype)
+        return Opened(f"{folder.parent.parent.name}@{_step(folder)}", model.to(device).eval(), source)
+    if (folder / "final").is_dir():
+        folder = folder / "final"
+    elif (folder / "manifest.json").is_file() and not (folder / "config.json").is_file():
+        raise RunError(
+            "a run that is not finished",
+            where=str(folder),
+            fix=f"name one of its checkpoints: {', '.join(_checkpoints(folder)) or 'there is none'}",
+        )
+    source = load.locate(str(folder) if folder.is_dir() else path, where)
+    name = folder.parent.name if folder.name == "final" else folder.name
+    return Opened(name or path, load.load_model(source, dtype).to(device), source)
+
+
+def _of_checkpoint(folder: Path, dtype: torch.dtype) -> tuple[Any, load.Source]:
+    run = folder.parent.parent
+    try:
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        path, lora = str(config["model"]["path"]), config.get("lora")
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise RunError(f"the run of this checkpoint has no readable config.yaml: {error}", where=str(folder)) from error
+    source = load.locate(path, f"{run / 'config.yaml'} model.path")
+    model = load.load_model(source, dtype)
+    if lora:
+        model = load.add_lora(model, lora["rank"], lora["alpha"], lora["targets"])
+    saved = load_file(folder / WEIGHTS)
+    if any(name.startswith("policy.") for name in saved):  # PPO saves the value model beside it
+        saved = {name.removeprefix("policy."): t for name, t in saved.items() if name.startswith("policy.")}
+    parameters = dict(model.named_parameters())
+    unknown = sorted(set(saved) - set(parameters))
+    if unknown:
+        raise RunError(f"the checkpoint has weights that the model lacks: {unknown[0]}", where=str(folder))
+    with torch.no_grad():
+        for name, value in saved.items():
+            parameters[name].copy_(value)
+    return (model.merge_and_unload() if lora else model), source
+
+
+def _step(folder: Path) -> int:
+    return int(json.loads((folder / STATE).read_text())["step"])
+
+
+def _checkpoints(run: Path) -> list[str]:
+    return sorted(str(p) for p in (run / "checkpoints").glob("step-????????"))

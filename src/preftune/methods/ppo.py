@@ -1,0 +1,230 @@
+"""PPO, the pipeline that DPO replaces: policy, reference, reward and value models, brought together for the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from preftune.config.schema import PPOConfig
+from preftune.data.account import Account
+from preftune.data.groups import hold_out, refuse_overlap, require_vocabulary
+from preftune.data.order import Plan, plans
+from preftune.data.prompts import Prompt, Prompts, encode_prompts, read_prompts
+from preftune.data.read import fingerprint
+from preftune.data.render import Renderer
+from preftune.errors import DataError
+from preftune.evaluate.rewards import Reward, open_reward
+from preftune.methods import plan, prepare
+from preftune.methods.gate import admit, state_values
+from preftune.methods.ppo_loop import optimise
+from preftune.methods.rollouts import Actors, Critic
+from preftune.methods.training import enough_memory, say_plan, stoppable
+from preftune.model import load
+from preftune.model.attention import use_own
+from preftune.model.logprobs import model_size
+from preftune.model.reference import AdapterOff, Frozen
+from preftune.model.scalar import load_scalar, scalar_scorer, scalar_twin
+from preftune.report.run import write_run_page
+from preftune.train.display import Display
+from preftune.train.optim import Weights, build_optimizer
+from preftune.train.run import Run, require_packages, run_identity
+from preftune.train.track import open_trackers
+from preftune.types import PreferenceGroup, TokenGroup
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The prompts of a run, still text."""
+
+    train: list[PreferenceGroup]
+    held_out: list[PreferenceGroup]
+    accounts: tuple[Account, ...]
+    fingerprint: str
+
+
+def run(
+    config: PPOConfig,
+    *,
+    model: Any = None,
+    tokenizer: Any = None,
+    reward: Reward | None = None,
+    display: Display | None = None,
+    dry_run: bool = False,
+) -> Path:
+    """Train and return the folder of the tuned model. Model, tokenizer and reward may be given in memory."""
+    display, folder = display or Display(), Path(config.out)
+    with enough_memory(), stoppable():
+        require_packages(list(config.track))
+        source = load.locate(config.model.path) if model is None else load.Source(config.model.path)
+        asked = read_asked(config)
+        Run.check(folder, run_identity(config.model_dump(mode="json"), asked.fingerprint))
+        if Run.finished(folder):
+            display.say(f"{folder} is finished; its model is {folder / 'final'}")
+            return folder / "final"
+        judge = reward or open_reward(config.reward, "reward", device=prepare.device_of(model))
+        renderer = prepare.load_renderer(config.data.chat_template, source, tokenizer, model)
+        prompts = encoded(config, asked, renderer, display)
+        policy = prepare.load_policy(config, source, renderer, model)
+        require_room(policy, [*prompts.train, *prompts.held_out], config, source)
+        train = config.train
+        sizes, size = [1] * len(prompts.train), config.rollout.prompts
+        steps = list(plans(sizes, size, train.seed, train.epochs, train.max_steps))
+        critic = make_critic(config, source, policy, given=model is not None)
+        policy.budget = replace(policy.budget, tokens=slots(config, policy, critic, prompts.train))
+        describe(config, policy, critic, prompts, steps, display)
+        if dry_run:
+            say_plan(config, [], display)
+            return folder
+        run = Run.open(folder, config.model_dump(mode="json"), asked.fingerprint, display)
+        prepare.require_same_start(run, policy)
+        run.note(
+            start_weights=policy.start_hash, data={a.source: {"read": a.read, "kept": a.kept} for a in asked.accounts}
+        )
+        if run.tokens:  # a larger one would change last digits, or run out of memory again
+            policy.budget = replace(policy.budget, tokens=min(policy.budget.tokens, run.tokens))
+        reference = AdapterOff.of(policy.scorer) if config.lora else Frozen.copy_of(policy.model)
+        actors = Actors(policy.scorer, reference, judge, critic, policy.tokenizer)
+        weights = Weights(nn.ModuleDict({"policy": policy.model, "value": critic.module}), precise(policy.precise))
+        optimizer = build_optimizer(weights.masters, config.optim.name, config.optim.lr, config.optim.weight_decay)
+        run.attach(weights, optimizer)
+        if run.start:
+            display.say(f"resuming after step {run.start} of {len(steps)}")
+    run.trackers = open_trackers(list(config.track), folder, config.model_dump(mode="json"))
+    try:
+        with enough_memory(), run.signals(), display.stage("ppo", len(steps), run.start):
+            optimise(actors, prompts, steps, config, policy.budget, weights, optimizer, run)
+    finally:
+        for tracker in run.trackers:
+            tracker.close()
+        use_own(policy.model)
+        weights.close()
+    final = prepare.export(policy, weights, folder)
+    write_run_page(folder)
+    run.note(finished=True, steps=len(steps))
+    display.say(f"done: {final}")
+    return final
+
+
+def read_asked(config: PPOConfig) -> Asked:
+    """Training and held-out prompts."""
+    train, account = read_prompts(config.data.train)
+    account.check(config.data.max_dropped)
+    sources = [config.data.train] if isinstance(config.data.train, str) else list(config.data.train)
+    if isinstance(config.data.eval, str):
+        held_out, held_account = read_prompts(config.data.eval)
+        held_account.check(config.data.max_dropped)
+        refuse_overlap(train, held_out)
+        return Asked(train, held_out, (account, held_account), fingerprint([*sources, config.data.eval]))
+    held_out = []
+    if config.data.eval is not None:
+        train, held_out = hold_out(train, config.data.eval)
+    return Asked(train, held_out, (account,), fingerprint(sources))
+
+
+def encoded(config: PPOConfig, asked: Asked, renderer: Renderer, display: Display) -> Prompts:
+    """Token ids of the prompts; the account of every row is said."""
+    longest = config.data.max_prompt_length
+    prompts = encode_prompts(asked.train, renderer, longest, asked.accounts[0])
+    held_out = encode_prompts(asked.held_out, renderer, longest, asked.accounts[-1])
+    for account in asked.accounts:
+        for line in account.lines():
+            display.say(line)
+        account.check(config.data.max_dropped)
+    if not prompts:
+        raise DataError("no prompt is left for training", where=asked.accounts[0].source)
+    return Prompts(prompts, held_out)
+
+
+def require_room(policy: prepare.Policy, prompts: Sequence[Prompt], config: PPOConfig, source: load.Source) -> None:
+    """Raises where prompts and model do not fit each other, or a response would leave the model's positions."""
+    groups = imagined(prompts, config)
+    require_vocabulary(groups, policy.model.get_input_embeddings().weight.shape[0], source.base)
+    prepare.require_positions(policy.model, groups, "rollout.max_new_tokens")
+
+
+def imagined(prompts: Sequence[Prompt], config: PPOConfig) -> list[TokenGroup]:
+    """The prompts with responses as long as they can be."""
+    response = np.zeros(config.rollout.max_new_tokens, dtype=np.int32)
+    return [TokenGroup(p.ids, (response,) * config.rollout.responses, origin=p.origin) for p in prompts]
+
+
+def make_critic(config: PPOConfig, source: load.Source, policy: prepare.Policy, given: bool) -> Critic:
+    """The value model: a network that starts as `value.path` or as the policy's body, or a head that starts at 0."""
+    if config.value.kind == "head":
+        width = policy.model.config.get_text_config().hidden_size
+        head = nn.Linear(width, 1).to(policy.scorer.device)
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+        return Critic(None, head)
+    if config.value.path:
+        source = load.locate(config.value.path, "value.path")
+        prepare.require_same_vocabulary(policy.tokenizer, load.load_tokenizer(source), config.value.path)
+    network = scalar_twin(policy.model) if given and not config.value.path else load_scalar(source, policy.model.dtype)
+    network.config.use_cache = False
+    network.requires_grad_(True)
+    if config.lora:
+        network = load.add_lora(network, config.lora.rank, config.lora.alpha, config.lora.targets, "SEQ_CLS")
+    network.to(policy.scorer.device)
+    scorer = scalar_scorer(network)
+    if policy.budget.layout != "rows":
+        admit(scorer, policy.budget.layout, state_values)
+    if config.model.gradient_checkpointing:
+        load.checkpoint_activations(network)
+    return Critic(scorer, None)
+
+
+def slots(config: PPOConfig, policy: prepare.Policy, critic: Critic, prompts: Sequence[Prompt]) -> int:
+    """`batch.tokens`; auto is what fits beside four models."""
+    if config.batch.tokens != "auto":
+        return config.batch.tokens
+    found = footprint(config, policy, critic, prompts)
+    width = policy.model.config.get_text_config().hidden_size
+    return plan.choose_tokens(found, policy.scorer.device, width)
+
+
+def footprint(config: PPOConfig, policy: prepare.Policy, critic: Critic, prompts: Sequence[Prompt]) -> plan.Footprint:
+    """That of the policy, with a frozen reference and the value model's gradients, moments and activations."""
+    groups = imagined(prompts[:64], config)
+    found = plan.footprint(policy.scorer, config, not config.lora, groups, policy.budget.layout)
+    trained = sum(p.numel() for p in critic.module.parameters() if p.requires_grad)
+    moments = 2 if config.optim.name == "adamw" else 1
+    fixed = {**found.fixed, "value model": 4 * (1 + moments) * trained}
+    return replace(found, fixed=fixed, per_slot=found.per_slot * (2 if critic.network else 1))
+
+
+def describe(
+    config: PPOConfig,
+    policy: prepare.Policy,
+    critic: Critic,
+    prompts: Prompts,
+    steps: Sequence[Plan],
+    display: Display,
+) -> None:
+    """What is about to happen, in a few lines."""
+    everything, trained = model_size(policy.model)
+    dtype = str(policy.model.dtype).removeprefix("torch.")
+    display.say(
+        f"policy: {everything:,} parameters, {trained:,} trained; value: {model_size(critic.module)[0]:,}; "
+        f"{dtype} on {policy.scorer.device}, layout {policy.budget.layout}"
+    )
+    if policy.layout_note:
+        display.say(policy.layout_note)
+    rollout, tokens = config.rollout, policy.budget.tokens
+    sampled = sum(len(step.members) for step in steps) * rollout.responses
+    display.say(
+        f"data: {len(prompts.train)} prompts, {len(prompts.held_out)} held out; {len(steps)} steps, "
+        f"{sampled:,} responses of up to {rollout.max_new_tokens} tokens; "
+        f"{config.ppo.epochs * config.ppo.minibatches} updates a step"
+    )
+    peak = footprint(config, policy, critic, prompts.train).peak(tokens, tokens)
+    display.say(f"memory: about {plan.gb(peak)} at the peak; micro-batches of up to {tokens:,} token slots")
+
+
+def precise(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The policy's weights with more digits, under the names that they have beside the value model's."""
+    return {f"policy.{name}": tensor for name, tensor in weights.items()}
