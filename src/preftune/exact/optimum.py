@@ -39,8 +39,8 @@ def implicit_reward(log_pi: Tensor, log_ref: Tensor, beta: float) -> Tensor:
 def representative(log_ref: Tensor, reward: Tensor, beta: float) -> Tensor:
     """The one member of a reward's class that is an implicit reward: r - beta log Z.
 
-    Rewards that differ by a number for each prompt have the same preferences and the same optimum: they are one class, and
-    this is the same for all of them. Source: the same, theorem 1 and eq. 9.
+    Rewards that differ by a number for each prompt have the same preferences and the same optimum: they are one
+    class, and this is the same for all of them. Source: the same, theorem 1 and eq. 9.
     """
     _, log_z = optimal_policy(log_ref, reward, beta)
     return reward - beta * log_z.unsqueeze(-1)

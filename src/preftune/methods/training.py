@@ -39,7 +39,7 @@ class Method:
     complete    what takes time, once it is clear that the run can start: (task, policy, plans, steps done, display)
     reference   its kind
     opening     the kind of model
-    finish      called with task and policy before the final model is written
+    finish      called with task and policy after the last step
     merged      whether an adapter is merged into the final model
     """
 
@@ -97,12 +97,12 @@ def train(
     try:
         with enough_memory(), run.signals(), display.stage("train", len(steps), run.start):
             fit(task, steps, run.start, weights, optimizer, config.optim, config.train, run)
+        method.finish(task, policy)
     finally:
         for tracker in run.trackers:
             tracker.close()
         use_own(policy.model)
         weights.close()
-    method.finish(task, policy)
     final = prepare.export(policy, weights, folder, method.merged)
     write_run_page(folder)
     run.note(finished=True, steps=len(steps))

@@ -68,7 +68,12 @@ def use_segments(model: Any) -> bool:
     if before != NAME:
         base.set_attn_implementation(NAME)
         _own[base] = before
-    return bool(base.config._attn_implementation == NAME)
+    return uses_segments(base)
+
+
+def uses_segments(model: Any) -> bool:
+    """Whether `model` attends by segments."""
+    return bool(base_of(model).config._attn_implementation == NAME)
 
 
 def use_own(model: Any) -> None:

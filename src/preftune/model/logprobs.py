@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from preftune.model.attention import laid_out
+from preftune.model.attention import laid_out, uses_segments
 from preftune.model.head import Head, find_head, intercept, output_layer
 from preftune.model.statistics import HeadInput, statistics
 from preftune.model.token_logprobs import token_logprobs
@@ -91,6 +91,8 @@ def _forward(model: Any, batch: Batch) -> Tensor:
     if isinstance(batch.layout, Rows):
         ids = batch.ids_T.view(batch.layout.rows, batch.layout.width)
         return model(input_ids=ids, use_cache=False).logits  # type: ignore[no-any-return]
+    if not uses_segments(model):
+        raise RuntimeError("a packed batch for a model that attends to whole rows: its numbers would be wrong")
     ids, positions = batch.ids_T[None], batch.positions_T[None]
     # without a mask, transformers would take every jump of the positions for a new document
     everything = torch.ones_like(ids, dtype=torch.bool)

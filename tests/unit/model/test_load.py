@@ -13,7 +13,7 @@ from tests.conftest import make_model
 from transformers import AutoModelForCausalLM
 
 from preftune.errors import ModelError
-from preftune.model.generate import sample
+from preftune.model.generate import Sampling, sample
 from preftune.model.load import end_ids, load_model, load_tokenizer, locate, source_dtype, weights_hash
 
 
@@ -137,7 +137,7 @@ def test_unknown_lora_targets_list_the_modules() -> None:
 def test_samples_follow_the_seed_and_end_with_eos(model_folder: Path, tokenizer: Any) -> None:
     model = AutoModelForCausalLM.from_pretrained(model_folder)
     prompts = [tokenizer(text)["input_ids"] for text in ("the cat", "a", "once upon a time")]
-    runs = [sample(model, tokenizer, prompts, n=3, max_new_tokens=40, seed=s, rows=6) for s in (1, 1, 2)]
+    runs = [sample(model, tokenizer, prompts, Sampling(3, 40, seed=s), rows=6) for s in (1, 1, 2)]
     texts = [[s.texts for s in run] for run in runs]
     assert texts[0] == texts[1] != texts[2]
     for sampled, prompt in zip(runs[0], prompts, strict=True):

@@ -1,0 +1,246 @@
+"""Reward models: where they start, what they learn, what is written, how they are asked."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.conftest import make_model, write_jsonl
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from preftune.config.schema import (
+    BatchConfig,
+    DataConfig,
+    LoraConfig,
+    ModelConfig,
+    OptimConfig,
+    RewardConfig,
+    TrainConfig,
+)
+from preftune.errors import ConfigError, ModelError, NumericError
+from preftune.evaluate.rewards import Answer, RewardModel, open_reward, rewards_of
+from preftune.methods import reward
+from preftune.train.display import Display
+from preftune.train.metrics import Calibration
+
+GOOD = [" the cat sat", " the moon", " a house in the wood"]
+BAD = [" no", " not known", " no. not known"]
+JUDGED = [
+    {"prompt": prompt, "chosen": good, "rejected": bad}
+    for prompt in ("Question: what is it? Answer:", "we look at", "once upon")
+    for good in GOOD
+    for bad in BAD
+]
+
+
+def run(tmp_path: Path, model: Path, rows: list[Any] | None = None, **sections: Any) -> Path:
+    tmp_path.mkdir(exist_ok=True)
+    data = write_jsonl(tmp_path / "data.jsonl", rows or JUDGED)
+    config = RewardConfig(
+        model=ModelConfig(path=str(model), **{"dtype": "fp32", **sections.pop("model_options", {})}),
+        data=DataConfig(train=str(data), **sections.pop("data_options", {})),
+        optim=OptimConfig(lr=3e-3),
+        batch=BatchConfig(pairs=9),
+        train=sections.pop("train", TrainConfig(epochs=6)),
+        out=str(tmp_path / "run"),
+        **sections,
+    )
+    return reward.run(config, display=Display(quiet=True))
+
+
+def lines(tmp_path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_it_starts_at_0_and_learns(tmp_path: Path, model_folder: Path) -> None:
+    run(tmp_path, model_folder, data_options={"eval": 0.34})
+    found = lines(tmp_path)
+    first, last = ([line for line in found if line["split"] == "train"][i] for i in (0, -1))
+    assert (first["step"], first["rewards/margins"], first["rewards/chosen"]) == (1, 0.0, 0.0)
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-7)
+    assert last["rewards/accuracies"] > 0.9
+    held_out = [line for line in found if line["split"] == "eval"][-1]
+    assert held_out["rewards/accuracies"] > 0.8
+    assert 0 <= held_out["calibration/ece"] <= 1
+    assert held_out["calibration/brier"] < 0.25
+    assert "logps/chosen" not in last
+
+
+def oracle(folder: Path, prompt: str, response: str, ended: bool = True) -> float:
+    """Plain transformers: one row, its own pooling."""
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer(prompt + response)["input_ids"] + ([tokenizer.eos_token_id] if ended else [])
+    with torch.no_grad():
+        return float(model(input_ids=torch.tensor([ids])).logits)
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+def test_transformers_reads_the_same_rewards(tmp_path: Path, model_folder: Path, normalise: bool) -> None:
+    """From the folder alone, at the EOS, alone and in a padded batch."""
+    final = run(tmp_path, model_folder, normalise=normalise)
+    judge = open_reward(str(final))
+    assert isinstance(judge, RewardModel)
+    asked = [Answer(row["prompt"], row[side]) for row in JUDGED[:6] for side in ("chosen", "rejected")]
+    asked.append(Answer("we look at", " the cat", ended=False))
+    scale = json.loads((final / "config.json").read_text()).get("reward_scale", {"mean": 0.0, "std": 1.0})
+    assert (scale["std"] != 1.0) == normalise
+    expected = [(oracle(final, a.prompt, a.response, a.ended) - scale["mean"]) / scale["std"] for a in asked]  # type: ignore[arg-type]
+    assert judge(asked) == pytest.approx(expected, abs=1e-4)
+    model, tokenizer = AutoModelForSequenceClassification.from_pretrained(final), AutoTokenizer.from_pretrained(final)
+    texts = [f"{a.prompt}{a.response}</s>" for a in asked[:-1]]
+    with torch.no_grad():
+        logits = model(**tokenizer(texts, return_tensors="pt", padding=True)).logits[:, 0]
+    assert ((logits - scale["mean"]) / scale["std"]).tolist() == pytest.approx(expected[:-1], abs=1e-4)
+
+
+def test_normalised_rewards_have_mean_0_and_variance_1(tmp_path: Path, model_folder: Path) -> None:
+    judge = open_reward(str(run(tmp_path, model_folder)))
+    asked = [Answer(row["prompt"], row[side]) for row in JUDGED for side in ("chosen", "rejected")]
+    values = torch.tensor(judge(asked))
+    assert float(values.mean()) == pytest.approx(0, abs=1e-4)
+    assert float(values.std(correction=0)) == pytest.approx(1, abs=1e-4)
+
+
+def test_layouts_agree(tmp_path: Path, model_folder: Path) -> None:
+    """Groups of four with all their judgements: shared prompts and padded rows train the same model."""
+    rows = [
+        {
+            "prompt": "we look at",
+            "responses": [" the cat", " a dog on the hill", " no", " not"],
+            "judgements": [{"better": b, "worse": w} for b in (0, 1) for w in (2, 3)],
+        }
+    ] * 3
+    weights = {}
+    for attention in ("rows", "shared", "packed"):
+        final = run(tmp_path / attention, model_folder, rows, model_options={"attention": attention}, normalise=False)
+        model = AutoModelForSequenceClassification.from_pretrained(final)
+        weights[attention] = torch.cat([p.flatten() for p in model.parameters()])
+    assert torch.allclose(weights["rows"], weights["shared"], atol=2e-4)
+    assert torch.allclose(weights["rows"], weights["packed"], atol=2e-4)
+
+
+def test_lora_is_merged(tmp_path: Path, model_folder: Path) -> None:
+    final = run(tmp_path, model_folder, lora=LoraConfig(rank=4, alpha=8.0))
+    assert (final / "model.safetensors").is_file()
+    assert not (final / "adapter_config.json").exists()
+    last = lines(tmp_path)[-1]
+    assert last["rewards/accuracies"] > 0.7
+    judge = open_reward(str(final))
+    a, b = judge([Answer("we look at", " the moon"), Answer("we look at", " no")])
+    assert a > b
+
+
+def test_a_reward_model_can_be_trained_on(tmp_path: Path, model_folder: Path) -> None:
+    """Its head is kept."""
+    first = run(tmp_path / "a", model_folder)
+    before = lines(tmp_path / "a")[-1]["rewards/accuracies"]
+    run(tmp_path / "b", first, train=TrainConfig(epochs=1))
+    assert lines(tmp_path / "b")[0]["rewards/accuracies"] >= before - 0.2
+    assert lines(tmp_path / "b")[0]["rewards/margins"] > 0.1
+
+
+def test_a_model_that_learnt_nothing_has_no_scale(tmp_path: Path, model_folder: Path) -> None:
+    """Judgements of probability one half are no reason to leave 0."""
+    rows = [{"prompt": "a", "chosen": " b", "rejected": " c", "probability": 0.5}]
+    with pytest.raises(NumericError, match="same reward"):
+        run(tmp_path, model_folder, rows, train=TrainConfig(max_steps=2))
+
+
+def test_padding_that_is_not_eos(tmp_path: Path, model_folder: Path, tokenizer: Any) -> None:
+    """With EOS for padding transformers would read the reward one token too early: another token is named."""
+    folder = tmp_path / "model"
+    make_model().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings["pad_token"] = "</s>"
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    final = run(tmp_path, folder)
+    assert AutoTokenizer.from_pretrained(final).pad_token == "<s>"
+    judge, scale = open_reward(str(final)), json.loads((final / "config.json").read_text())["reward_scale"]
+    (found,) = judge([Answer("we look at", " the cat sat")])
+    assert found == pytest.approx(
+        (oracle(final, "we look at", " the cat sat") - scale["mean"]) / scale["std"], abs=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("vadre", ConfigError, "did you mean 'vader'"),
+        ("MODEL", ModelError, "not a reward model but LlamaForCausalLM"),
+        ("missing.py:reward", ConfigError, "no such file"),
+    ],
+)
+def test_what_is_no_reward(model_folder: Path, name: str, error: Any, message: str) -> None:
+    with pytest.raises(error, match=message):
+        open_reward(str(model_folder) if name == "MODEL" else name)
+
+
+FUNCTIONS = """
+def good(prompts, responses):
+    return [float(len(r)) for r in responses]
+def raises(prompts, responses):
+    return [1 / (len(r) - 3) for r in responses]
+def nan(prompts, responses):
+    return [float("nan") if r == "abc" else 0.0 for r in responses]
+def short(prompts, responses):
+    return [0.0]
+def words(prompts, responses):
+    return ["good" for r in responses]
+def other(texts):
+    return [0.0 for t in texts]
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("raises", ConfigError, "step 7, data:2: the reward function raised ZeroDivisionError"),
+        ("nan", NumericError, "step 7, data:2: the reward of 1 of 2 responses is nan"),
+        ("short", ConfigError, "gave 1 rewards for 2 responses"),
+        ("words", ConfigError, "raised ValueError"),
+    ],
+)
+def test_functions_that_go_wrong_name_the_step_and_the_row(tmp_path: Path, name: str, error: Any, message: str) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(FUNCTIONS)
+    asked = [Answer("p", "abcd", origin="data:1"), Answer("q", "abc", origin="data:2")]
+    assert rewards_of(open_reward(f"{file}:good"), asked, "step 7").tolist() == [4, 3]
+    with pytest.raises(error, match=message):
+        rewards_of(open_reward(f"{file}:{name}"), asked, "step 7")
+
+
+def test_a_function_with_other_arguments_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(FUNCTIONS)
+    with pytest.raises(ConfigError, match="has the arguments texts"):
+        open_reward(f"{file}:other")
+
+
+def test_vader_and_length() -> None:
+    pytest.importorskip("vaderSentiment")
+    asked = [Answer("p", " a great day"), Answer("p", " a horrible day")]
+    good, bad = open_reward("vader")(asked)
+    assert good > 0.5
+    assert bad < -0.5
+    assert open_reward("length")(asked) == [12.0, 15.0]
+
+
+def test_calibration_by_hand() -> None:
+    """Three judgements at probability 0.9, two of them right; one at 0.6 the wrong way round; one tie."""
+    found = Calibration()
+    sure, half = math.log(0.9 / 0.1), math.log(0.6 / 0.4)
+    found.add(torch.tensor([sure, sure, -sure, -half, 0.0]), torch.ones(5))
+    table = found.table()
+    assert [row[2] for row in table] == [1, 1, 3]
+    assert table[0][:2] == (0.5, 0.5)
+    assert table[1] == pytest.approx((0.6, 0.0, 1))
+    assert table[2] == pytest.approx((0.9, 2 / 3, 3))
+    means = found.means()
+    assert means["calibration/ece"] == pytest.approx((0.6 + 3 * (0.9 - 2 / 3)) / 5)
+    assert means["calibration/brier"] == pytest.approx((0.01 + 0.01 + 0.81 + 0.36 + 0.25) / 5)

@@ -1,0 +1,100 @@
+"""Sampling: its distribution, its random numbers, its limits."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from tests.conftest import make_model
+from tests.worlds import WORLD, make_world_model, table
+
+from preftune.evaluate.frontier import tempered
+from preftune.model import generate
+from preftune.model.generate import Sampling, cut, sample
+from preftune.model.logprobs import Scorer
+
+
+class Ids:
+    """A tokenizer that needs no text."""
+
+    eos_token_id = 0
+
+    def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+        assert skip_special_tokens
+        return " ".join(map(str, ids))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6, 2.0])
+def test_the_samples_have_the_models_distribution(temperature: float) -> None:
+    """20,000 samples against the exact probabilities of all responses at this temperature: chi-squared."""
+    from scipy.stats import chisquare
+
+    model = make_world_model()
+    log_pi = table(tempered(Scorer.of(model), temperature), WORLD)
+    n = 10_000
+    drawn = sample(model, Ids(), WORLD.prompts, Sampling(n, WORLD.length, temperature), rows=5000)
+    for sampled, log_p in zip(drawn, log_pi, strict=True):
+        counts = Counter(tuple(ids.tolist()) for ids in sampled.group.response_ids)
+        assert sum(counts.values()) == n
+        found = [counts[response] for response in WORLD.responses]
+        expected = (log_p.exp() / log_p.exp().sum() * n).numpy()
+        assert chisquare(found, expected).pvalue > 1e-3
+
+
+def test_a_sample_depends_on_nothing_but_seed_prompt_and_place(tokenizer: Any) -> None:
+    """Not on the batch, the order, the other prompts, or how many samples are drawn."""
+    model = make_model()
+    prompts = [tokenizer(text)["input_ids"] for text in ("the cat", "a", "once upon a time", "we can guess")]
+    all_at_once = sample(model, tokenizer, prompts, Sampling(4, 12, seed=5))
+    one_by_one = sample(model, tokenizer, prompts[::-1], Sampling(4, 12, seed=5), rows=1)[::-1]
+    fewer = sample(model, tokenizer, prompts[1:3], Sampling(2, 12, seed=5), rows=3)
+    assert [s.texts for s in all_at_once] == [s.texts for s in one_by_one]
+    assert [s.texts for s in fewer] == [s.texts[:2] for s in all_at_once[1:3]]
+    assert len({text for s in all_at_once for text in s.texts}) == 16
+
+
+def test_temperature_0_is_the_most_likely_token(tokenizer: Any) -> None:
+    model = make_model()
+    ids = tokenizer("the cat")["input_ids"]
+    (found,) = sample(model, tokenizer, [ids], Sampling(2, 10, temperature=0))
+    expected = model.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=10, pad_token_id=0)[0, len(ids) :]
+    for response in found.group.response_ids:
+        assert response.tolist() == expected.tolist()[: len(response)]
+
+
+def test_cutting_off() -> None:
+    p = torch.tensor([[0.4, 0.3, 0.2, 0.1]], dtype=torch.float64)
+    assert cut(p, Sampling(top_k=2)).tolist() == [[0.4, 0.3, 0, 0]]
+    assert cut(p, Sampling(top_p=0.6)).tolist() == [[0.4, 0.3, 0, 0]]
+    assert cut(p, Sampling(top_p=0.75)).tolist() == [[0.4, 0.3, 0.2, 0]]
+    assert cut(p, Sampling(top_p=0.1)).tolist() == [[0.4, 0, 0, 0]]
+    assert cut(p, Sampling()).tolist() == p.tolist()
+
+
+def test_the_models_own_settings_do_not_bend_the_samples(tokenizer: Any) -> None:
+    model = make_model()
+    prompts = [tokenizer("the cat")["input_ids"]]
+    plain = sample(model, tokenizer, prompts, Sampling(6, 10))
+    model.generation_config.repetition_penalty = 5.0
+    model.generation_config.temperature = 0.1
+    assert sample(model, tokenizer, prompts, Sampling(6, 10))[0].texts == plain[0].texts
+    assert model.generation_config.repetition_penalty == 5.0
+
+
+def test_fewer_at_a_time_where_memory_runs_out(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, real, sizes = make_model(), generate._generate, []
+
+    def tight(model: Any, tokenizer: Any, jobs: Any, sampling: Sampling) -> Any:
+        sizes.append(len(jobs))
+        if len(jobs) > 3:
+            raise torch.OutOfMemoryError("out of memory")
+        return real(model, tokenizer, jobs, sampling)
+
+    prompts = [tokenizer(text)["input_ids"] for text in ("the cat", "a", "once")]
+    expected = sample(model, tokenizer, prompts, Sampling(4, 8))
+    monkeypatch.setattr(generate, "_generate", tight)
+    found = sample(model, tokenizer, prompts, Sampling(4, 8))
+    assert [s.texts for s in found] == [s.texts for s in expected]
+    assert sizes == [12, 6, 3, 3, 3, 3]
