@@ -58,6 +58,8 @@ def main() -> None:
     parser.add_argument("--group", type=int, default=8, help="responses that are judged against each other")
     parser.add_argument("--yardstick", type=int, default=256, help="samples a prompt for best of n and the optimum")
     parser.add_argument("--evaluation", type=int, default=16, help="fresh samples a prompt for each policy")
+    parser.add_argument("--labels", choices=["soft", "hard"], default="soft", help="soft: sigmoid of the score gap")
+    parser.add_argument("--loss", default="sigmoid", help="sigmoid, or plackett_luce for whole rankings")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--lr", type=float, default=1e-4)
     parser.add_argument("--seed", type=int, default=0)
@@ -79,7 +81,7 @@ def main() -> None:
 
     yardstick = rewards(draw(reference, options.yardstick, options.seed + 1))
     data = options.out / "groups.jsonl"
-    write_groups(data, prompts, draw(reference, options.samples, options.seed + 2), rewards, options.group)
+    write_groups(data, prompts, draw(reference, options.samples, options.seed + 2), rewards, options)
     points = [measure("reference", np.zeros_like(yardstick), yardstick)]
     for beta in options.betas:
         policy = Scorer.of(load_model(locate(str(tune(options, data, beta))), torch.float32))
@@ -91,29 +93,36 @@ def main() -> None:
     report(options, points, yardstick, time.perf_counter() - begin)
 
 
-def write_groups(path: Path, prompts: list[str], drawn: list[Sampled], rewards: Any, size: int) -> None:
-    """Groups with all their judgements; the soft label is sigmoid(score gap)."""
-    rows = []
+def write_groups(
+    path: Path, prompts: list[str], drawn: list[Sampled], rewards: Any, options: argparse.Namespace
+) -> None:
+    """Groups with all their judgements; the soft label is sigmoid(score gap). Or ranked, for a list-wise loss."""
+    size, rows = options.group, []
     for prompt, sampled, scores in zip(prompts, drawn, rewards(drawn), strict=True):
         for at in range(0, len(scores), size):
             texts, score = list(sampled.texts[at : at + size]), scores[at : at + size]
+            row = {"prompt": prompt, "responses": texts, "ended": list(sampled.ended[at : at + size])}
+            pairs = combinations(sorted(range(len(texts)), key=lambda i: -score[i]), 2)
             judgements = [
-                {"better": int(b), "worse": int(w), "probability": 1 / (1 + math.exp(score[w] - score[b]))}
-                for b, w in combinations(sorted(range(len(texts)), key=lambda i: -score[i]), 2)
+                {"better": int(b), "worse": int(w)}
+                | ({"probability": 1 / (1 + math.exp(score[w] - score[b]))} if options.labels == "soft" else {})
+                for b, w in pairs
                 if score[b] > score[w]
             ]
-            ended = list(sampled.ended[at : at + size])
-            rows.append({"prompt": prompt, "responses": texts, "judgements": judgements, "ended": ended})
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows if row["judgements"]))
+            if options.loss == "plackett_luce":  # takes whole rankings without ties
+                row["ranks"] = [sorted(score, reverse=True).index(s) + 1 for s in score]
+            if judgements and len(set(row.get("ranks", texts))) == len(texts):
+                rows.append({**row, "judgements": judgements})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def tune(options: argparse.Namespace, data: Path, beta: float) -> Path:
     config = DPOConfig(
         model=ModelConfig(path=options.model, dtype="fp32"),
         data=DataConfig(train=str(data), max_length=256),
-        loss={"name": "sigmoid", "beta": beta},
+        loss={"name": options.loss, "beta": beta},
         optim=OptimConfig(lr=options.lr, schedule="cosine"),
-        batch=BatchConfig(pairs=options.group * (options.group - 1) // 2 * 8),
+        batch=BatchConfig(pairs=max(32, options.group * (options.group - 1) // 2 * 8)),
         train=TrainConfig(epochs=options.epochs, seed=options.seed),
         out=str(options.out / f"beta-{beta:g}"),
     )

@@ -49,11 +49,12 @@ def options(
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("demo-run"),
     fast: Annotated[bool, typer.Option("--fast", help="A smaller world, in 20 seconds.")] = False,
+    with_ppo: Annotated[bool, typer.Option("--with-ppo", help="Also a reward model and PPO, for comparison.")] = False,
 ) -> None:
     """Offline first run: makes data, trains a small model, tunes it with DPO, shows the frontier."""
     from preftune.demo.run import run as run_demo
 
-    run_demo(out, fast=fast)
+    run_demo(out, fast=fast, with_ppo=with_ppo)
 
 
 @app.command()

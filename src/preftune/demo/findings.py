@@ -66,6 +66,7 @@ class Findings:
     sft_nats: float
     entropy: float
     before: list[tuple[str, ...]]
+    ppo: list[Point]
 
     @property
     def strongest(self) -> Tuned:
@@ -104,6 +105,17 @@ class Findings:
                     self.start.reward < tuned.point.reward < best + noise,
                 )
             )
+        for point in self.ppo:
+            best = optimum_at(self.reward_PM, max(point.kl, 0.0))
+            gain = (point.reward - self.start.reward) / max(best - self.start.reward, 1e-9)
+            rows.append(
+                Finding(
+                    f"{point.name}: reward (KL)",
+                    f"at this KL at most {best:.3f}",
+                    f"{point.reward:.3f} ({point.kl:.2f}), {gain:.0%} of the possible gain",
+                    self.start.reward < point.reward < best + 3 * point.reward_se,
+                )
+            )
         correlation = self.strongest.correlation
         rows.append(Finding("implicit and true reward correlate", "above 0.2", f"{correlation:.2f}", correlation > 0.2))
         return rows
@@ -118,6 +130,8 @@ def write_report(out: Path, findings: Findings) -> None:
         "best of n": [(p.kl, p.reward) for p in (best_of_n(findings.reward_PM, n) for n in ns)],
     }
     points = {"SFT": [findings.start], "DPO": [t.point for t in every]}
+    if findings.ppo:
+        points["PPO"] = findings.ppo
     strongest = findings.strongest
     pairs = list(zip(strongest.reward_PM.ravel().tolist(), strongest.implicit_PM.ravel().tolist(), strict=True))
     heads = [["", "expected", "found", ""]]

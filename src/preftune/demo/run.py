@@ -40,10 +40,10 @@ from preftune.config.schema import (
 from preftune.data.account import Account
 from preftune.data.groups import Limits, tokenize
 from preftune.data.render import Renderer
-from preftune.demo import world
+from preftune.demo import rlhf, world
 from preftune.demo.findings import Finding, Findings, Tuned, write_report
 from preftune.errors import RunError, writing
-from preftune.evaluate.frontier import Floats, measure, response_logps
+from preftune.evaluate.frontier import Floats, Point, measure, response_logps
 from preftune.methods import dpo, sft
 from preftune.model.generate import Sampled, Sampling, sample
 from preftune.model.load import load_model, locate
@@ -72,7 +72,7 @@ FULL = Scale(reviews=8000, samples=24, group=8, betas=(1.0, 0.3, 0.1), epochs=2,
 FAST = Scale(reviews=3500, samples=8, group=8, betas=(0.1,), epochs=2, evaluation=4, width=64, layers=2)
 
 
-def run(out: Path, *, fast: bool = False, console: Console | None = None) -> Findings:
+def run(out: Path, *, fast: bool = False, with_ppo: bool = False, console: Console | None = None) -> Findings:
     """Do everything below `out`, show it, and return the numbers of the final table."""
     began = time.perf_counter()
     console = console or Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
@@ -115,9 +115,20 @@ def run(out: Path, *, fast: bool = False, console: Console | None = None) -> Fin
             tuned.append(judge_policy(beta, out, policy, of_reference, fresh, unseen))
             console.print(f"      {tuned[-1].line()}")
 
+        def judged(name: str, folder: Path) -> Point:
+            policy = Scorer.of(load_model(locate(str(folder)), torch.float32))
+            fresh = sample(policy.model, tokenizer, ids, Sampling(scale.evaluation, seed=2))
+            return point_of(name, policy, of_reference, fresh)
+
+        with_reward_model = []
+        if with_ppo:
+            console.print("[4/5] and the pipeline that DPO replaces: a reward model from the same judgements, then PPO")
+            with_reward_model = rlhf.points(out, reference_path, judged, display, console.print)
+
         console.print("[5/5] the frontier")
         start = measure("SFT", np.zeros((len(unseen), scale.evaluation)), rewards(unseen))
-        findings = Findings(prompts, rewards(drawn), start, tuned, sft_nats, entropy, [s.texts for s in unseen])
+        before = [s.texts for s in unseen]
+        findings = Findings(prompts, rewards(drawn), start, tuned, sft_nats, entropy, before, with_reward_model)
         write_report(out, findings)
     show(console, findings)
     spent, peak = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT
@@ -219,13 +230,18 @@ def judge_policy(
     unseen: Sequence[Sampled],
 ) -> Tuned:
     """Reward and KL on the policy's own samples; implicit against true reward on new samples of the reference."""
-    groups = [s.group for s in fresh]
-    kl = response_logps(policy, groups) - response_logps(reference, groups)
     new = [s.group for s in unseen]
     implicit = beta * (response_logps(policy, new) - response_logps(reference, new))
     lines = [json.loads(line) for line in (out / f"dpo-beta-{beta:g}" / "metrics.jsonl").read_text().splitlines()]
-    point = measure(f"DPO, beta {beta:g}", kl, rewards(fresh))
+    point = point_of(f"DPO, beta {beta:g}", policy, reference, fresh)
     return Tuned(beta, point, implicit, rewards(unseen), lines, [s.texts for s in fresh])
+
+
+def point_of(name: str, policy: Scorer, reference: Scorer, fresh: Sequence[Sampled]) -> Point:
+    """True reward and sequence KL of a policy's own samples."""
+    groups = [s.group for s in fresh]
+    kl = response_logps(policy, groups) - response_logps(reference, groups)
+    return measure(name, kl, rewards(fresh))
 
 
 def rewards(drawn: Sequence[Sampled]) -> Floats:

@@ -1,0 +1,289 @@
+"""The paper's comparison, run for real: DPO against the pipeline that it replaces, on one reward-KL plane.
+
+    python benchmarks/comparison.py --model stories260k --out runs/comparison --record
+
+For each seed: responses are sampled from the model and judged by the true reward; every method learns from these
+judgements (PPO with the true reward sees the reward itself); `preftune eval frontier` puts all of them on one plane,
+with best of n and the closed-form optimum. What each step took is measured: seconds, peak memory, generated tokens.
+Any model, prompts and reward can be given. Run again, it goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from itertools import combinations
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any, NamedTuple
+
+import torch
+import yaml
+from record import record
+from sentiment import NAMES, TEMPLATES
+
+from preftune.data.prompts import encode_prompts, read_prompts
+from preftune.data.render import Renderer
+from preftune.evaluate.rewards import Answer, open_reward, rewards_of
+from preftune.model.generate import Sampling, sample
+from preftune.model.load import load_model, load_tokenizer, locate
+from preftune.report.figures import frontier
+from preftune.report.page import Section, write_page
+
+
+class Method(NamedTuple):
+    """A run of one method: its command, what its config says besides the model, and how many models it holds."""
+
+    command: str
+    settings: dict[str, Any]
+    models: int
+
+
+class At(NamedTuple):
+    """A point of a figure."""
+
+    name: str
+    kl: float
+    reward: float
+    kl_se: float
+    reward_se: float
+
+
+def methods(options: argparse.Namespace, folder: Path) -> dict[str, Method]:
+    """All runs of a seed, in order; the reward model comes before what needs it."""
+    groups, hard, best = (str(folder / name) for name in ("groups.jsonl", "hard.jsonl", "best.jsonl"))
+    pairs = options.group * (options.group - 1) // 2 * 8
+    common = {"batch": {"pairs": pairs}, "train": {"epochs": options.epochs}}
+    tuned = {"lr": options.lr, "schedule": "cosine"}
+
+    def data(file: str) -> dict[str, Any]:
+        return {"train": file, "max_length": options.max_length}
+
+    def ppo(reward: str, coefficient: float) -> Method:
+        settings = {
+            "data": {"train": str(folder / "prompts.jsonl")},
+            "reward": reward,
+            "rollout": {"prompts": 32, "responses": 4, "max_new_tokens": options.max_new_tokens},
+            "ppo": {"kl_coef": coefficient, "epochs": 2},
+            "optim": {"lr": options.ppo_lr, "schedule": "linear"},
+            "train": {"epochs": 10_000, "max_steps": options.ppo_steps},
+        }
+        return Method("ppo", settings, 4 if reward != options.reward else 3)
+
+    found = {
+        "Preferred-FT": Method(
+            "sft", {"data": data(best), "optim": tuned, "batch": {"pairs": 32}, "train": {"epochs": 2}}, 1
+        ),
+        "unlikelihood": Method(
+            "dpo", {**common, "data": data(hard), "optim": tuned, "loss": {"name": "unlikelihood", "alpha": 0.3}}, 1
+        ),
+    }
+    for beta in options.betas:
+        loss = {"name": "sigmoid", "beta": beta}
+        found[f"DPO {beta:g}"] = Method("dpo", {**common, "data": data(groups), "optim": tuned, "loss": loss}, 1)
+    reward = {**common, "data": {**data(groups), "eval": 0.1}, "optim": {"lr": 1e-3, "schedule": "cosine"}}
+    found["reward model"] = Method("reward", {**reward, "normalise": False}, 1)
+    for coefficient in options.kl_coefs:
+        found[f"PPO {coefficient:g}"] = ppo(str(folder / "reward-model" / "final"), coefficient)
+    for coefficient in options.true_kl_coefs:
+        found[f"PPO true reward {coefficient:g}"] = ppo(options.reward, coefficient)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--model", required=True, help="folder of the model that all methods start from")
+    parser.add_argument("--prompts", type=Path, help="rows with `prompt`; left out: openings of children's stories")
+    parser.add_argument("--reward", default="vader", help="the true reward: vader, or file.py:function")
+    parser.add_argument("--out", type=Path, default=Path("runs/comparison"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--samples", type=int, default=64, help="judged responses a prompt")
+    parser.add_argument("--group", type=int, default=8, help="responses that are judged against each other")
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--lr", type=float, default=1e-4)
+    parser.add_argument("--betas", type=float, nargs="+", default=[0.4, 0.2, 0.1])
+    parser.add_argument("--kl-coefs", type=float, nargs="+", default=[0.5, 0.2])
+    parser.add_argument("--true-kl-coefs", type=float, nargs="+", default=[0.2])
+    parser.add_argument("--ppo-steps", type=int, default=60)
+    parser.add_argument("--ppo-lr", type=float, default=1e-4)
+    parser.add_argument("--max-new-tokens", type=int, default=48)
+    parser.add_argument("--max-length", type=int, default=256)
+    parser.add_argument("--evaluation", type=int, default=8, help="fresh samples a prompt for each policy")
+    parser.add_argument("--yardstick", type=int, default=128, help="samples a prompt for best of n and the optimum")
+    parser.add_argument("--record", action="store_true", help="append a row to benchmarks/results.jsonl")
+    options = parser.parse_args()
+    for seed in options.seeds:
+        one_seed(options, seed)
+    summarise(options)
+
+
+def one_seed(options: argparse.Namespace, seed: int) -> None:
+    """Everything of one seed, in a folder of its own."""
+    folder = options.out / f"seed-{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    step(folder, "judgements", lambda: judge(options, folder, seed))
+    for name, method in methods(options, folder).items():
+        step(folder, name, lambda name=name, method=method: tune(options, folder, seed, name, method))  # type: ignore[misc]
+    step(folder, "frontier", lambda: measure(options, folder, seed))
+
+
+def step(folder: Path, name: str, work: Callable[[], dict[str, Any]]) -> None:
+    """Do what has not been done yet, and note what it took."""
+    notes = folder / "costs.json"
+    known = json.loads(notes.read_text()) if notes.is_file() else {}
+    if name in known:
+        return
+    began = time.perf_counter()
+    known[name] = {**work(), "seconds": round(time.perf_counter() - began, 1)}
+    notes.write_text(json.dumps(known, indent=1))
+    print(f"{folder.name}: {name}: {known[name]}", flush=True)
+
+
+def judge(options: argparse.Namespace, folder: Path, seed: int) -> dict[str, Any]:
+    """Groups with all judgements and soft labels; the same with hard labels; the best response of each group."""
+    prompts = folder / "prompts.jsonl"
+    rows = [{"prompt": template.format(name)} for template in TEMPLATES for name in NAMES]
+    text = options.prompts.read_text() if options.prompts else "".join(json.dumps(row) + "\n" for row in rows)
+    prompts.write_text(text)
+    source = locate(options.model)
+    tokenizer, model = load_tokenizer(source), load_model(source, torch.float32)
+    groups, account = read_prompts(str(prompts))
+    asked = encode_prompts(groups, Renderer.of(tokenizer), 1 << 20, account)
+    drawn = sample(
+        model,
+        tokenizer,
+        [p.ids.tolist() for p in asked],
+        Sampling(options.samples, options.max_new_tokens, seed=seed + 1000),
+    )
+    reward = open_reward(options.reward)
+    soft, hard, best = [], [], []
+    for prompt, sampled in zip(asked, drawn, strict=True):
+        answers = [Answer(prompt.text, t, e, prompt.origin) for t, e in zip(sampled.texts, sampled.ended, strict=True)]
+        scores = rewards_of(reward, answers, "judging")
+        for at in range(0, len(scores), options.group):
+            own = range(at, min(at + options.group, len(scores)))
+            order = sorted(own, key=lambda i: -scores[i])
+            pairs = [
+                (b - at, w - at, scores[b] - scores[w]) for b, w in combinations(order, 2) if scores[b] > scores[w]
+            ]
+            row = {
+                "prompt": prompt.text,
+                "responses": [sampled.texts[i] for i in own],
+                "ended": [bool(sampled.ended[i]) for i in own],
+            }
+            if not pairs:
+                continue
+            likely = [{"better": b, "worse": w, "probability": 1 / (1 + math.exp(-gap))} for b, w, gap in pairs]
+            soft.append({**row, "judgements": likely})
+            hard.append({**row, "judgements": [{"better": b, "worse": w} for b, w, _ in pairs]})
+            top = order[0]
+            best.append({"prompt": prompt.text, "responses": [sampled.texts[top]], "ended": [bool(sampled.ended[top])]})
+    for name, found in (("groups", soft), ("hard", hard), ("best", best)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
+    return {"generated_tokens": sum(len(ids) for s in drawn for ids in s.group.response_ids)}
+
+
+def tune(options: argparse.Namespace, folder: Path, seed: int, name: str, method: Method) -> dict[str, Any]:
+    """One run as a process of its own; its config is left beside it."""
+    short = name.lower().replace(" ", "-")
+    settings = dict(method.settings)
+    settings["train"] = {**settings["train"], "seed": seed}
+    config = {"model": {"path": options.model, "dtype": "fp32"}, **settings, "out": str(folder / short)}
+    file = folder / f"{short}.yaml"
+    file.write_text(yaml.safe_dump(config, sort_keys=False))
+    peak = process(["-m", "preftune", method.command, str(file), "--quiet"])
+    lines = [json.loads(line) for line in (folder / short / "metrics.jsonl").read_text().splitlines()]
+    train = [line for line in lines if line["split"] == "train"]
+    facts: dict[str, Any] = {"models": method.models, "peak_gb": round(peak / 1e9, 2)}
+    if method.command == "ppo":
+        rollout = method.settings["rollout"]
+        asked = rollout["prompts"] * rollout["responses"]
+        facts["generated_tokens"] = round(sum(line["responses/tokens"] * asked for line in train))
+    held_out = [line for line in lines if line["split"] == "eval"]
+    if method.command == "reward":
+        facts |= {key: round(held_out[-1][key], 4) for key in ("rewards/accuracies", "calibration/ece")}
+    return facts
+
+
+def measure(options: argparse.Namespace, folder: Path, seed: int) -> dict[str, Any]:
+    """`preftune eval frontier` over all policies of the seed."""
+    policies = [name for name in methods(options, folder) if name != "reward model"]
+    command = ["-m", "preftune", "eval", "frontier", "--reference", options.model, "--reward", options.reward]
+    for name in policies:
+        command += ["--policy", str(folder / name.lower().replace(" ", "-"))]
+    command += ["--prompts", str(folder / "prompts.jsonl"), "--out", str(folder / "frontier"), "--quiet"]
+    command += ["--samples", str(options.evaluation), "--yardstick", str(options.yardstick)]
+    command += ["--max-new-tokens", str(options.max_new_tokens), "--seed", str(seed + 2000), "--dtype", "fp32"]
+    return {"peak_gb": round(process(command) / 1e9, 2)}
+
+
+def process(arguments: Sequence[str]) -> int:
+    """Run Python with these arguments; its peak memory in bytes. Stops if it fails."""
+    child = subprocess.Popen([sys.executable, *arguments])
+    _, status, usage = os.wait4(child.pid, 0)
+    if os.waitstatus_to_exitcode(status):
+        sys.exit(f"failed: {' '.join(arguments)}")
+    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def summarise(options: argparse.Namespace) -> None:
+    """Means over seeds: frontier.html, summary.json, and the table on the terminal."""
+    folders = [options.out / f"seed-{seed}" for seed in options.seeds]
+    found = [json.loads((folder / "frontier" / "frontier.json").read_text()) for folder in folders]
+    costs = [json.loads((folder / "costs.json").read_text()) for folder in folders]
+    names = [name for name in methods(options, folders[0]) if name != "reward model"]
+    policies = {}
+    for name in names:
+        short = name.lower().replace(" ", "-")
+        points = [facts["policies"][short][0] for facts in found]
+        policies[name] = {
+            **{key: mean(p[key] for p in points) for key in ("kl", "reward")},
+            **{f"{key}_sd": stdev(p[key] for p in points) if len(points) > 1 else 0.0 for key in ("kl", "reward")},
+        }
+    lines = {
+        kind: [
+            {"name": same[0]["name"], "kl": mean(p["kl"] for p in same), "reward": mean(p["reward"] for p in same)}
+            for same in zip(*(facts[kind] for facts in found), strict=False)
+        ]
+        for kind in ("optimum", "best of n")
+    }
+    start = mean(next(iter(facts["policies"].values()))[0]["reward"] for facts in found)
+    spent = {
+        name: {key: mean(c[name][key] for c in costs) for key in costs[0][name]}
+        for name in ("judgements", *methods(options, folders[0]))
+    }
+    summary = {"reference": start, "policies": policies, **lines, "costs": spent}
+    (options.out / "summary.json").write_text(json.dumps(summary, indent=1))
+    draw(options.out / "frontier.html", summary, len(folders))
+    for name, p in policies.items():
+        reached = f"reward {p['reward']:.3f} ({p['reward_sd']:.3f})  KL {p['kl']:.3f} ({p['kl_sd']:.3f})"
+        print(f"{name:<22} {reached}  {spent[name]}")
+    if options.record:
+        settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items() if k != "record"}
+        record("comparison", summary, settings | {"model": Path(options.model).name})
+
+
+def draw(path: Path, summary: dict[str, Any], seeds: int) -> None:
+    """All methods on one plane, one series a method."""
+    lines = {
+        "optimum": [(0.0, summary["reference"])] + [(p["kl"], p["reward"]) for p in summary["optimum"]],
+        "best of n": [(p["kl"], p["reward"]) for p in summary["best of n"]],
+    }
+    series: dict[str, list[At]] = {"reference": [At("reference", 0.0, summary["reference"], 0.0, 0.0)]}
+    for name, p in summary["policies"].items():
+        method = name.rstrip("0123456789. ")
+        point = At(name, p["kl"], p["reward"], p["kl_sd"] / math.sqrt(seeds), p["reward_sd"] / math.sqrt(seeds))
+        series.setdefault(method, []).append(point)
+    figure = frontier("Reward against KL, all methods", lines, series)
+    text = f"Means over {seeds} seeds, with 95 % intervals over seeds. Up and to the left is better."
+    write_page(path, "DPO and the pipeline that it replaces", [Section("Frontier", text, figures=[figure])])
+
+
+if __name__ == "__main__":
+    main()
