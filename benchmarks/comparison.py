@@ -183,7 +183,8 @@ def judge(options: argparse.Namespace, folder: Path, seed: int) -> dict[str, Any
             soft.append({**row, "judgements": likely})
             hard.append({**row, "judgements": [{"better": b, "worse": w} for b, w, _ in pairs]})
             top = order[0]
-            best.append({"prompt": prompt.text, "responses": [sampled.texts[top]], "ended": [bool(sampled.ended[top])]})
+            ended = [bool(sampled.ended[top])]
+            best.append({"prompt": prompt.text, "responses": [sampled.texts[top]], "ended": ended, "judgements": []})
     for name, found in (("groups", soft), ("hard", hard), ("best", best)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
     return {"generated_tokens": sum(len(ids) for s in drawn for ids in s.group.response_ids)}
