@@ -17,7 +17,7 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel
 
 from preftune.config import schema
-from preftune.losses import PREFERENCE_LOSSES, listwise, pairwise, reference_free, tokenwise, unpaired
+from preftune.losses import PREFERENCE_LOSSES, listwise, pairwise, ppo, reference_free, tokenwise, unpaired
 from preftune.losses.joint import is_joint
 from preftune.losses.objective import items_of
 from preftune.losses.reward import bradley_terry
@@ -51,7 +51,8 @@ def losses() -> str:
     for title, table in families:
         out.append(f"\n## {title}\n")
         out += [entry(name, function) for name, function in table.items()]
-    out += ["\n## Other methods\n", entry("sft", sft), entry("bradley_terry", bradley_terry), OWN]
+    out += ["\n## Other methods\n", entry("sft", sft), entry("bradley_terry", bradley_terry)]
+    out += ["\n## PPO\n", *(entry(function.__name__, function) for function in PPO), OWN]
     return "\n".join(out)
 
 
@@ -110,9 +111,26 @@ step, decorate it with `preftune.losses.joint`. The file is run as code: use onl
 """
 
 
+COMMANDS: tuple[tuple[str, type[BaseModel]], ...] = (
+    ("dpo", schema.DPOConfig),
+    ("sft", schema.SFTConfig),
+    ("reward", schema.RewardConfig),
+    ("ppo", schema.PPOConfig),
+)
+PPO = (
+    ppo.kl_estimate,
+    ppo.token_rewards,
+    ppo.advantages,
+    ppo.policy_loss,
+    ppo.value_loss,
+    ppo.explained_variance,
+    ppo.steered,
+)
+
+
 def config() -> str:
     out = [GENERATED, "# Config\n", CONFIG_INTRODUCTION]
-    for command, model in (("dpo", schema.DPOConfig), ("sft", schema.SFTConfig)):
+    for command, model in COMMANDS:
         out += [f"\n## preftune {command}\n", "| key | type | default | |", "|---|---|---|---|"]
         out += rows(model, "", None)
     return "\n".join(out) + "\n"

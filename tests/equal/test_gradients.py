@@ -128,7 +128,8 @@ def test_evaluation_equals_the_training_loss() -> None:
     for name in ("sigmoid", "aot"):
         running = task(name, groups, 60, make_model(seed=1), make_model(seed=2))
         _, metrics, _ = gradients(name, groups, 100_000)
-        assert running.evaluate() == pytest.approx(metrics, rel=1e-4, abs=1e-6)
+        found = {name: value for name, value in running.evaluate().items() if not name.startswith("calibration/")}
+        assert found == pytest.approx(metrics, rel=1e-4, abs=1e-6)
 
 
 def test_the_gradient_against_fp64() -> None:

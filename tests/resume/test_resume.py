@@ -28,7 +28,7 @@ from preftune.config.schema import (
 )
 from preftune.errors import RunError, Stopped
 from preftune.methods import dpo, sft
-from preftune.methods.training import _stoppable
+from preftune.methods.training import stoppable
 from preftune.train.display import Display
 from preftune.train.run import Run
 
@@ -377,7 +377,7 @@ def test_ctrl_c_before_the_first_step(tmp_path: Path, model_folder: Path) -> Non
 
 
 def test_a_signal_that_a_library_swallows_comes_again() -> None:
-    @_stoppable()
+    @stoppable()
     def swallow() -> None:
         try:
             os.kill(os.getpid(), signal.SIGINT)

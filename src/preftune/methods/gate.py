@@ -112,7 +112,7 @@ def probe_groups(vocabulary: int) -> list[TokenGroup]:
     return [TokenGroup(ids(prompt), tuple(ids(n) for n in lengths)) for prompt, lengths in shapes]
 
 
-def measure(scorer: Scorer, batch: Batch, values: Values) -> tuple[Tensor, Tensor]:
+def measure(scorer: Scorer, batch: Batch, values: Values = token_values) -> tuple[Tensor, Tensor]:
     """`values` of the tokens, and the gradient of a weighted sum of them at the model's input.
 
     The gradient is added up by token and position. It has gone through every layer, but needs no memory for those of

@@ -19,7 +19,7 @@ from preftune.losses.reward import bradley_terry
 from preftune.losses.supervised import sft
 from preftune.losses.unpaired import bco, kto
 from preftune.methods.dpo import bind_objective
-from preftune.types import Judged, Logps
+from preftune.types import Judged, Logps, Pair
 
 
 def logps(*values: float) -> Logps:
@@ -116,11 +116,11 @@ def test_unpaired_gradients_against_finite_differences() -> None:
 
 
 def test_bradley_terry_by_hand() -> None:
-    chosen, rejected = torch.tensor([2.0]), torch.tensor([0.5])
+    pair = Pair(torch.tensor([2.0]), torch.tensor([0.5]))
     one, margin = torch.ones(1), torch.tensor([0.3])
-    assert bradley_terry(chosen, rejected, one, margin).item() == pytest.approx(0.263282467, abs=1e-7)
-    assert bradley_terry(chosen, rejected, one, margin, centre=0.01).item() == pytest.approx(0.325782467, abs=1e-7)
-    soft = bradley_terry(chosen, rejected, torch.tensor([0.8]), torch.zeros(1))
+    assert bradley_terry(pair, one, margin).item() == pytest.approx(0.263282467, abs=1e-7)
+    assert bradley_terry(pair, one, margin, centre=0.01).item() == pytest.approx(0.325782467, abs=1e-7)
+    soft = bradley_terry(pair, torch.tensor([0.8]), torch.zeros(1))
     assert soft.item() == pytest.approx(0.501413278, abs=1e-7)
 
 
@@ -128,7 +128,7 @@ def test_bradley_terry_by_hand() -> None:
 def test_bradley_terry_gradient(gap: float) -> None:
     reward = torch.tensor([gap], dtype=torch.float64, requires_grad=True)
     zero, one = torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
-    loss = bradley_terry(reward, zero, one, zero)
+    loss = bradley_terry(Pair(reward, zero), one, zero)
     loss.sum().backward()
     assert bool(torch.isfinite(loss).all())
     assert reward.grad is not None
