@@ -1,6 +1,7 @@
 """preftune tunes language models on preferences.
 
     preftune.dpo(config)      any preference loss          preftune.sft(config)      supervised fine-tuning
+    preftune.reward(config)   a reward model               preftune.ppo(config)      PPO against a reward
     preftune.load_config(...) a YAML file as a config      preftune.losses           the losses as functions
 
 The command line (`preftune --help`) does the same and more.
@@ -14,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from preftune.config.load import load as load_config
-    from preftune.config.schema import DPOConfig, SFTConfig
+    from preftune.config.schema import DPOConfig, PPOConfig, RewardConfig, SFTConfig
     from preftune.errors import PreftuneError
     from preftune.methods.dpo import run as dpo
+    from preftune.methods.ppo import run as ppo
+    from preftune.methods.reward import run as reward
     from preftune.methods.sft import run as sft
     from preftune.types import Judgement, Message, PreferenceGroup
 
@@ -24,6 +27,8 @@ __version__ = version("preftune")
 
 _PLACES = {
     "DPOConfig": ("preftune.config.schema", "DPOConfig"),
+    "PPOConfig": ("preftune.config.schema", "PPOConfig"),
+    "RewardConfig": ("preftune.config.schema", "RewardConfig"),
     "SFTConfig": ("preftune.config.schema", "SFTConfig"),
     "load_config": ("preftune.config.load", "load"),
     "PreftuneError": ("preftune.errors", "PreftuneError"),
@@ -31,6 +36,8 @@ _PLACES = {
     "Message": ("preftune.types", "Message"),
     "PreferenceGroup": ("preftune.types", "PreferenceGroup"),
     "dpo": ("preftune.methods.dpo", "run"),
+    "ppo": ("preftune.methods.ppo", "run"),
+    "reward": ("preftune.methods.reward", "run"),
     "sft": ("preftune.methods.sft", "run"),
 }
 
@@ -38,12 +45,16 @@ __all__ = [
     "DPOConfig",
     "Judgement",
     "Message",
+    "PPOConfig",
     "PreferenceGroup",
     "PreftuneError",
+    "RewardConfig",
     "SFTConfig",
     "__version__",
     "dpo",
     "load_config",
+    "ppo",
+    "reward",
     "sft",
 ]
 

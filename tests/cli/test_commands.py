@@ -28,7 +28,7 @@ def test_help_is_quick_and_imports_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False False"
-    for name in ("demo", "sft", "dpo", "score", "doctor", "data"):
+    for name in ("demo", "sft", "dpo", "reward", "ppo", "score", "eval", "doctor", "data"):
         assert f"\n  {name}" in done.stdout
 
 
@@ -210,7 +210,7 @@ def test_convert_demonstrations_and_labels(capsys: pytest.CaptureFixture[str]) -
 
 def test_demo(capsys: pytest.CaptureFixture[str]) -> None:
     """The fast demo: everything as expected, a page that asks the network for nothing, nothing outside its folder."""
-    assert run(["demo", "--fast", "--out", "first"]) == 0
+    assert run(["demo", "--fast", "--with-ppo", "--out", "first"]) == 0
     said = capsys.readouterr().out
     assert "NOT AS EXPECTED" not in said
     assert "expected and found" in said
@@ -243,3 +243,30 @@ def test_bad_input_is_answered_without_the_seconds_that_transformers_takes(model
     code = {"data": 3, "mode": 4, "loss": 2}[override[:4]]
     assert done.stdout == f"{code} False\n"
     assert "bad.jsonl:2: column 'prompt' is null" in done.stderr or override != "data.train=bad.jsonl"
+
+
+def test_reward_then_ppo_then_the_frontier(model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The pipeline that DPO replaces, by its commands, and the plane on which all are compared."""
+    common = f"model: {{path: {model_folder}, dtype: fp32}}\n"
+    Path("reward.yaml").write_text(common + "data: {train: pairs.jsonl}\nbatch: {pairs: 4}\noptim: {lr: 1.0e-3}\n")
+    Path("ppo.yaml").write_text(
+        common
+        + "data: {train: pairs.jsonl}\nreward: runs/reward/final\n"
+        + "rollout: {prompts: 4, responses: 2, max_new_tokens: 5}\ntrain: {max_steps: 2}\n"
+    )
+    assert run(["reward", "reward.yaml", "--quiet"]) == 0
+    assert run(["ppo", "ppo.yaml", "value.path=runs/reward/final", "--quiet"]) == 0
+    assert run(["ppo", "ppo.yaml", "value.path=runs/reward/final"]) == 0
+    assert "is finished" in capsys.readouterr().err
+    command = ["eval", "frontier", "--reference", str(model_folder), "--policy", "runs/ppo", "--prompts", "pairs.jsonl"]
+    options = ["--reward", "runs/reward/final", "--temperatures", "0.5,1", "--samples", "2", "--yardstick", "8"]
+    assert run([*command, *options, "--max-new-tokens", "5", "--out", "plane"]) == 0
+    said = capsys.readouterr().err
+    assert "ppo, T 0.5" in said
+    assert "optimum at this KL" in said
+    assert json.loads(Path("plane/frontier.json").read_text())["prompts"] == 8
+    assert run([*command, *options[:2], "--temperatures", "warm"]) == 2
+    assert "not numbers" in capsys.readouterr().err
+    assert run(["ppo", "ppo.yaml", "out=other", "reward=runs/nothing"]) == 4
+    assert run(["ppo", "ppo.yaml", "out=other", "ppo.klcoef=1"]) == 2
+    assert "did you mean 'kl_coef'" in capsys.readouterr().err

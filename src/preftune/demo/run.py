@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -66,10 +66,21 @@ class Scale:
     evaluation: int
     width: int = 128
     layers: int = 3
+    ppo: rlhf.Amount = field(default_factory=rlhf.Amount)
 
 
 FULL = Scale(reviews=8000, samples=24, group=8, betas=(1.0, 0.3, 0.1), epochs=2, evaluation=8)
-FAST = Scale(reviews=3500, samples=8, group=8, betas=(0.1,), epochs=2, evaluation=4, width=64, layers=2)
+FAST = Scale(
+    reviews=3500,
+    samples=8,
+    group=8,
+    betas=(0.1,),
+    epochs=2,
+    evaluation=4,
+    width=64,
+    layers=2,
+    ppo=rlhf.Amount((0.1,), 15),
+)
 
 
 def run(out: Path, *, fast: bool = False, with_ppo: bool = False, console: Console | None = None) -> Findings:
@@ -123,7 +134,7 @@ def run(out: Path, *, fast: bool = False, with_ppo: bool = False, console: Conso
         with_reward_model = []
         if with_ppo:
             console.print("[4/5] and the pipeline that DPO replaces: a reward model from the same judgements, then PPO")
-            with_reward_model = rlhf.points(out, reference_path, judged, display, console.print)
+            with_reward_model = rlhf.points(out, reference_path, scale.ppo, judged, display, console.print)
 
         console.print("[5/5] the frontier")
         start = measure("SFT", np.zeros((len(unseen), scale.evaluation)), rewards(unseen))
