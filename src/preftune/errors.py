@@ -7,6 +7,7 @@
       RunError                 5  checkpoint or run folder
       NumericError             6  training stopped because a number was not finite or not what it must be
       StorageError             7  storage or permission
+      IncompleteError          9  samples or verdicts are missing; what was paid for is kept
       Stopped                 75  stopped on request; the same command resumes
 
 A message has up to four parts: where, what, why it matters, how to fix it.
@@ -66,6 +67,12 @@ class StorageError(PreftuneError, OSError):
     """A file that cannot be written."""
 
     exit_code = 7
+
+
+class IncompleteError(PreftuneError, RuntimeError):
+    """Something outside did not answer for all of the work; what it answered is kept, and the same command goes on."""
+
+    exit_code = 9
 
 
 class Stopped(PreftuneError, RuntimeError):

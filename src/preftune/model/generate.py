@@ -42,10 +42,20 @@ class Sampling:
 
 
 def sample(
-    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], sampling: Sampling, *, rows: int = 512
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    *,
+    rows: int = 512,
+    only: Sequence[Sequence[int]] | None = None,
 ) -> list[Sampled]:
-    """`sampling.n` responses for each prompt (token ids), at most `rows` at a time; fewer where memory runs out."""
-    jobs = [(tuple(map(int, prompt)), k) for prompt in prompts for k in range(sampling.n)]
+    """`sampling.n` responses for each prompt (token ids), at most `rows` at a time; fewer where memory runs out.
+
+    `only` names, for each prompt, which of its n responses are wanted.
+    """
+    places = only or [range(sampling.n)] * len(prompts)
+    jobs = [(tuple(map(int, prompt)), k) for prompt, own in zip(prompts, places, strict=True) for k in own]
     order = sorted(range(len(jobs)), key=lambda i: len(jobs[i][0]))  # similar lengths together: less padding
     written: dict[int, np.ndarray] = {}
     at = 0
@@ -59,11 +69,11 @@ def sample(
             continue
         written.update(zip(chunk, found, strict=True))
         at += len(chunk)
-    eos = tokenizer.eos_token_id
-    return [
-        _sampled(tokenizer, prompt, [written[p * sampling.n + k] for k in range(sampling.n)], eos)
-        for p, prompt in enumerate(prompts)
-    ]
+    result, at = [], 0
+    for prompt, own in zip(prompts, places, strict=True):
+        result.append(_sampled(tokenizer, prompt, [written[at + i] for i in range(len(own))], tokenizer.eos_token_id))
+        at += len(own)
+    return result
 
 
 def _try(model: Any, tokenizer: Any, jobs: Sequence[tuple[tuple[int, ...], int]], sampling: Sampling) -> Any:
@@ -89,18 +99,45 @@ def _generate(model: Any, tokenizer: Any, jobs: Sequence[tuple[tuple[int, ...], 
     for row, (prompt, _) in enumerate(jobs):  # on the left, so that every row ends where its response begins
         ids[row, width - len(prompt) :] = torch.as_tensor(prompt)
         mask[row, width - len(prompt) :] = 1
+    ids, mask = ids.to(device), mask.to(device)
     numbers = np.stack([_numbers(sampling, prompt, k) for prompt, k in jobs])
     drawn = _Drawn(sampling, torch.from_numpy(numbers).to(device), width)
     with _no_defaults(model, eos):
         out = model.generate(
-            input_ids=ids.to(device),
-            attention_mask=mask.to(device),
+            input_ids=ids,
+            attention_mask=mask,
+            past_key_values=_prefilled(model, ids, mask, [prompt for prompt, _ in jobs]),
             do_sample=False,  # `drawn` leaves one token
             max_new_tokens=sampling.max_new_tokens,
             logits_processor=LogitsProcessorList([drawn]),
             use_cache=True,
         )
     return out[:, width:].cpu().numpy().astype(np.int32)
+
+
+def _prefilled(model: Any, ids: Tensor, mask: Tensor, prompts: Sequence[tuple[int, ...]]) -> Any:
+    """The cache of all but the last prompt token, each distinct prompt computed once; None where that saves nothing."""
+    from transformers import DynamicCache
+
+    distinct = {prompt: row for row, prompt in reversed(list(enumerate(prompts)))}  # its first row
+    if len(distinct) == len(prompts) or ids.shape[1] == 1:
+        return None
+    rows = torch.tensor(sorted(distinct.values()), device=ids.device)
+    place = {int(row): number for number, row in enumerate(rows)}
+    cache = DynamicCache(config=model.config.get_text_config())
+    if not all(hasattr(layer, "batch_select_indices") for layer in cache.layers):
+        return None  # a recurrent layer's state cannot be handed out
+    positions = (mask[rows].cumsum(-1) - 1).clamp(min=0)
+    model(
+        input_ids=ids[rows, :-1],
+        attention_mask=mask[rows, :-1],
+        position_ids=positions[:, :-1],
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    cache.batch_select_indices(torch.tensor([place[distinct[prompt]] for prompt in prompts], device=ids.device))
+    return cache
 
 
 def _numbers(sampling: Sampling, prompt: Sequence[int], k: int) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from tests.conftest import make_model
+from tests.equal.test_architectures import EXACT, REFUSED, make
 from tests.worlds import WORLD, make_world_model, table
 
 from preftune.evaluate.frontier import tempered
@@ -98,3 +99,14 @@ def test_fewer_at_a_time_where_memory_runs_out(tokenizer: Any, monkeypatch: pyte
     found = sample(model, tokenizer, prompts, Sampling(4, 8))
     assert [s.texts for s in found] == [s.texts for s in expected]
     assert sizes == [12, 6, 3, 3, 3, 3]
+
+
+@pytest.mark.parametrize("architecture", sorted([*EXACT, *REFUSED]))
+def test_a_prompt_that_is_computed_once(architecture: str) -> None:
+    """Several responses to a prompt share its cache; alone, each is the same. Windows are shorter than the prompts."""
+    changes = EXACT[architecture] if architecture in EXACT else REFUSED[architecture][0]
+    model = make(architecture, changes).model
+    prompts = [[1, *range(5, 16)], [1, 7, 9], [1, 30, 31, 32, 33]]
+    together = sample(model, Ids(), prompts, Sampling(3, 6))
+    alone = sample(model, Ids(), prompts, Sampling(3, 6), rows=1)
+    assert [s.texts for s in together] == [s.texts for s in alone]
