@@ -110,6 +110,78 @@ def ppo(config: Config, overrides: Overrides = None, dry_run: DryRun = False, qu
 
 
 @app.command()
+def iterate(config: Config, overrides: Overrides = None, dry_run: DryRun = False, quiet: Quiet = False) -> None:
+    """Rounds of sampling, rewarding, pairing and preference training: the data move with the policy."""
+    from preftune.config.load import load
+    from preftune.config.schema import IterateConfig
+
+    resolved = load(IterateConfig, config, overrides or ())
+    from preftune.methods.iterate import run as run_iterate
+    from preftune.train.display import Display
+
+    run_iterate(resolved, display=Display(quiet), dry_run=dry_run)
+
+
+@app.command()
+def sample(
+    model: Annotated[str, typer.Option(help="Model, run folder or checkpoint; with --server, the model's name there.")],
+    prompts: Annotated[str, typer.Option(help="Rows with `prompt`, or preference data, whose prompts are taken.")],
+    out: Annotated[Path, typer.Option(help="File to write, one JSON object a prompt.")] = Path("samples.jsonl"),
+    n: Annotated[int, typer.Option("--n", help="Responses a prompt.", min=1)] = 1,
+    temperature: Annotated[float, typer.Option(help="0 takes the most likely token.", min=0)] = 1.0,
+    top_p: Annotated[float, typer.Option(help="Keep the likeliest tokens up to this share.", min=0, max=1)] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Keep so many tokens; 0 keeps all.", min=0)] = 0,
+    max_new_tokens: Annotated[int, typer.Option(help="Where a response is cut off.", min=1)] = 64,
+    seed: Annotated[int, typer.Option(help="Seed of all samples.", min=0)] = 0,
+    max_prompts: Annotated[int | None, typer.Option(help="Take only the first so many prompts.", min=1)] = None,
+    dtype: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
+    chat_template: Annotated[str | None, typer.Option(help="As data.chat_template.")] = None,
+    server: Annotated[str | None, typer.Option(help="URL of an OpenAI-compatible server.")] = None,
+    api_key_env: Annotated[str | None, typer.Option(help="Name of the variable that has the server's key.")] = None,
+    concurrency: Annotated[int, typer.Option(help="Requests at a time.", min=1)] = 8,
+    quiet: Quiet = False,
+) -> None:
+    """Responses to prompts, from a model here or from a server. The same command goes on where it stopped."""
+    from preftune.evaluate.server import Server
+    from preftune.methods.samples import Wanted
+    from preftune.methods.samples import run as run_sample
+    from preftune.model.generate import Sampling
+    from preftune.train.display import Display
+
+    asked = Server(server, model, api_key_env, concurrency) if server else None
+    sampling = Sampling(n, max_new_tokens, temperature, top_p, top_k, seed)
+    run_sample(Wanted(model, prompts, sampling, max_prompts, dtype, chat_template, asked), out, Display(quiet))
+
+
+@app.command()
+def pairs(
+    samples: Annotated[str, typer.Argument(help="What preftune sample wrote.", metavar="SAMPLES.jsonl")],
+    reward: Annotated[str | None, typer.Option(help="Reward; left out, the samples' own `scores` are taken.")] = None,
+    select: Annotated[str, typer.Option(help="best-worst, best-random, all, top-k (for sft) or rso.")] = "best-worst",
+    out: Annotated[Path, typer.Option(help="File to write, one group a prompt.")] = Path("prefs.jsonl"),
+    gap: Annotated[float, typer.Option(help="Least difference in score of a pair.", min=0)] = 0.0,
+    soft: Annotated[bool, typer.Option("--soft", help="Label a pair with sigmoid(difference in score).")] = False,
+    k: Annotated[int, typer.Option("--k", help="Responses that top-k keeps.", min=1)] = 1,
+    beta: Annotated[float, typer.Option(help="Beta of rso.", min=1e-6)] = 0.1,
+    seed: Annotated[int, typer.Option(help="For best-random and rso.", min=0)] = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Samples and their rewards become preference data."""
+    from preftune.data.select import SELECTIONS, Selecting
+    from preftune.errors import ConfigError, did_you_mean
+
+    if select not in SELECTIONS:
+        raise ConfigError(f"unknown selection {select!r}; {did_you_mean(select, SELECTIONS)}", where="--select")
+    from preftune.evaluate.rewards import open_reward
+    from preftune.methods.pairs import run as run_pairs
+    from preftune.methods.prepare import device_of
+    from preftune.train.display import Display
+
+    judge = open_reward(reward, "--reward", device=device_of(None)) if reward else None
+    run_pairs(samples, out, Selecting(select, gap, soft, k, beta, seed), judge, Display(quiet))  # type: ignore[arg-type]
+
+
+@app.command()
 def score(
     policy: Annotated[str, typer.Option(help="Tuned model: folder or Hub id.")],
     reference: Annotated[str, typer.Option(help="What it was tuned from.")],

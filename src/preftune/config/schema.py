@@ -190,8 +190,38 @@ class SFTConfig(RunConfig):
     """The run folder. Running the same command again resumes."""
 
 
+Losses = dict[str, Any] | list[dict[str, Any]]
+
+
+def terms_of(loss: Losses) -> list[LossTerm]:
+    """The loss section as a list of terms."""
+    return [
+        LossTerm(
+            name=term.get("name", "sigmoid"),
+            weight=term.get("weight", 1.0),
+            parameters={key: value for key, value in term.items() if key not in ("name", "weight")},
+        )
+        for term in (loss if isinstance(loss, list) else [loss])
+    ]
+
+
+def sound_loss(value: Losses) -> Losses:
+    """The loss section, checked as far as its form goes."""
+    if isinstance(value, list) and not value:
+        raise ValueError("at least one loss")
+    if isinstance(value, dict) and "weight" in value:
+        raise ValueError("a weight belongs to a list of losses; one loss alone has none")
+    for term in value if isinstance(value, list) else [value]:
+        if not isinstance(term.get("name", "sigmoid"), str):
+            raise ValueError("name must be text")
+        weight = term.get("weight", 1.0)
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
+            raise ValueError("weight must be a number above 0")
+    return value
+
+
 class DPOConfig(RunConfig):
-    loss: dict[str, Any] | list[dict[str, Any]] = {"name": "sigmoid", "beta": 0.1}
+    loss: Losses = {"name": "sigmoid", "beta": 0.1}
     """A loss and its parameters, or a list of them with weights (a weighted sum)."""
     reference: ReferenceConfig = ReferenceConfig()
     out: str = "runs/dpo"
@@ -199,31 +229,12 @@ class DPOConfig(RunConfig):
 
     @property
     def terms(self) -> list[LossTerm]:
-        """The loss section as a list of terms."""
-        listed = self.loss if isinstance(self.loss, list) else [self.loss]
-        return [
-            LossTerm(
-                name=term.get("name", "sigmoid"),
-                weight=term.get("weight", 1.0),
-                parameters={key: value for key, value in term.items() if key not in ("name", "weight")},
-            )
-            for term in listed
-        ]
+        return terms_of(self.loss)
 
     @field_validator("loss")
     @classmethod
-    def _loss(cls, value: dict[str, Any] | list[dict[str, Any]]) -> dict[str, Any] | list[dict[str, Any]]:
-        if isinstance(value, list) and not value:
-            raise ValueError("at least one loss")
-        if isinstance(value, dict) and "weight" in value:
-            raise ValueError("a weight belongs to a list of losses; one loss alone has none")
-        for term in value if isinstance(value, list) else [value]:
-            if not isinstance(term.get("name", "sigmoid"), str):
-                raise ValueError("name must be text")
-            weight = term.get("weight", 1.0)
-            if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
-                raise ValueError("weight must be a number above 0")
-        return value
+    def _loss(cls, value: Losses) -> Losses:
+        return sound_loss(value)
 
 
 class RewardConfig(RunConfig):
@@ -316,3 +327,67 @@ class PPOConfig(TunedConfig):
     batch: SlotConfig = SlotConfig()
     out: str = "runs/ppo"
     """The run folder. Running the same command again resumes."""
+
+
+class SampleConfig(Section):
+    n: int = Field(8, ge=2)
+    """Responses a prompt in every round."""
+    temperature: float = Field(1.0, gt=0)
+    """Of the sampling."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Keep the likeliest tokens up to this share."""
+    max_new_tokens: int = Field(64, ge=1)
+    """Where a response is cut off."""
+    evaluation: int = Field(4, ge=1)
+    """Responses a prompt in the evaluation of every round, at temperature 1."""
+
+
+class SelectConfig(Section):
+    select: Literal["best-worst", "best-random", "all", "rso"] = "all"
+    """Which judgements are made of a prompt's responses, as in `preftune pairs`."""
+    gap: float = Field(0.0, ge=0)
+    """Least difference in reward of a pair."""
+    soft: bool = True
+    """Label a pair with sigmoid(difference in reward)."""
+    beta: float = Field(0.1, gt=0)
+    """Of rso."""
+
+
+class StopConfig(Section):
+    kl: float | None = Field(None, gt=0)
+    """Stop after a round whose policy is further than this from the first model, in nats a response."""
+    diversity: float | None = Field(None, gt=0, le=1)
+    """Stop after a round in which a smaller share of the evaluation's word pairs is distinct."""
+    gain: float | None = None
+    """Stop after a round that raised the reward by less."""
+
+
+class IterateConfig(TunedConfig):
+    data: PromptConfig
+    reward: str
+    """As in preftune ppo."""
+    rounds: int = Field(3, ge=1)
+    """Rounds of sampling, rewarding, pairing, training and evaluation."""
+    prompts: int | None = Field(None, ge=1)
+    """Prompts of a round; rounds go on where the last one ended. null: all of them in every round."""
+    max_length: int = Field(1024, ge=2)
+    """Most tokens of prompt and response together in training."""
+    reference: Literal["fixed", "refreshed"] = "fixed"
+    """fixed: every round is held to the first model; refreshed: to the policy it began with."""
+    sample: SampleConfig = SampleConfig()
+    pairs: SelectConfig = SelectConfig()
+    loss: Losses = {"name": "sigmoid", "beta": 0.1}
+    """As in preftune dpo."""
+    batch: BatchConfig = BatchConfig()
+    stop: StopConfig = StopConfig()
+    out: str = "runs/iterate"
+    """The folder. Running the same command again goes on from the last finished piece."""
+
+    @property
+    def terms(self) -> list[LossTerm]:
+        return terms_of(self.loss)
+
+    @field_validator("loss")
+    @classmethod
+    def _loss(cls, value: Losses) -> Losses:
+        return sound_loss(value)

@@ -13,7 +13,7 @@ from preftune.data.account import Account
 from preftune.data.groups import read_groups
 from preftune.data.read import read
 from preftune.data.render import Renderer
-from preftune.data.values import BadRow, text_of
+from preftune.data.values import BadRow, Fields, text_of
 from preftune.errors import DataError
 from preftune.types import PreferenceGroup, Text
 
@@ -52,7 +52,7 @@ def read_prompts(source: str | Sequence[str]) -> tuple[list[PreferenceGroup], Ac
             try:
                 if row.fault:
                     raise BadRow(row.fault)
-                found.append(PreferenceGroup(text_of(row.value, "prompt"), (), origin=row.origin))
+                found.append(PreferenceGroup(text_prompt(row.value), (), origin=row.origin))
             except BadRow as fault:
                 raise DataError(str(fault), where=row.origin, fix="repair or remove the row") from None
     else:
@@ -64,6 +64,11 @@ def read_prompts(source: str | Sequence[str]) -> tuple[list[PreferenceGroup], Ac
             account.note("the prompt of an earlier row; it is used once", group.origin)
         distinct.setdefault(group.prompt, group)
     return list(distinct.values()), account
+
+
+def text_prompt(row: Fields) -> Text:
+    """The prompt of a row."""
+    return text_of(row, "prompt")
 
 
 def encode_prompts(

@@ -1,0 +1,92 @@
+"""From scored responses to what is trained on: pairs, groups with all their judgements, or the best responses alone.
+
+best-worst    the best response against the worst
+best-random   the best against another, drawn by the seed
+all           every pair, each prompt with a total weight of 1
+top-k         the k best as demonstrations (rejection sampling, RAFT: Dong et al. 2023, arXiv:2304.06767)
+rso           responses accepted with probability exp((r - max r) / beta), which are samples of the optimal policy
+              at beta (statistical rejection sampling: Liu et al. 2023, arXiv:2309.06657), every pair of them
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Literal
+
+import numpy as np
+
+from preftune.data.values import Drop
+from preftune.types import Judgement
+
+Selection = Literal["best-worst", "best-random", "all", "top-k", "rso"]
+SELECTIONS: tuple[str, ...] = ("best-worst", "best-random", "all", "top-k", "rso")
+
+
+@dataclass(frozen=True, slots=True)
+class Selecting:
+    """How responses are chosen. `gap`: least difference in score of a pair; `soft`: sigmoid(difference) as its label."""
+
+    select: Selection = "best-worst"
+    gap: float = 0.0
+    soft: bool = False
+    k: int = 1
+    beta: float = 0.1
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """Indices of the responses that are kept, and the judgements between them (numbered as they are kept)."""
+
+    members: tuple[int, ...]
+    judgements: tuple[Judgement, ...]
+    ties: int
+
+
+def choose(texts: Sequence[str], scores: Sequence[float], how: Selecting, prompt: str) -> Chosen:
+    """What is kept of one prompt's responses. Raises Drop with the reason if nothing is."""
+    distinct = list({text: i for i, text in reversed(list(enumerate(texts)))}.values())  # the first of each text
+    order = sorted(sorted(distinct), key=lambda i: -scores[i])
+    if how.select == "top-k":
+        return Chosen(tuple(order[: how.k]), (), 0)
+    if how.select == "rso":
+        order = accepted(order, scores, how, prompt)
+    if len(order) < 2:
+        raise Drop("fewer than two different responses" if how.select != "rso" else "fewer than two were accepted")
+    every = list(combinations(order, 2))
+    if how.select == "best-worst":
+        every = [(order[0], order[-1])]
+    elif how.select == "best-random":
+        every = [(order[0], order[1 + int(_random(how, prompt).integers(len(order) - 1))])]
+    far = [(b, w) for b, w in every if scores[b] - scores[w] > 0 and scores[b] - scores[w] >= how.gap]
+    ties = sum(scores[b] == scores[w] for b, w in every)
+    if not far:
+        raise Drop("all scores are tied" if ties == len(every) else f"no gap of {how.gap:g} or more")
+    members = sorted({i for pair in far for i in pair})
+    place = {old: new for new, old in enumerate(members)}
+    weight = 1 / len(far) if how.select in ("all", "rso") else 1.0
+    judgements = tuple(
+        Judgement(place[b], place[w], weight, _sigmoid(scores[b] - scores[w]) if how.soft else 1.0) for b, w in far
+    )
+    return Chosen(tuple(members), judgements, ties)
+
+
+def accepted(order: Sequence[int], scores: Sequence[float], how: Selecting, prompt: str) -> list[int]:
+    """Each response with probability exp((its score - the best score) / beta); the best one always."""
+    best = scores[order[0]]
+    numbers = _random(how, prompt).random(len(order))
+    return [i for i, u in zip(order, numbers, strict=True) if u <= math.exp((scores[i] - best) / how.beta)]
+
+
+def _random(how: Selecting, prompt: str) -> np.random.Generator:
+    """Random numbers of a prompt that do not depend on the others."""
+    key = int.from_bytes(hashlib.sha256(f"{how.seed} {prompt}".encode()).digest()[:16], "little")
+    return np.random.Generator(np.random.Philox(key=key))
+
+
+def _sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))

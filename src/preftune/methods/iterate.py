@@ -1,0 +1,235 @@
+"""preftune iterate: rounds of sample, reward, pairs, train, evaluate. Offline data stand still while the policy moves;
+here the data move with it.
+
+    out/round-01/  prompts.jsonl  samples.jsonl  prefs.jsonl  dpo/  evaluation.json
+    out/final/     the policy of the last round
+    manifest.json  what every piece was made from
+
+Every piece is finished or not there, so the same command goes on wherever it was stopped, and comes to the same files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from preftune.config.schema import DataConfig, DPOConfig, IterateConfig, ReferenceConfig
+from preftune.data.account import Account
+from preftune.data.groups import hold_out, refuse_overlap
+from preftune.data.order import permutation
+from preftune.data.prompts import encode_prompts, read_prompts
+from preftune.data.read import fingerprint
+from preftune.data.render import Renderer
+from preftune.data.select import Selecting
+from preftune.errors import writing
+from preftune.evaluate.drift import figures
+from preftune.evaluate.frontier import response_logps
+from preftune.evaluate.rewards import Answer, Reward, open_reward, rewards_of
+from preftune.methods import dpo, pairs, samples
+from preftune.methods.policies import open_policy
+from preftune.methods.prepare import compute_dtype, device_of
+from preftune.methods.samples import Wanted, json_of
+from preftune.model import load
+from preftune.model.generate import Sampling, sample
+from preftune.model.logprobs import Scorer
+from preftune.report.run import write_run_page
+from preftune.train.display import Display
+from preftune.train.run import Run, run_identity, write_json
+from preftune.types import PreferenceGroup
+
+
+def run(
+    config: IterateConfig, *, reward: Reward | None = None, display: Display | None = None, dry_run: bool = False
+) -> Path:
+    """Do the rounds and return the folder of the last policy. A reward may be given in memory."""
+    display, out = display or Display(), Path(config.out)
+    load.locate(config.model.path)
+    dpo.bind_objective(config.terms)
+    train, held_out, fingerprints = prompts_of(config, display)
+    identity = config.model_dump(mode="json")
+    Run.check(out, run_identity(identity, fingerprints))
+    judge = reward or open_reward(config.reward, "reward", device=device_of(None))
+    if Run.finished(out):
+        display.say(f"{out} is finished; its model is {out / 'final'}")
+        return out / "final"
+    each = config.prompts or len(train)
+    asked = config.rounds * each * config.sample.n
+    display.say(
+        f"{config.rounds} rounds of {each} prompts, {config.sample.n} responses each: {asked:,} responses; "
+        f"{len(held_out or train)} prompts in every evaluation"
+    )
+    if dry_run:
+        display.say(f"dry run: nothing was trained and nothing written; without --dry-run this makes {out}")
+        return out
+    log = Run.open(out, identity, fingerprints, display)
+    policy, lineage = config.model.path, []
+    before = evaluated(config, out / "start.json", policy, held_out or train, judge)
+    log.evaluation(0, before)
+    for number in range(1, config.rounds + 1):
+        folder = out / f"round-{number:02d}"
+        display.say(f"round {number} of {config.rounds}: from {policy}")
+        lineage.append(one_round(config, folder, number, policy, train, judge, display))
+        policy = str(folder / "dpo" / "final")
+        after = evaluated(config, folder / "evaluation.json", policy, held_out or train, judge)
+        log.evaluation(number, after)
+        lineage[-1]["evaluation"] = after
+        log.note(rounds=lineage)
+        reason = enough(config, before, after)
+        if reason:
+            display.say(f"stopping after round {number}: {reason}")
+            break
+        before = after
+    final = publish(Path(policy), out / "final")
+    write_run_page(out)
+    log.note(finished=True)
+    display.say(f"done: {final}")
+    return final
+
+
+def prompts_of(config: IterateConfig, display: Display) -> tuple[list[PreferenceGroup], list[PreferenceGroup], str]:
+    """Training and held-out prompts, and a fingerprint of their files."""
+    train, account = read_prompts(config.data.train)
+    account.check(config.data.max_dropped)
+    for line in account.lines():
+        display.say(line)
+    sources = [config.data.train] if isinstance(config.data.train, str) else list(config.data.train)
+    if isinstance(config.data.eval, str):
+        held_out, _ = read_prompts(config.data.eval)
+        refuse_overlap(train, held_out)
+        return train, held_out, fingerprint([*sources, config.data.eval])
+    held_out = []
+    if config.data.eval is not None:
+        train, held_out = hold_out(train, config.data.eval)
+    return train, held_out, fingerprint(sources)
+
+
+def one_round(
+    config: IterateConfig,
+    folder: Path,
+    number: int,
+    policy: str,
+    train: Sequence[PreferenceGroup],
+    judge: Reward,
+    display: Display,
+) -> dict[str, Any]:
+    """Sample, reward, pair and train; what each piece is made of."""
+    chosen = prompts_of_round(config, number, len(train))
+    asked = folder / "prompts.jsonl"
+    whole(asked, "".join(json.dumps({"prompt": json_of(train[i].prompt)}, ensure_ascii=False) + "\n" for i in chosen))
+    settings = config.sample
+    seed = config.train.seed * 1_000_003 + number
+    sampling = Sampling(settings.n, settings.max_new_tokens, settings.temperature, settings.top_p, seed=seed)
+    dtype, template = config.model.dtype, config.data.chat_template
+    wanted = Wanted(policy, str(asked), sampling, dtype=dtype, chat_template=template)
+    drawn = samples.run(wanted, folder / "samples.jsonl", display)
+    prefs = folder / "prefs.jsonl"
+    if not prefs.is_file():
+        how = Selecting(config.pairs.select, config.pairs.gap, config.pairs.soft, beta=config.pairs.beta, seed=seed)
+        pairs.run(str(drawn), prefs, how, judge, display)
+    base = config.model.path if config.reference == "fixed" and number > 1 else None
+    tuning = DPOConfig(
+        model=config.model.model_copy(update={"path": policy}),
+        data=DataConfig(train=str(prefs), max_length=config.max_length, chat_template=template, max_dropped=1.0),
+        reference=ReferenceConfig(path=base),
+        loss=config.loss,
+        optim=config.optim,
+        batch=config.batch,
+        train=config.train.model_copy(update={"seed": seed}),
+        lora=config.lora,
+        track=config.track,
+        out=str(folder / "dpo"),
+    )
+    dpo.run(tuning, display=display)
+    pieces = {path.name: digest(path) for path in (asked, drawn, prefs)}
+    return {"round": number, "policy": policy, "reference": base or policy, "seed": seed, "pieces": pieces}
+
+
+def prompts_of_round(config: IterateConfig, number: int, available: int) -> list[int]:
+    """The prompts of a round: each goes on in a seeded order where the last one ended, and begins again at its end."""
+    if config.prompts is None:
+        return list(range(available))
+    begin = (number - 1) * config.prompts
+    wanted = range(begin, begin + min(config.prompts, available))
+    return sorted(permutation(available, config.train.seed, at // available)[at % available] for at in wanted)
+
+
+@torch.no_grad()
+def evaluated(
+    config: IterateConfig, path: Path, policy: str, asked: Sequence[PreferenceGroup], judge: Reward
+) -> dict[str, float]:
+    """Reward, KL from the first model, and how the responses look; read from `path` if it is there."""
+    if path.is_file():
+        return dict(json.loads(path.read_text()))
+    device, dtype = device_of(None), compute_dtype(config.model)
+    opened = open_policy(policy, "model.path", dtype, device)
+    tokenizer = load.load_tokenizer(opened.source, config.data.chat_template)
+    renderer = Renderer.of(tokenizer, load.end_ids(opened.source))
+    prompts = encode_prompts(asked, renderer, 1 << 20, Account("evaluation"))
+    sampling = Sampling(config.sample.evaluation, config.sample.max_new_tokens, seed=config.train.seed)
+    drawn = sample(opened.model, tokenizer, [p.ids.tolist() for p in prompts], sampling)
+    answers = [
+        Answer(prompt.text, text, ended, prompt.origin)
+        for prompt, sampled in zip(prompts, drawn, strict=True)
+        for text, ended in zip(sampled.texts, sampled.ended, strict=True)
+    ]
+    rewards = rewards_of(judge, answers, f"evaluation of {policy}")
+    groups = [sampled.group for sampled in drawn]
+    own = response_logps(Scorer.of(opened.model), groups)
+    del opened
+    base = open_policy(config.model.path, "model.path", dtype, device)
+    kl = own - response_logps(Scorer.of(base.model), groups)
+    by_prompt = rewards.reshape(len(prompts), -1).mean(axis=1)
+    found = {
+        "objective/score": float(rewards.mean()),
+        "objective/score_se": float(by_prompt.std(ddof=1) / np.sqrt(len(by_prompt))) if len(by_prompt) > 1 else 0.0,
+        "objective/kl": float(kl.mean()),
+        **figures([a.response for a in answers], [a.ended for a in answers]),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, found)
+    return found
+
+
+def enough(config: IterateConfig, before: dict[str, float], after: dict[str, float]) -> str:
+    """Why the rounds should end here, in words; empty if they should go on."""
+    stop, kl, diversity = config.stop, after["objective/kl"], after["diversity"]
+    gain = after["objective/score"] - before["objective/score"]
+    if stop.kl is not None and kl > stop.kl:
+        return f"the policy is {kl:.2f} nats from the first model, more than stop.kl={stop.kl:g}"
+    if stop.diversity is not None and diversity < stop.diversity:
+        return f"only {diversity:.0%} of the word pairs are distinct, less than stop.diversity={stop.diversity:g}"
+    if stop.gain is not None and gain < stop.gain:
+        return f"the reward rose by {gain:.3f}, less than stop.gain={stop.gain:g}"
+    return ""
+
+
+def publish(policy: Path, final: Path) -> Path:
+    """A copy of the last policy as the run's result, never half there."""
+    part = final.with_name(f"final.part-{os.getpid()}")
+    with writing(final):
+        shutil.copytree(policy, part)
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(part, final)
+    return final
+
+
+def whole(path: Path, text: str) -> None:
+    """Write a file so that it is never half there."""
+    part = path.with_name(f"{path.name}.new")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+
+
+def digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

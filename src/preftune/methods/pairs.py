@@ -1,0 +1,122 @@
+"""preftune pairs: samples and their scores become groups to train on, with an account of what was left out."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from preftune.data.account import Account
+from preftune.data.prompts import text_prompt
+from preftune.data.read import read
+from preftune.data.select import Selecting, choose
+from preftune.data.values import BadRow, Drop, flags_of, number
+from preftune.errors import ConfigError, DataError, require_writable, writing
+from preftune.evaluate.rewards import Answer, Reward, rewards_of
+from preftune.methods.samples import json_of
+from preftune.train.display import Display
+from preftune.types import Text
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """A line of samples.jsonl."""
+
+    prompt: Text
+    texts: tuple[str, ...]
+    ended: tuple[bool, ...]
+    scores: tuple[float, ...]
+    origin: str
+
+
+def run(samples: str, out: Path, how: Selecting, reward: Reward | None, display: Display) -> Account:
+    """Write `out`, one group a prompt, and return the account. Without a reward the samples must have scores."""
+    require_writable(out)
+    account = Account(samples, "samples")
+    rows = read_samples(samples, account)
+    scored = score(rows, reward, display)
+    written, ties, judgements = [], 0, 0
+    for row in scored:
+        try:
+            chosen = choose(row.texts, row.scores, how, repr(row.prompt))
+        except Drop as reason:
+            account.drop(str(reason), row.origin)
+            continue
+        ties += chosen.ties
+        judgements += len(chosen.judgements)
+        written.append(
+            {
+                "prompt": json_of(row.prompt),
+                "responses": [row.texts[i] for i in chosen.members],
+                "ended": [row.ended[i] for i in chosen.members],
+                "judgements": [judgement(j) for j in map(asdict, chosen.judgements)],
+                "scores": [row.scores[i] for i in chosen.members],
+            }
+        )
+    for line in account.lines():
+        display.say(line)
+    if not written:
+        account.check(0.999999)
+        raise DataError("no prompt is left", where=samples)
+    part = out.with_name(f"{out.name}.new")
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in written), encoding="utf-8")
+        os.replace(part, out)
+    kept = sum(len(row["responses"]) for row in written)
+    display.say(f"done: {out}: {len(written)} groups, {kept} responses, {judgements} judgements; {ties} ties skipped")
+    return account
+
+
+def judgement(found: dict[str, Any]) -> dict[str, Any]:
+    """Without what is as usual, so that losses which have no place for it are not troubled."""
+    usual = {"weight": 1.0, "probability": 1.0, "margin": 0.0}
+    return {key: value for key, value in found.items() if usual.get(key) != value}
+
+
+def score(rows: Sequence[Samples], reward: Reward | None, display: Display) -> list[Samples]:
+    """The rows with the rewards of their responses, or with the scores that they came with."""
+    if reward is None:
+        lacking = next((row for row in rows if len(row.scores) != len(row.texts)), None)
+        if lacking:
+            raise ConfigError("the samples have no scores", where=lacking.origin, fix="name a reward: --reward")
+        return list(rows)
+    found = []
+    with display.stage("reward", len(rows)) as stage:
+        for begin in range(0, len(rows), CHUNK):
+            chunk = rows[begin : begin + CHUNK]
+            answers = [Answer(r.prompt, t, e, r.origin) for r in chunk for t, e in zip(r.texts, r.ended, strict=True)]
+            values = rewards_of(reward, answers, "rewards").tolist()
+            for row in chunk:
+                own, values = values[: len(row.texts)], values[len(row.texts) :]
+                found.append(Samples(row.prompt, row.texts, row.ended, tuple(own), row.origin))
+            stage.advance(len(found))
+    return found
+
+
+CHUNK = 64  # prompts whose responses are rewarded in one call
+
+
+def read_samples(source: str, account: Account) -> list[Samples]:
+    """The rows of samples.jsonl. Raises DataError for a row that is none."""
+    found = []
+    for row in read(source):
+        account.read += 1
+        try:
+            if row.fault:
+                raise BadRow(row.fault)
+            texts = row.value.get("responses")
+            if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+                raise BadRow("column 'responses' must be a list of texts")
+            scores = row.value.get("scores") or []
+            if scores and (not isinstance(scores, list) or len(scores) != len(texts)):
+                raise BadRow(f"'scores' must be a list of {len(texts)} numbers")
+            values = tuple(number({"score": s}, "score", 0.0, f"scores[{i}]") for i, s in enumerate(scores))
+            ended = flags_of(row.value, len(texts)) or (True,) * len(texts)
+            found.append(Samples(text_prompt(row.value), tuple(texts), ended, values, row.origin))
+        except BadRow as fault:
+            raise DataError(str(fault), where=row.origin, fix="samples are what preftune sample writes") from None
+    return found
