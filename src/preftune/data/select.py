@@ -28,7 +28,7 @@ SELECTIONS: tuple[str, ...] = ("best-worst", "best-random", "all", "top-k", "rso
 
 @dataclass(frozen=True, slots=True)
 class Selecting:
-    """How responses are chosen. `gap`: least difference in score of a pair; `soft`: sigmoid(difference) as its label."""
+    """How responses are chosen. `gap`: least difference in score of a pair; `soft`: sigmoid(difference) as label."""
 
     select: Selection = "best-worst"
     gap: float = 0.0

@@ -84,6 +84,11 @@ def run(wanted: Wanted, out: Path, display: Display) -> Path:
         os.replace(fresh, out)
         note.write_text(json.dumps({"identity": identity, "settings": _settings(wanted)}, indent=1) + "\n")
         part.path.unlink()
+    if wanted.server and wanted.sampling.n > 1 and all(len(set(row["responses"])) == 1 for row in rows):
+        display.say(
+            "warning: all responses to a prompt are the same: the server does not sample (`transformers serve` does so "
+            "only for a model whose generation_config.json has do_sample: true)"
+        )
     cut = sum(not r.ended for r in part.found.values())
     tokens = sum(r.tokens for r in part.found.values())
     display.say(f"done: {out}: {len(every)} responses to {len(groups)} prompts, {tokens:,} tokens, {cut} cut off")

@@ -1,0 +1,94 @@
+"""What is kept of scored responses: every selection, by hand and by its distribution."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from preftune.data.select import SELECTIONS, Selecting, accepted, choose
+from preftune.data.values import Drop
+
+TEXTS = ("a", "b", "c", "d")
+SCORES = (0.1, 0.9, 0.4, 0.4)
+
+
+def test_best_and_worst() -> None:
+    found = choose(TEXTS, SCORES, Selecting("best-worst", soft=True), "p")
+    assert found.members == (0, 1)
+    (judgement,) = found.judgements
+    assert (judgement.better, judgement.worse, judgement.weight) == (1, 0, 1.0)
+    assert judgement.probability == pytest.approx(1 / (1 + math.exp(-0.8)))
+
+
+def test_all_pairs_weigh_one_prompt() -> None:
+    found = choose(TEXTS, SCORES, Selecting("all"), "p")
+    assert found.members == (0, 1, 2, 3)
+    assert found.ties == 1
+    assert len(found.judgements) == 5
+    assert sum(j.weight for j in found.judgements) == pytest.approx(1)
+    assert all(j.probability == 1 for j in found.judgements)
+
+
+def test_the_gap() -> None:
+    found = choose(TEXTS, SCORES, Selecting("all", gap=0.45), "p")
+    assert {(found.members[j.better], found.members[j.worse]) for j in found.judgements} == {(1, 0), (1, 2), (1, 3)}
+    with pytest.raises(Drop, match=r"no gap of 0\.9 or more"):
+        choose(TEXTS, SCORES, Selecting("best-worst", gap=0.9), "p")
+
+
+def test_best_of_k() -> None:
+    assert choose(TEXTS, SCORES, Selecting("top-k", k=2), "p").members == (1, 2)
+    assert choose(TEXTS, SCORES, Selecting("top-k"), "p").judgements == ()
+
+
+def test_ties_and_copies() -> None:
+    with pytest.raises(Drop, match="all scores are tied"):
+        choose(("a", "b"), (1.0, 1.0), Selecting("all"), "p")
+    with pytest.raises(Drop, match="fewer than two different responses"):
+        choose(("a", "a", "a"), (1.0, 2.0, 3.0), Selecting("best-worst"), "p")
+
+
+def test_another_at_random() -> None:
+    """Every other response is drawn about equally often; the same seed and prompt draw the same."""
+    worse = [
+        found.members[found.judgements[0].worse]
+        for i in range(900)
+        for found in [choose(TEXTS, (0.1, 0.9, 0.4, 0.3), Selecting("best-random"), f"prompt {i}")]
+    ]
+    assert all(240 < worse.count(i) < 360 for i in (0, 2, 3))
+    assert choose(TEXTS, SCORES, Selecting("best-random"), "p") == choose(TEXTS, SCORES, Selecting("best-random"), "p")
+
+
+def test_accepted_responses_are_samples_of_the_optimal_policy() -> None:
+    """Among accepted responses of two kinds, their odds are tilted by exp((r1 - r2) / beta)."""
+    beta, scores = 0.5, [0.0, 0.6, 1.0]
+    counts = [0, 0, 0]
+    for i in range(4000):
+        for member in accepted([2, 1, 0], scores, Selecting("rso", beta=beta), f"prompt {i}"):
+            counts[member] += 1
+    for i in (0, 1):
+        assert counts[i] / counts[2] == pytest.approx(math.exp((scores[i] - 1.0) / beta), abs=0.04)
+    assert counts[2] == 4000
+
+
+@given(
+    st.lists(st.tuples(st.text(max_size=2), st.floats(-5, 5)), min_size=1, max_size=7),
+    st.sampled_from(SELECTIONS),
+    st.booleans(),
+    st.floats(0, 2),
+)
+def test_whatever_is_chosen_is_sound(items: list[tuple[str, float]], select: str, soft: bool, gap: float) -> None:
+    texts, scores = [t for t, _ in items], [s for _, s in items]
+    try:
+        found = choose(texts, scores, Selecting(select, gap, soft), "p")  # type: ignore[arg-type]
+    except Drop:
+        return
+    assert len({texts[i] for i in found.members}) == len(found.members)
+    for j in found.judgements:
+        difference = scores[found.members[j.better]] - scores[found.members[j.worse]]
+        assert difference > 0
+        assert difference >= gap
+        assert j.probability == (pytest.approx(1 / (1 + math.exp(-difference))) if soft else 1)

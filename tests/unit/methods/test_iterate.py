@@ -1,0 +1,200 @@
+"""preftune iterate: what it learns, what it leaves behind, and that it goes on from wherever it was killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.conftest import write_jsonl
+
+from preftune.config.schema import (
+    BatchConfig,
+    IterateConfig,
+    LoraConfig,
+    ModelConfig,
+    OptimConfig,
+    PromptConfig,
+    SampleConfig,
+    StopConfig,
+)
+from preftune.errors import RunError
+from preftune.evaluate.drift import figures
+from preftune.evaluate.rewards import Answer
+from preftune.methods import iterate
+from preftune.methods.iterate import enough, prompts_of_round
+from preftune.train.display import Display
+
+PROMPTS = ["the cat", "a dog", "once upon", "we can", "maybe", "the answer is"]
+
+
+def vowels(answers: Sequence[Answer]) -> list[float]:
+    return [20 * a.response.count("a") / max(1, len(a.response)) for a in answers]
+
+
+def config(tmp_path: Path, model: Path, **sections: Any) -> IterateConfig:
+    data = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": p} for p in PROMPTS])
+    return IterateConfig(
+        model=ModelConfig(path=str(model), dtype="fp32"),
+        data=PromptConfig(train=str(data)),
+        reward="length",
+        rounds=sections.pop("rounds", 2),
+        sample=sections.pop("sample", SampleConfig(n=6, max_new_tokens=6, evaluation=8)),
+        optim=OptimConfig(lr=3e-3, warmup=0),
+        batch=BatchConfig(pairs=30),
+        out=str(tmp_path / "run"),
+        **sections,
+    )
+
+
+def evaluations(tmp_path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+
+
+def run(wanted: IterateConfig) -> Path:
+    return iterate.run(wanted, reward=vowels, display=Display(quiet=True))
+
+
+@pytest.mark.parametrize("reference", ["fixed", "refreshed"])
+def test_rounds_raise_the_reward(tmp_path: Path, model_folder: Path, reference: Any) -> None:
+    sample = SampleConfig(n=16, max_new_tokens=6, evaluation=24)
+    final = run(config(tmp_path, model_folder, reference=reference, rounds=3, sample=sample))
+    assert (final / "model.safetensors").is_file()
+    found = evaluations(tmp_path)
+    assert [line["step"] for line in found] == [0, 1, 2, 3]
+    assert found[0]["objective/kl"] == pytest.approx(0, abs=1e-6)
+    assert found[-1]["objective/score"] > found[0]["objective/score"] + 0.1
+    assert found[-1]["objective/kl"] > 0.05
+    rounds = json.loads((tmp_path / "run" / "manifest.json").read_text())["rounds"]
+    assert [r["policy"] for r in rounds][1:] == [
+        str(tmp_path / "run" / f"round-0{i}" / "dpo" / "final") for i in (1, 2)
+    ]
+    wanted = {"fixed": str(model_folder), "refreshed": rounds[2]["policy"]}
+    assert rounds[2]["reference"] == wanted[reference]
+
+
+def artefacts(out: Path) -> dict[str, bytes]:
+    """Everything that must be the same, whatever happened on the way."""
+    found = {}
+    for path in sorted(out.rglob("*")):
+        relative = str(path.relative_to(out))
+        volatile = "metrics" in relative or "manifest" in relative or "report" in relative or "checkpoints" in relative
+        if path.is_file() and not volatile and path.name not in ("config.yaml", "samples.jsonl.meta.json", "README.md"):
+            found[relative] = path.read_bytes().replace(str(out).encode(), b"OUT")
+    return found
+
+
+def test_killed_anywhere_it_ends_with_the_same_files(tmp_path: Path, model_folder: Path) -> None:
+    """SIGKILL as soon as a piece or a part of one is there, the same command again each time."""
+    yaml = tmp_path / "iterate.yaml"
+    data = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": p} for p in PROMPTS])
+    yaml.write_text(
+        f"model: {{path: {model_folder}, dtype: fp32}}\ndata: {{train: {data}}}\nreward: length\nrounds: 2\n"
+        "sample: {n: 4, max_new_tokens: 6, evaluation: 2}\noptim: {lr: 1.0e-3}\nbatch: {pairs: 8}\n"
+    )
+    environment = {**os.environ, "PREFTUNE_CACHE": str(tmp_path / "cache")}
+
+    def command(out: str) -> list[str]:
+        return [sys.executable, "-m", "preftune", "iterate", str(yaml), f"out={tmp_path / out}", "--quiet"]
+
+    for moment in MOMENTS:
+        process = subprocess.Popen(command("killed"), env=environment)
+        while not (tmp_path / "killed" / moment).exists():
+            assert process.poll() is None, moment
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    for out in ("killed", "whole"):
+        subprocess.run(command(out), check=True, env=environment)
+    assert artefacts(tmp_path / "killed") == artefacts(tmp_path / "whole")
+
+
+MOMENTS = (
+    "round-01/samples.jsonl.part",
+    "round-01/dpo/metrics.jsonl",
+    "round-02/dpo/final",
+)
+
+
+def test_it_goes_on_after_every_piece(tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped before each piece in turn: nothing is done twice, and the end is the same."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    run(config(tmp_path / "a", model_folder))
+    stops = 0
+    for module, name in (
+        (iterate.samples, "run"),
+        (iterate.pairs, "run"),
+        (iterate.dpo, "run"),
+        (iterate, "evaluated"),
+    ):
+        real = getattr(module, name)
+
+        def dies(*args: Any, real: Any = real, **kwargs: Any) -> Any:
+            nonlocal stops
+            if stops % 2 == 0:
+                stops += 1
+                raise KeyboardInterrupt
+            stops += 1
+            return real(*args, **kwargs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, dies)
+            with pytest.raises(KeyboardInterrupt):
+                run(config(tmp_path / "b", model_folder))
+        stops = 0
+    run(config(tmp_path / "b", model_folder))
+    assert {key: value for key, value in artefacts(tmp_path / "a" / "run").items() if "prompts" not in key} == {
+        key: value for key, value in artefacts(tmp_path / "b" / "run").items() if "prompts" not in key
+    }
+
+
+@pytest.mark.parametrize(
+    ("stop", "reason"), [(StopConfig(kl=1e-6), "nats from the first model"), (StopConfig(gain=9.0), "rose by")]
+)
+def test_stop_rules(
+    tmp_path: Path, model_folder: Path, stop: StopConfig, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    iterate.run(config(tmp_path, model_folder, stop=stop), reward=vowels, display=Display())
+    said = " ".join(capsys.readouterr().err.split())
+    assert "stopping after round 1" in said
+    assert reason in said
+    assert not (tmp_path / "run" / "round-02").exists()
+    assert (tmp_path / "run" / "final" / "config.json").is_file()
+
+
+def test_a_loss_of_diversity_stops(tmp_path: Path, model_folder: Path) -> None:
+    before = {"objective/score": 0.0, "objective/kl": 0.0, **figures(["a b c", "d e f"], [True, True])}
+    after = {"objective/score": 1.0, "objective/kl": 0.5, **figures(["a b a b", "a b a b"], [True, False])}
+    assert (before["diversity"], after["diversity"]) == (1.0, pytest.approx(2 / 6))
+    assert (before["repetition"], after["repetition"]) == (0.0, pytest.approx(1 / 3))
+    assert after["responses/ended"] == 0.5
+    wanted = config(tmp_path, model_folder, stop=StopConfig(diversity=0.5, kl=1.0, gain=0.1))
+    assert "33% of the word pairs are distinct" in enough(wanted, before, after)
+    assert enough(wanted, before, {**after, "diversity": 0.6}) == ""
+
+
+def test_fresh_prompts_every_round(tmp_path: Path, model_folder: Path) -> None:
+    wanted = config(tmp_path, model_folder, prompts=2, rounds=4)
+    rounds = [prompts_of_round(wanted, number, 6) for number in (1, 2, 3, 4)]
+    assert sorted(i for r in rounds[:3] for i in r) == [0, 1, 2, 3, 4, 5]
+    assert len(rounds[3]) == 2
+
+
+def test_lora_rounds(tmp_path: Path, model_folder: Path) -> None:
+    final = run(config(tmp_path, model_folder, lora=LoraConfig(rank=4, alpha=8.0)))
+    assert (final / "adapter_config.json").is_file()
+    assert evaluations(tmp_path)[-1]["objective/kl"] != pytest.approx(0, abs=1e-4)
+
+
+def test_another_config_is_refused(tmp_path: Path, model_folder: Path) -> None:
+    run(config(tmp_path, model_folder, rounds=1))
+    with pytest.raises(RunError, match="rounds was 1, is 2"):
+        run(config(tmp_path, model_folder, rounds=2))
