@@ -1,0 +1,157 @@
+"""Iterative DPO against offline DPO with the same number of judgements: reward and KL after every round.
+
+    python benchmarks/iterative.py --model stories260k --out runs/iterative --record
+
+Every round samples `--n` responses a prompt from the policy as it is, judges all pairs by the true reward, and trains
+one epoch with the first model as the reference. Offline DPO is one round with rounds * n responses from the first model, in
+groups of n. Run again, it goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from record import record
+from sentiment import NAMES, TEMPLATES
+
+from preftune.config.schema import (
+    BatchConfig,
+    DataConfig,
+    DPOConfig,
+    IterateConfig,
+    ModelConfig,
+    OptimConfig,
+    PromptConfig,
+    SampleConfig,
+    SelectConfig,
+    TrainConfig,
+)
+from preftune.data.select import Selecting
+from preftune.evaluate.rewards import open_reward
+from preftune.methods import dpo, iterate, pairs, samples
+from preftune.methods.samples import Wanted
+from preftune.model.generate import Sampling
+from preftune.train.display import Display
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--model", required=True, help="folder of a small story model")
+    parser.add_argument("--reward", default="vader", help="the true reward")
+    parser.add_argument("--out", type=Path, default=Path("runs/iterative"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--betas", type=float, nargs="+", default=[0.1, 0.05])
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--n", type=int, default=8, help="responses a prompt and round")
+    parser.add_argument("--lr", type=float, default=1e-4)
+    parser.add_argument("--max-new-tokens", type=int, default=48)
+    parser.add_argument("--evaluation", type=int, default=8, help="fresh responses a prompt in every evaluation")
+    parser.add_argument("--record", action="store_true", help="append a row to benchmarks/results.jsonl")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    prompts = options.out / "prompts.jsonl"
+    rows = [{"prompt": template.format(name)} for template in TEMPLATES for name in NAMES]
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = {}
+    for beta in options.betas:
+        curves = [iterated(options, prompts, beta, seed) for seed in options.seeds]
+        found[f"iterative, beta {beta:g}"] = averaged(curves)
+        found[f"offline, beta {beta:g}"] = averaged([[offline(options, prompts, beta, seed)] for seed in options.seeds])
+    for name, curve in found.items():
+        print(name, "  ".join(f"{p['score']:.3f} at {p['kl']:.2f}" for p in curve))
+    (options.out / "summary.json").write_text(json.dumps(found, indent=1))
+    if options.record:
+        settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items() if k != "record"}
+        record("iterative dpo", found, settings | {"model": Path(options.model).name})
+
+
+def iterated(options: argparse.Namespace, prompts: Path, beta: float, seed: int) -> list[dict[str, float]]:
+    """The evaluations before the first round and after each."""
+    out = options.out / f"beta-{beta:g}-seed-{seed}"
+    config = IterateConfig(
+        model=ModelConfig(path=options.model, dtype="fp32"),
+        data=PromptConfig(train=str(prompts)),
+        reward=options.reward,
+        rounds=options.rounds,
+        max_length=256,
+        sample=SampleConfig(n=options.n, max_new_tokens=options.max_new_tokens, evaluation=options.evaluation),
+        pairs=SelectConfig(select="all", soft=True),
+        loss={"name": "sigmoid", "beta": beta},
+        optim=OptimConfig(lr=options.lr, schedule="cosine"),
+        batch=BatchConfig(pairs=options.n * (options.n - 1) // 2 * 8),
+        train=TrainConfig(seed=seed),
+        out=str(out),
+    )
+    iterate.run(config, display=Display(quiet=True))
+    files = [out / "start.json", *sorted(out.glob("round-*/evaluation.json"))]
+    print(f"beta {beta:g}, seed {seed}: iterated", flush=True)
+    return [json.loads(file.read_text()) for file in files]
+
+
+def offline(options: argparse.Namespace, prompts: Path, beta: float, seed: int) -> dict[str, float]:
+    """One round with as many judgements: groups of n from the first model."""
+    folder = options.out / f"offline-beta-{beta:g}-seed-{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    prefs = options.out / f"offline-seed-{seed}.jsonl"
+    quiet = Display(quiet=True)
+    if not prefs.is_file():
+        text = ""
+        for part in range(options.rounds):
+            sampling = Sampling(options.n, options.max_new_tokens, seed=seed * 1000 + part)
+            drawn = options.out / f"offline-seed-{seed}-{part}.samples.jsonl"
+            samples.run(Wanted(options.model, str(prompts), sampling, dtype="fp32"), drawn, quiet)
+            chosen = drawn.with_suffix(".prefs.jsonl")
+            pairs.run(str(drawn), chosen, Selecting("all", soft=True), open_reward(options.reward), quiet)
+            text += chosen.read_text()
+        prefs.write_text(text)
+    config = DPOConfig(
+        model=ModelConfig(path=options.model, dtype="fp32"),
+        data=DataConfig(train=str(prefs), max_length=256),
+        loss={"name": "sigmoid", "beta": beta},
+        optim=OptimConfig(lr=options.lr, schedule="cosine"),
+        batch=BatchConfig(pairs=options.n * (options.n - 1) // 2 * 8),
+        train=TrainConfig(seed=seed),
+        out=str(folder / "dpo"),
+    )
+    final = dpo.run(config, display=quiet)
+    settings = IterateConfig(
+        model=ModelConfig(path=options.model, dtype="fp32"),
+        data=PromptConfig(train=str(prompts)),
+        reward=options.reward,
+        sample=SampleConfig(max_new_tokens=options.max_new_tokens, evaluation=options.evaluation),
+        train=TrainConfig(seed=seed),
+        out=str(folder),
+    )
+    asked, _, _ = iterate.prompts_of(settings, quiet)
+    found = iterate.evaluated(settings, folder / "evaluation.json", str(final), asked, open_reward(options.reward))
+    print(
+        f"beta {beta:g}, seed {seed}: offline {found['objective/score']:.3f} at {found['objective/kl']:.2f}", flush=True
+    )
+    return found
+
+
+def averaged(curves: list[list[dict[str, float]]]) -> list[dict[str, Any]]:
+    """Mean and standard deviation over seeds, round by round."""
+    result = []
+    for same in zip(*curves, strict=True):
+        scores, kls = [p["objective/score"] for p in same], [p["objective/kl"] for p in same]
+        spread = [stdev(values) if len(values) > 1 else 0.0 for values in (scores, kls)]
+        diversity = mean(p["diversity"] for p in same)
+        result.append(
+            {
+                "score": mean(scores),
+                "kl": mean(kls),
+                "score_sd": spread[0],
+                "kl_sd": spread[1],
+                "diversity": diversity,
+            }
+        )
+    return result
+
+
+if __name__ == "__main__":
+    main()
