@@ -3,8 +3,8 @@
     python benchmarks/iterative.py --model stories260k --out runs/iterative --record
 
 Every round samples `--n` responses a prompt from the policy as it is, judges all pairs by the true reward, and trains
-one epoch with the first model as the reference. Offline DPO is one round with rounds * n responses from the first model, in
-groups of n. Run again, it goes on where it stopped.
+one epoch with the first model as the reference. Offline DPO is one round with rounds * n responses from the first
+model, in groups of n. Run again, it goes on where it stopped.
 """
 
 from __future__ import annotations
