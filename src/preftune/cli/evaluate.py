@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Measure tuned models: frontier.", no_args_is_help=True)
+app = typer.Typer(help="Measure tuned models: frontier, winrate.", no_args_is_help=True)
 
 
 @app.callback()
@@ -33,12 +33,7 @@ def frontier(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only errors.")] = False,
 ) -> None:
     """Reward and sequence KL of policies and temperatures, beside best of n and the optimum: table, plot, JSON."""
-    from preftune.errors import ConfigError
-
-    try:
-        listed = tuple(float(t) for t in temperatures.split(","))
-    except ValueError:
-        raise ConfigError(f"not numbers: {temperatures!r}", where="--temperatures", fix="e.g. 0.7,1.0") from None
+    listed = numbers(temperatures)
     from preftune.methods.frontier import Frontier
     from preftune.methods.frontier import run as run_frontier
     from preftune.train.display import Display
@@ -58,3 +53,67 @@ def frontier(
         chat_template,
     )
     run_frontier(wanted, out, Display(quiet))
+
+
+@app.command()
+def winrate(
+    policy: Annotated[list[str], typer.Option(help="Tuned model, run folder or checkpoint; may be given often.")],
+    data: Annotated[str, typer.Option(help="Preference data or demonstrations: prompts, and what to compare with.")],
+    judge: Annotated[
+        str, typer.Option(help="A reward, lm:FOLDER, first, random; with --judge-url a model's name there.")
+    ],
+    against: Annotated[
+        str | None, typer.Option(help="Another model; left out, the responses that the data prefer.")
+    ] = None,
+    temperatures: Annotated[str, typer.Option(help="Sampling temperatures, with commas.")] = "0.25,0.5,0.75,1",
+    out: Annotated[Path, typer.Option(help="Folder for samples, verdicts and results.")] = Path("winrate"),
+    max_new_tokens: Annotated[int, typer.Option(help="Where a response is cut off.", min=1)] = 128,
+    max_prompts: Annotated[int | None, typer.Option(help="Take only the first so many prompts.", min=1)] = None,
+    task: Annotated[
+        str, typer.Option(help="general, dialogue or summarisation: what a server's judge is told.")
+    ] = "general",
+    judge_url: Annotated[str | None, typer.Option(help="URL of an OpenAI-compatible server.")] = None,
+    api_key_env: Annotated[str | None, typer.Option(help="Name of the variable that has the server's key.")] = None,
+    concurrency: Annotated[int, typer.Option(help="Requests at a time.", min=1)] = 8,
+    price_in: Annotated[float, typer.Option(help="Price of a million tokens read, for the estimate.", min=0)] = 0.0,
+    price_out: Annotated[float, typer.Option(help="Price of a million tokens written.", min=0)] = 0.0,
+    seed: Annotated[int, typer.Option(help="Seed of samples and intervals.", min=0)] = 0,
+    dtype: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
+    chat_template: Annotated[str | None, typer.Option(help="As data.chat_template.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what a server would cost, ask nothing.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only errors.")] = False,
+) -> None:
+    """How often a judge prefers a policy's responses, in both orders, over sampling temperatures."""
+    listed = numbers(temperatures)
+    from preftune.evaluate.server import Server
+    from preftune.methods.winrate import Contest
+    from preftune.methods.winrate import run as run_winrate
+    from preftune.train.display import Display
+
+    contest = Contest(
+        tuple(policy),
+        data,
+        judge,
+        against,
+        listed,
+        max_new_tokens,
+        max_prompts,
+        task,
+        seed,
+        dtype,
+        chat_template,
+        Server(judge_url, judge, api_key_env, concurrency) if judge_url else None,
+        price_in,
+        price_out,
+    )
+    run_winrate(contest, out, Display(quiet), dry_run)
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """Temperatures from a list with commas."""
+    from preftune.errors import ConfigError
+
+    try:
+        return tuple(float(t) for t in text.split(","))
+    except ValueError:
+        raise ConfigError(f"not numbers: {text!r}", where="--temperatures", fix="e.g. 0.7,1.0") from None

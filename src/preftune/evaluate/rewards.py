@@ -1,4 +1,4 @@
-"""Where rewards come from: a reward model's folder, VADER's sentiment, the length, a function in the user's file.
+"""Where rewards come from: a reward model, the implicit reward of a policy, VADER's sentiment, the length, a function.
 
 All of them read text, so a reward model may have another tokenizer than the policy.
 """
@@ -21,11 +21,11 @@ from preftune.data.layout import Budget, micro_batches
 from preftune.data.render import Renderer
 from preftune.errors import ConfigError, ModelError, NumericError, PreftuneError
 from preftune.model import load
-from preftune.model.logprobs import Scorer
+from preftune.model.logprobs import Scorer, logps
 from preftune.model.memory import in_parts
 from preftune.model.scalar import load_scalar, readable, require_padding, reward_logps, scalar_scorer, scale_of
 from preftune.resolve import inputs_of, resolve
-from preftune.types import Message, PreferenceGroup, Text
+from preftune.types import Batch, Logps, Message, PreferenceGroup, Text, TokenGroup
 
 Floats = npt.NDArray[np.float64]
 SLOTS = 4096
@@ -46,6 +46,8 @@ Reward = Callable[[Sequence[Answer]], Sequence[float]]
 
 def open_reward(name: str, where: str = "reward", *, dtype: torch.dtype = torch.float32, device: Any = None) -> Reward:
     """The reward called `name`. Raises ConfigError or ModelError for one that cannot be had."""
+    if name.startswith("implicit:"):
+        return implicit(name.removeprefix("implicit:"), where, dtype, device)
     if name not in RULES and (Path(name).expanduser().is_dir() or not name.rpartition(":")[0].endswith(".py")):
         if "/" not in name and not Path(name).is_dir():
             resolve(name, RULES, where)  # says what is known
@@ -137,27 +139,64 @@ class RewardModel:
 
     @torch.no_grad()
     def __call__(self, answers: Sequence[Answer]) -> Sequence[float]:
-        groups = []
-        for number, a in enumerate(answers):
-            response: Text = a.response if isinstance(a.prompt, str) else (Message("assistant", a.response),)
-            groups.append(PreferenceGroup(a.prompt, (response,), ended=(a.ended,), origin=str(number)))
-        account = Account(self.name)
-        tokens = readable(tokenize(groups, self.renderer, Limits(self.longest), account))
-        if len(tokens) != len(answers):
-            lost = next(int(origins[0]) for origins in account.dropped.values())
-            reason = next(iter(account.dropped))
-            raise ModelError(f"the reward model cannot read a response: {reason}", where=answers[lost].origin)
+        tokens = readable(tokens_of(answers, self.renderer, self.longest, self.name))
         scale = scale_of(self.scorer.model)
+        found = _sums(lambda batch: reward_logps(self.scorer, batch.to(self.scorer.device)), tokens)
+        return [(found[number] - scale.mean) / scale.std for number in range(len(answers))]
+
+
+def tokens_of(answers: Sequence[Answer], renderer: Renderer, longest: int, name: str) -> list[TokenGroup]:
+    """One group an answer, its number as the origin. Raises ModelError for one that cannot be read."""
+    groups = []
+    for number, a in enumerate(answers):
+        response: Text = a.response if isinstance(a.prompt, str) else (Message("assistant", a.response),)
+        groups.append(PreferenceGroup(a.prompt, (response,), ended=(a.ended,), origin=str(number)))
+    account = Account(name)
+    tokens = tokenize(groups, renderer, Limits(longest), account)
+    if len(tokens) != len(answers):
+        reason, origins = next(iter(account.dropped.items()))
+        raise ModelError(f"{name} cannot read a response: {reason}", where=answers[int(origins[0])].origin)
+    return tokens
+
+
+def _sums(says: Callable[[Batch], Logps], groups: Sequence[TokenGroup]) -> dict[int, float]:
+    """The one number of each group, by the number of its answer."""
+    found: dict[int, float] = {}
+
+    def lay(some: Sequence[TokenGroup]) -> list[Batch]:
+        return micro_batches(some, Budget("rows", SLOTS))
+
+    for whole in lay(groups):
+        for batch, values in in_parts(says, whole, lay):
+            for group, value in zip(batch.groups, values.sum_S.double().tolist(), strict=True):
+                found[int(group.origin)] = value
+    return found
+
+
+def implicit(name: str, where: str, dtype: torch.dtype, device: Any = None) -> Reward:
+    """log policy - log reference of the response, from "POLICY,REFERENCE"; times beta it is DPO's implicit reward."""
+    policy, comma, reference = name.partition(",")
+    if not comma:
+        raise ConfigError(f"implicit:{name} names one model", where=where, fix="implicit:POLICY,REFERENCE")
+    sources = [load.locate(path, where) for path in (policy, reference)]
+    tokenizers = [load.load_tokenizer(source) for source in sources]
+    if tokenizers[0].get_vocab() != tokenizers[1].get_vocab():
+        raise ModelError("policy and reference have different vocabularies", where=where)
+    scorers = [Scorer.of(load.load_model(source, dtype).to(device or "cpu")) for source in sources]
+    renderer = Renderer.of(tokenizers[0], load.end_ids(sources[0]))
+    longest = load.positions(scorers[0].model.config) or 1 << 20
+
+    @torch.no_grad()
+    def reward(answers: Sequence[Answer]) -> Sequence[float]:
         found = [math.nan] * len(answers)
-
-        def lay(some: Any) -> Any:
-            return micro_batches(some, Budget("rows", SLOTS))
-
-        for whole in lay(tokens):
-            for batch, values in in_parts(lambda b: reward_logps(self.scorer, b.to(self.scorer.device)), whole, lay):
-                for group, value in zip(batch.groups, values.sum_S.double().tolist(), strict=True):
-                    found[int(group.origin)] = (value - scale.mean) / scale.std
+        tokens = tokens_of(answers, renderer, longest, name)
+        values = [_sums(lambda batch, s=scorer: logps(s, batch.to(s.device)), tokens) for scorer in scorers]  # type: ignore[misc]
+        for group in tokens:
+            number = int(group.origin)
+            found[number] = values[0][number] - values[1][number]
         return found
+
+    return reward
 
 
 def vader() -> Reward:

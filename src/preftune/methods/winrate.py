@@ -1,0 +1,282 @@
+"""preftune eval winrate: how often a judge prefers a policy's responses, over sampling temperatures.
+
+Against the responses that the data prefer, or against another model. Samples and verdicts are kept as they come, so
+nothing is paid for twice: the same command goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from preftune.data.account import Account
+from preftune.data.groups import read_groups
+from preftune.data.values import content
+from preftune.errors import ConfigError, DataError, require_writable, writing
+from preftune.evaluate.judges import INSTRUCTIONS, VERSION, Judge, Question, open_judge, server_judge, tokens_of
+from preftune.evaluate.server import Server
+from preftune.evaluate.winrate import Match, WinRate, win_rate
+from preftune.methods import samples
+from preftune.methods.pairs import Samples, read_samples
+from preftune.methods.prepare import device_of
+from preftune.methods.samples import Wanted, json_of
+from preftune.model.generate import Sampling
+from preftune.report.figures import curves
+from preftune.report.page import Section, write_page
+from preftune.train.display import Display
+from preftune.train.run import write_json
+from preftune.types import PreferenceGroup, plain
+
+
+@dataclass(frozen=True, slots=True)
+class Contest:
+    """Who is judged against whom, by whom, on what. `against` None: the responses that the data prefer."""
+
+    policies: tuple[str, ...]
+    data: str
+    judge: str
+    against: str | None = None
+    temperatures: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
+    max_new_tokens: int = 128
+    max_prompts: int | None = None
+    task: str = "general"
+    seed: int = 0
+    dtype: str = "auto"
+    chat_template: str | None = None
+    server: Server | None = None
+    price_in: float = 0.0
+    price_out: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Our response and the other one to a prompt."""
+
+    group: PreferenceGroup
+    ours: str
+    other: str
+
+
+def run(contest: Contest, out: Path, display: Display, dry_run: bool = False) -> dict[str, dict[str, WinRate]]:
+    """Write winrate.json and winrate.html below `out`; the win rates by policy and temperature."""
+    if contest.task not in INSTRUCTIONS:
+        raise ConfigError(f"unknown task {contest.task!r}", where="--task", fix=f"one of {', '.join(INSTRUCTIONS)}")
+    require_writable(out)
+    groups, account = judged_groups(contest)
+    for line in account.lines():
+        display.say(line)
+    judge = (
+        server_judge(contest.server, contest.task)
+        if contest.server
+        else open_judge(contest.judge, "--judge", device=device_of(None), seed=contest.seed)
+    )
+    estimate(contest, groups, display)
+    if dry_run:
+        return {}
+    out.mkdir(parents=True, exist_ok=True)
+    prompts = out / "prompts.jsonl"
+    text = "".join(json.dumps({"prompt": json_of(g.prompt)}, ensure_ascii=False) + "\n" for g in groups)
+    prompts.write_text(text, encoding="utf-8")
+    verdicts = Verdicts(out / "verdicts.jsonl", contest)
+    found: dict[str, dict[str, WinRate]] = {}
+    for policy in contest.policies:
+        found[policy] = {}
+        for temperature in contest.temperatures:
+            ours = sampled(contest, policy, temperature, prompts, out, display)
+            pairs = [
+                Pair(g, row.texts[0], other)
+                for g, row, other in zip(
+                    groups, ours, others(contest, temperature, groups, prompts, out, display), strict=True
+                )
+            ]
+            matches = judged(pairs, judge, verdicts, display)
+            found[policy][f"{temperature:g}"] = win_rate(matches, contest.seed)
+            display.say(in_words(policy, temperature, found[policy][f"{temperature:g}"]))
+    human = agreement(groups, judge, verdicts, display) if contest.against is None or has_pairs(groups) else None
+    write(contest, out, found, human, verdicts)
+    display.say(f"done: {out / 'winrate.json'}, {out / 'winrate.html'}")
+    return found
+
+
+def judged_groups(contest: Contest) -> tuple[list[PreferenceGroup], Account]:
+    """One group a prompt, with a preferred response."""
+    groups, account = read_groups(contest.data)
+    account.check(1.0)
+    first = list({group.prompt: group for group in reversed(groups)}.values())[::-1][: contest.max_prompts]
+    if contest.against is None:
+        for group in first:
+            if not group.judgements and len(group.responses) != 1:
+                raise DataError("no response is preferred", where=group.origin, fix="name a model: --against")
+    return first, account
+
+
+def has_pairs(groups: Sequence[PreferenceGroup]) -> bool:
+    return any(group.judgements for group in groups)
+
+
+def preferred(group: PreferenceGroup) -> str:
+    """The text of the response that won, or of the only one."""
+    best = group.judgements[0].better if group.judgements else 0
+    return content(group.responses[best])
+
+
+def sampled(
+    contest: Contest, model: str, temperature: float, prompts: Path, out: Path, display: Display
+) -> list[Samples]:
+    """One response a prompt; kept on disk."""
+    name, path = hashlib.sha256(model.encode()).hexdigest()[:8], Path(model)
+    short = path.parent.name if path.name == "final" else path.name
+    file = out / f"{short}-{name}-T{temperature:g}.jsonl"
+    sampling = Sampling(1, contest.max_new_tokens, temperature, seed=contest.seed)
+    wanted = Wanted(model, str(prompts), sampling, dtype=contest.dtype, chat_template=contest.chat_template)
+    return read_samples(str(samples.run(wanted, file, display)), Account(str(file)))
+
+
+def others(
+    contest: Contest,
+    temperature: float,
+    groups: Sequence[PreferenceGroup],
+    prompts: Path,
+    out: Path,
+    display: Display,
+) -> list[str]:
+    """What the policy is compared with."""
+    if contest.against is None:
+        return [preferred(group) for group in groups]
+    return [row.texts[0] for row in sampled(contest, contest.against, temperature, prompts, out, display)]
+
+
+class Verdicts:
+    """All verdicts so far, by judge and question; each is on disk before it is used."""
+
+    def __init__(self, path: Path, contest: Contest) -> None:
+        self.path, self.found = path, dict[str, tuple[float | None, str]]()
+        server = f"{contest.server.url} {contest.server.model}" if contest.server else contest.judge
+        self.judge = f"{VERSION} {server} {contest.task} {contest.seed}"
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
+        for line in lines:
+            row = json.loads(line)
+            self.found[row["key"]] = (row["verdict"], row["said"])
+
+    def key(self, question: Question) -> str:
+        return hashlib.sha256(f"{self.judge} {question.key}".encode()).hexdigest()
+
+    def ask(self, judge: Judge, questions: Sequence[Question], display: Display) -> list[float | None]:
+        """The verdicts; the judge is asked for those that are not known."""
+        lacking = [q for q in {self.key(q): q for q in questions}.values() if self.key(q) not in self.found]
+        with display.stage("judge", len(lacking)) as stage, self.path.open("a", encoding="utf-8") as file:
+            for done, (number, verdict, said) in enumerate(judge(lacking), start=1):
+                key = self.key(lacking[number])
+                row = {"key": key, "verdict": verdict, "said": said, "origin": lacking[number].origin}
+                with writing(self.path):
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                    file.flush()
+                self.found[key] = (verdict, said)
+                stage.advance(done)
+        return [self.found[self.key(q)][0] for q in questions]
+
+
+def judged(pairs: Sequence[Pair], judge: Judge, verdicts: Verdicts, display: Display) -> list[Match]:
+    """Every pair in both orders."""
+    forward = [Question(p.group.prompt, p.ours, p.other, p.group.origin) for p in pairs]
+    backward = [Question(p.group.prompt, p.other, p.ours, p.group.origin) for p in pairs]
+    found = verdicts.ask(judge, [*forward, *backward], display)
+    return [
+        Match(
+            first,
+            None if second is None else 1 - second,
+            len(pair.ours.split()),
+            len(pair.other.split()),
+        )
+        for pair, first, second in zip(pairs, found[: len(pairs)], found[len(pairs) :], strict=True)
+    ]
+
+
+def agreement(
+    groups: Sequence[PreferenceGroup], judge: Judge, verdicts: Verdicts, display: Display
+) -> dict[str, float] | None:
+    """How often the judge sides with the labels of the data's own pairs; a tie counts one half."""
+    pairs = [
+        Pair(g, content(g.responses[j.better]), content(g.responses[j.worse])) for g in groups for j in g.judgements[:1]
+    ]
+    if not pairs:
+        return None
+    found = win_rate(judged(pairs, judge, verdicts, display))
+    return {"agreement": found.rate, "low": found.low, "high": found.high, "pairs": len(pairs)}
+
+
+def estimate(contest: Contest, groups: Sequence[PreferenceGroup], display: Display) -> None:
+    """What asking a server will cost, before a token is spent."""
+    if contest.server is None:
+        return
+    calls = 2 * len(groups) * (len(contest.policies) * len(contest.temperatures) + has_pairs(groups))
+    some = [Question(g.prompt, preferred(g), preferred(g)) for g in groups if g.responses]
+    read, written = tokens_of(some, contest.task)
+    scale = calls / max(1, len(some))
+    price = scale * (read * contest.price_in + written * contest.price_out) / 1e6
+    display.say(
+        f"judge: at most {calls:,} requests, about {scale * read:,.0f} tokens to read and at most "
+        f"{scale * written:,.0f} to write" + (f", about {price:.2f} at the prices given" if price else "")
+    )
+
+
+def in_words(policy: str, temperature: float, rate: WinRate) -> str:
+    return (
+        f"{policy} at T {temperature:g}: wins {rate.rate:.1%} ({rate.low:.1%} to {rate.high:.1%}), "
+        f"length-controlled {rate.length_controlled:.1%}; {rate.wins} won, {rate.ties} tied, {rate.losses} lost, "
+        f"{rate.unread} unread; the first shown wins {rate.first_shown:.1%}"
+    )
+
+
+def write(
+    contest: Contest,
+    out: Path,
+    found: dict[str, dict[str, WinRate]],
+    human: dict[str, float] | None,
+    verdicts: Verdicts,
+) -> None:
+    """The numbers and the picture."""
+    settings = {key: value for key, value in plain(contest).items() if key != "server"}
+    settings["server"] = {"url": contest.server.url, "model": contest.server.model} if contest.server else None
+    rates = {policy: {t: asdict(rate) for t, rate in by.items()} for policy, by in found.items()}
+    write_json(
+        out / "winrate.json",
+        {"settings": settings, "judge": verdicts.judge, "win_rates": rates, "agreement_with_labels": human},
+    )
+    lines = {policy: [(float(t), rate.rate) for t, rate in by.items()] for policy, by in found.items()}
+    heads = [
+        "policy",
+        "temperature",
+        "win rate",
+        "95 %",
+        "length-controlled",
+        "won, tied, lost",
+        "first shown wins",
+        "words",
+    ]
+    cells: list[list[Any]] = [
+        [
+            policy,
+            t,
+            f"{r.rate:.1%}",
+            f"{r.low:.1%} to {r.high:.1%}",
+            f"{r.length_controlled:.1%}",
+            f"{r.wins}, {r.ties}, {r.losses}",
+            f"{r.first_shown:.1%}",
+            f"{r.words:.0f} against {r.other_words:.0f}",
+        ]
+        for policy, by in found.items()
+        for t, r in by.items()
+    ]
+    figure = curves("Win rate over temperatures", "win rate", lines, "temperature", ("no preference", 0.5))
+    against = contest.against or "the responses that the data prefer"
+    with writing(out):
+        write_page(
+            out / "winrate.html",
+            "Win rates",
+            [Section("Win rates", f"Judge: {contest.judge}; against {against}.", [heads, *cells], [figure])],
+        )
