@@ -116,6 +116,7 @@ COMMANDS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("sft", schema.SFTConfig),
     ("reward", schema.RewardConfig),
     ("ppo", schema.PPOConfig),
+    ("iterate", schema.IterateConfig),
 )
 PPO = (
     ppo.kl_estimate,
