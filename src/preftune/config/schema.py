@@ -6,9 +6,9 @@ Field descriptions are the reference documentation (docs/config.md is made from 
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 
 class Section(BaseModel):
@@ -190,22 +190,7 @@ class SFTConfig(RunConfig):
     """The run folder. Running the same command again resumes."""
 
 
-Losses = dict[str, Any] | list[dict[str, Any]]
-
-
-def terms_of(loss: Losses) -> list[LossTerm]:
-    """The loss section as a list of terms."""
-    return [
-        LossTerm(
-            name=term.get("name", "sigmoid"),
-            weight=term.get("weight", 1.0),
-            parameters={key: value for key, value in term.items() if key not in ("name", "weight")},
-        )
-        for term in (loss if isinstance(loss, list) else [loss])
-    ]
-
-
-def sound_loss(value: Losses) -> Losses:
+def sound_loss(value: Any) -> Any:
     """The loss section, checked as far as its form goes."""
     if isinstance(value, list) and not value:
         raise ValueError("at least one loss")
@@ -220,6 +205,21 @@ def sound_loss(value: Losses) -> Losses:
     return value
 
 
+Losses = Annotated[dict[str, Any] | list[dict[str, Any]], AfterValidator(sound_loss)]
+
+
+def terms_of(loss: Losses) -> list[LossTerm]:
+    """The loss section as a list of terms."""
+    return [
+        LossTerm(
+            name=term.get("name", "sigmoid"),
+            weight=term.get("weight", 1.0),
+            parameters={key: value for key, value in term.items() if key not in ("name", "weight")},
+        )
+        for term in (loss if isinstance(loss, list) else [loss])
+    ]
+
+
 class DPOConfig(RunConfig):
     loss: Losses = {"name": "sigmoid", "beta": 0.1}
     """A loss and its parameters, or a list of them with weights (a weighted sum)."""
@@ -230,11 +230,6 @@ class DPOConfig(RunConfig):
     @property
     def terms(self) -> list[LossTerm]:
         return terms_of(self.loss)
-
-    @field_validator("loss")
-    @classmethod
-    def _loss(cls, value: Losses) -> Losses:
-        return sound_loss(value)
 
 
 class RewardConfig(RunConfig):
@@ -386,8 +381,3 @@ class IterateConfig(TunedConfig):
     @property
     def terms(self) -> list[LossTerm]:
         return terms_of(self.loss)
-
-    @field_validator("loss")
-    @classmethod
-    def _loss(cls, value: Losses) -> Losses:
-        return sound_loss(value)

@@ -225,6 +225,7 @@ def estimate(contest: Contest, groups: Sequence[PreferenceGroup], display: Displ
 
 
 def in_words(policy: str, temperature: float, rate: WinRate) -> str:
+    """One line of the result."""
     return (
         f"{policy} at T {temperature:g}: wins {rate.rate:.1%} ({rate.low:.1%} to {rate.high:.1%}), "
         f"length-controlled {rate.length_controlled:.1%}; {rate.wins} won, {rate.ties} tied, {rate.losses} lost, "
