@@ -267,6 +267,12 @@ class ValueConfig(Section):
     path: str | None = None
     """Where the value network starts: a model folder, often the reward model. null: as the policy, with a head of 0."""
 
+    @model_validator(mode="after")
+    def _a_head_has_no_folder(self) -> ValueConfig:
+        if self.kind == "head" and self.path:
+            raise ValueError("a head on the policy starts at 0; value.path is for kind=network")
+        return self
+
 
 class RolloutConfig(Section):
     prompts: int = Field(64, ge=1)
@@ -279,6 +285,12 @@ class RolloutConfig(Section):
     """keep: a response that was cut off is rewarded like any other, less the penalty; stop: it ends the run."""
     missing_eos_penalty: float = Field(0.0, ge=0)
     """Taken off the reward of a response that was cut off."""
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> RolloutConfig:
+        if self.missing_eos == "stop" and self.missing_eos_penalty:
+            raise ValueError("missing_eos_penalty has no use with missing_eos=stop")
+        return self
 
 
 class PPOParameters(Section):

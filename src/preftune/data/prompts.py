@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from preftune.types import Ids
 
 LOOKED_AT = 20
+#: Columns of formats in which a `prompt` may be part of a chat, so that their parsers have to say what it is.
+ANSWERS = {"chosen", "rejected", "completion", "messages", "conversations", "judgements"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,7 +46,7 @@ def read_prompts(source: str | Sequence[str]) -> tuple[list[PreferenceGroup], Ac
     """The distinct prompts of `source`, in order, as groups without responses. Raises DataError for a row without."""
     rows = read(source)
     head = list(islice(rows, LOOKED_AT))
-    if any("prompt" in row.value for row in head):
+    if any("prompt" in row.value for row in head) and not any(ANSWERS & set(row.value) for row in head):
         account = Account(source if isinstance(source, str) else ", ".join(source), "prompts")
         found = []
         for row in chain(head, rows):

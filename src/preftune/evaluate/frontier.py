@@ -36,7 +36,7 @@ def measure(name: str, kl_PM: Floats, reward_PM: Floats) -> Point:
     """A point from M samples for each of P prompts: log-ratios of the samples, and their rewards."""
 
     def mean_and_error(values: Floats) -> tuple[float, float]:
-        means = values.mean(axis=1)
+        means = values.mean(axis=1) if len(values) > 1 else values[0]  # of one prompt, errors are over its samples
         return float(means.mean()), float(means.std(ddof=1) / math.sqrt(len(means))) if len(means) > 1 else 0.0
 
     kl, kl_se = mean_and_error(kl_PM)
@@ -103,11 +103,17 @@ def optimum(reward_PM: Floats, betas: Iterable[float]) -> list[Point]:
     return [Point(f"optimum, beta {beta:g}", t.kl, t.reward) for beta in betas for t in [tilt(rewards, beta)]]
 
 
-def optimum_at(reward_PM: Floats, kl: float) -> float:
-    """The most reward that any policy can have at this KL, from samples of the reference (bisection on beta)."""
+def beta_at(reward_PM: Floats, kl: float) -> float:
+    """The beta whose optimum has this KL, from samples of the reference (bisection)."""
     rewards = torch.from_numpy(reward_PM)
-    low, high = 1e-4, 1e4
+    scale = max(float(reward_PM.std()), 1e-12)
+    low, high = 1e-4 * scale, 1e4 * scale
     for _ in range(60):
         middle = math.sqrt(low * high)
         low, high = (middle, high) if tilt(rewards, middle).kl > kl else (low, middle)
-    return tilt(rewards, high).reward
+    return high
+
+
+def optimum_at(reward_PM: Floats, kl: float) -> float:
+    """The most reward that any policy can have at this KL, from samples of the reference."""
+    return tilt(torch.from_numpy(reward_PM), beta_at(reward_PM, kl)).reward

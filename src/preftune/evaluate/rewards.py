@@ -23,12 +23,13 @@ from preftune.errors import ConfigError, ModelError, NumericError, PreftuneError
 from preftune.model import load
 from preftune.model.logprobs import Scorer, logps
 from preftune.model.memory import in_parts
-from preftune.model.scalar import load_scalar, readable, require_padding, reward_logps, scalar_scorer, scale_of
+from preftune.model.scalar import load_scalar, readable, reward_logps, scalar_scorer, scale_of
 from preftune.resolve import inputs_of, resolve
 from preftune.types import Batch, Logps, Message, PreferenceGroup, Text, TokenGroup
 
 Floats = npt.NDArray[np.float64]
 SLOTS = 4096
+LARGEST = 1e30  # what fp32 can still be added up in
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,18 +87,19 @@ def rewards_of(reward: Reward, answers: Sequence[Answer], when: str) -> Floats:
         ) from error
     if values.shape != (len(answers),):
         raise ConfigError(
-            f"the reward function gave {len(found)} rewards for {len(answers)} responses",
+            f"the reward function gave {len(found)} rewards for {len(answers)} responses"
+            + (f", in the shape {values.shape}" if values.ndim > 1 else ""),
             where=f"{when}, {answers[0].origin}",
             fix="it must give one number for each response, in order",
         )
-    bad = np.flatnonzero(~np.isfinite(values))
+    bad = np.flatnonzero(~(np.abs(values) < LARGEST))
     if len(bad):
         answer = answers[bad[0]]
         raise NumericError(
             f"the reward of {len(bad)} of {len(answers)} responses is {values[bad[0]]}",
             where=f"{when}, {answer.origin}",
             why=f"the first is {answer.response!r}",
-            fix="a reward must be a finite number for every text, an empty one among them",
+            fix="a reward must be a finite number (below 1e30) for every text, an empty one among them",
         )
     return values
 
@@ -132,7 +134,6 @@ class RewardModel:
                 fix="train one with preftune reward, or name any sequence classifier with one label",
             )
         model, tokenizer = load_scalar(source, dtype), load.load_tokenizer(source)
-        require_padding(model, tokenizer)
         model.to(device or "cpu").requires_grad_(False)
         longest = load.positions(model.config) or 1 << 20
         return RewardModel(scalar_scorer(model), Renderer.of(tokenizer, load.end_ids(source)), longest, path)

@@ -106,6 +106,6 @@ def explained_variance(value_N: Tensor, return_N: Tensor) -> Tensor:
 def steered(coefficient: float, kl: float, target: float, responses: int, horizon: int) -> float:
     """The KL coefficient after `responses` more responses with this mean KL.
 
-    coefficient * (1 + clip(kl / target - 1, -0.2, 0.2) * responses / horizon)
+    coefficient * (1 + clip(kl / target - 1, -0.2, 0.2) * min(1, responses / horizon))
     """
-    return coefficient * (1 + max(-0.2, min(0.2, kl / target - 1)) * responses / horizon)
+    return coefficient * (1 + max(-0.2, min(0.2, kl / target - 1)) * min(1.0, responses / horizon))

@@ -25,6 +25,7 @@ from preftune.evaluate.frontier import (
     Floats,
     Point,
     best_of_n,
+    beta_at,
     measure,
     optimum,
     optimum_at,
@@ -33,16 +34,16 @@ from preftune.evaluate.frontier import (
 )
 from preftune.evaluate.rewards import Answer, Reward, open_reward, rewards_of
 from preftune.exact.optimum import tilt
-from preftune.methods.policies import open_policy
-from preftune.methods.prepare import compute_dtype, device_of, require_same_vocabulary
+from preftune.methods.policies import find_policy, open_policy
+from preftune.methods.prepare import compute_dtype, device_of, require_positions, require_same_vocabulary
 from preftune.model import load
 from preftune.model.generate import Sampled, Sampling, sample
 from preftune.model.logprobs import Scorer
 from preftune.report.figures import frontier
 from preftune.report.page import Section, write_page
 from preftune.train.display import Display
+from preftune.types import TokenGroup
 
-BETAS = (3.0, 2.0, 1.0, 0.7, 0.5, 0.3, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03)
 NS = (1, 2, 4, 8, 16, 32, 64, 128)
 Z95 = 1.96
 
@@ -90,9 +91,15 @@ class Asking:
 
 def run(wanted: Frontier, out: Path, display: Display) -> dict[str, list[Point]]:
     """Write frontier.json and frontier.html below `out`, show the table, and return the points of every series."""
-    if any(t <= 0 for t in wanted.temperatures):
-        raise ConfigError("temperatures are above 0", where="--temperatures", why="greedy decoding is no distribution")
+    if not all(0 < t < 100 for t in wanted.temperatures):
+        raise ConfigError(
+            "temperatures lie above 0 and below 100", where="--temperatures", why="greedy decoding is no distribution"
+        )
+    if wanted.dtype not in ("auto", *load.DTYPES):
+        raise ConfigError(f"unknown precision {wanted.dtype!r}", where="--dtype", fix="use auto, fp32 or bf16")
     require_writable(out)
+    for path in wanted.policies:
+        find_policy(path, "--policy")
     dtype = compute_dtype(ModelConfig(path=wanted.reference, dtype=wanted.dtype))  # type: ignore[arg-type]
     device = device_of(None)
     reward = open_reward(wanted.reward, "--reward", device=device)
@@ -101,6 +108,8 @@ def run(wanted: Frontier, out: Path, display: Display) -> dict[str, list[Point]]
     renderer = Renderer.of(tokenizer, load.end_ids(opened.source))
     asking = Asking(_prompts(wanted, renderer, display), tokenizer, reward, wanted.max_new_tokens)
     reference = Scorer.of(opened.model)
+    response = np.zeros(wanted.max_new_tokens, dtype=np.int32)
+    require_positions(opened.model, [TokenGroup(p.ids, (response,)) for p in asking.prompts], "--max-new-tokens")
     with display.stage("frontier", 1 + len(wanted.policies) * len(wanted.temperatures)) as stage:
         yardstick = asking.rewards(asking.draw(reference.model, wanted.yardstick, 1.0, wanted.seed), opened.name)
         series = {opened.name: [measure(opened.name, np.zeros_like(yardstick), yardstick)]}
@@ -148,18 +157,28 @@ def table(series: dict[str, list[Point]], yardstick: Floats) -> list[str]:
     lines = [f"{'policy':<28} {'reward':>16} {'KL, nats':>16}   optimum at this KL"]
     for points in series.values():
         for p in points:
-            best = optimum_at(yardstick, max(p.kl, 0.0))
             reward = f"{p.reward:.3f} +- {Z95 * p.reward_se:.3f}"
             kl = f"{p.kl:.3f} +- {Z95 * p.kl_se:.3f}"
-            lines.append(f"{p.name:<28} {reward:>16} {kl:>16}   {best:.3f}")
+            lines.append(f"{p.name:<28} {reward:>16} {kl:>16}   {possible(p, yardstick)}")
     return lines
+
+
+def possible(point: Point, yardstick: Floats) -> str:
+    """The optimum at a point's KL, as far as the samples of the reference can tell."""
+    known = most_kl(yardstick)
+    return f"{optimum_at(yardstick, max(point.kl, 0.0)):.3f}" if point.kl < known else f"beyond {known:.1f} nats"
+
+
+def most_kl(yardstick: Floats) -> float:
+    """M samples of the reference show at most log M nats, and half of that well."""
+    return math.log(yardstick.shape[1]) / 2
 
 
 def write(wanted: Frontier, out: Path, series: dict[str, list[Point]], yardstick: Floats) -> None:
     """The numbers and the picture."""
     rewards = torch.from_numpy(yardstick)
-    most = math.log(yardstick.shape[1])  # beyond this KL the samples of the reference say nothing
-    best = [p for p in optimum(yardstick, BETAS) if p.kl < most / 2]
+    betas = [beta_at(yardstick, kl) for kl in np.geomspace(0.01, most_kl(yardstick), 16)]
+    best = optimum(yardstick, betas)
     chosen = [best_of_n(yardstick, n) for n in NS if n <= yardstick.shape[1]]
     facts = {
         "settings": asdict(wanted),
@@ -168,8 +187,7 @@ def write(wanted: Frontier, out: Path, series: dict[str, list[Point]], yardstick
         "best of n": [_figures(p) for p in chosen],
         "optimum": [
             {**_figures(p), "beta": b, "effective_samples": tilt(rewards, b).effective}
-            for b, p in zip(BETAS, optimum(yardstick, BETAS), strict=True)
-            if p.kl < most / 2
+            for b, p in zip(betas, best, strict=True)
         ],
     }
     lines = {
@@ -185,14 +203,15 @@ def write(wanted: Frontier, out: Path, series: dict[str, list[Point]], yardstick
             f"{Z95 * p.reward_se:.3f}",
             f"{p.kl:.3f}",
             f"{Z95 * p.kl_se:.3f}",
-            f"{optimum_at(yardstick, max(p.kl, 0.0)):.3f}",
+            possible(p, yardstick),
         ]
         for points in series.values()
         for p in points
     ]
     text = (
-        "Up and to the left is better. No policy can lie above the optimum, which is the closed form over "
-        f"{yardstick.shape[1]} samples of the reference for each prompt. Intervals are 95 %, over prompts."
+        "Up and to the left is better. The optimum is the closed form, estimated from "
+        f"{yardstick.shape[1]} samples of the reference for each prompt: up to {most_kl(yardstick):.1f} nats. "
+        "Intervals are 95 %, over prompts."
     )
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)

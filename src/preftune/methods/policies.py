@@ -25,12 +25,14 @@ class Opened:
     source: load.Source
 
 
-def open_policy(path: str, where: str, dtype: torch.dtype, device: torch.device) -> Opened:
-    """The model that `path` names. Raises ModelError or RunError for what holds none."""
+def find_policy(path: str, where: str) -> Path:
+    """The folder with the model that `path` names (its checkpoint, its `final`, or itself), not yet loaded.
+
+    Raises ModelError or RunError for what holds none.
+    """
     folder = Path(path).expanduser()
     if (folder / STATE).is_file():
-        model, source = _of_checkpoint(folder, dtype)
-        return Opened(f"{folder.parent.parent.name}@{_step(folder)}", model.to(device).eval(), source)
+        return folder
     if (folder / "final").is_dir():
         folder = folder / "final"
     elif (folder / "manifest.json").is_file() and not (folder / "config.json").is_file():
@@ -39,6 +41,16 @@ def open_policy(path: str, where: str, dtype: torch.dtype, device: torch.device)
             where=str(folder),
             fix=f"name one of its checkpoints: {', '.join(_checkpoints(folder)) or 'there is none'}",
         )
+    load.locate(str(folder) if folder.is_dir() else path, where)
+    return folder
+
+
+def open_policy(path: str, where: str, dtype: torch.dtype, device: torch.device) -> Opened:
+    """The model that `path` names. Raises ModelError or RunError for what holds none."""
+    folder = find_policy(path, where)
+    if (folder / STATE).is_file():
+        model, source = _of_checkpoint(folder, dtype)
+        return Opened(f"{folder.parent.parent.name}@{_step(folder)}", model.to(device).eval(), source)
     source = load.locate(str(folder) if folder.is_dir() else path, where)
     name = folder.parent.name if folder.name == "final" else folder.name
     return Opened(name or path, load.load_model(source, dtype).to(device), source)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from preftune.methods import plan, prepare
 from preftune.methods.gate import admit, state_values
 from preftune.methods.ppo_loop import optimise
 from preftune.methods.rollouts import Actors, Critic
-from preftune.methods.training import enough_memory, say_plan, stoppable
+from preftune.methods.training import attention_returned, enough_memory, say_plan, stoppable
 from preftune.model import load
 from preftune.model.attention import use_own
 from preftune.model.logprobs import model_size
@@ -58,7 +59,9 @@ def run(
 ) -> Path:
     """Train and return the folder of the tuned model. Model, tokenizer and reward may be given in memory."""
     display, folder = display or Display(), Path(config.out)
-    with enough_memory(), stoppable():
+    if dry_run and model is not None:
+        model = copy.deepcopy(model)  # nothing of it comes to the caller
+    with enough_memory(), stoppable(), attention_returned(model):
         require_packages(list(config.track))
         source = load.locate(config.model.path) if model is None else load.Source(config.model.path)
         asked = read_asked(config)
@@ -163,7 +166,7 @@ def make_critic(config: PPOConfig, source: load.Source, policy: prepare.Policy, 
         return Critic(None, head)
     if config.value.path:
         source = load.locate(config.value.path, "value.path")
-        prepare.require_same_vocabulary(policy.tokenizer, load.load_tokenizer(source), config.value.path)
+        prepare.require_same_vocabulary(policy.tokenizer, load.load_tokenizer(source), config.value.path, "value model")
     network = scalar_twin(policy.model) if given and not config.value.path else load_scalar(source, policy.model.dtype)
     network.config.use_cache = False
     network.requires_grad_(True)
@@ -219,7 +222,7 @@ def describe(
     display.say(
         f"data: {len(prompts.train)} prompts, {len(prompts.held_out)} held out; {len(steps)} steps, "
         f"{sampled:,} responses of up to {rollout.max_new_tokens} tokens; "
-        f"{config.ppo.epochs * config.ppo.minibatches} updates a step"
+        f"{config.ppo.epochs * min(config.ppo.minibatches, len(steps[0].members))} updates a step"
     )
     peak = footprint(config, policy, critic, prompts.train).peak(tokens, tokens)
     display.say(f"memory: about {plan.gb(peak)} at the peak; micro-batches of up to {tokens:,} token slots")

@@ -98,11 +98,12 @@ def optimise(
     for plan in plans[run.start :]:
         began = perf_counter()
         run.facts = {"kl_coef": coefficient}
-        with _Kept(run, plan.number - 1, budget):
+        with _Kept(run, plan.number - 1, budget) as kept:
             asked = [prompts.train[i] for i in plan.members]
             seed = config.train.seed * 1_000_003 + plan.number
             found = collect(actors, asked, config.rollout, config.ppo, coefficient, budget, seed, plan.number)
             task, tally, lr = PPOTask(actors, found, config.ppo, budget), Tally(), 0.0
+            kept.changed = True
             for members in minibatches(len(asked), config.ppo, config.train.seed, plan.number):
                 lr = lr_at(plan.number, total, config.optim.lr, config.optim.schedule, warmup)
                 some = [found.groups[i] for i in members]
@@ -122,7 +123,9 @@ def optimise(
             run.train(plan.number, {**tally.means(), **found.metrics, "lr": lr, "epoch": plan.epoch, **rates})
         stop = run.stop_requested() and plan.number < total
         if plan.number == total or (config.train.eval_every and plan.number % config.train.eval_every == 0):
-            run.evaluation(plan.number, evaluate(actors, prompts.held_out, config, plan.number))
+            with _Kept(run, plan.number, budget):
+                found_held_out = evaluate(actors, prompts.held_out, config, plan.number)
+            run.evaluation(plan.number, found_held_out)
         if stop or (config.train.save_every and plan.number % config.train.save_every == 0):
             run.save(plan.number, Tally(), budget.tokens)
         if stop:
@@ -133,19 +136,27 @@ def optimise(
 
 
 class _Kept:
-    """What goes wrong in a step leaves a checkpoint: every update so far was sound."""
+    """What goes wrong leaves a checkpoint of the last whole step, unless there is one.
+
+    `changed`: updates of the next step have begun. Their state is no step's, so it is kept only where nothing else is.
+    """
 
     def __init__(self, run: Run, step: int, budget: Budget) -> None:
-        self.run, self.step, self.tokens = run, step, budget.tokens
+        self.run, self.step, self.tokens, self.changed = run, step, budget.tokens, False
 
-    def __enter__(self) -> None: ...
+    def __enter__(self) -> _Kept:
+        return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _trace: Any) -> None:
-        if isinstance(error, PreftuneError) and self.step > 0:
-            assert self.run.weights is not None
-            self.run.weights.clear_gradients()
-            with suppress(PreftuneError):  # the first error is the one to report
-                self.run.save(self.step, Tally(), self.tokens)
+        if not isinstance(error, PreftuneError) or self.step == 0:
+            return
+        there = sorted((self.run.folder / "checkpoints").glob("step-????????"))
+        if there and (self.changed or there[-1].name == f"step-{self.step:08d}"):
+            return
+        assert self.run.weights is not None
+        self.run.weights.clear_gradients()
+        with suppress(PreftuneError):  # the first error is the one to report
+            self.run.save(self.step, Tally(), self.tokens)
 
 
 def minibatches(groups: int, settings: PPOParameters, seed: int, step: int) -> Iterator[list[int]]:

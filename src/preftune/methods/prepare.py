@@ -204,14 +204,16 @@ def _require_usable(model: Any, config: ModelConfig) -> None:
         )
 
 
-def require_same_vocabulary(tokenizer: Any, other: Any, where: str) -> None:
+def require_same_vocabulary(tokenizer: Any, other: Any, where: str, what: str = "reference") -> None:
     """Raises ModelError unless both tokenizers give every token the same id."""
     if tokenizer.get_vocab() != other.get_vocab():
         raise ModelError(
-            "policy and reference have different vocabularies",
+            "policy and reference have different vocabularies"
+            if what == "reference"
+            else f"the {what} has another vocabulary",
             where=where,
-            why="their log-probs are about different tokens",
-            fix="give the model that the policy was tuned from",
+            why="the same ids would mean different tokens",
+            fix="give the model that the policy was tuned from, or one of its kind",
         )
 
 

@@ -11,7 +11,6 @@ import torch
 
 from preftune.config.schema import RewardConfig
 from preftune.data.items import as_pairs
-from preftune.errors import NumericError
 from preftune.losses import Objective, Term
 from preftune.losses.reward import bradley_terry
 from preftune.methods import prepare
@@ -38,6 +37,7 @@ def run(
 
     `model` and `tokenizer` may be given in memory: a sequence classifier with one label.
     """
+    display = display or Display()
     objective = Objective((Term("bradley_terry", bradley_terry, INPUTS, "pairs", {"centre": config.centre}),))
 
     def task(policy: prepare.Policy, data: prepare.TokenData) -> ResponseTask:
@@ -47,8 +47,13 @@ def run(
         )
 
     def finish(task: ResponseTask, policy: prepare.Policy) -> None:
-        if config.normalise:
-            policy.model.config.reward_scale = measured_scale(task)
+        scale = measured_scale(task) if config.normalise else None
+        if scale and not scale["std"] > 0:
+            display.say(
+                f"all training responses have the reward {scale['mean']:g}: nothing was learnt, nothing is normalised"
+            )
+            scale = None
+        policy.model.config.reward_scale = scale
 
     method = Method(task, opening=prepare.SCALAR, finish=finish, merged=True)
     return train(config, method, model=model, tokenizer=tokenizer, display=display, dry_run=dry_run)
@@ -69,11 +74,4 @@ def measured_scale(task: ResponseTask) -> dict[str, float]:
         for _, found in in_parts(lambda batch: task.measure(batch.to(task.scorer.device)), whole, task.lay):
             rewards.append(found.policy.sum_S.double().cpu())
     everything = torch.cat(rewards)
-    mean, std = float(everything.mean()), float(everything.std(correction=0))
-    if not std > 0:
-        raise NumericError(
-            f"all {len(everything)} training responses have the same reward, {mean:g}",
-            why="the reward model has learnt nothing",
-            fix="raise optim.lr or train.epochs, or set normalise=false to keep it as it is",
-        )
-    return {"mean": mean, "std": std}
+    return {"mean": float(everything.mean()), "std": float(everything.std(correction=0))}

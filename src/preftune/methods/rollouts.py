@@ -143,10 +143,9 @@ def collect(
     policy_N, reference_N, value_N = in_order(look, groups, budget)
     length_S = torch.tensor([len(r) for g in groups for r in g.response_ids], device=device)
     score_S = score_S.to(device)
-    if settings.whiten_rewards:
-        score_S = score_S / (score_S.std(correction=0) + 1e-8)
+    scaled_S = score_S / (score_S.std(correction=0) + 1e-8) if settings.whiten_rewards else score_S
     kl_N = ppo.kl_estimate(policy_N, reference_N, settings.kl_estimator)
-    reward_N = ppo.token_rewards(score_S, kl_N, coefficient, length_S)
+    reward_N = ppo.token_rewards(scaled_S, kl_N, coefficient, length_S)
     advantage_N, return_N = ppo.advantages(reward_N, value_N, length_S, settings.gamma, settings.lam)
     kl_S, total_S = sum_responses(policy_N - reference_N, length_S), sum_responses(reward_N, length_S)
     _require_sane(value_N, total_S, length_S, groups, when)

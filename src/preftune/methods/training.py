@@ -61,7 +61,7 @@ def train(
     folder = Path(config.out)
     if dry_run and model is not None:
         model = copy.deepcopy(model)  # adapters, compiled blocks, frozen weights: nothing of it comes to the caller
-    with enough_memory(), stoppable(), _attention_returned(model):
+    with enough_memory(), stoppable(), attention_returned(model):
         require_packages(list(config.track))
         source = load.locate(config.model.path) if model is None else load.Source(config.model.path)
         text = prepare.read_data(config.data)
@@ -111,7 +111,7 @@ def train(
 
 
 @contextmanager
-def _attention_returned(model: Any) -> Iterator[None]:
+def attention_returned(model: Any) -> Iterator[None]:
     """A model given in memory does not keep our attention when its run fails before the first step."""
     try:
         yield

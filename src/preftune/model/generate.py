@@ -69,9 +69,9 @@ def sample(
             continue
         written.update(zip(chunk, found, strict=True))
         at += len(chunk)
-    result, at = [], 0
+    result, at, ends = [], 0, end_ids(model, tokenizer)
     for prompt, own in zip(prompts, places, strict=True):
-        result.append(_sampled(tokenizer, prompt, [written[at + i] for i in range(len(own))], tokenizer.eos_token_id))
+        result.append(_sampled(tokenizer, prompt, [written[at + i] for i in range(len(own))], ends))
         at += len(own)
     return result
 
@@ -92,7 +92,7 @@ def _generate(model: Any, tokenizer: Any, jobs: Sequence[tuple[tuple[int, ...], 
     from transformers import LogitsProcessorList
 
     device = next(iter(model.parameters())).device
-    eos = tokenizer.eos_token_id
+    eos, ends = tokenizer.eos_token_id, end_ids(model, tokenizer)
     width = max(len(prompt) for prompt, _ in jobs)
     ids = torch.full((len(jobs), width), eos)
     mask = torch.zeros_like(ids)
@@ -102,7 +102,7 @@ def _generate(model: Any, tokenizer: Any, jobs: Sequence[tuple[tuple[int, ...], 
     ids, mask = ids.to(device), mask.to(device)
     numbers = np.stack([_numbers(sampling, prompt, k) for prompt, k in jobs])
     drawn = _Drawn(sampling, torch.from_numpy(numbers).to(device), width)
-    with _no_defaults(model, eos):
+    with _undisturbed(model, eos, ends):
         out = model.generate(
             input_ids=ids,
             attention_mask=mask,
@@ -180,23 +180,33 @@ def cut(probability: Tensor, sampling: Sampling) -> Tensor:
     return probability
 
 
+def end_ids(model: Any, tokenizer: Any) -> list[int]:
+    """All tokens that end a response: the tokenizer's EOS and the ends that the model's own settings name."""
+    named = model.generation_config.eos_token_id
+    own = [] if named is None else named if isinstance(named, list) else [named]
+    return sorted({tokenizer.eos_token_id, *map(int, own)})
+
+
 @contextmanager
-def _no_defaults(model: Any, eos: int) -> Iterator[None]:
-    """The model's own generation settings (a temperature, a repetition penalty) would bend what is sampled."""
+def _undisturbed(model: Any, eos: int, ends: list[int]) -> Iterator[None]:
+    """Without the model's own generation settings (a temperature, a repetition penalty), which would bend what is
+    sampled, and out of training mode, in which gradient checkpointing has transformers drop the cache."""
     from transformers import GenerationConfig
 
-    before = model.generation_config
-    model.generation_config = GenerationConfig(eos_token_id=eos, pad_token_id=eos)
+    settings, training = model.generation_config, model.training
+    model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=eos)
+    model.eval()
     try:
         yield
     finally:
-        model.generation_config = before
+        model.generation_config = settings
+        model.train(training)
 
 
-def _sampled(tokenizer: Any, prompt: Sequence[int], written: Sequence[Any], eos: int) -> Sampled:
+def _sampled(tokenizer: Any, prompt: Sequence[int], written: Sequence[Any], ending: Sequence[int]) -> Sampled:
     responses, ended = [], []
     for ids in written:
-        ends = np.flatnonzero(ids == eos)
+        ends = np.flatnonzero(np.isin(ids, ending))
         ended.append(len(ends) > 0)
         responses.append(ids[: ends[0] + 1] if len(ends) else ids)
     texts = tuple(tokenizer.decode(r.tolist(), skip_special_tokens=True) for r in responses)

@@ -46,7 +46,10 @@ def output_layer(model: Any) -> nn.Module:
     layer = base.get_output_embeddings()
     layer = getattr(base, "score", None) if layer is None else layer
     if layer is None:
-        raise ModelError(f"{type(base).__name__} has no output embedding: not a causal language model")
+        raise ModelError(
+            f"{type(base).__name__} has neither an output embedding nor a head called `score`",
+            why="it is no causal language model and no classifier on one",
+        )
     return layer  # type: ignore[no-any-return]
 
 

@@ -143,3 +143,4 @@ def test_the_coefficient_follows_the_kl() -> None:
     assert steered(0.1, kl=6.6, target=6.0, responses=100, horizon=1000) == pytest.approx(0.1 * (1 + 0.1 * 0.1))
     assert steered(0.1, kl=60.0, target=6.0, responses=100, horizon=1000) == pytest.approx(0.1 * 1.02)
     assert steered(0.1, kl=0.0, target=6.0, responses=100, horizon=1000) == pytest.approx(0.1 * 0.98)
+    assert steered(0.1, kl=0.0, target=6.0, responses=6000, horizon=1) == pytest.approx(0.08)  # never below 0

@@ -78,7 +78,7 @@ def test_what_is_written(tmp_path: Path, policies: tuple[str, str]) -> None:
     assert [p["name"] for p in facts["best of n"]] == [f"best of {n}" for n in (1, 2, 4, 8, 16, 32)]
     assert facts["best of n"][2]["kl"] == pytest.approx(math.log(4) - 3 / 4)
     kls = [p["kl"] for p in facts["optimum"]]
-    assert kls == sorted(kls)
+    assert kls == pytest.approx(np.geomspace(0.01, math.log(32) / 2, 16).tolist(), rel=1e-3)
     assert all(p["effective_samples"] > 1 for p in facts["optimum"])
     page = (tmp_path / "out" / "frontier.html").read_text()
     assert "policy, T 0.7" in page
@@ -95,7 +95,13 @@ def test_the_reference_is_on_its_own_axis(tmp_path: Path, policies: tuple[str, s
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"), [({"temperatures": (0.0,)}, "above 0"), ({"reward": "lenght"}, "length")]
+    ("changes", "message"),
+    [
+        ({"temperatures": (0.0,)}, "above 0"),
+        ({"temperatures": (math.nan,)}, "above 0"),
+        ({"dtype": "fp8"}, "fp8"),
+        ({"reward": "lenght"}, "length"),
+    ],
 )
 def test_refusals(tmp_path: Path, policies: tuple[str, str], changes: dict[str, object], message: str) -> None:
     job = wanted(tmp_path, policies)
@@ -146,3 +152,33 @@ def test_best_of_n_of_a_coin() -> None:
     rewards = np.array([[0.0, 1.0] * 64])
     for n in (1, 2, 3):
         assert best_of_n(rewards, n).reward == pytest.approx(1 - 0.5**n, abs=0.01)
+
+
+def test_prompts_beyond_the_models_positions(tmp_path: Path, policies: tuple[str, str]) -> None:
+    with pytest.raises(ConfigError, match="the model was built for 256"):
+        frontier.run(wanted(tmp_path, policies, max_new_tokens=300), tmp_path / "out", Display(quiet=True))
+
+
+def test_a_typo_in_a_policy_is_found_first(tmp_path: Path, policies: tuple[str, str]) -> None:
+    job = wanted(tmp_path, (policies[0], str(tmp_path / "polcy")))
+    with pytest.raises(ModelError, match="no such folder"):
+        frontier.run(
+            Frontier(job.reference, job.policies, job.prompts, "length"), tmp_path / "out", Display(quiet=True)
+        )
+
+
+def test_one_prompt_has_an_interval_over_its_samples(tmp_path: Path, policies: tuple[str, str]) -> None:
+    found = frontier.run(wanted(tmp_path, policies, max_prompts=1), tmp_path / "out", Display(quiet=True))
+    assert all(p.kl_se > 0 for p in found["policy"])
+
+
+def test_prompts_of_chats_stay_chats(tmp_path: Path) -> None:
+    """UltraFeedback has the prompt as text, but its answers are messages: it is a chat."""
+    from preftune.data.prompts import read_prompts
+    from preftune.types import Message
+
+    chat = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi"}]
+    other = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "no"}]
+    file = write_jsonl(tmp_path / "uf.jsonl", [{"prompt": "hello", "chosen": chat, "rejected": other}])
+    groups, _ = read_prompts(str(file))
+    assert groups[0].prompt == (Message("user", "hello"),)

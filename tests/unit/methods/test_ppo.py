@@ -26,7 +26,7 @@ from preftune.config.schema import (
 )
 from preftune.errors import ConfigError, DataError, ModelError, NumericError, PreftuneError, RunError
 from preftune.evaluate.rewards import Answer
-from preftune.methods import ppo, rollouts
+from preftune.methods import ppo, ppo_loop, rollouts
 from preftune.methods.policies import open_policy
 from preftune.train.display import Display
 
@@ -251,3 +251,90 @@ def test_a_model_in_memory_gets_its_attention_back(tmp_path: Path, tokenizer: An
     with pytest.raises(PreftuneError):
         ppo.run(again, model=model, tokenizer=tokenizer, reward=lambda answers: [], display=Display(quiet=True))
     assert model.config._attn_implementation == before
+
+
+def test_a_reward_that_breaks_in_the_evaluation_loses_nothing(tmp_path: Path, model_folder: Path) -> None:
+    """The last evaluation fails after all steps: the repaired command exports what was trained."""
+    data = PromptConfig(train=str(tmp_path / "prompts.jsonl"), eval=0.2)
+    calls = 0
+
+    def breaks(answers: Sequence[Answer]) -> list[float]:
+        nonlocal calls
+        calls += 1
+        return [float("nan")] * len(answers) if calls == 4 else vowels(answers)  # start, two steps, end
+
+    wanted = config(tmp_path, model_folder, data=data, train=TrainConfig(max_steps=2, epochs=9))
+    with pytest.raises(NumericError, match="evaluation at step 2"):
+        run(wanted, breaks)
+    assert (tmp_path / "run" / "checkpoints" / "step-00000002").is_dir()
+    assert (run(wanted) / "model.safetensors").is_file()
+
+
+def test_a_step_that_breaks_in_the_middle_leaves_the_checkpoint_as_it_was(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of step 3 is no state of step 2: resumed, the run ends as if nothing had happened."""
+    train = TrainConfig(epochs=100, max_steps=4, save_every=1)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    whole = run(config(tmp_path / "a", model_folder, train=train))
+    real, calls = ppo_loop.update, 0
+
+    def breaks(*args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 2 * 4 + 2:
+            raise NumericError("the gradient norm is nan")
+        return real(*args)
+
+    wanted = config(tmp_path / "b", model_folder, train=train)
+    with monkeypatch.context() as patch:
+        patch.setattr(ppo_loop, "update", breaks)
+        with pytest.raises(NumericError):
+            run(wanted)
+    assert torch.equal(weights(whole), weights(run(wanted)))
+
+
+def test_gradient_checkpointing_changes_no_sample(tmp_path: Path, model_folder: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    plain = config(tmp_path / "a", model_folder, train=TrainConfig(max_steps=2, epochs=9))
+    run(plain)
+    model = plain.model.model_copy(update={"gradient_checkpointing": True})
+    run(
+        config(tmp_path / "b", model_folder, train=TrainConfig(max_steps=2, epochs=9)).model_copy(
+            update={"model": model}
+        )
+    )
+    for one, other in zip(lines(tmp_path / "a"), lines(tmp_path / "b"), strict=True):
+        for key in ("objective/score", "objective/kl", "policy/entropy", "responses/tokens"):
+            assert one[key] == pytest.approx(other[key], rel=1e-3, abs=1e-5)
+
+
+def test_a_dry_run_leaves_a_model_in_memory_alone(tmp_path: Path, tokenizer: Any) -> None:
+    model = make_model()
+    before = [(name, p.clone()) for name, p in model.named_parameters()]
+    wanted = config(tmp_path, Path("toy"), lora=LoraConfig(rank=2))
+    ppo.run(wanted, model=model, tokenizer=tokenizer, reward=vowels, display=Display(quiet=True), dry_run=True)
+    assert model.config._attn_implementation != "preftune_segments"
+    after = list(model.named_parameters())
+    assert [name for name, _ in after] == [name for name, _ in before]
+    assert all(torch.equal(p, q) for (_, p), (_, q) in zip(after, before, strict=True))
+
+
+def test_whitened_rewards_are_not_what_is_reported(tmp_path: Path, model_folder: Path) -> None:
+    settings = PPOParameters(epochs=1, minibatches=1, whiten_rewards=True)
+    run(
+        config(tmp_path, model_folder, ppo=settings, train=TrainConfig(max_steps=1)),
+        lambda answers: [3.0] * len(answers),
+    )
+    assert lines(tmp_path)[0]["objective/score"] == 3.0
+
+
+@pytest.mark.parametrize(
+    "section",
+    [{"value": {"kind": "head", "path": "x"}}, {"rollout": {"missing_eos": "stop", "missing_eos_penalty": 1.0}}],
+)
+def test_options_without_use_are_refused(tmp_path: Path, model_folder: Path, section: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"no use|starts at 0"):
+        config(tmp_path, model_folder, **section)

@@ -87,7 +87,7 @@ def test_transformers_reads_the_same_rewards(tmp_path: Path, model_folder: Path,
     assert isinstance(judge, RewardModel)
     asked = [Answer(row["prompt"], row[side]) for row in JUDGED[:6] for side in ("chosen", "rejected")]
     asked.append(Answer("we look at", " the cat", ended=False))
-    scale = json.loads((final / "config.json").read_text()).get("reward_scale", {"mean": 0.0, "std": 1.0})
+    scale = json.loads((final / "config.json").read_text())["reward_scale"] or {"mean": 0.0, "std": 1.0}
     assert (scale["std"] != 1.0) == normalise
     expected = [(oracle(final, a.prompt, a.response, a.ended) - scale["mean"]) / scale["std"] for a in asked]  # type: ignore[arg-type]
     assert judge(asked) == pytest.approx(expected, abs=1e-4)
@@ -147,8 +147,17 @@ def test_a_reward_model_can_be_trained_on(tmp_path: Path, model_folder: Path) ->
 def test_a_model_that_learnt_nothing_has_no_scale(tmp_path: Path, model_folder: Path) -> None:
     """Judgements of probability one half are no reason to leave 0."""
     rows = [{"prompt": "a", "chosen": " b", "rejected": " c", "probability": 0.5}]
-    with pytest.raises(NumericError, match="same reward"):
-        run(tmp_path, model_folder, rows, train=TrainConfig(max_steps=2))
+    final = run(tmp_path, model_folder, rows, train=TrainConfig(max_steps=2))
+    assert json.loads((final / "config.json").read_text()).get("reward_scale") is None
+    assert open_reward(str(final))([Answer("a", " b")]) == [0.0]
+
+
+def test_a_raw_reward_model_from_a_normalised_one(tmp_path: Path, model_folder: Path) -> None:
+    first = run(tmp_path / "a", model_folder)
+    second = run(tmp_path / "b", first, normalise=False, train=TrainConfig(max_steps=1))
+    assert json.loads((second / "config.json").read_text()).get("reward_scale") is None
+    (found,) = open_reward(str(second))([Answer("we look at", " the moon")])
+    assert found == pytest.approx(oracle(second, "we look at", " the moon"), abs=1e-4)
 
 
 def test_padding_that_is_not_eos(tmp_path: Path, model_folder: Path, tokenizer: Any) -> None:
@@ -190,6 +199,10 @@ def nan(prompts, responses):
     return [float("nan") if r == "abc" else 0.0 for r in responses]
 def short(prompts, responses):
     return [0.0]
+def column(prompts, responses):
+    return [[0.0] for r in responses]
+def huge(prompts, responses):
+    return [1e300 for r in responses]
 def words(prompts, responses):
     return ["good" for r in responses]
 def other(texts):
@@ -203,6 +216,8 @@ def other(texts):
         ("raises", ConfigError, "step 7, data:2: the reward function raised ZeroDivisionError"),
         ("nan", NumericError, "step 7, data:2: the reward of 1 of 2 responses is nan"),
         ("short", ConfigError, "gave 1 rewards for 2 responses"),
+        ("column", ConfigError, r"gave 2 rewards for 2 responses, in the shape \(2, 1\)"),
+        ("huge", NumericError, r"the reward of 2 of 2 responses is 1e\+300"),
         ("words", ConfigError, "raised ValueError"),
     ],
 )

@@ -110,3 +110,28 @@ def test_a_prompt_that_is_computed_once(architecture: str) -> None:
     together = sample(model, Ids(), prompts, Sampling(3, 6))
     alone = sample(model, Ids(), prompts, Sampling(3, 6), rows=1)
     assert [s.texts for s in together] == [s.texts for s in alone]
+
+
+def test_every_end_that_the_model_names_ends_a_response(tokenizer: Any) -> None:
+    """Chat models end a turn with a token that is not the tokenizer's EOS."""
+    model = make_model()
+    prompts = [tokenizer("the cat")["input_ids"]]
+    (plain,) = sample(model, tokenizer, prompts, Sampling(4, 12))
+    ids = next(r for r in plain.group.response_ids if len(r) == 12)
+    model.generation_config.eos_token_id = [2, int(ids[5])]
+    (found,) = sample(model, tokenizer, prompts, Sampling(4, 12))
+    place = [r.tolist() for r in plain.group.response_ids].index(ids.tolist())
+    cut = ids.tolist().index(int(ids[5])) + 1
+    assert found.group.response_ids[place].tolist() == ids.tolist()[:cut]
+    assert found.ended[place]
+
+
+def test_training_mode_does_not_disturb_the_cache(tokenizer: Any) -> None:
+    from preftune.model.load import checkpoint_activations
+
+    model = make_model()
+    prompts = [tokenizer("the cat")["input_ids"], tokenizer("a dog ran")["input_ids"]]
+    plain = sample(model, tokenizer, prompts, Sampling(2, 8))
+    checkpoint_activations(model)
+    assert [s.texts for s in sample(model, tokenizer, prompts, Sampling(2, 8))] == [s.texts for s in plain]
+    assert model.training
