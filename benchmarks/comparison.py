@@ -27,6 +27,7 @@ import torch
 import yaml
 from record import record
 from sentiment import NAMES, TEMPLATES
+from svg import plane
 
 from preftune.data.prompts import encode_prompts, read_prompts
 from preftune.data.render import Renderer
@@ -284,6 +285,8 @@ def draw(path: Path, summary: dict[str, Any], seeds: int) -> None:
     figure = frontier("Reward against KL, all methods", lines, series)
     text = f"Means over {seeds} seeds, with 95 % intervals over seeds. Up and to the left is better."
     write_page(path, "DPO and the pipeline that it replaces", [Section("Frontier", text, figures=[figure])])
+    points = {m: [(p.name, p.kl, p.reward, 1.96 * p.kl_se, 1.96 * p.reward_se) for p in s] for m, s in series.items()}
+    plane(path.with_suffix(".svg"), f"Reward against KL, means over {seeds} seeds", lines, points, most=4.0)
 
 
 if __name__ == "__main__":

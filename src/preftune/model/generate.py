@@ -203,12 +203,21 @@ def _undisturbed(model: Any, eos: int, ends: list[int]) -> Iterator[None]:
         model.train(training)
 
 
+def continuation(tokenizer: Any, prompt: Sequence[int], response: Sequence[int]) -> str:
+    """What the response adds to the prompt's text. Decoded alone, SentencePiece would drop the space it begins with."""
+    before = tokenizer.decode(list(prompt), skip_special_tokens=True)
+    whole = tokenizer.decode([*prompt, *response], skip_special_tokens=True)
+    if whole.startswith(before):
+        return str(whole[len(before) :])
+    return str(tokenizer.decode(list(response), skip_special_tokens=True))  # a character that the boundary cuts
+
+
 def _sampled(tokenizer: Any, prompt: Sequence[int], written: Sequence[Any], ending: Sequence[int]) -> Sampled:
     responses, ended = [], []
     for ids in written:
         ends = np.flatnonzero(np.isin(ids, ending))
         ended.append(len(ends) > 0)
         responses.append(ids[: ends[0] + 1] if len(ends) else ids)
-    texts = tuple(tokenizer.decode(r.tolist(), skip_special_tokens=True) for r in responses)
+    texts = tuple(continuation(tokenizer, prompt, r.tolist()) for r in responses)
     group = TokenGroup(np.asarray(prompt, dtype=np.int32), tuple(responses))
     return Sampled(group, texts, tuple(ended))

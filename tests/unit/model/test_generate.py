@@ -13,7 +13,7 @@ from tests.worlds import WORLD, make_world_model, table
 
 from preftune.evaluate.frontier import tempered
 from preftune.model import generate
-from preftune.model.generate import Sampling, cut, sample
+from preftune.model.generate import Sampling, continuation, cut, sample
 from preftune.model.logprobs import Scorer
 
 
@@ -135,3 +135,35 @@ def test_training_mode_does_not_disturb_the_cache(tokenizer: Any) -> None:
     checkpoint_activations(model)
     assert [s.texts for s in sample(model, tokenizer, prompts, Sampling(2, 8))] == [s.texts for s in plain]
     assert model.training
+
+
+def test_a_response_keeps_the_space_it_begins_with() -> None:
+    """SentencePiece decodes the first word of a text without its space; a response is not the first word."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    pieces = ["</s>", "▁the", "▁cat", "▁sat", "s"]
+    metaspace = Tokenizer(models.WordLevel({piece: i for i, piece in enumerate(pieces)}, unk_token="</s>"))
+    metaspace.pre_tokenizer = pre_tokenizers.Metaspace()
+    metaspace.decoder = decoders.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=metaspace, eos_token="</s>")
+    assert tokenizer.decode([3, 0], skip_special_tokens=True) == "sat"
+    assert continuation(tokenizer, [1, 2], [3, 0]) == " sat"
+    assert continuation(tokenizer, [1, 2], [4]) == "s"
+    assert continuation(tokenizer, [1, 2], [0]) == ""
+
+
+def test_samples_of_a_real_model_are_tokenised_as_they_were_sampled(shared: Any) -> None:
+    """What is written as text comes back as the same ids, but for the few words that a model spells in an odd way."""
+    from preftune.data.render import Renderer
+    from preftune.model.load import load_model, load_tokenizer, locate
+    from preftune.types import PreferenceGroup
+
+    source = locate(str(shared / "models" / "stories260k"))
+    tokenizer, model = load_tokenizer(source), load_model(source, torch.float32)
+    prompt = "Once upon a time, there was a little girl named Lily."
+    (drawn,) = sample(model, tokenizer, [tokenizer(prompt)["input_ids"]], Sampling(40, 24))
+    group = PreferenceGroup(prompt, drawn.texts, ended=drawn.ended)
+    (encoded,) = Renderer.of(tokenizer).encode([group])
+    same = sum(a.tolist() == b for a, b in zip(drawn.group.response_ids, encoded.response_ids, strict=True))
+    assert same >= 36
