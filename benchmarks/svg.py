@@ -64,11 +64,8 @@ def plane(
             else:
                 wide, tall = at(kl + kl_half, reward)[0] - x, y - at(kl, reward + half)[1]
                 for dx, dy in ((wide, 0.0), (0.0, tall)):
-                    out.append(
+                    ends = f'x1="{x - dx:.1f}" x2="{x + dx:.1f}" y1="{y - dy:.1f}" y2="{y + dy:.1f}"'
+                    out.append(f'<line {ends} stroke="{colour}"/>')
             named = f"<title>{escape(label)}</title>"
             out.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" fill="{colour}">{named}</circle>')
-                    )
-            out.append(
-                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" fill="{colour}"><title>{escape(label)}</title></circle>'
-            )
     path.write_text("\n".join([*out, "</svg>"]) + "\n")
