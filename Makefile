@@ -11,7 +11,7 @@ demo: $(READY)  ## the offline first run
 	$(BIN)/preftune demo --out demo-run
 
 test: $(READY)  ## all tests
-	@echo "== tests: about five minutes on two cores, offline"
+	@echo "== tests: about eight minutes on two cores, offline"
 	$(BIN)/python -m pytest
 
 check: $(READY)  ## lint, format and types

@@ -210,7 +210,7 @@ def test_convert_demonstrations_and_labels(capsys: pytest.CaptureFixture[str]) -
 
 def test_demo(capsys: pytest.CaptureFixture[str]) -> None:
     """The fast demo: everything as expected, a page that asks the network for nothing, nothing outside its folder."""
-    assert run(["demo", "--fast", "--with-ppo", "--out", "first"]) == 0
+    assert run(["demo", "--fast", "--out", "first"]) == 0
     said = capsys.readouterr().out
     assert "NOT AS EXPECTED" not in said
     assert "expected and found" in said

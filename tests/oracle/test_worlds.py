@@ -139,7 +139,7 @@ def test_ppo_gets_there_too() -> None:
     ]
     weights = Weights(torch.nn.ModuleDict({"policy": model, "value": critic.module}))
     optimizer = build_optimizer(weights.masters, "adamw", 1e-2, 0.0)
-    steps = list(plans([1, 1], 2, 0, 80))
+    steps = list(plans([1, 1], 2, 0, 60))
     optimise(actors, Prompts(prompts, []), steps, config, Budget("rows", 1 << 20), weights, optimizer, Silent())
     after = kl(table(scorer, WORLD), optimum)
     assert before > 0.3
