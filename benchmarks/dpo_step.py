@@ -9,6 +9,7 @@ Every system runs in a process of its own, one after another, `--repeats` times 
     preftune-rows    one padded row a response, reference scored once: neither sharing nor packing
     preftune-pairs   preftune, with each judgement of a group as a pair of its own
     preftune-compiled  preftune with compiled blocks and rows of constant lengths, all compiled before the first step
+    preftune-compiled-any  the same, compiled once for rows of any length
     trl              TRL's DPOTrainer as it is: gradient checkpointing, reference in every step, no order by length
     trl-best         its fastest: no checkpointing, precomputed reference, batches grouped by length, and of all batches
                      per device that divide the step's pairs (the rest by accumulation) the fastest in one step of each
@@ -34,7 +35,7 @@ import torch
 from record import record
 from workloads import SHAPES, as_separate_pairs, build_groups, build_model, useful_flops
 
-OURS = ("preftune", "preftune-online", "preftune-rows", "preftune-pairs", "preftune-compiled")
+OURS = ("preftune", "preftune-online", "preftune-rows", "preftune-pairs", "preftune-compiled", "preftune-compiled-any")
 SYSTEMS = (*OURS, "trl", "trl-best")
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory")
 LR = 1e-5
@@ -47,12 +48,14 @@ def main() -> None:
     parser.add_argument("--hh", help="HH-RLHF file")
     parser.add_argument("--mix", help="preference file with long texts")
     parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--lora", type=int, default=0, help="rank of an adapter on all linear layers; 0: full tuning")
     parser.add_argument("--pairs", type=int, default=8, help="judgements in a step")
     parser.add_argument("--tokens", type=int, default=1024, help="token slots of a micro-batch of preftune")
     parser.add_argument("--steps", type=int, default=6, help="measured steps")
     parser.add_argument("--warm", type=int, default=2, help="steps before that")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--systems", default="preftune,preftune-online,preftune-rows,trl,trl-best")
+    parser.add_argument("--batches", type=int, nargs="+", help="pairs per device that trl-best may choose from")
     parser.add_argument("--record", action="store_true", help="append the figures to results.jsonl")
     parser.add_argument("--one", choices=SYSTEMS, help=argparse.SUPPRESS)
     parser.add_argument("--batch", type=int, help=argparse.SUPPRESS)  # of --one trl-best
@@ -64,22 +67,29 @@ def main() -> None:
         return
     names = options.systems.split(",")
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-    more = {"trl-best": [f"--batch={fastest_batch(options.pairs)}"]} if "trl-best" in names else {}
-    for _ in range(options.repeats):
-        for name in names:
+    batches = options.batches or [n for n in range(1, options.pairs + 1) if options.pairs % n == 0]
+    more = {"trl-best": [f"--batch={fastest_batch(batches)}"]} if "trl-best" in names else {}
+    for name in names * options.repeats:
+        try:
             found[name].append(apart(name, *more.get(name, [])))
-            print(f"{name:16} {line(found[name][-1])}", flush=True)
-    figures = {name: middle(runs) for name, runs in found.items()}
+        except MemoryError as error:
+            print(error, flush=True)
+        else:
+            print(f"{name:21} {line(found[name][-1])}", flush=True)
+    figures = {name: middle(runs) for name, runs in found.items() if runs}
+    figures |= {"out of memory": [name for name in names if name not in figures]}
     figures["gemm_gflops"] = max(run["gemm_gflops"] for runs in found.values() for run in runs)
     print(table(figures, names))
     if options.record:
         record("dpo step", figures, {k: v for k, v in vars(options).items() if k not in ("record", "one", "batch")})
 
 
-def fastest_batch(pairs: int) -> int:
+def fastest_batch(batches: Sequence[int]) -> int:
     """The pairs per device with which TRL does a step fastest; a batch that does not fit in memory is passed over."""
+    if len(batches) == 1:
+        return batches[0]
     speeds = {}
-    for batch in (n for n in range(1, pairs + 1) if pairs % n == 0):
+    for batch in batches:
         try:
             speeds[batch] = apart("trl-best", f"--batch={batch}", "--steps=1", "--warm=0")["pairs_per_s"]
         except MemoryError:
@@ -121,7 +131,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     spent = sum(steps)
     cached = options.one not in ("preftune-online", "trl")
     measured = groups[warm * max(1, options.pairs // per_group) :]
-    flops = useful_flops(measured, build_model(options.model, torch.float32, "meta"), cached)
+    flops = useful_flops(measured, build_model(options.model, torch.float32, "meta"), cached, bool(options.lora))
     memory = torch.cuda.max_memory_allocated() if device == "cuda" else 1024 * resource.getrusage(
         resource.RUSAGE_SELF
     ).ru_maxrss  # fmt: skip
@@ -143,61 +153,69 @@ def run_preftune(options: argparse.Namespace, groups: list[Any], dtype: torch.dt
     from preftune.methods.gate import admit
     from preftune.methods.task import ResponseTask
     from preftune.model.compile import compile_blocks
-    from preftune.model.load import weights_hash
+    from preftune.model.load import add_lora
     from preftune.model.logprobs import Scorer
-    from preftune.model.reference import Cached, Frozen, Reference, fill, store_key
+    from preftune.model.reference import AdapterOff, Cached, Frozen, Reference, fill, store_key
     from preftune.model.store import Store
     from preftune.train.loop import fit
-    from preftune.train.metrics import Tally
     from preftune.train.optim import Weights, build_optimizer
 
     model = build_model(options.model, dtype, device)
+    if options.lora:
+        model = add_lora(model, options.lora, 2.0 * options.lora, "all-linear")
     scorer = Scorer.of(model)
     layout, _ = admit(scorer, "rows" if options.one == "preftune-rows" else "shared")
     constant = options.one == "preftune-compiled"
-    if constant:
-        compile_blocks(model, constant=True)
+    if options.one.startswith("preftune-compiled"):
+        compile_blocks(model, constant)
     budget = Budget(layout, options.tokens, constant)
     reference: Reference
     begin = time.perf_counter()
     if options.one != "preftune-online":
-        store = Store(store_key(weights_hash(model), dtype, layout), Path(tempfile.mkdtemp()))  # nothing scored before
+        store = Store(store_key("benchmark", dtype, layout), Path(tempfile.mkdtemp()))  # nothing scored before
         fill(store, scorer, groups, lambda some: micro_batches(some, budget))
         reference = Cached(store, torch.device(device))
     else:
-        reference = Frozen.copy_of(model)
+        reference = AdapterOff.of(scorer) if options.lora else Frozen.copy_of(model)
     cached_s = time.perf_counter() - begin
     task = ResponseTask(
         scorer, reference, bind_objective([LossTerm(name="sigmoid", parameters={"beta": 0.1})]), groups, [], budget
     )
     in_order = in_file_order(groups, options.pairs)
-    if constant:
+    if options.one.startswith("preftune-compiled"):
+        begin = time.perf_counter()
         compile_lengths(task, in_order)
+        print(f"compiled in {time.perf_counter() - begin:.0f} s", file=sys.stderr)
     weights = Weights(model)
     optimizer = build_optimizer(weights.masters, "adamw", LR, 0.0)
-
-    class Notes:
-        def __init__(self) -> None:
-            self.tally, self.losses = Tally(), list[float]()
-            self.times = [time.perf_counter()]
-
-        def train(self, _step: int, metrics: dict[str, float]) -> None:
-            self.times.append(time.perf_counter())
-            self.losses.append(metrics["loss"])
-
-        def evaluation(self, *_: Any) -> None: ...
-
-        def save(self, *_: Any) -> None: ...
-
-        def halved(self, *_: Any) -> None: ...
-
-        def stop_requested(self) -> bool:
-            return False
 
     notes = Notes()
     optim = OptimConfig(lr=LR, schedule="constant", warmup=0)
     fit(task, in_order, 0, weights, optimizer, optim, TrainConfig(), notes)
     return {"step_s": np.diff(notes.times).tolist(), "losses": notes.losses, "reference_s": cached_s}
+
+
+class Notes:
+    """A log of the loop that remembers times and losses."""
+
+    def __init__(self) -> None:
+        from preftune.train.metrics import Tally
+
+        self.tally, self.losses = Tally(), list[float]()
+        self.times = [time.perf_counter()]
+
+    def train(self, _step: int, metrics: dict[str, float]) -> None:
+        self.times.append(time.perf_counter())
+        self.losses.append(metrics["loss"])
+
+    def evaluation(self, *_: Any) -> None: ...
+
+    def save(self, *_: Any) -> None: ...
+
+    def halved(self, *_: Any) -> None: ...
+
+    def stop_requested(self) -> bool:
+        return False
 
 
 def compile_lengths(task: Any, steps: Sequence[Any]) -> None:
@@ -223,13 +241,7 @@ def in_file_order(groups: Sequence[Any], pairs: int) -> list[Any]:
 
 
 def run_trl(options: argparse.Namespace, pairs: list[Any], dtype: torch.dtype, device: str) -> dict[str, Any]:
-    """TRL's DPOTrainer on rows that are token ids already."""
-    import transformers
-    from datasets import Dataset
-    from tokenizers import Tokenizer, models
-    from trl import DPOConfig, DPOTrainer
-
-    best, batch = options.one == "trl-best", options.batch or options.pairs
+    """TRL's DPOTrainer on rows that are token ids already; on a GPU after a short run that nobody measures."""
     rows = [
         {
             "prompt_ids": g.prompt_ids.tolist(),
@@ -239,6 +251,24 @@ def run_trl(options: argparse.Namespace, pairs: list[Any], dtype: torch.dtype, d
         }
         for g in pairs
     ]
+    if device == "cuda":
+        trained_by_trl(options, rows[: 2 * options.pairs], dtype, device)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    return trained_by_trl(options, rows, dtype, device)
+
+
+def trained_by_trl(
+    options: argparse.Namespace, rows: list[dict[str, Any]], dtype: torch.dtype, device: str
+) -> dict[str, Any]:
+    """One run. Weights that are all tuned are fp32 under autocast, as TRL loads them; below an adapter, in `dtype`."""
+    import peft
+    import transformers
+    from datasets import Dataset
+    from tokenizers import Tokenizer, models
+    from trl import DPOConfig, DPOTrainer
+
+    best, batch = options.one == "trl-best", options.batch or options.pairs
     times: list[float] = []
 
     class Trainer(DPOTrainer):
@@ -257,10 +287,13 @@ def run_trl(options: argparse.Namespace, pairs: list[Any], dtype: torch.dtype, d
 
     empty = Tokenizer(models.WordLevel({"<s>": 0, "</s>": 1, "<pad>": 2}, unk_token="<s>"))
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=empty, eos_token="</s>", pad_token="<pad>")
+    stored = dtype if options.lora else torch.float32
+    adapter = peft.LoraConfig(
+        r=options.lora, lora_alpha=2 * options.lora, target_modules="all-linear", task_type="CAUSAL_LM"
+    ) if options.lora else None  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        build_model(options.model, torch.float32, device).save_pretrained(f"{folder}/model")
         arguments = DPOConfig(
-            output_dir=f"{folder}/out",
+            output_dir=folder,
             per_device_train_batch_size=batch,
             gradient_accumulation_steps=options.pairs // batch,
             learning_rate=LR,
@@ -284,10 +317,12 @@ def run_trl(options: argparse.Namespace, pairs: list[Any], dtype: torch.dtype, d
         )
         begin = time.perf_counter()
         trainer = Trainer(
-            model=f"{folder}/model",
+            model=build_model(options.model, stored, device),
+            ref_model=None if best or options.lora else build_model(options.model, stored, device),
             args=arguments,
             train_dataset=Dataset.from_list(rows),
             processing_class=tokenizer,
+            peft_config=adapter,
             callbacks=[Watch()],
         )
         reference_s = time.perf_counter() - begin
@@ -329,12 +364,10 @@ def table(figures: dict[str, Any], names: Sequence[str]) -> str:
     """Ratios to TRL."""
     lines = [""]
     for peer in ("trl", "trl-best"):
-        if peer in names:
-            for name in names:
-                if not name.startswith("trl"):
-                    speed = figures[name]["pairs_per_s"] / figures[peer]["pairs_per_s"]
-                    memory = figures[name]["peak_gb"] / figures[peer]["peak_gb"]
-                    lines.append(f"{name:16} against {peer:9} {speed:6.2f}x pairs/s, {memory:5.2f}x peak memory")
+        for name in (name for name in names if not name.startswith("trl") and {name, peer} <= figures.keys()):
+            speed = figures[name]["pairs_per_s"] / figures[peer]["pairs_per_s"]
+            memory = figures[name]["peak_gb"] / figures[peer]["peak_gb"]
+            lines.append(f"{name:21} against {peer:9} {speed:6.2f}x pairs/s, {memory:5.2f}x peak memory")
     return "\n".join(lines)
 
 

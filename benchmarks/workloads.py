@@ -104,20 +104,22 @@ def as_separate_pairs(groups: Sequence[TokenGroup]) -> list[TokenGroup]:
     ]
 
 
-def useful_flops(groups: Sequence[TokenGroup], model: Any, cached: bool) -> float:
-    """Multiply-adds x 2 that a full fine-tuning step on `groups` cannot do without.
+def useful_flops(groups: Sequence[TokenGroup], model: Any, cached: bool, adapter: bool = False) -> float:
+    """Multiply-adds x 2 that a fine-tuning step on `groups` cannot do without.
 
     Every prompt once, every response once, the head at scored tokens only, no recomputation and no padding; forward,
-    twice that for backward, and one more forward for the reference unless it is cached. Attention over visible pairs.
+    twice that for backward (once for the products with frozen weights, if an `adapter` is tuned; its own products do
+    not count), and one more forward for the reference unless it is cached. Attention over visible pairs.
     """
     config = model.config
     body = sum(p.numel() for p in model.model.layers.parameters())
     head = config.vocab_size * config.hidden_size
     width = config.num_attention_heads * getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
-    forward = 0.0
+    products = attention = 0.0
     for g in groups:
         prompt, lengths = len(g.prompt_ids), [len(r) - 1 for r in g.response_ids]
         seen = prompt**2 / 2 + sum(prompt * n + n**2 / 2 for n in lengths)
-        forward += 2 * body * (prompt + sum(lengths)) + 4 * config.num_hidden_layers * width * seen
-        forward += 2 * head * sum(len(r) for r in g.response_ids)
-    return forward * (3 if cached else 4)
+        products += 2 * body * (prompt + sum(lengths)) + 2 * head * sum(len(r) for r in g.response_ids)
+        attention += 4 * config.num_hidden_layers * width * seen
+    online = 0 if cached else 1
+    return products * ((2 if adapter else 3) + online) + attention * (3 + online)

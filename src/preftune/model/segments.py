@@ -160,28 +160,28 @@ def varlen(query: Tensor, key: Tensor, value: Tensor, layout: Packed, window: in
 
     gather, starts_q, starts_k, longest_q, longest_k = _ragged(layout, query.device)
     q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-    shared = len(gather) != k.shape[0]
-    out: Tensor = varlen_attn(
-        q.contiguous(),
-        k[gather] if shared else k.contiguous(),
-        v[gather] if shared else v.contiguous(),
-        starts_q,
-        starts_k,
-        longest_q,
-        longest_k,
-        scale=scale,
-        window_size=(-1 if window is None else window - 1, 0),
-        enable_gqa=q.shape[1] != k.shape[1],
-    )  # type: ignore[assignment]
+    if len(gather) != k.shape[0]:
+        k, v = k[gather], v[gather]
+    settings: dict[str, Any] = {"scale": scale, "window_size": (-1 if window is None else window - 1, 0)}
+    if q.shape[1] != k.shape[1] and "enable_gqa" in _settings():
+        settings["enable_gqa"] = True
+    elif q.shape[1] != k.shape[1]:  # torch 2.11
+        k, v = (tensor.repeat_interleave(q.shape[1] // k.shape[1], 1) for tensor in (k, v))
+    ragged = (starts_q, starts_k, longest_q, longest_k)
+    out: Tensor = varlen_attn(q.contiguous(), k.contiguous(), v.contiguous(), *ragged, **settings)  # type: ignore[assignment]
     return out[None]
 
 
-@lru_cache(maxsize=1)
 def has_varlen() -> bool:
-    """Whether torch's variable-length attention has windows and grouped queries; torch 2.10 lacks both."""
+    """Whether torch's variable-length attention has windows; torch 2.10's has none."""
+    return _settings() >= {"scale", "window_size"}
+
+
+@lru_cache(maxsize=1)
+def _settings() -> frozenset[str]:
     from torch.nn.attention.varlen import varlen_attn
 
-    return {"scale", "window_size", "enable_gqa"} <= inspect.signature(varlen_attn).parameters.keys()
+    return frozenset(inspect.signature(varlen_attn).parameters)
 
 
 @lru_cache(maxsize=4)
