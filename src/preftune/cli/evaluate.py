@@ -57,7 +57,10 @@ def frontier(
 
 @app.command()
 def winrate(
-    policy: Annotated[list[str], typer.Option(help="Tuned model, run folder or checkpoint; may be given often.")],
+    policy: Annotated[
+        list[str],
+        typer.Option(help="Tuned model, run folder, checkpoint, or best:N,MODEL,REWARD; may be given often."),
+    ],
     data: Annotated[str, typer.Option(help="Preference data or demonstrations: prompts, and what to compare with.")],
     judge: Annotated[
         str, typer.Option(help="A reward, lm:FOLDER, first, random; with --judge-url a model's name there.")

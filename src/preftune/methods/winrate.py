@@ -1,7 +1,8 @@
 """preftune eval winrate: how often a judge prefers a policy's responses, over sampling temperatures.
 
-Against the responses that the data prefer, or against another model. Samples and verdicts are kept as they come, so
-nothing is paid for twice: the same command goes on where it stopped.
+Against the responses that the data prefer, or against another model; `best:N,MODEL,REWARD` is the best of n answers of
+one model. Samples and verdicts are kept as they come, so nothing is paid for twice: the same command goes on where it
+stopped.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from preftune.data.account import Account
 from preftune.data.groups import read_groups
 from preftune.errors import ConfigError, DataError, require_writable
 from preftune.evaluate.judges import INSTRUCTIONS, VERSION, Judge, Question, open_judge, server_judge, tokens_of
+from preftune.evaluate.rewards import Reward, open_reward
 from preftune.evaluate.server import Server
 from preftune.evaluate.winrate import Match, WinRate, win_rate
 from preftune.files import Journal, digest, write_json, write_rows
 from preftune.methods import samples
-from preftune.methods.pairs import read_samples
+from preftune.methods.pairs import read_samples, score
 from preftune.methods.policies import weights_of
 from preftune.methods.prepare import device_of
 from preftune.methods.samples import Wanted
@@ -84,8 +86,9 @@ def run(contest: Contest, out: Path, display: Display, dry_run: bool = False) ->
     found: dict[str, dict[str, WinRate]] = {}
     for policy in contest.policies:
         found[policy] = {}
+        writer = writer_of(policy)
         for temperature in contest.temperatures:
-            ours = sampled(contest, policy, temperature, prompts, out, display)
+            ours = sampled(contest, writer, temperature, prompts, out, display)
             theirs = others(contest, temperature, groups, prompts, out, display)
             both = ours.keys() & theirs.keys()
             pairs = [Pair(g, ours[g.prompt], theirs[g.prompt]) for g in groups if g.prompt in both]
@@ -122,17 +125,43 @@ def preferred(group: PreferenceGroup) -> str:
     return content(group.responses[best])
 
 
+@dataclass(frozen=True, slots=True)
+class Writer:
+    """Who answers: a model, or the best of its n answers by a reward."""
+
+    name: str
+    model: str
+    n: int = 1
+    reward: Reward | None = None
+
+
+def writer_of(name: str) -> Writer:
+    """`MODEL`, or `best:N,MODEL,REWARD`. Raises ConfigError for what is neither."""
+    if not name.startswith("best:"):
+        return Writer(name, name)
+    n, _, rest = name.removeprefix("best:").partition(",")
+    model, _, reward = rest.partition(",")
+    if not (n.isdigit() and int(n) > 1 and model and reward):
+        raise ConfigError(
+            f"{name!r} is no best of n", where="--policy", fix="best:16,MODEL,REWARD with a number above 1 in front"
+        )
+    return Writer(name, model, int(n), open_reward(reward, "--policy", device=device_of(None)))
+
+
 def sampled(
-    contest: Contest, model: str, temperature: float, prompts: Path, out: Path, display: Display
+    contest: Contest, writer: Writer, temperature: float, prompts: Path, out: Path, display: Display
 ) -> dict[Text, str]:
-    """One response to each prompt; kept on disk."""
-    name, path = hashlib.sha256(model.encode()).hexdigest()[:8], Path(model)
+    """One response to each prompt; what was sampled is kept on disk."""
+    name, path = hashlib.sha256(writer.name.encode()).hexdigest()[:8], Path(writer.model)
     short = path.parent.name if path.name == "final" else path.name
     file = out / f"{short}-{name}-T{temperature:g}.jsonl"
-    sampling = Sampling(1, contest.max_new_tokens, temperature, seed=contest.seed)
-    wanted = Wanted(model, str(prompts), sampling, dtype=contest.dtype, chat_template=contest.chat_template)
+    sampling = Sampling(writer.n, contest.max_new_tokens, temperature, seed=contest.seed)
+    wanted = Wanted(writer.model, str(prompts), sampling, dtype=contest.dtype, chat_template=contest.chat_template)
     rows = read_samples(str(samples.run(wanted, file, display)), Account(str(file)))
-    return {row.prompt: row.texts[0] for row in rows}
+    if writer.reward is None:
+        return {row.prompt: row.texts[0] for row in rows}
+    scored = score(rows, writer.reward, display)
+    return {row.prompt: max(zip(row.texts, row.scores, strict=True), key=lambda pair: pair[1])[0] for row in scored}
 
 
 def others(
@@ -146,7 +175,7 @@ def others(
     """What the policy is compared with, by prompt."""
     if contest.against is None:
         return {group.prompt: preferred(group) for group in groups}
-    return sampled(contest, contest.against, temperature, prompts, out, display)
+    return sampled(contest, writer_of(contest.against), temperature, prompts, out, display)
 
 
 class Verdicts:

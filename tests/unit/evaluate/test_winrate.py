@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -245,6 +246,20 @@ def test_controls_show_what_they_are(tmp_path: Path, model_folder: Path) -> None
     found = winrate.run(contest(tmp_path, model_folder, judge="length"), tmp_path / "length", QUIET)
     for rate in found[str(model_folder)].values():
         assert (rate.first_shown, rate.consistent) == (0.5, 1.0)
+
+
+def test_best_of_n_is_a_contestant(tmp_path: Path, model_folder: Path, pairs_file: Path) -> None:
+    """By the judge's own reward it loses no comparison with the first of its answers, and is longer here."""
+    best = f"best:4,{model_folder},length"
+    contest = Contest((best,), str(pairs_file), "length", str(model_folder), (1.0,), max_new_tokens=8)
+    found = winrate.run(contest, tmp_path / "out", QUIET)[best]["1"]
+    assert found.losses == 0
+    assert found.wins > 0
+    again = winrate.run(contest, tmp_path / "out", QUIET)[best]["1"]
+    assert again == found
+    for wrong in ("best:1,m,length", "best:x,m,length", "best:4,m", "best:4,,length"):
+        with pytest.raises(ConfigError, match="best of n"):
+            winrate.run(replace(contest, policies=(wrong,)), tmp_path / "wrong", QUIET)
 
 
 def test_against_itself(tmp_path: Path, model_folder: Path) -> None:

@@ -1,0 +1,115 @@
+"""Win rates over sampling temperatures: SFT, DPO, PPO and best of n on the same prompts, and what controls say.
+
+    python benchmarks/temperatures.py --model stories260k --runs runs/comparison --record
+
+The policies are those of `benchmarks/comparison.py`, one of every kind for each of its seeds, on prompts with names
+that none of them was trained on. What they are compared with does not depend on the temperature: for each prompt the better one
+of two samples of the model itself at temperature 1. Judges: VADER, which is the true reward here, and two controls, the
+longer text and a coin. Run again, it goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from record import record
+from sentiment import NEW_TOKENS, TEMPLATES
+
+from preftune.data.select import Selecting
+from preftune.evaluate.rewards import open_reward
+from preftune.files import write_rows
+from preftune.methods import pairs, samples, winrate
+from preftune.methods.samples import Wanted
+from preftune.methods.winrate import Contest
+from preftune.model.generate import Sampling
+from preftune.train.display import Display
+
+OTHERS = [
+    "Rose", "John", "Emma", "Jake", "Kim", "Bob", "Ann", "Dan", "Sue", "Joe", "Kate", "Nick", "Jane", "Bill", "Mary",
+    "Fred", "Ruby", "Sean", "Tina", "Paul", "Nora", "Mark", "Lola", "Luke", "Ivy", "Eric", "Dora", "Carl", "Beth",
+    "Alan", "Gus", "Hope", "Ian", "Joy", "Kurt", "Lena", "Mike", "Nell", "Otto", "Pam",
+]  # fmt: skip
+QUIET = Display(quiet=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--model", required=True, help="what the policies were tuned from")
+    parser.add_argument("--runs", type=Path, required=True, help="folder of benchmarks/comparison.py")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--policies", nargs="+", default=["preferred-ft", "dpo-0.2", "dpo-0.1", "ppo-0.1"])
+    parser.add_argument("--n", type=int, default=16, help="of best of n, by the learned reward model")
+    parser.add_argument("--reward", default="vader", help="the true reward")
+    parser.add_argument("--temperatures", type=float, nargs="+", default=[0.25, 0.5, 0.75, 1.0])
+    parser.add_argument("--out", type=Path, default=Path("runs/temperatures"))
+    parser.add_argument("--record", action="store_true", help="append a row to benchmarks/results.jsonl")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    data = opponents(options)
+    found: dict[str, dict[str, Any]] = {}
+    for judge in (options.reward, "length", "random"):
+        every = [of_seed(options, data, judge, seed) for seed in options.seeds]
+        found[judge] = {name: averaged([seed[name] for seed in every]) for name in every[0]}
+        for name, rates in found[judge].items():
+            print(
+                f"{judge:8}{name:20}"
+                + "  ".join(f"{t}: {r['rate']:.3f} ({r['rate_sd']:.3f})" for t, r in rates.items())
+            )
+    if options.record:
+        settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items() if k != "record"}
+        record("win rate over temperatures", found, settings | {"model": Path(options.model).name})
+
+
+def opponents(options: argparse.Namespace) -> Path:
+    """Pairs of the model's own samples, the better one chosen."""
+    prompts, chosen = options.out / "prompts.jsonl", options.out / "pairs.jsonl"
+    if not chosen.is_file():
+        write_rows(prompts, ({"prompt": template.format(name)} for template in TEMPLATES for name in OTHERS))
+        wanted = Wanted(options.model, str(prompts), Sampling(2, NEW_TOKENS, seed=99), dtype="fp32")
+        drawn = samples.run(wanted, options.out / "samples.jsonl", QUIET)
+        pairs.run(str(drawn), chosen, Selecting("best-worst"), open_reward(options.reward), QUIET)
+    return chosen
+
+
+def of_seed(options: argparse.Namespace, data: Path, judge: str, seed: int) -> dict[str, Any]:
+    """Win rates of the policies of one seed, by their short names and by temperature."""
+    folder = options.runs / f"seed-{seed}"
+    named = {"the model": options.model}
+    named |= {name: str(folder / name / "final") for name in options.policies}
+    named[f"best of {options.n}"] = f"best:{options.n},{options.model},{folder / 'reward-model' / 'final'}"
+    contest = Contest(
+        tuple(named.values()),
+        str(data),
+        judge,
+        temperatures=tuple(options.temperatures),
+        max_new_tokens=NEW_TOKENS,
+        seed=seed,
+        dtype="fp32",
+    )
+    found = winrate.run(contest, options.out / f"seed-{seed}", QUIET)
+    print(f"{judge}, seed {seed}", flush=True)
+    return {name: found[policy] for name, policy in named.items()}
+
+
+def averaged(every: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean over seeds, with the standard deviation of the win rate and the mean half-width of its interval."""
+    result = {}
+    for temperature in every[0]:
+        rates = [seed[temperature] for seed in every]
+        result[temperature] = {
+            "rate": mean(r.rate for r in rates),
+            "rate_sd": stdev(r.rate for r in rates) if len(rates) > 1 else 0.0,
+            "half_interval": mean((r.high - r.low) / 2 for r in rates),
+            "length_controlled": mean(r.length_controlled for r in rates),
+            "words": mean(r.words for r in rates),
+            "other_words": mean(r.other_words for r in rates),
+            "prompts": rates[0].wins + rates[0].ties + rates[0].losses,
+        }
+    return result
+
+
+if __name__ == "__main__":
+    main()
