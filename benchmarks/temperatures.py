@@ -3,9 +3,9 @@
     python benchmarks/temperatures.py --model stories260k --runs runs/comparison --record
 
 The policies are those of `benchmarks/comparison.py`, one of every kind for each of its seeds, on prompts with names
-that none of them was trained on. What they are compared with does not depend on the temperature: for each prompt the better one
-of two samples of the model itself at temperature 1. Judges: VADER, which is the true reward here, and two controls, the
-longer text and a coin. Run again, it goes on.
+that none of them was trained on. What they are compared with does not depend on the temperature: for each prompt the
+better one of two samples of the model itself at temperature 1. Judges: VADER, which is the true reward here, and two
+controls, the longer text and a coin. Run again, it goes on.
 """
 
 from __future__ import annotations
