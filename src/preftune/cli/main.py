@@ -174,7 +174,9 @@ def score(
         str, typer.Option(help="corrected, or compatible: RewardBench's own figures beside them.")
     ] = "corrected",
     data_format: Annotated[str, typer.Option("--format", help="Data format; auto finds it.")] = "auto",
-    max_length: Annotated[int | None, typer.Option(help="Most tokens of prompt and response; 1024.", min=2)] = None,
+    max_length: Annotated[
+        int | None, typer.Option(help="Most tokens of prompt and response; at most 1024.", min=2)
+    ] = None,
     dtype: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
     chat_template: Annotated[str | None, typer.Option(help="As data.chat_template.")] = None,
     quiet: Quiet = False,
@@ -192,7 +194,6 @@ def score(
         useless = {
             "tokens": tokens,
             "mode": mode != "corrected",
-            "max-length": max_length,
             "dtype": dtype != "auto",
             "beta": beta != 0.1,
             "chat-template": chat_template,
@@ -201,7 +202,7 @@ def score(
             raise ConfigError(
                 "is for an implicit reward", where=name, fix="leave it out, or give --policy and --reference"
             )
-        run_score(Rewarding(reward, data, data_format), out, Display(quiet))
+        run_score(Rewarding(reward, data, data_format, max_length), out, Display(quiet))
         return
     both = policy or "", reference or ""
     scoring = Scoring(*both, data, beta, tokens, data_format, max_length, dtype, chat_template, mode)

@@ -167,10 +167,14 @@ class RewardModel:
 
     @torch.no_grad()
     def __call__(self, answers: Sequence[Answer]) -> Sequence[float]:
-        tokens = readable(tokens_of(answers, self.renderer, self.longest, self.name))
+        return [value for [value] in self.of_groups(tokens_of(answers, self.renderer, self.longest, self.name))]
+
+    @torch.no_grad()
+    def of_groups(self, groups: Sequence[TokenGroup]) -> list[list[float]]:
+        """The rewards of each group's responses."""
         scale = scale_of(self.scorer.model)
-        found = _sums(lambda batch: reward_logps(self.scorer, batch.to(self.scorer.device)), tokens)
-        return [(value - scale.mean) / scale.std for value in found]
+        found = _sums(lambda batch: reward_logps(self.scorer, batch.to(self.scorer.device)), readable(groups))
+        return [[(value - scale.mean) / scale.std for value in values] for values in found]
 
 
 def tokens_of(answers: Sequence[Answer], renderer: Renderer, longest: int, name: str) -> list[TokenGroup]:
@@ -191,10 +195,10 @@ def tokens_of(answers: Sequence[Answer], renderer: Renderer, longest: int, name:
     return tokens
 
 
-def _sums(says: Callable[[Batch], Logps], groups: Sequence[TokenGroup]) -> list[float]:
-    """The number of each group's one response."""
+def _sums(says: Callable[[Batch], Logps], groups: Sequence[TokenGroup]) -> list[list[float]]:
+    """A number for each response of each group."""
     lay = partial(micro_batches, budget=Budget("rows", SLOTS))
-    return [float(value) for (value,) in by_group(lambda batch: (says(batch).sum_S.double(),), groups, lay)]
+    return [values.tolist() for (values,) in by_group(lambda batch: (says(batch).sum_S.double(),), groups, lay)]
 
 
 def implicit(name: str, where: str, dtype: torch.dtype, device: Any = None) -> Reward:
@@ -212,7 +216,7 @@ def implicit(name: str, where: str, dtype: torch.dtype, device: Any = None) -> R
     def reward(answers: Sequence[Answer]) -> Sequence[float]:
         tokens = tokens_of(answers, renderer, longest, name)
         own, base = (_sums(lambda batch, s=scorer: logps(s, batch.to(s.device)), tokens) for scorer in scorers)  # type: ignore[misc]
-        return [beta * (p - r) for p, r in zip(own, base, strict=True)]
+        return [beta * (p - r) for [p], [r] in zip(own, base, strict=True)]
 
     return reward
 

@@ -28,7 +28,7 @@ from preftune.files import write_json, write_rows
 from preftune.methods.gate import admit
 from preftune.methods.prepare import compute_dtype, device_of, require_positions, require_same_vocabulary
 from preftune.methods.summary import Mark, Scored, Tokens, lines_of, marks_of, summary_of
-from preftune.model.load import DTYPES, Source, end_ids, load_model, load_tokenizer, locate
+from preftune.model.load import DTYPES, Source, end_ids, load_config, load_model, load_tokenizer, locate, positions
 from preftune.model.logprobs import Scorer, logps
 from preftune.model.memory import by_group
 from preftune.report.tokens import ShadedPair, shown, write_token_page
@@ -42,7 +42,8 @@ MODES = ("corrected", "compatible")
 
 @dataclass(frozen=True, slots=True)
 class Scoring:
-    """What is scored, with what. `max_length` None: 1024, and 2048 for the compatible figures."""
+    """What is scored, with what. `max_length` None: 1024 or as much as the models read, and 2048 for the compatible
+    figures."""
 
     policy: str
     reference: str
@@ -58,11 +59,12 @@ class Scoring:
 
 @dataclass(frozen=True, slots=True)
 class Rewarding:
-    """What is scored with a reward."""
+    """What is scored with a reward. `max_length` is for a reward model; None: 1024, or as much as it can read."""
 
     reward: str
     data: str
     format: str = "auto"
+    max_length: int | None = None
 
 
 def run(scoring: Scoring | Rewarding, out: Path, display: Display) -> Path:
@@ -99,20 +101,48 @@ def rewarded(
     for group in groups:
         require_judged(group, "score")
     reward = open_reward(scoring.reward, "--reward", device=device_of(None))
-    if isinstance(reward, RewardModel) and reward.renderer.tokenizer.chat_template:
-        groups = [as_turns(group, marks) for group in groups]
+    if isinstance(reward, RewardModel):
+        return by_model(reward, scoring.max_length, groups, marks, account, display)
+    if scoring.max_length:
+        raise ConfigError("is for a model that reads tokens", where="--max-length", fix="leave it out")
     for line in account.lines():
         display.say(line)
-    answers = [
+    with display.stage("reward", len(groups)) as stage:
+        found = rewards_of_groups(reward, answers_of_groups(groups), "rewards", stage.advance)
+    return [Scored(group.origin, group.judgements, rewards) for group, rewards in zip(groups, found, strict=True)]
+
+
+def by_model(
+    reward: RewardModel,
+    max_length: int | None,
+    groups: Sequence[PreferenceGroup],
+    marks: dict[str, Mark],
+    account: Account,
+    display: Display,
+) -> list[Scored]:
+    """The groups with the rewards of a reward model; what is too long for it is cut as for an implicit reward."""
+    turned = [as_turns(group, marks) for group in groups] if reward.renderer.tokenizer.chat_template else groups
+    limits = Limits(max_length or min(MAX_LENGTH, reward.longest))
+    tokens = as_pairs(tokenize(turned, reward.renderer, limits, account), "score")
+    for line in account.lines():
+        display.say(line)
+    account.check(1.0)
+    require_positions(reward.scorer.model, tokens, "--max-length")
+    with display.stage("reward", len(tokens)) as stage:
+        found = reward.of_groups(tokens)
+        stage.advance(len(tokens))
+    return [Scored(group.origin, group.judgements, rewards) for group, rewards in zip(tokens, found, strict=True)]
+
+
+def answers_of_groups(groups: Sequence[PreferenceGroup]) -> list[list[Answer]]:
+    """The responses of each group, to be rewarded."""
+    return [
         [
             Answer(group.prompt, content(response), end, group.origin)
             for response, end in zip(group.responses, group.ended or (True,) * len(group.responses), strict=True)
         ]
         for group in groups
     ]
-    with display.stage("reward", len(groups)) as stage:
-        found = rewards_of_groups(reward, answers, "rewards", stage.advance)
-    return [Scored(group.origin, group.judgements, rewards) for group, rewards in zip(groups, found, strict=True)]
 
 
 def as_turns(group: PreferenceGroup, marks: dict[str, Mark]) -> PreferenceGroup:
@@ -150,7 +180,8 @@ def implicit(
     tokenizer = load_tokenizer(sources["policy"], scoring.chat_template)
     require_same_vocabulary(tokenizer, load_tokenizer(sources["reference"]), scoring.reference)
     renderer = Renderer.of(tokenizer, end_ids(sources["policy"]))
-    readings = readings_of(scoring, groups, marks, renderer, account)
+    longest = min(MAX_LENGTH, *(positions(load_config(source)) or MAX_LENGTH for source in sources.values()))
+    readings = readings_of(scoring, groups, marks, renderer, longest, account)
     for line in account.lines():
         display.say(line)
     account.check(1.0)
@@ -179,10 +210,11 @@ def readings_of(
     groups: Sequence[PreferenceGroup],
     marks: dict[str, Mark],
     renderer: Renderer,
+    longest: int,
     account: Account,
 ) -> dict[str, list[list[TokenGroup]]]:
     """For each way to read the data, the token groups that each of its groups becomes."""
-    limits = Limits(scoring.max_length or MAX_LENGTH)
+    limits = Limits(scoring.max_length or longest)
     turned = [as_turns(group, marks) for group in groups] if renderer.tokenizer.chat_template else groups
     readings = {"corrected": [[group] for group in as_pairs(tokenize(turned, renderer, limits, account), "score")]}
     if scoring.mode == "compatible":

@@ -12,6 +12,7 @@ import torch
 from tests.conftest import make_model, write_jsonl
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from preftune.cli.main import run as cli
 from preftune.config.schema import (
     BatchConfig,
     DataConfig,
@@ -268,3 +269,22 @@ def test_a_text_that_it_cannot_read_whole_is_refused(tmp_path: Path, model_folde
         judge = open_reward(name)
         with pytest.raises(ModelError, match=r"prompts.jsonl:7[^$]*cannot read a response"):
             rewards_of(judge, [Answer("the cat", " sat"), long], "here")
+
+
+def test_scores_of_pairs_that_are_too_long_are_those_of_what_training_would_read(
+    tmp_path: Path, model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A prompt loses its beginning, as in every run, and that is counted; a rule that reads text has no such limit."""
+    final = run(tmp_path, model_folder)
+    long = {"prompt": "we look at" + " the moon" * 300 + " and", "chosen": " sat on", "rejected": " no"}
+    data = write_jsonl(tmp_path / "long.jsonl", [long, {**long, "prompt": "and"}])
+    assert cli(["score", "--reward", str(final), "--data", str(data), "--out", str(tmp_path / "s.jsonl"), "-q"]) == 0
+    assert cli(["score", "--reward", str(final), "--data", str(data), "--out", str(tmp_path / "s.jsonl")]) == 0
+    assert "the prompt lost its beginning (max_length 256)" in capsys.readouterr().err
+    scores = [json.loads(line) for line in (tmp_path / "s.jsonl").read_text().splitlines()]
+    assert scores[1]["reward_chosen"] == pytest.approx(open_reward(str(final))([Answer("and", " sat on")])[0], abs=1e-4)
+    assert all(math.isfinite(row["margin"]) for row in scores)
+    most = ["--max-length", "9000"]
+    assert cli(["score", "--reward", str(final), "--data", str(data), *most]) == 3
+    assert "the model was built for 256" in capsys.readouterr().err
+    assert cli(["score", "--reward", "length", "--data", str(data), *most]) == 2
