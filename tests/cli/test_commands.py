@@ -124,7 +124,7 @@ def test_data_check(model_folder: Path, capsys: pytest.CaptureFixture[str]) -> N
     for part in (
         "10 rows read as 'preference', 8 kept",
         "dropped 1 (line 9): identical responses",
-        "dropped 1 (line 10): cannot be read",
+        "dropped 1 (line 10): cannot be read: column 'prompt' must be text",
         "lengths in tokens",
         "the better response is the longer one in",
         "evaluation groups whose prompt is in the training data: 8",

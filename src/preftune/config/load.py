@@ -53,7 +53,11 @@ def _read_text(path: Path, where: str) -> str:
         if path.is_dir():
             raise ConfigError("a folder, not a config file", where=where, fix=_configs_in(path))
         if not path.is_file():
-            raise ConfigError("no such config file", where=where, fix="paths are relative to where the command runs")
+            raise ConfigError(
+                "no such config file",
+                where=where,
+                fix="the first argument is a YAML file, relative to where the command runs; KEY=VALUE come after it",
+            )
         if path.stat().st_size > MAX_CONFIG_BYTES:
             raise ConfigError("larger than 1 MB: not a config file", where=where)
         return path.read_text(encoding="utf-8-sig")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from preftune.errors import DataError
 
 REPAIR = "repair the rows"
+REASONS = 12  # that are told one by one
 
 
 @dataclass(slots=True)
@@ -37,15 +38,22 @@ class Account:
         """The account in words."""
         return [
             f"{self.source}: {self.read} rows read as {self.format!r}, {self.kept} kept",
-            *(f"  dropped {self._count(origins)}: {reason}" for reason, origins in self.dropped.items()),
-            *(f"  note    {self._count(origins)}: {what}" for what, origins in self.noted.items()),
+            *(f"  dropped {text}" for text in self._texts(self.dropped)),
+            *(f"  note    {text}" for text in self._texts(self.noted)),
         ]
 
     def _count(self, origins: Sequence[str]) -> str:
         return f"{len(origins)} ({places(origins, self.source)})"
 
     def _why(self) -> str:
-        return "dropped " + "; ".join(f"{self._count(o)}: {reason}" for reason, o in self.dropped.items())
+        return "dropped " + "; ".join(self._texts(self.dropped))
+
+    def _texts(self, found: dict[str, list[str]]) -> list[str]:
+        """A text for each reason; the rare ones of many in a single one, since a reason may quote its row."""
+        ranked = sorted(found, key=lambda reason: -len(found[reason])) if len(found) > REASONS else list(found)
+        texts = [f"{self._count(found[reason])}: {reason}" for reason in ranked[:REASONS]]
+        rare = [origin for reason in ranked[REASONS:] for origin in found[reason]]
+        return [*texts, f"{self._count(rare)}: {len(ranked) - REASONS} other reasons"] if rare else texts
 
     def check(self, max_dropped: float) -> None:
         """Raises DataError if nothing is left, or if more than the share `max_dropped` was dropped."""

@@ -62,7 +62,7 @@ def read_groups(
         except BadRow as fault:
             if bad_rows == "error":
                 raise _bad(str(fault), row.origin, account.format) from None
-            account.drop("cannot be read", row.origin)
+            account.drop(f"cannot be read: {fault}", row.origin)
     if account.format in BY_NAME and account.format != "ranked":  # others take margins from elsewhere
         groups = _with_margins(groups, judged, bad_rows, account)
     return groups, account

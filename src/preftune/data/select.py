@@ -56,7 +56,11 @@ def choose(texts: Sequence[str], scores: Sequence[float], how: Selecting, prompt
     if how.select == "rso":
         order = accepted(order, scores, how, prompt)
     if len(order) < 2:
-        raise Drop("fewer than two different responses" if how.select != "rso" else "fewer than two were accepted")
+        raise Drop(
+            "fewer than two different responses"
+            if how.select != "rso"
+            else "fewer than two were accepted: a larger beta accepts more"
+        )
     every = list(combinations(order, 2))
     if how.select == "best-worst":
         every = [(order[0], order[-1])]

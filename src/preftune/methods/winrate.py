@@ -191,10 +191,12 @@ class Verdicts:
     def key(self, question: Question) -> str:
         return hashlib.sha256(f"{self.judge} {question.key}".encode()).hexdigest()
 
-    def ask(self, judge: Judge, questions: Sequence[Question], display: Display) -> list[float | None]:
+    def ask(
+        self, judge: Judge, questions: Sequence[Question], display: Display, what: str = "judge"
+    ) -> list[float | None]:
         """The verdicts; the judge is asked for those that are not known."""
         lacking = [q for q in {self.key(q): q for q in questions}.values() if self.key(q) not in self.found]
-        with display.stage("judge", len(lacking)) as stage, Journal(self.path) as journal:
+        with display.stage(what, len(lacking)) as stage, Journal(self.path) as journal:
             for done, (number, verdict, said) in enumerate(judge(lacking), start=1):
                 key = self.key(lacking[number])
                 journal.add({"key": key, "verdict": verdict, "said": said, "origin": lacking[number].origin})
@@ -209,11 +211,13 @@ def judge_of(name: str) -> str:
     return " ".join([name, *(digest(path) if path.is_file() else weights_of(str(path)) for path in parts)])
 
 
-def judged(pairs: Sequence[Pair], judge: Judge, verdicts: Verdicts, display: Display) -> list[Match]:
+def judged(
+    pairs: Sequence[Pair], judge: Judge, verdicts: Verdicts, display: Display, what: str = "judge"
+) -> list[Match]:
     """Every pair in both orders."""
     forward = [Question(p.group.prompt, p.ours, p.other, p.group.origin) for p in pairs]
     backward = [Question(p.group.prompt, p.other, p.ours, p.group.origin) for p in pairs]
-    found = verdicts.ask(judge, [*forward, *backward], display)
+    found = verdicts.ask(judge, [*forward, *backward], display, what)
     return [
         Match(
             first,
@@ -234,7 +238,7 @@ def agreement(
     ]
     if not pairs:
         return None
-    found = win_rate(judged(pairs, judge, verdicts, display))
+    found = win_rate(judged(pairs, judge, verdicts, display, "judge the data's pairs"))
     return {"agreement": found.rate, "low": found.low, "high": found.high, "pairs": len(pairs)}
 
 

@@ -77,7 +77,10 @@ def test_a_bad_row_is_named_or_dropped(
     assert "fix:" in str(error.value)
     groups, account = read_groups(str(path), bad_rows="drop")
     assert (len(groups), account.format, account.kept) == (25, name, 25)
-    assert account.dropped == {"cannot be read": [f"{path}:26"]}
+    [(reason, origins)] = account.dropped.items()
+    assert reason.startswith("cannot be read: ")
+    assert message in reason
+    assert origins == [f"{path}:26"]
 
 
 def test_a_ranking_without_its_list_is_named_in_a_file_of_one_row(tmp_path: Path) -> None:
@@ -171,7 +174,9 @@ def test_what_a_function_of_the_users_returns_is_checked(tmp_path: Path, result:
     assert message in str(error.value)
     assert "fix: repair the function or the row" in str(error.value)
     groups, account = read_groups(str(path), format=format, bad_rows="drop")
-    assert (len(groups), account.dropped) == (1, {"cannot be read": [f"{path}:2"]})
+    [(reason, origins)] = account.dropped.items()
+    assert message in reason
+    assert (len(groups), origins) == (1, [f"{path}:2"])
 
 
 def test_what_a_function_of_the_users_may_return(tmp_path: Path) -> None:
@@ -301,3 +306,17 @@ def test_what_is_ignored_is_ignored_in_judgements_too(tmp_path: Path) -> None:
     (group,), _ = read_groups(str(path), ignore=["probability"])
     assert group.judgements[0].probability == 1.0
     assert read_groups(str(path))[0][0].judgements[0].probability == 0.8
+
+
+def test_many_reasons_are_told_in_few_lines(tmp_path: Path) -> None:
+    """The most frequent ones; the others are counted together, and nothing is lost from the account itself."""
+    rows = [*({"prompt": 1}, {"prompt": 2}), *({**PAIR, "probability": f"x{i}"} for i in range(30)), PAIR]
+    path = write_jsonl(tmp_path / "a.jsonl", rows)
+    _, account = read_groups(str(path), bad_rows="drop")
+    assert (account.kept, len(account.dropped)) == (1, 31)
+    first, *dropped = account.lines()
+    assert first.endswith("1 kept")
+    assert len(dropped) == 13
+    assert dropped[0].endswith("dropped 2 (line 1, 2): cannot be read: column 'prompt' must be text, not a number")
+    assert dropped[-1].endswith("19 other reasons")
+    assert "dropped 19 (line" in dropped[-1]

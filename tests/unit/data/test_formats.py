@@ -292,7 +292,7 @@ def test_every_row_is_kept_or_counted(tmp_path: Path) -> None:
     assert account.dropped == {
         "identical responses": [f"{path}:2"],
         "empty response": [f"{path}:3"],
-        "cannot be read": [f"{path}:5"],
+        "cannot be read: column 'chosen' must be text, not a number": [f"{path}:5"],
     }
     assert (account.read, account.kept) == (5, 2)
     with pytest.raises(DataError, match=r"60%"):
@@ -342,7 +342,9 @@ def test_a_function_of_the_users(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [{"q": "x", "a": ["1", "2"]}, {"q": "bad", "a": []}])
     groups, account = read_groups(str(path), format=f"{tmp_path / 'mine.py'}:votes", bad_rows="drop")
     assert [(g.prompt, g.responses, g.origin) for g in groups] == [("x", ("1", "2"), f"{path}:1")]
-    assert account.dropped == {"cannot be read": [f"{path}:2"]}
+    [(reason, origins)] = account.dropped.items()
+    assert "no votes" in reason
+    assert origins == [f"{path}:2"]
     with pytest.raises(DataError, match="returned int, not PreferenceGroup"):
         read_groups(str(path), format=f"{tmp_path / 'mine.py'}:wrong")
 
