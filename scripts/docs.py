@@ -7,14 +7,13 @@ python scripts/docs.py --check  exit 1 if they are not current
 from __future__ import annotations
 
 import inspect
-import itertools
-import json
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
+import tables
 from pydantic import BaseModel
 
 from preftune.config import sampling, schema
@@ -199,81 +198,23 @@ def walkthrough() -> str:
     return LINK.sub(relink, (DOCS / "walkthrough.md").read_text())
 
 
-def measured(claim: str) -> list[dict[str, Any]]:
-    """The rows of a benchmark, oldest first."""
-    lines = (DOCS.parent / "benchmarks" / "results.jsonl").read_text().splitlines()
-    return [row for row in map(json.loads, lines) if row["claim"] == claim]
-
-
-def filled(page: str, claim: str, body: str) -> str:
-    """The page with `body` between its marks of this claim."""
+def filled(text: str, claim: str, body: str) -> str:
+    """A page's text with `body` between its marks of this claim."""
     marks = re.compile(rf"(<!-- rows: {claim} -->\n).*?(<!-- end -->)", re.DOTALL)
-    return marks.sub(lambda found: f"{found[1]}{body}\n{found[2]}", (DOCS / page).read_text())
+    return marks.sub(lambda found: f"{found[1]}{body}\n{found[2]}", text)
 
 
 def performance() -> str:
-    """The page with its table made again from the newest row of each benchmark."""
-    newest = {}
-    for row in measured("dpo step"):
-        settings, systems = row["settings"], tuple(name for name, f in row["figures"].items() if isinstance(f, dict))
-        newest[settings["model"], settings["data"], settings["dtype"], settings["pairs"], systems] = row
-    tables = [table(*key[:4], row["figures"], row["command"]) for key, row in sorted(newest.items())]
-    return filled("performance.md", "dpo step", "\n\n".join(tables))
+    """The page with its tables made again from the rows of benchmarks/results.jsonl."""
+    return filled((DOCS / "performance.md").read_text(), "dpo step", tables.dpo_steps())
 
 
 def results() -> str:
-    """The page with the comparison's tables made again from its newest row."""
-    found = measured("comparison")[-1]["figures"]
-    start = {"kl": 0.0, "reward": found["reference"]}
-
-    def at(kind: str, kl: float) -> str:
-        curve = sorted([start, *found[kind]], key=lambda p: p["kl"])
-        for low, high in itertools.pairwise(curve):
-            if low["kl"] <= kl <= high["kl"]:
-                share = (kl - low["kl"]) / ((high["kl"] - low["kl"]) or 1.0)
-                return f"{low['reward'] + share * (high['reward'] - low['reward']):.3f}"
-        return ""
-
-    policies = [
-        f"| {name} | {p['reward']:.3f} ({p['reward_sd']:.3f}) | {p['kl']:.2f} ({p['kl_sd']:.2f}) "
-        f"| {at('best of n', p['kl'])} | {at('optimum', p['kl'])} |"
-        for name, p in found["policies"].items()
-    ]
-    costs = [
-        f"| {name} | {spent.get('models', 1):.0f} | {spent['cpu_seconds']:.0f} "
-        f"| {spent.get('generated_tokens', 0):,.0f} |"
-        for name, spent in found["costs"].items()
-    ]
-    body = [
-        "| policy | reward (sd over seeds) | KL, nats (sd) | best of n there | the optimum there |",
-        "|---|---|---|---|---|",
-        *policies,
-        "",
-        "| step | models in memory | seconds on one core | generated tokens |",
-        "|---|---|---|---|",
-        *costs,
-    ]
-    return filled("results.md", "comparison", "\n".join(body))
-
-
-def table(model: str, data: str, dtype: str, pairs: int, figures: dict[str, Any], command: str) -> str:
-    systems = {name: found for name, found in figures.items() if isinstance(found, dict)}
-    ratio = {peer: systems[peer] for peer in ("trl", "trl-best", "preftune-pairs") if peer in systems}
-    out = [
-        f"**{model}, {data}, {dtype}, {pairs} pairs a step** (`{command}`)\n",
-        f"| | pairs/s | peak GB | useful | reference pass |{''.join(f' against {peer} |' for peer in ratio)}",
-        "|---|---|---|---|---|" + "---|" * len(ratio),
-    ]
-    for name, found in systems.items():
-        title = f"{name}, batches of {found['batch']}" if name == "trl-best" and "batch" in found else name
-        cells = [title, f"{found['pairs_per_s']:.2f}", f"{found['peak_gb']:.2f}", f"{found['useful_mfu']:.0%}"]
-        cached = name not in ("preftune-online", "trl")
-        cells.append(f"{found['reference_s']:.1f} s" if cached else "in the step")
-        for peer in ratio.values():
-            speed, memory = found["pairs_per_s"] / peer["pairs_per_s"], found["peak_gb"] / peer["peak_gb"]
-            cells.append(f"{speed:.1f}x, {memory:.2f}x memory" if found is not peer else "")
-        out.append(f"| {' | '.join(cells)} |")
-    return "\n".join(out)
+    """The page with its tables made again from the newest row of each benchmark."""
+    text = (DOCS / "results.md").read_text()
+    for claim, table in tables.RESULTS.items():
+        text = filled(text, claim, table())
+    return text
 
 
 def main() -> int:

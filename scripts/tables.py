@@ -1,0 +1,166 @@
+"""Tables of docs/results.md and docs/performance.md from the rows of benchmarks/results.jsonl."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROWS = Path(__file__).parents[1] / "benchmarks" / "results.jsonl"
+
+
+def measured(claim: str) -> list[dict[str, Any]]:
+    """The rows of a benchmark, oldest first."""
+    return [row for row in map(json.loads, ROWS.read_text().splitlines()) if row["claim"] == claim]
+
+
+def lines(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    head = f"| {' | '.join(heads)} |"
+    return "\n".join(
+        [head.replace("|  |", "| |"), "|" + "---|" * len(heads), *(f"| {' | '.join(row)} |" for row in rows)]
+    )
+
+
+def dpo_steps() -> str:
+    """A table from the newest row of each benchmark of a step."""
+    newest = {}
+    for row in measured("dpo step"):
+        settings, systems = row["settings"], tuple(name for name, f in row["figures"].items() if isinstance(f, dict))
+        adapter = f", LoRA of rank {settings['lora']}" if settings.get("lora") else ""
+        kind = settings["model"] + adapter, settings["data"], settings["dtype"], settings["pairs"]
+        newest[(*kind, systems)] = row
+    return "\n\n".join(dpo_step(*key[:4], row["figures"], row["command"]) for key, row in sorted(newest.items()))
+
+
+def dpo_step(model: str, data: str, dtype: str, pairs: int, figures: dict[str, Any], command: str) -> str:
+    systems = {name: found for name, found in figures.items() if isinstance(found, dict)}
+    ratio = {peer: systems[peer] for peer in ("trl", "trl-best", "preftune-pairs") if peer in systems}
+    heads = ["", "pairs/s", "peak GB", "useful", "reference pass", *(f"against {peer}" for peer in ratio)]
+    rows = []
+    for name, found in systems.items():
+        title = f"{name}, batches of {found['batch']}" if name == "trl-best" and "batch" in found else name
+        cells = [title, f"{found['pairs_per_s']:.2f}", f"{found['peak_gb']:.2f}", f"{found['useful_mfu']:.0%}"]
+        cached = name not in ("preftune-online", "trl")
+        cells.append(f"{found['reference_s']:.1f} s" if cached else "in the step")
+        for peer in ratio.values():
+            speed, memory = found["pairs_per_s"] / peer["pairs_per_s"], found["peak_gb"] / peer["peak_gb"]
+            cells.append(f"{speed:.1f}x, {memory:.2f}x memory" if found is not peer else "")
+        rows.append(cells)
+    beyond = figures.get("out of memory")
+    return f"**{model}, {data}, {dtype}, {pairs} pairs a step** (`{command}`)\n\n{lines(heads, rows)}" + (
+        f"\n\nOut of memory: {', '.join(beyond)}." if beyond else ""
+    )
+
+
+def comparison() -> str:
+    """Policies and costs."""
+    found = measured("comparison")[-1]["figures"]
+    start = {"kl": 0.0, "reward": found["reference"]}
+
+    def at(kind: str, kl: float) -> str:
+        curve = sorted([start, *found[kind]], key=lambda p: p["kl"])
+        for low, high in itertools.pairwise(curve):
+            if low["kl"] <= kl <= high["kl"]:
+                share = (kl - low["kl"]) / ((high["kl"] - low["kl"]) or 1.0)
+                return f"{low['reward'] + share * (high['reward'] - low['reward']):.3f}"
+        return ""
+
+    policies = [
+        [
+            name,
+            f"{p['reward']:.3f} ({p['reward_sd']:.3f})",
+            f"{p['kl']:.2f} ({p['kl_sd']:.2f})",
+            at("best of n", p["kl"]),
+            at("optimum", p["kl"]),
+        ]
+        for name, p in found["policies"].items()
+    ]
+    costs = [
+        [
+            name,
+            f"{spent.get('models', 1):.0f}",
+            f"{spent['cpu_seconds']:.0f}",
+            f"{spent.get('generated_tokens', 0):,.0f}",
+        ]
+        for name, spent in found["costs"].items()
+    ]
+    heads = ["policy", "reward (sd over seeds)", "KL, nats (sd)", "best of n there", "the optimum there"]
+    costly = ["step", "models in memory", "seconds on one core", "generated tokens"]
+    return f"{lines(heads, policies)}\n\n{lines(costly, costs)}"
+
+
+def temperatures() -> str:
+    """Win rates of every policy by the true reward, and what the controls say of them."""
+    row = measured("win rate over temperatures")[-1]
+    truth, *controls = row["figures"]
+    columns = [f"{t:g}" for t in row["settings"]["temperatures"]]
+    judged = [
+        [name, *(f"{rates[t]['rate']:.1%} ({100 * rates[t]['rate_sd']:.1f})" for t in columns)]
+        for name, rates in row["figures"][truth].items()
+    ]
+    shown = [columns[0], columns[-1]]
+    controlled = [
+        [
+            name,
+            *(f"{row['figures'][control][name][t]['rate']:.1%}" for control in controls for t in shown),
+            *(f"{rates[t]['length_controlled']:.1%}" for t in shown),
+            *(f"{rates[t]['words']:.1f}, {rates[t]['other_words']:.1f}" for t in shown),
+        ]
+        for name, rates in row["figures"][truth].items()
+    ]
+    heads = [f"{text} at {t}" for text in (*controls, "length-controlled", "words") for t in shown]
+    return f"{lines(['policy', *columns], judged)}\n\n{lines(['policy', *heads], controlled)}"
+
+
+def dialogue() -> str:
+    """Held-out accuracy and calibration of each reward."""
+    found = measured("single-turn dialogue")[-1]["figures"]
+    rows = [
+        [
+            name,
+            pairs,
+            f"{f['pairs']:,}",
+            f"{f['accuracy']:.1%} +- {100 * f['half_interval']:.1f}",
+            f"{f['loss']:.4f}",
+            f"{f['calibration/ece']:.3f}",
+            f"{f['calibration/brier']:.4f}",
+        ]
+        for name, parts in found.items()
+        for pairs, f in parts.items()
+    ]
+    heads = ["reward", "held-out pairs", "number", "accuracy", "log loss", "calibration error", "Brier score"]
+    bins = [
+        [name, f"{said:.3f}", f"{right:.3f}", f"{number:,}"]
+        for name, parts in found.items()
+        for said, right, number in parts["all"]["table"]
+    ]
+    return f"{lines(heads, rows)}\n\n{lines(['reward', 'what it says', 'share that is right', 'pairs'], bins)}"
+
+
+def noise() -> str:
+    """Precision and recall of the list at each share that was turned round."""
+    rows = [
+        [
+            f["ranker"],
+            f"{f['share']:.0%}",
+            f"{f['seed']}",
+            f"{f['judgements']:,}",
+            f"{f['accuracy']:.1%}",
+            f"{f['precision_at_tenth']:.1%}, {f['recall_at_tenth']:.1%}",
+            f"{f['precision_at_number']:.1%}, {f['recall_at_number']:.1%}",
+            f"{f['precision_of_backwards']:.1%}, {f['recall_of_backwards']:.1%}",
+        ]
+        for f in measured("noise finder")[-1]["figures"]["runs"]
+    ]
+    heads = ["ranker", "turned round", "seed", "pairs", "agrees with the labels"]
+    listed = ["a tenth as many", "as many as were turned round", "all that are ranked backwards"]
+    return lines([*heads, *(f"{name}: precision, recall" for name in listed)], rows)
+
+
+RESULTS = {
+    "comparison": comparison,
+    "win rate over temperatures": temperatures,
+}
