@@ -261,7 +261,8 @@ def in_words(policy: str, temperature: float, rate: WinRate) -> str:
     """One line of the result."""
     return (
         f"{policy} at T {temperature:g}: wins {rate.rate:.1%} ({rate.low:.1%} to {rate.high:.1%}), "
-        f"length-controlled {rate.length_controlled:.1%}; {rate.wins} won, {rate.ties} tied, {rate.losses} lost, "
+        f"length-controlled {rate.length_controlled:.1%} ({rate.length_low:.1%} to {rate.length_high:.1%}); "
+        f"{rate.wins} won, {rate.ties} tied, {rate.losses} lost, "
         f"{rate.unread} unread; the first shown wins {rate.first_shown:.1%}"
     )
 
@@ -298,7 +299,7 @@ def write(
             t,
             f"{r.rate:.1%}",
             f"{r.low:.1%} to {r.high:.1%}",
-            f"{r.length_controlled:.1%}",
+            f"{r.length_controlled:.1%} ({r.length_low:.1%} to {r.length_high:.1%})",
             f"{r.wins}, {r.ties}, {r.losses}",
             f"{r.first_shown:.1%}",
             f"{r.words:.0f} against {r.other_words:.0f}",
