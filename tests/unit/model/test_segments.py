@@ -42,17 +42,20 @@ def test_flex_attention_equals_one_segment_after_another(
 
 @pytest.mark.parametrize("layout", ["packed", "shared"])
 @pytest.mark.parametrize("window", [None, 5])
-def test_the_ragged_form_says_the_same(monkeypatch: pytest.MonkeyPatch, layout: str, window: int | None) -> None:
+@pytest.mark.parametrize("grouped", [True, False])
+def test_the_ragged_form_says_the_same(
+    monkeypatch: pytest.MonkeyPatch, layout: str, window: int | None, grouped: bool
+) -> None:
     """What `varlen` hands to CUDA's kernel, computed by the kernel's definition: lower-right causal, sequence by
-    sequence, in a window of keys to the left."""
+    sequence, in a window of keys to the left; with grouped queries, or without as in torch 2.11."""
     import torch.nn.attention.varlen
 
     def kernel(
         q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, starts_q: Any, starts_k: Any, most_q: int, most_k: int,
-        *, scale: float, window_size: tuple[int, int], enable_gqa: bool,
+        *, scale: float, window_size: tuple[int, int], enable_gqa: bool = False,
     ) -> torch.Tensor:  # fmt: skip
         assert window_size[1] == 0
-        assert enable_gqa
+        assert enable_gqa == grouped == (q.shape[1] != k.shape[1])
         out = []
         for i in range(len(starts_q) - 1):
             own, keys = slice(starts_q[i], starts_q[i + 1]), slice(starts_k[i], starts_k[i + 1])
@@ -66,6 +69,7 @@ def test_the_ragged_form_says_the_same(monkeypatch: pytest.MonkeyPatch, layout: 
         return torch.cat(out)
 
     monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", kernel)
+    monkeypatch.setattr(segments, "_settings", lambda: {"scale", "window_size", *(["enable_gqa"] if grouped else [])})
     qkv, packed = inputs(layout)
     expected = segments.each(*qkv, packed, window, 0.3)
     assert torch.allclose(segments.varlen(*qkv, packed, window, 0.3), expected, atol=1e-5)
