@@ -12,7 +12,7 @@ a segment is ordinary attention of q[begin:end] over k[prefix] ++ k[begin:end], 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -163,7 +163,7 @@ def varlen(query: Tensor, key: Tensor, value: Tensor, layout: Packed, window: in
     if len(gather) != k.shape[0]:
         k, v = k[gather], v[gather]
     settings: dict[str, Any] = {"scale": scale, "window_size": (-1 if window is None else window - 1, 0)}
-    if q.shape[1] != k.shape[1] and "enable_gqa" in _settings():
+    if q.shape[1] != k.shape[1] and "enable_gqa" in _settings(varlen_attn):
         settings["enable_gqa"] = True
     elif q.shape[1] != k.shape[1]:  # torch 2.11
         k, v = (tensor.repeat_interleave(q.shape[1] // k.shape[1], 1) for tensor in (k, v))
@@ -174,14 +174,14 @@ def varlen(query: Tensor, key: Tensor, value: Tensor, layout: Packed, window: in
 
 def has_varlen() -> bool:
     """Whether torch's variable-length attention has windows; torch 2.10's has none."""
-    return _settings() >= {"scale", "window_size"}
+    from torch.nn.attention.varlen import varlen_attn
+
+    return _settings(varlen_attn) >= {"scale", "window_size"}
 
 
 @lru_cache(maxsize=1)
-def _settings() -> frozenset[str]:
-    from torch.nn.attention.varlen import varlen_attn
-
-    return frozenset(inspect.signature(varlen_attn).parameters)
+def _settings(function: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)
 
 
 @lru_cache(maxsize=4)

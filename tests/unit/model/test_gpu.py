@@ -3,6 +3,7 @@ device in the middle of a step. Tensors have no contents here: what would have t
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,6 +28,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """Attention as on CUDA, by torch's description of its kernel; the heads of queries of each call."""
     kernel, seen = torch.nn.attention.varlen.varlen_attn, []
 
+    @functools.wraps(kernel)
     def watch(q: Any, k: Any, v: Any, starts_q: Any, starts_k: Any, *lengths: int, **settings: Any) -> Any:
         assert all(x.dtype == torch.bfloat16 and x.is_contiguous() for x in (q, k, v))
         assert all(x.dtype == torch.int32 and x.is_contiguous() for x in (starts_q, starts_k))

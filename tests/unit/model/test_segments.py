@@ -69,7 +69,7 @@ def test_the_ragged_form_says_the_same(
         return torch.cat(out)
 
     monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", kernel)
-    monkeypatch.setattr(segments, "_settings", lambda: {"scale", "window_size", *(["enable_gqa"] if grouped else [])})
+    monkeypatch.setattr(segments, "_settings", lambda _: {"scale", "window_size", *(["enable_gqa"] if grouped else [])})
     qkv, packed = inputs(layout)
     expected = segments.each(*qkv, packed, window, 0.3)
     assert torch.allclose(segments.varlen(*qkv, packed, window, 0.3), expected, atol=1e-5)
