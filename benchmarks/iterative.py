@@ -4,7 +4,8 @@
 
 Every round samples `--n` responses a prompt from the policy as it is, judges all pairs by the true reward, and trains
 one epoch with the first model as the reference. Offline DPO is one round with rounds * n responses from the first
-model, in groups of n. Run again, it goes on where it stopped.
+model, in groups of n, at the same betas and at others: its own curve of reward against KL. Run again, it goes on where
+it stopped; seeds may run side by side in the same folder.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/iterative"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--betas", type=float, nargs="+", default=[0.1, 0.05])
+    parser.add_argument("--offline-betas", type=float, nargs="*", default=[0.3, 0.2, 0.15], help="more, offline alone")
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--n", type=int, default=8, help="responses a prompt and round")
     parser.add_argument("--lr", type=float, default=1e-4)
@@ -54,6 +56,7 @@ def main() -> None:
     for beta in options.betas:
         curves = [iterated(options, prompts, beta, seed) for seed in options.seeds]
         found[f"iterative, beta {beta:g}"] = averaged(curves)
+    for beta in (*options.offline_betas, *options.betas):
         found[f"offline, beta {beta:g}"] = averaged([[offline(options, prompts, beta, seed)] for seed in options.seeds])
     for name, curve in found.items():
         print(name, "  ".join(f"{p['score']:.3f} at {p['kl']:.2f}" for p in curve))
