@@ -33,6 +33,7 @@ from preftune.train.optim import Weights, build_optimizer
 from preftune.types import Packed, TokenGroup
 
 pytestmark = [
+    pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
     pytest.mark.filterwarnings("ignore"),  # compilers read deprecated things
 ]
