@@ -115,6 +115,37 @@ def temperatures() -> str:
     return f"{lines(['policy', *columns], judged)}\n\n{lines(['policy', *heads], controlled)}"
 
 
+def iterative() -> str:
+    """Rounds, and what one round with as many judgements has at the same KL by the line between its points."""
+    found = measured("iterative dpo")[-1]["figures"]
+    offline = sorted((curve[0] for name, curve in found.items() if name.startswith("offline")), key=lambda p: p["kl"])
+
+    def there(kl: float) -> str:
+        for low, high in itertools.pairwise(offline):
+            if low["kl"] <= kl <= high["kl"]:
+                share = (kl - low["kl"]) / (high["kl"] - low["kl"])
+                return f"{low['score'] + share * (high['score'] - low['score']):.3f}"
+        return ""
+
+    def cells(p: dict[str, float]) -> list[str]:
+        return [f"{p['score']:.3f} ({p['score_sd']:.3f})", f"{p['kl']:.2f} ({p['kl_sd']:.2f})", f"{p['diversity']:.2f}"]
+
+    rounds = [
+        [name.removeprefix("iterative, ") if number == 0 else "", str(number), *cells(p), there(p["kl"])]
+        for name, curve in found.items()
+        if name.startswith("iterative")
+        for number, p in enumerate(curve)
+    ]
+    single = [
+        [name.removeprefix("offline, "), *cells(curve[0])]
+        for name, curve in found.items()
+        if name.startswith("offline")
+    ]
+    heads = ["reward (sd over seeds)", "KL, nats (sd)", "distinct word pairs"]
+    rounds_table = lines(["rounds at", "round", *heads, "one round at this KL"], rounds)
+    return f"{rounds_table}\n\n{lines(['one round at', *heads], single)}"
+
+
 def dialogue() -> str:
     """Held-out accuracy and calibration of each reward."""
     found = measured("single-turn dialogue")[-1]["figures"]
