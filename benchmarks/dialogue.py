@@ -35,7 +35,7 @@ from preftune.files import write_rows
 from preftune.methods import dpo, reward, score, sft
 from preftune.train.display import Display
 from preftune.train.metrics import Calibration
-from preftune.types import PreferenceGroup
+from preftune.types import PreferenceGroup, content
 
 QUIET = Display(quiet=True)
 
@@ -78,8 +78,8 @@ def main() -> None:
 
 
 def turns(group: PreferenceGroup) -> int:
-    """Questions of a person in the prompt."""
-    return sum(message.role == "user" for message in group.prompt if not isinstance(message, str))
+    """Questions of a person in the prompt, a transcript."""
+    return content(group.prompt).count("Human:")
 
 
 def of_fold(
