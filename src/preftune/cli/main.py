@@ -150,6 +150,14 @@ def pairs(
 
     if select not in SELECTIONS:
         raise ConfigError(f"unknown selection {select!r}; {did_you_mean(select, SELECTIONS)}", where="--select")
+    useless = {
+        "--k": k != 1 and select != "top-k",
+        "--beta": beta != 0.1 and select != "rso",
+        "--gap": gap != 0 and select == "top-k",
+        "--soft": soft and select == "top-k",
+    }
+    for name in [name for name, given in useless.items() if given]:
+        raise ConfigError(f"means nothing to {select}", where=name, fix="leave it out or choose another --select")
     from preftune.evaluate.rewards import open_reward
     from preftune.methods.pairs import run as run_pairs
     from preftune.methods.prepare import device_of

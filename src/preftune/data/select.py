@@ -5,14 +5,16 @@ best-random   the best against another, drawn by the seed
 all           every pair, each prompt with a total weight of 1
 top-k         the k best as demonstrations (rejection sampling, RAFT: Dong et al. 2023, arXiv:2304.06767)
 rso           responses accepted with probability exp((r - max r) / beta), which are samples of the optimal policy
-              at beta (statistical rejection sampling: Liu et al. 2023, arXiv:2309.06657), every pair of them
+              at beta as far as the best of them is its best (statistical rejection sampling: Liu et al. 2023,
+              arXiv:2309.06657), every pair of them; one that was accepted k times weighs as k
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
@@ -40,43 +42,53 @@ class Selecting:
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """Indices of the responses that are kept, and the judgements between them (numbered as they are kept)."""
+    """Indices of the responses that are kept, and the judgements between them (numbered as they are kept).
+
+    left_out   what was not taken, by reason: copies of a response, ties, pairs below the gap, responses not accepted
+    """
 
     members: tuple[int, ...]
     judgements: tuple[Judgement, ...]
-    ties: int
+    left_out: Mapping[str, int]
 
 
 def choose(texts: Sequence[str], scores: Sequence[float], how: Selecting, prompt: str) -> Chosen:
     """What is kept of one prompt's responses. Raises Drop with the reason if nothing is."""
-    distinct = list({text: i for i, text in reversed(list(enumerate(texts)))}.values())  # the first of each text
-    order = sorted(sorted(distinct), key=lambda i: -scores[i])
+    every = range(len(texts))
+    drawn = accepted(_ranked(every, scores), scores, how, prompt) if how.select == "rso" else list(every)
+    first = {text: i for i, text in reversed([(i, texts[i]) for i in sorted(drawn)])}  # the first of each text
+    times = Counter(first[texts[i]] for i in drawn)
+    order = _ranked(first.values(), scores)
+    left_out = {"copies": len(drawn) - len(order), "not accepted": len(texts) - len(drawn)}
     if how.select == "top-k":
-        return Chosen(tuple(order[: how.k]), (), 0)
-    if how.select == "rso":
-        order = accepted(order, scores, how, prompt)
+        return Chosen(tuple(order[: how.k]), (), left_out)
     if len(order) < 2:
-        raise Drop(
-            "fewer than two different responses"
-            if how.select != "rso"
-            else "fewer than two were accepted: a larger beta accepts more"
-        )
-    every = list(combinations(order, 2))
+        few = "fewer than two different responses"
+        raise Drop(f"{few} were accepted: a larger beta accepts more" if how.select == "rso" else few)
+    pairs = list(combinations(order, 2))
     if how.select == "best-worst":
-        every = [(order[0], order[-1])]
+        pairs = [(order[0], order[-1])]
     elif how.select == "best-random":
-        every = [(order[0], order[1 + int(_random(how, prompt).integers(len(order) - 1))])]
-    far = [(b, w) for b, w in every if scores[b] - scores[w] > 0 and scores[b] - scores[w] >= how.gap]
-    ties = sum(scores[b] == scores[w] for b, w in every)
+        pairs = [(order[0], order[1 + int(_random(how, prompt).integers(len(order) - 1))])]
+    far = [(b, w) for b, w in pairs if scores[b] - scores[w] > 0 and scores[b] - scores[w] >= how.gap]
+    ties = sum(scores[b] == scores[w] for b, w in pairs)
     if not far:
-        raise Drop("all scores are tied" if ties == len(every) else f"no gap of {how.gap:g} or more")
+        raise Drop("all scores are tied" if ties == len(pairs) else f"no gap of {how.gap:g} or more")
     members = sorted({i for pair in far for i in pair})
     place = {old: new for new, old in enumerate(members)}
-    weight = 1 / len(far) if how.select in ("all", "rso") else 1.0
+    # a response that was accepted twice stands for two samples of the optimal policy
+    weights = [float(times[b] * times[w]) if how.select == "rso" else 1.0 for b, w in far]
+    total = sum(weights) if how.select in ("all", "rso") else 1.0
     judgements = tuple(
-        Judgement(place[b], place[w], weight, _sigmoid(scores[b] - scores[w]) if how.soft else 1.0) for b, w in far
+        Judgement(place[b], place[w], weight / total, _sigmoid(scores[b] - scores[w]) if how.soft else 1.0)
+        for (b, w), weight in zip(far, weights, strict=True)
     )
-    return Chosen(tuple(members), judgements, ties)
+    return Chosen(tuple(members), judgements, {**left_out, "ties": ties, "below the gap": len(pairs) - ties - len(far)})
+
+
+def _ranked(members: Iterable[int], scores: Sequence[float]) -> list[int]:
+    """The best first; equal ones as they come."""
+    return sorted(sorted(members), key=lambda i: -scores[i])
 
 
 def accepted(order: Sequence[int], scores: Sequence[float], how: Selecting, prompt: str) -> list[int]:

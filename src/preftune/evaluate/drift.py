@@ -17,6 +17,8 @@ def figures(texts: Sequence[str], ended: Sequence[bool]) -> dict[str, float]:
     responses/ended     share that ended before the limit
     diversity           distinct word pairs over all word pairs, of all responses together
     repetition          mean over responses of 1 - distinct / all word pairs of the response
+
+    Without a pair of words there is no diversity and no repetition.
     """
     pairs = [list(pairwise(words)) for words in (text.split() for text in texts)]
     every = [pair for own in pairs for pair in own]
@@ -24,8 +26,7 @@ def figures(texts: Sequence[str], ended: Sequence[bool]) -> dict[str, float]:
     return {
         "responses/words": float(np.mean([len(text.split()) for text in texts])),
         "responses/ended": float(np.mean(ended)),
-        "diversity": len(set(every)) / len(every) if every else 0.0,
-        "repetition": float(np.mean(repeated)) if repeated else 0.0,
+        **({"diversity": len(set(every)) / len(every), "repetition": float(np.mean(repeated))} if every else {}),
     }
 
 

@@ -5,6 +5,7 @@ All of them read text, so a reward model may have another tokenizer than the pol
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -252,4 +253,20 @@ def length() -> Reward:
     return lambda answers: [float(len(a.response)) for a in answers]
 
 
-RULES: dict[str, Callable[..., Any]] = {"vader": vader, "length": length}
+def short() -> Reward:
+    """Minus the number of characters: a control that shows what rewards brevity."""
+    return lambda answers: [-float(len(a.response)) for a in answers]
+
+
+def random() -> Reward:
+    """A number between 0 and 1 that the text's hash decides: a control from which nothing can be learnt."""
+    return lambda answers: [
+        int.from_bytes(
+            hashlib.sha256(f"{content(a.prompt)}\0{a.response}".encode("utf-8", "replace")).digest()[:6], "big"
+        )
+        / 2**48
+        for a in answers
+    ]
+
+
+RULES: dict[str, Callable[..., Any]] = {"vader": vader, "length": length, "short": short, "random": random}

@@ -6,14 +6,17 @@ here the data move with it.
     manifest.json  what every piece was made from
 
 Every piece is finished or not there, so the same command goes on wherever it was stopped, and comes to the same files.
+A stop rule that is broken publishes the policy of the round before.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +36,18 @@ from preftune.evaluate.frontier import response_logps
 from preftune.evaluate.rewards import Reward, answers_of, open_reward, rewards_of
 from preftune.files import digest, write_json, write_rows
 from preftune.methods import dpo, pairs, samples
-from preftune.methods.policies import open_policy
+from preftune.methods.policies import open_policy, weights_of
 from preftune.methods.prepare import compute_dtype, device_of, load_renderer, read_prompt_data, with_room
 from preftune.methods.samples import Wanted
 from preftune.methods.training import say_plan
+from preftune.methods.winrate import judge_of
 from preftune.model import load
 from preftune.model.generate import Sampling, sample
 from preftune.model.logprobs import Scorer
 from preftune.report.run import write_run_page
 from preftune.train.display import Display
 from preftune.train.run import Run, run_identity
+from preftune.train.track import open_trackers
 from preftune.types import PreferenceGroup, as_json
 
 
@@ -59,8 +64,8 @@ def run(
     for account in asked.accounts:
         for line in account.lines():
             display.say(line)
-    identity = config.model_dump(mode="json")
-    Run.check(out, run_identity(identity, asked.fingerprint))
+    identity, sources = config.model_dump(mode="json"), sources_of(config, asked.fingerprint, reward)
+    Run.check(out, run_identity(identity, sources))
     judge = reward or open_reward(config.reward, "reward", device=device_of(None))
     if Run.finished(out):
         display.say(f"{out} is finished; its model is {out / 'final'}")
@@ -74,29 +79,62 @@ def run(
     if dry_run:
         say_plan(config, [], display)
         return out
-    log = Run.open(out, identity, asked.fingerprint, display)
-    policy, lineage = config.model.path, []
-    before = evaluated(config, out / "start.json", policy, held_out or train, judge)
+    log = Run.open(out, identity, sources, display)
+    with tracked(log, config.track):
+        policy = rounds(config, log, train, held_out or train, judge)
+    final = publish(Path(policy), out / "final")
+    write_run_page(out)
+    log.note(finished=True, published=policy)
+    display.say(f"done: {final}, the policy of {policy}")
+    return final
+
+
+def rounds(
+    config: IterateConfig,
+    log: Run,
+    train: Sequence[PreferenceGroup],
+    asked: Sequence[PreferenceGroup],
+    judge: Reward,
+) -> str:
+    """All rounds, as far as the stop rules let them; the policy to publish."""
+    policy, lineage = config.model.path, list[dict[str, Any]]()
+    before = evaluated(config, log.folder / "start.json", policy, asked, judge)
     log.evaluation(0, before)
     for number in range(1, config.rounds + 1):
-        folder = out / f"round-{number:02d}"
-        display.say(f"round {number} of {config.rounds}: from {policy}")
-        lineage.append(one_round(config, folder, number, policy, train, judge, display))
+        folder, start = log.folder / f"round-{number:02d}", policy
+        log.display.say(f"round {number} of {config.rounds}: from {start}")
+        lineage.append(one_round(config, folder, number, start, train, judge, log.display))
         policy = str(folder / "dpo" / "final")
-        after = evaluated(config, folder / "evaluation.json", policy, held_out or train, judge)
+        after = evaluated(config, folder / "evaluation.json", policy, asked, judge)
         log.evaluation(number, after)
         lineage[-1]["evaluation"] = after
         log.note(rounds=lineage)
         reason = enough(config, before, after)
         if reason:
-            display.say(f"stopping after round {number}: {reason}")
-            break
+            log.display.say(f"stopping after round {number}: {reason}")
+            worse = beyond(config, after) or after["objective/score"] < before["objective/score"]
+            if worse and number == 1:
+                log.display.say("there is no round before it: its policy is the result all the same")
+            return start if worse and number > 1 else policy
         before = after
-    final = publish(Path(policy), out / "final")
-    write_run_page(out)
-    log.note(finished=True)
-    display.say(f"done: {final}")
-    return final
+    return policy
+
+
+@contextmanager
+def tracked(log: Run, names: Sequence[str]) -> Iterator[None]:
+    """While open, the evaluations of the rounds go to the trackers too; each round's training has a run of its own."""
+    log.trackers = open_trackers(list(names), log.folder, log.identity["config"])
+    try:
+        yield
+    finally:
+        for tracker in log.trackers:
+            tracker.close()
+
+
+def sources_of(config: IterateConfig, prompts: str, given: Reward | None) -> str:
+    """What the rounds are made from: the prompts, the first model's weights, and the reward's models and files."""
+    reward = "given in memory" if given else judge_of(config.reward)
+    return f"{prompts} {hashlib.sha256(f'{weights_of(config.model.path)} {reward}'.encode()).hexdigest()}"
 
 
 def fitting(config: IterateConfig, groups: list[PreferenceGroup], account: Account) -> list[PreferenceGroup]:
@@ -151,16 +189,24 @@ def one_round(
     )
     dpo.run(tuning, display=display)
     pieces = {path.name: digest(path) for path in (asked, drawn, prefs)}
-    return {"round": number, "policy": policy, "reference": base or policy, "seed": seed, "pieces": pieces}
+    made_from = {"policy": policy, "reference": base or policy, "policy_weights": weights_of(policy)}
+    return {"round": number, **made_from, "reward": config.reward, "seed": seed, "pieces": pieces}
 
 
 def prompts_of_round(config: IterateConfig, number: int, available: int) -> list[int]:
     """The prompts of a round: each goes on in a seeded order where the last one ended, and begins again at its end."""
     if config.prompts is None:
         return list(range(available))
-    begin = (number - 1) * config.prompts
-    wanted = range(begin, begin + min(config.prompts, available))
-    return sorted(permutation(available, config.train.seed, at // available)[at % available] for at in wanted)
+    each, found = min(config.prompts, available), list[int]()
+    at = 0
+    for _ in range(number):
+        found = []
+        while len(found) < each:
+            prompt = permutation(available, config.train.seed, at // available)[at % available]
+            at += 1
+            if prompt not in found:  # a round that crosses the end of the prompts may meet one again
+                found.append(prompt)
+    return sorted(found)
 
 
 @torch.no_grad()
@@ -197,14 +243,19 @@ def evaluated(
 
 def enough(config: IterateConfig, before: dict[str, float], after: dict[str, float]) -> str:
     """Why the rounds should end here, in words; empty if they should go on."""
-    stop, kl, diversity = config.stop, after["objective/kl"], after["diversity"]
     gain = after["objective/score"] - before["objective/score"]
+    if config.stop.gain is not None and gain < config.stop.gain:
+        return beyond(config, after) or f"the reward rose by {gain:.3f}, less than stop.gain={config.stop.gain:g}"
+    return beyond(config, after)
+
+
+def beyond(config: IterateConfig, after: dict[str, float]) -> str:
+    """The limit that this policy has passed, in words. Without word pairs there is no diversity to lose."""
+    stop, kl, diversity = config.stop, after["objective/kl"], after.get("diversity", 1.0)
     if stop.kl is not None and kl > stop.kl:
         return f"the policy is {kl:.2f} nats from the first model, more than stop.kl={stop.kl:g}"
     if stop.diversity is not None and diversity < stop.diversity:
         return f"only {diversity:.0%} of the word pairs are distinct, less than stop.diversity={stop.diversity:g}"
-    if stop.gain is not None and gain < stop.gain:
-        return f"the reward rose by {gain:.3f}, less than stop.gain={stop.gain:g}"
     return ""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -36,14 +37,14 @@ def run(samples: str, out: Path, how: Selecting, reward: Reward | None, display:
     account = Account(samples, "samples")
     rows = read_samples(samples, account)
     scored = score(rows, reward, display)
-    written, ties, judgements = [], 0, 0
+    written, judgements, left_out = [], 0, Counter[str]()
     for row in scored:
         try:
             chosen = choose(row.texts, row.scores, how, repr(row.prompt))
         except Drop as reason:
             account.drop(str(reason), row.origin)
             continue
-        ties += chosen.ties
+        left_out.update(chosen.left_out)
         judgements += len(chosen.judgements)
         written.append(
             {
@@ -61,7 +62,10 @@ def run(samples: str, out: Path, how: Selecting, reward: Reward | None, display:
         raise DataError("no prompt is left", where=samples)
     write_rows(out, written)
     kept = sum(len(row["responses"]) for row in written)
-    display.say(f"done: {out}: {len(written)} groups, {kept} responses, {judgements} judgements; {ties} ties skipped")
+    display.say(f"done: {out}: {len(written)} groups, {kept} responses, {judgements} judgements")
+    if any(left_out.values()):
+        said = ", ".join(f"{number:,} {what}" for what, number in left_out.items() if number)
+        display.say(f"  of the prompts that are kept, left out: {said}")
     return account
 
 

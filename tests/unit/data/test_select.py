@@ -26,7 +26,7 @@ def test_best_and_worst() -> None:
 def test_all_pairs_weigh_one_prompt() -> None:
     found = choose(TEXTS, SCORES, Selecting("all"), "p")
     assert found.members == (0, 1, 2, 3)
-    assert found.ties == 1
+    assert found.left_out == {"copies": 0, "not accepted": 0, "ties": 1, "below the gap": 0}
     assert len(found.judgements) == 5
     assert sum(j.weight for j in found.judgements) == pytest.approx(1)
     assert all(j.probability == 1 for j in found.judgements)
@@ -35,6 +35,7 @@ def test_all_pairs_weigh_one_prompt() -> None:
 def test_the_gap() -> None:
     found = choose(TEXTS, SCORES, Selecting("all", gap=0.45), "p")
     assert {(found.members[j.better], found.members[j.worse]) for j in found.judgements} == {(1, 0), (1, 2), (1, 3)}
+    assert found.left_out == {"copies": 0, "not accepted": 0, "ties": 1, "below the gap": 2}
     with pytest.raises(Drop, match=r"no gap of 0\.9 or more"):
         choose(TEXTS, SCORES, Selecting("best-worst", gap=0.9), "p")
 
@@ -72,6 +73,18 @@ def test_accepted_responses_are_samples_of_the_optimal_policy() -> None:
     for i in (0, 1):
         assert counts[i] / counts[2] == pytest.approx(math.exp((scores[i] - 1.0) / beta), abs=0.04)
     assert counts[2] == 4000
+
+
+def test_copies_are_counted_and_stand_for_as_many_samples() -> None:
+    """Nine of ten samples say `a`: among what is accepted it weighs nine times as much as `b`, and a pair both."""
+    texts, scores = ("a",) * 9 + ("b", "c"), (1.0,) * 9 + (0.9999, 0.9998)
+    found = choose(texts, scores, Selecting("rso", beta=1000.0), "p")
+    weights = {(texts[found.members[j.better]], texts[found.members[j.worse]]): j.weight for j in found.judgements}
+    assert weights == {("a", "b"): 9 / 19, ("a", "c"): 9 / 19, ("b", "c"): 1 / 19}
+    assert found.left_out["copies"] == 8
+    assert choose(texts, scores, Selecting("all"), "p").left_out["copies"] == 8
+    strict = choose(("a", "b", "c"), (0.0, 1.0, 0.99), Selecting("rso", beta=0.01), "q")
+    assert strict.left_out["not accepted"] == 1
 
 
 @given(

@@ -199,6 +199,66 @@ def test_a_loss_of_diversity_stops(tmp_path: Path, model_folder: Path) -> None:
     wanted = config(tmp_path, model_folder, stop=StopConfig(diversity=0.5, kl=1.0, gain=0.1))
     assert "33% of the word pairs are distinct" in enough(wanted, before, after)
     assert enough(wanted, before, {**after, "diversity": 0.6}) == ""
+    assert "diversity" not in figures(["yes", "no"], [True, True])  # answers of one word have no pairs to repeat
+    one_word = {"objective/score": 1.0, "objective/kl": 0.5, **figures(["yes", "no"], [True, True])}
+    assert enough(wanted, before, one_word) == ""
+
+
+@pytest.mark.parametrize(
+    ("stop", "published"), [(StopConfig(kl=0.35), 1), (StopConfig(gain=0.5), 1), (StopConfig(), 3)]
+)
+def test_a_round_beyond_a_limit_is_not_the_result(
+    tmp_path: Path, model_folder: Path, stop: StopConfig, published: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The policy of the last round within the limits is; so too where the reward fell."""
+    found = iter([(0.0, 0.0), (0.6, 0.3), (0.5, 0.4), (0.7, 0.5)])
+
+    def evaluated(*_: Any) -> dict[str, float]:
+        score, kl = next(found)
+        return {"objective/score": score, "objective/kl": kl, "diversity": 1.0}
+
+    monkeypatch.setattr(iterate, "evaluated", evaluated)
+    final = run(config(tmp_path, model_folder, rounds=3, stop=stop))
+    expected = tmp_path / "run" / f"round-0{published}" / "dpo" / "final" / "model.safetensors"
+    assert (final / "model.safetensors").read_bytes() == expected.read_bytes()
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["published"] == str(expected.parent)
+
+
+def test_another_reward_of_the_same_name_is_refused(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rounds of two rewards are neither's."""
+    function = "def one(prompts, responses):\n    return [{} * float(len(r)) for r in responses]\n"
+    (tmp_path / "mine.py").write_text(function.format(1))
+    wanted = config(tmp_path, model_folder).model_copy(update={"reward": f"{tmp_path / 'mine.py'}:one"})
+    with monkeypatch.context() as patch:
+        patch.setattr(iterate.dpo, "run", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            iterate.run(wanted, display=Display(quiet=True))
+    (tmp_path / "mine.py").write_text(function.format(-1))
+    with pytest.raises(RunError, match="data"):
+        iterate.run(wanted, display=Display(quiet=True))
+
+
+def test_rounds_are_tracked(tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reward, KL and diversity of every round go where metrics go."""
+    seen: dict[str, list[int]] = {}
+
+    class Tracker:
+        def __init__(self, folder: Path) -> None:
+            self.steps = seen.setdefault(str(folder), [])
+
+        def log(self, step: int, metrics: dict[str, float]) -> None:
+            if "eval/objective/score" in metrics:
+                self.steps.append(step)
+
+        def close(self) -> None: ...
+
+    monkeypatch.setattr(iterate, "open_trackers", lambda names, folder, _: [Tracker(folder)] if names else [])
+    monkeypatch.setattr("preftune.methods.training.open_trackers", lambda *_: [])
+    monkeypatch.setattr("preftune.methods.training.require_packages", lambda _: None)
+    run(config(tmp_path, model_folder, track=["tensorboard"]))
+    assert seen == {str(tmp_path / "run"): [0, 1, 2]}
 
 
 def test_fresh_prompts_every_round(tmp_path: Path, model_folder: Path) -> None:
@@ -206,6 +266,10 @@ def test_fresh_prompts_every_round(tmp_path: Path, model_folder: Path) -> None:
     rounds = [prompts_of_round(wanted, number, 6) for number in (1, 2, 3, 4)]
     assert sorted(i for r in rounds[:3] for i in r) == [0, 1, 2, 3, 4, 5]
     assert len(rounds[3]) == 2
+    for prompts in range(1, 7):
+        more = wanted.model_copy(update={"prompts": prompts})
+        for number in range(1, 12):  # also where a round crosses the end of the prompts
+            assert len(set(prompts_of_round(more, number, 5))) == min(prompts, 5)
 
 
 def test_lora_rounds(tmp_path: Path, model_folder: Path) -> None:
