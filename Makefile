@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check install clean
+.PHONY: demo test kills check install clean
 
 demo: $(READY)  ## the offline first run
 	@echo "== preftune demo: about 90 s on two cores; everything goes to demo-run/"
@@ -13,6 +13,9 @@ demo: $(READY)  ## the offline first run
 test: $(READY)  ## all tests
 	@echo "== tests: some minutes on two cores, offline"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8
+
+kills: $(READY)  ## preftune iterate, killed at twenty random moments
+	PREFTUNE_KILLS=20 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit/methods/test_iterate.py -k killed
 
 check: $(READY)  ## lint, format and types
 	@scripts/check

@@ -20,7 +20,7 @@ def frontier(
     reference: Annotated[str, typer.Option(help="What the policies were tuned from: folder, run or Hub id.")],
     policy: Annotated[list[str], typer.Option(help="Tuned model, run folder or checkpoint; may be given often.")],
     prompts: Annotated[str, typer.Option(help="Rows with `prompt`, or preference data, whose prompts are taken.")],
-    reward: Annotated[str, typer.Option(help="Reward model's folder, vader, length, or file.py:function.")],
+    reward: Annotated[str, typer.Option(help="Any reward, as in preftune pairs: a folder, vader, file.py:function, ...")],
     out: Annotated[Path, typer.Option(help="Folder for frontier.json and frontier.html.")] = Path("frontier"),
     temperatures: Annotated[str, typer.Option(help="Sampling temperatures, with commas.")] = "1",
     samples: Annotated[int, typer.Option(help="Responses a prompt of each policy.", min=1)] = 8,

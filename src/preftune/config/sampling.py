@@ -105,8 +105,8 @@ class PPOParameters(Section):
 class PPOConfig(TunedConfig):
     data: PromptConfig
     reward: str
-    """Folder of a reward model, `implicit:POLICY,REFERENCE,BETA`, `vader`, `length`, or `file.py:function` with
-    (prompts, responses) -> rewards."""
+    """Folder of a reward model, `implicit:POLICY,REFERENCE,BETA`, `judge:URL,MODEL`, `vader`, `file.py:function` with
+    (prompts, responses) -> rewards, or a control: `length`, `short`, `random`."""
     value: ValueConfig = ValueConfig()
     rollout: RolloutConfig = RolloutConfig()
     ppo: PPOParameters = PPOParameters()
@@ -142,11 +142,13 @@ class SelectConfig(Section):
 
 class StopConfig(Section):
     kl: float | None = Field(None, gt=0)
-    """Stop after a round whose policy is further than this from the first model, in nats a response."""
+    """Stop after a round whose policy is further than this from the first model, in nats a response; the policy of the
+    round before is the result."""
     diversity: float | None = Field(None, gt=0, le=1)
-    """Stop after a round in which a smaller share of the evaluation's word pairs is distinct."""
+    """Stop after a round in which a smaller share of the evaluation's word pairs is distinct; the result is that of
+    the round before."""
     gain: float | None = None
-    """Stop after a round that raised the reward by less."""
+    """Stop after a round that raised the reward by less; where it fell, the result is that of the round before."""
 
 
 class IterateConfig(TunedConfig):

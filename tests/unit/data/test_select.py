@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.conftest import write_jsonl
 
+from preftune.cli.main import run as cli
 from preftune.data.select import SELECTIONS, Selecting, accepted, choose
 from preftune.data.values import Drop
 
@@ -105,3 +108,24 @@ def test_whatever_is_chosen_is_sound(items: list[tuple[str, float]], select: str
         assert difference > 0
         assert difference >= gap
         assert j.probability == (pytest.approx(1 / (1 + math.exp(-difference))) if soft else 1)
+
+
+def test_what_is_left_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of prompts that are kept; a prompt of which nothing is left is dropped with its reason."""
+    rows = [
+        {"prompt": "p", "responses": ["x", "x", "y", "z"], "scores": [1.0, 1.0, 0.8, 0.0]},
+        {"prompt": "q", "responses": ["x", "y"], "scores": [1.0, 1.0]},
+    ]
+    samples = write_jsonl(tmp_path / "s.jsonl", rows)
+    out = ["--out", str(tmp_path / "p.jsonl")]
+    assert cli(["pairs", str(samples), "--select", "all", "--gap", "0.5", *out]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "dropped 1 (line 2): all scores are tied" in said
+    assert "1 groups, 3 responses, 2 judgements" in said
+    assert "left out: 1 copies, 1 below the gap" in said
+    for option in (["--k", "2"], ["--beta", "0.3"]):
+        assert cli(["pairs", str(samples), "--select", "all", *option, *out]) == 2
+        assert "means nothing to all" in capsys.readouterr().err
+    for option in (["--gap", "0.3"], ["--soft"]):
+        assert cli(["pairs", str(samples), "--select", "top-k", *option, *out]) == 2
+        assert "means nothing to top-k" in capsys.readouterr().err

@@ -26,7 +26,7 @@ from preftune.methods import iterate
 from preftune.methods.iterate import enough, prompts_of_round
 from preftune.train.display import Display
 
-KILLS = int(os.environ.get("PREFTUNE_KILLS", "4"))  # 20 take a few minutes
+KILLS = int(os.environ.get("PREFTUNE_KILLS", "4"))  # `make kills`: 20
 PROMPTS = ["the cat", "a dog", "once upon", "we can", "maybe", "the answer is"]
 
 

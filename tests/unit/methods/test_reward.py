@@ -288,3 +288,16 @@ def test_scores_of_pairs_that_are_too_long_are_those_of_what_training_would_read
     assert cli(["score", "--reward", str(final), "--data", str(data), *most]) == 2
     assert "the model was built for 256" in capsys.readouterr().err
     assert cli(["score", "--reward", "length", "--data", str(data), *most]) == 2
+
+
+def test_controls() -> None:
+    """Longer, shorter, and nothing that could be learnt: the same text has the same number, whatever else is asked."""
+    answers = [Answer("p", "a"), Answer("p", "bbb"), Answer("q", "a"), Answer("p", "\ud83d")]
+    assert open_reward("length")(answers) == [1, 3, 1, 1]
+    assert open_reward("short")(answers) == [-1, -3, -1, -1]
+    numbers = list(open_reward("random")(answers))
+    assert numbers[:1] == list(open_reward("random")(answers[:1]))
+    assert len(set(numbers)) == 4
+    many = open_reward("random")([Answer("p", str(i)) for i in range(2000)])
+    assert all(0 <= x < 1 for x in many)
+    assert sum(many) / len(many) == pytest.approx(0.5, abs=0.03)
