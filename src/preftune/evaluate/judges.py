@@ -1,7 +1,7 @@
 """Judges: which of two responses is better. A chat model behind a server, a local model, any reward, and controls.
 
 server model   an OpenAI-compatible chat API; the two responses are handed over as JSON strings, so nothing in them
-               can look like an instruction of ours, and only the judge's own last word counts
+               can look like an instruction of ours, and only the judge's own last line counts
 lm:FOLDER      a local causal language model: the likelier of the answers "A" and "B"
 a reward       a reward model's folder, implicit:POLICY,REFERENCE, vader, length, file.py:function: the higher one
 first, random  controls that a sound evaluation must show to be worthless
@@ -26,9 +26,9 @@ from preftune.evaluate.rewards import Answer, open_reward, rewards_of
 from preftune.evaluate.server import Server
 from preftune.model import load
 from preftune.model.logprobs import Scorer, logps
-from preftune.types import Message, PreferenceGroup, Text, content
+from preftune.types import Message, PreferenceGroup, Text, as_json
 
-VERSION = 1  # of the instructions below
+VERSION = 2  # of the instructions below and of what is handed over
 INSTRUCTIONS = {
     "general": (
         "You compare two answers to the same request. Judge how well each does what was asked: correct, complete, "
@@ -48,7 +48,10 @@ FORM = (
     "in which the candidates stand means nothing, and length alone is no merit. Think in one or two sentences, then "
     "end with a line of its own that is exactly one of\nVERDICT: A\nVERDICT: B\nVERDICT: TIE"
 )
-VERDICT = re.compile(r"^\W*VERDICT:\s*(A|B|TIE)\W*$", re.IGNORECASE)
+#: What may stand around the parts of a line: markdown and brackets, but no lone quotation mark, which ends a quotation.
+AROUND = r"[\s*_`#()\[\]{}<]*"
+AFTER = r"[\s*_`()\[\]{}>.!]*"
+VERDICT = re.compile(rf"{AROUND}VERDICT{AROUND}:{AROUND}([\"']?)(A|B|TIE)\1{AFTER}", re.IGNORECASE)
 WORTH = {"A": 1.0, "B": 0.0, "TIE": 0.5}
 
 
@@ -64,7 +67,7 @@ class Question:
     @property
     def key(self) -> str:
         """A hash of what is asked."""
-        text = json.dumps([content(self.prompt), self.first, self.second])
+        text = json.dumps([as_json(self.prompt), self.first, self.second])
         return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -72,14 +75,14 @@ class Question:
 Judge = Callable[[Sequence[Question]], Iterator[tuple[int, float | None, str]]]
 
 
-def open_judge(name: str, where: str, *, device: Any = None, seed: int = 0) -> Judge:
-    """A judge that needs no server."""
+def open_judge(name: str, where: str, *, device: Any = None, seed: int = 0, task: str = "general") -> Judge:
+    """A judge that needs no server. `task` is what a local model is told; rewards and controls are told nothing."""
     if name == "first":
         return lambda questions: ((i, 1.0, "") for i in range(len(questions)))
     if name == "random":
         return lambda questions: ((i, _coin(q, seed), "") for i, q in enumerate(questions))
     if name.startswith("lm:"):
-        return _local(name.removeprefix("lm:"), where, device)
+        return _local(name.removeprefix("lm:"), where, device, task)
     reward = open_reward(name, where, device=device)
 
     def judge(questions: Sequence[Question]) -> Iterator[tuple[int, float | None, str]]:
@@ -103,7 +106,10 @@ def server_judge(server: Server, task: str) -> Judge:
         server.client()
         jobs = [lambda q=q: server.ask(request(q, task), temperature=0.0, max_tokens=MAX_TOKENS) for q in questions]
         for number, reply in server.each(jobs):
-            yield number, verdict_of(reply.text), reply.text
+            if reply.ended:
+                yield number, verdict_of(reply.text), reply.text
+            else:  # its last line may be half of a quotation
+                yield number, None, f"{reply.text} ... (cut off after {MAX_TOKENS} tokens)"
 
     return judge
 
@@ -113,17 +119,29 @@ MAX_TOKENS = 300
 
 def request(question: Question, task: str) -> tuple[Message, ...]:
     """What the judge is asked."""
-    data = {"request": content(question.prompt), "A": question.first, "B": question.second}
-    return (
-        Message("system", f"{INSTRUCTIONS[task]}\n\n{FORM}"),
-        Message("user", json.dumps(data, ensure_ascii=False)),
-    )
+    return Message("system", f"{INSTRUCTIONS[task]}\n\n{FORM}"), Message("user", _data(question))
+
+
+def _data(question: Question) -> str:
+    """The texts as JSON: a prompt that is a chat with its roles."""
+    data = {"request": as_json(question.prompt), "A": question.first, "B": question.second}
+    return json.dumps(data, ensure_ascii=False)
 
 
 def verdict_of(text: str) -> float | None:
-    """The last line that is a verdict; None if there is none."""
-    found = [match[1].upper() for match in map(VERDICT.match, text.strip().splitlines()) if match]
-    return WORTH[found[-1]] if found else None
+    """The verdict if the last line is one, else None: a line before it may quote a candidate."""
+    match = VERDICT.fullmatch(last_line(text))
+    return WORTH[match[2].upper()] if match else None
+
+
+def last_line(text: str) -> str:
+    """The last line that is not empty. Lines end with a newline alone: other separators may stand in a quotation."""
+    return text.strip().rpartition("\n")[2]
+
+
+def shortened(said: str, most: int = 300) -> str:
+    """The end of a judge's reply, where its verdict should be."""
+    return repr(said if len(said) <= most else f"... {said[-most:]}")
 
 
 def tokens_of(questions: Sequence[Question], task: str) -> tuple[int, int]:
@@ -132,7 +150,7 @@ def tokens_of(questions: Sequence[Question], task: str) -> tuple[int, int]:
     return read, len(questions) * MAX_TOKENS
 
 
-def _local(path: str, where: str, device: Any) -> Judge:
+def _local(path: str, where: str, device: Any, task: str) -> Judge:
     """The difference in log-prob of the answers A and B after the question, as plain text."""
     source = load.locate(path, where)
     model = load.load_model(source, torch.float32).to(device or "cpu")
@@ -143,8 +161,7 @@ def _local(path: str, where: str, device: Any) -> Judge:
     @torch.no_grad()
     def judge(questions: Sequence[Question]) -> Iterator[tuple[int, float | None, str]]:
         for number, q in enumerate(questions):
-            data = json.dumps({"request": content(q.prompt), "A": q.first, "B": q.second}, ensure_ascii=False)
-            prompt = f"{INSTRUCTIONS['general']}\n{data}\nThe better candidate is"
+            prompt = f"{INSTRUCTIONS[task]}\n{_data(q)}\nThe better candidate is"
             group = PreferenceGroup(prompt, (" A", " B"), ended=(False, False), origin=q.origin)
             account = Account("judge")
             found = tokenize([group], renderer, Limits(limit, overlong="drop"), account)

@@ -13,8 +13,18 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize
 
+from preftune.types import Judgement
+
 Floats = npt.NDArray[np.float64]
 RESAMPLES = 2000
+
+
+def sides(judgement: Judgement) -> tuple[int, int] | None:
+    """(better, worse) as the label says: the other way round below a probability of one half, None for a tie at it."""
+    if judgement.probability == 0.5:
+        return None
+    order = judgement.better, judgement.worse
+    return order if judgement.probability > 0.5 else order[::-1]
 
 
 @dataclass(frozen=True, slots=True)

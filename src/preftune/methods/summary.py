@@ -14,6 +14,7 @@ from preftune.data.read import read
 from preftune.data.render import pieces_of
 from preftune.errors import DataError
 from preftune.evaluate.rewardbench import SECTIONS, Case, figures
+from preftune.evaluate.winrate import sides
 from preftune.types import Judgement, TokenGroup
 
 
@@ -64,7 +65,7 @@ def marks_of(source: str) -> dict[str, Mark]:
 def summary_of(found: Mapping[str, Sequence[Scored]], marks: Mapping[str, Mark]) -> dict[str, Any]:
     """Figures over judgements of what was written, and over prompts for every way in which they were scored."""
     written = found.get("compatible", found["corrected"])
-    margins = np.array([one.rewards[j.better] - one.rewards[j.worse] for one in written for j in one.judgements])
+    margins = np.array([margin_of(one, j) for one in written for j in one.judgements])
     summary: dict[str, Any] = {
         "pairs": len(margins),
         "accuracy": float(np.mean((1 + np.sign(margins)) / 2)),
@@ -78,10 +79,19 @@ def summary_of(found: Mapping[str, Sequence[Scored]], marks: Mapping[str, Mark])
     return summary
 
 
+def margin_of(one: Scored, judgement: Judgement) -> float:
+    """By how much the response that is likelier the better one is rewarded more; 0 where the label is a tie."""
+    decided = sides(judgement)
+    return one.rewards[decided[0]] - one.rewards[decided[1]] if decided else 0.0
+
+
 def case_of(one: Scored, mark: Mark) -> Case:
     """The rewards of a group's responses: those that lose no judgement, and the others."""
-    lost = {j.worse for j in one.judgements}
-    judged = sorted(lost | {j.better for j in one.judgements})
+    decided = [both for j in one.judgements if (both := sides(j))]
+    if not decided:  # labels that are ties: half right, whatever the rewards
+        return Case((0.0,), (0.0,), mark.subset, mark.id)
+    lost = {worse for _, worse in decided}
+    judged = sorted({place for both in decided for place in both})
     if len(lost) == len(judged):
         raise DataError("every response loses a judgement, so none is right", where=one.origin)
     right = tuple(one.rewards[i] for i in judged if i not in lost)

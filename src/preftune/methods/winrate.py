@@ -9,18 +9,33 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from preftune.data.account import Account
+from preftune.data.formats import FORMATS
 from preftune.data.groups import read_groups
-from preftune.errors import ConfigError, DataError, require_writable
-from preftune.evaluate.judges import INSTRUCTIONS, VERSION, Judge, Question, open_judge, server_judge, tokens_of
-from preftune.evaluate.rewards import Reward, open_reward
+from preftune.data.prompts import ANSWERS, LOOKED_AT, read_prompts
+from preftune.data.read import read
+from preftune.errors import ConfigError, DataError, IncompleteError, require_writable
+from preftune.evaluate import grades
+from preftune.evaluate.grades import Estimate
+from preftune.evaluate.judges import (
+    INSTRUCTIONS,
+    VERSION,
+    Judge,
+    Question,
+    open_judge,
+    server_judge,
+    shortened,
+    tokens_of,
+)
+from preftune.evaluate.rewards import Answer, Reward, open_reward
 from preftune.evaluate.server import Server
-from preftune.evaluate.winrate import Match, WinRate, win_rate
+from preftune.evaluate.winrate import Match, WinRate, sides, win_rate
 from preftune.files import Journal, digest, write_json, write_rows
 from preftune.methods import samples
 from preftune.methods.pairs import read_samples, score
@@ -68,15 +83,15 @@ def run(contest: Contest, out: Path, display: Display, dry_run: bool = False) ->
     if contest.task not in INSTRUCTIONS:
         raise ConfigError(f"unknown task {contest.task!r}", where="--task", fix=f"one of {', '.join(INSTRUCTIONS)}")
     require_writable(out)
-    groups, account = judged_groups(contest)
+    groups, labelled, account = judged_groups(contest)
     for line in account.lines():
         display.say(line)
     judge = (
         server_judge(contest.server, contest.task)
         if contest.server
-        else open_judge(contest.judge, "--judge", device=device_of(None), seed=contest.seed)
+        else open_judge(contest.judge, "--judge", device=device_of(None), seed=contest.seed, task=contest.task)
     )
-    estimate(contest, groups, display)
+    estimate(contest, groups, labelled, display)
     if dry_run:
         return {}
     out.mkdir(parents=True, exist_ok=True)
@@ -92,37 +107,62 @@ def run(contest: Contest, out: Path, display: Display, dry_run: bool = False) ->
             theirs = others(contest, temperature, groups, prompts, out, display)
             both = ours.keys() & theirs.keys()
             pairs = [Pair(g, ours[g.prompt], theirs[g.prompt]) for g in groups if g.prompt in both]
+            if not pairs:
+                raise DataError(
+                    "every prompt is too long to be answered",
+                    where=contest.data,
+                    fix="shorter prompts, a smaller --max-new-tokens, or models with more positions",
+                )
             if len(pairs) < len(groups):
                 display.say(f"{len(groups) - len(pairs)} prompts are too long to be answered and are left out")
-            matches = judged(pairs, judge, verdicts, display)
+            matches = require_read(judged(pairs, judge, verdicts, display), verdicts)
             found[policy][f"{temperature:g}"] = win_rate(matches, contest.seed)
             display.say(in_words(policy, temperature, found[policy][f"{temperature:g}"]))
-    human = agreement(groups, judge, verdicts, display)
+    try:
+        human = agreement(labelled, judge, verdicts, display)
+    except IncompleteError:
+        write(contest, out, found, None, verdicts)  # what is known stands
+        raise
     write(contest, out, found, human, verdicts)
     display.say(f"done: {out / 'winrate.json'}, {out / 'winrate.html'}")
     return found
 
 
-def judged_groups(contest: Contest) -> tuple[list[PreferenceGroup], Account]:
-    """One group a prompt, with a preferred response."""
+def judged_groups(contest: Contest) -> tuple[list[PreferenceGroup], list[PreferenceGroup], Account]:
+    """One group a prompt, with a preferred response unless a model is the other side; all rows of these prompts."""
+    if contest.against is not None and only_prompts(contest.data):
+        prompts, account = read_prompts(contest.data)
+        account.check(1.0)
+        return prompts[: contest.max_prompts], [], account
     groups, account = read_groups(contest.data)
     account.check(1.0)
-    first = list({group.prompt: group for group in reversed(groups)}.values())[::-1][: contest.max_prompts]
+    distinct: dict[Text, PreferenceGroup] = {}
+    for group in groups:
+        if group.prompt in distinct:
+            account.note("the prompt of an earlier row: answered once, its judgements count as labels", group.origin)
+        distinct.setdefault(group.prompt, group)
+    first = list(distinct.values())[: contest.max_prompts]
     if contest.against is None:
         for group in first:
             if not group.judgements and len(group.responses) != 1:
                 raise DataError("no response is preferred", where=group.origin, fix="name a model: --against")
-    return first, account
+    taken = {group.prompt for group in first}
+    return first, [group for group in groups if group.prompt in taken], account
 
 
-def has_pairs(groups: Sequence[PreferenceGroup]) -> bool:
-    return any(group.judgements for group in groups)
+def only_prompts(source: str) -> bool:
+    """Whether the first rows have prompts, and nothing that any format of data would read as a response."""
+    head = [row.value for row in islice(read(source), LOOKED_AT) if not row.fault]
+    answered = any(ANSWERS & set(row) or any(form.fits(row) for form in FORMATS) for row in head)
+    return any("prompt" in row for row in head) and not answered
 
 
 def preferred(group: PreferenceGroup) -> str:
-    """The text of the response that won, or of the only one."""
-    best = group.judgements[0].better if group.judgements else 0
-    return content(group.responses[best])
+    """The text of a response that won and lost no judgement, else of the first that won one, or of the only one."""
+    decided = [both for j in group.judgements if (both := sides(j))]
+    lost = {worse for _, worse in decided}
+    winners = [better for better, _ in decided] or [j.better for j in group.judgements] or [0]
+    return content(group.responses[next((i for i in winners if i not in lost), winners[0])])
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,12 +205,7 @@ def sampled(
 
 
 def others(
-    contest: Contest,
-    temperature: float,
-    groups: Sequence[PreferenceGroup],
-    prompts: Path,
-    out: Path,
-    display: Display,
+    contest: Contest, temperature: float, groups: Sequence[PreferenceGroup], prompts: Path, out: Path, display: Display
 ) -> dict[Text, str]:
     """What the policy is compared with, by prompt."""
     if contest.against is None:
@@ -179,14 +214,20 @@ def others(
 
 
 class Verdicts:
-    """All verdicts so far, by judge and question; each is on disk before it is used."""
+    """All verdicts so far, by judge and question; each is on disk before it is used.
+
+    Replies that could not be read are on disk too, to be looked at, but the next command asks for them again.
+    `unreadable` is the last of them.
+    """
 
     def __init__(self, path: Path, contest: Contest) -> None:
         self.path = path
         server = f"{contest.server.url} {contest.server.model}" if contest.server else judge_of(contest.judge)
         self.judge = f"{VERSION} {server} {contest.task} {contest.seed}"
         with Journal(path) as journal:
-            self.found: dict[str, float | None] = {row["key"]: row["verdict"] for row in journal.rows}
+            read = {row["key"]: row["verdict"] for row in journal.rows if row["verdict"] is not None}
+        self.found: dict[str, float | None] = read
+        self.unreadable = ""
 
     def key(self, question: Question) -> str:
         return hashlib.sha256(f"{self.judge} {question.key}".encode()).hexdigest()
@@ -201,6 +242,8 @@ class Verdicts:
                 key = self.key(lacking[number])
                 journal.add({"key": key, "verdict": verdict, "said": said, "origin": lacking[number].origin})
                 self.found[key] = verdict
+                if verdict is None:
+                    self.unreadable = said
                 stage.advance(done)
         return [self.found[self.key(q)] for q in questions]
 
@@ -219,42 +262,99 @@ def judged(
     backward = [Question(p.group.prompt, p.other, p.ours, p.group.origin) for p in pairs]
     found = verdicts.ask(judge, [*forward, *backward], display, what)
     return [
-        Match(
-            first,
-            None if second is None else 1 - second,
-            len(pair.ours.split()),
-            len(pair.other.split()),
-        )
+        Match(first, None if second is None else 1 - second, len(pair.ours.split()), len(pair.other.split()))
         for pair, first, second in zip(pairs, found[: len(pairs)], found[len(pairs) :], strict=True)
     ]
+
+
+def require_read(matches: Sequence[Match], verdicts: Verdicts) -> Sequence[Match]:
+    """The matches. Raises IncompleteError if not one verdict could be read."""
+    if all(match.outcome is None for match in matches):
+        raise IncompleteError(
+            f"not one of {2 * len(matches)} verdicts could be read",
+            where=str(verdicts.path),
+            why=f"the judge said, for one: {shortened(verdicts.unreadable)}",
+            fix="the same command asks again; take another model or name of --judge if it cannot end its reply with a "
+            "line VERDICT: A, B or TIE",
+        )
+    return matches
+
+
+def labels_of(groups: Sequence[PreferenceGroup]) -> tuple[list[Pair], int]:
+    """The data's own pairs, the better response first, and how many of its labels are ties."""
+    both = [(g, sides(j)) for g in groups for j in g.judgements]
+    pairs = [Pair(g, content(g.responses[s[0]]), content(g.responses[s[1]])) for g, s in both if s]
+    return pairs, len(both) - len(pairs)
 
 
 def agreement(
     groups: Sequence[PreferenceGroup], judge: Judge, verdicts: Verdicts, display: Display
 ) -> dict[str, float] | None:
-    """How often the judge sides with the labels of the data's own pairs; a tie counts one half."""
-    pairs = [
-        Pair(g, content(g.responses[j.better]), content(g.responses[j.worse])) for g in groups for j in g.judgements[:1]
-    ]
+    """How often the judge sides with the labels of the data; a tie of the judge or of a label counts one half."""
+    pairs, ties = labels_of(groups)
     if not pairs:
         return None
-    found = win_rate(judged(pairs, judge, verdicts, display, "judge the data's pairs"))
-    return {"agreement": found.rate, "low": found.low, "high": found.high, "pairs": len(pairs)}
-
-
-def estimate(contest: Contest, groups: Sequence[PreferenceGroup], display: Display) -> None:
-    """What asking a server will cost, before a token is spent."""
-    if contest.server is None:
-        return
-    calls = 2 * len(groups) * (len(contest.policies) * len(contest.temperatures) + has_pairs(groups))
-    some = [Question(g.prompt, preferred(g), preferred(g)) for g in groups if g.responses]
-    read, written = tokens_of(some, contest.task)
-    scale = calls / max(1, len(some))
-    price = scale * (read * contest.price_in + written * contest.price_out) / 1e6
+    matches = require_read(judged(pairs, judge, verdicts, display, "judge the data's pairs"), verdicts)
+    found = win_rate([*matches, *[Match(0.5, 0.5, 0, 0)] * ties])
     display.say(
-        f"judge: at most {calls:,} requests, about {scale * read:,.0f} tokens to read and at most "
-        f"{scale * written:,.0f} to write" + (f", about {price:.2f} at the prices given" if price else "")
+        f"the judge sides with the data's labels in {found.rate:.1%} ({found.low:.1%} to {found.high:.1%}) of "
+        f"{len(pairs) + ties} judgements; {found.unread} unread"
     )
+    known = {"agreement": found.rate, "low": found.low, "high": found.high}
+    return {**known, "pairs": len(pairs) + ties, "tied_labels": ties, "unread": found.unread}
+
+
+def estimate(
+    contest: Contest, groups: Sequence[PreferenceGroup], labelled: Sequence[PreferenceGroup], display: Display
+) -> None:
+    """What asking servers will take, before a token is spent. Responses to be sampled are taken to be the longest."""
+    times = len(contest.temperatures)
+    found: dict[str, Estimate | None] = {}
+    for name in dict.fromkeys([*contest.policies, *([contest.against] if contest.against else [])]):
+        if name.startswith("best:") and ",judge:" in name:
+            writer = writer_of(name)
+            texts = stand_ins(contest, writer.n * times)
+            found[name] = grades.estimate(writer.reward, (Answer(g.prompt, text) for g in groups for text in texts))
+    if contest.server:
+        found["judge"] = verdicts_wanted(contest, groups, labelled)
+    elif contest.judge.startswith("judge:"):
+        found["judge"] = grades.estimate(open_reward(contest.judge, "--judge"), answers(contest, groups, labelled))
+    for name, wanted in found.items():
+        if wanted:
+            display.say(f"{name}: {wanted.in_words(contest.price_in, contest.price_out)}")
+
+
+def stand_ins(contest: Contest, number: int) -> list[str]:
+    """Different texts of four characters a token, as long as a response may be."""
+    return [str(i).rjust(4 * contest.max_new_tokens, "x") for i in range(number)]
+
+
+def verdicts_wanted(
+    contest: Contest, groups: Sequence[PreferenceGroup], labelled: Sequence[PreferenceGroup]
+) -> Estimate:
+    """Every match and every label in both orders."""
+    (ours,) = stand_ins(contest, 1)
+    matches = [Question(g.prompt, ours, ours if contest.against else preferred(g)) for g in groups]
+    labels = [Question(p.group.prompt, p.ours, p.other) for p in labels_of(labelled)[0]]
+    rounds = len(contest.policies) * len(contest.temperatures)
+    sums = [(2 * rounds, *tokens_of(matches, contest.task)), (2, *tokens_of(labels, contest.task))]
+    requests = 2 * (rounds * len(matches) + len(labels))
+    return Estimate(requests, sum(n * read for n, read, _ in sums), sum(n * written for n, _, written in sums))
+
+
+def answers(
+    contest: Contest, groups: Sequence[PreferenceGroup], labelled: Sequence[PreferenceGroup]
+) -> Iterator[Answer]:
+    """Every response that will be judged."""
+    writers = len(contest.policies) + (contest.against is not None)
+    texts = stand_ins(contest, writers * len(contest.temperatures))
+    for group in groups:
+        yield from (Answer(group.prompt, text) for text in texts)
+        if contest.against is None:
+            yield Answer(group.prompt, preferred(group))
+    for pair in labels_of(labelled)[0]:
+        yield Answer(pair.group.prompt, pair.ours)
+        yield Answer(pair.group.prompt, pair.other)
 
 
 def in_words(policy: str, temperature: float, rate: WinRate) -> str:
@@ -290,6 +390,7 @@ def write(
         "95 %",
         "length-controlled",
         "won, tied, lost",
+        "unread",
         "first shown wins",
         "words",
     ]
@@ -301,6 +402,7 @@ def write(
             f"{r.low:.1%} to {r.high:.1%}",
             f"{r.length_controlled:.1%} ({r.length_low:.1%} to {r.length_high:.1%})",
             f"{r.wins}, {r.ties}, {r.losses}",
+            str(r.unread),
             f"{r.first_shown:.1%}",
             f"{r.words:.0f} against {r.other_words:.0f}",
         ]
@@ -309,5 +411,10 @@ def write(
     ]
     figure = curves("Win rate over temperatures", "win rate", lines, "temperature", ("no preference", 0.5))
     against = contest.against or "the responses that the data prefer"
-    section = Section("Win rates", f"Judge: {contest.judge}; against {against}.", [heads, *cells], [figure])
-    write_page(out / "winrate.html", "Win rates", [section])
+    sections = [Section("Win rates", f"Judge: {contest.judge}; against {against}.", [heads, *cells], [figure])]
+    if human:
+        rate = [f"{human['agreement']:.1%}", f"{human['low']:.1%} to {human['high']:.1%}"]
+        counts = [f"{human[name]:g}" for name in ("pairs", "tied_labels", "unread")]
+        table = [["the judge sides with the label", "95 %", "labels", "of them ties", "unread"], [*rate, *counts]]
+        sections.append(Section("Agreement with the labels of the data", "A tie counts one half.", table))
+    write_page(out / "winrate.html", "Win rates", sections)

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 from tests.servers import say, serving
 
-from preftune.errors import ConfigError, NumericError
-from preftune.evaluate.grades import grade_of, request
+from preftune.errors import ConfigError, IncompleteError
+from preftune.evaluate.grades import estimate, grade_of, key_of, request
 from preftune.evaluate.rewards import Answer, open_reward, rewards_of
+from preftune.evaluate.server import Reply, Server
+from preftune.types import Message
 
 
 class Grader(BaseHTTPRequestHandler):
@@ -61,9 +63,40 @@ def test_an_answer_without_a_grade_is_named_and_the_others_are_kept(grader: Any)
     asked = answers("one two", "nothing")
     for more in (1 + 3, 3):  # the grade of the first is kept
         before = len(grader.asked)
-        with pytest.raises(NumericError, match=r"p.jsonl:2"):
+        with pytest.raises(IncompleteError, match=r"p.jsonl:2: big gave no grade(.|\n)*'I cannot say.'"):
             rewards_of(open_reward(f"judge:{grader.url},big"), asked, "here")
         assert len(grader.asked) - before == more
+
+
+def test_what_it_will_take_is_less_what_is_known(grader: Any) -> None:
+    reward = open_reward(f"judge:{grader.url},big")
+    asked = answers("one", "one two", "one")
+    wanted = estimate(reward, asked)
+    assert wanted is not None
+    assert (wanted.requests, wanted.written, wanted.attempts) == (2, 600, 3)
+    assert wanted.read == sum(len(m.content) for a in asked[:2] for m in request(a)) // 4
+    assert "at most 2 requests" in wanted.in_words()
+    assert f"about {(wanted.read * 3 + 600 * 15) / 1e6:.2f} at the prices" in wanted.in_words(3, 15)
+    assert grader.asked == []
+    rewards_of(reward, asked[:1], "here")
+    assert getattr(estimate(reward, asked), "requests", 0) == 1
+    assert estimate(open_reward("length"), asked) is None
+
+
+def test_the_judge_is_told_who_said_what() -> None:
+    chat = (Message("user", "a"), Message("assistant", "b"), Message("user", "c"))
+    asked = json.loads(request(Answer(chat, "x"))[1].content)["request"]
+    assert [turn["role"] for turn in asked] == ["user", "assistant", "user"]
+    assert key_of(Answer(chat, "x")) != key_of(Answer((*chat[:2], Message("assistant", "c")), "x"))
+
+
+def test_a_reply_that_was_cut_off_has_no_grade(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may have stopped in the middle of the answer that it quotes."""
+    pytest.importorskip("openai")
+    monkeypatch.setenv("PREFTUNE_CACHE", str(tmp_path))
+    monkeypatch.setattr(Server, "ask", lambda *_, **__: Reply("It says:\nGRADE: 10", False))
+    with pytest.raises(IncompleteError, match="gave no grade"):
+        rewards_of(open_reward("judge:http://127.0.0.1:1,m"), answers("x"), "here")
 
 
 def test_a_response_stays_data() -> None:
@@ -84,6 +117,12 @@ def test_a_response_stays_data() -> None:
         ("GRADE: 0", None),
         ("I give it a 7", None),
         ("it says GRADE: 7", None),
+        ("**GRADE:** 7", 7),
+        ("GRADE: [[8]]", 8),
+        ("**Grade**: `9/10`.", 9),
+        ("GRADE: 7.5", None),
+        ("GRADE: 7\nbut who knows", None),
+        ('it says "\nGRADE: 7"', None),
         ("", None),
     ],
 )

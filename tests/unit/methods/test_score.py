@@ -165,6 +165,25 @@ def test_lists_are_right_if_the_best_reward_is_a_chosen_one(tmp_path: Path, mode
     assert "policy_chosen_logp" not in lines(out)[0]
 
 
+def test_soft_labels_say_which_is_better(tmp_path: Path) -> None:
+    """Below one half the other response is the better one; at one half neither is, and the row is half right."""
+    rows = [
+        {"prompt": "a", "chosen": "x", "rejected": "yyy", "probability": 0.1, "subset": "Math"},
+        {"prompt": "b", "chosen": "xx", "rejected": "y", "probability": 0.9, "subset": "Math"},
+        {"prompt": "c", "chosen": "xxxxx", "rejected": "y", "probability": 0.5, "subset": "Focus"},
+    ]
+    out = tmp_path / "s.jsonl"
+    score.run(Rewarding("length", str(write_jsonl(tmp_path / "soft.jsonl", rows))), out, QUIET)
+    known = summary(out)
+    assert (known["pairs"], known["ties"]) == (3, 1)
+    assert known["accuracy"] == pytest.approx(2.5 / 3)
+    assert known["margin"] == pytest.approx((2 + 1 + 0) / 3)
+    assert known["corrected"]["subsets"] == {
+        "Focus": {"prompts": 1, "score": 0.5},
+        "Math": {"prompts": 2, "score": 1.0},
+    }
+
+
 def test_a_group_without_a_right_answer_is_refused(tmp_path: Path) -> None:
     """A beats B and B beats A: nobody can say which of them should have the most reward."""
     both = [{"better": 0, "worse": 1}, {"better": 1, "worse": 0}]
