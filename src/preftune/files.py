@@ -1,4 +1,7 @@
-"""Files that are whole or not there: each is written beside its place and moved into it."""
+"""Files that are whole or not there: each is written beside its place and moved into it.
+
+Half a character (a lone surrogate) has no UTF-8: it is written as \\ud83d, which JSON reads as what it was.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ def write_text(path: Path, lines: Iterable[str]) -> None:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with part.open("w", encoding="utf-8") as file:
+            with part.open("w", encoding="utf-8", errors="backslashreplace") as file:
                 file.writelines(lines)
             os.replace(part, path)
         finally:
@@ -56,7 +59,7 @@ class Journal:
             write_text(path, [whole])
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("a", encoding="utf-8")
+            self._file = path.open("a", encoding="utf-8", errors="backslashreplace")
 
     def _read(self, number: int, line: str) -> Any:
         try:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from preftune.errors import StorageError
-from preftune.files import Journal, write_rows, write_text
+from preftune.files import Journal, write_json, write_rows, write_text
 
 ROWS = [{"text": "two\u2028lines"}, {"text": "\n"}, "1é2"]
 
@@ -43,3 +44,17 @@ def test_a_journal_cut_anywhere_keeps_its_whole_lines(tmp_path: Path, lost: int)
         journal.add("next")
     with Journal(file) as journal:
         assert journal.rows == [*kept, "next"]
+
+
+def test_half_a_character_is_kept(tmp_path: Path) -> None:
+    """A lone surrogate has no UTF-8; it goes to disk as JSON writes it, and comes back."""
+    row = {"text": 'a\\\ud83d"\udc00é'}
+    with Journal(tmp_path / "journal.jsonl") as journal:
+        journal.add(row)
+        journal.add("next")
+    with Journal(tmp_path / "journal.jsonl") as journal:
+        assert journal.rows == [row, "next"]
+    write_rows(tmp_path / "rows.jsonl", [row])
+    write_json(tmp_path / "row.json", row)
+    for name in ("rows.jsonl", "row.json"):
+        assert json.loads((tmp_path / name).read_text(encoding="utf-8")) == row

@@ -1,16 +1,18 @@
 """An OpenAI-compatible server (vLLM, SGLang, `transformers serve`, a paid API) asked many things at once.
 
 What comes back is handed on as it comes, so that whoever asked can put it on disk at once. 408, 409, 429, 5xx, broken
-connections and answers that are not what they must be are tried again, later each time.
+connections and answers that are not what they must be are tried again, later each time. Whoever stops waiting (Ctrl-C,
+a full disk) still gets what is under way: it is paid for.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import random
-import time
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -19,10 +21,16 @@ from preftune.types import Text, as_json
 
 Answered = TypeVar("Answered")
 LONGEST_PAUSE_S = 30.0
+REFUSED = (400, 413, 422)  # this request: too long, or against a filter; the next one may pass
+LOST_IN_A_ROW = 10  # requests without an answer in a row, after all attempts, after which the server is down
 
 
 class MalformedError(Exception):
     """An answer that is no answer; it is asked for again."""
+
+
+class RefusedError(ConfigError):
+    """One request that the server does not take, whoever asks again; another one may pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +55,7 @@ class Server:
     timeout_s: float = 120.0
     pause_s: float = 0.5
     _clients: list[Any] = field(default_factory=list, compare=False, repr=False)
+    _stop: threading.Event = field(default_factory=threading.Event, compare=False, repr=False)
 
     def client(self) -> Any:
         """The library's client, made once. Raises ConfigError if it is not installed or the key is not there."""
@@ -82,8 +91,8 @@ class Server:
         if not isinstance(text, str):
             raise MalformedError("an answer without text")
         usage = getattr(found, "usage", None)
-        prompt_tokens, tokens = getattr(usage, "prompt_tokens", 0), getattr(usage, "completion_tokens", 0)
-        return Reply(text, choices[0].finish_reason != "length", prompt_tokens or 0, tokens or 0)
+        prompt_tokens, tokens = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
+        return Reply(_repaired(text), choices[0].finish_reason != "length", prompt_tokens, tokens)
 
     def _patiently(self, work: Callable[[], Answered]) -> Answered:
         import openai
@@ -95,55 +104,119 @@ class Server:
                 last: Exception = error
             except openai.APIStatusError as error:
                 if error.status_code not in (408, 409, 425):
-                    raise ConfigError(
-                        f"the server refuses: {error.status_code} {_said(error)}",
-                        where=self.url,
-                        fix="check the model's name, the key and the settings; what was answered is kept",
-                    ) from error
+                    raise _refusal(error, self.url) from error
                 last = error
-            except (openai.APIError, MalformedError, ValueError, TypeError, AttributeError) as error:
-                last = error  # not JSON, or JSON of another shape
-            if attempt < self.attempts:
-                time.sleep(
-                    min(LONGEST_PAUSE_S, _pause(last) or self.pause_s * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
-                )
+            except UnicodeEncodeError as error:  # an answer has none: it is read, not written
+                raise RefusedError("the request holds half a character", where=self.url) from error
+            except (LookupError, TypeError, AttributeError, RecursionError) as error:
+                last = MalformedError(f"an answer of another shape: {type(error).__name__} {error}")
+            except (openai.APIError, MalformedError, ValueError) as error:  # not JSON, too
+                last = error
+            pause = _pause(last) or self.pause_s * 2 ** (attempt - 1) * random.uniform(0.5, 1.5)
+            if attempt == self.attempts or self._stop.wait(min(LONGEST_PAUSE_S, pause)):
+                break
         raise IncompleteError(
-            f"no answer after {self.attempts} attempts: {_said(last)}",
+            f"no answer after {attempt} attempts: {_said(last)}",
             where=self.url,
             fix="is the server up? The same command goes on from what was answered",
         ) from last
 
-    def each(self, jobs: Sequence[Callable[[], Answered]]) -> Iterator[tuple[int, Answered]]:
+    def each(
+        self,
+        jobs: Sequence[Callable[[], Answered]],
+        *,
+        keep: Callable[[int, Answered], None] | None = None,
+        lost: Callable[[int, RefusedError | IncompleteError], None] | None = None,
+    ) -> Iterator[tuple[int, Answered]]:
         """(number, result) of every job as it comes, `concurrency` at a time.
 
-        When one fails, what is under way is waited for and handed on first; then its error is raised.
+        When one fails, nothing new begins, what is under way is handed on first, and then the error is raised. With
+        `lost`, a job that was refused or not answered is told to it and the others go on; LOST_IN_A_ROW that were not
+        answered mean that the server is down. After Ctrl-C what is under way may end, without another attempt, and is
+        handed on too. `keep` is called with every result before it is handed on; it gets what is under way even where
+        nobody takes the results any more, because an error came up there.
         """
-        failed: BaseException | None = None
+        under_way: dict[Future[Answered], int] = {}
+
+        def taken(future: Future[Answered]) -> tuple[int, Answered]:
+            result = under_way[future], future.result()
+            if keep:
+                keep(*result)
+            del under_way[future]  # not before: what is interrupted in `keep` is kept once more
+            return result
+
+        def remaining() -> Iterator[tuple[int, Answered]]:
+            self._stop.set()
+            for future in as_completed(list(under_way)):
+                if future.exception() is None:
+                    yield taken(future)
+
+        self._stop.clear()
         with ThreadPoolExecutor(self.concurrency) as pool:
-            waiting: dict[Future[Answered], int] = {}
-            following = iter(enumerate(jobs))
-            while True:
-                while failed is None and len(waiting) < self.concurrency:
-                    number, job = next(following, (None, None))
-                    if job is None or number is None:
-                        break
-                    waiting[pool.submit(job)] = number
-                if not waiting:
+            try:
+                yield from self._in_turn(pool, jobs, under_way, taken, lost)
+            except GeneratorExit:
+                for _ in remaining():
+                    pass
+                raise
+            except BaseException:
+                yield from remaining()
+                raise
+
+    def _in_turn(
+        self,
+        pool: ThreadPoolExecutor,
+        jobs: Sequence[Callable[[], Answered]],
+        under_way: dict[Future[Answered], int],
+        taken: Callable[[Future[Answered]], tuple[int, Answered]],
+        lost: Callable[[int, RefusedError | IncompleteError], None] | None,
+    ) -> Iterator[tuple[int, Answered]]:
+        """What `each` does as long as nobody stops it."""
+        failed: BaseException | None = None
+        following = iter(enumerate(jobs))
+        in_a_row = 0
+        while True:
+            while failed is None and len(under_way) < self.concurrency:
+                number, job = next(following, (None, None))
+                if job is None or number is None:
                     break
-                done, _ = wait(waiting, return_when=FIRST_COMPLETED)
-                for future in done:
-                    number = waiting.pop(future)
-                    error = future.exception()
-                    if error is None:
-                        yield number, future.result()
-                    else:
-                        failed = failed or error
+                under_way[pool.submit(job)] = number
+            if not under_way:
+                break
+            for future in wait(under_way, return_when=FIRST_COMPLETED).done:
+                error = future.exception()
+                if error is None:
+                    in_a_row = 0
+                    yield taken(future)
+                    continue
+                number = under_way.pop(future)
+                in_a_row = in_a_row + 1 if isinstance(error, IncompleteError) else 0
+                if lost and isinstance(error, RefusedError | IncompleteError):
+                    lost(number, error)
+                    if in_a_row < max(LOST_IN_A_ROW, 2 * self.concurrency):
+                        continue
+                failed = failed or error
         if failed is not None:
             raise failed
 
 
+def _refusal(error: Any, url: str) -> ConfigError:
+    """What is raised for a status that no further attempt changes."""
+    what = f"the server refuses: {error.status_code} {_said(error)}"
+    if error.status_code in REFUSED:
+        return RefusedError(
+            what, where=url, fix="check the prompt's length and the settings; what was answered is kept"
+        )
+    fix = "check the model's name, the key and the settings; what was answered is kept"
+    return ConfigError(what, where=url, fix=fix)
+
+
 def _said(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    """The first line of an error; of a server's answer, its sentence."""
+    body = getattr(error, "body", None)
+    sentence = body.get("message") if isinstance(body, dict) else body
+    text = sentence if isinstance(sentence, str) else str(error)
+    return _repaired((text.strip().splitlines() or [type(error).__name__])[0][:200])
 
 
 def _pause(error: Exception) -> float | None:
@@ -151,6 +224,18 @@ def _pause(error: Exception) -> float | None:
     response = getattr(error, "response", None)
     value = response.headers.get("retry-after") if response is not None else None
     try:
-        return float(value) if value is not None else None
+        seconds = float(value) if value is not None else math.nan
     except ValueError:
         return None
+    return seconds if math.isfinite(seconds) and seconds > 0 else None
+
+
+def _count(usage: Any, name: str) -> int:
+    """A number of tokens; 0 for what is none."""
+    found = getattr(usage, name, 0)
+    return found if isinstance(found, int) else 0
+
+
+def _repaired(text: str) -> str:
+    """Halves of a character (lone surrogates), which JSON can hold and no file can, become U+FFFD."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
