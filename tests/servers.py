@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from preftune.evaluate.server import REFUSED
 
 
 @contextmanager
@@ -35,3 +39,62 @@ def say(handler: BaseHTTPRequestHandler, text: str) -> None:
     handler.send_header("content-length", str(len(payload)))
     handler.end_headers()
     handler.wfile.write(payload)
+
+
+SECONDS = {"slow": 1.5, "late": 0.4}
+BROKEN = {
+    "garbage": "<html>busy</html>",
+    "empty": '{"choices": []}',
+    "list": "[]",
+    "null": '{"choices": null}',
+    "dict": '{"choices": {"0": {"text": "x"}}}',
+    "half": '{"choices": [{"text": "hi \\ud83d", "index": 0, "finish_reason": "stop"}], '
+    '"usage": {"completion_tokens": "2"}}',
+}
+
+
+class Faulty(BaseHTTPRequestHandler):
+    """Answers each prompt in the end, after every kind of failure."""
+
+    protocol_version = "HTTP/1.1"
+    failures: list[str]
+    seen: list[dict[str, Any]]
+    always: dict[str, str]  # what happens to a prompt every time
+    retry_after = "0.05"
+    answered = 0
+    lock = threading.Lock()
+
+    def log_message(self, *_: Any) -> None: ...
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        with self.lock:
+            self.seen.append(body)
+            failure = self.always.get(str(body.get("prompt")), self.failures.pop(0) if self.failures else "")
+        if failure == "drop":
+            self.send_response(200)
+            self.send_header("content-length", "1000")
+            self.end_headers()
+            self.wfile.write(b'{"choices": [')
+            self.wfile.flush()
+            self.connection.shutdown(socket.SHUT_RDWR)
+            return
+        if failure in SECONDS:
+            time.sleep(SECONDS[failure])
+        status = int(failure) if failure.isdigit() else 200
+        choice: dict[str, Any] = {"index": 0, "finish_reason": "stop", "text": f" to {body.get('prompt')}"}
+        if self.path == "/v1/chat/completions":
+            choice["message"] = {"role": "assistant", "content": f"reply to {body['messages'][-1]['content']}"}
+        good = json.dumps({"choices": [choice]})
+        bad = json.dumps({"error": {"message": "maximum context length is 512" if status in REFUSED else "later"}})
+        data = BROKEN.get(failure, good if status == 200 else bad).encode()
+        self.send_response(status)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(data)))
+        if status == 429:
+            self.send_header("retry-after", self.retry_after)
+        self.end_headers()
+        self.wfile.write(data)
+        if status == 200:
+            with self.lock:
+                type(self).answered += 1

@@ -1,7 +1,8 @@
 """preftune sample: n responses a prompt, from a model in this process or from a server; nothing is sampled twice.
 
 Every response goes to `<out>.part` as soon as it is there. The same command goes on from it, and at the end it becomes
-`out`: one line a prompt, in the order of the prompts.
+`out`: one line a prompt, in the order of the prompts. A response depends on its settings, its prompt and its number
+alone, so another n or other prompts take what `out` has; what they do not ask for stays in `<out>.part`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,8 @@ from preftune.data.account import Account
 from preftune.data.prompts import read_prompts
 from preftune.data.read import fingerprint
 from preftune.data.render import Renderer
-from preftune.errors import RunError, require_writable, writing
-from preftune.evaluate.server import Server
+from preftune.errors import IncompleteError, RunError, require_writable, writing
+from preftune.evaluate.server import RefusedError, Server
 from preftune.files import Journal, write_json, write_rows
 from preftune.methods.policies import open_policy, weights_of
 from preftune.methods.prepare import compute_dtype, device_of, with_room
@@ -53,60 +55,143 @@ class Response:
     tokens: int
 
 
-def run(wanted: Wanted, out: Path, display: Display) -> Path:
-    """Write `out`. Raises IncompleteError, with all that was answered kept, if a server does not answer for all."""
-    require_writable(out)
-    groups, account = read_prompts(wanted.prompts)
-    account.check(1.0)
-    groups = groups[: wanted.max_prompts]
+Job = tuple[str, int]  # the mark of a prompt, and which of its responses
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """Where samples lie. `identity` is of the settings that every response depends on; `asked` is how many of whom."""
+
+    out: Path
+    note: Path
+    part: Path
+    settings: dict[str, Any]
+    asked: dict[str, Any]
+    identity: str
+
+
+def files_of(wanted: Wanted, out: Path) -> Files:
+    """Raises RunError if `out` is there with other settings."""
     settings = _settings(wanted)
+    asked = {"prompts": fingerprint(wanted.prompts), "n": wanted.sampling.n, "max_prompts": wanted.max_prompts}
     identity = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-    note = out.with_name(f"{out.name}.meta.json")
-    part = out.with_name(f"{out.name}.part")
-    if out.is_file() and _noted(note).get("identity") == identity:
-        part.unlink(missing_ok=True)
-        display.say(f"{out} is finished")
-        return out
-    if out.is_file():
+    note, part = out.with_name(f"{out.name}.meta.json"), out.with_name(f"{out.name}.part")
+    if out.is_file() and _noted(note).get("identity") != identity:
         raise RunError(
             "holds other samples", where=str(out), fix="choose another --out, delete it, or go back to the old settings"
         )
-    local = None if wanted.server else opened(wanted, groups, account)
+    return Files(out, note, part, settings, asked, identity)
+
+
+def run(wanted: Wanted, out: Path, display: Display) -> Path:
+    """Write `out`. Raises IncompleteError, with all that was answered kept, if a server does not answer for all."""
+    require_writable(out)
+    files = files_of(wanted, out)
+    groups, account = read_prompts(wanted.prompts)
+    account.check(1.0)
+    if out.is_file() and _noted(files.note).get("asked") == files.asked:
+        display.say(f"{out} is finished")
+        return out
+    found, failed = earlier(files)
+    groups, places = groups[: wanted.max_prompts], range(wanted.sampling.n)
+    whole = all((mark_of(group.prompt), k) in found for group in groups for k in places)
+    local = None if wanted.server or whole else opened(wanted, groups, account)
     if local:
         groups = [group for group in groups if group.prompt in local.prompts]
-    for line in account.lines():
+    told = account.lines()
+    for line in told:
         display.say(line)
+    with Journal(files.part) as journal:
+        if not journal.rows:
+            journal.add({"identity": files.identity})
+        refused = _complete(wanted, groups, local, found, failed, journal, display)
+    for p, error in refused.items():
+        account.drop(error.what, groups[p].origin)
+    for line in account.lines():
+        if line not in told:
+            display.say(line)
+    left = [group for p, group in enumerate(groups) if p not in refused]
+    if refused and not left:
+        raise next(iter(refused.values()))
+    _write(files, left, places, found)
+    _report(wanted, out, [[found[mark_of(group.prompt), k] for k in places] for group in left], display)
+    return out
+
+
+def _complete(
+    wanted: Wanted,
+    groups: Sequence[PreferenceGroup],
+    local: Local | None,
+    found: dict[Job, Response],
+    failed: set[Job],
+    journal: Journal,
+    display: Display,
+) -> dict[int, RefusedError]:
+    """Sample what `found` lacks. The prompts that a server refuses; IncompleteError if it left some unanswered."""
+    marks = [mark_of(group.prompt) for group in groups]
     every = [(p, k) for p in range(len(groups)) for k in range(wanted.sampling.n)]
-    with Journal(part) as journal:
-        found = responses_in(journal, identity)
-        lacking = [job for job in every if job not in found]
-        if len(lacking) < len(every):
-            display.say(f"{len(every) - len(lacking)} of {len(every)} responses are there already")
-        with display.stage("sample", len(every), len(every) - len(lacking)) as stage:
+    lacking = [(p, k) for p, k in every if (marks[p], k) not in found]
+    # what failed the last time comes last, or it would keep the others from being asked for
+    lacking.sort(key=lambda job: (marks[job[0]], job[1]) in failed)
+    there = len(every) - len(lacking)
+    if there:
+        display.say(f"{there} of {len(every)} responses are there already")
+    with display.stage("sample", len(every), there) as stage:
 
-            def keep(job: tuple[int, int], response: Response) -> None:
-                journal.add({"prompt": job[0], "k": job[1], **asdict(response)})
-                found[job] = response
-                stage.advance(len(found))
+        def keep(job: tuple[int, int], response: Response) -> None:
+            nonlocal there
+            p, k = job
+            journal.add({"prompt": marks[p], "k": k, **asdict(response)})
+            there += (marks[p], k) not in found
+            found[marks[p], k] = response
+            stage.advance(there)
 
+        if wanted.server is None:
             if local:
                 _in_process(local, wanted.sampling, groups, lacking, keep)
-            else:
-                _from_server(wanted, groups, lacking, keep)
-    rows = [row_of(group, [found[p, k] for k in range(wanted.sampling.n)]) for p, group in enumerate(groups)]
-    write_json(note, {"identity": identity, "settings": settings})  # first: a file without its note is somebody else's
-    write_rows(out, rows)
-    with writing(out):
-        part.unlink()
-    if wanted.server and wanted.sampling.n > 1 and all(len(set(row["responses"])) == 1 for row in rows):
+            return {}
+        refused, unanswered = _from_server(wanted, groups, lacking, keep)
+    for p, k in unanswered:
+        journal.add({"prompt": marks[p], "k": k, "failed": unanswered[p, k].what})
+    lost = [job for job in lacking if (marks[job[0]], job[1]) not in found and job[0] not in refused]
+    if lost:
+        error = next(iter(unanswered.values()))
+        raise IncompleteError(
+            f"{len(lost)} of {len(every)} responses are missing: {error.what}", where=error.where, fix=error.fix
+        ) from error
+    return refused
+
+
+def _write(files: Files, groups: Sequence[PreferenceGroup], places: range, found: dict[Job, Response]) -> None:
+    """Responses that were not asked for go back to the journal, where a larger n finds them."""
+    rows, rest = [], dict(found)
+    for group in groups:
+        mark = mark_of(group.prompt)
+        rows.append(row_of(group, [rest.pop((mark, k)) for k in places]))
+    note = {"identity": files.identity, "settings": files.settings}
+    write_json(files.note, note)  # first: a file without its note is somebody else's
+    if rest:  # before `out`, which may be where they lie
+        spared = ({"prompt": mark, "k": k, **asdict(response)} for (mark, k), response in found.items())
+        write_rows(files.part, [{"identity": files.identity}, *spared])
+    write_rows(files.out, rows)
+    if rest:
+        spared = ({"prompt": mark, "k": k, **asdict(response)} for (mark, k), response in rest.items())
+        write_rows(files.part, [{"identity": files.identity}, *spared])
+    else:
+        with writing(files.out):
+            files.part.unlink()
+    write_json(files.note, {**note, "asked": files.asked})  # last: it says that `out` is finished
+
+
+def _report(wanted: Wanted, out: Path, drawn: Sequence[Sequence[Response]], display: Display) -> None:
+    if wanted.server and wanted.sampling.n > 1 and all(len({r.text for r in own}) == 1 for own in drawn):
         display.say(
             "warning: all responses to a prompt are the same: the server does not sample (`transformers serve` does so "
             "only for a model whose generation_config.json has do_sample: true)"
         )
-    cut = sum(not r.ended for r in found.values())
-    tokens = sum(r.tokens for r in found.values())
-    display.say(f"done: {out}: {len(every)} responses to {len(groups)} prompts, {tokens:,} tokens, {cut} cut off")
-    return out
+    every = [r for own in drawn for r in own]
+    cut, tokens = sum(not r.ended for r in every), sum(r.tokens for r in every)
+    display.say(f"done: {out}: {len(every)} responses to {len(drawn)} prompts, {tokens:,} tokens, {cut} cut off")
 
 
 def row_of(group: PreferenceGroup, responses: Sequence[Response]) -> dict[str, Any]:
@@ -171,10 +256,13 @@ def _from_server(
     groups: Sequence[PreferenceGroup],
     lacking: Sequence[tuple[int, int]],
     keep: Callable[[tuple[int, int], Response], None],
-) -> None:
+) -> tuple[dict[int, RefusedError], dict[tuple[int, int], IncompleteError]]:
+    """The prompts that were refused, and the responses that did not come."""
     server, sampling = wanted.server, wanted.sampling
     assert server is not None
     server.client()  # a missing package or key is said before anything else
+    refused: dict[int, RefusedError] = {}
+    unanswered: dict[tuple[int, int], IncompleteError] = {}
 
     def job(p: int, k: int) -> Callable[[], Response]:
         settings: dict[str, Any] = {
@@ -187,13 +275,24 @@ def _from_server(
             settings["extra_body"] = {"top_k": sampling.top_k}
 
         def ask() -> Response:
+            if p in refused:  # its other responses would be refused, too
+                raise refused[p]
             reply = server.ask(groups[p].prompt, **settings)
             return Response(reply.text, reply.ended, reply.tokens)
 
         return ask
 
-    for number, response in server.each([job(p, k) for p, k in lacking]):
-        keep(lacking[number], response)
+    def lost(number: int, error: RefusedError | IncompleteError) -> None:
+        if isinstance(error, RefusedError):
+            refused.setdefault(lacking[number][0], error)
+        else:
+            unanswered[lacking[number]] = error
+
+    jobs = [job(p, k) for p, k in lacking]
+    with suppress(IncompleteError):  # the server is down: `lost` was told
+        for _ in server.each(jobs, keep=lambda number, response: keep(lacking[number], response), lost=lost):
+            pass
+    return refused, unanswered
 
 
 def seed_of(seed: int, prompt: Text, k: int) -> int:
@@ -202,29 +301,63 @@ def seed_of(seed: int, prompt: Text, k: int) -> int:
     return int.from_bytes(digest[:4], "little") & 0x7FFFFFFF
 
 
-def responses_in(journal: Journal, identity: str) -> dict[tuple[int, int], Response]:
-    """What an earlier call of the same command was answered. Raises RunError for the journal of another one."""
-    if not journal.rows:
-        journal.add({"identity": identity})
-    elif journal.rows[0].get("identity") != identity:
-        raise RunError(
-            "holds the beginning of other samples",
-            where=str(journal.path),
-            fix="delete it, choose another --out, or go back to the old settings",
-        )
-    rows = journal.rows[1:]
-    return {(row["prompt"], row["k"]): Response(row["text"], row["ended"], row["tokens"]) for row in rows}
+def mark_of(prompt: Text) -> str:
+    """A hash of a prompt, by which the journal knows it."""
+    return hashlib.sha256(json.dumps(as_json(prompt)).encode()).hexdigest()
+
+
+def earlier(files: Files) -> tuple[dict[Job, Response], set[Job]]:
+    """The responses in `out` and in its journal, and those that a server was asked for in vain.
+
+    Raises RunError for a journal of other settings that has responses, and for a damaged file.
+    """
+    found = _finished(files.out) if files.out.is_file() else {}
+    failed: set[Job] = set()
+    if not files.part.is_file():
+        return found, failed
+    with Journal(files.part) as journal:
+        head, rows = (journal.rows or [{}])[0], journal.rows[1:]
+    if head.get("identity") != files.identity:
+        if any("text" in row for row in rows):
+            raise RunError(
+                "holds the beginning of other samples",
+                where=str(files.part),
+                fix="delete it, choose another --out, or go back to the old settings",
+            )
+        with writing(files.part):
+            files.part.unlink()
+        return found, failed
+    for row in rows:
+        if "text" in row:
+            found[row["prompt"], row["k"]] = Response(row["text"], row["ended"], row["tokens"])
+        else:
+            failed.add((row["prompt"], row["k"]))
+    return found, failed
+
+
+def _finished(out: Path) -> dict[Job, Response]:
+    """The responses in what an earlier call wrote."""
+    found = {}
+    for number, line in enumerate(out.read_text(encoding="utf-8").split("\n")[:-1], start=1):
+        try:
+            row = json.loads(line)
+            mark = hashlib.sha256(json.dumps(row["prompt"]).encode()).hexdigest()
+            for k, drawn in enumerate(zip(row["responses"], row["ended"], row["tokens"], strict=True)):
+                found[mark, k] = Response(*drawn)
+        except (ValueError, LookupError, TypeError) as error:
+            raise RunError(
+                f"no line of samples: {error}", where=f"{out}:{number}", fix="delete the file, or choose another --out"
+            ) from error
+    return found
 
 
 def _settings(wanted: Wanted) -> dict[str, Any]:
-    """Everything that the samples depend on."""
+    """Everything that a response depends on beside its prompt and its number."""
     server = {"url": wanted.server.url, "model": wanted.server.model} if wanted.server else None
     return {
         "model": wanted.model,
         "weights": None if wanted.server else weights_of(wanted.model),
-        "prompts": fingerprint(wanted.prompts),
-        "max_prompts": wanted.max_prompts,
-        "sampling": asdict(wanted.sampling),
+        "sampling": {name: value for name, value in asdict(wanted.sampling).items() if name != "n"},
         "dtype": wanted.dtype,
         "chat_template": wanted.chat_template,
         "server": server,

@@ -1,28 +1,18 @@
-"""preftune sample and pairs: in this process, from `transformers serve`, and from a server that fails in every way."""
+"""preftune sample and pairs in this process."""
 
 from __future__ import annotations
 
 import json
-import shutil
-import socket
-import subprocess
-import sys
-import threading
-import time
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.conftest import write_jsonl
-from tests.servers import serving
 
 from preftune.data.groups import read_groups
 from preftune.data.select import Selecting
-from preftune.errors import ConfigError, DataError, IncompleteError, RunError
+from preftune.errors import ConfigError, DataError, RunError
 from preftune.evaluate.rewards import open_reward
-from preftune.evaluate.server import Server
 from preftune.methods import pairs, samples
 from preftune.methods.samples import Wanted
 from preftune.model.generate import Sampling
@@ -140,158 +130,23 @@ def test_finished_samples_are_not_overwritten(tmp_path: Path, model_folder: Path
     assert out.read_bytes() == before
 
 
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
-
-
-@pytest.fixture(scope="module")
-def sampling_folder(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model, which `transformers serve` samples from only if its own settings say so."""
-    folder = tmp_path_factory.mktemp("sampling") / "model"
-    shutil.copytree(model_folder, folder)
-    settings = json.loads((folder / "generation_config.json").read_text())
-    (folder / "generation_config.json").write_text(json.dumps({**settings, "do_sample": True, "top_k": 0}))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def served(sampling_folder: Path) -> Iterator[str]:
-    """`transformers serve` with the tiny model, a process of its own."""
-    pytest.importorskip("fastapi")
-    port = free_port()
-    code = "import sys; from transformers.cli.transformers import main; sys.argv[0] = 'transformers'; main()"
-    command = [sys.executable, "-c", code, "serve", str(sampling_folder), "--port", str(port)]
-    process = subprocess.Popen(
-        [*command, "--host", "127.0.0.1", "--device", "cpu"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    try:
-        for _ in range(600):
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=0.2).close()
-                break
-            except OSError:
-                assert process.poll() is None, "transformers serve ended"
-                time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(10)
-
-
-def test_transformers_serve(tmp_path: Path, served: str, sampling_folder: Path, prompts: str) -> None:
-    """A real server gives real samples; greedy ones are those of the model in this process."""
-    name = str(sampling_folder)
-    server = Server(served, name, concurrency=3)
-    greedy = Sampling(1, 6, temperature=0)
-    remote = samples.run(Wanted(name, prompts, greedy, server=server), tmp_path / "r.jsonl", QUIET)
-    local = samples.run(Wanted(name, prompts, greedy), tmp_path / "l.jsonl", QUIET)
-    assert [row["responses"] for row in rows(remote)] == [row["responses"] for row in rows(local)]
-    warm = Wanted(name, prompts, Sampling(2, 6, seed=1), server=server)
-    found = rows(samples.run(warm, tmp_path / "w.jsonl", QUIET))
-    assert len({text for row in found for text in row["responses"]}) > 4
-    assert all(n <= 6 for row in found for n in row["tokens"])
-
-
-class Faulty(BaseHTTPRequestHandler):
-    """Answers each prompt in the end, after every kind of failure."""
-
-    protocol_version = "HTTP/1.1"
-    failures: list[str]
-    seen: list[dict[str, Any]]
-    lock = threading.Lock()
-
-    def log_message(self, *_: Any) -> None: ...
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        with self.lock:
-            self.seen.append(body)
-            failure = self.failures.pop(0) if self.failures else ""
-        if failure == "drop":
-            self.send_response(200)
-            self.send_header("content-length", "1000")
-            self.end_headers()
-            self.wfile.write(b'{"choices": [')
-            self.wfile.flush()
-            self.connection.shutdown(socket.SHUT_RDWR)
-            return
-        if failure == "slow":
-            time.sleep(1.5)
-        status = int(failure) if failure.isdigit() else 200
-        text = json.dumps({"choices": [{"text": f" to {body.get('prompt')}", "index": 0, "finish_reason": "stop"}]})
-        texts = {"garbage": "<html>busy</html>", "empty": '{"choices": []}', "list": "[]", "null": '{"choices": null}'}
-        data = texts.get(failure, text if status == 200 else '{"error": {"message": "later"}}').encode()
-        self.send_response(status)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(data)))
-        if status == 429:
-            self.send_header("retry-after", "0.05")
-        self.end_headers()
-        self.wfile.write(data)
-
-
-@pytest.fixture
-def faulty() -> Iterator[Any]:
-    pytest.importorskip("openai")
-    with serving(Faulty, failures=[], seen=[]) as handler:
-        yield handler
-
-
-@pytest.mark.parametrize("failure", ["429", "500", "503", "408", "slow", "garbage", "empty", "list", "null", "drop"])
-def test_a_failure_is_asked_again(tmp_path: Path, prompts: str, faulty: Any, failure: str) -> None:
-    faulty.failures += [failure] * 3
-    server = Server(faulty.url, "m", concurrency=2, pause_s=0.01, timeout_s=0.7)
-    out = samples.run(Wanted("m", prompts, Sampling(2, 5), server=server), tmp_path / "s.jsonl", QUIET)
-    assert [row["responses"] for row in rows(out)] == [[f" to {p}"] * 2 for p in PROMPTS]
-    assert len(faulty.seen) == 8 + 3
-
-
-def test_nothing_that_was_paid_for_is_asked_again(tmp_path: Path, prompts: str, faulty: Any) -> None:
-    """The server dies in the middle: what it answered is on disk, exit 9; then only the rest is asked for."""
-    faulty.failures += ["", "", "", *["500"] * 100]
-    server = Server(faulty.url, "m", concurrency=1, attempts=2, pause_s=0.01)
-    wanted = Wanted("m", prompts, Sampling(2, 5), server=server)
-    with pytest.raises(IncompleteError, match="no answer after 2 attempts") as error:
-        samples.run(wanted, tmp_path / "s.jsonl", QUIET)
-    assert error.value.exit_code == 9
-    assert len(rows(tmp_path / "s.jsonl.part")) == 1 + 3
-    faulty.failures.clear()
-    before = len(faulty.seen)
-    out = samples.run(wanted, tmp_path / "s.jsonl", QUIET)
-    assert len(faulty.seen) - before == 5
-    assert len(rows(out)) == 4
-    seeds = {(body["prompt"], body["seed"]) for body in faulty.seen}
-    assert len(seeds) == 8
-
-
-def test_a_server_that_does_not_sample_is_named(
-    tmp_path: Path, prompts: str, faulty: Any, capsys: pytest.CaptureFixture[str]
+def test_more_of_a_folder_is_what_one_call_draws(
+    tmp_path: Path, model_folder: Path, prompts: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server = Server(faulty.url, "m")
-    samples.run(Wanted("m", prompts, Sampling(3, 5), server=server), tmp_path / "s.jsonl", Display())
-    assert "the server does not sample" in capsys.readouterr().err
+    name, out = str(model_folder), tmp_path / "s.jsonl"
+    whole = samples.run(Wanted(name, prompts, Sampling(4, 8)), tmp_path / "whole.jsonl", QUIET).read_text()
+    drawn, real = 0, samples.sample
 
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal drawn
+        drawn += sum(map(len, kwargs["only"]))
+        return real(*args, **kwargs)
 
-def test_a_refusal_is_not_asked_again(tmp_path: Path, prompts: str, faulty: Any) -> None:
-    faulty.failures += ["401"]
-    server = Server(faulty.url, "m", concurrency=1)
-    with pytest.raises(ConfigError, match="the server refuses: 401"):
-        samples.run(Wanted("m", prompts, Sampling(1, 5), server=server), tmp_path / "s.jsonl", QUIET)
-    assert len(faulty.seen) == 1
-
-
-def test_the_key_is_named_and_not_kept(
-    tmp_path: Path, prompts: str, faulty: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    server = Server(faulty.url, "m", key_env="MY_KEY")
-    with pytest.raises(ConfigError, match="MY_KEY is not set"):
-        samples.run(Wanted("m", prompts, Sampling(1, 5), server=server), tmp_path / "s.jsonl", QUIET)
-    monkeypatch.setenv("MY_KEY", "secret-123")
-    server = Server(faulty.url, "m", key_env="MY_KEY")
-    samples.run(Wanted("m", prompts, Sampling(1, 5), server=server), tmp_path / "s.jsonl", QUIET)
-    assert not any("secret-123" in path.read_text() for path in tmp_path.iterdir())
+    monkeypatch.setattr(samples, "sample", counted)
+    for n, most, so_far in ((2, 3, 6), (4, None, 16), (1, 2, 16), (4, None, 16)):
+        samples.run(Wanted(name, prompts, Sampling(n, 8), most), out, QUIET)
+        assert drawn == so_far
+    assert out.read_text() == whole
 
 
 def test_pairs_of_samples(tmp_path: Path, model_folder: Path, prompts: str) -> None:
