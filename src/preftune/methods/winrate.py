@@ -107,12 +107,6 @@ def run(contest: Contest, out: Path, display: Display, dry_run: bool = False) ->
             theirs = others(contest, temperature, groups, prompts, out, display)
             both = ours.keys() & theirs.keys()
             pairs = [Pair(g, ours[g.prompt], theirs[g.prompt]) for g in groups if g.prompt in both]
-            if not pairs:
-                raise DataError(
-                    "every prompt is too long to be answered",
-                    where=contest.data,
-                    fix="shorter prompts, a smaller --max-new-tokens, or models with more positions",
-                )
             if len(pairs) < len(groups):
                 display.say(f"{len(groups) - len(pairs)} prompts are too long to be answered and are left out")
             matches = require_read(judged(pairs, judge, verdicts, display), verdicts)
