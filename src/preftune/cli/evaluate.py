@@ -20,7 +20,9 @@ def frontier(
     reference: Annotated[str, typer.Option(help="What the policies were tuned from: folder, run or Hub id.")],
     policy: Annotated[list[str], typer.Option(help="Tuned model, run folder or checkpoint; may be given often.")],
     prompts: Annotated[str, typer.Option(help="Rows with `prompt`, or preference data, whose prompts are taken.")],
-    reward: Annotated[str, typer.Option(help="Any reward, as in preftune pairs: a folder, vader, file.py:function, ...")],
+    reward: Annotated[
+        str, typer.Option(help="Any reward, as in preftune pairs: a folder, vader, file.py:function, ...")
+    ],
     out: Annotated[Path, typer.Option(help="Folder for frontier.json and frontier.html.")] = Path("frontier"),
     temperatures: Annotated[str, typer.Option(help="Sampling temperatures, with commas.")] = "1",
     samples: Annotated[int, typer.Option(help="Responses a prompt of each policy.", min=1)] = 8,
@@ -78,6 +80,7 @@ def winrate(
     judge_url: Annotated[str | None, typer.Option(help="URL of an OpenAI-compatible server.")] = None,
     api_key_env: Annotated[str | None, typer.Option(help="Name of the variable that has the server's key.")] = None,
     concurrency: Annotated[int, typer.Option(help="Requests at a time.", min=1)] = 8,
+    timeout: Annotated[float, typer.Option(help="Seconds that an answer may take.", min=0.1, max=86400)] = 120.0,
     price_in: Annotated[float, typer.Option(help="Price of a million tokens read, for the estimate.", min=0)] = 0.0,
     price_out: Annotated[float, typer.Option(help="Price of a million tokens written.", min=0)] = 0.0,
     seed: Annotated[int, typer.Option(help="Seed of samples and intervals.", min=0)] = 0,
@@ -105,7 +108,7 @@ def winrate(
         seed,
         dtype,
         chat_template,
-        Server(judge_url, judge, api_key_env, concurrency) if judge_url else None,
+        Server(judge_url, judge, api_key_env, concurrency, timeout_s=timeout) if judge_url else None,
         price_in,
         price_out,
     )

@@ -58,7 +58,7 @@ class Server:
     _stop: threading.Event = field(default_factory=threading.Event, compare=False, repr=False)
 
     def client(self) -> Any:
-        """The library's client, made once. Raises ConfigError if it is not installed or the key is not there."""
+        """The library's client; `each` closes it. Raises ConfigError if it is not installed or its key is not there."""
         if not self._clients:
             try:
                 import openai
@@ -152,16 +152,21 @@ class Server:
                     yield taken(future)
 
         self._stop.clear()
-        with ThreadPoolExecutor(self.concurrency) as pool:
-            try:
-                yield from self._in_turn(pool, jobs, under_way, taken, lost)
-            except GeneratorExit:
-                for _ in remaining():
-                    pass
-                raise
-            except BaseException:
-                yield from remaining()
-                raise
+        self.client()
+        try:
+            with ThreadPoolExecutor(self.concurrency) as pool:
+                try:
+                    yield from self._in_turn(pool, jobs, under_way, taken, lost)
+                except GeneratorExit:
+                    for _ in remaining():
+                        pass
+                    raise
+                except BaseException:
+                    yield from remaining()
+                    raise
+        finally:
+            while self._clients:
+                self._clients.pop().close()
 
     def _in_turn(
         self,

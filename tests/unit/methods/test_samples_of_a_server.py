@@ -19,9 +19,10 @@ from tests.conftest import write_jsonl
 from tests.servers import Faulty, serving
 
 import preftune.evaluate.server as server_module
+from preftune.cli.main import run
 from preftune.errors import ConfigError, IncompleteError, RunError
-from preftune.evaluate.server import RefusedError, Server
-from preftune.methods import samples
+from preftune.evaluate.server import RefusedError, Reply, Server
+from preftune.methods import samples, winrate
 from preftune.methods.samples import Wanted
 from preftune.model.generate import Sampling
 from preftune.train.display import Display
@@ -37,6 +38,11 @@ def prompts(tmp_path: Path) -> str:
 
 def rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def asked(server: Server, *prompts: str) -> list[tuple[int, Reply]]:
+    """What a server answers."""
+    return list(server.each([lambda p=p: server.ask(p) for p in prompts]))  # type: ignore[misc]
 
 
 def kept_in(part: Path) -> int:
@@ -140,7 +146,7 @@ def test_half_a_character_is_an_answer(tmp_path: Path, prompts: str, faulty: Any
 
 def test_a_prompt_with_half_a_character_is_refused(faulty: Any) -> None:
     with pytest.raises(RefusedError, match="half a character"):
-        Server(faulty.url, "m").ask("the \ud83d")
+        asked(Server(faulty.url, "m"), "the \ud83d")
     assert faulty.seen == []
 
 
@@ -225,7 +231,7 @@ def test_a_prompt_that_always_fails_does_not_keep_the_others_from_it(tmp_path: P
 def test_an_answer_of_another_shape_is_named(faulty: Any) -> None:
     faulty.always = {"x": "dict"}
     with pytest.raises(IncompleteError, match="no answer after 2 attempts: an answer of another shape: KeyError"):
-        Server(faulty.url, "m", attempts=2, pause_s=0.01).ask("x")
+        asked(Server(faulty.url, "m", attempts=2, pause_s=0.01), "x")
 
 
 def test_a_server_that_is_down_is_left_alone(
@@ -264,7 +270,7 @@ def test_more_of_the_same_asks_only_for_what_is_missing(tmp_path: Path, prompts:
     more = str(write_jsonl(tmp_path / "more.jsonl", [{"prompt": p} for p in ["new", *PROMPTS]]))
     out = tmp_path / "s.jsonl"
 
-    def asked(n: int, file: str, most: int | None = None) -> int:
+    def made(n: int, file: str, most: int | None = None) -> int:
         faulty.seen.clear()
         sampling = Sampling(n, 5)
         samples.run(Wanted("m", file, sampling, most, server=server), out, QUIET)
@@ -274,15 +280,15 @@ def test_more_of_the_same_asks_only_for_what_is_missing(tmp_path: Path, prompts:
         assert len(faulty.seen) == count
         return count
 
-    assert asked(2, prompts, 3) == 6
-    assert asked(4, prompts, 3) == 6
-    assert asked(4, prompts) == 4
-    assert asked(4, more) == 4
+    assert made(2, prompts, 3) == 6
+    assert made(4, prompts, 3) == 6
+    assert made(4, prompts) == 4
+    assert made(4, more) == 4
     assert [row["prompt"] for row in rows(out)] == ["new", *PROMPTS]
     assert not out.with_name("s.jsonl.part").exists()
-    assert asked(1, more, 2) == 0
-    assert asked(5, prompts) == 4
-    assert asked(5, more) == 1
+    assert made(1, more, 2) == 0
+    assert made(5, prompts) == 4
+    assert made(5, more) == 1
     with pytest.raises(RunError, match="holds other samples"):
         samples.run(Wanted("m", more, Sampling(5, 5, temperature=0.5), server=server), out, QUIET)
 
@@ -331,3 +337,25 @@ def test_the_key_is_named_and_not_kept(
     server = Server(faulty.url, "m", key_env="MY_KEY")
     samples.run(Wanted("m", prompts, Sampling(1, 5), server=server), tmp_path / "s.jsonl", QUIET)
     assert not any("secret-123" in path.read_text() for path in tmp_path.iterdir())
+
+
+def test_how_long_an_answer_may_take_is_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[Any] = []
+    for module in (samples, winrate):
+        monkeypatch.setattr(module, "run", lambda wanted, *_: found.append(wanted.server.timeout_s))
+    long = ["--timeout", "900"]
+    drawn = ["sample", "--model", "m", "--prompts", "p.jsonl", "--server", "http://127.0.0.1:1"]
+    judged = [
+        "eval",
+        "winrate",
+        "--policy",
+        "m",
+        "--data",
+        "d.jsonl",
+        "--judge",
+        "m",
+        "--judge-url",
+        "http://127.0.0.1:1",
+    ]
+    assert [run([*words, *more]) for words in (drawn, judged) for more in ([], long)] == [0] * 4
+    assert found == [120, 900, 120, 900]
