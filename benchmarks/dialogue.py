@@ -2,8 +2,8 @@
 
     python benchmarks/dialogue.py --model stories260k --data hh_harmless_test.jsonl.gz --out runs/dialogue --record
 
-Every pair is held out once: the prompts are cut into `--folds` parts, no dialogue in two of them, and the models of a
-part are trained on the others. Accuracy (with a 95 % interval) and calibration of the implicit reward, and of a reward
+The prompts are cut into `--folds` parts, no dialogue in two of them; the first `--held-out` parts are held out one after
+another, and the models of each are trained on all the others. Accuracy (with a 95 % interval) and calibration of the implicit reward, and of a reward
 model with the same start and the same pairs, on all held-out pairs, and on those that ask one question. Run again, it
 goes on.
 """
@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="HH-RLHF file")
     parser.add_argument("--out", type=Path, default=Path("runs/dialogue"))
     parser.add_argument("--folds", type=int, default=4)
+    parser.add_argument("--held-out", type=int, default=4, help="how many of the parts")
     parser.add_argument("--betas", type=float, nargs="+", default=[0.1])
     parser.add_argument(
         "--lr", type=float, default=2e-4, help="of DPO; SFT and the reward model take five times as much"
@@ -57,7 +58,8 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     parts = folds(read_groups(options.data)[0], options.folds)
     margins: dict[str, list[float]] = {}
-    for number, held_out in enumerate(parts):
+    held = parts[: options.held_out]
+    for number, held_out in enumerate(held):
         others = [group for part in parts if part is not held_out for group in part]
         for name, found in of_fold(options, options.out / f"fold-{number}", others, held_out).items():
             margins.setdefault(name, []).extend(found)
@@ -66,7 +68,7 @@ def main() -> None:
             {name: round(float(np.mean(np.array(m) > 0)), 3) for name, m in margins.items()},
             flush=True,
         )
-    single = np.array([turns(group) == 1 for part in parts for group in part])
+    single = np.array([turns(group) == 1 for part in held for group in part])
     figures = {
         name: {"all": figures_of(m), "one question": figures_of(np.array(m)[single])} for name, m in margins.items()
     }

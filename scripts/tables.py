@@ -193,5 +193,8 @@ def noise() -> str:
 
 RESULTS = {
     "comparison": comparison,
+    "iterative dpo": iterative,
     "win rate over temperatures": temperatures,
+    "single-turn dialogue": dialogue,
+    "noise finder": noise,
 }

@@ -75,7 +75,7 @@ def winrate(
     max_new_tokens: Annotated[int, typer.Option(help="Where a response is cut off.", min=1)] = 128,
     max_prompts: Annotated[int | None, typer.Option(help="Take only the first so many prompts.", min=1)] = None,
     task: Annotated[
-        str, typer.Option(help="general, dialogue or summarisation: what a server's judge is told.")
+        str, typer.Option(help="general, dialogue or summarisation: what a chat model or lm: is told.")
     ] = "general",
     judge_url: Annotated[str | None, typer.Option(help="URL of an OpenAI-compatible server.")] = None,
     api_key_env: Annotated[str | None, typer.Option(help="Name of the variable that has the server's key.")] = None,

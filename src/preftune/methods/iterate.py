@@ -31,9 +31,10 @@ from preftune.data.prompts import encode_prompts
 from preftune.data.render import Renderer
 from preftune.data.select import Selecting
 from preftune.errors import writing
+from preftune.evaluate import grades
 from preftune.evaluate.drift import figures
 from preftune.evaluate.frontier import response_logps
-from preftune.evaluate.rewards import Reward, answers_of, open_reward, rewards_of
+from preftune.evaluate.rewards import Answer, Reward, answers_of, open_reward, rewards_of
 from preftune.files import digest, write_json, write_rows
 from preftune.methods import dpo, pairs, samples
 from preftune.methods.policies import open_policy, weights_of
@@ -76,6 +77,9 @@ def run(
         f"{config.rounds} rounds of {each} prompts, {config.sample.n} responses each: {responses:,} responses; "
         f"{len(held_out or train)} prompts in every evaluation"
     )
+    wanted = grades.estimate(judge, stand_ins(config, train, held_out or train))
+    if wanted:
+        display.say(f"reward: {wanted.in_words()}")
     if dry_run:
         say_plan(config, [], display)
         return out
@@ -118,6 +122,17 @@ def rounds(
             return start if worse and number > 1 else policy
         before = after
     return policy
+
+
+def stand_ins(
+    config: IterateConfig, train: Sequence[PreferenceGroup], asked: Sequence[PreferenceGroup]
+) -> Iterator[Answer]:
+    """As many answers as all rounds will have rewarded, each as long as it may be, four characters a token."""
+    for number in range(config.rounds + 1):
+        drawn = [train[i] for i in prompts_of_round(config, number, len(train))] if number else []
+        for group, n in [*((g, config.sample.n) for g in drawn), *((g, config.sample.evaluation) for g in asked)]:
+            for k in range(n):
+                yield Answer(group.prompt, f"{number} {k} {n}".rjust(4 * config.sample.max_new_tokens, "x"))
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from preftune.data.read import read
 from preftune.data.select import Selecting, choose
 from preftune.data.values import BadRow, Drop, Fields, answer_of, flags_of, number
 from preftune.errors import ConfigError, DataError, require_writable
+from preftune.evaluate import grades
 from preftune.evaluate.rewards import Answer, Reward, rewards_of_groups
 from preftune.files import write_rows
 from preftune.train.display import Display
@@ -85,6 +86,9 @@ def score(rows: Sequence[Samples], reward: Reward | None, display: Display) -> l
     answers = [
         [Answer(r.prompt, text, end, r.origin) for text, end in zip(r.texts, r.ended, strict=True)] for r in rows
     ]
+    wanted = grades.estimate(reward, (answer for group in answers for answer in group))
+    if wanted:
+        display.say(f"reward: {wanted.in_words()}")
     with display.stage("reward", len(rows)) as stage:
         found = rewards_of_groups(reward, answers, "rewards", stage.advance)
     return [replace(row, scores=tuple(scores)) for row, scores in zip(rows, found, strict=True)]

@@ -282,3 +282,12 @@ def test_another_config_is_refused(tmp_path: Path, model_folder: Path) -> None:
     run(config(tmp_path, model_folder, rounds=1))
     with pytest.raises(RunError, match="rounds was 1, is 2"):
         run(config(tmp_path, model_folder, rounds=2))
+
+
+def test_what_a_judge_will_be_asked_is_said_before_anything_is(
+    tmp_path: Path, model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Six prompts, two rounds of 6 responses, three evaluations of 8; nobody listens at that address."""
+    wanted = config(tmp_path, model_folder).model_copy(update={"reward": "judge:http://127.0.0.1:1,m"})
+    iterate.run(wanted, display=Display(), dry_run=True)
+    assert f"reward: at most {6 * (2 * 6 + 3 * 8)} requests" in " ".join(capsys.readouterr().err.split())
