@@ -3,9 +3,9 @@
     python benchmarks/dialogue.py --model stories260k --data hh_harmless_test.jsonl.gz --out runs/dialogue --record
 
 The prompts are cut into `--folds` parts, no dialogue in two of them; the first `--held-out` parts are held out one
-after another, and the models of each are trained on all the others. Accuracy (with a 95 % interval) and calibration of the
-implicit reward, and of a reward model with the same start and the same pairs, on all held-out pairs, and on those that
-ask one question. Run again, it goes on.
+after another, and the models of each are trained on all the others. Accuracy (with a 95 % interval) and calibration
+of the implicit reward, and of a reward model with the same start and the same pairs, on all held-out pairs, and on
+those that ask one question. Run again, it goes on.
 """
 
 from __future__ import annotations
