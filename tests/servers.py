@@ -93,8 +93,8 @@ class Faulty(BaseHTTPRequestHandler):
         self.send_header("content-length", str(len(data)))
         if status == 429:
             self.send_header("retry-after", self.retry_after)
-        self.end_headers()
-        self.wfile.write(data)
-        if status == 200:
+        if status == 200:  # before who asked can have it
             with self.lock:
                 type(self).answered += 1
+        self.end_headers()
+        self.wfile.write(data)
