@@ -196,5 +196,4 @@ RESULTS = {
     "iterative dpo": iterative,
     "win rate over temperatures": temperatures,
     "single-turn dialogue": dialogue,
-    "noise finder": noise,
 }

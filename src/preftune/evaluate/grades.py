@@ -53,13 +53,17 @@ class Graded:
         with Journal(self.path) as journal:
             known = {row["key"]: row["grade"] for row in journal.rows}
             lacking = list({key_of(a): a for a in answers if key_of(a) not in known}.values())
-            for number, (grade, said) in self.server.each([_asking(self.server, a) for a in lacking]):
-                key = key_of(lacking[number])
+
+            def keep(number: int, answered: tuple[float | None, str]) -> None:
+                key, (grade, said) = key_of(lacking[number]), answered
                 if grade is None:
                     said_instead[key] = said
                 else:
                     journal.add({"key": key, "grade": grade, "said": said})
                     known[key] = grade
+
+            for _ in self.server.each([_asking(self.server, a) for a in lacking], keep=keep):
+                pass
         if said_instead:
             first = next(a for a in lacking if key_of(a) in said_instead)
             raise IncompleteError(

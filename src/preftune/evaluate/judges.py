@@ -22,8 +22,9 @@ from preftune.data.account import Account
 from preftune.data.groups import Limits, tokenize
 from preftune.data.layout import Budget, micro_batches
 from preftune.data.render import Renderer
+from preftune.errors import IncompleteError
 from preftune.evaluate.rewards import Answer, open_reward, rewards_of
-from preftune.evaluate.server import Server
+from preftune.evaluate.server import RefusedError, Server
 from preftune.model import load
 from preftune.model.logprobs import Scorer, logps
 from preftune.types import Message, PreferenceGroup, Text, as_json
@@ -100,16 +101,28 @@ def _coin(question: Question, seed: int) -> float:
 
 
 def server_judge(server: Server, task: str) -> Judge:
-    """A chat model behind a server; a broken answer is no verdict, and is counted."""
+    """A chat model behind a server; a broken answer is no verdict, and is counted, and so is a question that the server
+    refuses. What it does not answer is an error when all others have been answered."""
 
     def judge(questions: Sequence[Question]) -> Iterator[tuple[int, float | None, str]]:
         server.client()
         jobs = [lambda q=q: server.ask(request(q, task), temperature=0.0, max_tokens=MAX_TOKENS) for q in questions]
-        for number, reply in server.each(jobs):
+        refused, unanswered = list[tuple[int, str]](), list[RefusedError | IncompleteError]()
+
+        def lost(number: int, error: RefusedError | IncompleteError) -> None:
+            if isinstance(error, RefusedError):
+                refused.append((number, str(error)))
+            if len(refused) == len(questions) or not isinstance(error, RefusedError):
+                unanswered.append(error)
+
+        for number, reply in server.each(jobs, lost=lost):
             if reply.ended:
                 yield number, verdict_of(reply.text), reply.text
             else:  # its last line may be half of a quotation
                 yield number, None, f"{reply.text} ... (cut off after {MAX_TOKENS} tokens)"
+        yield from ((number, None, said) for number, said in refused)
+        for error in unanswered[:1]:
+            raise error
 
     return judge
 

@@ -11,7 +11,7 @@ import pytest
 from preftune.errors import ConfigError
 from preftune.evaluate import judges
 from preftune.evaluate.judges import Question, open_judge, request, server_judge, verdict_of
-from preftune.evaluate.server import Reply, Server
+from preftune.evaluate.server import RefusedError, Reply, Server
 from preftune.types import Message
 
 
@@ -114,3 +114,23 @@ def test_judges_without_a_server(model_folder: Path, tmp_path: Path) -> None:
     assert verdicts(f"implicit:{model_folder},{model_folder}") == [0.5, 0.5, 0.5]
     with pytest.raises(ConfigError, match="did you mean 'length'"):
         open_judge("lenght", "--judge")
+
+
+def test_a_question_that_the_server_refuses_is_no_verdict_and_the_others_are_judged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A content filter, a prompt that is too long. If all are refused, nobody judged: that is an error."""
+    pytest.importorskip("openai")
+
+    def ask(_: Server, messages: tuple[Message, ...], **__: Any) -> Reply:
+        if "bad" in messages[1].content:
+            raise RefusedError("400: filtered")
+        return Reply("VERDICT: A", True)
+
+    monkeypatch.setattr(Server, "ask", ask)
+    judge = server_judge(Server("http://127.0.0.1:1", "m"), "general")
+    found = list(judge([Question("p", "good", "x"), Question("p", "bad", "x"), Question("q", "good", "x")]))
+    assert sorted((n, verdict) for n, verdict, _ in found) == [(0, 1.0), (1, None), (2, 1.0)]
+    assert "filtered" in next(said for n, _, said in found if n == 1)
+    with pytest.raises(RefusedError, match="filtered"):
+        list(judge([Question("p", "bad", "x")]))
