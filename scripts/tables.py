@@ -196,4 +196,5 @@ RESULTS = {
     "iterative dpo": iterative,
     "win rate over temperatures": temperatures,
     "single-turn dialogue": dialogue,
+    "noise finder": noise,
 }
