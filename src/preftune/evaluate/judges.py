@@ -107,13 +107,13 @@ def server_judge(server: Server, task: str) -> Judge:
     def judge(questions: Sequence[Question]) -> Iterator[tuple[int, float | None, str]]:
         server.client()
         jobs = [lambda q=q: server.ask(request(q, task), temperature=0.0, max_tokens=MAX_TOKENS) for q in questions]
-        refused, unanswered = list[tuple[int, str]](), list[RefusedError | IncompleteError]()
+        refused, errors = list[tuple[int, str]](), list[RefusedError | IncompleteError]()
 
         def lost(number: int, error: RefusedError | IncompleteError) -> None:
             if isinstance(error, RefusedError):
                 refused.append((number, str(error)))
             if len(refused) == len(questions) or not isinstance(error, RefusedError):
-                unanswered.append(error)
+                errors.append(error)
 
         for number, reply in server.each(jobs, lost=lost):
             if reply.ended:
@@ -121,7 +121,7 @@ def server_judge(server: Server, task: str) -> Judge:
             else:  # its last line may be half of a quotation
                 yield number, None, f"{reply.text} ... (cut off after {MAX_TOKENS} tokens)"
         yield from ((number, None, said) for number, said in refused)
-        for error in unanswered[:1]:
+        for error in errors[:1]:
             raise error
 
     return judge

@@ -65,8 +65,8 @@ def run(
     for account in asked.accounts:
         for line in account.lines():
             display.say(line)
-    identity, sources = config.model_dump(mode="json"), sources_of(config, asked.fingerprint, reward)
-    Run.check(out, run_identity(identity, sources))
+    identity, sources = config.model_dump(mode="json"), sources_of(config, reward)
+    Run.check(out, run_identity(identity, asked.fingerprint, sources))
     judge = reward or open_reward(config.reward, "reward", device=device_of(None))
     if Run.finished(out):
         display.say(f"{out} is finished; its model is {out / 'final'}")
@@ -83,7 +83,7 @@ def run(
     if dry_run:
         say_plan(config, [], display)
         return out
-    log = Run.open(out, identity, sources, display)
+    log = Run.open(out, identity, asked.fingerprint, display, sources)
     with tracked(log, config.track):
         policy = rounds(config, log, train, held_out or train, judge)
     final = publish(Path(policy), out / "final")
@@ -146,10 +146,10 @@ def tracked(log: Run, names: Sequence[str]) -> Iterator[None]:
             tracker.close()
 
 
-def sources_of(config: IterateConfig, prompts: str, given: Reward | None) -> str:
-    """What the rounds are made from: the prompts, the first model's weights, and the reward's models and files."""
+def sources_of(config: IterateConfig, given: Reward | None) -> dict[str, str]:
+    """Hashes of what the rounds are made from besides the prompts: another one under the same name is another run."""
     reward = "given in memory" if given else judge_of(config.reward)
-    return f"{prompts} {hashlib.sha256(f'{weights_of(config.model.path)} {reward}'.encode()).hexdigest()}"
+    return {"the first model": weights_of(config.model.path), "the reward": hashlib.sha256(reward.encode()).hexdigest()}
 
 
 def fitting(config: IterateConfig, groups: list[PreferenceGroup], account: Account) -> list[PreferenceGroup]:

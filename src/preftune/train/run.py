@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -84,12 +84,14 @@ class Run:
         require_writable(folder)
 
     @staticmethod
-    def open(folder: Path, config: dict[str, Any], data: str, display: Display) -> Run:
+    def open(
+        folder: Path, config: dict[str, Any], data: str, display: Display, others: Mapping[str, str] | None = None
+    ) -> Run:
         """Start in an empty folder, or go on where the same command stopped.
 
         Raises RunError if the folder belongs to something else or to a run with another config or other data.
         """
-        identity = run_identity(config, data)
+        identity = run_identity(config, data, others)
         Run.check(folder, identity)
         run, known = Run(folder, identity, display), _manifest(folder)
         run.resumed, state, damaged = checkpoint.newest(folder / "checkpoints")
@@ -175,9 +177,9 @@ class Run:
                 signal.signal(number, handler)
 
 
-def run_identity(config: dict[str, Any], data: str) -> dict[str, Any]:
-    """What makes a run the same run: its resolved config and the fingerprint of its data."""
-    return {"config": config, "data": data}
+def run_identity(config: dict[str, Any], data: str, others: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """What makes a run the same run: its resolved config, fingerprints of its data, and of `others` by their names."""
+    return {"config": config, "data": data, **(others or {})}
 
 
 def machine() -> dict[str, Any]:
@@ -230,8 +232,10 @@ def _same(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
         for key, was, now in _differences(old["config"], new["config"])
         if not {key, key[:1]} & FREE
     ]
-    if old["data"] != new["data"]:
-        changed.append("the data files have changed")
+    said = {"data": "the data files have changed"}
+    for name in sorted((old.keys() | new.keys()) - {"config"}):
+        if old.get(name) != new.get(name):
+            changed.append(said.get(name, f"{name} has changed"))
     if changed:
         raise RunError(
             "the folder holds a run with other settings",

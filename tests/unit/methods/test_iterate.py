@@ -236,7 +236,7 @@ def test_another_reward_of_the_same_name_is_refused(
         with pytest.raises(KeyboardInterrupt):
             iterate.run(wanted, display=Display(quiet=True))
     (tmp_path / "mine.py").write_text(function.format(-1))
-    with pytest.raises(RunError, match="data"):
+    with pytest.raises(RunError, match="the reward has changed"):
         iterate.run(wanted, display=Display(quiet=True))
 
 
