@@ -32,9 +32,18 @@ def serving(base: type[BaseHTTPRequestHandler], **state: Any) -> Iterator[Any]:
 
 def say(handler: BaseHTTPRequestHandler, text: str) -> None:
     """The answer of a chat model."""
-    reply = {"choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": "stop", "index": 0}]}
+    message = {"role": "assistant", "content": text}
+    _send(handler, 200, {"choices": [{"message": message, "finish_reason": "stop", "index": 0}]})
+
+
+def refuse(handler: BaseHTTPRequestHandler, why: str) -> None:
+    """The answer to a request that the server does not take."""
+    _send(handler, 400, {"error": {"message": why}})
+
+
+def _send(handler: BaseHTTPRequestHandler, status: int, reply: dict[str, Any]) -> None:
     payload = json.dumps(reply).encode()
-    handler.send_response(200)
+    handler.send_response(status)
     handler.send_header("content-type", "application/json")
     handler.send_header("content-length", str(len(payload)))
     handler.end_headers()

@@ -81,6 +81,9 @@ def winrate(
     api_key_env: Annotated[str | None, typer.Option(help="Name of the variable that has the server's key.")] = None,
     concurrency: Annotated[int, typer.Option(help="Requests at a time.", min=1)] = 8,
     timeout: Annotated[float, typer.Option(help="Seconds that an answer may take.", min=0.1, max=86400)] = 120.0,
+    server_settings: Annotated[
+        str | None, typer.Option(help="JSON that every request says besides, or instead; null leaves a setting out.")
+    ] = None,
     price_in: Annotated[float, typer.Option(help="Price of a million tokens read, for the estimate.", min=0)] = 0.0,
     price_out: Annotated[float, typer.Option(help="Price of a million tokens written.", min=0)] = 0.0,
     seed: Annotated[int, typer.Option(help="Seed of samples and intervals.", min=0)] = 0,
@@ -108,7 +111,7 @@ def winrate(
         seed,
         dtype,
         chat_template,
-        Server(judge_url, judge, api_key_env, concurrency, timeout_s=timeout) if judge_url else None,
+        Server.asked(judge_url, judge, api_key_env, concurrency, timeout, server_settings),
         price_in,
         price_out,
     )

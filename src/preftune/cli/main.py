@@ -118,6 +118,9 @@ def sample(
     api_key_env: Annotated[str | None, typer.Option(help="Name of the variable that has the server's key.")] = None,
     concurrency: Annotated[int, typer.Option(help="Requests at a time.", min=1)] = 8,
     timeout: Annotated[float, typer.Option(help="Seconds that an answer may take.", min=0.1, max=86400)] = 120.0,
+    server_settings: Annotated[
+        str | None, typer.Option(help="JSON that every request says besides, or instead; null leaves a setting out.")
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Responses to prompts, from a model here or from a server. The same command goes on where it stopped."""
@@ -127,7 +130,7 @@ def sample(
     from preftune.model.generate import Sampling
     from preftune.train.display import Display
 
-    asked = Server(server, model, api_key_env, concurrency, timeout_s=timeout) if server else None
+    asked = Server.asked(server, model, api_key_env, concurrency, timeout, server_settings)
     sampling = Sampling(n, max_new_tokens, temperature, top_p, top_k, seed)
     run_sample(Wanted(model, prompts, sampling, max_prompts, dtype, chat_template, asked), out, Display(quiet))
 

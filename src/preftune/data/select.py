@@ -44,7 +44,8 @@ class Selecting:
 class Chosen:
     """Indices of the responses that are kept, and the judgements between them (numbered as they are kept).
 
-    left_out   what was not taken, by reason: copies of a response, ties, pairs below the gap, responses not accepted
+    left_out   what was not taken, by reason: responses without a reward, copies of a response, ties, pairs below the
+               gap, responses not accepted
     """
 
     members: tuple[int, ...]
@@ -53,13 +54,19 @@ class Chosen:
 
 
 def choose(texts: Sequence[str], scores: Sequence[float], how: Selecting, prompt: str) -> Chosen:
-    """What is kept of one prompt's responses. Raises Drop with the reason if nothing is."""
-    every = range(len(texts))
-    drawn = accepted(_ranked(every, scores), scores, how, prompt) if how.select == "rso" else list(every)
+    """What is kept of one prompt's responses; a score of NaN is none. Raises Drop with the reason if nothing is."""
+    every = [i for i in range(len(texts)) if not math.isnan(scores[i])]
+    if not every:
+        raise Drop("no response got a reward")
+    drawn = accepted(_ranked(every, scores), scores, how, prompt) if how.select == "rso" else every
     first = {text: i for i, text in reversed([(i, texts[i]) for i in sorted(drawn)])}  # the first of each text
     times = Counter(first[texts[i]] for i in drawn)
     order = _ranked(first.values(), scores)
-    left_out = {"copies": len(drawn) - len(order), "not accepted": len(texts) - len(drawn)}
+    left_out = {
+        "without a reward": len(texts) - len(every),
+        "copies": len(drawn) - len(order),
+        "not accepted": len(every) - len(drawn),
+    }
     if how.select == "top-k":
         return Chosen(tuple(order[: how.k]), (), left_out)
     if len(order) < 2:

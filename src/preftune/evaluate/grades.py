@@ -1,4 +1,5 @@
-"""A chat model's grades as rewards: judge:URL,MODEL or judge:URL,MODEL,VARIABLE, which names the variable with the key.
+"""A chat model's grades as rewards: judge:URL,MODEL,VARIABLE,SETTINGS. VARIABLE is the name of the environment variable
+that has the key, SETTINGS is JSON; both may be left out.
 
 Every grade goes to the cache folder as it comes, so no answer is paid for twice. `estimate` says before what a list of
 answers will take.
@@ -16,7 +17,7 @@ from pathlib import Path
 from preftune.errors import ConfigError, IncompleteError
 from preftune.evaluate.judges import AFTER, AROUND, last_line, shortened
 from preftune.evaluate.rewards import Answer, Reward
-from preftune.evaluate.server import Server
+from preftune.evaluate.server import RefusedError, Server, settings_of
 from preftune.files import Journal
 from preftune.model.store import cache_folder
 from preftune.types import Message, as_json
@@ -47,9 +48,14 @@ class Graded:
         with Journal(self.path) as journal:
             return {row["key"]: row["grade"] for row in journal.rows}
 
-    def __call__(self, answers: Sequence[Answer]) -> Sequence[float]:
-        """The grades. Raises IncompleteError, with the judge's words, if an answer got none; the others are kept."""
+    def __call__(self, answers: Sequence[Answer]) -> Sequence[float | None]:
+        """The grades; None for an answer that the server refuses to read.
+
+        Raises IncompleteError, with the judge's words, if an answer that it read got no grade, and what the server said
+        if it did not answer or has refused all so far. What was graded is kept.
+        """
         said_instead: dict[str, str] = {}
+        refused, errors = list[RefusedError](), list[IncompleteError]()
         with Journal(self.path) as journal:
             known = {row["key"]: row["grade"] for row in journal.rows}
             lacking = list({key_of(a): a for a in answers if key_of(a) not in known}.values())
@@ -62,30 +68,41 @@ class Graded:
                     journal.add({"key": key, "grade": grade, "said": said})
                     known[key] = grade
 
-            for _ in self.server.each([_asking(self.server, a) for a in lacking], keep=keep):
+            def lost(_: int, error: RefusedError | IncompleteError) -> None:
+                refused.append(error) if isinstance(error, RefusedError) else errors.append(error)
+
+            for _ in self.server.each([_asking(self.server, a) for a in lacking], keep=keep, lost=lost):
                 pass
+        if errors or (refused and not known):
+            raise (errors or refused)[0]
         if said_instead:
-            first = next(a for a in lacking if key_of(a) in said_instead)
-            raise IncompleteError(
-                f"{self.server.model} gave no grade to {len(said_instead)} of the {len(lacking)} answers it was asked",
-                where=first.origin or self.server.url,
-                why=f"it was asked {ATTEMPTS} times and said at last: {shortened(said_instead[key_of(first)])}",
-                fix="what it graded is kept: the same command asks for the rest again; take another model if it cannot "
-                "end with a line GRADE: and a number",
-            )
-        return [known[key_of(a)] for a in answers]
+            self._complain(said_instead, lacking)
+        return [known.get(key_of(a)) for a in answers]
+
+    def _complain(self, said_instead: dict[str, str], lacking: Sequence[Answer]) -> None:
+        first = next(a for a in lacking if key_of(a) in said_instead)
+        raise IncompleteError(
+            f"{self.server.model} gave no grade to {len(said_instead)} of the {len(lacking)} answers it was asked",
+            where=first.origin or self.server.url,
+            why=f"it was asked {ATTEMPTS} times and said at last: {shortened(said_instead[key_of(first)])}",
+            fix="what it graded is kept: the same command asks for the rest again; take another model if it cannot "
+            "end with a line GRADE: and a number",
+        )
 
 
 def graded(name: str, where: str) -> Graded:
-    """The reward that asks URL,MODEL or URL,MODEL,VARIABLE."""
-    parts = name.split(",")
-    if len(parts) not in (2, 3) or not all(parts):
+    """The reward that asks URL,MODEL or URL,MODEL,VARIABLE or URL,MODEL,VARIABLE,SETTINGS."""
+    parts = name.split(",", 3)
+    if len(parts) < 2 or not all(parts[:2]) or parts[2:] == [""]:
         raise ConfigError(
-            f"judge:{name} names no judge", where=where, fix="judge:URL,MODEL or judge:URL,MODEL,VARIABLE"
+            f"judge:{name} names no judge",
+            where=where,
+            fix="judge:URL,MODEL or judge:URL,MODEL,VARIABLE or judge:URL,MODEL,VARIABLE,{JSON}",
         )
-    server = Server(parts[0], parts[1], parts[2] if len(parts) == 3 else None)
+    url, model, variable, settings = [*parts, "", ""][:4]
+    server = Server(url, model, variable or None, settings=settings_of(settings, where) if settings else {})
     server.client()  # a missing package or key is said before anything else
-    judge = hashlib.sha256(f"{VERSION} {parts[0]} {parts[1]}".encode()).hexdigest()
+    judge = hashlib.sha256(f"{VERSION} {server.name}".encode()).hexdigest()
     return Graded(server, cache_folder() / "grades" / f"{judge}.jsonl")
 
 
@@ -119,7 +136,7 @@ def estimate(reward: Reward | None, answers: Iterable[Answer]) -> Estimate | Non
     known = reward.known()
     lacking = {key: a for a in answers if (key := key_of(a)) not in known}.values()
     read = sum(len(m.content) for a in lacking for m in request(a)) // 4  # four characters a token
-    return Estimate(len(lacking), read, len(lacking) * MAX_TOKENS, ATTEMPTS)
+    return Estimate(len(lacking), read, len(lacking) * reward.server.most(MAX_TOKENS), ATTEMPTS)
 
 
 def _asking(server: Server, answer: Answer) -> Callable[[], tuple[float | None, str]]:

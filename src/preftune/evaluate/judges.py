@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -91,7 +92,10 @@ def open_judge(name: str, where: str, *, device: Any = None, seed: int = 0, task
         values = rewards_of(reward, answers, "judging").tolist()
         for i in range(len(questions)):
             first, second = values[2 * i : 2 * i + 2]
-            yield i, 0.5 + 0.5 * ((first > second) - (first < second)), f"{first:.4g} {second:.4g}"
+            if math.isnan(first + second):
+                yield i, None, "one of the two got no reward: longer than the reward model can read, or refused"
+            else:
+                yield i, 0.5 + 0.5 * ((first > second) - (first < second)), f"{first:.4g} {second:.4g}"
 
     return judge
 
@@ -107,19 +111,19 @@ def server_judge(server: Server, task: str) -> Judge:
     def judge(questions: Sequence[Question]) -> Iterator[tuple[int, float | None, str]]:
         server.client()
         jobs = [lambda q=q: server.ask(request(q, task), temperature=0.0, max_tokens=MAX_TOKENS) for q in questions]
-        refused, errors = list[tuple[int, str]](), list[RefusedError | IncompleteError]()
+        refused, errors = list[tuple[int, str]](), list[IncompleteError]()
 
         def lost(number: int, error: RefusedError | IncompleteError) -> None:
             if isinstance(error, RefusedError):
                 refused.append((number, str(error)))
-            if len(refused) == len(questions) or not isinstance(error, RefusedError):
+            else:
                 errors.append(error)
 
         for number, reply in server.each(jobs, lost=lost):
             if reply.ended:
                 yield number, verdict_of(reply.text), reply.text
             else:  # its last line may be half of a quotation
-                yield number, None, f"{reply.text} ... (cut off after {MAX_TOKENS} tokens)"
+                yield number, None, f"{reply.text} ... (cut off after {server.most(MAX_TOKENS)} tokens)"
         yield from ((number, None, said) for number, said in refused)
         for error in errors[:1]:
             raise error
@@ -157,10 +161,10 @@ def shortened(said: str, most: int = 300) -> str:
     return repr(said if len(said) <= most else f"... {said[-most:]}")
 
 
-def tokens_of(questions: Sequence[Question], task: str) -> tuple[int, int]:
+def tokens_of(questions: Sequence[Question], task: str, server: Server) -> tuple[int, int]:
     """About how many tokens a server will read and write at most: four characters each."""
     read = sum(sum(len(m.content) for m in request(q, task)) for q in questions) // 4
-    return read, len(questions) * MAX_TOKENS
+    return read, len(questions) * server.most(MAX_TOKENS)
 
 
 def _local(path: str, where: str, device: Any, task: str) -> Judge:

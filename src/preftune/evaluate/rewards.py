@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -47,7 +47,8 @@ class Answer:
     origin: str = ""
 
 
-Reward = Callable[[Sequence[Answer]], Sequence[float]]
+#: None for a response that it cannot reward: one too long for a reward model, one that a judge's server refuses.
+Reward = Callable[[Sequence[Answer]], Sequence[float | None]]
 
 
 def answers_of(prompts: Sequence[Prompt], drawn: Sequence[Sampled]) -> list[Answer]:
@@ -84,10 +85,12 @@ def open_reward(name: str, where: str = "reward", *, dtype: torch.dtype = torch.
 
 
 def rewards_of(reward: Reward, answers: Sequence[Answer], when: str) -> Floats:
-    """(S,) one finite reward a response. Raises ConfigError or NumericError naming the moment and the row."""
+    """(S,) one reward a response, NaN where there is none. Raises ConfigError or NumericError naming the moment and the
+    row for a reward that is not finite."""
     try:
         found = list(reward(answers))
         values = np.asarray(found, dtype=np.float64)
+        none = np.array([value is None for value in found], dtype=bool)
     except PreftuneError:
         raise
     except Exception as error:
@@ -105,7 +108,7 @@ def rewards_of(reward: Reward, answers: Sequence[Answer], when: str) -> Floats:
             where=f"{when}, {answers[0].origin}",
             fix="it must give one number for each response, in order",
         )
-    bad = np.flatnonzero(~(np.abs(values) < LARGEST))
+    bad = np.flatnonzero(~(np.abs(values) < LARGEST) & ~none)
     if len(bad):
         answer = answers[bad[0]]
         raise NumericError(
@@ -117,10 +120,24 @@ def rewards_of(reward: Reward, answers: Sequence[Answer], when: str) -> Floats:
     return values
 
 
+def every_reward(reward: Reward, answers: Sequence[Answer], when: str) -> Floats:
+    """`rewards_of`, for what cannot go on without one of them. Raises ModelError if one is lacking."""
+    values = rewards_of(reward, answers, when)
+    lacking = np.flatnonzero(np.isnan(values))
+    if len(lacking):
+        raise ModelError(
+            f"{len(lacking)} of {len(answers)} responses got no reward",
+            where=f"{when}, {answers[lacking[0]].origin}",
+            why="they are longer than the reward model can read, or the judge refused them",
+            fix="leave out the longest prompts, sample shorter responses, or take a reward that reads more",
+        )
+    return values
+
+
 def rewards_of_groups(
     reward: Reward, groups: Sequence[Sequence[Answer]], when: str, done: Callable[[int], None]
 ) -> list[list[float]]:
-    """The rewards of the answers of each group, asked for in chunks of groups."""
+    """The rewards of the answers of each group, asked for in chunks of groups; NaN for those without one."""
     found: list[list[float]] = []
     for begin in range(0, len(groups), CHUNK):
         chunk = groups[begin : begin + CHUNK]
@@ -149,7 +166,6 @@ class RewardModel:
     scorer: Scorer
     renderer: Renderer
     longest: int
-    name: str
 
     @staticmethod
     def open(path: str, where: str, dtype: torch.dtype, device: Any = None) -> RewardModel:
@@ -164,11 +180,12 @@ class RewardModel:
         model, tokenizer = load_scalar(source, dtype), load.load_tokenizer(source)
         model.to(device or "cpu").requires_grad_(False)
         longest = load.positions(model.config) or 1 << 20
-        return RewardModel(scalar_scorer(model), Renderer.of(tokenizer, load.end_ids(source)), longest, path)
+        return RewardModel(scalar_scorer(model), Renderer.of(tokenizer, load.end_ids(source)), longest)
 
     @torch.no_grad()
-    def __call__(self, answers: Sequence[Answer]) -> Sequence[float]:
-        return [value for [value] in self.of_groups(tokens_of(answers, self.renderer, self.longest, self.name))]
+    def __call__(self, answers: Sequence[Answer]) -> Sequence[float | None]:
+        tokens = tokens_of(answers, self.renderer, self.longest)
+        return in_place(tokens, [value for [value] in self.of_groups(list(tokens.values()))], len(answers))
 
     @torch.no_grad()
     def of_groups(self, groups: Sequence[TokenGroup]) -> list[list[float]]:
@@ -178,22 +195,20 @@ class RewardModel:
         return [[(value - scale.mean) / scale.std for value in values] for values in found]
 
 
-def tokens_of(answers: Sequence[Answer], renderer: Renderer, longest: int, name: str) -> list[TokenGroup]:
-    """One group an answer, its number as the origin. Raises ModelError for one that cannot be read."""
+def tokens_of(answers: Sequence[Answer], renderer: Renderer, longest: int) -> dict[int, TokenGroup]:
+    """One group an answer, by the answer's number, without those that are longer than `longest` tokens."""
     groups = []
     for number, a in enumerate(answers):
         response: Text = a.response if isinstance(a.prompt, str) else (Message("assistant", a.response),)
         groups.append(PreferenceGroup(a.prompt, (response,), ended=(a.ended,), origin=str(number)))
-    account = Account(name)
-    tokens = tokenize(groups, renderer, Limits(longest, overlong="drop"), account)
-    if len(tokens) != len(answers):
-        reason, origins = next(iter(account.dropped.items()))
-        raise ModelError(
-            f"{name} cannot read a response: {reason}",
-            where=answers[int(origins[0])].origin,
-            fix="leave it out or shorten it, or take a model with more positions",
-        )
-    return tokens
+    tokens = tokenize(groups, renderer, Limits(longest, overlong="drop"), Account("answers"))
+    return {int(group.origin): group for group in tokens}
+
+
+def in_place(tokens: Iterable[int], values: Sequence[float], number: int) -> list[float | None]:
+    """The values at their numbers, None elsewhere."""
+    known = dict(zip(tokens, values, strict=True))
+    return [known.get(place) for place in range(number)]
 
 
 def _sums(says: Callable[[Batch], Logps], groups: Sequence[TokenGroup]) -> list[list[float]]:
@@ -214,10 +229,11 @@ def implicit(name: str, where: str, dtype: torch.dtype, device: Any = None) -> R
     longest = load.positions(scorers[0].model.config) or 1 << 20
 
     @torch.no_grad()
-    def reward(answers: Sequence[Answer]) -> Sequence[float]:
-        tokens = tokens_of(answers, renderer, longest, name)
-        own, base = (_sums(lambda batch, s=scorer: logps(s, batch.to(s.device)), tokens) for scorer in scorers)  # type: ignore[misc]
-        return [beta * (p - r) for [p], [r] in zip(own, base, strict=True)]
+    def reward(answers: Sequence[Answer]) -> Sequence[float | None]:
+        tokens = tokens_of(answers, renderer, longest)
+        groups = list(tokens.values())
+        own, base = (_sums(lambda batch, s=scorer: logps(s, batch.to(s.device)), groups) for scorer in scorers)  # type: ignore[misc]
+        return in_place(tokens, [beta * (p - r) for [p], [r] in zip(own, base, strict=True)], len(answers))
 
     return reward
 

@@ -7,11 +7,12 @@ a full disk) still gets what is under way: it is paid for.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import random
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -45,7 +46,10 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """Where to ask, and how patiently. `key_env` names the environment variable with the key, which is never kept."""
+    """Where to ask, and how patiently. `key_env` names the environment variable with the key, which is never kept.
+
+    settings   what every request says besides, or instead of what we would say: None leaves a setting out
+    """
 
     url: str
     model: str
@@ -54,8 +58,34 @@ class Server:
     attempts: int = 6
     timeout_s: float = 120.0
     pause_s: float = 0.5
+    settings: Mapping[str, Any] = field(default_factory=dict)
     _clients: list[Any] = field(default_factory=list, compare=False, repr=False)
     _stop: threading.Event = field(default_factory=threading.Event, compare=False, repr=False)
+
+    @staticmethod
+    def asked(
+        url: str | None, model: str, key_env: str | None, concurrency: int, timeout_s: float, settings: str | None
+    ) -> Server | None:
+        """The server of a command's options; None without a URL. Raises ConfigError for settings that are none."""
+        given = settings_of(settings, "--server-settings") if settings else {}
+        if url is None and given:
+            raise ConfigError("settings without a server", where="--server-settings", fix="name the server's URL too")
+        return Server(url, model, key_env, concurrency, timeout_s=timeout_s, settings=given) if url else None
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What decides its answers, besides the question."""
+        return {"url": self.url, "model": self.model, **({"settings": dict(self.settings)} if self.settings else {})}
+
+    @property
+    def name(self) -> str:
+        """The same in one line."""
+        return " ".join([self.url, self.model, *([json.dumps(self.settings, sort_keys=True)] if self.settings else [])])
+
+    def most(self, usual: int) -> int:
+        """The tokens that an answer may have."""
+        found = self.settings.get("max_completion_tokens", self.settings.get("max_tokens", usual))
+        return found if isinstance(found, int) else usual
 
     def client(self) -> Any:
         """The library's client; `each` closes it. Raises ConfigError if it is not installed or its key is not there."""
@@ -80,10 +110,12 @@ class Server:
 
     def _once(self, prompt: Text, settings: dict[str, Any]) -> Reply:
         client = self.client()
+        said = {key: value for key, value in settings.items() if key not in self.settings}
+        said["extra_body"] = {key: value for key, value in self.settings.items() if value is not None}
         if isinstance(prompt, str):
-            found = client.completions.create(model=self.model, prompt=prompt, **settings)
+            found = client.completions.create(model=self.model, prompt=prompt, **said)
         else:
-            found = client.chat.completions.create(model=self.model, messages=as_json(prompt), **settings)
+            found = client.chat.completions.create(model=self.model, messages=as_json(prompt), **said)
         choices = getattr(found, "choices", None)
         if not choices:
             raise MalformedError(f"an answer without choices: {str(found)[:80]!r}")
@@ -205,12 +237,32 @@ class Server:
             raise failed
 
 
+def settings_of(text: str, where: str) -> dict[str, Any]:
+    """A server's settings from JSON. Raises ConfigError for what is none, or what decides who is asked what."""
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        found, why = None, str(error)
+    else:
+        why = "it is not an object of names and values"
+    if not isinstance(found, dict):
+        fix = """e.g. '{"max_tokens": null, "max_completion_tokens": 2000, "temperature": null}'"""
+        raise ConfigError(f"not settings in JSON: {text!r}", where=where, why=why, fix=fix)
+    ours = found.keys() & {"model", "messages", "prompt", "n", "stream"}
+    if ours:
+        raise ConfigError(f"{', '.join(sorted(ours))} cannot be set", where=where, fix="leave it out")
+    return found
+
+
 def _refusal(error: Any, url: str) -> ConfigError:
     """What is raised for a status that no further attempt changes."""
     what = f"the server refuses: {error.status_code} {_said(error)}"
     if error.status_code in REFUSED:
         return RefusedError(
-            what, where=url, fix="check the prompt's length and the settings; what was answered is kept"
+            what,
+            where=url,
+            fix="check the prompt's length and the settings, and leave out with null what this model does not take "
+            "(--server-settings, or the end of judge:URL,MODEL,VARIABLE,SETTINGS); what was answered is kept",
         )
     fix = "check the model's name, the key and the settings; what was answered is kept"
     return ConfigError(what, where=url, fix=fix)

@@ -31,7 +31,7 @@ from preftune.evaluate.frontier import (
     response_logps,
     tempered,
 )
-from preftune.evaluate.rewards import Reward, answers_of, open_reward, rewards_of
+from preftune.evaluate.rewards import Reward, answers_of, every_reward, open_reward
 from preftune.exact.optimum import tilt
 from preftune.files import write_json
 from preftune.methods.policies import find_policy, open_policy
@@ -80,7 +80,7 @@ class Asking:
 
     def rewards(self, drawn: Sequence[Sampled], when: str) -> Floats:
         """(P, M)"""
-        return rewards_of(self.reward, answers_of(self.prompts, drawn), when).reshape(len(self.prompts), -1)
+        return every_reward(self.reward, answers_of(self.prompts, drawn), when).reshape(len(self.prompts), -1)
 
 
 def run(wanted: Frontier, out: Path, display: Display) -> dict[str, list[Point]]:

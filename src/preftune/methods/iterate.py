@@ -30,18 +30,18 @@ from preftune.data.order import permutation
 from preftune.data.prompts import encode_prompts
 from preftune.data.render import Renderer
 from preftune.data.select import Selecting
-from preftune.errors import writing
+from preftune.errors import ModelError, writing
 from preftune.evaluate import grades
 from preftune.evaluate.drift import figures
 from preftune.evaluate.frontier import response_logps
-from preftune.evaluate.rewards import Answer, Reward, answers_of, open_reward, rewards_of
+from preftune.evaluate.rewards import Answer, Floats, Reward, answers_of, open_reward, rewards_of
 from preftune.files import digest, write_json, write_rows
 from preftune.methods import dpo, pairs, samples
 from preftune.methods.policies import open_policy, weights_of
 from preftune.methods.prepare import compute_dtype, device_of, load_renderer, read_prompt_data, with_room
 from preftune.methods.samples import Wanted
 from preftune.methods.training import say_plan
-from preftune.methods.winrate import judge_of
+from preftune.methods.verdicts import judge_of
 from preftune.model import load
 from preftune.model.generate import Sampling, sample
 from preftune.model.logprobs import Scorer
@@ -110,6 +110,8 @@ def rounds(
         lineage.append(one_round(config, folder, number, start, train, judge, log.display))
         policy = str(folder / "dpo" / "final")
         after = evaluated(config, folder / "evaluation.json", policy, asked, judge)
+        if "objective/unrewarded" in after:
+            log.display.say(f"{after['objective/unrewarded']:g} responses of the evaluation got no reward")
         log.evaluation(number, after)
         lineage[-1]["evaluation"] = after
         log.note(rounds=lineage)
@@ -245,15 +247,29 @@ def evaluated(
     del opened
     base = open_policy(config.model.path, "model.path", dtype, device)
     kl = own - response_logps(Scorer.of(base.model), groups)
-    by_prompt = rewards.reshape(len(prompts), -1).mean(axis=1)
     found = {
-        "objective/score": float(rewards.mean()),
-        "objective/score_se": float(by_prompt.std(ddof=1) / np.sqrt(len(by_prompt))) if len(by_prompt) > 1 else 0.0,
+        **scores(rewards.reshape(len(prompts), -1), policy),
         "objective/kl": float(kl.mean()),
         **figures([a.response for a in answers], [a.ended for a in answers]),
     }
     write_json(path, found)
     return found
+
+
+def scores(rewards_PM: Floats, policy: str) -> dict[str, float]:
+    """Mean reward, its standard error over prompts, how many responses got none. Raises ModelError if it is all."""
+    lacking = int(np.isnan(rewards_PM).sum())
+    if lacking == rewards_PM.size:
+        raise ModelError(
+            f"not one of {lacking} responses got a reward",
+            where=f"evaluation of {policy}",
+            why="they are longer than the reward model can read, or the judge refused them",
+            fix="take a reward that reads more, or set a smaller sample.max_new_tokens",
+        )
+    by_prompt = np.nanmean(rewards_PM[~np.isnan(rewards_PM).all(axis=1)], axis=1)
+    spread = float(by_prompt.std(ddof=1) / np.sqrt(len(by_prompt))) if len(by_prompt) > 1 else 0.0
+    found = {"objective/score": float(np.nanmean(rewards_PM)), "objective/score_se": spread}
+    return found | ({"objective/unrewarded": float(lacking)} if lacking else {})
 
 
 def enough(config: IterateConfig, before: dict[str, float], after: dict[str, float]) -> str:

@@ -17,7 +17,7 @@ from preftune.config.sampling import PPOParameters, RolloutConfig
 from preftune.data.layout import Budget, micro_batches
 from preftune.data.prompts import Prompt
 from preftune.errors import NumericError
-from preftune.evaluate.rewards import Reward, answers_of, rewards_of
+from preftune.evaluate.rewards import Reward, answers_of, every_reward
 from preftune.losses import ppo
 from preftune.model.generate import Sampled, Sampling, sample
 from preftune.model.logprobs import Scorer, head_input, logps, sum_responses
@@ -108,7 +108,7 @@ def scores(
             fix="raise rollout.max_new_tokens, or set rollout.missing_eos=keep, with a penalty",
         )
     ended = torch.tensor([a.ended for a in answers])
-    found = torch.from_numpy(rewards_of(actors.reward, answers, when)).float()
+    found = torch.from_numpy(every_reward(actors.reward, answers, when)).float()
     return found - rollout.missing_eos_penalty * (~ended).float(), ended
 
 
@@ -123,7 +123,7 @@ def collect(
     seed: int,
     step: int,
 ) -> Experience:
-    """Sample, score, and compute advantages. Raises the errors of `rewards_of`, and for values that have blown up."""
+    """Sample, score, and compute advantages. Raises the errors of `every_reward`, and for values that have blown up."""
     when = f"step {step}"
     drawn = draw(actors, prompts, rollout, seed)
     score_S, ended_S = scores(actors, prompts, drawn, rollout, when)

@@ -353,14 +353,13 @@ def _finished(out: Path) -> dict[Job, Response]:
 
 def _settings(wanted: Wanted) -> dict[str, Any]:
     """Everything that a response depends on beside its prompt and its number."""
-    server = {"url": wanted.server.url, "model": wanted.server.model} if wanted.server else None
     return {
         "model": wanted.model,
         "weights": None if wanted.server else weights_of(wanted.model),
         "sampling": {name: value for name, value in asdict(wanted.sampling).items() if name != "n"},
         "dtype": wanted.dtype,
         "chat_template": wanted.chat_template,
-        "server": server,
+        "server": wanted.server.record if wanted.server else None,
     }
 
 

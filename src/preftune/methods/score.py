@@ -7,6 +7,7 @@ scores.html           with tokens: each token shaded by its reward
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -109,7 +110,11 @@ def rewarded(
         display.say(line)
     with display.stage("reward", len(groups)) as stage:
         found = rewards_of_groups(reward, answers_of_groups(groups), "rewards", stage.advance)
-    return [Scored(group.origin, group.judgements, rewards) for group, rewards in zip(groups, found, strict=True)]
+    both = list(zip(groups, found, strict=True))
+    whole = [(group, rewards) for group, rewards in both if not any(map(math.isnan, rewards))]
+    if len(whole) < len(both):
+        display.say(f"{len(both) - len(whole)} groups are left out: the judge's server refuses one of their responses")
+    return [Scored(group.origin, group.judgements, rewards) for group, rewards in whole]
 
 
 def by_model(

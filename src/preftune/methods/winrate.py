@@ -8,7 +8,7 @@ stopped.
 from __future__ import annotations
 
 import hashlib
-import re
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -25,23 +25,20 @@ from preftune.evaluate import grades
 from preftune.evaluate.grades import Estimate
 from preftune.evaluate.judges import (
     INSTRUCTIONS,
-    VERSION,
-    Judge,
     Question,
     open_judge,
     server_judge,
-    shortened,
     tokens_of,
 )
 from preftune.evaluate.rewards import Answer, Reward, open_reward
 from preftune.evaluate.server import Server
-from preftune.evaluate.winrate import Match, WinRate, sides, win_rate
-from preftune.files import Journal, digest, write_json, write_rows
+from preftune.evaluate.winrate import WinRate, sides, win_rate
+from preftune.files import write_json, write_rows
 from preftune.methods import samples
 from preftune.methods.pairs import read_samples, score
-from preftune.methods.policies import weights_of
 from preftune.methods.prepare import device_of
 from preftune.methods.samples import Wanted
+from preftune.methods.verdicts import Pair, Verdicts, agreement, judge_of, judged, labels_of, require_read
 from preftune.model.generate import Sampling
 from preftune.report.figures import curves
 from preftune.report.page import Section, write_page
@@ -69,15 +66,6 @@ class Contest:
     price_out: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """Our response and the other one to a prompt."""
-
-    group: PreferenceGroup
-    ours: str
-    other: str
-
-
 def run(contest: Contest, out: Path, display: Display, dry_run: bool = False) -> dict[str, dict[str, WinRate]]:
     """Write winrate.json and winrate.html below `out`; the win rates by policy and temperature."""
     if contest.task not in INSTRUCTIONS:
@@ -97,7 +85,8 @@ def run(contest: Contest, out: Path, display: Display, dry_run: bool = False) ->
     out.mkdir(parents=True, exist_ok=True)
     prompts = out / "prompts.jsonl"
     write_rows(prompts, ({"prompt": as_json(g.prompt)} for g in groups))
-    verdicts = Verdicts(out / "verdicts.jsonl", contest)
+    named = contest.server.name if contest.server else judge_of(contest.judge)
+    verdicts = Verdicts(out / "verdicts.jsonl", f"{named} {contest.task} {contest.seed}")
     found: dict[str, dict[str, WinRate]] = {}
     for policy in contest.policies:
         found[policy] = {}
@@ -108,7 +97,8 @@ def run(contest: Contest, out: Path, display: Display, dry_run: bool = False) ->
             both = ours.keys() & theirs.keys()
             pairs = [Pair(g, ours[g.prompt], theirs[g.prompt]) for g in groups if g.prompt in both]
             if len(pairs) < len(groups):
-                display.say(f"{len(groups) - len(pairs)} prompts are too long to be answered and are left out")
+                lost = len(groups) - len(pairs)
+                display.say(f"{lost} prompts are left out: too long to be answered, or no answer got a reward")
             matches = require_read(judged(pairs, judge, verdicts, display), verdicts)
             found[policy][f"{temperature:g}"] = win_rate(matches, contest.seed)
             display.say(in_words(policy, temperature, found[policy][f"{temperature:g}"]))
@@ -194,8 +184,12 @@ def sampled(
     rows = read_samples(str(samples.run(wanted, file, display)), Account(str(file)))
     if writer.reward is None:
         return {row.prompt: row.texts[0] for row in rows}
-    scored = score(rows, writer.reward, display)
-    return {row.prompt: max(zip(row.texts, row.scores, strict=True), key=lambda pair: pair[1])[0] for row in scored}
+    best = {}
+    for row in score(rows, writer.reward, display):
+        ranked = sorted((-s, i) for i, s in enumerate(row.scores) if not math.isnan(s))
+        if ranked:
+            best[row.prompt] = row.texts[ranked[0][1]]
+    return best
 
 
 def others(
@@ -205,97 +199,6 @@ def others(
     if contest.against is None:
         return {group.prompt: preferred(group) for group in groups}
     return sampled(contest, writer_of(contest.against), temperature, prompts, out, display)
-
-
-class Verdicts:
-    """All verdicts so far, by judge and question; each is on disk before it is used.
-
-    Replies that could not be read are on disk too, to be looked at, but the next command asks for them again.
-    `unreadable` is the last of them.
-    """
-
-    def __init__(self, path: Path, contest: Contest) -> None:
-        self.path = path
-        server = f"{contest.server.url} {contest.server.model}" if contest.server else judge_of(contest.judge)
-        self.judge = f"{VERSION} {server} {contest.task} {contest.seed}"
-        with Journal(path) as journal:
-            read = {row["key"]: row["verdict"] for row in journal.rows if row["verdict"] is not None}
-        self.found: dict[str, float | None] = read
-        self.unreadable = ""
-
-    def key(self, question: Question) -> str:
-        return hashlib.sha256(f"{self.judge} {question.key}".encode()).hexdigest()
-
-    def ask(
-        self, judge: Judge, questions: Sequence[Question], display: Display, what: str = "judge"
-    ) -> list[float | None]:
-        """The verdicts; the judge is asked for those that are not known."""
-        lacking = [q for q in {self.key(q): q for q in questions}.values() if self.key(q) not in self.found]
-        with display.stage(what, len(lacking)) as stage, Journal(self.path) as journal:
-            for done, (number, verdict, said) in enumerate(judge(lacking), start=1):
-                key = self.key(lacking[number])
-                journal.add({"key": key, "verdict": verdict, "said": said, "origin": lacking[number].origin})
-                self.found[key] = verdict
-                if verdict is None:
-                    self.unreadable = said
-                stage.advance(done)
-        return [self.found[self.key(q)] for q in questions]
-
-
-def judge_of(name: str) -> str:
-    """A judge's name with a hash of the models and files it stands for: its verdicts are good for these alone."""
-    parts = [path for part in re.split("[:,]", name) if (path := Path(part).expanduser()).exists()]
-    return " ".join([name, *(digest(path) if path.is_file() else weights_of(str(path)) for path in parts)])
-
-
-def judged(
-    pairs: Sequence[Pair], judge: Judge, verdicts: Verdicts, display: Display, what: str = "judge"
-) -> list[Match]:
-    """Every pair in both orders."""
-    forward = [Question(p.group.prompt, p.ours, p.other, p.group.origin) for p in pairs]
-    backward = [Question(p.group.prompt, p.other, p.ours, p.group.origin) for p in pairs]
-    found = verdicts.ask(judge, [*forward, *backward], display, what)
-    return [
-        Match(first, None if second is None else 1 - second, len(pair.ours.split()), len(pair.other.split()))
-        for pair, first, second in zip(pairs, found[: len(pairs)], found[len(pairs) :], strict=True)
-    ]
-
-
-def require_read(matches: Sequence[Match], verdicts: Verdicts) -> Sequence[Match]:
-    """The matches. Raises IncompleteError if not one verdict could be read."""
-    if all(match.outcome is None for match in matches):
-        raise IncompleteError(
-            f"not one of {2 * len(matches)} verdicts could be read",
-            where=str(verdicts.path),
-            why=f"the judge said, for one: {shortened(verdicts.unreadable)}",
-            fix="the same command asks again; take another model or name of --judge if it cannot end its reply with a "
-            "line VERDICT: A, B or TIE",
-        )
-    return matches
-
-
-def labels_of(groups: Sequence[PreferenceGroup]) -> tuple[list[Pair], int]:
-    """The data's own pairs, the better response first, and how many of its labels are ties."""
-    both = [(g, sides(j)) for g in groups for j in g.judgements]
-    pairs = [Pair(g, content(g.responses[s[0]]), content(g.responses[s[1]])) for g, s in both if s]
-    return pairs, len(both) - len(pairs)
-
-
-def agreement(
-    groups: Sequence[PreferenceGroup], judge: Judge, verdicts: Verdicts, display: Display
-) -> dict[str, float] | None:
-    """How often the judge sides with the labels of the data; a tie of the judge or of a label counts one half."""
-    pairs, ties = labels_of(groups)
-    if not pairs:
-        return None
-    matches = require_read(judged(pairs, judge, verdicts, display, "judge the data's pairs"), verdicts)
-    found = win_rate([*matches, *[Match(0.5, 0.5, 0, 0)] * ties])
-    display.say(
-        f"the judge sides with the data's labels in {found.rate:.1%} ({found.low:.1%} to {found.high:.1%}) of "
-        f"{len(pairs) + ties} judgements; {found.unread} unread"
-    )
-    known = {"agreement": found.rate, "low": found.low, "high": found.high}
-    return {**known, "pairs": len(pairs) + ties, "tied_labels": ties, "unread": found.unread}
 
 
 def estimate(
@@ -310,7 +213,7 @@ def estimate(
             texts = stand_ins(contest, writer.n * times)
             found[name] = grades.estimate(writer.reward, (Answer(g.prompt, text) for g in groups for text in texts))
     if contest.server:
-        found["judge"] = verdicts_wanted(contest, groups, labelled)
+        found["judge"] = verdicts_wanted(contest, contest.server, groups, labelled)
     elif contest.judge.startswith("judge:"):
         found["judge"] = grades.estimate(open_reward(contest.judge, "--judge"), answers(contest, groups, labelled))
     for name, wanted in found.items():
@@ -324,14 +227,15 @@ def stand_ins(contest: Contest, number: int) -> list[str]:
 
 
 def verdicts_wanted(
-    contest: Contest, groups: Sequence[PreferenceGroup], labelled: Sequence[PreferenceGroup]
+    contest: Contest, server: Server, groups: Sequence[PreferenceGroup], labelled: Sequence[PreferenceGroup]
 ) -> Estimate:
     """Every match and every label in both orders."""
     (ours,) = stand_ins(contest, 1)
     matches = [Question(g.prompt, ours, ours if contest.against else preferred(g)) for g in groups]
     labels = [Question(p.group.prompt, p.ours, p.other) for p in labels_of(labelled)[0]]
     rounds = len(contest.policies) * len(contest.temperatures)
-    sums = [(2 * rounds, *tokens_of(matches, contest.task)), (2, *tokens_of(labels, contest.task))]
+    read_written = ((2 * rounds, matches), (2, labels))
+    sums = [(n, *tokens_of(questions, contest.task, server)) for n, questions in read_written]
     requests = 2 * (rounds * len(matches) + len(labels))
     return Estimate(requests, sum(n * read for n, read, _ in sums), sum(n * written for n, _, written in sums))
 
@@ -370,7 +274,7 @@ def write(
 ) -> None:
     """The numbers and the picture."""
     settings = {key: value for key, value in plain(contest).items() if key != "server"}
-    settings["server"] = {"url": contest.server.url, "model": contest.server.model} if contest.server else None
+    settings["server"] = contest.server.record if contest.server else None
     rates = {policy: {t: asdict(rate) for t, rate in by.items()} for policy, by in found.items()}
     write_json(
         out / "winrate.json",

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.conftest import write_jsonl
 
 from preftune.cli.main import run as cli
-from preftune.data.select import SELECTIONS, Selecting, accepted, choose
+from preftune.data.select import SELECTIONS, Selecting, Selection, accepted, choose
 from preftune.data.values import Drop
 
 TEXTS = ("a", "b", "c", "d")
@@ -29,7 +29,7 @@ def test_best_and_worst() -> None:
 def test_all_pairs_weigh_one_prompt() -> None:
     found = choose(TEXTS, SCORES, Selecting("all"), "p")
     assert found.members == (0, 1, 2, 3)
-    assert found.left_out == {"copies": 0, "not accepted": 0, "ties": 1, "below the gap": 0}
+    assert found.left_out == {"without a reward": 0, "copies": 0, "not accepted": 0, "ties": 1, "below the gap": 0}
     assert len(found.judgements) == 5
     assert sum(j.weight for j in found.judgements) == pytest.approx(1)
     assert all(j.probability == 1 for j in found.judgements)
@@ -38,7 +38,7 @@ def test_all_pairs_weigh_one_prompt() -> None:
 def test_the_gap() -> None:
     found = choose(TEXTS, SCORES, Selecting("all", gap=0.45), "p")
     assert {(found.members[j.better], found.members[j.worse]) for j in found.judgements} == {(1, 0), (1, 2), (1, 3)}
-    assert found.left_out == {"copies": 0, "not accepted": 0, "ties": 1, "below the gap": 2}
+    assert found.left_out == {"without a reward": 0, "copies": 0, "not accepted": 0, "ties": 1, "below the gap": 2}
     with pytest.raises(Drop, match=r"no gap of 0\.9 or more"):
         choose(TEXTS, SCORES, Selecting("best-worst", gap=0.9), "p")
 
@@ -46,6 +46,16 @@ def test_the_gap() -> None:
 def test_best_of_k() -> None:
     assert choose(TEXTS, SCORES, Selecting("top-k", k=2), "p").members == (1, 2)
     assert choose(TEXTS, SCORES, Selecting("top-k"), "p").judgements == ()
+
+
+@pytest.mark.parametrize("select", SELECTIONS)
+def test_a_response_without_a_reward_is_never_chosen(select: Selection) -> None:
+    texts, scores = ("a", "b", "c", "d"), (0.0, math.nan, 1.0, math.nan)
+    found = choose(texts, scores, Selecting(select, beta=1e6, k=4), "p")
+    assert set(found.members) == {0, 2}
+    assert (found.left_out["without a reward"], found.left_out["not accepted"]) == (2, 0)
+    with pytest.raises(Drop, match="no response got a reward"):
+        choose(("a", "b"), (math.nan, math.nan), Selecting(select), "p")
 
 
 def test_ties_and_copies() -> None:

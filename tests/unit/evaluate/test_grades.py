@@ -9,19 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.servers import say, serving
+from tests.servers import refuse, say, serving
 
 from preftune.errors import ConfigError, IncompleteError
 from preftune.evaluate.grades import estimate, grade_of, key_of, request
 from preftune.evaluate.rewards import Answer, open_reward, rewards_of
-from preftune.evaluate.server import Reply, Server
+from preftune.evaluate.server import RefusedError, Reply, Server, settings_of
 from preftune.types import Message
 
 
 class Grader(BaseHTTPRequestHandler):
-    """Grades an answer by its number of words; to a `riddle` it gives a grade the second time, to `nothing` never."""
+    """Grades an answer by its number of words; to a `riddle` it gives a grade the second time, to `nothing` never.
+
+    It does not read what is `filtered`, nor a request without the settings that it `needs` or with one it `refuses`.
+    """
 
     asked: list[dict[str, Any]]
+    needs: frozenset[str] = frozenset()
+    refuses: frozenset[str] = frozenset()
 
     def log_message(self, *_: Any) -> None: ...
 
@@ -30,6 +35,12 @@ class Grader(BaseHTTPRequestHandler):
         self.asked.append(body)
         answer = json.loads(body["messages"][-1]["content"])["answer"]
         again = sum(json.loads(b["messages"][-1]["content"])["answer"] == answer for b in self.asked)
+        if answer == "filtered":
+            refuse(self, "the content filter")
+            return
+        if not body.keys() >= self.needs or body.keys() & self.refuses:
+            refuse(self, "an unsupported parameter")
+            return
         silent = answer == "nothing" or (answer == "riddle" and again == 1)
         text = "I cannot say." if silent else f"It is fine.\nGRADE: {min(10, len(answer.split()))}"
         say(self, text)
@@ -66,6 +77,42 @@ def test_an_answer_without_a_grade_is_named_and_the_others_are_kept(grader: Any)
         with pytest.raises(IncompleteError, match=r"p.jsonl:2: big gave no grade(.|\n)*'I cannot say.'"):
             rewards_of(open_reward(f"judge:{grader.url},big"), asked, "here")
         assert len(grader.asked) - before == more
+
+
+def test_an_answer_that_the_server_refuses_gets_no_grade_and_the_others_do(grader: Any) -> None:
+    """Also when all others are known already. A server that refuses whatever it is asked is not taken for a judge."""
+    asked, name = answers("one two", "filtered", "one"), f"judge:{grader.url},big"
+    for _ in range(2):
+        assert list(open_reward(name)(asked)) == [2, None, 1]
+    assert len(grader.asked) == 3 + 1
+    with pytest.raises(RefusedError, match="400 the content filter"):
+        open_reward(f"judge:{grader.url},other")(answers("filtered"))
+
+
+def test_settings_of_a_model_that_thinks_first(grader: Any) -> None:
+    """They replace ours, null leaves ours out, and other settings are another judge."""
+    grader.needs, grader.refuses = {"max_completion_tokens", "reasoning_effort"}, {"max_tokens", "temperature"}
+    settings = {"max_tokens": None, "temperature": None, "max_completion_tokens": 4000, "reasoning_effort": "low"}
+    asked, name = answers("one", "riddle"), f"judge:{grader.url},big,,{json.dumps(settings)}"
+    with pytest.raises(RefusedError, match="unsupported parameter") as caught:
+        open_reward(f"judge:{grader.url},big")(asked)
+    assert "--server-settings" in str(caught.value)
+    wanted = estimate(open_reward(name), asked)
+    assert wanted is not None
+    assert wanted.written == 2 * 4000
+    assert list(open_reward(name)(asked)) == [1, 1]
+    assert grader.asked[-1]["max_completion_tokens"] == 4000
+    known = len(grader.asked)
+    open_reward(name)(asked)
+    assert len(grader.asked) == known
+    open_reward(name.replace("4000", "500"))(asked)
+    assert len(grader.asked) > known
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '"x"', '{"model": "y"}', '{"n": 2}'])
+def test_settings_that_are_none(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"not settings in JSON|cannot be set"):
+        settings_of(text, "--server-settings")
 
 
 def test_what_it_will_take_is_less_what_is_known(grader: Any) -> None:

@@ -119,7 +119,7 @@ def test_judges_without_a_server(model_folder: Path, tmp_path: Path) -> None:
 def test_a_question_that_the_server_refuses_is_no_verdict_and_the_others_are_judged(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A content filter, a prompt that is too long. If all are refused, nobody judged: that is an error."""
+    """A content filter, a prompt that is too long."""
     pytest.importorskip("openai")
 
     def ask(_: Server, messages: tuple[Message, ...], **__: Any) -> Reply:
@@ -132,5 +132,11 @@ def test_a_question_that_the_server_refuses_is_no_verdict_and_the_others_are_jud
     found = list(judge([Question("p", "good", "x"), Question("p", "bad", "x"), Question("q", "good", "x")]))
     assert sorted((n, verdict) for n, verdict, _ in found) == [(0, 1.0), (1, None), (2, 1.0)]
     assert "filtered" in next(said for n, _, said in found if n == 1)
-    with pytest.raises(RefusedError, match="filtered"):
-        list(judge([Question("p", "bad", "x")]))
+    assert [verdict for _, verdict, _ in judge([Question("p", "bad", "x")])] == [None]
+
+
+def test_a_reward_that_cannot_read_one_of_the_two_gives_no_verdict(model_folder: Path) -> None:
+    judge = open_judge(f"implicit:{model_folder},{model_folder}", "--judge")
+    found = list(judge([Question("the cat", " sat", " sat" * 300), Question("the cat", " sat", " sat")]))
+    assert [verdict for _, verdict, _ in found] == [None, 0.5]
+    assert "no reward" in found[0][2]

@@ -23,7 +23,8 @@ from preftune.errors import ConfigError, DataError, IncompleteError
 from preftune.evaluate.server import Server
 from preftune.evaluate.winrate import Match, bootstrap, length_controlled, win_rate
 from preftune.methods import winrate
-from preftune.methods.winrate import Contest, judge_of, preferred
+from preftune.methods.verdicts import judge_of, words
+from preftune.methods.winrate import Contest, preferred
 from preftune.train.display import Display
 from preftune.types import Judgement, PreferenceGroup
 
@@ -331,7 +332,7 @@ def test_prompts_that_are_too_long_are_left_out_and_said(
         file.write(json.dumps({"prompt": "the cat " * 200, "chosen": " sat", "rejected": " ran"}) + "\n")
     (rate,) = winrate.run(wanted, tmp_path / "out", Display())[str(model_folder)].values()
     assert rate.wins + rate.ties + rate.losses == 3
-    assert "1 prompts are too long to be answered and are left out" in capsys.readouterr().err
+    assert "1 prompts are left out: too long to be answered" in capsys.readouterr().err
 
 
 def test_controls_show_what_they_are(tmp_path: Path, model_folder: Path) -> None:
@@ -377,3 +378,27 @@ def test_the_command(tmp_path: Path, model_folder: Path, judge_server: Any, caps
     assert "at the prices given" in said
     assert judge_server.asked == []
     assert cli([*common, "--judge", "length", "--task", "poetry"]) == 2
+
+
+def test_lengths_of_texts_without_spaces() -> None:
+    assert words("two words,\nthree more words.") == 5
+    assert words("你好世界") == 4
+    assert words("PyTorchは速い 2.13") == 1 + 3 + 1
+
+
+def test_settings_of_the_server_reach_it_from_the_command_line(
+    tmp_path: Path, model_folder: Path, judge_server: Any
+) -> None:
+    """Another setting is another judge: it is asked again."""
+    data = contest(tmp_path, model_folder).data
+    command = ["eval", "winrate", "--policy", str(model_folder), "--data", data, "--judge", "m", "--temperatures", "1"]
+    command += ["--max-new-tokens", "4", "--judge-url", judge_server.url, "--out", str(tmp_path / "out"), "-q"]
+    settings = ["--server-settings", '{"temperature": null, "seed": 7}']
+    assert cli([*command, *settings]) == 0
+    assert {(body.get("temperature"), body["seed"]) for body in judge_server.asked} == {(None, 7)}
+    asked = len(judge_server.asked)
+    assert cli([*command, *settings]) == 0
+    assert len(judge_server.asked) == asked
+    assert cli(command) == 0
+    assert len(judge_server.asked) == 2 * asked
+    assert cli(["sample", "m", "--prompts", data, "--out", str(tmp_path / "s"), *settings]) == 2  # no URL

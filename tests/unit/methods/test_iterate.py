@@ -19,7 +19,7 @@ from tests.conftest import write_jsonl
 
 from preftune.config.sampling import IterateConfig, PromptConfig, SampleConfig, StopConfig
 from preftune.config.schema import BatchConfig, LoraConfig, ModelConfig, OptimConfig
-from preftune.errors import ConfigError, RunError
+from preftune.errors import ConfigError, ModelError, RunError
 from preftune.evaluate.drift import figures
 from preftune.evaluate.rewards import Answer
 from preftune.methods import iterate
@@ -73,6 +73,22 @@ def test_rounds_raise_the_reward(tmp_path: Path, model_folder: Path, reference: 
     ]
     wanted = {"fixed": str(model_folder), "refreshed": rounds[2]["policy"]}
     assert rounds[2]["reference"] == wanted[reference]
+
+
+def test_responses_without_a_reward_are_left_out_and_counted(tmp_path: Path, model_folder: Path) -> None:
+    """What has none is neither trained on nor part of the mean; if nothing has one, that is an error."""
+
+    def often(answers: Sequence[Answer]) -> list[float | None]:
+        return [None if len(a.response) % 3 == 0 else float(len(a.response)) for a in answers]
+
+    iterate.run(config(tmp_path, model_folder, rounds=1), reward=often, display=Display(quiet=True))
+    start = evaluations(tmp_path)[0]
+    assert 0 < start["objective/unrewarded"] < 8 * len(PROMPTS)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "round-01" / "prefs.jsonl").read_text().splitlines()]
+    assert all(len(text) % 3 for row in rows for text in row["responses"])
+    nothing = config(tmp_path, model_folder).model_copy(update={"out": str(tmp_path / "none")})
+    with pytest.raises(ModelError, match="not one of 48 responses got a reward"):
+        iterate.run(nothing, reward=lambda a: [None] * len(a), display=Display(quiet=True))
 
 
 def test_late_rounds_learn_more_slowly(tmp_path: Path, model_folder: Path) -> None:

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tests.conftest import make_model, write_jsonl
@@ -23,7 +24,7 @@ from preftune.config.schema import (
     TrainConfig,
 )
 from preftune.errors import ConfigError, ModelError, NumericError
-from preftune.evaluate.rewards import Answer, RewardModel, open_reward, rewards_of
+from preftune.evaluate.rewards import Answer, RewardModel, every_reward, open_reward, rewards_of
 from preftune.methods import reward
 from preftune.train.display import Display
 from preftune.train.metrics import Calibration
@@ -262,13 +263,36 @@ def test_calibration_by_hand() -> None:
     assert means["calibration/brier"] == pytest.approx((0.01 + 0.01 + 0.81 + 0.36 + 0.25) / 5)
 
 
-def test_a_text_that_it_cannot_read_whole_is_refused(tmp_path: Path, model_folder: Path) -> None:
-    """Cut off at the model's positions, it would get the reward of another text."""
+def test_a_text_that_it_cannot_read_whole_gets_no_reward(tmp_path: Path, model_folder: Path) -> None:
+    """Cut off at the model's positions, it would get the reward of another text. What needs every reward stops."""
     long = Answer("the cat", " sat" * 300, origin="prompts.jsonl:7")
+    short = Answer("the cat", " sat")
     for name in (str(run(tmp_path, model_folder)), f"implicit:{model_folder},{model_folder}"):
         judge = open_reward(name)
-        with pytest.raises(ModelError, match=r"prompts.jsonl:7[^$]*cannot read a response"):
-            rewards_of(judge, [Answer("the cat", " sat"), long], "here")
+        found = rewards_of(judge, [short, long, short], "here")
+        assert np.isnan(found).tolist() == [False, True, False]
+        assert found[[0, 2]] == pytest.approx(rewards_of(judge, [short], "here")[0], abs=1e-6)
+        assert np.isnan(rewards_of(judge, [long], "here")).all()
+        with pytest.raises(ModelError, match=r"prompts.jsonl:7: 1 of 2 responses got no reward"):
+            every_reward(judge, [short, long], "here")
+
+
+def test_samples_that_a_reward_model_cannot_read_are_left_out_and_counted(
+    tmp_path: Path, model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    final, long = run(tmp_path, model_folder), " sat" * 300
+    rows = [
+        {"prompt": "once upon", "responses": [GOOD[0], BAD[0], long]},
+        {"prompt": "we look at", "responses": [long, long + " on"]},
+    ]
+    samples = write_jsonl(tmp_path / "s.jsonl", rows)
+    out = tmp_path / "pairs.jsonl"
+    assert cli(["pairs", str(samples), "--reward", str(final), "--out", str(out)]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "dropped 1 (line 2): no response got a reward" in said
+    assert "left out: 1 without a reward" in said
+    (row,) = [json.loads(line) for line in out.read_text().splitlines()]
+    assert row["responses"] == [GOOD[0], BAD[0]]
 
 
 def test_scores_of_pairs_that_are_too_long_are_those_of_what_training_would_read(
