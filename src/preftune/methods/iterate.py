@@ -11,7 +11,6 @@ A stop rule that is broken publishes the policy of the round before.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -37,11 +36,10 @@ from preftune.evaluate.frontier import response_logps
 from preftune.evaluate.rewards import Answer, Floats, Reward, answers_of, open_reward, rewards_of
 from preftune.files import digest, write_json, write_rows
 from preftune.methods import dpo, pairs, samples
-from preftune.methods.policies import open_policy, weights_of
+from preftune.methods.policies import open_policy, reward_models_of, say_if_another, weights_of
 from preftune.methods.prepare import compute_dtype, device_of, load_renderer, read_prompt_data, with_room
 from preftune.methods.samples import Wanted
 from preftune.methods.training import say_plan
-from preftune.methods.verdicts import judge_of
 from preftune.model import load
 from preftune.model.generate import Sampling, sample
 from preftune.model.logprobs import Scorer
@@ -84,6 +82,8 @@ def run(
         say_plan(config, [], display)
         return out
     log = Run.open(out, identity, asked.fingerprint, display, sources)
+    if not reward:
+        say_if_another(log, config.reward)
     with tracked(log, config.track):
         policy = rounds(config, log, train, held_out or train, judge)
     final = publish(Path(policy), out / "final")
@@ -150,8 +150,8 @@ def tracked(log: Run, names: Sequence[str]) -> Iterator[None]:
 
 def sources_of(config: IterateConfig, given: Reward | None) -> dict[str, str]:
     """Hashes of what the rounds are made from besides the prompts: another one under the same name is another run."""
-    reward = "given in memory" if given else judge_of(config.reward)
-    return {"the first model": weights_of(config.model.path), "the reward": hashlib.sha256(reward.encode()).hexdigest()}
+    reward = reward_models_of(None if given else config.reward)
+    return {"the first model": weights_of(config.model.path), "the reward": reward}
 
 
 def fitting(config: IterateConfig, groups: list[PreferenceGroup], account: Account) -> list[PreferenceGroup]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ import yaml
 from safetensors.torch import load_file
 
 from preftune.errors import RunError
+from preftune.files import digest
 from preftune.model import load
 from preftune.train.checkpoint import STATE, WEIGHTS
+from preftune.train.run import Run
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,30 @@ def weights_of(model: str) -> str:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
+
+
+def judge_of(name: str) -> str:
+    """A judge's or reward's name with a hash of the models and files it stands for: what it said is good for these
+    alone."""
+    return " ".join([name, *(digest(path) if path.is_file() else weights_of(str(path)) for path in _paths(name))])
+
+
+def reward_models_of(name: str | None) -> str:
+    """A hash of the models that a reward stands for; a run goes on with these alone. None: a reward given in memory."""
+    models = [weights_of(str(path)) for path in _paths(name or "") if path.is_dir()]
+    return hashlib.sha256(" ".join([name or "given in memory", *models]).encode()).hexdigest()
+
+
+def say_if_another(run: Run, name: str) -> None:
+    """A function may be repaired while its run stands still; that it is not the one the run began with is said."""
+    before, now = run.known("reward"), judge_of(name)
+    if before not in (None, now):
+        run.display.say(f"warning: {name} has changed since the run began; what was rewarded before stays")
+    run.note(reward=now)
+
+
+def _paths(name: str) -> list[Path]:
+    return [path for part in re.split("[:,]", name) if part and (path := Path(part).expanduser()).exists()]
 
 
 def _of_checkpoint(folder: Path, dtype: torch.dtype) -> tuple[Any, load.Source]:

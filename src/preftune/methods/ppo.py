@@ -20,6 +20,7 @@ from preftune.errors import DataError
 from preftune.evaluate.rewards import Reward, open_reward
 from preftune.methods import plan, prepare
 from preftune.methods.gate import admit, state_values
+from preftune.methods.policies import reward_models_of, say_if_another, weights_of
 from preftune.methods.ppo_loop import optimise
 from preftune.methods.rollouts import Actors, Critic
 from preftune.methods.training import attention_returned, conclude, enough_memory, running, say_plan, stoppable
@@ -50,7 +51,11 @@ def run(
         require_packages(list(config.track))
         source = load.locate(config.model.path) if model is None else load.Source(config.model.path)
         asked = prepare.read_prompt_data(config.data)
-        Run.check(folder, run_identity(config.model_dump(mode="json"), asked.fingerprint))
+        identity = config.model_dump(mode="json")
+        models = {"the reward": reward_models_of(None if reward else config.reward)}
+        if config.value.path:
+            models["the first value model"] = weights_of(config.value.path)
+        Run.check(folder, run_identity(identity, asked.fingerprint, models))
         if Run.finished(folder):
             display.say(f"{folder} is finished; its model is {folder / 'final'}")
             return folder / "final"
@@ -69,7 +74,9 @@ def run(
         if dry_run:
             say_plan(config, [], display)
             return folder
-        run = Run.open(folder, config.model_dump(mode="json"), asked.fingerprint, display)
+        run = Run.open(folder, identity, asked.fingerprint, display, models)
+        if not reward:
+            say_if_another(run, config.reward)
         prepare.require_same_start(run, policy)
         run.note(
             start_weights=policy.start_hash, data={a.source: {"read": a.read, "kept": a.kept} for a in asked.accounts}

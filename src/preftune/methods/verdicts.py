@@ -11,8 +11,7 @@ from pathlib import Path
 from preftune.errors import IncompleteError
 from preftune.evaluate.judges import VERSION, Judge, Question, shortened
 from preftune.evaluate.winrate import Match, sides, win_rate
-from preftune.files import Journal, digest
-from preftune.methods.policies import weights_of
+from preftune.files import Journal
 from preftune.train.display import Display
 from preftune.types import PreferenceGroup, content
 
@@ -58,12 +57,6 @@ class Verdicts:
                     self.unreadable = said
                 stage.advance(done)
         return [self.found[self.key(q)] for q in questions]
-
-
-def judge_of(name: str) -> str:
-    """A judge's name with a hash of the models and files it stands for: its verdicts are good for these alone."""
-    parts = [path for part in re.split("[:,]", name) if (path := Path(part).expanduser()).exists()]
-    return " ".join([name, *(digest(path) if path.is_file() else weights_of(str(path)) for path in parts)])
 
 
 def judged(

@@ -36,9 +36,10 @@ from preftune.evaluate.winrate import WinRate, sides, win_rate
 from preftune.files import write_json, write_rows
 from preftune.methods import samples
 from preftune.methods.pairs import read_samples, score
+from preftune.methods.policies import judge_of
 from preftune.methods.prepare import device_of
 from preftune.methods.samples import Wanted
-from preftune.methods.verdicts import Pair, Verdicts, agreement, judge_of, judged, labels_of, require_read
+from preftune.methods.verdicts import Pair, Verdicts, agreement, judged, labels_of, require_read
 from preftune.model.generate import Sampling
 from preftune.report.figures import curves
 from preftune.report.page import Section, write_page

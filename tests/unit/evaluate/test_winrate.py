@@ -23,7 +23,8 @@ from preftune.errors import ConfigError, DataError, IncompleteError
 from preftune.evaluate.server import Server
 from preftune.evaluate.winrate import Match, bootstrap, length_controlled, win_rate
 from preftune.methods import winrate
-from preftune.methods.verdicts import judge_of, words
+from preftune.methods.policies import judge_of
+from preftune.methods.verdicts import words
 from preftune.methods.winrate import Contest, preferred
 from preftune.train.display import Display
 from preftune.types import Judgement, PreferenceGroup

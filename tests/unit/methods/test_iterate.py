@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 from tests.conftest import write_jsonl
 
 from preftune.config.sampling import IterateConfig, PromptConfig, SampleConfig, StopConfig
@@ -240,20 +242,44 @@ def test_a_round_beyond_a_limit_is_not_the_result(
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["published"] == str(expected.parent)
 
 
-def test_another_reward_of_the_same_name_is_refused(
-    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Rounds of two rewards are neither's."""
-    function = "def one(prompts, responses):\n    return [{} * float(len(r)) for r in responses]\n"
-    (tmp_path / "mine.py").write_text(function.format(1))
-    wanted = config(tmp_path, model_folder).model_copy(update={"reward": f"{tmp_path / 'mine.py'}:one"})
+def interrupted(wanted: IterateConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rounds up to the first training."""
     with monkeypatch.context() as patch:
         patch.setattr(iterate.dpo, "run", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             iterate.run(wanted, display=Display(quiet=True))
-    (tmp_path / "mine.py").write_text(function.format(-1))
+
+
+def test_another_reward_model_of_the_same_name_is_refused(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rounds of two rewards are neither's."""
+    one, other = tmp_path / "one", model_folder
+    shutil.copytree(model_folder, one)
+    weights = load_file(one / "model.safetensors")
+
+    def scaled(factor: float) -> None:
+        rest = {name: value * factor for name, value in weights.items()}
+        save_file(rest, one / "model.safetensors", {"format": "pt"})
+
+    scaled(1.5)
+    wanted = config(tmp_path, model_folder).model_copy(update={"reward": f"implicit:{one},{other}"})
+    interrupted(wanted, monkeypatch)
+    scaled(2.0)
     with pytest.raises(RunError, match="the reward has changed"):
         iterate.run(wanted, display=Display(quiet=True))
+
+
+def test_a_repaired_reward_function_goes_on_and_that_is_said(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    function = "def one(prompts, responses):\n    return [float(len(r)) for r in responses]\n"
+    (tmp_path / "mine.py").write_text(function)
+    wanted = config(tmp_path, model_folder, rounds=1).model_copy(update={"reward": f"{tmp_path / 'mine.py'}:one"})
+    interrupted(wanted, monkeypatch)
+    (tmp_path / "mine.py").write_text(f"# repaired\n{function}")
+    iterate.run(wanted, display=Display())
+    assert "has changed since the run began" in " ".join(capsys.readouterr().err.split())
 
 
 def test_rounds_are_tracked(tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

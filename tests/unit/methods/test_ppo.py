@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import peft
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tests.conftest import make_model, write_jsonl
 from transformers import AutoModelForCausalLM
 
@@ -215,6 +217,18 @@ def test_another_config_in_the_same_folder_is_refused(tmp_path: Path, model_fold
                 train=TrainConfig(max_steps=1),
             )
         )
+
+
+def test_another_reward_model_in_the_same_folder_is_refused(tmp_path: Path, model_folder: Path) -> None:
+    one = tmp_path / "one"
+    shutil.copytree(model_folder, one)
+    wanted = config(tmp_path, model_folder, train=TrainConfig(max_steps=1))
+    wanted = wanted.model_copy(update={"reward": f"implicit:{one},{model_folder}"})
+    ppo.run(wanted, display=Display(quiet=True))
+    weights = load_file(one / "model.safetensors")
+    save_file({name: value + 0.1 for name, value in weights.items()}, one / "model.safetensors", {"format": "pt"})
+    with pytest.raises(RunError, match="the reward has changed"):
+        ppo.run(wanted, display=Display(quiet=True))
 
 
 def test_a_dry_run_writes_nothing(tmp_path: Path, model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
