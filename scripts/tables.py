@@ -191,10 +191,20 @@ def noise() -> str:
     return lines([*heads, *(f"{name}: precision, recall" for name in listed)], rows)
 
 
+def distilled() -> str:
+    """Both rewards on the held-out pairs."""
+    found = measured("distilled reward")[-1]["figures"]
+    heads = ["held-out pairs", "same sign", "correlation", "of ranks", "implicit: right", "scalar: right"]
+    shares = [f"{found[name]:.0%}" for name in ("same_sign", "accuracy_implicit", "accuracy_distilled")]
+    between = [f"{found[name]:.2f}" for name in ("pearson", "spearman")]
+    return lines(heads, [[str(found["pairs"][1]), shares[0], *between, *shares[1:]]])
+
+
 RESULTS = {
     "comparison": comparison,
     "iterative dpo": iterative,
     "win rate over temperatures": temperatures,
     "single-turn dialogue": dialogue,
+    "distilled reward": distilled,
     "noise finder": noise,
 }
