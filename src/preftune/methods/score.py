@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from preftune.config.schema import ModelConfig
-from preftune.data.account import Account
+from preftune.data.account import Account, places
 from preftune.data.groups import Limits, read_groups, require_vocabulary, tokenize
 from preftune.data.items import as_pairs, require_judged
 from preftune.data.layout import Budget, micro_batches
@@ -39,6 +39,7 @@ from preftune.types import Batch, Message, PreferenceGroup, TokenGroup, content
 SLOTS = 4096
 MAX_LENGTH = 1024
 MODES = ("corrected", "compatible")
+UNREWARDED = "a response without a reward"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +112,13 @@ def rewarded(
     with display.stage("reward", len(groups)) as stage:
         found = rewards_of_groups(reward, answers_of_groups(groups), "rewards", stage.advance)
     both = list(zip(groups, found, strict=True))
-    whole = [(group, rewards) for group, rewards in both if not any(map(math.isnan, rewards))]
-    if len(whole) < len(both):
-        display.say(f"{len(both) - len(whole)} groups are left out: the judge's server refuses one of their responses")
-    return [Scored(group.origin, group.judgements, rewards) for group, rewards in whole]
+    for lacking in [group.origin for group, rewards in both if any(map(math.isnan, rewards))]:
+        account.drop(UNREWARDED, lacking)
+    if UNREWARDED in account.dropped:
+        origins = account.dropped[UNREWARDED]
+        display.say(f"dropped {len(origins)} ({places(origins, scoring.data)}): {UNREWARDED}")
+        account.check(1.0)
+    return [Scored(g.origin, g.judgements, rewards) for g, rewards in both if not any(map(math.isnan, rewards))]
 
 
 def by_model(

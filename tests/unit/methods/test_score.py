@@ -280,3 +280,18 @@ def test_an_implicit_reward_as_the_reward_is_refused(tmp_path: Path) -> None:
     data = write_jsonl(tmp_path / "p.jsonl", PAIRS)
     with pytest.raises(ConfigError, match="as --policy and --reference"):
         score.run(Rewarding("implicit:a,b", str(data)), tmp_path / "s.jsonl", QUIET)
+
+
+def test_groups_that_a_reward_leaves_out_are_dropped_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.py").write_text(
+        "def some(prompts, responses):\n    return [None if 'no' in r else float(len(r)) for r in responses]\n"
+        "def none(prompts, responses):\n    return [None] * len(responses)\n"
+    )
+    data, out = str(write_jsonl(tmp_path / "b.jsonl", BENCH)), tmp_path / "s.jsonl"
+    arguments = ["score", "--data", data, "--out", str(out), "--reward"]
+    assert command([*arguments, f"{tmp_path / 'mine.py'}:some"]) == 0
+    assert "dropped 2 (line 1, 3): a response without a reward" in " ".join(capsys.readouterr().err.split())
+    assert [json.loads(line)["id"] for line in out.read_text().splitlines()] == ["2", "4"]
+    assert command([*arguments, f"{tmp_path / 'mine.py'}:none"]) == 3
