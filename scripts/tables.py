@@ -26,11 +26,13 @@ def lines(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def dpo_steps() -> str:
     """A table from the newest row of each benchmark of a step."""
-    newest = {}
+    newest: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in measured("dpo step"):
         settings, systems = row["settings"], tuple(name for name, f in row["figures"].items() if isinstance(f, dict))
         adapter = f", LoRA of rank {settings['lora']}" if settings.get("lora") else ""
         kind = settings["model"] + adapter, settings["data"], settings["dtype"], settings["pairs"]
+        for key in [key for key in newest if key[:-1] == kind and set(key[-1]) <= set(systems)]:
+            del newest[key]  # measured again
         newest[(*kind, systems)] = row
     return "\n\n".join(dpo_step(*key[:4], row["figures"], row["command"]) for key, row in sorted(newest.items()))
 

@@ -82,7 +82,7 @@ def winrate(
     concurrency: Annotated[int, typer.Option(help="Requests at a time.", min=1)] = 8,
     timeout: Annotated[float, typer.Option(help="Seconds that an answer may take.", min=0.1, max=86400)] = 120.0,
     server_settings: Annotated[
-        str | None, typer.Option(help="JSON that every request says besides, or instead; null leaves a setting out.")
+        str | None, typer.Option(help="JSON object that every request has besides; null takes a setting out.")
     ] = None,
     price_in: Annotated[float, typer.Option(help="Price of a million tokens read, for the estimate.", min=0)] = 0.0,
     price_out: Annotated[float, typer.Option(help="Price of a million tokens written.", min=0)] = 0.0,

@@ -119,7 +119,7 @@ def sample(
     concurrency: Annotated[int, typer.Option(help="Requests at a time.", min=1)] = 8,
     timeout: Annotated[float, typer.Option(help="Seconds that an answer may take.", min=0.1, max=86400)] = 120.0,
     server_settings: Annotated[
-        str | None, typer.Option(help="JSON that every request says besides, or instead; null leaves a setting out.")
+        str | None, typer.Option(help="JSON object that every request has besides; null takes a setting out.")
     ] = None,
     quiet: Quiet = False,
 ) -> None:

@@ -70,7 +70,7 @@ def choose(texts: Sequence[str], scores: Sequence[float], how: Selecting, prompt
     if how.select == "top-k":
         return Chosen(tuple(order[: how.k]), (), left_out)
     if len(order) < 2:
-        few = "fewer than two different responses"
+        few = "fewer than two different responses" + (" got a reward" if len(every) < len(texts) else "")
         raise Drop(f"{few} were accepted: a larger beta accepts more" if how.select == "rso" else few)
     pairs = list(combinations(order, 2))
     if how.select == "best-worst":

@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from preftune.errors import ConfigError, IncompleteError
@@ -40,25 +41,28 @@ class Graded:
 
     server: Server
     path: Path
+    reasons: Counter[str] = field(default_factory=Counter)
 
     def known(self) -> dict[str, float]:
         """Grade by key, of all answers that were ever graded."""
         if not self.path.is_file():
             return {}
         with Journal(self.path) as journal:
-            return {row["key"]: row["grade"] for row in journal.rows}
+            return {row["key"]: row["grade"] for row in journal.rows if "grade" in row}
 
     def __call__(self, answers: Sequence[Answer]) -> Sequence[float | None]:
         """The grades; None for an answer that the server refuses to read.
 
         Raises IncompleteError, with the judge's words, if an answer that it read got no grade, and what the server said
-        if it did not answer or has refused all so far. What was graded is kept.
+        if it did not answer, or refused all that it was asked and had not refused before. What was graded is kept.
         """
         said_instead: dict[str, str] = {}
-        refused, errors = list[RefusedError](), list[IncompleteError]()
+        refused, errors = dict[str, RefusedError](), list[IncompleteError]()
         with Journal(self.path) as journal:
-            known = {row["key"]: row["grade"] for row in journal.rows}
+            known = {row["key"]: row["grade"] for row in journal.rows if "grade" in row}
+            before = {row["key"] for row in journal.rows if "refused" in row}
             lacking = list({key_of(a): a for a in answers if key_of(a) not in known}.values())
+            fresh = {key_of(a) for a in lacking} - before
 
             def keep(number: int, answered: tuple[float | None, str]) -> None:
                 key, (grade, said) = key_of(lacking[number]), answered
@@ -68,13 +72,22 @@ class Graded:
                     journal.add({"key": key, "grade": grade, "said": said})
                     known[key] = grade
 
-            def lost(_: int, error: RefusedError | IncompleteError) -> None:
-                refused.append(error) if isinstance(error, RefusedError) else errors.append(error)
+            def lost(number: int, error: RefusedError | IncompleteError) -> None:
+                if isinstance(error, IncompleteError):
+                    errors.append(error)
+                    return
+                key = key_of(lacking[number])
+                refused[key] = error
+                self.reasons[error.what] += 1
+                if key in fresh:
+                    journal.add({"key": key, "refused": error.what})
 
             for _ in self.server.each([_asking(self.server, a) for a in lacking], keep=keep, lost=lost):
                 pass
-        if errors or (refused and not known):
-            raise (errors or refused)[0]
+        if errors:
+            raise errors[0]
+        if fresh and fresh <= refused.keys():  # the server, not the answers: next time they are known to be refused
+            raise next(error for key, error in refused.items() if key in fresh)
         if said_instead:
             self._complain(said_instead, lacking)
         return [known.get(key_of(a)) for a in answers]
@@ -100,6 +113,8 @@ def graded(name: str, where: str) -> Graded:
             fix="judge:URL,MODEL or judge:URL,MODEL,VARIABLE or judge:URL,MODEL,VARIABLE,{JSON}",
         )
     url, model, variable, settings = [*parts, "", ""][:4]
+    if variable.startswith("{"):
+        raise ConfigError("settings where the key's variable stands", where=where, fix="judge:URL,MODEL,,{JSON}")
     server = Server(url, model, variable or None, settings=settings_of(settings, where) if settings else {})
     server.client()  # a missing package or key is said before anything else
     judge = hashlib.sha256(f"{VERSION} {server.name}".encode()).hexdigest()

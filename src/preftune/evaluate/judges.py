@@ -115,7 +115,7 @@ def server_judge(server: Server, task: str) -> Judge:
 
         def lost(number: int, error: RefusedError | IncompleteError) -> None:
             if isinstance(error, RefusedError):
-                refused.append((number, str(error)))
+                refused.append((number, error.what))
             else:
                 errors.append(error)
 

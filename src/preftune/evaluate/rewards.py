@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,8 @@ class Answer:
     origin: str = ""
 
 
-#: None for a response that it cannot reward: one too long for a reward model, one that a judge's server refuses.
+#: None for a response that it cannot reward: one too long for a reward model, one that a judge's server refuses. A
+#: reward's `reasons`, if it has them, say why, and how often it was so.
 Reward = Callable[[Sequence[Answer]], Sequence[float | None]]
 
 
@@ -79,7 +81,7 @@ def open_reward(name: str, where: str = "reward", *, dtype: torch.dtype = torch.
         raise ConfigError(
             f"{name} has the arguments {', '.join(inputs_of(function)) or 'none'}",
             where=where,
-            fix="def reward(prompts: list[str], responses: list[str]) -> list[float], one reward a response",
+            fix="def reward(prompts: list[str], responses: list[str]) -> list[float | None], one reward a response",
         )
     return lambda answers: function([content(a.prompt) for a in answers], [a.response for a in answers])
 
@@ -115,7 +117,7 @@ def rewards_of(reward: Reward, answers: Sequence[Answer], when: str) -> Floats:
             f"the reward of {len(bad)} of {len(answers)} responses is {values[bad[0]]}",
             where=f"{when}, {answer.origin}",
             why=f"the first is {answer.response!r}",
-            fix="a reward must be a finite number (below 1e30) for every text, an empty one among them",
+            fix="a reward must be a finite number (below 1e30) for every text, also an empty one, or None",
         )
     return values
 
@@ -123,15 +125,26 @@ def rewards_of(reward: Reward, answers: Sequence[Answer], when: str) -> Floats:
 def every_reward(reward: Reward, answers: Sequence[Answer], when: str) -> Floats:
     """`rewards_of`, for what cannot go on without one of them. Raises ModelError if one is lacking."""
     values = rewards_of(reward, answers, when)
-    lacking = np.flatnonzero(np.isnan(values))
-    if len(lacking):
-        raise ModelError(
-            f"{len(lacking)} of {len(answers)} responses got no reward",
-            where=f"{when}, {answers[lacking[0]].origin}",
-            why="they are longer than the reward model can read, or the judge refused them",
-            fix="leave out the longest prompts, sample shorter responses, or take a reward that reads more",
-        )
+    if np.isnan(values).any():
+        raise lacking(reward, answers, values, when)
     return values
+
+
+def lacking(reward: Reward, answers: Sequence[Answer], values: Floats, when: str) -> ModelError:
+    """What is said where responses without a reward cannot be left out."""
+    missing = np.flatnonzero(np.isnan(values))
+    return ModelError(
+        f"{len(missing)} of {len(answers)} responses got no reward",
+        where=f"{when}, {answers[missing[0]].origin}",
+        why=why_none(reward),
+        fix="leave out the longest prompts, sample shorter responses, or take a reward that reads more",
+    )
+
+
+def why_none(reward: Reward | None) -> str:
+    """Why responses got no reward, in words; empty if nobody knows."""
+    reasons: Counter[str] = getattr(reward, "reasons", None) or Counter()
+    return "; ".join(f"{number:,}: {reason}" for reason, number in reasons.most_common(3))
 
 
 def rewards_of_groups(
@@ -166,6 +179,7 @@ class RewardModel:
     scorer: Scorer
     renderer: Renderer
     longest: int
+    reasons: Counter[str] = field(default_factory=Counter)
 
     @staticmethod
     def open(path: str, where: str, dtype: torch.dtype, device: Any = None) -> RewardModel:
@@ -184,7 +198,7 @@ class RewardModel:
 
     @torch.no_grad()
     def __call__(self, answers: Sequence[Answer]) -> Sequence[float | None]:
-        tokens = tokens_of(answers, self.renderer, self.longest)
+        tokens = tokens_of(answers, self.renderer, self.longest, self.reasons)
         return in_place(tokens, [value for [value] in self.of_groups(list(tokens.values()))], len(answers))
 
     @torch.no_grad()
@@ -195,13 +209,17 @@ class RewardModel:
         return [[(value - scale.mean) / scale.std for value in values] for values in found]
 
 
-def tokens_of(answers: Sequence[Answer], renderer: Renderer, longest: int) -> dict[int, TokenGroup]:
-    """One group an answer, by the answer's number, without those that are longer than `longest` tokens."""
+def tokens_of(
+    answers: Sequence[Answer], renderer: Renderer, longest: int, reasons: Counter[str]
+) -> dict[int, TokenGroup]:
+    """One group an answer, by the answer's number, without those that cannot be read: `reasons` says why."""
     groups = []
     for number, a in enumerate(answers):
         response: Text = a.response if isinstance(a.prompt, str) else (Message("assistant", a.response),)
         groups.append(PreferenceGroup(a.prompt, (response,), ended=(a.ended,), origin=str(number)))
-    tokens = tokenize(groups, renderer, Limits(longest, overlong="drop"), Account("answers"))
+    account = Account("answers")
+    tokens = tokenize(groups, renderer, Limits(longest, overlong="drop"), account)
+    reasons.update({reason: len(origins) for reason, origins in account.dropped.items()})
     return {int(group.origin): group for group in tokens}
 
 
@@ -226,15 +244,16 @@ def implicit(name: str, where: str, dtype: torch.dtype, device: Any = None) -> R
         raise ModelError("policy and reference have different vocabularies", where=where)
     scorers = [Scorer.of(load.load_model(source, dtype).to(device or "cpu")) for source in sources]
     renderer = Renderer.of(tokenizers[0], load.end_ids(sources[0]))
-    longest = load.positions(scorers[0].model.config) or 1 << 20
+    longest, reasons = load.positions(scorers[0].model.config) or 1 << 20, Counter[str]()
 
     @torch.no_grad()
     def reward(answers: Sequence[Answer]) -> Sequence[float | None]:
-        tokens = tokens_of(answers, renderer, longest)
+        tokens = tokens_of(answers, renderer, longest, reasons)
         groups = list(tokens.values())
         own, base = (_sums(lambda batch, s=scorer: logps(s, batch.to(s.device)), groups) for scorer in scorers)  # type: ignore[misc]
         return in_place(tokens, [beta * (p - r) for [p], [r] in zip(own, base, strict=True)], len(answers))
 
+    reward.reasons = reasons  # type: ignore[attr-defined]
     return reward
 
 

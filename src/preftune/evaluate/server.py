@@ -22,6 +22,7 @@ from preftune.types import Text, as_json
 
 Answered = TypeVar("Answered")
 LONGEST_PAUSE_S = 30.0
+REFUSES = "the server refuses"
 REFUSED = (400, 413, 422)  # this request: too long, or against a filter; the next one may pass
 LOST_IN_A_ROW = 10  # requests without an answer in a row, after all attempts, after which the server is down
 
@@ -84,8 +85,8 @@ class Server:
 
     def most(self, usual: int) -> int:
         """The tokens that an answer may have."""
-        found = self.settings.get("max_completion_tokens", self.settings.get("max_tokens", usual))
-        return found if isinstance(found, int) else usual
+        found = (self.settings.get(name) for name in ("max_completion_tokens", "max_tokens"))
+        return next((number for number in found if isinstance(number, int)), usual)
 
     def client(self) -> Any:
         """The library's client; `each` closes it. Raises ConfigError if it is not installed or its key is not there."""
@@ -110,8 +111,9 @@ class Server:
 
     def _once(self, prompt: Text, settings: dict[str, Any]) -> Reply:
         client = self.client()
-        said = {key: value for key, value in settings.items() if key not in self.settings}
-        said["extra_body"] = {key: value for key, value in self.settings.items() if value is not None}
+        ours = {key: value for key, value in settings.items() if key not in {"extra_body", *self.settings}}
+        body = {**settings.get("extra_body", {}), **self.settings}
+        said = {**ours, "extra_body": {key: value for key, value in body.items() if value is not None}}
         if isinstance(prompt, str):
             found = client.completions.create(model=self.model, prompt=prompt, **said)
         else:
@@ -239,8 +241,12 @@ class Server:
 
 def settings_of(text: str, where: str) -> dict[str, Any]:
     """A server's settings from JSON. Raises ConfigError for what is none, or what decides who is asked what."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no JSON")
+
     try:
-        found = json.loads(text)
+        found = json.loads(text, parse_constant=refuse)
     except ValueError as error:
         found, why = None, str(error)
     else:
@@ -248,7 +254,7 @@ def settings_of(text: str, where: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         fix = """e.g. '{"max_tokens": null, "max_completion_tokens": 2000, "temperature": null}'"""
         raise ConfigError(f"not settings in JSON: {text!r}", where=where, why=why, fix=fix)
-    ours = found.keys() & {"model", "messages", "prompt", "n", "stream"}
+    ours = found.keys() & {"model", "messages", "prompt", "n", "stream", "extra_body"}
     if ours:
         raise ConfigError(f"{', '.join(sorted(ours))} cannot be set", where=where, fix="leave it out")
     return found
@@ -256,7 +262,7 @@ def settings_of(text: str, where: str) -> dict[str, Any]:
 
 def _refusal(error: Any, url: str) -> ConfigError:
     """What is raised for a status that no further attempt changes."""
-    what = f"the server refuses: {error.status_code} {_said(error)}"
+    what = f"{REFUSES}: {error.status_code} {_said(error)}"
     if error.status_code in REFUSED:
         return RefusedError(
             what,

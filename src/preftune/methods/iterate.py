@@ -29,14 +29,14 @@ from preftune.data.order import permutation
 from preftune.data.prompts import encode_prompts
 from preftune.data.render import Renderer
 from preftune.data.select import Selecting
-from preftune.errors import ModelError, writing
+from preftune.errors import writing
 from preftune.evaluate import grades
 from preftune.evaluate.drift import figures
 from preftune.evaluate.frontier import response_logps
-from preftune.evaluate.rewards import Answer, Floats, Reward, answers_of, open_reward, rewards_of
+from preftune.evaluate.rewards import Answer, Floats, Reward, answers_of, lacking, open_reward, rewards_of, why_none
 from preftune.files import digest, write_json, write_rows
 from preftune.methods import dpo, pairs, samples
-from preftune.methods.policies import open_policy, reward_models_of, say_if_another, weights_of
+from preftune.methods.policies import another_since, judge_of, open_policy, reward_models_of, weights_of
 from preftune.methods.prepare import compute_dtype, device_of, load_renderer, read_prompt_data, with_room
 from preftune.methods.samples import Wanted
 from preftune.methods.training import say_plan
@@ -82,8 +82,9 @@ def run(
         say_plan(config, [], display)
         return out
     log = Run.open(out, identity, asked.fingerprint, display, sources)
-    if not reward:
-        say_if_another(log, config.reward)
+    if not reward and another_since(log, config.reward):
+        for old in [out / "start.json", *out.glob("round-*/evaluation.json")]:
+            old.unlink(missing_ok=True)  # figures of two rewards cannot be compared
     with tracked(log, config.track):
         policy = rounds(config, log, train, held_out or train, judge)
     final = publish(Path(policy), out / "final")
@@ -104,14 +105,14 @@ def rounds(
     policy, lineage = config.model.path, list[dict[str, Any]]()
     before = evaluated(config, log.folder / "start.json", policy, asked, judge)
     log.evaluation(0, before)
+    say_unrewarded(log, before, judge)
     for number in range(1, config.rounds + 1):
         folder, start = log.folder / f"round-{number:02d}", policy
         log.display.say(f"round {number} of {config.rounds}: from {start}")
         lineage.append(one_round(config, folder, number, start, train, judge, log.display))
         policy = str(folder / "dpo" / "final")
         after = evaluated(config, folder / "evaluation.json", policy, asked, judge)
-        if "objective/unrewarded" in after:
-            log.display.say(f"{after['objective/unrewarded']:g} responses of the evaluation got no reward")
+        say_unrewarded(log, after, judge)
         log.evaluation(number, after)
         lineage[-1]["evaluation"] = after
         log.note(rounds=lineage)
@@ -207,7 +208,7 @@ def one_round(
     dpo.run(tuning, display=display)
     pieces = {path.name: digest(path) for path in (asked, drawn, prefs)}
     made_from = {"policy": policy, "reference": base or policy, "policy_weights": weights_of(policy)}
-    return {"round": number, **made_from, "reward": config.reward, "seed": seed, "pieces": pieces}
+    return {"round": number, **made_from, "reward": judge_of(config.reward), "seed": seed, "pieces": pieces}
 
 
 def prompts_of_round(config: IterateConfig, number: int, available: int) -> list[int]:
@@ -241,14 +242,17 @@ def evaluated(
     sampling = Sampling(config.sample.evaluation, config.sample.max_new_tokens, seed=config.train.seed)
     drawn = sample(opened.model, tokenizer, [p.ids.tolist() for p in prompts], sampling)
     answers = answers_of(prompts, drawn)
-    rewards = rewards_of(judge, answers, f"evaluation of {policy}")
+    when = f"evaluation of {policy}"
+    rewards = rewards_of(judge, answers, when)
+    if np.isnan(rewards).all():
+        raise lacking(judge, answers, rewards, when)
     groups = [sampled.group for sampled in drawn]
     own = response_logps(Scorer.of(opened.model), groups)
     del opened
     base = open_policy(config.model.path, "model.path", dtype, device)
     kl = own - response_logps(Scorer.of(base.model), groups)
     found = {
-        **scores(rewards.reshape(len(prompts), -1), policy),
+        **scores(rewards.reshape(len(prompts), -1)),
         "objective/kl": float(kl.mean()),
         **figures([a.response for a in answers], [a.ended for a in answers]),
     }
@@ -256,20 +260,19 @@ def evaluated(
     return found
 
 
-def scores(rewards_PM: Floats, policy: str) -> dict[str, float]:
-    """Mean reward, its standard error over prompts, how many responses got none. Raises ModelError if it is all."""
-    lacking = int(np.isnan(rewards_PM).sum())
-    if lacking == rewards_PM.size:
-        raise ModelError(
-            f"not one of {lacking} responses got a reward",
-            where=f"evaluation of {policy}",
-            why="they are longer than the reward model can read, or the judge refused them",
-            fix="take a reward that reads more, or set a smaller sample.max_new_tokens",
-        )
+def scores(rewards_PM: Floats) -> dict[str, float]:
+    """Mean reward, its standard error over prompts, and how many responses got none, if any."""
     by_prompt = np.nanmean(rewards_PM[~np.isnan(rewards_PM).all(axis=1)], axis=1)
     spread = float(by_prompt.std(ddof=1) / np.sqrt(len(by_prompt))) if len(by_prompt) > 1 else 0.0
+    none = float(np.isnan(rewards_PM).sum())
     found = {"objective/score": float(np.nanmean(rewards_PM)), "objective/score_se": spread}
-    return found | ({"objective/unrewarded": float(lacking)} if lacking else {})
+    return {**found, "objective/unrewarded": none} if none else found
+
+
+def say_unrewarded(log: Run, found: dict[str, float], judge: Reward) -> None:
+    """How many responses of an evaluation are not part of its mean."""
+    if "objective/unrewarded" in found:
+        log.display.say(f"{found['objective/unrewarded']:g} responses got no reward: {why_none(judge)}".rstrip(": "))
 
 
 def enough(config: IterateConfig, before: dict[str, float], after: dict[str, float]) -> str:

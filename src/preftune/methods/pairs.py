@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -15,7 +16,7 @@ from preftune.data.select import Selecting, choose
 from preftune.data.values import BadRow, Drop, Fields, answer_of, flags_of, number
 from preftune.errors import ConfigError, DataError, require_writable
 from preftune.evaluate import grades
-from preftune.evaluate.rewards import Answer, Reward, rewards_of_groups
+from preftune.evaluate.rewards import Answer, Reward, rewards_of_groups, why_none
 from preftune.files import write_rows
 from preftune.train.display import Display
 from preftune.types import Text, as_json, content
@@ -67,6 +68,8 @@ def run(samples: str, out: Path, how: Selecting, reward: Reward | None, display:
     if any(left_out.values()):
         said = ", ".join(f"{number:,} {what}" for what, number in left_out.items() if number)
         display.say(f"  of the prompts that are kept, left out: {said}")
+    if why_none(reward):
+        display.say(f"  without a reward: {why_none(reward)}")
     return account
 
 
@@ -106,7 +109,7 @@ def read_samples(source: str, account: Account) -> list[Samples]:
             scores = row.value.get("scores") or []
             if scores and (not isinstance(scores, list) or len(scores) != len(texts)):
                 raise BadRow(f"'scores' must be a list of {len(texts)} numbers")
-            values = tuple(number({"score": s}, "score", 0.0, f"scores[{i}]") for i, s in enumerate(scores))
+            values = tuple(number({"score": s}, "score", math.nan, f"scores[{i}]") for i, s in enumerate(scores))
             ended = flags_of(row.value, len(texts)) or (True,) * len(texts)
             found.append(Samples(text_prompt(row.value), texts, ended, values, row.origin))
         except BadRow as fault:

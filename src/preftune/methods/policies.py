@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,16 +87,28 @@ def reward_models_of(name: str | None) -> str:
     return hashlib.sha256(" ".join([name or "given in memory", *models]).encode()).hexdigest()
 
 
-def say_if_another(run: Run, name: str) -> None:
-    """A function may be repaired while its run stands still; that it is not the one the run began with is said."""
-    before, now = run.known("reward"), judge_of(name)
-    if before not in (None, now):
-        run.display.say(f"warning: {name} has changed since the run began; what was rewarded before stays")
-    run.note(reward=now)
+def another_since(run: Run, name: str) -> bool:
+    """Whether the reward's function was changed while its run stood still, as one that failed must be; it is said, and
+    the manifest lists all that there were."""
+    known, now = run.known("rewards") or [], judge_of(name)
+    if now in known[-1:]:
+        return False
+    run.note(rewards=[*known, now])
+    if known:
+        run.display.say(f"warning: {name} has changed since the run began; what it trained on stays")
+    return bool(known)
 
 
 def _paths(name: str) -> list[Path]:
-    return [path for part in re.split("[:,]", name) if part and (path := Path(part).expanduser()).exists()]
+    """The files and folders that a reward's name names. A judge behind a server has none."""
+    return [] if name.startswith("judge:") else [p for part in re.split("[:,]", name) if part and (p := _path(part))]
+
+
+def _path(text: str) -> Path | None:
+    with suppress(OSError, RuntimeError, ValueError):  # no text that can be a path
+        path = Path(text).expanduser()
+        return path if path.exists() else None
+    return None
 
 
 def _of_checkpoint(folder: Path, dtype: torch.dtype) -> tuple[Any, load.Source]:

@@ -20,7 +20,7 @@ from preftune.data.account import Account
 from preftune.data.prompts import read_prompts
 from preftune.data.read import fingerprint
 from preftune.data.render import Renderer
-from preftune.errors import IncompleteError, RunError, require_writable, writing
+from preftune.errors import ConfigError, IncompleteError, RunError, require_writable, writing
 from preftune.evaluate.server import RefusedError, Server
 from preftune.files import Journal, write_json, write_rows
 from preftune.methods.policies import open_policy, weights_of
@@ -261,6 +261,8 @@ def _from_server(
     server, sampling = wanted.server, wanted.sampling
     assert server is not None
     server.client()  # a missing package or key is said before anything else
+    if sampling.n > 1 and server.settings.get("seed") is not None:
+        raise ConfigError("one seed for all responses", where="--server-settings", fix="use --seed: each gets its own")
     refused: dict[int, RefusedError] = {}
     unanswered: dict[tuple[int, int], IncompleteError] = {}
 

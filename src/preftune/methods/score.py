@@ -24,7 +24,7 @@ from preftune.data.layout import Budget, micro_batches
 from preftune.data.published import LENGTH, PROMPT, as_published
 from preftune.data.render import Renderer
 from preftune.errors import ConfigError, did_you_mean, require_writable
-from preftune.evaluate.rewards import Answer, RewardModel, open_reward, rewards_of_groups
+from preftune.evaluate.rewards import Answer, RewardModel, open_reward, rewards_of_groups, why_none
 from preftune.files import write_json, write_rows
 from preftune.methods.gate import admit
 from preftune.methods.prepare import compute_dtype, device_of, require_positions, require_same_vocabulary
@@ -116,7 +116,9 @@ def rewarded(
         account.drop(UNREWARDED, lacking)
     if UNREWARDED in account.dropped:
         origins = account.dropped[UNREWARDED]
-        display.say(f"dropped {len(origins)} ({places(origins, scoring.data)}): {UNREWARDED}")
+        display.say(
+            f"dropped {len(origins)} ({places(origins, scoring.data)}): {UNREWARDED} {why_none(reward)}".rstrip()
+        )
         account.check(1.0)
     return [Scored(g.origin, g.judgements, rewards) for g, rewards in both if not any(map(math.isnan, rewards))]
 

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from preftune.errors import IncompleteError
+from preftune.errors import ConfigError, IncompleteError
 from preftune.evaluate.judges import VERSION, Judge, Question, shortened
+from preftune.evaluate.server import REFUSES
 from preftune.evaluate.winrate import Match, sides, win_rate
 from preftune.files import Journal
 from preftune.train.display import Display
@@ -73,7 +74,7 @@ def judged(
 
 
 #: A character of Chinese or Japanese script, which puts no spaces between words, or what stands between spaces.
-WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\s\u3040-\u30ff\u3400-\u9fff]+")
+WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\s\u3000-\u30ff\u3400-\u9fff\uff00-\uff65]+")
 
 
 def words(text: str) -> int:
@@ -84,6 +85,13 @@ def words(text: str) -> int:
 def require_read(matches: Sequence[Match], verdicts: Verdicts) -> Sequence[Match]:
     """The matches. Raises IncompleteError if not one verdict could be read."""
     if all(match.outcome is None for match in matches):
+        if verdicts.unreadable.startswith(REFUSES):
+            raise ConfigError(
+                f"not one of {2 * len(matches)} questions was taken",
+                where=str(verdicts.path),
+                why=verdicts.unreadable,
+                fix="leave out with null what the model does not take: --server-settings",
+            )
         raise IncompleteError(
             f"not one of {2 * len(matches)} verdicts could be read",
             where=str(verdicts.path),

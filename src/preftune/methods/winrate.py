@@ -30,7 +30,7 @@ from preftune.evaluate.judges import (
     server_judge,
     tokens_of,
 )
-from preftune.evaluate.rewards import Answer, Reward, open_reward
+from preftune.evaluate.rewards import Answer, Reward, open_reward, why_none
 from preftune.evaluate.server import Server
 from preftune.evaluate.winrate import WinRate, sides, win_rate
 from preftune.files import write_json, write_rows
@@ -89,8 +89,9 @@ def run(contest: Contest, out: Path, display: Display, dry_run: bool = False) ->
     named = contest.server.name if contest.server else judge_of(contest.judge)
     verdicts = Verdicts(out / "verdicts.jsonl", f"{named} {contest.task} {contest.seed}")
     found: dict[str, dict[str, WinRate]] = {}
+    left_out: dict[str, dict[str, int]] = {}
     for policy in contest.policies:
-        found[policy] = {}
+        found[policy], left_out[policy] = {}, {}
         writer = writer_of(policy)
         for temperature in contest.temperatures:
             ours = sampled(contest, writer, temperature, prompts, out, display)
@@ -100,15 +101,22 @@ def run(contest: Contest, out: Path, display: Display, dry_run: bool = False) ->
             if len(pairs) < len(groups):
                 lost = len(groups) - len(pairs)
                 display.say(f"{lost} prompts are left out: too long to be answered, or no answer got a reward")
+            if not pairs:
+                raise DataError(
+                    "no prompt has a response to be judged",
+                    where=f"{policy} at temperature {temperature:g}",
+                    why="the prompts are too long, or the reward of best:N reads none of the answers",
+                )
+            left_out[policy][f"{temperature:g}"] = len(groups) - len(pairs)
             matches = require_read(judged(pairs, judge, verdicts, display), verdicts)
             found[policy][f"{temperature:g}"] = win_rate(matches, contest.seed)
             display.say(in_words(policy, temperature, found[policy][f"{temperature:g}"]))
     try:
         human = agreement(labelled, judge, verdicts, display)
     except IncompleteError:
-        write(contest, out, found, None, verdicts)  # what is known stands
+        write(contest, out, found, left_out, None, verdicts)  # what is known stands
         raise
-    write(contest, out, found, human, verdicts)
+    write(contest, out, found, left_out, human, verdicts)
     display.say(f"done: {out / 'winrate.json'}, {out / 'winrate.html'}")
     return found
 
@@ -185,8 +193,11 @@ def sampled(
     rows = read_samples(str(samples.run(wanted, file, display)), Account(str(file)))
     if writer.reward is None:
         return {row.prompt: row.texts[0] for row in rows}
-    best = {}
-    for row in score(rows, writer.reward, display):
+    best, scored = {}, score(rows, writer.reward, display)
+    lacking = sum(map(math.isnan, (value for row in scored for value in row.scores)))
+    if lacking:
+        display.say(f"{writer.name}: {lacking} answers got no reward ({why_none(writer.reward)})")
+    for row in scored:
         ranked = sorted((-s, i) for i, s in enumerate(row.scores) if not math.isnan(s))
         if ranked:
             best[row.prompt] = row.texts[ranked[0][1]]
@@ -270,6 +281,7 @@ def write(
     contest: Contest,
     out: Path,
     found: dict[str, dict[str, WinRate]],
+    left_out: dict[str, dict[str, int]],
     human: dict[str, float] | None,
     verdicts: Verdicts,
 ) -> None:
@@ -277,10 +289,8 @@ def write(
     settings = {key: value for key, value in plain(contest).items() if key != "server"}
     settings["server"] = contest.server.record if contest.server else None
     rates = {policy: {t: asdict(rate) for t, rate in by.items()} for policy, by in found.items()}
-    write_json(
-        out / "winrate.json",
-        {"settings": settings, "judge": verdicts.judge, "win_rates": rates, "agreement_with_labels": human},
-    )
+    known = {"settings": settings, "judge": verdicts.judge, "win_rates": rates, "left_out": left_out}
+    write_json(out / "winrate.json", {**known, "agreement_with_labels": human})
     lines = {policy: [(float(t), rate.rate) for t, rate in by.items()] for policy, by in found.items()}
     heads = [
         "policy",

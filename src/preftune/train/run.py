@@ -234,7 +234,7 @@ def _same(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
     ]
     said = {"data": "the data files have changed"}
     for name in sorted((old.keys() | new.keys()) - {"config"}):
-        if old.get(name) != new.get(name):
+        if name in old and old[name] != new.get(name):  # what an earlier version did not note cannot be compared
             changed.append(said.get(name, f"{name} has changed"))
     if changed:
         raise RunError(

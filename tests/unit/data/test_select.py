@@ -54,6 +54,9 @@ def test_a_response_without_a_reward_is_never_chosen(select: Selection) -> None:
     found = choose(texts, scores, Selecting(select, beta=1e6, k=4), "p")
     assert set(found.members) == {0, 2}
     assert (found.left_out["without a reward"], found.left_out["not accepted"]) == (2, 0)
+    if select != "top-k":
+        with pytest.raises(Drop, match="fewer than two different responses got a reward"):
+            choose(("a", "b"), (1.0, math.nan), Selecting(select), "p")
     with pytest.raises(Drop, match="no response got a reward"):
         choose(("a", "b"), (math.nan, math.nan), Selecting(select), "p")
 
@@ -125,14 +128,15 @@ def test_what_is_left_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[
     rows = [
         {"prompt": "p", "responses": ["x", "x", "y", "z"], "scores": [1.0, 1.0, 0.8, 0.0]},
         {"prompt": "q", "responses": ["x", "y"], "scores": [1.0, 1.0]},
+        {"prompt": "r", "responses": ["x", "y", "z"], "scores": [-1.0, None, -2.0]},
     ]
     samples = write_jsonl(tmp_path / "s.jsonl", rows)
     out = ["--out", str(tmp_path / "p.jsonl")]
     assert cli(["pairs", str(samples), "--select", "all", "--gap", "0.5", *out]) == 0
     said = " ".join(capsys.readouterr().err.split())
     assert "dropped 1 (line 2): all scores are tied" in said
-    assert "1 groups, 3 responses, 2 judgements" in said
-    assert "left out: 1 copies, 1 below the gap" in said
+    assert "2 groups, 5 responses, 3 judgements" in said
+    assert "left out: 1 without a reward, 1 copies, 1 below the gap" in said
     for option in (["--k", "2"], ["--beta", "0.3"]):
         assert cli(["pairs", str(samples), "--select", "all", *option, *out]) == 2
         assert "means nothing to all" in capsys.readouterr().err

@@ -13,7 +13,7 @@ from tests.servers import refuse, say, serving
 
 from preftune.errors import ConfigError, IncompleteError
 from preftune.evaluate.grades import estimate, grade_of, key_of, request
-from preftune.evaluate.rewards import Answer, open_reward, rewards_of
+from preftune.evaluate.rewards import Answer, open_reward, rewards_of, why_none
 from preftune.evaluate.server import RefusedError, Reply, Server, settings_of
 from preftune.types import Message
 
@@ -80,13 +80,21 @@ def test_an_answer_without_a_grade_is_named_and_the_others_are_kept(grader: Any)
 
 
 def test_an_answer_that_the_server_refuses_gets_no_grade_and_the_others_do(grader: Any) -> None:
-    """Also when all others are known already. A server that refuses whatever it is asked is not taken for a judge."""
+    """Also when all others are known already. A server that refuses all that is new is not taken for a judge, whatever
+    it graded before; asked again, what it refuses are these answers."""
     asked, name = answers("one two", "filtered", "one"), f"judge:{grader.url},big"
     for _ in range(2):
         assert list(open_reward(name)(asked)) == [2, None, 1]
     assert len(grader.asked) == 3 + 1
-    with pytest.raises(RefusedError, match="400 the content filter"):
-        open_reward(f"judge:{grader.url},other")(answers("filtered"))
+    grader.refuses = {"max_tokens"}
+    new = answers("three words here", "four words are here")
+    with pytest.raises(RefusedError, match="400 an unsupported parameter"):
+        open_reward(name)(new)
+    reward = open_reward(name)
+    assert list(reward(new)) == [None, None]
+    assert why_none(reward) == "2: the server refuses: 400 an unsupported parameter"
+    grader.refuses = frozenset()
+    assert list(open_reward(name)(new)) == [3, 4]
 
 
 def test_settings_of_a_model_that_thinks_first(grader: Any) -> None:
@@ -109,7 +117,23 @@ def test_settings_of_a_model_that_thinks_first(grader: Any) -> None:
     assert len(grader.asked) > known
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '"x"', '{"model": "y"}', '{"n": 2}'])
+def test_settings_where_the_variable_stands() -> None:
+    with pytest.raises(ConfigError, match=r"fix: judge:URL,MODEL,,\{JSON\}"):
+        open_reward('judge:http://127.0.0.1:1,m,{"seed": 1}')
+
+
+def test_how_long_an_answer_may_be() -> None:
+    def most(**settings: int | None) -> int:
+        return Server("u", "m", settings=settings).most(300)
+
+    assert (most(), most(max_tokens=None), most(max_tokens=50)) == (300, 300, 50)
+    assert most(max_completion_tokens=None, max_tokens=900) == 900
+    assert most(max_completion_tokens=4000, max_tokens=None) == 4000
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '"x"', '{"model": "y"}', '{"n": 2}', '{"temperature": NaN}', '{"extra_body": {}}']
+)
 def test_settings_that_are_none(text: str) -> None:
     with pytest.raises(ConfigError, match=r"not settings in JSON|cannot be set"):
         settings_of(text, "--server-settings")

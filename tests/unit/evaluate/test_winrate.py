@@ -15,7 +15,7 @@ import pytest
 from scipy import stats
 from scipy.optimize import minimize
 from tests.conftest import write_jsonl
-from tests.servers import say, serving
+from tests.servers import refuse, say, serving
 
 from preftune.cli.main import run as cli
 from preftune.data.groups import read_groups
@@ -97,12 +97,16 @@ class JudgeServer(BaseHTTPRequestHandler):
     asked: list[dict[str, Any]]
     silent = 0
     grader = False
+    refuses = False
 
     def log_message(self, *_: Any) -> None: ...
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         self.asked.append(body)
+        if self.refuses:
+            refuse(self, "unsupported parameter")
+            return
         data = json.loads(body["messages"][-1]["content"])
         if self.grader:
             say(self, "GRADE: 5")
@@ -403,3 +407,32 @@ def test_settings_of_the_server_reach_it_from_the_command_line(
     assert cli(command) == 0
     assert len(judge_server.asked) == 2 * asked
     assert cli(["sample", "m", "--prompts", data, "--out", str(tmp_path / "s"), *settings]) == 2  # no URL
+
+
+def test_a_judge_that_refuses_everything_is_quoted(tmp_path: Path, model_folder: Path, judge_server: Any) -> None:
+    judge_server.refuses = True
+    wanted = contest(tmp_path, model_folder, judge="judge", server=Server(judge_server.url, "judge"))
+    with pytest.raises(ConfigError, match=r"not one of 6 questions was taken\s*the server refuses: 400 unsupported"):
+        winrate.run(wanted, tmp_path / "out", QUIET)
+
+
+def test_answers_without_a_reward_are_no_candidates_for_the_best(
+    tmp_path: Path, model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are counted, and so are prompts without another; with none at all there is nothing to judge."""
+    (tmp_path / "mine.py").write_text(
+        "def some(prompts, responses):\n"
+        "    return [None if p == 'a dog' or len(r) % 2 else float(len(r)) for p, r in zip(prompts, responses)]\n"
+        "def none(prompts, responses):\n    return [None] * len(responses)\n"
+    )
+    wanted = contest(tmp_path, model_folder, temperatures=(1.0,))
+    some = replace(wanted, policies=(f"best:8,{model_folder},{tmp_path / 'mine.py'}:some",))
+    (rate,) = winrate.run(some, tmp_path / "out", Display())[some.policies[0]].values()
+    said = capsys.readouterr().err
+    assert "answers got no reward" in said
+    assert rate.wins + rate.ties + rate.losses == 2
+    found = json.loads((tmp_path / "out" / "winrate.json").read_text())
+    assert found["left_out"] == {some.policies[0]: {"1": 1}}
+    none = replace(wanted, policies=(f"best:2,{model_folder},{tmp_path / 'mine.py'}:none",))
+    with pytest.raises(DataError, match="no prompt has a response to be judged"):
+        winrate.run(none, tmp_path / "none", QUIET)

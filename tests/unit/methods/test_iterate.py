@@ -26,6 +26,7 @@ from preftune.evaluate.drift import figures
 from preftune.evaluate.rewards import Answer
 from preftune.methods import iterate
 from preftune.methods.iterate import enough, prompts_of_round
+from preftune.methods.policies import reward_models_of
 from preftune.train.display import Display
 
 KILLS = int(os.environ.get("PREFTUNE_KILLS", "4"))  # `make kills`: 20
@@ -89,7 +90,7 @@ def test_responses_without_a_reward_are_left_out_and_counted(tmp_path: Path, mod
     rows = [json.loads(line) for line in (tmp_path / "run" / "round-01" / "prefs.jsonl").read_text().splitlines()]
     assert all(len(text) % 3 for row in rows for text in row["responses"])
     nothing = config(tmp_path, model_folder).model_copy(update={"out": str(tmp_path / "none")})
-    with pytest.raises(ModelError, match="not one of 48 responses got a reward"):
+    with pytest.raises(ModelError, match="48 of 48 responses got no reward"):
         iterate.run(nothing, reward=lambda a: [None] * len(a), display=Display(quiet=True))
 
 
@@ -270,16 +271,28 @@ def test_another_reward_model_of_the_same_name_is_refused(
         iterate.run(wanted, display=Display(quiet=True))
 
 
-def test_a_repaired_reward_function_goes_on_and_that_is_said(
+def test_a_repaired_reward_function_goes_on_and_evaluations_are_made_again(
     tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    function = "def one(prompts, responses):\n    return [float(len(r)) for r in responses]\n"
-    (tmp_path / "mine.py").write_text(function)
+    """Figures of two rewards cannot be compared; the manifest has both."""
+    function = "def one(prompts, responses):\n    return [{} + float(len(r)) for r in responses]\n"
+    (tmp_path / "mine.py").write_text(function.format(0))
     wanted = config(tmp_path, model_folder, rounds=1).model_copy(update={"reward": f"{tmp_path / 'mine.py'}:one"})
     interrupted(wanted, monkeypatch)
-    (tmp_path / "mine.py").write_text(f"# repaired\n{function}")
+    first = json.loads((tmp_path / "run" / "start.json").read_text())["objective/score"]
+    (tmp_path / "mine.py").write_text(function.format(1000))
     iterate.run(wanted, display=Display())
     assert "has changed since the run began" in " ".join(capsys.readouterr().err.split())
+    assert evaluations(tmp_path)[0]["objective/score"] == pytest.approx(first + 1000)
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert len(set(manifest["rewards"])) == 2
+    assert manifest["rounds"][0]["reward"] == manifest["rewards"][1]
+
+
+def test_names_of_rewards_that_are_no_paths(tmp_path: Path) -> None:
+    settings = json.dumps({"guided_regex": "x" * 5000})
+    names = [f"judge:http://127.0.0.1:1,m,,{settings}", "vader", f"implicit:~nobody,{'y' * 5000}"]
+    assert len({reward_models_of(name) for name in [*names, None]}) == 4
 
 
 def test_rounds_are_tracked(tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -359,3 +359,25 @@ def test_how_long_an_answer_may_take_is_the_users(monkeypatch: pytest.MonkeyPatc
     ]
     assert [run([*words, *more]) for words in (drawn, judged) for more in ([], long)] == [0] * 4
     assert found == [120, 900, 120, 900]
+
+
+def test_what_a_request_says(tmp_path: Path, prompts: str, faulty: Any) -> None:
+    """All of our settings, as the options say; the server's own come besides or instead, and null takes one out."""
+    settings = {"top_p": None, "top_k": 3, "min_p": 0.1}
+    for number, (more, expected) in enumerate(
+        [({}, {"top_p": 0.9, "top_k": 7}), (settings, {"top_k": 3, "min_p": 0.1})]
+    ):
+        server = Server(faulty.url, "m", settings=more)
+        wanted = Wanted("m", prompts, Sampling(1, 5, temperature=0.5, top_p=0.9, top_k=7), 1, server=server)
+        samples.run(wanted, tmp_path / f"{number}.jsonl", QUIET)
+        body = faulty.seen[-1]
+        assert body["seed"] > 0
+        rest = {key: value for key, value in body.items() if key not in ("seed", "model", "prompt")}
+        assert rest == {"temperature": 0.5, "max_tokens": 5, **expected}
+
+
+def test_one_seed_for_all_responses_is_refused(tmp_path: Path, prompts: str, faulty: Any) -> None:
+    wanted = Wanted("m", prompts, Sampling(2, 5), server=Server(faulty.url, "m", settings={"seed": 1}))
+    with pytest.raises(ConfigError, match="one seed for all responses"):
+        samples.run(wanted, tmp_path / "s.jsonl", QUIET)
+    assert faulty.seen == []
