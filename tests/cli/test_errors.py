@@ -274,3 +274,16 @@ def test_a_folder_that_cannot_be_written_is_exit_7(
     model = str(model_folder)
     assert run(["score", "--policy", model, "--reference", model, "--data", "pairs.jsonl", "--out", "file/x"]) == 7
     assert "file/x: cannot be written" in capsys.readouterr().err
+
+
+def test_an_interrupt_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C where no step is under way: while sampling, judging, scoring."""
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("preftune.methods.samples.run", interrupted)
+    assert run(["sample", "--model", "m", "--prompts", "p.jsonl", "--out", str(tmp_path / "s.jsonl")]) == 130
+    assert "stopped: the same command goes on" in capsys.readouterr().err

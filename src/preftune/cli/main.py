@@ -229,6 +229,9 @@ def doctor() -> None:
     print(report())
 
 
+INTERRUPTED = 130
+
+
 def run(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code; errors go to stderr, without traceback unless --debug."""
     debug = "--debug" in arguments  # at any place on the line
@@ -239,16 +242,13 @@ def run(arguments: Sequence[str]) -> int:
         if debug:
             traceback.print_exc()
         return error.exit_code
-    except typer.Abort:
-        return 130
     except UsageError as error:
         error.show()
         return 2
     except typer.Exit as done:
         return done.exit_code
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -258,4 +258,6 @@ def run(arguments: Sequence[str]) -> int:
         if debug:
             traceback.print_exc()
         return 1
+    if code == INTERRUPTED:  # which typer makes of KeyboardInterrupt
+        print("stopped: the same command goes on from what is kept", file=sys.stderr)
     return code if isinstance(code, int) else 0

@@ -55,19 +55,19 @@ class Account:
         rare = [origin for reason in ranked[REASONS:] for origin in found[reason]]
         return [*texts, f"{self._count(rare)}: {len(ranked) - REASONS} other reasons"] if rare else texts
 
-    def check(self, max_dropped: float) -> None:
+    def check(self, max_dropped: float, repair: str = REPAIR) -> None:
         """Raises DataError if nothing is left, or if more than the share `max_dropped` was dropped."""
         if self.read == 0:
             raise DataError("no rows: the file is empty", where=self.source)
         if self.kept == 0:
-            raise DataError(f"none of its {self.read} rows can be used", where=self.source, why=self._why(), fix=REPAIR)
+            raise DataError(f"none of its {self.read} rows can be used", where=self.source, why=self._why(), fix=repair)
         share = 1 - self.kept / self.read
         if share > max_dropped:
             raise DataError(
                 f"{self.read - self.kept} of {self.read} rows dropped ({share:.0%})",
                 where=self.source,
                 why=self._why(),
-                fix=f"{REPAIR}, or accept the loss with data.max_dropped=1",
+                fix=f"{repair}, or accept the loss with data.max_dropped=1",
             )
 
 

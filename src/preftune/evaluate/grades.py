@@ -89,13 +89,14 @@ class Graded:
         if fresh and fresh <= refused.keys():  # the server, not the answers: next time they are known to be refused
             raise next(error for key, error in refused.items() if key in fresh)
         if said_instead:
-            self._complain(said_instead, lacking)
+            self._complain(said_instead, lacking, len(refused))
         return [known.get(key_of(a)) for a in answers]
 
-    def _complain(self, said_instead: dict[str, str], lacking: Sequence[Answer]) -> None:
+    def _complain(self, said_instead: dict[str, str], lacking: Sequence[Answer], refused: int) -> None:
         first = next(a for a in lacking if key_of(a) in said_instead)
         raise IncompleteError(
-            f"{self.server.model} gave no grade to {len(said_instead)} of the {len(lacking)} answers it was asked",
+            f"{self.server.model} gave no grade to {len(said_instead)} of the {len(lacking)} answers it was asked"
+            + (f", and its server refused {refused}" if refused else ""),
             where=first.origin or self.server.url,
             why=f"it was asked {ATTEMPTS} times and said at last: {shortened(said_instead[key_of(first)])}",
             fix="what it graded is kept: the same command asks for the rest again; take another model if it cannot "

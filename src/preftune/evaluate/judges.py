@@ -23,9 +23,9 @@ from preftune.data.account import Account
 from preftune.data.groups import Limits, tokenize
 from preftune.data.layout import Budget, micro_batches
 from preftune.data.render import Renderer
-from preftune.errors import IncompleteError
+from preftune.errors import ConfigError, IncompleteError
 from preftune.evaluate.rewards import Answer, open_reward, rewards_of
-from preftune.evaluate.server import RefusedError, Server
+from preftune.evaluate.server import REFUSES, RefusedError, Server
 from preftune.model import load
 from preftune.model.logprobs import Scorer, logps
 from preftune.types import Message, PreferenceGroup, Text, as_json
@@ -54,6 +54,9 @@ FORM = (
 AROUND = r"[\s*_`#()\[\]{}<]*"
 AFTER = r"[\s*_`()\[\]{}>.!]*"
 VERDICT = re.compile(rf"{AROUND}VERDICT{AROUND}:{AROUND}([\"']?)(A|B|TIE)\1{AFTER}", re.IGNORECASE)
+CUT_OFF = "cut off"
+TOO_LONG = "longer than the judge's context"
+UNREWARDED = "one of the two got no reward: longer than the reward model can read, or refused"
 WORTH = {"A": 1.0, "B": 0.0, "TIE": 0.5}
 
 
@@ -85,7 +88,12 @@ def open_judge(name: str, where: str, *, device: Any = None, seed: int = 0, task
         return lambda questions: ((i, _coin(q, seed), "") for i, q in enumerate(questions))
     if name.startswith("lm:"):
         return _local(name.removeprefix("lm:"), where, device, task)
-    reward = open_reward(name, where, device=device)
+    try:
+        reward = open_reward(name, where, device=device)
+    except ConfigError as error:
+        more = f"{error.why + '; ' if error.why else ''}or first, lm:FOLDER, judge:URL,MODEL"
+        fix = f"{error.fix + '; ' if error.fix else ''}a model behind a server needs --judge-url"
+        raise ConfigError(error.what, where=error.where, why=more, fix=fix) from error
 
     def judge(questions: Sequence[Question]) -> Iterator[tuple[int, float | None, str]]:
         answers = [Answer(q.prompt, text, True, q.origin) for q in questions for text in (q.first, q.second)]
@@ -93,7 +101,7 @@ def open_judge(name: str, where: str, *, device: Any = None, seed: int = 0, task
         for i in range(len(questions)):
             first, second = values[2 * i : 2 * i + 2]
             if math.isnan(first + second):
-                yield i, None, "one of the two got no reward: longer than the reward model can read, or refused"
+                yield i, None, UNREWARDED
             else:
                 yield i, 0.5 + 0.5 * ((first > second) - (first < second)), f"{first:.4g} {second:.4g}"
 
@@ -123,7 +131,7 @@ def server_judge(server: Server, task: str) -> Judge:
             if reply.ended:
                 yield number, verdict_of(reply.text), reply.text
             else:  # its last line may be half of a quotation
-                yield number, None, f"{reply.text} ... (cut off after {server.most(MAX_TOKENS)} tokens)"
+                yield number, None, f"{reply.text} ... ({CUT_OFF} after {server.most(MAX_TOKENS)} tokens)"
         yield from ((number, None, said) for number, said in refused)
         for error in errors[:1]:
             raise error
@@ -156,6 +164,13 @@ def last_line(text: str) -> str:
     return text.strip().rpartition("\n")[2]
 
 
+def why_unread(said: str) -> str:
+    """What kind of no verdict a judge's words are."""
+    if said in (TOO_LONG, UNREWARDED) or said.startswith(REFUSES):
+        return said
+    return CUT_OFF if f"... ({CUT_OFF} after" in last_line(said) else "its last line is no verdict"
+
+
 def shortened(said: str, most: int = 300) -> str:
     """The end of a judge's reply, where its verdict should be."""
     return repr(said if len(said) <= most else f"... {said[-most:]}")
@@ -183,7 +198,7 @@ def _local(path: str, where: str, device: Any, task: str) -> Judge:
             account = Account("judge")
             found = tokenize([group], renderer, Limits(limit, overlong="drop"), account)
             if not found:
-                yield number, None, "longer than the judge's context"
+                yield number, None, TOO_LONG
                 continue
             (batch,) = micro_batches(found, Budget("rows", 1 << 20))
             first, second = logps(scorer, batch.to(scorer.device)).sum_S.tolist()

@@ -45,7 +45,10 @@ class Match:
 
 @dataclass(frozen=True, slots=True)
 class WinRate:
-    """Shares are of matches that could be read; `low`, `high`: 95 % bootstrap interval over matches."""
+    """Shares are of matches that could be read; `low`, `high`: 95 % bootstrap interval over matches.
+
+    unread   verdicts, of which each of the `matches` has two
+    """
 
     rate: float
     low: float
@@ -53,6 +56,7 @@ class WinRate:
     wins: int
     ties: int
     losses: int
+    matches: int
     unread: int
     length_controlled: float
     length_low: float
@@ -83,6 +87,7 @@ def win_rate(matches: Sequence[Match], seed: int = 0) -> WinRate:
         wins=int((outcome > 0.5).sum()),
         ties=int((outcome == 0.5).sum()),
         losses=int((outcome < 0.5).sum()),
+        matches=len(matches),
         unread=sum(v is None for m in matches for v in (m.forward, m.backward)),
         length_controlled=length_controlled(outcome, longer),
         length_low=float(np.quantile(controlled, 0.025)),

@@ -69,7 +69,7 @@ def run(
     if Run.finished(out):
         display.say(f"{out} is finished; its model is {out / 'final'}")
         return out / "final"
-    each = config.prompts or len(train)
+    each = min(config.prompts or len(train), len(train))
     responses = config.rounds * each * config.sample.n
     display.say(
         f"{config.rounds} rounds of {each} prompts, {config.sample.n} responses each: {responses:,} responses; "
@@ -272,7 +272,8 @@ def scores(rewards_PM: Floats) -> dict[str, float]:
 def say_unrewarded(log: Run, found: dict[str, float], judge: Reward) -> None:
     """How many responses of an evaluation are not part of its mean."""
     if "objective/unrewarded" in found:
-        log.display.say(f"{found['objective/unrewarded']:g} responses got no reward: {why_none(judge)}".rstrip(": "))
+        number = found["objective/unrewarded"]
+        log.display.say(f"{number:g} responses of the evaluation got no reward: {why_none(judge)}".rstrip(": "))
 
 
 def enough(config: IterateConfig, before: dict[str, float], after: dict[str, float]) -> str:

@@ -60,7 +60,7 @@ def run(samples: str, out: Path, how: Selecting, reward: Reward | None, display:
     for line in account.lines():
         display.say(line)
     if not written:
-        account.check(0.999999)
+        account.check(0.999999, "look at the reward, or sample more responses a prompt")
         raise DataError("no prompt is left", where=samples)
     write_rows(out, written)
     kept = sum(len(row["responses"]) for row in written)

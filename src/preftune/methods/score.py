@@ -119,7 +119,7 @@ def rewarded(
         display.say(
             f"dropped {len(origins)} ({places(origins, scoring.data)}): {UNREWARDED} {why_none(reward)}".rstrip()
         )
-        account.check(1.0)
+        account.check(1.0, "look at the reward")
     return [Scored(g.origin, g.judgements, rewards) for g, rewards in both if not any(map(math.isnan, rewards))]
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from preftune.errors import ConfigError, IncompleteError
-from preftune.evaluate.judges import VERSION, Judge, Question, shortened
+from preftune.evaluate.judges import VERSION, Judge, Question, shortened, why_unread
 from preftune.evaluate.server import REFUSES
 from preftune.evaluate.winrate import Match, sides, win_rate
 from preftune.files import Journal
@@ -30,7 +31,7 @@ class Verdicts:
     """All verdicts so far, by judge and question; each is on disk before it is used.
 
     Replies that could not be read are on disk too, to be looked at, but the next command asks for them again.
-    `unreadable` is the last of them.
+    `unread` counts them by why they are, `unreadable` is the last reply among them.
     """
 
     def __init__(self, path: Path, judge: str) -> None:
@@ -39,7 +40,7 @@ class Verdicts:
         with Journal(path) as journal:
             read = {row["key"]: row["verdict"] for row in journal.rows if row["verdict"] is not None}
         self.found: dict[str, float | None] = read
-        self.unreadable = ""
+        self.unreadable, self.unread = "", Counter[str]()
 
     def key(self, question: Question) -> str:
         return hashlib.sha256(f"{self.judge} {question.key}".encode()).hexdigest()
@@ -55,9 +56,14 @@ class Verdicts:
                 journal.add({"key": key, "verdict": verdict, "said": said, "origin": lacking[number].origin})
                 self.found[key] = verdict
                 if verdict is None:
-                    self.unreadable = said
+                    self.unreadable = self.unreadable if said.startswith(REFUSES) else said
+                    self.unread[why_unread(said)] += 1
                 stage.advance(done)
         return [self.found[self.key(q)] for q in questions]
+
+    def why_unread(self) -> str:
+        """In words, with how many there are of each kind."""
+        return "; ".join(f"{number}: {why}" for why, number in self.unread.most_common(3))
 
 
 def judged(
@@ -85,17 +91,17 @@ def words(text: str) -> int:
 def require_read(matches: Sequence[Match], verdicts: Verdicts) -> Sequence[Match]:
     """The matches. Raises IncompleteError if not one verdict could be read."""
     if all(match.outcome is None for match in matches):
-        if verdicts.unreadable.startswith(REFUSES):
+        if all(why.startswith(REFUSES) for why in verdicts.unread):
             raise ConfigError(
                 f"not one of {2 * len(matches)} questions was taken",
                 where=str(verdicts.path),
-                why=verdicts.unreadable,
+                why=verdicts.why_unread(),
                 fix="leave out with null what the model does not take: --server-settings",
             )
         raise IncompleteError(
             f"not one of {2 * len(matches)} verdicts could be read",
             where=str(verdicts.path),
-            why=f"the judge said, for one: {shortened(verdicts.unreadable)}",
+            why=f"{verdicts.why_unread()}; the judge said at last: {shortened(verdicts.unreadable)}",
             fix="the same command asks again; take another model or name of --judge if it cannot end its reply with a "
             "line VERDICT: A, B or TIE",
         )
@@ -119,8 +125,9 @@ def agreement(
     matches = require_read(judged(pairs, judge, verdicts, display, "judge the data's pairs"), verdicts)
     found = win_rate([*matches, *[Match(0.5, 0.5, 0, 0)] * ties])
     display.say(
-        f"the judge sides with the data's labels in {found.rate:.1%} ({found.low:.1%} to {found.high:.1%}) of "
-        f"{len(pairs) + ties} judgements; {found.unread} unread"
+        f"the judge sides with the data's labels in {found.rate:.1%} ({found.low:.1%} to {found.high:.1%}) of the "
+        f"{found.wins + found.ties + found.losses} judgements that it could read, of {found.matches}; "
+        f"{found.unread} of {2 * found.matches} verdicts unread"
     )
     known = {"agreement": found.rate, "low": found.low, "high": found.high}
     return {**known, "pairs": len(pairs) + ties, "tied_labels": ties, "unread": found.unread}

@@ -36,7 +36,7 @@ from preftune.evaluate.winrate import WinRate, sides, win_rate
 from preftune.files import write_json, write_rows
 from preftune.methods import samples
 from preftune.methods.pairs import read_samples, score
-from preftune.methods.policies import judge_of
+from preftune.methods.policies import find_policy, judge_of
 from preftune.methods.prepare import device_of
 from preftune.methods.samples import Wanted
 from preftune.methods.verdicts import Pair, Verdicts, agreement, judged, labels_of, require_read
@@ -72,6 +72,7 @@ def run(contest: Contest, out: Path, display: Display, dry_run: bool = False) ->
     if contest.task not in INSTRUCTIONS:
         raise ConfigError(f"unknown task {contest.task!r}", where="--task", fix=f"one of {', '.join(INSTRUCTIONS)}")
     require_writable(out)
+    require_models(contest)
     groups, labelled, account = judged_groups(contest)
     for line in account.lines():
         display.say(line)
@@ -94,19 +95,7 @@ def run(contest: Contest, out: Path, display: Display, dry_run: bool = False) ->
         found[policy], left_out[policy] = {}, {}
         writer = writer_of(policy)
         for temperature in contest.temperatures:
-            ours = sampled(contest, writer, temperature, prompts, out, display)
-            theirs = others(contest, temperature, groups, prompts, out, display)
-            both = ours.keys() & theirs.keys()
-            pairs = [Pair(g, ours[g.prompt], theirs[g.prompt]) for g in groups if g.prompt in both]
-            if len(pairs) < len(groups):
-                lost = len(groups) - len(pairs)
-                display.say(f"{lost} prompts are left out: too long to be answered, or no answer got a reward")
-            if not pairs:
-                raise DataError(
-                    "no prompt has a response to be judged",
-                    where=f"{policy} at temperature {temperature:g}",
-                    why="the prompts are too long, or the reward of best:N reads none of the answers",
-                )
+            pairs = pairs_of(contest, policy, writer, temperature, groups, prompts, out, display)
             left_out[policy][f"{temperature:g}"] = len(groups) - len(pairs)
             matches = require_read(judged(pairs, judge, verdicts, display), verdicts)
             found[policy][f"{temperature:g}"] = win_rate(matches, contest.seed)
@@ -117,8 +106,44 @@ def run(contest: Contest, out: Path, display: Display, dry_run: bool = False) ->
         write(contest, out, found, left_out, None, verdicts)  # what is known stands
         raise
     write(contest, out, found, left_out, human, verdicts)
+    if verdicts.unread:
+        display.say(f"verdicts unread, {verdicts.why_unread()}")
     display.say(f"done: {out / 'winrate.json'}, {out / 'winrate.html'}")
     return found
+
+
+def require_models(contest: Contest) -> None:
+    """Raises for a contestant that is no model, naming its option."""
+    against = [("--against", contest.against)] if contest.against else []
+    for option, name in [*(("--policy", policy) for policy in contest.policies), *against]:
+        find_policy(parts_of(name, option)[1], option)
+
+
+def pairs_of(
+    contest: Contest,
+    policy: str,
+    writer: Writer,
+    temperature: float,
+    groups: Sequence[PreferenceGroup],
+    prompts: Path,
+    out: Path,
+    display: Display,
+) -> list[Pair]:
+    """What is judged: the prompts that both sides have answered. Raises DataError if there is none."""
+    ours = sampled(contest, writer, temperature, prompts, out, display)
+    theirs = others(contest, temperature, groups, prompts, out, display)
+    both = ours.keys() & theirs.keys()
+    pairs = [Pair(g, ours[g.prompt], theirs[g.prompt]) for g in groups if g.prompt in both]
+    lost = len(groups) - len(pairs)
+    if lost:
+        display.say(f"left out: {lost} prompts, too long to be answered or without an answer that got a reward")
+    if not pairs:
+        raise DataError(
+            "no prompt has a response to be judged",
+            where=f"{policy} at temperature {temperature:g}",
+            why="the prompts are too long, or the reward of best:N reads none of the answers",
+        )
+    return pairs
 
 
 def judged_groups(contest: Contest) -> tuple[list[PreferenceGroup], list[PreferenceGroup], Account]:
@@ -170,15 +195,21 @@ class Writer:
 
 def writer_of(name: str) -> Writer:
     """`MODEL`, or `best:N,MODEL,REWARD`. Raises ConfigError for what is neither."""
+    n, model, reward = parts_of(name, "--policy")
+    return Writer(name, model, n, open_reward(reward, "--policy", device=device_of(None)) if reward else None)
+
+
+def parts_of(name: str, where: str) -> tuple[int, str, str]:
+    """How many answers, of which model, by which reward."""
     if not name.startswith("best:"):
-        return Writer(name, name)
+        return 1, name, ""
     n, _, rest = name.removeprefix("best:").partition(",")
     model, _, reward = rest.partition(",")
     if not (n.isdigit() and int(n) > 1 and model and reward):
         raise ConfigError(
-            f"{name!r} is no best of n", where="--policy", fix="best:16,MODEL,REWARD with a number above 1 in front"
+            f"{name!r} is no best of n", where=where, fix="best:16,MODEL,REWARD with a number above 1 in front"
         )
-    return Writer(name, model, int(n), open_reward(reward, "--policy", device=device_of(None)))
+    return int(n), model, reward
 
 
 def sampled(
@@ -272,8 +303,8 @@ def in_words(policy: str, temperature: float, rate: WinRate) -> str:
     return (
         f"{policy} at T {temperature:g}: wins {rate.rate:.1%} ({rate.low:.1%} to {rate.high:.1%}), "
         f"length-controlled {rate.length_controlled:.1%} ({rate.length_low:.1%} to {rate.length_high:.1%}); "
-        f"{rate.wins} won, {rate.ties} tied, {rate.losses} lost, "
-        f"{rate.unread} unread; the first shown wins {rate.first_shown:.1%}"
+        f"of {rate.matches} matches {rate.wins} won, {rate.ties} tied, {rate.losses} lost, "
+        f"{rate.unread} of {2 * rate.matches} verdicts unread; the first shown wins {rate.first_shown:.1%}"
     )
 
 
@@ -299,7 +330,7 @@ def write(
         "95 %",
         "length-controlled",
         "won, tied, lost",
-        "unread",
+        "verdicts unread",
         "first shown wins",
         "words",
     ]
@@ -311,7 +342,7 @@ def write(
             f"{r.low:.1%} to {r.high:.1%}",
             f"{r.length_controlled:.1%} ({r.length_low:.1%} to {r.length_high:.1%})",
             f"{r.wins}, {r.ties}, {r.losses}",
-            str(r.unread),
+            f"{r.unread} of {2 * r.matches}",
             f"{r.first_shown:.1%}",
             f"{r.words:.0f} against {r.other_words:.0f}",
         ]
@@ -324,6 +355,9 @@ def write(
     if human:
         rate = [f"{human['agreement']:.1%}", f"{human['low']:.1%} to {human['high']:.1%}"]
         counts = [f"{human[name]:g}" for name in ("pairs", "tied_labels", "unread")]
-        table = [["the judge sides with the label", "95 %", "labels", "of them ties", "unread"], [*rate, *counts]]
+        table = [
+            ["the judge sides with the label", "95 %", "labels", "of them ties", "verdicts unread"],
+            [*rate, *counts],
+        ]
         sections.append(Section("Agreement with the labels of the data", "A tie counts one half.", table))
     write_page(out / "winrate.html", "Win rates", sections)

@@ -19,7 +19,7 @@ from tests.servers import refuse, say, serving
 
 from preftune.cli.main import run as cli
 from preftune.data.groups import read_groups
-from preftune.errors import ConfigError, DataError, IncompleteError
+from preftune.errors import ConfigError, DataError, IncompleteError, ModelError
 from preftune.evaluate.server import Server
 from preftune.evaluate.winrate import Match, bootstrap, length_controlled, win_rate
 from preftune.methods import winrate
@@ -98,13 +98,14 @@ class JudgeServer(BaseHTTPRequestHandler):
     silent = 0
     grader = False
     refuses = False
+    refused = 0
 
     def log_message(self, *_: Any) -> None: ...
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         self.asked.append(body)
-        if self.refuses:
+        if self.refuses or (len(self.asked) <= self.refused):
             refuse(self, "unsupported parameter")
             return
         data = json.loads(body["messages"][-1]["content"])
@@ -224,7 +225,7 @@ def test_agreement_is_with_all_labels(tmp_path: Path, model_folder: Path, capsys
     page = (tmp_path / "out" / "winrate.html").read_text()
     assert "Agreement with the labels of the data" in page
     assert "<td>62.5%</td>" in page
-    assert "<th>unread</th>" in page
+    assert "<th>verdicts unread</th>" in page
 
 
 def test_agreement_is_with_all_judgements_of_a_group(tmp_path: Path, model_folder: Path) -> None:
@@ -337,7 +338,7 @@ def test_prompts_that_are_too_long_are_left_out_and_said(
         file.write(json.dumps({"prompt": "the cat " * 200, "chosen": " sat", "rejected": " ran"}) + "\n")
     (rate,) = winrate.run(wanted, tmp_path / "out", Display())[str(model_folder)].values()
     assert rate.wins + rate.ties + rate.losses == 3
-    assert "1 prompts are left out: too long to be answered" in capsys.readouterr().err
+    assert "left out: 1 prompts, too long to be answered" in capsys.readouterr().err
 
 
 def test_controls_show_what_they_are(tmp_path: Path, model_folder: Path) -> None:
@@ -412,7 +413,7 @@ def test_settings_of_the_server_reach_it_from_the_command_line(
 def test_a_judge_that_refuses_everything_is_quoted(tmp_path: Path, model_folder: Path, judge_server: Any) -> None:
     judge_server.refuses = True
     wanted = contest(tmp_path, model_folder, judge="judge", server=Server(judge_server.url, "judge"))
-    with pytest.raises(ConfigError, match=r"not one of 6 questions was taken\s*the server refuses: 400 unsupported"):
+    with pytest.raises(ConfigError, match=r"not one of 6 questions was taken\s*6: the server refuses: 400 unsupported"):
         winrate.run(wanted, tmp_path / "out", QUIET)
 
 
@@ -436,3 +437,31 @@ def test_answers_without_a_reward_are_no_candidates_for_the_best(
     none = replace(wanted, policies=(f"best:2,{model_folder},{tmp_path / 'mine.py'}:none",))
     with pytest.raises(DataError, match="no prompt has a response to be judged"):
         winrate.run(none, tmp_path / "none", QUIET)
+
+
+def test_why_verdicts_are_unread_is_counted(
+    tmp_path: Path, model_folder: Path, judge_server: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Some refused, some without a verdict: that is no refusal of everything, and what a count counts is said."""
+    judge_server.refused, judge_server.silent = 1, 5
+    server = Server(judge_server.url, "judge", concurrency=1)
+    wanted = contest(tmp_path, model_folder, judge="judge", server=server, temperatures=(1.0,))
+    winrate.run(wanted, tmp_path / "out", Display())
+    said = " ".join(capsys.readouterr().err.split())
+    assert "5 of 6 verdicts unread" in said
+    assert "of 3 matches" in said
+    assert "verdicts unread, 4: its last line is no verdict; 1: the server refuses: 400 unsupported parameter" in said
+    judge_server.asked.clear()
+    judge_server.silent = 1000
+    with pytest.raises(IncompleteError, match=r"5: its last line is no verdict; 1: the server(.|\n)*at last: 'hm'"):
+        winrate.run(wanted, tmp_path / "again", Display())
+
+
+def test_wrong_names_are_said_with_their_option(tmp_path: Path, model_folder: Path) -> None:
+    wanted = contest(tmp_path, model_folder)
+    with pytest.raises(ModelError, match="--policy nope"):
+        winrate.run(replace(wanted, policies=("nope",)), tmp_path / "out", QUIET)
+    with pytest.raises(ModelError, match="--against nope"):
+        winrate.run(replace(wanted, against="best:4,nope,length"), tmp_path / "out", QUIET)
+    with pytest.raises(ConfigError, match="a model behind a server needs --judge-url"):
+        winrate.run(replace(wanted, judge="mymodel"), tmp_path / "out", QUIET)
