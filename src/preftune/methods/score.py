@@ -116,9 +116,9 @@ def rewarded(
         account.drop(UNREWARDED, lacking)
     if UNREWARDED in account.dropped:
         origins = account.dropped[UNREWARDED]
-        display.say(
-            f"dropped {len(origins)} ({places(origins, scoring.data)}): {UNREWARDED} {why_none(reward)}".rstrip()
-        )
+        display.say(f"dropped {len(origins)} ({places(origins, scoring.data)}): {UNREWARDED}")
+        if why_none(reward):
+            display.say(f"  without a reward: {why_none(reward)}")
         account.check(1.0, "look at the reward")
     return [Scored(g.origin, g.judgements, rewards) for g, rewards in both if not any(map(math.isnan, rewards))]
 

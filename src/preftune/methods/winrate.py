@@ -102,7 +102,7 @@ def run(contest: Contest, out: Path, display: Display, dry_run: bool = False) ->
             display.say(in_words(policy, temperature, found[policy][f"{temperature:g}"]))
     try:
         human = agreement(labelled, judge, verdicts, display)
-    except IncompleteError:
+    except (IncompleteError, ConfigError):
         write(contest, out, found, left_out, None, verdicts)  # what is known stands
         raise
     write(contest, out, found, left_out, human, verdicts)
