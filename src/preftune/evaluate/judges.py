@@ -91,6 +91,8 @@ def open_judge(name: str, where: str, *, device: Any = None, seed: int = 0, task
     try:
         reward = open_reward(name, where, device=device)
     except ConfigError as error:
+        if ":" in name:  # not the name of a model
+            raise
         more = f"{error.why + '; ' if error.why else ''}or first, lm:FOLDER, judge:URL,MODEL"
         fix = f"{error.fix + '; ' if error.fix else ''}a model behind a server needs --judge-url"
         raise ConfigError(error.what, where=error.where, why=more, fix=fix) from error

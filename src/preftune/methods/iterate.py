@@ -36,7 +36,7 @@ from preftune.evaluate.frontier import response_logps
 from preftune.evaluate.rewards import Answer, Floats, Reward, answers_of, lacking, open_reward, rewards_of, why_none
 from preftune.files import digest, write_json, write_rows
 from preftune.methods import dpo, pairs, samples
-from preftune.methods.policies import another_since, judge_of, open_policy, reward_models_of, weights_of
+from preftune.methods.policies import another_since, judge_of, note_reward, open_policy, reward_models_of, weights_of
 from preftune.methods.prepare import compute_dtype, device_of, load_renderer, read_prompt_data, with_room
 from preftune.methods.samples import Wanted
 from preftune.methods.training import say_plan
@@ -82,9 +82,11 @@ def run(
         say_plan(config, [], display)
         return out
     log = Run.open(out, identity, asked.fingerprint, display, sources)
-    if not reward and another_since(log, config.reward):
-        for old in [out / "start.json", *out.glob("round-*/evaluation.json")]:
-            old.unlink(missing_ok=True)  # figures of two rewards cannot be compared
+    if not reward:
+        if another_since(log, config.reward):  # figures of two rewards cannot be compared
+            for old in [out / "start.json", *out.glob("round-*/evaluation.json")]:
+                old.unlink(missing_ok=True)
+        note_reward(log, config.reward)  # not before: killed in between, they would stay
     with tracked(log, config.track):
         policy = rounds(config, log, train, held_out or train, judge)
     final = publish(Path(policy), out / "final")

@@ -88,15 +88,19 @@ def reward_models_of(name: str | None) -> str:
 
 
 def another_since(run: Run, name: str) -> bool:
-    """Whether the reward's function was changed while its run stood still, as one that failed must be; it is said, and
-    the manifest lists all that there were."""
-    known, now = run.known("rewards") or [], judge_of(name)
-    if now in known[-1:]:
-        return False
-    run.note(rewards=[*known, now])
-    if known:
+    """Whether the reward's function was changed while its run stood still, as one that failed must be; it is said."""
+    known = run.known("rewards") or []
+    changed = bool(known) and known[-1] != judge_of(name)
+    if changed:
         run.display.say(f"warning: {name} has changed since the run began; what it trained on stays")
-    return bool(known)
+    return changed
+
+
+def note_reward(run: Run, name: str) -> None:
+    """The manifest lists every state of the reward that the run has had."""
+    known, now = run.known("rewards") or [], judge_of(name)
+    if now not in known[-1:]:
+        run.note(rewards=[*known, now])
 
 
 def _paths(name: str) -> list[Path]:

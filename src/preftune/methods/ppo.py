@@ -20,7 +20,7 @@ from preftune.errors import DataError
 from preftune.evaluate.rewards import Reward, open_reward
 from preftune.methods import plan, prepare
 from preftune.methods.gate import admit, state_values
-from preftune.methods.policies import another_since, reward_models_of, weights_of
+from preftune.methods.policies import another_since, note_reward, reward_models_of, weights_of
 from preftune.methods.ppo_loop import optimise
 from preftune.methods.rollouts import Actors, Critic
 from preftune.methods.training import attention_returned, conclude, enough_memory, running, say_plan, stoppable
@@ -77,6 +77,7 @@ def run(
         run = Run.open(folder, identity, asked.fingerprint, display, models)
         if not reward:
             another_since(run, config.reward)
+            note_reward(run, config.reward)
         prepare.require_same_start(run, policy)
         run.note(
             start_weights=policy.start_hash, data={a.source: {"read": a.read, "kept": a.kept} for a in asked.accounts}
