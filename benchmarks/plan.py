@@ -29,7 +29,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["PREFTUNE_CACHE"] = f"{folder}/cache"  # the reference is scored, as the plan assumes
         run = [sys.executable, "-m", "preftune", "dpo", options.config, *options.overrides, f"out={folder}/run"]
-        plan = subprocess.run([*run, "--dry-run"], capture_output=True, text=True, check=True).stderr
+        plan = subprocess.run([*run, "--dry-run"], capture_output=True, text=True, check=False).stderr
         memory, spent = re.search(r"memory: ([\d.]+) GB", plan), re.search(r"time: about ([\d.]+) (s|min|h)", plan)
         if not memory or not spent:
             sys.exit(f"no plan in:\n{plan}")

@@ -19,7 +19,7 @@ from preftune.losses import PREFERENCE_LOSSES, Objective, Term
 from preftune.losses.objective import INPUTS, items_of
 from preftune.methods import prepare
 from preftune.methods.gate import admit
-from preftune.methods.monitor import monitored
+from preftune.methods.monitor import Watched, monitored, watch
 from preftune.methods.task import ResponseTask
 from preftune.methods.training import Method, train
 from preftune.model import load
@@ -67,7 +67,10 @@ def run(
             run.display.say(prove_start(task, [task.groups[i] for i in steps[0].members]))
         return monitored(task, config, policy, visited, run, given=model is not None)
 
-    method = Method(task, complete, kind)
+    def watched(task: ResponseTask, policy: prepare.Policy) -> Watched | None:
+        return watch(task, config, policy, task.groups)[0]
+
+    method = Method(task, complete, kind, watched=watched)
     return train(config, method, model=model, tokenizer=tokenizer, display=display, dry_run=dry_run)
 
 

@@ -46,20 +46,19 @@ class Watched:
     groups: Sequence[TokenGroup]
     sampling: Sampling
     tokenizer: Any
-    start: Start | None
+    start: Start | None = None
 
 
 def monitored(
     task: ResponseTask, config: DPOConfig, policy: Policy, visited: Sequence[TokenGroup], run: Run, given: bool
 ) -> ResponseTask:
     """The task with a monitor; to be called while the policy is at step 0. `given`: the model has no file."""
-    if config.monitor is None:
+    watched, left_out = watch(task, config, policy, visited)
+    if watched is None:
         return task
+    groups, sampling = watched.groups, watched.sampling
     positions, kind = load.positions(policy.model.config), "held-out" if task.held_out else "training"
-    sampling = sampling_of(config.monitor, positions, config.train.seed)
-    source, most = task.held_out or visited, sampling.max_new_tokens
-    groups, left_out = choose(source, config.monitor.prompts, positions, most, config.train.seed)
-    what = f"{len(groups)} {kind} prompts, {sampling.n} x {most} tokens at most for each"
+    what = f"{len(groups)} {kind} prompts, {sampling.n} x {sampling.max_new_tokens} tokens at most for each"
     if left_out:
         what += f"; {left_out} prompts leave no room for that in the model's {positions} positions"
     if len(groups) < 2:
@@ -67,9 +66,22 @@ def monitored(
         return task
     run.display.say(f"monitor: {what}")
     run.on_line = partial(advise, run)
-    start = None if isinstance(task.reference, Live) else start_of(config, policy, given)
-    watched = Watched(groups, sampling, policy.tokenizer, start)
+    if not isinstance(task.reference, Live):
+        watched = replace(watched, start=start_of(config, policy, given))
     return replace(task, monitor=partial(shift, watched=watched, say=run.display.say))
+
+
+def watch(
+    task: ResponseTask, config: DPOConfig, policy: Policy, visited: Sequence[TokenGroup]
+) -> tuple[Watched | None, int]:
+    """What a monitor would look at, if there is one, and how many prompts were too long for it."""
+    if config.monitor is None:
+        return None, 0
+    positions, seed = load.positions(policy.model.config), config.train.seed
+    sampling = sampling_of(config.monitor, positions, seed)
+    source = task.held_out or visited
+    groups, left_out = choose(source, config.monitor.prompts, positions, sampling.max_new_tokens, seed)
+    return Watched(groups, sampling, policy.tokenizer), left_out
 
 
 def sampling_of(config: MonitorConfig, positions: int | None, seed: int) -> Sampling:

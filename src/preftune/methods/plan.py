@@ -3,23 +3,26 @@
 memory   what the process has now (libraries, weights) + gradients, masters, optimizer, a second model
          + activations of the largest micro-batch + the head's buffers
 time     multiply-adds of the body per token slot and of the head per scored token, at the speed that a few
-         micro-batches of the run itself reached
+         micro-batches of the run itself reached; samples of the monitor by their first tokens
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from preftune.config.schema import RunConfig, TunedConfig
 from preftune.data.layout import LayoutName, lay_out, slots_of, width_of
 from preftune.data.order import Plan
+from preftune.methods.monitor import Watched
 from preftune.methods.task import ResponseTask
 from preftune.model import memory
+from preftune.model.generate import sample
 from preftune.model.head import output_layer
 from preftune.model.logprobs import Scorer, logps
 from preftune.model.token_logprobs import chunk_tokens, keep_bytes
@@ -28,6 +31,7 @@ from preftune.types import Batch, TokenGroup
 
 PROBE_SLOTS = 128
 CALIBRATION_S = 12.0
+FEW_TOKENS = 8  # of the monitor's samples
 DAY_S = 86400.0
 RESERVE = 0.8  # share of the free memory that is planned with
 
@@ -94,7 +98,13 @@ def choose_tokens(found: Footprint, device: torch.device, width: int) -> int:
 
 
 def in_words(
-    found: Footprint, task: ResponseTask, steps: Sequence[Plan], config: RunConfig, reference: str
+    found: Footprint,
+    task: ResponseTask,
+    steps: Sequence[Plan],
+    config: RunConfig,
+    reference: str,
+    watched: Watched | None,
+    since: float,
 ) -> list[str]:
     """The plan of a run in words; one that does not fit is not tried for its time."""
     peak = found.peak(*largest_micro_batch(task, steps))
@@ -103,7 +113,7 @@ def in_words(
     if peak - found.fixed["now"] > free:
         fix = "train with lora, set model.gradient_checkpointing=true, or use reference.kind=cached"
         return [*said, f"this run will not fit: {gb(free)} are free on {task.scorer.device}; {fix}"]
-    return [*said, *time_lines(task, steps, config, reference)]
+    return [*said, *time_lines(task, steps, config, reference, watched, since)]
 
 
 def memory_line(found: Footprint, task: ResponseTask, steps: Sequence[Plan]) -> str:
@@ -140,8 +150,19 @@ def token_line(task: ResponseTask, steps: Sequence[Plan]) -> str:
     )
 
 
-def time_lines(task: ResponseTask, steps: Sequence[Plan], config: RunConfig, reference: str) -> list[str]:
-    """How long the run takes, by doing a few of its micro-batches; no weight is changed."""
+def time_lines(
+    task: ResponseTask,
+    steps: Sequence[Plan],
+    config: RunConfig,
+    reference: str,
+    watched: Watched | None,
+    since: float,
+) -> list[str]:
+    """How long the run takes, by doing a few of its micro-batches; no weight is changed.
+
+    `since` is when the command began: reading, tokenising and loading come again.
+    """
+    start = time.perf_counter() - since
     body, head = macs(task.scorer)
 
     def cost(groups: Sequence[TokenGroup]) -> float:
@@ -160,10 +181,12 @@ def time_lines(task: ResponseTask, steps: Sequence[Plan], config: RunConfig, ref
     evaluations = 2 + (len(steps) // config.train.eval_every if config.train.eval_every else 0)
     visited = min(work, cost(task.groups)) + held_out
     parts = {
+        "start": start,
         "compilation": warm * config.model.compile,
         "training": work * training + len(steps) * update,
         "reference": visited * forward if reference == "cached" else live * work * forward,
         "evaluation": evaluations * held_out * forward * (1 + live),
+        "monitor": evaluations * monitoring(task.scorer, watched, lambda g: forward * cost(g), live),
     }
     total = sum(parts.values())
     lines = [f"time: about {duration(total)} ({', '.join(f'{name} {duration(s)}' for name, s in parts.items() if s)})"]
@@ -203,6 +226,27 @@ def calibrate(
     return spent / done, forward / cost(sample[0].groups), update, warm
 
 
+def monitoring(
+    scorer: Scorer, watched: Watched | None, scoring: Callable[[Sequence[TokenGroup]], float], live: bool
+) -> float:
+    """Seconds that the monitor adds to an evaluation: its samples, by their first tokens, and scores of both models
+    for them and the data's responses; `scoring` has the seconds of a forward pass."""
+    if watched is None or len(watched.groups) < 2:
+        return 0.0
+    most = watched.sampling.max_new_tokens
+    prompts = [group.prompt_ids.tolist() for group in watched.groups]
+
+    def sampling(tokens: int) -> float:
+        few = replace(watched.sampling, max_new_tokens=tokens)
+        return timed(lambda: sample(scorer.model, watched.tokenizer, prompts, few))
+
+    first, some = sampling(1), sampling(min(most, FEW_TOKENS))
+    a_token = max(0.0, some - first) / max(1, min(most, FEW_TOKENS) - 1)
+    longest = np.zeros(most, dtype=np.int32)
+    own = [TokenGroup(group.prompt_ids, (longest,) * watched.sampling.n) for group in watched.groups]
+    return first + (most - 1) * a_token + 2 * scoring(own) + (1 + live) * scoring(watched.groups)
+
+
 def update_seconds(config: RunConfig, n: int, device: torch.device) -> float:
     """Clipping and an optimizer step on n numbers that belong to no model."""
     number = torch.nn.Parameter(torch.zeros(n, device=device))
@@ -236,4 +280,4 @@ def gb(n: float) -> str:
 def duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from preftune.config.schema import RunConfig, TunedConfig
 from preftune.data.order import Plan, plans, size_of
 from preftune.errors import ConfigError, DataError, PreftuneError, Stopped
 from preftune.methods import plan, prepare
+from preftune.methods.monitor import Watched
 from preftune.methods.task import ResponseTask
 from preftune.model import load
 from preftune.model.attention import use_own
@@ -41,6 +43,7 @@ class Method:
     opening     the kind of model
     finish      called with task and policy after the last step
     merged      whether an adapter is merged into the final model
+    watched     what a monitor looks at in every evaluation, None without one: (task, policy)
     """
 
     task: Callable[[prepare.Policy, prepare.TokenData], ResponseTask]
@@ -49,13 +52,14 @@ class Method:
     opening: prepare.Opening = prepare.LANGUAGE
     finish: Callable[[ResponseTask, prepare.Policy], None] = lambda *_: None
     merged: bool = False
+    watched: Callable[[ResponseTask, prepare.Policy], Watched | None] = lambda *_: None
 
 
 def train(
     config: RunConfig, method: Method, *, model: Any, tokenizer: Any, display: Display | None, dry_run: bool
 ) -> Path:
     """Everything that can be refused is refused before the first step, the cheapest checks first."""
-    display = display or Display()
+    display, began = display or Display(), time.perf_counter()
     folder = Path(config.out)
     if dry_run and model is not None:
         model = copy.deepcopy(model)  # adapters, compiled blocks, frozen weights: nothing of it comes to the caller
@@ -80,7 +84,8 @@ def train(
         task = sized(config, policy, task, found)
         describe(config, policy, task, steps, display)
         if dry_run:
-            say_plan(config, plan.in_words(found, task, steps, config, method.reference), display)
+            watched = method.watched(task, policy)
+            say_plan(config, plan.in_words(found, task, steps, config, method.reference, watched, began), display)
             return folder
         run = prepare.open_run(config, text, data, display, policy)
         task = sized(config, policy, task, found, run.tokens)

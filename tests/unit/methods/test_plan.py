@@ -22,6 +22,7 @@ from preftune.config.schema import (
     LoraConfig,
     LossTerm,
     ModelConfig,
+    MonitorConfig,
     OptimConfig,
     TrainConfig,
 )
@@ -32,6 +33,7 @@ from preftune.methods import task as task_module
 from preftune.methods.plan import Footprint, choose_tokens
 from preftune.methods.task import ResponseTask
 from preftune.model import memory
+from preftune.model.generate import Sampling
 from preftune.model.logprobs import Scorer, logps
 from preftune.train.display import Display
 from preftune.train.run import Run
@@ -234,6 +236,22 @@ def test_a_compiled_run_pads_its_rows_says_so_and_ends_where_it_would_without(
         finals.append(weights(dpo.run(settings, display=Display(quiet=True))))
     for name, expected in finals[0].items():
         assert torch.allclose(finals[1][name], expected, atol=1e-5), name
+
+
+def test_the_time_of_the_monitor_is_in_the_plan(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A second for every token of its samples and 10 for the first: 10 + 15 more, at the two evaluations of a run."""
+    clock = [0.0]
+
+    def slow(_model: Any, _tokenizer: Any, _prompts: Any, sampling: Sampling) -> None:
+        clock[0] += 9 + sampling.max_new_tokens
+
+    monkeypatch.setattr(plan, "sample", slow)
+    monkeypatch.setattr(plan.time, "perf_counter", lambda: clock[0])
+    watched = MonitorConfig(prompts=2, max_new_tokens=16)
+    dpo.run(config(model_folder, tmp_path / "run", monitor=watched), display=Display(), dry_run=True)
+    assert "time: about 50 s (monitor 50 s)" in capsys.readouterr().err
 
 
 def test_halving_ends_whatever_the_sizes() -> None:

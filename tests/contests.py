@@ -1,0 +1,57 @@
+"""A small contest for win rates, and the server of its judge."""
+
+from __future__ import annotations
+
+import json
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any
+
+from preftune.methods.winrate import Contest
+from tests.conftest import write_jsonl
+from tests.servers import refuse, say
+
+
+class JudgeServer(BaseHTTPRequestHandler):
+    """A chat model that prefers the candidate with more words, and sometimes says nothing.
+
+    As `grader` it grades every answer.
+    """
+
+    asked: list[dict[str, Any]]
+    silent = 0
+    grader = False
+    refuses = False
+    refused = 0
+
+    def log_message(self, *_: Any) -> None: ...
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        self.asked.append(body)
+        if self.refuses or (len(self.asked) <= self.refused):
+            refuse(self, "unsupported parameter")
+            return
+        data = json.loads(body["messages"][-1]["content"])
+        if self.grader:
+            say(self, "GRADE: 5")
+            return
+        a, b = len(data["A"].split()), len(data["B"].split())
+        word = "A" if a > b else "B" if b > a else "TIE"
+        text = "hm" if len(self.asked) <= type(self).silent else f"One is longer.\nVERDICT: {word}"
+        say(self, text)
+
+
+def contest(tmp_path: Path, model_folder: Path, **more: Any) -> Contest:
+    rows = [
+        {
+            "prompt": "the cat",
+            "chosen": " sat on the mat and looked at the moon and the sky and the sea",
+            "rejected": " no",
+        },
+        {"prompt": "a dog", "chosen": " ran", "rejected": " looked at the river for a long time"},
+        {"prompt": "once upon", "chosen": " a time there was a house", "rejected": " no"},
+    ]
+    data = write_jsonl(tmp_path / "data.jsonl", rows)
+    settings = {"judge": "length", "temperatures": (0.5, 1.0), "max_new_tokens": 6, **more}
+    return Contest((str(model_folder),), str(data), **settings)

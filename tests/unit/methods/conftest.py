@@ -1,0 +1,17 @@
+"""What the tests of methods share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from tests.contests import JudgeServer
+from tests.servers import serving
+
+
+@pytest.fixture
+def judge_server() -> Iterator[Any]:
+    pytest.importorskip("openai")
+    with serving(JudgeServer, asked=[]) as handler:
+        yield handler
