@@ -4,8 +4,9 @@
 
 Every round samples `--n` responses a prompt from the policy as it is, judges all pairs by the true reward, and trains
 one epoch with the first model as the reference. Offline DPO is one round with rounds * n responses from the first
-model, in groups of n, at the same betas and at others: its own curve of reward against KL. Run again, it goes on where
-it stopped; seeds may run side by side in the same folder.
+model, in groups of n, at the same betas and at others: its own curve of reward against KL. With --offline-model they
+are another model's responses, as most published data are. Run again, it goes on where it stopped; seeds may run side by
+side in the same folder.
 """
 
 from __future__ import annotations
@@ -35,8 +36,9 @@ def main() -> None:
     parser.add_argument("--reward", default="vader", help="the true reward")
     parser.add_argument("--out", type=Path, default=Path("runs/iterative"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--betas", type=float, nargs="+", default=[0.1, 0.05])
+    parser.add_argument("--betas", type=float, nargs="*", default=[0.1, 0.05])
     parser.add_argument("--offline-betas", type=float, nargs="*", default=[0.3, 0.2, 0.15], help="more, offline alone")
+    parser.add_argument("--offline-model", help="whose responses offline DPO learns from, if not those of --model")
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--n", type=int, default=8, help="responses a prompt and round")
     parser.add_argument("--lr", type=float, default=1e-4)
@@ -63,7 +65,8 @@ def main() -> None:
     (options.out / "summary.json").write_text(json.dumps(found, indent=1))
     if options.record:
         settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items() if k != "record"}
-        record("iterative dpo", found, settings | {"model": Path(options.model).name})
+        claim = "dpo on another model's responses" if options.offline_model else "iterative dpo"
+        record(claim, found, settings | {"model": Path(options.model).name})
 
 
 def iterated(options: argparse.Namespace, prompts: Path, beta: float, seed: int) -> list[dict[str, float]]:
@@ -102,7 +105,9 @@ def offline(options: argparse.Namespace, prompts: Path, beta: float, seed: int) 
         for part in range(options.rounds):
             sampling = Sampling(options.n, options.max_new_tokens, seed=seed * 1000 + part)
             drawn = options.out / f"offline-seed-{seed}-{part}.samples.jsonl"
-            samples.run(Wanted(options.model, str(prompts), sampling, dtype="fp32"), drawn, quiet)
+            samples.run(
+                Wanted(options.offline_model or options.model, str(prompts), sampling, dtype="fp32"), drawn, quiet
+            )
             chosen = drawn.with_suffix(".prefs.jsonl")
             pairs.run(str(drawn), chosen, Selecting("all", soft=True), open_reward(options.reward), quiet)
             text += chosen.read_text()

@@ -206,7 +206,8 @@ def filled(text: str, claim: str, body: str) -> str:
 
 def performance() -> str:
     """The page with its tables made again from the rows of benchmarks/results.jsonl."""
-    return filled((DOCS / "performance.md").read_text(), "dpo step", tables.dpo_steps())
+    text = filled((DOCS / "performance.md").read_text(), "dpo step", tables.dpo_steps())
+    return filled(text, "plan", tables.plans())
 
 
 def results() -> str:

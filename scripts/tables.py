@@ -57,18 +57,28 @@ def dpo_step(model: str, data: str, dtype: str, pairs: int, figures: dict[str, A
     )
 
 
+def plans() -> str:
+    """What the dry run said and what the run took, the newest row of each command."""
+    newest = {row["command"]: row["figures"] for row in measured("plan")}
+    cells = [
+        [
+            f"`{command.removeprefix('python benchmarks/plan.py ').removesuffix(' --record')}`",
+            f"{f['steps']}",
+            f"{f['predicted_gb']:.2f}, {f['peak_gb']:.2f} ({f['predicted_gb'] / f['peak_gb'] - 1:+.0%})",
+            f"{f['predicted_s']:.0f}, {f['seconds']:.0f} ({f['predicted_s'] / f['seconds'] - 1:+.0%})",
+        ]
+        for command, f in newest.items()
+    ]
+    return lines(["`python benchmarks/plan.py`", "steps", "GB: said, taken", "seconds: said, taken"], cells)
+
+
 def comparison() -> str:
     """Policies and costs."""
     found = measured("comparison")[-1]["figures"]
     start = {"kl": 0.0, "reward": found["reference"]}
 
     def at(kind: str, kl: float) -> str:
-        curve = sorted([start, *found[kind]], key=lambda p: p["kl"])
-        for low, high in itertools.pairwise(curve):
-            if low["kl"] <= kl <= high["kl"]:
-                share = (kl - low["kl"]) / ((high["kl"] - low["kl"]) or 1.0)
-                return f"{low['reward'] + share * (high['reward'] - low['reward']):.3f}"
-        return ""
+        return between(sorted([start, *found[kind]], key=lambda p: p["kl"]), kl, "reward")
 
     policies = [
         [
@@ -121,31 +131,49 @@ def iterative() -> str:
     """Rounds, and what one round with as many judgements has at the same KL by the line between its points."""
     found = measured("iterative dpo")[-1]["figures"]
     offline = sorted((curve[0] for name, curve in found.items() if name.startswith("offline")), key=lambda p: p["kl"])
-
-    def there(kl: float) -> str:
-        for low, high in itertools.pairwise(offline):
-            if low["kl"] <= kl <= high["kl"]:
-                share = (kl - low["kl"]) / (high["kl"] - low["kl"])
-                return f"{low['score'] + share * (high['score'] - low['score']):.3f}"
-        return ""
-
-    def cells(p: dict[str, float]) -> list[str]:
-        return [f"{p['score']:.3f} ({p['score_sd']:.3f})", f"{p['kl']:.2f} ({p['kl_sd']:.2f})", f"{p['diversity']:.2f}"]
-
     rounds = [
-        [name.removeprefix("iterative, ") if number == 0 else "", str(number), *cells(p), there(p["kl"])]
+        [name.removeprefix("iterative, ") if number == 0 else "", str(number), *at_round(p), between(offline, p["kl"])]
         for name, curve in found.items()
         if name.startswith("iterative")
         for number, p in enumerate(curve)
     ]
     single = [
-        [name.removeprefix("offline, "), *cells(curve[0])]
+        [name.removeprefix("offline, "), *at_round(curve[0])]
         for name, curve in found.items()
         if name.startswith("offline")
     ]
-    heads = ["reward (sd over seeds)", "KL, nats (sd)", "distinct word pairs"]
-    rounds_table = lines(["rounds at", "round", *heads, "one round at this KL"], rounds)
-    return f"{rounds_table}\n\n{lines(['one round at', *heads], single)}"
+    rounds_table = lines(["rounds at", "round", *ROUND, "one round at this KL"], rounds)
+    return f"{rounds_table}\n\n{lines(['one round at', *ROUND], single)}"
+
+
+def elsewhere() -> str:
+    """One round on another model's responses, and what own ones have at the same KL."""
+    own = measured("iterative dpo")[-1]["figures"]
+    start = next(curve[0] for name, curve in own.items() if name.startswith("iterative"))
+    curve = [start, *(curve[0] for name, curve in own.items() if name.startswith("offline"))]
+    line = sorted(curve, key=lambda p: p["kl"])
+    rows = [
+        [name.removeprefix("offline, "), *at_round(p), between(line, p["kl"])]
+        for name, [p] in measured("dpo on another model's responses")[-1]["figures"].items()
+    ]
+    return lines(["one round at", *ROUND, "own responses at this KL"], rows)
+
+
+ROUND = ["reward (sd over seeds)", "KL, nats (sd)", "distinct word pairs"]
+
+
+def at_round(p: dict[str, float]) -> list[str]:
+    """What is shown of an evaluation, under the heads ROUND."""
+    return [f"{p['score']:.3f} ({p['score_sd']:.3f})", f"{p['kl']:.2f} ({p['kl_sd']:.2f})", f"{p['diversity']:.2f}"]
+
+
+def between(curve: Sequence[dict[str, float]], kl: float, name: str = "score") -> str:
+    """The reward at this KL on the line between the points of a curve; empty beyond its ends."""
+    for low, high in itertools.pairwise(curve):
+        if low["kl"] <= kl <= high["kl"]:
+            share = (kl - low["kl"]) / ((high["kl"] - low["kl"]) or 1.0)
+            return f"{low[name] + share * (high[name] - low[name]):.3f}"
+    return ""
 
 
 def dialogue() -> str:
@@ -205,6 +233,7 @@ def distilled() -> str:
 RESULTS = {
     "comparison": comparison,
     "iterative dpo": iterative,
+    "dpo on another model's responses": elsewhere,
     "win rate over temperatures": temperatures,
     "single-turn dialogue": dialogue,
     "distilled reward": distilled,
