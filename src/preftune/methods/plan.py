@@ -98,13 +98,7 @@ def choose_tokens(found: Footprint, device: torch.device, width: int) -> int:
 
 
 def in_words(
-    found: Footprint,
-    task: ResponseTask,
-    steps: Sequence[Plan],
-    config: RunConfig,
-    reference: str,
-    watched: Watched | None,
-    since: float,
+    found: Footprint, task: ResponseTask, steps: Sequence[Plan], time_lines: Callable[[], list[str]]
 ) -> list[str]:
     """The plan of a run in words; one that does not fit is not tried for its time."""
     peak = found.peak(*largest_micro_batch(task, steps))
@@ -113,7 +107,7 @@ def in_words(
     if peak - found.fixed["now"] > free:
         fix = "train with lora, set model.gradient_checkpointing=true, or use reference.kind=cached"
         return [*said, f"this run will not fit: {gb(free)} are free on {task.scorer.device}; {fix}"]
-    return [*said, *time_lines(task, steps, config, reference, watched, since)]
+    return [*said, *time_lines()]
 
 
 def memory_line(found: Footprint, task: ResponseTask, steps: Sequence[Plan]) -> str:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,8 @@ def train(
         describe(config, policy, task, steps, display)
         if dry_run:
             watched = method.watched(task, policy)
-            say_plan(config, plan.in_words(found, task, steps, config, method.reference, watched, began), display)
+            time_lines = partial(plan.time_lines, task, steps, config, method.reference, watched, began)
+            say_plan(config, plan.in_words(found, task, steps, time_lines), display)
             return folder
         run = prepare.open_run(config, text, data, display, policy)
         task = sized(config, policy, task, found, run.tokens)
