@@ -5,10 +5,15 @@ mix       long prompts and long answers (any preference file, with --mix)
 groups    four responses and six judgements a prompt, lengths like UltraFeedback's; random ids
 tldr      a long prompt and two short summaries; random ids
 like-hh   lengths like those of hh; random ids, for machines without the file
+
+As a command it writes a shape as a model folder, with the tokenizer of another model:
+
+    python benchmarks/workloads.py 44m --tokenizer stories260k --out 44m
 """
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
@@ -123,3 +128,17 @@ def useful_flops(groups: Sequence[TokenGroup], model: Any, cached: bool, adapter
         attention += 4 * config.num_hidden_layers * width * seen
     online = 0 if cached else 1
     return products * ((2 if adapter else 3) + online) + attention * (3 + online)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write a shape with random weights as a model folder.")
+    parser.add_argument("shape", choices=SHAPES)
+    parser.add_argument("--tokenizer", required=True, help="folder of a model, whose tokenizer it gets")
+    parser.add_argument("--out", required=True)
+    options = parser.parse_args()
+    build_model(options.shape, torch.float32, "cpu").save_pretrained(options.out)
+    transformers.AutoTokenizer.from_pretrained(options.tokenizer).save_pretrained(options.out)
+
+
+if __name__ == "__main__":
+    main()

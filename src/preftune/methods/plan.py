@@ -3,7 +3,8 @@
 memory   what the process has now (libraries, weights) + gradients, masters, optimizer, a second model
          + activations of the largest micro-batch + the head's buffers
 time     multiply-adds of the body per token slot and of the head per scored token, at the speed that a few
-         micro-batches of the run itself reached; samples of the monitor by their first tokens
+         micro-batches of the run itself reached; samples of the monitor by their first tokens; reading and loading
+         as long as they took the dry run
 """
 
 from __future__ import annotations
