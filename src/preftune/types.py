@@ -11,6 +11,7 @@ Shape letters: T token slots, N scored tokens, S responses, P judgements (pairs)
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeAlias
@@ -34,10 +35,15 @@ BelowHalf = Annotated[float, Ge(0), Lt(0.5)]
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a chat."""
+    """One turn of a chat.
+
+    `extra` holds the other fields of the message (reasoning_content, tool_calls, name, ...), sorted by name, each
+    value as JSON text. The chat template receives them; see `message_dict`.
+    """
 
     role: str
     content: str
+    extra: tuple[tuple[str, str], ...] = ()
 
 
 Text: TypeAlias = "str | tuple[Message, ...]"
@@ -227,8 +233,17 @@ def content(text: Text) -> str:
 
 
 def as_json(text: Text) -> Any:
-    """A text as it is, a chat as a list of {role, content}."""
-    return text if isinstance(text, str) else [{"role": m.role, "content": m.content} for m in text]
+    """A text as it is, a chat as a list of {role, content, ...}."""
+    return text if isinstance(text, str) else [message_dict(m) for m in text]
+
+
+def message_dict(message: Message) -> dict[str, Any]:
+    """A message as transformers and chat templates take it: role, content and the other fields it has."""
+    return {
+        "role": message.role,
+        "content": message.content,
+        **{name: json.loads(value) for name, value in message.extra},
+    }
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:

@@ -186,10 +186,11 @@ def test_data_convert_loses_nothing(to: str, capsys: pytest.CaptureFixture[str])
     write_jsonl(Path("groups.jsonl"), rows)
     assert run(["data", "convert", "groups.jsonl", "--out", "out.jsonl", "--to", to]) == 0
     from preftune.data.groups import read_groups
+    from preftune.data.parsers import Reading
 
     before, after = (
         read_groups("groups.jsonl")[0],
-        read_groups("out.jsonl", bad_rows="error")[0] if to == "groups" else None,
+        read_groups("out.jsonl", Reading(bad_rows="error"))[0] if to == "groups" else None,
     )
     if after is not None:
         assert [(g.prompt, g.responses, g.judgements) for g in before] == [

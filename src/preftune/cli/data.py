@@ -39,9 +39,10 @@ def check(
 
     from preftune.data.audit import audit
     from preftune.data.groups import Limits, read_groups, tokenize
+    from preftune.data.parsers import Reading
 
-    groups, account = read_groups(file, format=data_format, bad_rows="drop")
-    held_out = read_groups(eval, format=data_format, bad_rows="drop")[0] if eval else None
+    groups, account = read_groups(file, Reading(data_format, bad_rows="drop"))
+    held_out = read_groups(eval, Reading(data_format, bad_rows="drop"))[0] if eval else None
     renderer = _renderer(model, chat_template) if model else None
     tokens = tokenize(groups, renderer, Limits(max_length), account) if renderer else None
     found = audit(groups, tokens, held_out)
@@ -67,9 +68,10 @@ def show(
 ) -> None:
     """Groups as the model will see them; with --model, every scored token in brackets."""
     from preftune.data.groups import read_groups
+    from preftune.data.parsers import Reading
     from preftune.errors import DataError
 
-    groups, account = read_groups(file, format=data_format, bad_rows="drop")
+    groups, account = read_groups(file, Reading(data_format, bad_rows="drop"))
     if line is not None:
         groups = [g for g in groups if g.origin.endswith(f":{line}")]
         if not groups:
@@ -89,13 +91,14 @@ def convert(
     """Write any known format as preftune's own: prompt/chosen/rejected pairs, or groups."""
     from preftune.data.convert import as_groups, as_pairs
     from preftune.data.groups import read_groups
+    from preftune.data.parsers import Reading
     from preftune.errors import ConfigError
     from preftune.files import write_rows
 
     writers = {"pairs": as_pairs, "groups": as_groups}
     if to not in writers:
         raise ConfigError(f"unknown target {to!r}", where="--to", fix=f"use one of {', '.join(writers)}")
-    groups, account = read_groups(file, format=data_format)
+    groups, account = read_groups(file, Reading(data_format))
     account.check(1.0)
     rows = list(writers[to](groups))
     write_rows(out, rows)

@@ -5,7 +5,7 @@ As in schema.py, field descriptions are the reference documentation.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -27,8 +27,16 @@ class PromptConfig(Section):
     """Prompts: rows with `prompt` (text or messages), or data of any format, of which only the prompts are taken."""
     eval: str | float | None = None
     """Held-out prompts: a file, or a share below 1 of the training prompts."""
+    columns: dict[str, str] = Field({})
+    """Columns of the file under preftune's names, e.g. {prompt: question}."""
+    ignore: list[str] = Field([])
+    """Columns to treat as absent."""
     chat_template: str | None = None
     """As for the other methods."""
+    chat_template_kwargs: dict[str, Any] = Field({})
+    """Arguments of the chat template besides the messages, e.g. {enable_thinking: false}."""
+    as_chat: bool = False
+    """Send text prompts through the chat template, as one user message."""
     max_prompt_length: int = Field(512, ge=1)
     """Longer prompts are dropped, and counted."""
     max_dropped: float = Field(0.2, ge=0, le=1)

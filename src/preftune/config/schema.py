@@ -67,9 +67,15 @@ class DataConfig(Section):
     """Held-out data: a file, or a share below 1 of the training data, held out by prompt and by row."""
     format: str = "auto"
     """Name of the data format, or `file.py:function` for your own. auto: found from the rows."""
+    columns: dict[str, str] = {}
+    """Columns of the file under preftune's names, e.g. {prompt: question, chosen: answer_a, rejected: answer_b}."""
     chat_template: str | None = None
     """Template for chat messages in place of the tokenizer's: a .jinja file, or `dialogue` for models that have
     none. It is saved with the model."""
+    chat_template_kwargs: dict[str, Any] = {}
+    """Arguments of the chat template besides the messages, e.g. {enable_thinking: false}."""
+    as_chat: bool = False
+    """Send text prompts and responses through the chat template, as one user and one assistant message."""
     max_length: int = Field(1024, ge=2)
     """Most tokens of prompt and response together."""
     max_prompt_length: int | None = Field(None, ge=1)
@@ -82,13 +88,17 @@ class DataConfig(Section):
     margin_from_scores: bool = False
     """Take each judgement's margin from the difference of the responses' scores."""
     ignore: list[str] = []
-    """Columns to treat as absent."""
+    """Columns to leave out. A column that is not used, not known to be metadata and not named here is an error."""
     bad_rows: Literal["error", "drop"] = "error"
     """What happens to a row that cannot be read: missing column, null, wrong type."""
     max_dropped: float = Field(0.2, ge=0, le=1)
     """Stop when a larger share of the rows is dropped."""
     allow_overlap: bool = False
     """Accept prompts that are in the training and in the evaluation data."""
+    allow_empty_prompts: bool = False
+    """Accept data in which most rows have an empty prompt."""
+    allow_dropped_text: bool = False
+    """Accept a chat template that leaves out part of a response, such as its reasoning. The rows are counted."""
 
     @field_validator("eval")
     @classmethod

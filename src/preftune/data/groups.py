@@ -27,24 +27,19 @@ CHUNK = 512  # groups tokenised in one call
 Parser = Callable[[Fields], Iterable[PreferenceGroup]]
 
 
-def read_groups(
-    source: str | Sequence[str],
-    *,
-    format: str = "auto",
-    reading: Reading | None = None,
-    ignore: Sequence[str] = (),
-    bad_rows: Literal["error", "drop"] = "error",
-) -> tuple[list[PreferenceGroup], Account]:
+def read_groups(source: str | Sequence[str], reading: Reading | None = None) -> tuple[list[PreferenceGroup], Account]:
     """All groups of `source` and the account of its rows.
 
-    Raises DataError for an unknown format and, unless `bad_rows` is "drop", for the first row that breaks it.
+    Raises DataError for an unknown format and, unless `reading.bad_rows` is "drop", for the first row that breaks it.
     """
+    reading = reading or Reading()
+    ignore, bad_rows = reading.ignore, reading.bad_rows
     name = source if isinstance(source, str) else ", ".join(source)
     account = Account(name)
     rows = read(source)
     head = list(islice(rows, DETECTION_ROWS))
     sound = [_without(row.value, ignore) for row in head if not row.fault]
-    parse = _parser(format, sound, head, reading or Reading(), account)
+    parse = _parser(reading.format, sound, head, reading, account)
     judged: dict[str, bool] = {}  # origin of each row with judgements: does it state a margin?
     groups: list[PreferenceGroup] = []
     for row in _chain(head, rows):

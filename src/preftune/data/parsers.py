@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import combinations, pairwise
 from typing import Any, Literal
 
@@ -34,10 +34,16 @@ Pairing = Literal["all", "best-worst", "adjacent"]
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How rows are read, from the config."""
+    """How rows are read, from the config (sections `data` of config.schema and config.sampling)."""
 
+    format: str = "auto"
+    columns: Mapping[str, str] = field(default_factory=dict)
+    ignore: tuple[str, ...] = ()
     pairs: Pairing = "all"
     margin_from_scores: bool = False
+    as_chat: bool = False
+    allow_empty_prompts: bool = False
+    bad_rows: Literal["error", "drop"] = "error"
 
 
 def group_of(prompt: Text, responses: Sequence[Text], **more: Any) -> PreferenceGroup:

@@ -101,16 +101,28 @@ class Policy:
 
 def read_data(config: DataConfig) -> TextData:
     """Training and held-out groups. Raises DataError for everything that can be known before tokenising."""
-    reading = Reading(config.pairs, config.margin_from_scores)
+    reading = reading_of(config)
 
     def groups_of(source: str | Sequence[str]) -> tuple[list[PreferenceGroup], Account]:
-        found, account = read_groups(
-            source, format=config.format, reading=reading, ignore=config.ignore, bad_rows=config.bad_rows
-        )
+        found, account = read_groups(source, reading)
         account.check(config.max_dropped)
         return found, account
 
     return _split_off(config, groups_of, config.allow_overlap)
+
+
+def reading_of(config: DataConfig) -> Reading:
+    """How the rows are read: every setting of the section that says so."""
+    return Reading(
+        config.format,
+        config.columns,
+        tuple(config.ignore),
+        config.pairs,
+        config.margin_from_scores,
+        config.as_chat,
+        config.allow_empty_prompts,
+        config.bad_rows,
+    )
 
 
 def read_prompt_data(config: PromptConfig) -> TextData:

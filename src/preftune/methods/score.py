@@ -21,6 +21,7 @@ from preftune.data.account import Account, places
 from preftune.data.groups import Limits, read_groups, require_vocabulary, tokenize
 from preftune.data.items import as_pairs, require_judged
 from preftune.data.layout import Budget, micro_batches
+from preftune.data.parsers import Reading
 from preftune.data.published import LENGTH, PROMPT, as_published
 from preftune.data.render import Renderer
 from preftune.errors import ConfigError, did_you_mean, require_writable
@@ -73,7 +74,7 @@ def run(scoring: Scoring | Rewarding, out: Path, display: Display) -> Path:
     """Write one JSON object for each judgement to `out`, in the order of the data, and beside it what they come to."""
     sources = sources_of(scoring) if isinstance(scoring, Scoring) else {}
     require_writable(out)
-    groups, account = read_groups(scoring.data, format=scoring.format)
+    groups, account = read_groups(scoring.data, Reading(scoring.format))
     account.check(1.0)
     marks = marks_of(scoring.data)
     with_tokens = isinstance(scoring, Scoring) and scoring.tokens

@@ -75,7 +75,7 @@ def test_a_bad_row_is_named_or_dropped(
     assert "a.jsonl:26: " in str(error.value)
     assert message in str(error.value)
     assert "fix:" in str(error.value)
-    groups, account = read_groups(str(path), bad_rows="drop")
+    groups, account = read_groups(str(path), Reading(bad_rows="drop"))
     assert (len(groups), account.format, account.kept) == (25, name, 25)
     [(reason, origins)] = account.dropped.items()
     assert reason.startswith("cannot be read: ")
@@ -86,7 +86,7 @@ def test_a_bad_row_is_named_or_dropped(
 def test_a_ranking_without_its_list_is_named_in_a_file_of_one_row(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [{"prompt": "p", "scores": [1, 2]}])
     with pytest.raises(DataError, match=r"a.jsonl:1: no column with a list of responses"):
-        read_groups(str(path), format="ranked")
+        read_groups(str(path), Reading(format="ranked"))
 
 
 VALUES: list[Any] = [
@@ -118,7 +118,9 @@ def test_no_row_breaks_a_parser(seed: int) -> None:
     for _ in range(500):
         bad = {key: spoilt(value, chance) if chance.random() < 0.4 else value for key, value in row.items()}
         bad |= {key: chance.choice(VALUES) for key in COLUMNS if chance.random() < 0.05}
-        reading = Reading(chance.choice(["all", "best-worst", "adjacent"]), chance.random() < 0.2)
+        reading = Reading(
+            pairs=chance.choice(["all", "best-worst", "adjacent"]), margin_from_scores=chance.random() < 0.2
+        )
         try:
             groups = [without_empty(group) for group in BY_NAME[name].parse(bad, reading)]
             for written in as_groups(groups):
@@ -168,12 +170,12 @@ def test_what_a_function_of_the_users_returns_is_checked(tmp_path: Path, result:
     path = write_jsonl(tmp_path / "a.jsonl", [{"q": "good"}, {"q": "bad"}])
     format = f"{tmp_path / 'mine.py'}:mine"
     with pytest.raises(DataError) as error:
-        read_groups(str(path), format=format)
+        read_groups(str(path), Reading(format=format))
     assert "a.jsonl:2: " in str(error.value)
     assert "mine.py:mine" in str(error.value).splitlines()[0]
     assert message in str(error.value)
     assert "fix: repair the function or the row" in str(error.value)
-    groups, account = read_groups(str(path), format=format, bad_rows="drop")
+    groups, account = read_groups(str(path), Reading(format=format, bad_rows="drop"))
     [(reason, origins)] = account.dropped.items()
     assert message in reason
     assert (len(groups), origins) == (1, [f"{path}:2"])
@@ -189,7 +191,7 @@ def test_what_a_function_of_the_users_may_return(tmp_path: Path) -> None:
         "    yield PreferenceGroup('p', ('a',))\n"
     )
     path = write_jsonl(tmp_path / "a.jsonl", [{"q": 1}])
-    [one, two], _ = read_groups(str(path), format=f"{tmp_path / 'mine.py'}:mine")
+    [one, two], _ = read_groups(str(path), Reading(format=f"{tmp_path / 'mine.py'}:mine"))
     assert one == PreferenceGroup(
         (U("p"),), ((A("a"),), (A("b"),)), (Judgement(1, 0, 2.0),), ended=(True, False), origin=f"{path}:1"
     )
@@ -211,7 +213,7 @@ def test_a_margin_in_some_rows_only_is_a_fault_of_the_others(
     path = write_jsonl(tmp_path / "a.jsonl", [without, with_margin, without, with_margin])
     with pytest.raises(DataError, match=r"a.jsonl:1: no margin, but other rows have one \(.*a.jsonl:2\)"):
         read_groups(str(path))
-    groups, account = read_groups(str(path), bad_rows="drop")
+    groups, account = read_groups(str(path), Reading(bad_rows="drop"))
     assert [g.origin for g in groups] == [f"{path}:2", f"{path}:4"]
     assert account.dropped == {"no margin, but other rows have one": [f"{path}:1", f"{path}:3"]}
     assert account.format == name
@@ -249,7 +251,7 @@ def test_one_empty_response_of_several_is_left_out_alone(tmp_path: Path) -> None
 
 def test_the_worst_of_a_ranking_is_the_worst_that_is_not_empty(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [{"prompt": "p", "responses": ["", "y", "z"], "scores": [1, 2, 3]}])
-    [group], _ = read_groups(str(path), reading=Reading("best-worst"))
+    [group], _ = read_groups(str(path), Reading(pairs="best-worst"))
     assert (group.responses, group.judgements) == (("y", "z"), (Judgement(1, 0),))
 
 
@@ -303,7 +305,7 @@ def test_what_is_ignored_is_ignored_in_judgements_too(tmp_path: Path) -> None:
     """The fix that a loss without soft labels suggests works on groups as it does on pairs."""
     judgement = {"better": 0, "worse": 1, "probability": 0.8}
     path = write_jsonl(tmp_path / "a.jsonl", [{"prompt": "p", "responses": ["x", "y"], "judgements": [judgement]}])
-    (group,), _ = read_groups(str(path), ignore=["probability"])
+    (group,), _ = read_groups(str(path), Reading(ignore=("probability",)))
     assert group.judgements[0].probability == 1.0
     assert read_groups(str(path))[0][0].judgements[0].probability == 0.8
 
@@ -312,7 +314,7 @@ def test_many_reasons_are_told_in_few_lines(tmp_path: Path) -> None:
     """The most frequent ones; the others are counted together, and nothing is lost from the account itself."""
     rows = [*({"prompt": 1}, {"prompt": 2}), *({**PAIR, "probability": f"x{i}"} for i in range(30)), PAIR]
     path = write_jsonl(tmp_path / "a.jsonl", rows)
-    _, account = read_groups(str(path), bad_rows="drop")
+    _, account = read_groups(str(path), Reading(bad_rows="drop"))
     assert (account.kept, len(account.dropped)) == (1, 31)
     first, *dropped = account.lines()
     assert first.endswith("1 kept")

@@ -270,9 +270,15 @@ def test_broken_row(name: str, row: dict[str, Any], message: str) -> None:
 
 def test_pairing_of_rankings() -> None:
     scores = [3.0, 1.0, 2.0, 2.0]
-    assert {(j.better, j.worse) for j in judge(scores, Reading("all"))} == {(0, 1), (0, 2), (0, 3), (2, 1), (3, 1)}
-    assert {(j.better, j.worse) for j in judge(scores, Reading("best-worst"))} == {(0, 1)}
-    assert {(j.better, j.worse) for j in judge(scores, Reading("adjacent"))} == {(0, 2), (3, 1)}
+    assert {(j.better, j.worse) for j in judge(scores, Reading(pairs="all"))} == {
+        (0, 1),
+        (0, 2),
+        (0, 3),
+        (2, 1),
+        (3, 1),
+    }
+    assert {(j.better, j.worse) for j in judge(scores, Reading(pairs="best-worst"))} == {(0, 1)}
+    assert {(j.better, j.worse) for j in judge(scores, Reading(pairs="adjacent"))} == {(0, 2), (3, 1)}
     assert [j.margin for j in judge([1.0, 4.0], Reading(margin_from_scores=True))] == [3.0]
 
 
@@ -287,7 +293,7 @@ def test_every_row_is_kept_or_counted(tmp_path: Path) -> None:
     good = {"prompt": "p", "chosen": "a", "rejected": "b"}
     rows = [good, {**good, "rejected": "a"}, {**good, "chosen": ""}, good, {**good, "chosen": 5}]
     path = write_jsonl(tmp_path / "a.jsonl", rows)
-    groups, account = read_groups(str(path), bad_rows="drop")
+    groups, account = read_groups(str(path), Reading(bad_rows="drop"))
     assert [g.origin for g in groups] == [f"{path}:1", f"{path}:4"]
     assert account.dropped == {
         "identical responses": [f"{path}:2"],
@@ -327,7 +333,7 @@ def test_mixed_rows_name_the_odd_one(tmp_path: Path) -> None:
 
 def test_columns_can_be_ignored(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [{"prompt": "p", "chosen": "a", "rejected": "b", "margin": "?"}])
-    assert len(read_groups(str(path), ignore=["margin"])[0]) == 1
+    assert len(read_groups(str(path), Reading(ignore=("margin",)))[0]) == 1
 
 
 def test_a_function_of_the_users(tmp_path: Path) -> None:
@@ -340,13 +346,13 @@ def test_a_function_of_the_users(tmp_path: Path) -> None:
         "    return [1]\n"
     )
     path = write_jsonl(tmp_path / "a.jsonl", [{"q": "x", "a": ["1", "2"]}, {"q": "bad", "a": []}])
-    groups, account = read_groups(str(path), format=f"{tmp_path / 'mine.py'}:votes", bad_rows="drop")
+    groups, account = read_groups(str(path), Reading(format=f"{tmp_path / 'mine.py'}:votes", bad_rows="drop"))
     assert [(g.prompt, g.responses, g.origin) for g in groups] == [("x", ("1", "2"), f"{path}:1")]
     [(reason, origins)] = account.dropped.items()
     assert "no votes" in reason
     assert origins == [f"{path}:2"]
     with pytest.raises(DataError, match="returned int, not PreferenceGroup"):
-        read_groups(str(path), format=f"{tmp_path / 'mine.py'}:wrong")
+        read_groups(str(path), Reading(format=f"{tmp_path / 'mine.py'}:wrong"))
 
 
 def test_hold_out_by_prompt() -> None:

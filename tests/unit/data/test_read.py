@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from preftune.data.groups import read_groups
+from preftune.data.parsers import Reading
 from preftune.data.read import fingerprint, read
 from preftune.errors import DataError
 
@@ -245,7 +246,7 @@ def test_binary_files(tmp_path: Path, kind: str, raw: bytes) -> None:
         read_groups(str(path))
     assert f"a.{kind}" in str(error.value)
     with pytest.raises(DataError):  # not one row is left
-        read_groups(str(path), bad_rows="drop")
+        read_groups(str(path), Reading(bad_rows="drop"))
 
 
 @pytest.mark.parametrize(
