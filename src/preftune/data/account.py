@@ -51,7 +51,10 @@ class Account:
     def _texts(self, found: dict[str, list[str]]) -> list[str]:
         """A text for each reason; the rare ones of many in a single one, since a reason may quote its row."""
         ranked = sorted(found, key=lambda reason: -len(found[reason])) if len(found) > REASONS else list(found)
-        texts = [f"{self._count(found[reason])}: {reason}" for reason in ranked[:REASONS]]
+        texts = [
+            reason if found[reason] == [self.source] else f"{self._count(found[reason])}: {reason}"  # no row's own
+            for reason in ranked[:REASONS]
+        ]
         rare = [origin for reason in ranked[REASONS:] for origin in found[reason]]
         return [*texts, f"{self._count(rare)}: {len(ranked) - REASONS} other reasons"] if rare else texts
 

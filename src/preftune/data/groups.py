@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 
 from preftune.data.account import Account
+from preftune.data.cells import decoded
 from preftune.data.formats import BY_NAME, by_function, detect
 from preftune.data.parsers import Reading
 from preftune.data.read import Row, read
@@ -36,7 +37,7 @@ def read_groups(source: str | Sequence[str], reading: Reading | None = None) -> 
     ignore, bad_rows = reading.ignore, reading.bad_rows
     name = source if isinstance(source, str) else ", ".join(source)
     account = Account(name)
-    rows = read(source)
+    rows = decoded(read(source, account.note), reading, account.note)
     head = list(islice(rows, DETECTION_ROWS))
     sound = [_without(row.value, ignore) for row in head if not row.fault]
     parse = _parser(reading.format, sound, head, reading, account)

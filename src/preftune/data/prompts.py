@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from preftune.data.account import Account
+from preftune.data.cells import decoded
 from preftune.data.groups import read_groups
+from preftune.data.parsers import Reading
 from preftune.data.read import read
 from preftune.data.render import Renderer
 from preftune.data.values import BadRow, Fields, text_of
@@ -44,10 +46,10 @@ class Prompts:
 
 def read_prompts(source: str | Sequence[str]) -> tuple[list[PreferenceGroup], Account]:
     """The distinct prompts of `source`, in order, as groups without responses. Raises DataError for a row without."""
-    rows = read(source)
+    account = Account(source if isinstance(source, str) else ", ".join(source), "prompts")
+    rows = decoded(read(source, account.note), Reading(), account.note)
     head = list(islice(rows, LOOKED_AT))
     if any("prompt" in row.value for row in head) and not any(ANSWERS & set(row.value) for row in head):
-        account = Account(source if isinstance(source, str) else ", ".join(source), "prompts")
         found = []
         for row in chain(head, rows):
             account.read += 1

@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from preftune.data.account import Account
+from preftune.data.cells import decoded
 from preftune.data.formats import FORMATS
 from preftune.data.groups import read_groups
+from preftune.data.parsers import Reading
 from preftune.data.prompts import ANSWERS, LOOKED_AT, read_prompts
 from preftune.data.read import read
 from preftune.errors import ConfigError, DataError, IncompleteError, require_writable
@@ -170,7 +172,7 @@ def judged_groups(contest: Contest) -> tuple[list[PreferenceGroup], list[Prefere
 
 def only_prompts(source: str) -> bool:
     """Whether the first rows have prompts, and nothing that any format of data would read as a response."""
-    head = [row.value for row in islice(read(source), LOOKED_AT) if not row.fault]
+    head = [row.value for row in islice(decoded(read(source), Reading()), LOOKED_AT) if not row.fault]
     answered = any(ANSWERS & set(row) or any(form.fits(row) for form in FORMATS) for row in head)
     return any("prompt" in row for row in head) and not answered
 
