@@ -31,6 +31,7 @@ LISTS |= {"history", "tools", "images", "videos", "audios"}
 #: Formats whose columns are text whatever the text looks like, and one whose answers are lists.
 TEXTS = ("hh", "preference", "preference-implicit", "sft-text")
 LISTS_OF = {"lists": {"chosen", "rejected"}}
+BEGIN = re.compile(r"\s*[\[{]")
 #: How a list of messages begins, in JSON or as Python writes it. What begins so and cannot be parsed is not plain text.
 MESSAGES = re.compile(r"""\s*\[\s*\{\s*(["'])(role|from|content|value)\1\s*:""")
 
@@ -89,7 +90,7 @@ def decode(row: Fields, how: Decoding) -> tuple[Fields, str]:
     changed: Fields = {}
     for column in how.lists | how.messages:
         cell = row.get(column)
-        if not isinstance(cell, str) or cell.strip()[:1] not in ("[", "{"):
+        if not isinstance(cell, str) or not BEGIN.match(cell):
             continue
         value, fault = _parse(cell)
         if column in how.messages:
@@ -106,7 +107,7 @@ def decode(row: Fields, how: Decoding) -> tuple[Fields, str]:
 
 def messages_in(cell: str) -> Any:
     """The message or list of messages that a text holds, or None."""
-    if cell.lstrip()[:1] not in ("[", "{") or not ("role" in cell or "from" in cell):
+    if not BEGIN.match(cell) or not ("role" in cell or "from" in cell):
         return None
     value, _ = _parse(cell)
     return value if _are_messages(value) else None

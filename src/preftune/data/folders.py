@@ -63,7 +63,7 @@ def folder_source(folder: Path, target: str, parts: Sequence[str]) -> Source:
         outer = [str(PurePosixPath(one).parent) for one in inside]
         sets = sorted({o if (folder / o / SAVED_SPLITS).is_file() else i for i, o in zip(inside, outer, strict=True)})
         fix = f"name one of them, such as {_join(target, sets[0])}"
-        raise DataError(f"it holds several saved datasets: {listed(sets)}", where=name, fix=fix)
+        raise DataError(f"its subfolders are saved datasets: {listed(sets)}", where=name, fix=fix)
     data = [file for file in every if is_data_file(file) and PurePosixPath(file).name not in DESCRIPTIONS]
     if not data:
         fix = f"give a folder with files of these kinds: {', '.join(READERS)}"
@@ -93,8 +93,7 @@ def _saved(folder: Path, name: str, target: str, parts: Sequence[str], notes: Se
         raise DataError(f"{folder} is not a saved dataset: {SAVED} is missing", where=name, fix="save it again")
     if parts and list(parts) != [_read_json(folder / SAVED, name).get("_split")]:
         raise DataError("it is one saved dataset, without configs or splits", where=name, fix=f"write {target}")
-    files = tuple((folder / file, _join(str(folder), file)) for file in _files(folder))
-    return Source(name, files, folder, saved=folder, notes=tuple(notes))
+    return Source(name, saved=folder, notes=tuple(notes))
 
 
 def _saved_splits(folder: Path, target: str) -> list[str]:

@@ -44,8 +44,9 @@ def read(source: str | Sequence[str], note: Note | None = None) -> Iterator[Row]
 def fingerprint(source: str | Sequence[str]) -> str:
     """A hash of the content that `read` reads.
 
-    The bytes of a file; for a folder the names and bytes of the files of the split; for a Hub dataset the fingerprint
-    that `datasets` computes from its commit, config and split. Raises DataError as `read` does.
+    The bytes of a file; for a folder the names and bytes of the files of the split; for a dataset written by
+    `save_to_disk` its rows, as its files also hold random names; for a Hub dataset its name and the fingerprint that
+    `datasets` computes from commit, config and split. Raises DataError as `read` does.
     """
     digest = hashlib.sha256()
     for name in [source] if isinstance(source, str) else source:
@@ -53,6 +54,9 @@ def fingerprint(source: str | Sequence[str]) -> str:
         digest.update(b"\0source\0")
         if one.hub is not None:
             digest.update(f"{name}\0{getattr(one.hub, '_fingerprint', '')}".encode())
+        if one.saved:
+            for row in saved_rows(one):
+                digest.update(repr(row.value).encode("utf-8", "surrogatepass"))
         for path, _ in one.files:
             if one.root:
                 digest.update(f"\0{path.relative_to(one.root).as_posix()}\0".encode())

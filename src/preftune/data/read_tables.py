@@ -14,7 +14,10 @@ from preftune.data.read_json import fault_of, loads, text_of_bytes
 from preftune.data.rows import Row
 from preftune.errors import DataError
 
-RENAME = "remove or rename one of them"
+
+def _given_twice(column: str, where: str) -> DataError:
+    why = "it is not clear which of the two to read"
+    return DataError(f"column {column!r} is there twice", where=where, why=why, fix="remove or rename one of them")
 
 
 def comma_separated(path: Path, name: str) -> Iterator[Row]:
@@ -57,7 +60,7 @@ def _check_header(header: list[str], where: str) -> None:
             fix = "name it, or remove the column (pandas writes its index there: use to_csv(..., index=False))"
             raise DataError(f"column {number} of {len(header)} has no name", where=where, fix=fix)
         if column in header[: number - 1]:
-            raise DataError(f"column {column!r} is there twice", where=where, fix=RENAME)
+            raise _given_twice(column, where)
 
 
 def parquet(path: Path, name: str) -> Iterator[Row]:
@@ -93,7 +96,7 @@ def arrow(path: Path, name: str) -> Iterator[Row]:
 def _records(schema: Any, batches: Iterable[Any], name: str) -> Iterator[Row]:
     twice = _twice(schema)
     if twice:
-        raise DataError(f"column {twice!r} is there twice", where=name, fix=RENAME)
+        raise _given_twice(twice, name)
     encoded = {field.name: decode for field in schema if (decode := _decoder(field.type))}
     for number, value in enumerate((value for batch in batches for value in batch.to_pylist()), start=1):
         origin = f"{name}:{number}"

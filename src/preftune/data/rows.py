@@ -22,7 +22,7 @@ class Source:
 
     files    each file with the name that origins show, in reading order
     root     the folder that holds the files, if the name is a folder
-    saved    the folder of a dataset that was written by `save_to_disk`; `files` are then its parts
+    saved    the folder of a dataset that was written by `save_to_disk`
     hub      a dataset that was loaded from the Hub
     notes    what the user should know about data that are there and not read
     """

@@ -75,8 +75,9 @@ def _no_split(
 
 
 def nearest(wanted: str, names: Sequence[str]) -> str:
-    """The name that looks most like `wanted`; the first if none does."""
-    return next(iter(difflib.get_close_matches(wanted, list(names), n=1, cutoff=0.3)), names[0] if names else wanted)
+    """The first name that begins with `wanted`, else the one that looks most like it, else the first."""
+    begin = [name for name in names if wanted and name.startswith(wanted)]
+    return next(iter(begin or difflib.get_close_matches(wanted, names, n=1, cutoff=0.3) or names), wanted)
 
 
 def listed(names: Sequence[str], most: int = NAMED) -> str:
