@@ -61,8 +61,8 @@ class ReferenceConfig(Section):
 
 class DataConfig(Section):
     train: str | list[str]
-    """A file (.jsonl, .json, .parquet, .csv, each also .gz except parquet), a list of files, a folder or Hub id
-    that `datasets` loads (`org/name` or `org/name:split`)."""
+    """A file (.jsonl, .json, .csv, .tsv, also as .gz, .bz2, .xz, .zst; .parquet, .arrow), a folder of such files, or
+    a Hub id; or a list of these. Folders and Hub ids may name a part: `name:split`, `name:config:split`."""
     eval: str | float | None = None
     """Held-out data: a file, or a share below 1 of the training data, held out by prompt and by row."""
     format: str = "auto"
