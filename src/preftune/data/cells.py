@@ -19,18 +19,23 @@ from typing import Any
 
 from preftune.data.formats import BY_NAME
 from preftune.data.parsers import Reading
-from preftune.data.read_json import fault_of, loads
+from preftune.data.read_json import KeyTwiceError, fault_of, loads, refuse_twice
 from preftune.data.rows import Row
 from preftune.data.values import ROLES, Fields, is_messages
 
 LOOKED_AT = 20
 #: Columns that no format takes as text. Those of SURE must be lists; others may be somebody's metadata.
 SURE = {"messages", "conversations", "responses", "judgements", "preferred_output", "non_preferred_output"}
-LISTS = SURE | {"completions", "answers", "outputs", "scores", "rewards", "ranks", "labels", "ended"}
-LISTS |= {"history", "tools", "images", "videos", "audios"}
-#: Formats whose columns are text whatever the text looks like, and one whose answers are lists.
+SCORES = {"scores", "rewards", "ranks"}
+LISTS = SURE | SCORES | {"labels", "ended", "history", "tools", "images", "videos", "audios"}
+ANSWERS = {"completions", "answers", "outputs"}  # lists in data with ranked answers only
+#: Formats that want lists, or messages, in columns where others take text; and those whose columns are all text.
+LISTS_OF = {"lists": {"chosen", "rejected"}, "ranked": ANSWERS}
+MESSAGES_OF = {
+    "chat": {"prompt", "chosen", "rejected"},
+    **{name: {"chosen", "rejected"} for name in ("ultrafeedback", "chat-implicit", "sharegpt")},
+}
 TEXTS = ("hh", "preference", "preference-implicit", "sft-text")
-LISTS_OF = {"lists": {"chosen", "rejected"}}
 BEGIN = re.compile(r"\s*[\[{]")
 #: How a list of messages begins, in JSON or as Python writes it. What begins so and cannot be parsed is not plain text.
 MESSAGES = re.compile(r"""\s*\[\s*\{\s*(["'])(role|from|content|value)\1\s*:""")
@@ -68,7 +73,7 @@ def decoded(rows: Iterable[Row], reading: Reading, note: Callable[[str, str], No
         yield Row(value, row.origin)
         if note:
             for column in _messages_left(value, reading.ignore):
-                note(f"column {column!r} holds messages as JSON text, which is read as plain text", row.origin)
+                note(f"column {column!r} holds messages as JSON text, which stays plain text", row.origin)
 
 
 def plan(rows: Sequence[Fields], reading: Reading) -> Decoding:
@@ -76,11 +81,18 @@ def plan(rows: Sequence[Fields], reading: Reading) -> Decoding:
     theirs: Mapping[str, str] = {name: ours for ours, name in reading.columns.items()}
     names = {name: theirs.get(name, name) for row in rows for name in row if name not in reading.ignore}
     wanted = LISTS | LISTS_OF.get(reading.format, set())
+    if SCORES & set(names.values()):
+        wanted = wanted | ANSWERS
     if "preferred_output" in names.values():  # the dialogue of that format; elsewhere `input` is text
         wanted = wanted | {"input"}
-    lists = frozenset(name for name, ours in names.items() if ours in wanted)
+    lists = frozenset(
+        name for name, ours in names.items() if ours in wanted or (ours in ANSWERS and _all_objects(rows, name))
+    )
+    sought = MESSAGES_OF.get(reading.format, set())
     messages = frozenset(
-        name for name in names if name not in lists and reading.format not in TEXTS and _all_messages(rows, name)
+        name
+        for name, ours in names.items()
+        if name not in lists and reading.format not in TEXTS and (ours in sought or _all_messages(rows, name))
     )
     return Decoding(lists, frozenset(name for name in lists if names[name] in SURE), messages)
 
@@ -119,6 +131,12 @@ def _messages_left(row: Fields, ignore: Sequence[str]) -> list[str]:
     return [column for column, cell in cells.items() if messages_in(cell) is not None]
 
 
+def _all_objects(rows: Sequence[Fields], column: str) -> bool:
+    """Whether the text of a column is a list of objects (answers with their scores) in each of these rows."""
+    cells = [row[column] for row in rows if row.get(column) not in (None, "")]
+    return bool(cells) and all(isinstance(cell, str) and is_messages(_parse(cell)[0]) for cell in cells)
+
+
 def _all_messages(rows: Sequence[Fields], column: str) -> bool:
     """Whether a column holds messages in each of these rows that has something there, stored as text or not."""
     cells = [row[column] for row in rows if row.get(column) not in (None, "", [], "[]")]
@@ -151,7 +169,12 @@ def _parse(cell: str) -> tuple[Any, str]:
             return None, fault
     try:
         with warnings.catch_warnings(action="ignore"):  # Python warns of backslashes in text
-            return ast.literal_eval(text), ""
+            tree = ast.parse(text, mode="eval")
+            for keys in [node.keys for node in ast.walk(tree) if isinstance(node, ast.Dict)]:
+                refuse_twice([(str(key.value), None) for key in keys if isinstance(key, ast.Constant)])
+            return ast.literal_eval(tree), ""
+    except KeyTwiceError as error:
+        return None, fault_of(error)
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         hint = "; write such cells with json.dumps" if MESSAGES.match(cell) else ""
         return None, f"{fault}{hint}"

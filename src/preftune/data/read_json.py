@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ class KeyTwiceError(ValueError):
     """A JSON object has two values under one key."""
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object with these pairs. Raises KeyTwiceError if two have the same key."""
     value = dict(pairs)
     if len(value) < len(pairs):
         names = [name for name, _ in pairs]
@@ -26,7 +28,8 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
-STRICT = json.JSONDecoder(object_pairs_hook=_object)
+STRICT = json.JSONDecoder(object_pairs_hook=refuse_twice)
+NEXT_LINE = re.compile(r"\s*\{[^\n]*\n\s*\S")
 LENIENT = json.JSONDecoder(parse_int=str)  # finds the end of a value that STRICT refuses
 
 
@@ -85,9 +88,15 @@ def _row(value: Any, origin: str) -> Row:
 
 
 def json_list(path: Path, name: str) -> Iterator[Row]:
-    """A list of records, or an object with one list of records in it; origins are line numbers all the same."""
+    """A list of records, an object with one list of records in it, or JSON Lines under the name .json.
+
+    Origins are line numbers all the same.
+    """
     with open_bytes(path) as file:
         text = text_of_bytes(file.read(), name)
+    if _is_lines(text):
+        yield from jsonl(path, name)
+        return
     start = _skip(text, 0)
     wrapped = text[start : start + 1] == "{"
     if wrapped:
@@ -113,6 +122,15 @@ def json_list(path: Path, name: str) -> Iterator[Row]:
     if not wrapped and text[at + 1 :].strip():
         line += text.count("\n", counted, at)
         raise DataError("more text after the list of records", where=f"{name}:{line}", fix="put all into one list")
+
+
+def _is_lines(text: str) -> bool:
+    """Whether the first line is an object of its own and others follow it."""
+    line = text[_skip(text, 0) :].partition("\n")[0] if NEXT_LINE.match(text) else ""
+    try:
+        return isinstance(LENIENT.decode(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _decode(text: str, at: int, name: str, line: int) -> tuple[Any, int, str]:
@@ -154,7 +172,7 @@ def _list_inside(text: str, name: str) -> int:
         at = _skip(text, at + 1) if text[at : at + 1] == "," else at
     if text[at + 1 :].strip():
         line = text.count("\n", 0, at + 1) + 1
-        fix = "if there is one record a line, name the file .jsonl"
+        fix = "write a list of records, or one record per line"
         raise DataError("more text after the first record", where=f"{name}:{line}", fix=fix)
     if len(lists) != 1:
         raise DataError(f"expected one list of records, found {[key for key, _ in lists] or 'none'}", where=name)

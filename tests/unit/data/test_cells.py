@@ -94,9 +94,7 @@ def test_a_named_format_of_text_takes_dialogues_as_text_and_says_so(tmp_path: Pa
     groups, account = read_groups(source, Reading("preference"))
     assert groups[0].responses == (json.dumps(GOOD), "no")
     assert account.noted == {
-        "column 'chosen' holds messages as JSON text, which is read as plain text": [
-            f"{source}:{2 if kind == 'csv' else 1}"
-        ]
+        "column 'chosen' holds messages as JSON text, which stays plain text": [f"{source}:{2 if kind == 'csv' else 1}"]
     }
 
 
@@ -115,6 +113,7 @@ def test_text_after_dialogues_is_not_taken_for_one(tmp_path: Path) -> None:
         ("plain", "column 'chosen' must be a list of messages, not text"),
         ('[{"role": "user", "content": "a', "column 'chosen': broken JSON: Unterminated string"),
         ('[{"role": "user", "role": "user", "content": "a"}]', "column 'chosen': key 'role' is there twice"),
+        ("[{'role': 'user', 'role': 'user', 'content': 'a'}]", "column 'chosen': key 'role' is there twice"),
         ("[{'role': 'user', 'content': 'a'}\n {'role': 'assistant'}]", "write such cells with json.dumps"),
     ):
         source = write("csv", tmp_path, [*rows, {"chosen": cell, "rejected": rows[0]["rejected"]}])
@@ -122,6 +121,26 @@ def test_text_after_dialogues_is_not_taken_for_one(tmp_path: Path) -> None:
             read_groups(source)
         assert f"{source}:32: " in str(error.value)
         assert fault in str(error.value)
+
+
+def test_lists_beside_a_demonstration_are_somebodys_metadata(tmp_path: Path) -> None:
+    row = {"prompt": "p", "completion": "4", "answers": '["4", "four"]'}
+    groups, account = read_groups(write("csv", tmp_path, [row]))
+    assert account.format == "sft-completion"
+    assert groups[0].responses == ("4",)
+    ranked = {"prompt": "p", "answers": '[{"text": "a", "rank": 1}, {"text": "b", "rank": 2}]'}
+    assert read_groups(write("csv", tmp_path, [ranked]))[1].format == "ranked"
+    ranked = {"prompt": "p", "outputs": '["a", "b"]', "scores": "[1, 2]"}
+    assert read_groups(write("csv", tmp_path, [ranked]))[1].format == "ranked"
+
+
+def test_a_named_format_of_messages_decodes_cell_by_cell(tmp_path: Path) -> None:
+    rows = [{"prompt": json.dumps(ASKED), "chosen": "Hi", "rejected": '{"a": 1}'}]
+    rows += [{"prompt": "Hello", "chosen": json.dumps(GOOD), "rejected": "Go"}]
+    groups, _ = read_groups(write("csv", tmp_path, rows), Reading("chat"))
+    assert groups[0].prompt == groups[1].prompt == (Message("user", "Hello"),)
+    assert groups[0].responses == ((Message("assistant", "Hi"),), (Message("assistant", '{"a": 1}'),))
+    assert groups[1].responses == ((Message("assistant", "Hi"),), (Message("assistant", "Go"),))
 
 
 def test_a_first_row_that_cannot_be_decoded_is_bad(tmp_path: Path) -> None:

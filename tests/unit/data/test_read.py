@@ -80,13 +80,21 @@ def test_json_object_around_one_list(tmp_path: Path) -> None:
         values(path)
 
 
+def test_json_lines_under_the_name_json(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('\n{"a": [{"b": 1}]}\n\n{"a": 2}\n{"a"}\n')
+    rows = list(read(str(path)))
+    assert [row.value for row in rows] == [{"a": [{"b": 1}]}, {"a": 2}, {}]
+    assert [row.origin for row in rows] == [f"{path}:{line}" for line in (2, 4, 5)]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ('[{"a": 1},\n{"a": ]', ":2: broken JSON"),
         ('[{"a": 1}\n{"a": 2}]', ":2: broken JSON: expected ',' or ']'"),
         ('[{"a": 1}', "broken JSON: expected ',' or ']'"),
-        ('{"a": 1}\n{"a": 2}', "more text after the first record"),
+        ('{"a": 1} {"a": 2}', "more text after the first record"),
         ('[{"a": 1},\n{"a": ' + "1" * 5000 + ', "b": ]', ":2: broken JSON"),
         ('[{"a": 1},\n{"a": ' + "[" * 100_000, ":2: broken JSON: too deep"),
         ('{"a": ' + "[" * 100_000, ":1: broken JSON: too deep"),
