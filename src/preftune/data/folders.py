@@ -32,7 +32,7 @@ WORDS = {
 SHARD = re.compile(r"data/(?P<split>\w+(\.\w+)*)-\d{5}-of-\d{5}[^/]*\.[^/]*")
 #: Files that describe a dataset and are not part of it.
 DESCRIPTIONS = ("config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
-SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"
+SAVED, SAVED_INFO, SAVED_SPLITS = "state.json", "dataset_info.json", "dataset_dict.json"
 
 Splits = Mapping[str, tuple[str, ...]]  # the files of each split, relative to the folder
 
@@ -51,20 +51,21 @@ def folder_source(folder: Path, target: str, parts: Sequence[str]) -> Source:
     Raises DataError that lists splits or configs if the name does not say which, and for a folder without data files.
     """
     name = ":".join([target, *parts])
-    if (folder / SAVED).is_file():
+    if _is_saved(folder):
         return _saved(folder, name, target, parts)
+    every = tuple(_files(folder))
+    data = [file for file in every if is_data_file(file) and PurePosixPath(file).name not in DESCRIPTIONS]
     if (folder / SAVED_SPLITS).is_file():
         splits = _saved_splits(folder, target)
         config, split = choose(target, parts, ("default",), None, lambda _: splits)
         notes = not_read(target, parts, ("default",), config, split, splits)
+        notes += _beside([file for file in data if PurePosixPath(file).parts[0] not in splits])
         return _saved(folder / split, name, target, (), notes)
-    every = tuple(_files(folder))
-    if inside := sorted({str(PurePosixPath(file).parent) for file in every if PurePosixPath(file).name == SAVED}):
+    if inside := sorted({p for file in every if _is_saved(folder / (p := str(PurePosixPath(file).parent)))}):
         outer = [str(PurePosixPath(one).parent) for one in inside]
         sets = sorted({o if (folder / o / SAVED_SPLITS).is_file() else i for i, o in zip(inside, outer, strict=True)})
         fix = f"name one of them, such as {_join(target, sets[0])}"
         raise DataError(f"its subfolders are saved datasets: {listed(sets)}", where=name, fix=fix)
-    data = [file for file in every if is_data_file(file) and PurePosixPath(file).name not in DESCRIPTIONS]
     if not data:
         fix = f"give a folder with files of these kinds: {', '.join(READERS)}"
         raise DataError(f"the folder holds no data file; it has {listed(every) or 'no file'}", where=name, fix=fix)
@@ -89,11 +90,25 @@ def _join(target: str, file: str) -> str:
 
 def _saved(folder: Path, name: str, target: str, parts: Sequence[str], notes: Sequence[str] = ()) -> Source:
     """One dataset that `save_to_disk` wrote. It has no splits, but may know which one it was."""
-    if not (folder / SAVED).is_file():
-        raise DataError(f"{folder} is not a saved dataset: {SAVED} is missing", where=name, fix="save it again")
-    if parts and list(parts) != [_read_json(folder / SAVED, name).get("_split")]:
+    if not _is_saved(folder):
+        what = f"{folder} is not a saved dataset: it lacks {SAVED} or {SAVED_INFO}"
+        raise DataError(what, where=name, fix="save it again")
+    state = _read_json(folder / SAVED, name)
+    if parts and list(parts) != [state.get("_split")]:
         raise DataError("it is one saved dataset, without configs or splits", where=name, fix=f"write {target}")
-    return Source(name, saved=folder, notes=tuple(notes))
+    own = [str(file.get("filename")) for file in state.get("_data_files") or [] if isinstance(file, dict)]
+    rest = [file for file in _files(folder) if is_data_file(file) and file not in (*own, *DESCRIPTIONS)]
+    return Source(name, saved=folder, notes=(*notes, *_beside(rest)))
+
+
+def _is_saved(folder: Path) -> bool:
+    return (folder / SAVED).is_file() and (folder / SAVED_INFO).is_file()
+
+
+def _beside(files: Sequence[str]) -> list[str]:
+    """A note on data files in the folder of a saved dataset that are not its own."""
+    rest = [file for file in files if not PurePosixPath(file).name.startswith("cache-")]  # of `datasets` itself
+    return [f"not read, as they are not part of the saved dataset: {listed(rest)}"] if rest else []
 
 
 def _saved_splits(folder: Path, target: str) -> list[str]:

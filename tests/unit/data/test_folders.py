@@ -178,10 +178,24 @@ def test_a_saved_dataset_that_is_damaged(tmp_path: Path) -> None:
     next((tmp_path / "d" / "train").glob("*.arrow")).unlink()
     assert "cannot load dataset" in refused(tmp_path / "d")
     (tmp_path / "d" / "train" / "state.json").unlink()
-    assert "is not a saved dataset: state.json is missing" in refused(tmp_path / "d")
+    assert "is not a saved dataset: it lacks state.json" in refused(tmp_path / "d")
     for text in ("{", "{}", '{"splits": [1]}'):
         (tmp_path / "d" / "dataset_dict.json").write_text(text)
         assert "dataset_dict.json" in refused(tmp_path / "d")
+
+
+def test_files_beside_a_saved_dataset_are_named(tmp_path: Path) -> None:
+    import datasets
+
+    saved = datasets.Dataset.from_list([{"x": "1"}])
+    saved.save_to_disk(str(tmp_path / "one"))
+    datasets.DatasetDict({"train": saved}).save_to_disk(str(tmp_path / "two"))
+    assert read_all(tmp_path / "one")[1] == read_all(tmp_path / "two")[1] == []
+    for folder in ("one", "two", "two/train"):
+        fill(tmp_path / folder, "a.jsonl", "cache-1.arrow", "b.txt")
+    what = "not read, as they are not part of the saved dataset"
+    assert read_all(tmp_path / "one") == (["1"], [f"{what}: a.jsonl"])
+    assert read_all(tmp_path / "two") == (["1"], [f"{what}: a.jsonl"] * 2)
 
 
 TWO = """configs:
