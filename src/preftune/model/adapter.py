@@ -24,6 +24,7 @@ PREFIX = "base_model.model."  # peft's, before every name of the base
 HANDLED = (
     "`is_gradient_checkpointing` is deprecated",
     "Model has `tie_word_embeddings=True` and a tied layer is part of the adapter",
+    "Model with `tie_word_embeddings=True` and the tied_target_modules=",
     "Setting `save_embedding_layers` to `True`",
     "Input and output embeddings are no longer tied after merging",
 )
@@ -203,7 +204,8 @@ def _require_complete(folder: str, missing: Sequence[str], unexpected: Sequence[
     lost = [name.removeprefix(PREFIX).replace(".default", "") for name in missing]
     # peft saves a trained copy of a resized embedding a second time, under the name that it has inside peft
     stored = header(Path(folder) / WEIGHTS)
-    again = [name for name in unexpected if name.replace(".modules_to_save", "") in stored and name in stored]
+    infix = ".modules_to_save"
+    again = [name for name in unexpected if infix in name and name.replace(infix, "") in stored]
     left = [name.removeprefix(PREFIX).replace(".default", "") for name in unexpected if name not in again]
     if not lost and not left:
         return

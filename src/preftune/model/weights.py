@@ -82,7 +82,7 @@ def require_complete(model: Any, unread: Unread, where: str) -> None:
     """Raises ModelError if a tensor is missing or has another shape. Reports the tensors that are not used."""
     if not unread.missing and not unread.reshaped:
         if unread.unused:
-            note(f"note: {where}: {counted(unread.unused)} in the weight files not used: {listed(unread.unused)}")
+            note(f"note: {where}: {_not_used(unread.unused, 'weight files')}")
         return
     total = len(model.state_dict())
     what = []
@@ -96,7 +96,7 @@ def require_complete(model: Any, unread: Unread, where: str) -> None:
         what.append(f"{len(shapes)} of {total} tensors have another shape: {listed(shapes)}")
     why = "They would get random values."
     if unread.unused:
-        why += f" The files also have {counted(unread.unused)} not used: {listed(unread.unused)}."
+        why += f" {_not_used(unread.unused, 'files')}."
         why += _near(unread.missing, unread.unused)
     raise ModelError("; ".join(what), where=where, why=why, fix=_fix(model, unread))
 
@@ -299,9 +299,9 @@ def note(text: str) -> None:
     logging.getLogger("preftune").warning(text)
 
 
-def counted(names: Sequence[str]) -> str:
-    """ "1 tensor is" or "3 tensors are"."""
-    return "1 tensor is" if len(names) == 1 else f"{len(names)} tensors are"
+def _not_used(names: Sequence[str], where: str) -> str:
+    number = f"1 tensor of the {where} is" if len(names) == 1 else f"{len(names)} tensors of the {where} are"
+    return f"{number} not used: {listed(names)}"
 
 
 def listed(names: Sequence[str], most: int = 4) -> str:

@@ -1,4 +1,4 @@
-"""A user's own loss that returns something else than one value per item is refused, with the sentence that says which."""
+"""A user's own loss must return one value per item; what else it returns is refused, and the message says which."""
 
 from __future__ import annotations
 
