@@ -28,7 +28,7 @@ from preftune.model import load
 from preftune.model.generate import Sampled
 from preftune.model.logprobs import Scorer, logps
 from preftune.model.memory import by_group
-from preftune.model.scalar import load_scalar, readable, reward_logps, scalar_scorer, scale_of
+from preftune.model.scalar import load_scalar, no_adapter, readable, reward_logps, scalar_scorer, scale_of
 from preftune.resolve import inputs_of, resolve
 from preftune.types import Batch, Logps, Message, PreferenceGroup, Text, TokenGroup, content
 
@@ -184,6 +184,8 @@ class RewardModel:
     @staticmethod
     def open(path: str, where: str, dtype: torch.dtype, device: Any = None) -> RewardModel:
         source = load.locate(path, where)
+        if source.adapter:
+            raise no_adapter(source.adapter)
         architectures = getattr(load.load_config(source), "architectures", None) or []
         if not any(name.endswith("ForSequenceClassification") for name in architectures):
             raise ModelError(

@@ -20,6 +20,7 @@ from preftune.losses.objective import INPUTS, items_of
 from preftune.methods import prepare
 from preftune.methods.gate import admit
 from preftune.methods.monitor import Watched, monitored, watch
+from preftune.methods.own_loss import checked
 from preftune.methods.task import ResponseTask
 from preftune.methods.training import Method, train
 from preftune.model import load
@@ -89,7 +90,10 @@ def bind_objective(terms: Sequence[LossTerm]) -> Objective:
                 fix=f"inputs: {', '.join(INPUTS)}; a parameter of the loss stands after the *",
             )
         parameters = bind(function, term.parameters, where, term.name)
-        bound.append(Term(term.name, function, inputs, items_of(inputs), parameters, term.weight))
+        items = items_of(inputs)
+        if term.name not in PREFERENCE_LOSSES:
+            function = checked(function, term.name, items)
+        bound.append(Term(term.name, function, inputs, items, parameters, term.weight))
     kinds = {term.items for term in bound}
     if len(kinds) > 1:
         raise ConfigError(

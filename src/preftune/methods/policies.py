@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from preftune.errors import RunError
 from preftune.files import digest
 from preftune.model import load
+from preftune.model.adapter import merged
 from preftune.train.checkpoint import STATE, WEIGHTS
 from preftune.train.run import Run
 
@@ -123,7 +124,7 @@ def _of_checkpoint(folder: Path, dtype: torch.dtype) -> tuple[Any, load.Source]:
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
         raise RunError(f"the run of this checkpoint has no readable config.yaml: {error}", where=str(folder)) from error
     source = load.locate(path, f"{run / 'config.yaml'} model.path")
-    model = load.load_model(source, dtype)
+    model = load.load_model(source, torch.float32 if lora else dtype)
     if lora:
         model = load.add_lora(model, lora["rank"], lora["alpha"], lora["targets"])
     saved = load_file(folder / WEIGHTS)
@@ -136,7 +137,7 @@ def _of_checkpoint(folder: Path, dtype: torch.dtype) -> tuple[Any, load.Source]:
     with torch.no_grad():
         for name, value in saved.items():
             parameters[name].copy_(value)
-    return (model.merge_and_unload() if lora else model), source
+    return (load.rounded(merged(model, str(folder)), source, dtype) if lora else model), source
 
 
 def _step(folder: Path) -> int:

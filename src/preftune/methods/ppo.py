@@ -25,6 +25,7 @@ from preftune.methods.ppo_loop import optimise
 from preftune.methods.rollouts import Actors, Critic
 from preftune.methods.training import attention_returned, conclude, enough_memory, running, say_plan, stoppable
 from preftune.model import load
+from preftune.model.adapter import matched
 from preftune.model.logprobs import model_size
 from preftune.model.reference import AdapterOff, Frozen
 from preftune.model.scalar import load_scalar, scalar_scorer, scalar_twin
@@ -134,11 +135,14 @@ def make_critic(config: PPOConfig, source: load.Source, policy: prepare.Policy, 
     if config.value.path:
         source = load.locate(config.value.path, "value.path")
         prepare.require_same_vocabulary(policy.tokenizer, load.load_tokenizer(source), config.value.path, "value model")
-    network = scalar_twin(policy.model) if given and not config.value.path else load_scalar(source, policy.model.dtype)
+    if (given or source.adapter) and not config.value.path:
+        network = scalar_twin(policy.model)
+    else:
+        network = load_scalar(source, policy.model.dtype, new_head=True)
     network.config.use_cache = False
     network.requires_grad_(True)
     if config.lora:
-        network = load.add_lora(network, config.lora.rank, config.lora.alpha, config.lora.targets, "SEQ_CLS")
+        network = load.add_lora(network, config.lora.rank, config.lora.alpha, body_targets(network, config), "SEQ_CLS")
     network.to(policy.scorer.device)
     scorer = scalar_scorer(network)
     if policy.budget.layout != "rows":
@@ -146,6 +150,13 @@ def make_critic(config: PPOConfig, source: load.Source, policy: prepare.Policy, 
     if config.model.gradient_checkpointing:
         load.checkpoint_activations(network)
     return Critic(scorer, None)
+
+
+def body_targets(network: Any, config: PPOConfig) -> str | list[str]:
+    """`lora.targets` without names that only the policy has, such as its head; that each matches there is checked."""
+    assert config.lora
+    targets = config.lora.targets
+    return targets if isinstance(targets, str) else [name for name in targets if matched(network, name, targets)]
 
 
 def slots(config: PPOConfig, policy: prepare.Policy, found: plan.Footprint) -> int:

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,10 +32,13 @@ from preftune.data.render import Renderer
 from preftune.errors import ConfigError, DataError, ModelError, RunError, writing
 from preftune.methods.gate import Values, admit, state_values, token_values
 from preftune.model import load
+from preftune.model.adapter import merged as merge
 from preftune.model.attention import use_own
 from preftune.model.compile import compile_blocks
 from preftune.model.logprobs import Scorer
+from preftune.model.precision import exact_base, exact_in, exact_state, in_dtypes, save_dtype_of
 from preftune.model.scalar import load_scalar, scalar_scorer
+from preftune.model.weights import note
 from preftune.train.display import Display
 from preftune.train.optim import Weights
 from preftune.train.run import Run
@@ -53,7 +57,7 @@ class Opening(NamedTuple):
 
 
 LANGUAGE = Opening(load.load_model, Scorer.of, token_values, "CAUSAL_LM")
-SCALAR = Opening(load_scalar, scalar_scorer, state_values, "SEQ_CLS")
+SCALAR = Opening(partial(load_scalar, new_head=True), scalar_scorer, state_values, "SEQ_CLS")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +83,9 @@ class Policy:
     """The model that is trained, with what is needed to save it.
 
     start_hash     hash of its weights at step 0
-    precise        its trained weights in fp32, where the source has more digits than the compute precision
+    precise        its weights and saved buffers in fp32 by name, where the source has more digits than the compute
+                   precision; with LoRA, only where the base is saved, too
+    dtypes         the precision of each tensor in `final/`, by name; `save_dtype` for all others
     layout_note    why batches are laid out as rows, if they had to be
     base_unsaved   an adapter has no model on disk that it could name as its base: it is saved beside the run
     """
@@ -93,6 +99,7 @@ class Policy:
     precise: Mapping[str, torch.Tensor]
     layout_note: str = ""
     base_unsaved: bool = field(default=False)
+    dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
 
     @property
     def model(self) -> Any:
@@ -186,19 +193,18 @@ def load_policy(
     """The policy at step 0 on its device, with an adapter if the config asks for one; dropout is off."""
     torch.manual_seed(config.train.seed)
     given = model is not None
-    precise: dict[str, torch.Tensor] = {}
-    if model is None:
-        save_dtype, dtype = load.source_dtype(source), compute_dtype(config.model)
-        model = opening.load(source, torch.float32 if save_dtype == torch.float32 else dtype)
-        if model.dtype != dtype:
-            precise = {} if config.lora else {name: p.detach() for name, p in model.named_parameters()}
-            model.to(dtype)
-        model.requires_grad_(True)
-    else:
+    if given:
         _require_usable(model, config.model)
-        model, save_dtype = model.eval(), model.dtype
+        model = model.eval()
+        precise: dict[str, torch.Tensor] = {}
+        dtypes, save_dtype = {name: t.dtype for name, t in exact_state(model).items()}, model.dtype
+    else:
+        dtypes = load.source_dtypes(source)
+        model, precise = read_policy(config, source, opening, dtypes)
+        dtypes = {name: torch.float32 if kind == torch.float64 else kind for name, kind in dtypes.items()}
+        save_dtype = save_dtype_of(model, dtypes) if dtypes else load.source_dtype(source)
     if config.model.save_dtype != "auto":
-        save_dtype = load.DTYPES[config.model.save_dtype]
+        dtypes, save_dtype = {}, load.DTYPES[config.model.save_dtype]
     model.config.use_cache = False
     if config.lora:
         model = load.add_lora(model, config.lora.rank, config.lora.alpha, config.lora.targets, opening.adapter)
@@ -219,7 +225,23 @@ def load_policy(
         precise,
         note,
         base_unsaved=bool(config.lora) and (given or source.adapter is not None),
+        dtypes=dtypes,
     )
+
+
+def read_policy(
+    config: TunedConfig, source: load.Source, opening: Opening, stored: Mapping[str, torch.dtype]
+) -> tuple[Any, dict[str, torch.Tensor]]:
+    """The model in compute precision, and its tensors in fp32 where that rounds them and they are needed."""
+    dtype = compute_dtype(config.model)
+    rounded = source.adapter is not None or not exact_in(stored.values() or {load.source_dtype(source)}, dtype)
+    saved = not config.lora or source.adapter is not None or opening is SCALAR  # an adapter's base stays where it is
+    precise = {}
+    if rounded and saved and dtype != torch.float32:
+        precise = exact_state(opening.load(source, torch.float32))
+    if torch.float64 in stored.values():
+        note(f"note: {source.base}: its float64 weights are rounded to fp32, the largest precision of a run")
+    return opening.load(source, dtype).requires_grad_(True), precise
 
 
 def _require_usable(model: Any, config: ModelConfig) -> None:
@@ -355,21 +377,21 @@ def export(policy: Policy, weights: Weights, folder: Path, merged: bool = False)
     final, model = folder / "final", policy.model
     use_own(model)
     part = folder / f"final.part-{os.getpid()}"
-    if merged and hasattr(model, "peft_config"):
-        model = model.merge_and_unload()
-    adapter = hasattr(model, "peft_config")
+    saved = (policy.dtypes, policy.save_dtype, policy.precise)
     for parameter, master in zip(weights.parameters, weights.masters, strict=True):
-        parameter.data = master.detach().to(torch.float32 if adapter else policy.save_dtype)
+        parameter.data = master.detach()
     model.config.use_cache = True
-    if adapter:
+    if hasattr(model, "peft_config") and merged:
+        model = merge(exact_base(model, policy.precise), str(final))
+    if hasattr(model, "peft_config"):
         base = folder / "base" if policy.base_unsaved else Path(model.name_or_path)
         if policy.base_unsaved or base.is_dir():  # a relative path would only hold where this command ran
             model.peft_config["default"].base_model_name_or_path = str(base.resolve())
         load.save_model(model, policy.tokenizer, part, save_embedding_layers=False)
         if policy.base_unsaved:
-            load.save_model(model.unload(), policy.tokenizer, base)
+            load.save_model(in_dtypes(exact_base(model, policy.precise).unload(), *saved), policy.tokenizer, base)
     else:
-        load.save_model(model.to(policy.save_dtype), policy.tokenizer, part)
+        load.save_model(in_dtypes(model, *saved), policy.tokenizer, part)
     with writing(final):
         if final.exists():  # left by a run that was killed before it noted its end
             shutil.rmtree(final)

@@ -117,6 +117,7 @@ def weights(folder: Path) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("lora", [None, LoraConfig(rank=4, alpha=8.0)])
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft, called here
 def test_a_run_that_a_reward_broke_goes_on_exactly(tmp_path: Path, model_folder: Path, lora: Any) -> None:
     """A reward function that fails at step 3 loses nothing: repaired, the run ends with the same weights."""
     settings = PPOParameters(kl_target=0.5, kl_horizon=50, epochs=2, minibatches=2)
