@@ -165,6 +165,8 @@ def _lines(found: Audit) -> list[str]:
     )
     if found.leaks is not None:
         lines.append(f"evaluation groups whose prompt is in the training data: {found.leaks}")
+    if found.uninformative:
+        lines.append(f"warning: {found.uninformative}")
     return lines
 
 

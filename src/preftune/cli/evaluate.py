@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Measure tuned models: frontier, winrate.", no_args_is_help=True)
+app = typer.Typer(help="Measure tuned models: frontier, winrate, length-controlled.", no_args_is_help=True)
 
 
 @app.callback()
@@ -116,6 +116,20 @@ def winrate(
         price_out,
     )
     run_winrate(contest, out, Display(quiet), dry_run)
+
+
+@app.command("length-controlled")
+def length_controlled(
+    annotations: Annotated[Path, typer.Argument(help="AlpacaEval's annotations.json of one model.")],
+    gamed: Annotated[Path, typer.Option(help="df_gamed.csv of the dataset tatsu-lab/alpaca_eval.")],
+    out: Annotated[Path, typer.Option(help="Where the figures go.")] = Path("length-controlled.json"),
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only errors.")] = False,
+) -> None:
+    """AlpacaEval's length-controlled win rate, from its annotations and its gamed baselines."""
+    from preftune.methods.alpaca import run as run_alpaca
+    from preftune.train.display import Display
+
+    run_alpaca(annotations, gamed, out, Display(quiet))
 
 
 def numbers(text: str) -> tuple[float, ...]:

@@ -82,14 +82,15 @@ class RolloutConfig(Section):
 
 class PPOParameters(Section):
     kl_coef: float = Field(0.05, ge=0)
-    """Weight of the KL penalty in every token's reward, DPO's beta; where it starts, if `kl_target` is set."""
+    """Weight of the KL penalty, DPO's beta; where it starts, if `kl_target` is set."""
     kl_target: float | None = Field(None, gt=0)
     """KL in nats a response that `kl_coef` is steered to. null: it stays fixed."""
     kl_horizon: int = Field(10_000, ge=1)
     """Responses over which the steering works: each step changes kl_coef by at most 0.2 * responses / horizon."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k1"
-    """Of the KL at a sampled token; d = log policy - log reference. k1: d, unbiased; k2: d^2 / 2;
-    k3: exp(-d) - 1 + d."""
+    """How the KL to the reference enters; d = log policy - log reference. k1: d is taken off every token's reward.
+    k2, k3: the KL of a token is a loss term, d^2 / 2 or exp(-d) - 1 + d, weighted with the policy's ratio to the
+    sampling policy; the KL of later tokens stays in the rewards. All three have the gradient of the KL."""
     gamma: float = Field(1.0, gt=0, le=1)
     """Discount of later rewards."""
     lam: float = Field(0.95, ge=0, le=1)

@@ -100,8 +100,10 @@ def run(contest: Contest, out: Path, display: Display, dry_run: bool = False) ->
             pairs = pairs_of(contest, policy, writer, temperature, groups, prompts, out, display)
             left_out[policy][f"{temperature:g}"] = len(groups) - len(pairs)
             matches = require_read(judged(pairs, judge, verdicts, display), verdicts)
-            found[policy][f"{temperature:g}"] = win_rate(matches, contest.seed)
-            display.say(in_words(policy, temperature, found[policy][f"{temperature:g}"]))
+            found[policy][f"{temperature:g}"] = rate = win_rate(matches, contest.seed)
+            display.say(in_words(policy, temperature, rate))
+            if rate.uninformative:
+                display.say(f"{policy} at T {temperature:g}: {rate.uninformative}")
     try:
         human = agreement(labelled, judge, verdicts, display)
     except (IncompleteError, ConfigError):
@@ -304,7 +306,8 @@ def in_words(policy: str, temperature: float, rate: WinRate) -> str:
     """One line of the result."""
     return (
         f"{policy} at T {temperature:g}: wins {rate.rate:.1%} ({rate.low:.1%} to {rate.high:.1%}), "
-        f"length-controlled {rate.length_controlled:.1%} ({rate.length_low:.1%} to {rate.length_high:.1%}); "
+        f"length-adjusted {rate.length_adjusted:.1%} "
+        f"({rate.length_adjusted_low:.1%} to {rate.length_adjusted_high:.1%}); "
         f"of {rate.matches} matches {rate.wins} won, {rate.ties} tied, {rate.losses} lost, "
         f"{rate.unread} of {2 * rate.matches} verdicts unread; the first shown wins {rate.first_shown:.1%}"
     )
@@ -330,7 +333,7 @@ def write(
         "temperature",
         "win rate",
         "95 %",
-        "length-controlled",
+        "length-adjusted",
         "won, tied, lost",
         "verdicts unread",
         "first shown wins",
@@ -342,7 +345,7 @@ def write(
             t,
             f"{r.rate:.1%}",
             f"{r.low:.1%} to {r.high:.1%}",
-            f"{r.length_controlled:.1%} ({r.length_low:.1%} to {r.length_high:.1%})",
+            f"{r.length_adjusted:.1%} ({r.length_adjusted_low:.1%} to {r.length_adjusted_high:.1%})",
             f"{r.wins}, {r.ties}, {r.losses}",
             f"{r.unread} of {2 * r.matches}",
             f"{r.first_shown:.1%}",
