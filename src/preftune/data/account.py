@@ -16,6 +16,7 @@ class Account:
     """`dropped` and `noted` list the origins (file:line) under each reason, in the order they were met.
 
     A noted row is kept; the note says what was done to it. A row counts once, however many groups it made.
+    `columns` says what became of each column: used, metadata, repeated, empty, ignored.
     """
 
     source: str
@@ -23,6 +24,7 @@ class Account:
     read: int = 0
     dropped: dict[str, list[str]] = field(default_factory=dict)
     noted: dict[str, list[str]] = field(default_factory=dict)
+    columns: dict[str, str] = field(default_factory=dict)
 
     @property
     def kept(self) -> int:
@@ -38,9 +40,17 @@ class Account:
         """The account in words."""
         return [
             f"{self.source}: {self.read} rows read as {self.format!r}, {self.kept} kept",
+            *self.column_lines(),
             *(f"  dropped {text}" for text in self._texts(self.dropped)),
             *(f"  note    {text}" for text in self._texts(self.noted)),
         ]
+
+    def column_lines(self) -> list[str]:
+        """What became of the columns: a line for each fate."""
+        fates: dict[str, list[str]] = {}
+        for column, fate in self.columns.items():
+            fates.setdefault(fate, []).append(column)
+        return [f"  columns {fate}: {', '.join(columns)}" for fate, columns in fates.items()]
 
     def _count(self, origins: Sequence[str]) -> str:
         return f"{len(origins)} ({places(origins, self.source)})"
