@@ -16,7 +16,7 @@ class Account:
     """`dropped` and `noted` list the origins (file:line) under each reason, in the order they were met.
 
     A noted row is kept; the note says what was done to it. A row counts once, however many groups it made.
-    `columns` says what became of each column: used, metadata, repeated, empty, ignored.
+    `columns` says what became of each column (columns.FATES).
     """
 
     source: str
@@ -46,11 +46,12 @@ class Account:
         ]
 
     def column_lines(self) -> list[str]:
-        """What became of the columns: a line for each fate."""
+        """What became of the columns, in one line; no line if nothing is known about them."""
         fates: dict[str, list[str]] = {}
         for column, fate in self.columns.items():
             fates.setdefault(fate, []).append(column)
-        return [f"  columns {fate}: {', '.join(columns)}" for fate, columns in fates.items()]
+        told = "; ".join(f"{fate}: {', '.join(columns)}" for fate, columns in fates.items())
+        return [f"  columns {told}"] if told else []
 
     def _count(self, origins: Sequence[str]) -> str:
         return f"{len(origins)} ({places(origins, self.source)})"

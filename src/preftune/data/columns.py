@@ -144,6 +144,19 @@ def _without(fields: Fields, ignored: frozenset[str]) -> Fields:
     return {key: value for key, value in fields.items() if key not in ignored}
 
 
+#: What became of a column, as it is printed.
+FATES = {
+    "used": "used",
+    "ignored": "ignored",
+    "refused": "refused",
+    "metadata": "metadata",
+    "repeated": "repeated from used columns",
+    "dropped": "in dropped rows only",
+    "empty": "empty",
+}
+CONTEXT = "belongs to the prompt, and this format has no place for it"
+
+
 class Tracked(dict[str, Any]):
     """A row that notes whose values were read."""
 
@@ -225,17 +238,20 @@ class Ledger:
 
     def _quick(self, name: str, value: Any, row: Tracked) -> tuple[str, str]:
         """What a column is that was not read, by its name and the kind of its value; "" if it must be compared."""
+        status, why = "", ""
         if metadata.is_blank(value):
-            return "empty", ""
-        if name in metadata.UNUSABLE:
-            return "refused", metadata.UNUSABLE[name]
-        if name in metadata.GRADES and not (name == "margin" and self.format == "ranked"):
-            return "refused", f"has no meaning in the format {self.format!r}"
-        if name in metadata.RATINGS and self.format == "sft-completion":
-            return "refused", "says how good the response is, and a demonstration has no place for that"
-        if not metadata.texts_in(value) or metadata.is_metadata(name, row):
-            return "metadata", ""
-        return "", ""
+            status = "empty"
+        elif name in metadata.UNUSABLE:
+            status, why = "refused", metadata.UNUSABLE[name]
+        elif self.format == "prompts":  # answers, references and labels of a prompt are not part of it
+            status = "" if name in metadata.CONTEXT else "metadata"
+        elif name in metadata.GRADES and not (name == "margin" and self.format == "ranked"):
+            status, why = "refused", f"has no meaning in the format {self.format!r}"
+        elif name in metadata.RATINGS and self.format == "sft-completion":
+            status, why = "refused", "says how good the response is, and a demonstration has no place for that"
+        elif metadata.is_metadata(name, row) or not metadata.texts_in(value):
+            status = "metadata"
+        return status, why
 
     def _compared(self, name: str, value: Any, row: Tracked, said: set[str], origin: str) -> tuple[str, str]:
         if metadata.repeats(name, value, said):
@@ -244,7 +260,7 @@ class Ledger:
             self.notes.append((f"column {name!r} differs from the prompt in the dialogues, which was used", origin))
             return "metadata", ""
         if name in metadata.CONTEXT:
-            return "refused", "belongs to the prompt, and is not used"
+            return "refused", CONTEXT
         return "refused", _not_used(name, row)
 
     def refuses_most_of(self, rows: int) -> bool:
@@ -269,33 +285,31 @@ class Ledger:
         )
 
     def _fix(self) -> str:
-        leave = f"data.ignore=[{', '.join(self.refused)}]"
-        mapping = {}
-        for column in self.refused:
+        leave = f"leave out what is not needed with data.ignore=[{', '.join(self.refused)}]"
+        mapping: dict[str, str] = {}
+        unknown = [column for column, (why, _) in self.refused.items() if why.startswith(("is not used", CONTEXT))]
+        for column in unknown:
             near = near_name(column, self.became)
-            if near and near not in mapping:
-                mapping[near] = column
-            elif column in metadata.CONTEXT - {*SYSTEMS, "history", "input"}:
-                mapping.setdefault("input", column)
+            if near:
+                mapping.setdefault(near, column)
+            elif column in metadata.CONTEXT and "input" not in self.became:
+                mapping.setdefault("input", column)  # appended to the prompt
         if mapping:
             wanted = ", ".join(f"{name}: {column}" for name, column in mapping.items())
-            return f"set data.columns={{{wanted}}}, or leave the column out with {leave}"
-        return f"leave it out with {leave}, or name its meaning: data.columns={{prompt: COLUMN, ...}}"
+            return f"set data.columns={{{wanted}}}, or {leave}"
+        return f"{leave}, or name what they are: data.columns={{prompt: COLUMN, ...}}" if unknown else leave
 
     def _list(self, status: str) -> str:
         return ", ".join(repr(column) for column, counts in self.became.items() if counts[status])
 
     def table(self) -> dict[str, str]:
-        """What became of each column, in words."""
+        """What became of each column, in words: the first of these that happened to it in any row."""
         words = {}
         for column, counts in self.became.items():
+            order = ("used", "ignored", "refused", "metadata", "repeated", "dropped", "empty")
+            fate = next(status for status in order if counts[status])
             new = self.names.new_name.get(column)
-            used = f"used as {new}" if new else "used"
-            told = [
-                (used if status == "used" else status, n) for status, n in counts.most_common() if status != "empty"
-            ]
-            text = ", ".join(f"{status} in {n} rows" if len(told) > 1 else status for status, n in told)
-            words[column] = text or "empty"
+            words[column] = f"used as {new}" if new and fate == "used" else FATES[fate]
         return words
 
     def require_mapped(self) -> None:

@@ -66,7 +66,7 @@ def read_groups(source: str | Sequence[str], reading: Reading | None = None) -> 
     if account.format in BY_NAME and account.format != "ranked":  # others take margins from elsewhere
         groups = _with_margins(groups, judged, reading, account)
     if ledger.in_context:
-        groups = _all_chats(groups, account)
+        groups = all_chats(groups, account)
     _require_prompts(groups, reading, account)
     return groups, account
 
@@ -110,7 +110,7 @@ def _read_row(row: Row, parse: Parser, ledger: Ledger, account: Account, drop: b
     return found
 
 
-def _all_chats(groups: list[PreferenceGroup], account: Account) -> list[PreferenceGroup]:
+def all_chats(groups: list[PreferenceGroup], account: Account) -> list[PreferenceGroup]:
     """Where a system text or a history made chats of some rows, the other text prompts are chats too."""
     result = []
     for group in groups:

@@ -170,16 +170,19 @@ def score_columns(row: Fields) -> list[tuple[str, str]]:
 
 def scores_of(row: Fields) -> tuple[float, float] | None:
     """The scores of the better and the worse response, if the row has any. Raises BadRow where they are swapped."""
-    found = None
+    found = []
     for better, worse in score_columns(row):
-        if row.get(better) in (None, "") or row.get(worse) in (None, ""):
-            continue
-        pair = number(row, better, 0.0), number(row, worse, 0.0)
-        if pair[0] < pair[1]:
-            raise BadRow(
-                f"the rejected response has the higher score: {better} {pair[0]:g}, {worse} {pair[1]:g}",
-                fix=f"data.ignore=[{better}, {worse}] trusts the order, data.columns={{chosen: rejected, "
-                "rejected: chosen} swaps it, data.bad_rows=drop leaves such rows out",
-            )
-        found = found or pair
-    return found
+        if row.get(better) not in (None, "") and row.get(worse) not in (None, ""):
+            found.append((better, number(row, better, 0.0), worse, number(row, worse, 0.0)))
+    swapped = [item for item in found if item[1] < item[3]]
+    if swapped:
+        told = ", ".join(f"{better} {high:g} and {worse} {low:g}" for better, high, worse, low in swapped)
+        names = ", ".join(f"{better}, {worse}" for better, _, worse, _ in swapped)
+        sides = pair_columns(row) or ("chosen", "rejected")
+        raise BadRow(
+            f"the rejected response has the higher score: {told}",
+            fix=f"data.ignore=[{names}] trusts the names of the responses; with "
+            f"data.columns={{chosen: {sides[1]}, rejected: {sides[0]}}} in addition it swaps them; "
+            "data.bad_rows=drop leaves such rows out and counts them",
+        )
+    return (found[0][1], found[0][3]) if found else None

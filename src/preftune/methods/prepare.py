@@ -122,6 +122,7 @@ def reading_of(config: DataConfig) -> Reading:
         config.as_chat,
         config.allow_empty_prompts,
         config.bad_rows,
+        config.winner_values,
     )
 
 
@@ -129,7 +130,7 @@ def read_prompt_data(config: PromptConfig) -> TextData:
     """Training and held-out prompts, as groups without responses."""
 
     def prompts_of(source: str | Sequence[str]) -> tuple[list[PreferenceGroup], Account]:
-        found, account = read_prompts(source)
+        found, account = read_prompts(source, Reading(columns=config.columns, ignore=tuple(config.ignore)))
         account.check(config.max_dropped)
         return found, account
 
