@@ -12,8 +12,9 @@ from typing import Literal
 import numpy as np
 
 from preftune.data.account import Account
-from preftune.data.columns import Ledger, Names, Tracked, names_of, no_such_column
+from preftune.data.columns import Ledger, Tracked
 from preftune.data.formats import BY_NAME, by_function, detect
+from preftune.data.names import Names, names_of, no_such_column
 from preftune.data.parsers import Reading
 from preftune.data.read import Row, read
 from preftune.data.render import Encoded, Renderer
@@ -77,7 +78,7 @@ def _close(ledger: Ledger, account: Account, reading: Reading) -> None:
         ledger.refuse(account.read, nothing_kept=account.kept == 0)
     if account.read:
         ledger.require_mapped()
-    account.columns = ledger.table()
+    account.columns, account.unmatched = ledger.table(), ledger.unmatched() if account.read else []
     for what, origin in ledger.notes:
         account.note(what, origin)
 

@@ -99,10 +99,11 @@ RATINGS = {
 
 
 def is_blank(value: Any) -> bool:
-    """Whether a value says nothing: null, empty text, an empty list or object, also as JSON text."""
+    """Whether a value says nothing: null, empty text, an empty list or object, also as JSON text or of such values."""
     if isinstance(value, str):
         return value.strip() in ("", "[]", "{}", "null")
-    return value is None or (isinstance(value, list | dict | tuple) and len(value) == 0)
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else None
+    return value is None or (items is not None and all(map(is_blank, items)))
 
 
 def texts_in(value: Any) -> list[str]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from preftune.data.parse_pairs import after
 from preftune.data.parsers import Reading, group_of
 from preftune.data.slots import DIALOGUES, completion_column, prompt_of, with_context
-from preftune.data.values import BadRow, Drop, Fields, answer_of, get, messages_of, peek, string
-from preftune.types import Message, PreferenceGroup
+from preftune.data.values import BadRow, Drop, Fields, get, messages_of, peek, string, text_of
+from preftune.types import Message, PreferenceGroup, Text
 
 LABEL_COLUMNS = ("label", "kto_tag")
 LABELS = {"true": 1, "1": 1, "1.0": 1, "false": -1, "0": -1, "0.0": -1, "-1": -1, "-1.0": -1}
@@ -34,7 +35,8 @@ def _label_of(row: Fields) -> int:
 def unpaired(row: Fields, _reading: Reading) -> list[PreferenceGroup]:
     """One answer, labelled good or bad."""
     label = _label_of(row)
-    return [group_of(prompt_of(row), (answer_of(row, completion_column(row) or "completion"),), labels=(label,))]
+    prompt, response = _answered(row)
+    return [group_of(prompt, (response,), labels=(label,))]
 
 
 def unpaired_messages(row: Fields, _reading: Reading) -> list[PreferenceGroup]:
@@ -48,7 +50,17 @@ def unpaired_messages(row: Fields, _reading: Reading) -> list[PreferenceGroup]:
 
 def sft_completion(row: Fields, _reading: Reading) -> list[PreferenceGroup]:
     """A demonstration."""
-    return [group_of(prompt_of(row), (answer_of(row, completion_column(row) or "completion"),))]
+    prompt, response = _answered(row)
+    return [group_of(prompt, (response,))]
+
+
+def _answered(row: Fields) -> tuple[Text, Text]:
+    """Prompt and response; a response in messages may repeat the prompt."""
+    prompt, response = prompt_of(row), text_of(row, completion_column(row) or "completion")
+    if isinstance(response, str):
+        return prompt, response
+    turns = (Message("user", prompt),) if isinstance(prompt, str) else prompt
+    return turns, after(turns, response)
 
 
 def sft_text(row: Fields, _reading: Reading) -> list[PreferenceGroup]:

@@ -24,6 +24,7 @@ from preftune.data.values import (
     kind_name,
     knowledge_of,
     message_of,
+    messages_of,
     one_turn,
     required_number,
     text_of,
@@ -118,6 +119,8 @@ def ranked(row: Fields, reading: Reading) -> list[PreferenceGroup]:
 def _response(item: Any, where: str) -> Text:
     if isinstance(item, str):
         return clean(item, where)
+    if isinstance(item, list):
+        return one_turn(messages_of(item, where))
     if not isinstance(item, dict):
         raise BadRow(f"{where} must be text or an object, not {kind_name(item)}")
     if "role" in item:

@@ -14,7 +14,7 @@ import torch
 
 from preftune.config.sampling import PromptConfig
 from preftune.config.schema import DataConfig, ModelConfig, RunConfig, TunedConfig
-from preftune.data.account import Account
+from preftune.data.account import Account, require_matched
 from preftune.data.groups import (
     Limits,
     hold_out,
@@ -108,7 +108,9 @@ def read_data(config: DataConfig) -> TextData:
         account.check(config.max_dropped)
         return found, account
 
-    return _split_off(config, groups_of, config.allow_overlap)
+    data = _split_off(config, groups_of, config.allow_overlap)
+    require_matched(data.accounts)
+    return data
 
 
 def reading_of(config: DataConfig) -> Reading:
