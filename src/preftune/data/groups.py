@@ -12,23 +12,22 @@ from typing import Literal
 import numpy as np
 
 from preftune.data.account import Account
+from preftune.data.across import all_chats, bad_row, require_prompts, with_margins
 from preftune.data.columns import Ledger, Tracked
 from preftune.data.formats import BY_NAME, by_function, detect
 from preftune.data.names import Names, names_of, no_such_column
 from preftune.data.parsers import Reading
 from preftune.data.read import Row, read
 from preftune.data.render import Encoded, Renderer
-from preftune.data.values import BadRow, Drop, Fields, is_empty, states_margin, without_empty
+from preftune.data.values import BadRow, Drop, Fields, states_margin, without_empty
 from preftune.errors import DataError
 from preftune.resolve import resolve
-from preftune.types import Judgement, Message, PreferenceGroup, TokenGroup
+from preftune.types import Judgement, PreferenceGroup, TokenGroup
 
 DETECTION_ROWS = 20
 CHUNK = 512  # groups tokenised in one call
 
 Parser = Callable[[Fields], Iterable[PreferenceGroup]]
-#: Formats whose rows have no prompt by definition, where the user names them.
-WITHOUT_PROMPT = ("preference-implicit", "sft-text")
 
 
 def read_groups(source: str | Sequence[str], reading: Reading | None = None) -> tuple[list[PreferenceGroup], Account]:
@@ -59,16 +58,16 @@ def read_groups(source: str | Sequence[str], reading: Reading | None = None) -> 
         except BadRow as fault:
             if reading.bad_rows == "error":
                 ledger.refuse(account.read)  # a column that earlier rows could not use may explain the fault
-                raise _bad(fault, row.origin, account.format, reading) from None
+                raise bad_row(fault, row.origin, account.format, reading) from None
             account.drop(f"cannot be read: {fault}", row.origin)
         if account.read >= len(head) and reading.bad_rows == "error":
             ledger.refuse(account.read)
     _close(ledger, account, reading)
     if account.format in BY_NAME and account.format != "ranked":  # others take margins from elsewhere
-        groups = _with_margins(groups, judged, reading, account)
+        groups = with_margins(groups, judged, reading, account)
     if ledger.in_context:
         groups = all_chats(groups, account)
-    _require_prompts(groups, reading, account)
+    require_prompts(groups, reading, account)
     return groups, account
 
 
@@ -111,34 +110,6 @@ def _read_row(row: Row, parse: Parser, ledger: Ledger, account: Account, drop: b
     return found
 
 
-def all_chats(groups: list[PreferenceGroup], account: Account) -> list[PreferenceGroup]:
-    """Where a system text or a history made chats of some rows, the other text prompts are chats too."""
-    result = []
-    for group in groups:
-        if isinstance(group.prompt, str):
-            account.note("the text prompt was made a chat, as other rows have a system text or a history", group.origin)
-            responses = tuple((Message("assistant", str(r)),) for r in group.responses)
-            group = replace(group, prompt=(Message("user", group.prompt),), responses=responses)
-        result.append(group)
-    return result
-
-
-def _require_prompts(groups: Sequence[PreferenceGroup], reading: Reading, account: Account) -> None:
-    """Raises DataError if most rows have an empty prompt and nobody asked for that."""
-    empty = [group.origin for group in groups if is_empty(group.prompt)]
-    asked = account.format == "sft-text" or reading.format in WITHOUT_PROMPT
-    if reading.allow_empty_prompts or asked or 2 * len(empty) <= len(groups):
-        return
-    unused = [column for column, became in account.columns.items() if became != "used"]
-    raise DataError(
-        f"the prompt is empty in {len(empty)} of {len(groups)} rows",
-        where=empty[0],
-        why=f"the rows were read as {account.format!r}"
-        + (f"; columns that are not used: {', '.join(map(repr, unused))}" if unused else ""),
-        fix="name the column of the prompt with data.columns={prompt: COLUMN}, or set data.allow_empty_prompts=true",
-    )
-
-
 def _groups_of(origin: str, parsed: Iterable[PreferenceGroup], account: Account) -> list[PreferenceGroup]:
     """The groups of one row, without empty responses."""
     found = [replace(group, origin=origin) for group in parsed if group.responses]
@@ -148,34 +119,6 @@ def _groups_of(origin: str, parsed: Iterable[PreferenceGroup], account: Account)
     if full != found:
         account.note("an empty response was left out, with its judgements", origin)
     return full
-
-
-def _with_margins(
-    groups: list[PreferenceGroup], judged: dict[str, bool], reading: Reading, account: Account
-) -> list[PreferenceGroup]:
-    """Where some rows state a margin, the others are bad: theirs would be 0 without a word."""
-    silent = [origin for origin, stated in judged.items() if not stated]
-    if len(silent) in (0, len(judged)):
-        return groups
-    what = "no margin, but other rows have one"
-    if reading.bad_rows == "error":
-        example = next(origin for origin, stated in judged.items() if stated)
-        raise _bad(BadRow(f"{what} ({example})"), silent[0], account.format, reading)
-    for origin in silent:
-        account.drop(what, origin)
-    return [group for group in groups if judged.get(group.origin, True)]
-
-
-def _bad(fault: BadRow, origin: str, format: str, reading: Reading) -> DataError:
-    renamed = ", ".join(f"{name!r} from {column!r}" for name, column in reading.columns.items())
-    mapped = f"; data.columns reads {renamed}" if renamed else ""
-    if format in BY_NAME:
-        fix = "repair or remove the row, name the right data.format, or set data.bad_rows=drop"
-        return DataError(
-            str(fault), where=origin, why=f"the rows were read as {format!r}{mapped}", fix=fault.fix or fix
-        )
-    fix = "repair the function or the row, or set data.bad_rows=drop"
-    return DataError(str(fault), where=origin, why=f"the rows are read by {format}{mapped}", fix=fault.fix or fix)
 
 
 def _chain(head: list[Row], rest: Iterator[Row]) -> Iterator[Row]:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from preftune.data.account import Account
+from preftune.data.across import all_chats
 from preftune.data.columns import Ledger, Tracked
-from preftune.data.groups import all_chats, read_groups
+from preftune.data.groups import read_groups
 from preftune.data.names import Names, names_of
 from preftune.data.parsers import Reading
 from preftune.data.read import Row, read
