@@ -69,6 +69,9 @@ class DataConfig(Section):
     """Name of the data format, or `file.py:function` for your own. auto: found from the rows."""
     columns: dict[str, str] = {}
     """Columns of the file under preftune's names, e.g. {prompt: question, chosen: answer_a, rejected: answer_b}."""
+    winner_values: dict[str, Any] = {}
+    """What the values of the column `winner` mean, where they are not recognised, e.g. {a: left, b: right, tie: none}.
+    A value may be a list of values."""
     chat_template: str | None = None
     """Template for chat messages in place of the tokenizer's: a .jinja file, or `dialogue` for models that have
     none. It is saved with the model."""

@@ -12,8 +12,11 @@ from typing import Literal
 import numpy as np
 
 from preftune.data.account import Account
+from preftune.data.across import all_chats, bad_row, require_prompts, with_margins
 from preftune.data.cells import decoded
+from preftune.data.columns import Ledger, Tracked
 from preftune.data.formats import BY_NAME, by_function, detect
+from preftune.data.names import Names, names_of, no_such_column
 from preftune.data.parsers import Reading
 from preftune.data.read import Row, read
 from preftune.data.render import Encoded, Renderer
@@ -29,39 +32,83 @@ Parser = Callable[[Fields], Iterable[PreferenceGroup]]
 
 
 def read_groups(source: str | Sequence[str], reading: Reading | None = None) -> tuple[list[PreferenceGroup], Account]:
-    """All groups of `source` and the account of its rows.
+    """All groups of `source` and the account of its rows and columns.
 
-    Raises DataError for an unknown format and, unless `reading.bad_rows` is "drop", for the first row that breaks it.
+    Raises DataError for an unknown format, for columns that are neither used nor known (see data.columns), and, unless
+    `reading.bad_rows` is "drop", for the first row that breaks its format.
     """
     reading = reading or Reading()
-    ignore, bad_rows = reading.ignore, reading.bad_rows
     name = source if isinstance(source, str) else ", ".join(source)
     account = Account(name)
     rows = decoded(read(source, account.note), reading, account.note)
     head = list(islice(rows, DETECTION_ROWS))
-    sound = [_without(row.value, ignore) for row in head if not row.fault]
-    parse = _parser(reading.format, sound, head, reading, account)
+    names = names_of(reading.columns, reading.ignore, [row.value for row in head if not row.fault])
+    parse, rows = _parser(_sound(head, names), head, _chain(head, rows), names, reading, account)
+    ledger = Ledger(name, account.format, names)
     judged: dict[str, bool] = {}  # origin of each row with judgements: does it state a margin?
     groups: list[PreferenceGroup] = []
-    for row in _chain(head, rows):
+    for row in rows:
         account.read += 1
         try:
-            if row.fault:
-                raise BadRow(row.fault)
-            value = _without(row.value, ignore)
-            found = _groups_of(row.origin, parse(value), account)
+            found = _read_row(row, parse, ledger, account, reading.bad_rows == "drop")
             groups.extend(found)
             if any(group.judgements for group in found):
-                judged[row.origin] = states_margin(value)
+                judged[row.origin] = states_margin(names.row(row.value))
         except Drop as reason:
             account.drop(str(reason), row.origin)
         except BadRow as fault:
-            if bad_rows == "error":
-                raise _bad(str(fault), row.origin, account.format) from None
+            if reading.bad_rows == "error":
+                ledger.refuse(account.read)  # a column that earlier rows could not use may explain the fault
+                raise bad_row(fault, row.origin, account.format, reading) from None
             account.drop(f"cannot be read: {fault}", row.origin)
+        if account.read >= len(head) and reading.bad_rows == "error":
+            ledger.refuse(account.read)
+    _close(ledger, account, reading)
     if account.format in BY_NAME and account.format != "ranked":  # others take margins from elsewhere
-        groups = _with_margins(groups, judged, bad_rows, account)
+        groups = with_margins(groups, judged, reading, account)
+    if ledger.in_context:
+        groups = all_chats(groups, account)
+    require_prompts(groups, reading, account)
     return groups, account
+
+
+def _close(ledger: Ledger, account: Account, reading: Reading) -> None:
+    """The account of the columns, or DataError for those that are refused or missing."""
+    if reading.bad_rows == "error" or ledger.refuses_most_of(account.read):
+        ledger.refuse(account.read, nothing_kept=account.kept == 0)
+    if account.read:
+        ledger.require_mapped()
+    account.columns, account.unmatched = ledger.table(), ledger.unmatched() if account.read else []
+    for what, origin in ledger.notes:
+        account.note(what, origin)
+
+
+def _sound(head: Sequence[Row], names: Names) -> list[Fields]:
+    """The first rows under preftune's names, without those that cannot be read."""
+    rows = []
+    for row in head:
+        try:
+            if not row.fault:
+                rows.append(names.row(row.value))
+        except BadRow:  # it is reported when the row is read
+            continue
+    return rows
+
+
+def _read_row(row: Row, parse: Parser, ledger: Ledger, account: Account, drop: bool) -> list[PreferenceGroup]:
+    """The groups of one row, its columns entered into the ledger."""
+    if row.fault:
+        raise BadRow(row.fault)
+    value = Tracked(ledger.names.row(row.value))
+    try:
+        found = _groups_of(row.origin, parse(value), account)
+    except Drop:
+        ledger.file(row.value, value, None, row.origin)
+        raise
+    refused = ledger.file(row.value, value, found, row.origin)
+    if refused and drop:
+        raise BadRow(f"column {refused[0]!r} {ledger.refused[refused[0]][0]}")
+    return found
 
 
 def _groups_of(origin: str, parsed: Iterable[PreferenceGroup], account: Account) -> list[PreferenceGroup]:
@@ -75,60 +122,38 @@ def _groups_of(origin: str, parsed: Iterable[PreferenceGroup], account: Account)
     return full
 
 
-def _with_margins(
-    groups: list[PreferenceGroup], judged: dict[str, bool], bad_rows: str, account: Account
-) -> list[PreferenceGroup]:
-    """Where some rows state a margin, the others are bad: theirs would be 0 without a word."""
-    silent = [origin for origin, stated in judged.items() if not stated]
-    if len(silent) in (0, len(judged)):
-        return groups
-    what = "no margin, but other rows have one"
-    if bad_rows == "error":
-        example = next(origin for origin, stated in judged.items() if stated)
-        raise _bad(f"{what} ({example})", silent[0], account.format)
-    for origin in silent:
-        account.drop(what, origin)
-    return [group for group in groups if judged.get(group.origin, True)]
-
-
-def _bad(fault: str, origin: str, format: str) -> DataError:
-    if format in BY_NAME:
-        fix = "repair or remove the row, name the right data.format, or set data.bad_rows=drop"
-        return DataError(fault, where=origin, why=f"the rows were read as {format!r}", fix=fix)
-    fix = "repair the function or the row, or set data.bad_rows=drop"
-    return DataError(fault, where=origin, why=f"the rows are read by {format}", fix=fix)
-
-
 def _chain(head: list[Row], rest: Iterator[Row]) -> Iterator[Row]:
     yield from head
     yield from rest
 
 
-def _without(value: Fields, ignore: Sequence[str]) -> Fields:
-    """The row without the columns of these names, and its judgements without the fields of these names."""
-    if not ignore:
-        return value
-    kept = {key: item for key, item in value.items() if key not in ignore}
-    if isinstance(kept.get("judgements"), list):
-        kept["judgements"] = [_without(j, ignore) if isinstance(j, dict) else j for j in kept["judgements"]]
-    return kept
-
-
-def _parser(format: str, sound: list[Fields], head: list[Row], reading: Reading, account: Account) -> Parser:
-    if format != "auto" and format not in BY_NAME:
-        function = resolve(format, dict.fromkeys(BY_NAME, by_function), "data.format")
-        account.format = format
-        return lambda row: by_function(function, row, format)
-    if format == "auto":
-        if head and not sound:  # not one row could be read: say why instead of guessing a format
+def _parser(
+    sound: list[Fields], head: list[Row], rows: Iterator[Row], names: Names, reading: Reading, account: Account
+) -> tuple[Parser, Iterator[Row]]:
+    """The parser of these rows, and the rows: a format may have to see all of them before the first is parsed."""
+    if reading.format != "auto" and reading.format not in BY_NAME:
+        function = resolve(reading.format, dict.fromkeys(BY_NAME, by_function), "data.format")
+        account.format = reading.format
+        return lambda row: by_function(function, dict(row.items()), reading.format), rows
+    if not head:
+        account.format = account.format if reading.format == "auto" else reading.format
+        return lambda row: (), rows
+    if reading.format == "auto":
+        if not sound and head[0].fault:  # not one row could be read: say why instead of guessing a format
             raise DataError(head[0].fault, where=head[0].origin, fix="repair or remove the row")
-        if not head:
-            return lambda row: ()
-        chosen = detect(sound, head[0].origin.rpartition(":")[0])
+        where = head[0].origin.rpartition(":")[0]
+        for column, name in names.new_name.items():
+            if sound and not any(name in row for row in sound):
+                raise no_such_column(column, name, dict.fromkeys(key for row in sound for key in row), where)
+        chosen = detect(sound, where)
     else:
-        chosen = BY_NAME[format]
+        chosen = BY_NAME[reading.format]
     account.format = chosen.name
-    return lambda row: chosen.parse(row, reading)
+    if chosen.settle:
+        every = list(rows)
+        reading = chosen.settle((names.row(row.value) for row in every if not row.fault), reading, account.source)
+        rows = iter(every)
+    return lambda row: chosen.parse(row, reading), rows
 
 
 def hold_out(groups: Sequence[PreferenceGroup], share: float) -> tuple[list[PreferenceGroup], list[PreferenceGroup]]:

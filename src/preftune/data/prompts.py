@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import TYPE_CHECKING
@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from preftune.data.account import Account
+from preftune.data.across import all_chats
 from preftune.data.cells import decoded
+from preftune.data.columns import Ledger, Tracked
 from preftune.data.groups import read_groups
+from preftune.data.names import Names, names_of
 from preftune.data.parsers import Reading
-from preftune.data.read import read
+from preftune.data.read import Row, read
 from preftune.data.render import Renderer
+from preftune.data.slots import prompt_of
 from preftune.data.values import BadRow, Fields, text_of
 from preftune.errors import DataError
 from preftune.types import PreferenceGroup, Text
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
 LOOKED_AT = 20
 #: Columns of formats in which a `prompt` may be part of a chat, so that their parsers have to say what it is.
 ANSWERS = {"chosen", "rejected", "completion", "messages", "conversations", "judgements"}
+ASKED = {"prompt", "instruction", "question", "query"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,23 +49,17 @@ class Prompts:
     held_out: list[Prompt]
 
 
-def read_prompts(source: str | Sequence[str]) -> tuple[list[PreferenceGroup], Account]:
+def read_prompts(source: str | Sequence[str], reading: Reading | None = None) -> tuple[list[PreferenceGroup], Account]:
     """The distinct prompts of `source`, in order, as groups without responses. Raises DataError for a row without."""
+    reading = reading or Reading()
     account = Account(source if isinstance(source, str) else ", ".join(source), "prompts")
-    rows = decoded(read(source, account.note), Reading(), account.note)
+    rows = decoded(read(source, account.note), reading, account.note)
     head = list(islice(rows, LOOKED_AT))
-    if any("prompt" in row.value for row in head) and not any(ANSWERS & set(row.value) for row in head):
-        found = []
-        for row in chain(head, rows):
-            account.read += 1
-            try:
-                if row.fault:
-                    raise BadRow(row.fault)
-                found.append(PreferenceGroup(text_prompt(row.value), (), origin=row.origin))
-            except BadRow as fault:
-                raise DataError(str(fault), where=row.origin, fix="repair or remove the row") from None
+    names = names_of(reading.columns, reading.ignore, [row.value for row in head if not row.fault])
+    if _are_prompts(head, names):
+        found = list(_prompts(chain(head, rows), names, account))
     else:
-        groups, account = read_groups(source)
+        groups, account = read_groups(source, reading)
         found = [PreferenceGroup(group.prompt, (), origin=group.origin) for group in groups]
     distinct: dict[Text, PreferenceGroup] = {}
     for group in found:
@@ -68,6 +67,33 @@ def read_prompts(source: str | Sequence[str]) -> tuple[list[PreferenceGroup], Ac
             account.note("the prompt of an earlier row; it is used once", group.origin)
         distinct.setdefault(group.prompt, group)
     return list(distinct.values()), account
+
+
+def _are_prompts(head: Sequence[Row], names: Names) -> bool:
+    """Whether the rows have a prompt, and no column whose format has to say what belongs to the prompt."""
+    found = {names.new_name.get(column, column) for row in head for column in row.value if column not in names.ignored}
+    return bool(found & ASKED) and not found & ANSWERS
+
+
+def _prompts(rows: Iterable[Row], names: Names, account: Account) -> Iterator[PreferenceGroup]:
+    """A group without responses for each row; columns that belong to a prompt and are not read are refused."""
+    ledger = Ledger(account.source, "prompts", names)
+    groups = []
+    for row in rows:
+        account.read += 1
+        try:
+            if row.fault:
+                raise BadRow(row.fault)
+            value = Tracked(names.row(row.value))
+            group = PreferenceGroup(prompt_of(value), (), origin=row.origin)
+            ledger.file(row.value, value, [group], row.origin)
+        except BadRow as fault:
+            raise DataError(str(fault), where=row.origin, fix=fault.fix or "repair or remove the row") from None
+        groups.append(group)
+    ledger.refuse(account.read)
+    ledger.require_mapped()
+    account.columns = ledger.table()
+    yield from all_chats(groups, account) if ledger.in_context else groups
 
 
 def text_prompt(row: Fields) -> Text:

@@ -15,7 +15,7 @@ import torch
 
 from preftune.config.sampling import PromptConfig
 from preftune.config.schema import DataConfig, ModelConfig, RunConfig, TunedConfig
-from preftune.data.account import Account
+from preftune.data.account import Account, require_matched
 from preftune.data.groups import (
     Limits,
     hold_out,
@@ -115,7 +115,9 @@ def read_data(config: DataConfig) -> TextData:
         account.check(config.max_dropped)
         return found, account
 
-    return _split_off(config, groups_of, config.allow_overlap)
+    data = _split_off(config, groups_of, config.allow_overlap)
+    require_matched(data.accounts)
+    return data
 
 
 def reading_of(config: DataConfig) -> Reading:
@@ -129,6 +131,7 @@ def reading_of(config: DataConfig) -> Reading:
         config.as_chat,
         config.allow_empty_prompts,
         config.bad_rows,
+        config.winner_values,
     )
 
 
@@ -136,7 +139,7 @@ def read_prompt_data(config: PromptConfig) -> TextData:
     """Training and held-out prompts, as groups without responses."""
 
     def prompts_of(source: str | Sequence[str]) -> tuple[list[PreferenceGroup], Account]:
-        found, account = read_prompts(source)
+        found, account = read_prompts(source, Reading(columns=config.columns, ignore=tuple(config.ignore)))
         account.check(config.max_dropped)
         return found, account
 
