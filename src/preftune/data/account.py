@@ -16,6 +16,7 @@ class Account:
     """`dropped` and `noted` list the origins (file:line) under each reason, in the order they were met.
 
     A noted row is kept; the note says what was done to it. A row counts once, however many groups it made.
+    `remedies` are what to do about the dropped rows besides repairing them.
     """
 
     source: str
@@ -23,6 +24,7 @@ class Account:
     read: int = 0
     dropped: dict[str, list[str]] = field(default_factory=dict)
     noted: dict[str, list[str]] = field(default_factory=dict)
+    remedies: list[str] = field(default_factory=list)
 
     @property
     def kept(self) -> int:
@@ -57,6 +59,7 @@ class Account:
 
     def check(self, max_dropped: float, repair: str = REPAIR) -> None:
         """Raises DataError if nothing is left, or if more than the share `max_dropped` was dropped."""
+        repair = "; or ".join([repair, *self.remedies])
         if self.read == 0:
             raise DataError("no rows: the file is empty", where=self.source)
         if self.kept == 0:
