@@ -44,7 +44,7 @@ def check(
     groups, account = read_groups(file, Reading(data_format, bad_rows="drop"))
     held_out = read_groups(eval, Reading(data_format, bad_rows="drop"))[0] if eval else None
     renderer = _renderer(model, chat_template) if model else None
-    tokens = tokenize(groups, renderer, Limits(max_length), account) if renderer else None
+    tokens = tokenize(groups, renderer, Limits(max_length, bad_rows="drop"), account) if renderer else None
     found = audit(groups, tokens, held_out)
     if as_json:
         rows = {"format": account.format, "read": account.read, "kept": account.kept}
@@ -126,11 +126,10 @@ def noise(
 
 
 def _renderer(model: str, chat_template: str | None) -> Renderer:
-    from preftune.data.render import Renderer
-    from preftune.model.load import end_ids, load_tokenizer, locate
+    from preftune.evaluate.renderers import renderer_of
+    from preftune.model.load import locate
 
-    source = locate(model, "--model")
-    return Renderer.of(load_tokenizer(source, chat_template), end_ids(source))
+    return renderer_of(locate(model, "--model"), chat_template)
 
 
 def _beyond(model: str, tokens: Sequence[TokenGroup]) -> list[str]:

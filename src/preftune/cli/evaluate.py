@@ -32,10 +32,13 @@ def frontier(
     seed: Annotated[int, typer.Option(help="Seed of all samples.", min=0)] = 0,
     dtype: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
     chat_template: Annotated[str | None, typer.Option(help="As data.chat_template.")] = None,
+    chat_template_kwargs: Annotated[str | None, typer.Option(help="As data.chat_template_kwargs, in JSON.")] = None,
+    as_chat: Annotated[bool, typer.Option("--as-chat", help="As data.as_chat.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only errors.")] = False,
 ) -> None:
     """Reward and sequence KL of policies and temperatures, beside best of n and the optimum: table, plot, JSON."""
     listed = numbers(temperatures)
+    from preftune.evaluate.renderers import ChatOptions
     from preftune.methods.frontier import Frontier
     from preftune.methods.frontier import run as run_frontier
     from preftune.train.display import Display
@@ -53,6 +56,7 @@ def frontier(
         seed,
         dtype,
         chat_template,
+        ChatOptions.asked(chat_template_kwargs, as_chat),
     )
     run_frontier(wanted, out, Display(quiet))
 
@@ -89,11 +93,14 @@ def winrate(
     seed: Annotated[int, typer.Option(help="Seed of samples and intervals.", min=0)] = 0,
     dtype: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
     chat_template: Annotated[str | None, typer.Option(help="As data.chat_template.")] = None,
+    chat_template_kwargs: Annotated[str | None, typer.Option(help="As data.chat_template_kwargs, in JSON.")] = None,
+    as_chat: Annotated[bool, typer.Option("--as-chat", help="As data.as_chat.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what a server would cost, ask nothing.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only errors.")] = False,
 ) -> None:
     """How often a judge prefers a policy's responses, in both orders, over sampling temperatures."""
     listed = numbers(temperatures)
+    from preftune.evaluate.renderers import ChatOptions
     from preftune.evaluate.server import Server
     from preftune.methods.winrate import Contest
     from preftune.methods.winrate import run as run_winrate
@@ -114,6 +121,7 @@ def winrate(
         Server.asked(judge_url, judge, api_key_env, concurrency, timeout, server_settings),
         price_in,
         price_out,
+        ChatOptions.asked(chat_template_kwargs, as_chat),
     )
     run_winrate(contest, out, Display(quiet), dry_run)
 

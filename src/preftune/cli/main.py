@@ -114,6 +114,8 @@ def sample(
     max_prompts: Annotated[int | None, typer.Option(help="Take only the first so many prompts.", min=1)] = None,
     dtype: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
     chat_template: Annotated[str | None, typer.Option(help="As data.chat_template.")] = None,
+    chat_template_kwargs: Annotated[str | None, typer.Option(help="As data.chat_template_kwargs, in JSON.")] = None,
+    as_chat: Annotated[bool, typer.Option("--as-chat", help="As data.as_chat.")] = False,
     server: Annotated[str | None, typer.Option(help="URL of an OpenAI-compatible server.")] = None,
     api_key_env: Annotated[str | None, typer.Option(help="Name of the variable that has the server's key.")] = None,
     concurrency: Annotated[int, typer.Option(help="Requests at a time.", min=1)] = 8,
@@ -124,6 +126,7 @@ def sample(
     quiet: Quiet = False,
 ) -> None:
     """Responses to prompts, from a model here or from a server. The same command goes on where it stopped."""
+    from preftune.evaluate.renderers import ChatOptions
     from preftune.evaluate.server import Server
     from preftune.methods.samples import Wanted
     from preftune.methods.samples import run as run_sample
@@ -132,7 +135,8 @@ def sample(
 
     asked = Server.asked(server, model, api_key_env, concurrency, timeout, server_settings)
     sampling = Sampling(n, max_new_tokens, temperature, top_p, top_k, seed)
-    run_sample(Wanted(model, prompts, sampling, max_prompts, dtype, chat_template, asked), out, Display(quiet))
+    chat = ChatOptions.asked(chat_template_kwargs, as_chat)
+    run_sample(Wanted(model, prompts, sampling, max_prompts, dtype, chat_template, asked, chat), out, Display(quiet))
 
 
 @app.command()
@@ -191,6 +195,8 @@ def score(
     ] = None,
     dtype: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
     chat_template: Annotated[str | None, typer.Option(help="As data.chat_template.")] = None,
+    chat_template_kwargs: Annotated[str | None, typer.Option(help="As data.chat_template_kwargs, in JSON.")] = None,
+    as_chat: Annotated[bool, typer.Option("--as-chat", help="As data.as_chat.")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Implicit rewards beta * log(policy / reference) of every pair, or any reward; accuracy, by subset where known."""
@@ -209,6 +215,8 @@ def score(
             "dtype": dtype != "auto",
             "beta": beta != 0.1,
             "chat-template": chat_template,
+            "chat-template-kwargs": chat_template_kwargs,
+            "as-chat": as_chat,
         }
         for name in [f"--{name}" for name, value in useless.items() if value]:
             raise ConfigError(
@@ -216,8 +224,10 @@ def score(
             )
         run_score(Rewarding(reward, data, data_format, max_length), out, Display(quiet))
         return
-    both = policy or "", reference or ""
-    scoring = Scoring(*both, data, beta, tokens, data_format, max_length, dtype, chat_template, mode)
+    from preftune.evaluate.renderers import ChatOptions
+
+    both, chat = (policy or "", reference or ""), ChatOptions.asked(chat_template_kwargs, as_chat)
+    scoring = Scoring(*both, data, beta, tokens, data_format, max_length, dtype, chat_template, mode, chat)
     run_score(scoring, out, Display(quiet))
 
 

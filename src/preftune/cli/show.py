@@ -23,7 +23,7 @@ def render_group(group: PreferenceGroup, renderer: Renderer | None, max_length: 
             out.append(printable(shown(response)) + "\n", style="green")
         return out
     account = Account(group.origin)
-    found = tokenize([group], renderer, Limits(max_length), account)
+    found = tokenize([group], renderer, Limits(max_length, bad_rows="drop"), account)
     for reason in account.dropped:
         out.append(f"dropped: {reason}\n", style="red")
     for note in account.noted:

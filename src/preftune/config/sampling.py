@@ -5,7 +5,7 @@ As in schema.py, field descriptions are the reference documentation.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -16,6 +16,7 @@ from preftune.config.schema import (
     OptimConfig,
     Section,
     SlotConfig,
+    TemplateArguments,
     TunedConfig,
     share,
     terms_of,
@@ -33,10 +34,11 @@ class PromptConfig(Section):
     """Columns to treat as absent."""
     chat_template: str | None = None
     """As for the other methods."""
-    chat_template_kwargs: dict[str, Any] = Field({})
+    chat_template_kwargs: TemplateArguments = Field({})
     """Arguments of the chat template besides the messages, e.g. {enable_thinking: false}."""
     as_chat: bool = False
-    """Send text prompts through the chat template, as one user message."""
+    """Send text prompts through the chat template, as one user message. Transcripts of HH-RLHF become the messages that
+    they consist of."""
     max_prompt_length: int = Field(512, ge=1)
     """Longer prompts are dropped, and counted."""
     max_dropped: float = Field(0.2, ge=0, le=1)

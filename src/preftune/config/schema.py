@@ -31,6 +31,25 @@ def share(value: str | float | None) -> str | float | None:
     return value
 
 
+RESERVED = {
+    *("conversation", "messages", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize"),
+    *("sanitize_control_tokens", "padding", "truncation", "max_length", "return_tensors", "return_dict"),
+    *("return_assistant_tokens_mask", "tokenizer_kwargs", "strftime_now", "raise_exception", "preftune_dates"),
+}
+"""Arguments of transformers' apply_chat_template that preftune sets itself."""
+
+
+def template_arguments(value: dict[str, Any]) -> dict[str, Any]:
+    """`data.chat_template_kwargs`, checked."""
+    taken = sorted(RESERVED & set(value))
+    if taken:
+        raise ValueError(f"{taken[0]} is set by preftune; leave it out")
+    return value
+
+
+TemplateArguments = Annotated[dict[str, Any], AfterValidator(template_arguments)]
+
+
 class ModelConfig(Section):
     path: str
     """Hugging Face folder, PEFT adapter folder or Hub id (`name` or `name@revision`) of the policy."""
@@ -75,10 +94,15 @@ class DataConfig(Section):
     chat_template: str | None = None
     """Template for chat messages in place of the tokenizer's: a .jinja file, or `dialogue` for models that have
     none. It is saved with the model."""
-    chat_template_kwargs: dict[str, Any] = {}
+    chat_template_kwargs: TemplateArguments = {}
     """Arguments of the chat template besides the messages, e.g. {enable_thinking: false}."""
     as_chat: bool = False
-    """Send text prompts and responses through the chat template, as one user and one assistant message."""
+    """Send text prompts and responses through the chat template, as one user and one assistant message. Transcripts of
+    HH-RLHF become the messages that they consist of."""
+    thinking: Literal["template", "keep"] = "template"
+    """How the reasoning of chat responses is written. template: by the chat template. keep: as it is in the data, after
+    the generation prompt; if that opens <think>, a response without reasoning closes it at once. For templates that
+    leave out reasoning (DeepSeek-R1, QwQ)."""
     max_length: int = Field(1024, ge=2)
     """Most tokens of prompt and response together."""
     max_prompt_length: int | None = Field(None, ge=1)

@@ -25,6 +25,7 @@ class Account:
 
     A noted row is kept; the note says what was done to it. A row counts once, however many groups it made.
     `columns` says what became of each column (columns.FATES). `unmatched` are names in data.ignore that no row has.
+    `remedies` are what to do about the dropped rows besides repairing them.
     """
 
     source: str
@@ -34,6 +35,7 @@ class Account:
     noted: dict[str, list[str]] = field(default_factory=dict)
     columns: dict[str, str] = field(default_factory=dict)
     unmatched: list[str] = field(default_factory=list)
+    remedies: list[str] = field(default_factory=list)
 
     @property
     def kept(self) -> int:
@@ -84,6 +86,7 @@ class Account:
 
     def check(self, max_dropped: float, repair: str = REPAIR) -> None:
         """Raises DataError if nothing is left, or if more than the share `max_dropped` was dropped."""
+        repair = "; or ".join([repair, *self.remedies])
         if self.read == 0:
             raise DataError("no rows: the file is empty", where=self.source)
         repair = self._repair() if repair == REPAIR else repair

@@ -15,11 +15,13 @@ from preftune.data.account import Account
 from preftune.data.across import all_chats, bad_row, require_prompts, with_margins
 from preftune.data.cells import decoded
 from preftune.data.columns import Ledger, Tracked
+from preftune.data.faults import Fault, settle
 from preftune.data.formats import BY_NAME, by_function, detect
 from preftune.data.names import Names, names_of, no_such_column
 from preftune.data.parsers import Reading
 from preftune.data.read import Row, read
 from preftune.data.render import Encoded, Renderer
+from preftune.data.turns import in_turns
 from preftune.data.values import BadRow, Drop, Fields, states_margin, without_empty
 from preftune.errors import DataError
 from preftune.resolve import resolve
@@ -27,6 +29,7 @@ from preftune.types import Judgement, PreferenceGroup, TokenGroup
 
 DETECTION_ROWS = 20
 CHUNK = 512  # groups tokenised in one call
+DROPPED_ALONE = "the responses differ only in text that the chat template leaves out"
 
 Parser = Callable[[Fields], Iterable[PreferenceGroup]]
 
@@ -51,6 +54,8 @@ def read_groups(source: str | Sequence[str], reading: Reading | None = None) -> 
         account.read += 1
         try:
             found = _read_row(row, parse, ledger, account, reading.bad_rows == "drop")
+            if reading.as_chat:
+                found = [in_turns(group) for group in found]
             groups.extend(found)
             if any(group.judgements for group in found):
                 judged[row.origin] = states_margin(names.row(row.value))
@@ -241,28 +246,37 @@ def refuse_overlap(train: Sequence[PreferenceGroup], held_out: Sequence[Preferen
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How long sequences may be, from the config."""
+    """How long sequences may be, and what happens to rows that cannot be rendered, from the config."""
 
     max_length: int = 1024
     max_prompt_length: int | None = None
     overlong: Literal["truncate", "drop", "error"] = "truncate"
+    bad_rows: Literal["error", "drop"] = "error"
 
 
 def tokenize(
     groups: Sequence[PreferenceGroup], renderer: Renderer, limits: Limits, account: Account
 ) -> list[TokenGroup]:
-    """Token ids of every group that fits the limits; what does not is dropped or cut, and accounted for."""
+    """Token ids of every group that fits the limits; what does not is dropped or cut, and accounted for.
+
+    Raises DataError for all rows that the chat template cannot render, unless `limits.bad_rows` is "drop".
+    """
     result: list[TokenGroup] = []
     reasons: dict[str, str] = {}
+    faults: list[tuple[str, Fault]] = []
     for begin in range(0, len(groups), CHUNK):
         chunk = groups[begin : begin + CHUNK]
         for group, encoded in zip(chunk, renderer.encode(chunk), strict=True):
+            if encoded.fault:
+                faults.append((group.origin, encoded.fault))
+                continue
             for note in encoded.notes:
                 account.note(note, group.origin)
             try:
                 result.append(_fit(group, encoded, limits, account, renderer.tokenizer.bos_token_id))
             except Drop as drop:
                 reasons[group.origin] = str(drop)
+    reasons |= settle(faults, len(groups), limits.bad_rows, account)
     kept = {group.origin for group in result}
     for origin, reason in reasons.items():
         if origin in kept:  # another turn of the same row is trained on
@@ -292,8 +306,9 @@ def _fit(group: PreferenceGroup, encoded: Encoded, limits: Limits, account: Acco
         prompt, responses = _cut(group, prompt, responses, limits, account, bos)
     judgements = _distinct(group.judgements, responses)
     if group.judgements and not judgements:
-        same = _distinct(group.judgements, encoded.response_ids)
-        raise Drop("identical after truncation" if same else "identical token ids")
+        if _distinct(group.judgements, encoded.response_ids):
+            raise Drop("identical after truncation")
+        raise Drop(DROPPED_ALONE if encoded.dropped else "identical token ids")
     if len(judgements) < len(group.judgements):
         account.note("judgements between responses with identical ids were left out", group.origin)
     return TokenGroup(

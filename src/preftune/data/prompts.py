@@ -13,6 +13,7 @@ from preftune.data.account import Account
 from preftune.data.across import all_chats
 from preftune.data.cells import decoded
 from preftune.data.columns import Ledger, Tracked
+from preftune.data.faults import settle
 from preftune.data.groups import read_groups
 from preftune.data.names import Names, names_of
 from preftune.data.parsers import Reading
@@ -104,9 +105,12 @@ def text_prompt(row: Fields) -> Text:
 def encode_prompts(
     groups: Sequence[PreferenceGroup], renderer: Renderer, longest: int, account: Account
 ) -> list[Prompt]:
-    """Their token ids; those that are too long are dropped and counted."""
-    result = []
+    """Their token ids; those that are too long, or that the chat template refuses, are dropped and counted."""
+    result, faults = [], []
     for group, encoded in zip(groups, renderer.encode(groups), strict=True):
+        if encoded.fault:
+            faults.append((group.origin, encoded.fault))
+            continue
         for note in encoded.notes:
             account.note(note, group.origin)
         if len(encoded.prompt_ids) > longest:
@@ -115,4 +119,6 @@ def encode_prompts(
             account.drop("a prompt without a token", group.origin)
         else:
             result.append(Prompt(group.prompt, np.asarray(encoded.prompt_ids, dtype=np.int32), group.origin))
+    for origin, reason in settle(faults, len(groups), "drop", account).items():
+        account.drop(reason, origin)
     return result

@@ -24,6 +24,7 @@ from preftune.data.layout import Budget, micro_batches
 from preftune.data.prompts import Prompt
 from preftune.data.render import Renderer
 from preftune.errors import ConfigError, ModelError, NumericError, PreftuneError
+from preftune.evaluate.renderers import renderer_of
 from preftune.model import load
 from preftune.model.generate import Sampled
 from preftune.model.logprobs import Scorer, logps
@@ -193,10 +194,10 @@ class RewardModel:
                 where=f"{where} {path}",
                 fix="train one with preftune reward, or name any sequence classifier with one label",
             )
-        model, tokenizer = load_scalar(source, dtype), load.load_tokenizer(source)
+        model = load_scalar(source, dtype)
         model.to(device or "cpu").requires_grad_(False)
         longest = load.positions(model.config) or 1 << 20
-        return RewardModel(scalar_scorer(model), Renderer.of(tokenizer, load.end_ids(source)), longest)
+        return RewardModel(scalar_scorer(model), renderer_of(source), longest)
 
     @torch.no_grad()
     def __call__(self, answers: Sequence[Answer]) -> Sequence[float | None]:
@@ -220,7 +221,7 @@ def tokens_of(
         response: Text = a.response if isinstance(a.prompt, str) else (Message("assistant", a.response),)
         groups.append(PreferenceGroup(a.prompt, (response,), ended=(a.ended,), origin=str(number)))
     account = Account("answers")
-    tokens = tokenize(groups, renderer, Limits(longest, overlong="drop"), account)
+    tokens = tokenize(groups, renderer, Limits(longest, overlong="drop", bad_rows="drop"), account)
     reasons.update({reason: len(origins) for reason, origins in account.dropped.items()})
     return {int(group.origin): group for group in tokens}
 
@@ -245,7 +246,7 @@ def implicit(name: str, where: str, dtype: torch.dtype, device: Any = None) -> R
     if tokenizers[0].get_vocab() != tokenizers[1].get_vocab():
         raise ModelError("policy and reference have different vocabularies", where=where)
     scorers = [Scorer.of(load.load_model(source, dtype).to(device or "cpu")) for source in sources]
-    renderer = Renderer.of(tokenizers[0], load.end_ids(sources[0]))
+    renderer = renderer_of(sources[0], tokenizer=tokenizers[0])
     longest, reasons = load.positions(scorers[0].model.config) or 1 << 20, Counter[str]()
 
     @torch.no_grad()

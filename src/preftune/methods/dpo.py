@@ -41,8 +41,12 @@ def run(
     tokenizer: Any = None,
     display: Display | None = None,
     dry_run: bool = False,
+    moment: str | None = None,
 ) -> Path:
-    """Train and return the folder of the tuned model. `model` and `tokenizer` may be given in memory."""
+    """Train and return the folder of the tuned model. `model` and `tokenizer` may be given in memory.
+
+    `moment` is what a chat template writes as the date, in ISO format. None: when the run began.
+    """
     objective = bind_objective(config.terms)
     kind = reference_kind(config, objective)
     if config.reference.path:
@@ -72,7 +76,7 @@ def run(
         return watch(task, config, policy, task.groups)[0]
 
     method = Method(task, complete, kind, watched=watched)
-    return train(config, method, model=model, tokenizer=tokenizer, display=display, dry_run=dry_run)
+    return train(config, method, model=model, tokenizer=tokenizer, display=display, dry_run=dry_run, moment=moment)
 
 
 def bind_objective(terms: Sequence[LossTerm]) -> Objective:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from preftune.evaluate.frontier import (
     response_logps,
     tempered,
 )
+from preftune.evaluate.renderers import ChatOptions, renderer_of
 from preftune.evaluate.rewards import Reward, answers_of, every_reward, open_reward
 from preftune.exact.optimum import tilt
 from preftune.files import write_json
@@ -63,6 +64,7 @@ class Frontier:
     seed: int = 0
     dtype: str = "auto"
     chat_template: str | None = None
+    chat: ChatOptions = field(default_factory=ChatOptions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +100,8 @@ def run(wanted: Frontier, out: Path, display: Display) -> dict[str, list[Point]]
     device = device_of(None)
     reward = open_reward(wanted.reward, "--reward", device=device)
     opened = open_policy(wanted.reference, "--reference", dtype, device)
-    tokenizer = load.load_tokenizer(opened.source, wanted.chat_template)
-    renderer = Renderer.of(tokenizer, load.end_ids(opened.source))
+    renderer = renderer_of(opened.source, wanted.chat_template, wanted.chat)
+    tokenizer = renderer.tokenizer
     asking = Asking(_prompts(wanted, renderer, opened.model.config, display), tokenizer, reward, wanted.max_new_tokens)
     reference = Scorer.of(opened.model)
     with display.stage("frontier", 1 + len(wanted.policies) * len(wanted.temperatures)) as stage:

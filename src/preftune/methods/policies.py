@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +137,7 @@ def _of_checkpoint(folder: Path, dtype: torch.dtype) -> tuple[Any, load.Source]:
     with torch.no_grad():
         for name, value in saved.items():
             parameters[name].copy_(value)
-    return (load.rounded(merged(model, str(folder)), source, dtype) if lora else model), source
+    return (load.rounded(merged(model, str(folder)), source, dtype) if lora else model), replace(source, run=str(run))
 
 
 def _step(folder: Path) -> int:

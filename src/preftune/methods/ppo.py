@@ -61,7 +61,8 @@ def run(
             display.say(f"{folder} is finished; its model is {folder / 'final'}")
             return folder / "final"
         judge = reward or open_reward(config.reward, "reward", device=prepare.device_of(model))
-        renderer = prepare.load_renderer(config.data.chat_template, source, tokenizer, model)
+        moment = (Run.noted(folder, "chat") or {}).get("moment")
+        renderer = prepare.load_renderer(config.data, source, tokenizer, model, moment)
         prompts = encoded(config, asked, renderer, display)
         policy = prepare.load_policy(config, source, renderer, model)
         require_room(policy, [*prompts.train, *prompts.held_out], config, source)
@@ -81,7 +82,9 @@ def run(
             note_reward(run, config.reward)
         prepare.require_same_start(run, policy)
         run.note(
-            start_weights=policy.start_hash, data={a.source: {"read": a.read, "kept": a.kept} for a in asked.accounts}
+            chat=renderer.settings.record(),
+            start_weights=policy.start_hash,
+            data={a.source: {"read": a.read, "kept": a.kept} for a in asked.accounts},
         )
         if run.tokens:  # a larger one would change last digits, or run out of memory again
             policy.budget = replace(policy.budget, tokens=min(policy.budget.tokens, run.tokens))

@@ -6,7 +6,8 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,12 +30,17 @@ from preftune.data.parsers import Reading
 from preftune.data.prompts import Prompt, encode_prompts, read_prompts
 from preftune.data.read import fingerprint
 from preftune.data.render import Renderer
+from preftune.data.template import ChatSettings, require_used, source_of
+from preftune.data.turns import in_turns
+from preftune.data.values import BadRow
 from preftune.errors import ConfigError, DataError, ModelError, RunError, writing
+from preftune.files import write_json
 from preftune.methods.gate import Values, admit, state_values, token_values
 from preftune.model import load
 from preftune.model.adapter import merged as merge
 from preftune.model.attention import use_own
 from preftune.model.compile import compile_blocks
+from preftune.model.generate import end_ids as generate_ends
 from preftune.model.logprobs import Scorer
 from preftune.model.precision import exact_base, exact_in, exact_state, in_dtypes, save_dtype_of
 from preftune.model.scalar import load_scalar, scalar_scorer
@@ -141,7 +147,7 @@ def read_prompt_data(config: PromptConfig) -> TextData:
     def prompts_of(source: str | Sequence[str]) -> tuple[list[PreferenceGroup], Account]:
         found, account = read_prompts(source, Reading(columns=config.columns, ignore=tuple(config.ignore)))
         account.check(config.max_dropped)
-        return found, account
+        return (as_chat(found) if config.as_chat else found), account
 
     return _split_off(config, prompts_of)
 
@@ -167,7 +173,7 @@ def _split_off(
 
 def tokenize_data(data: TextData, renderer: Renderer, config: DataConfig) -> TokenData:
     """Token ids of all groups, every row accounted for."""
-    limits = Limits(config.max_length, config.max_prompt_length, config.overlong)
+    limits = limits_of(config)
     train_account, held_account = data.accounts[0], data.accounts[-1]
     tokens = TokenData(
         tokenize(data.train, renderer, limits, train_account),
@@ -180,14 +186,47 @@ def tokenize_data(data: TextData, renderer: Renderer, config: DataConfig) -> Tok
     return tokens
 
 
-def load_renderer(template: str | None, source: load.Source, tokenizer: Any = None, model: Any = None) -> Renderer:
-    """The tokenizer with its special tokens and the tokens that end a response; `template` is data.chat_template."""
+def limits_of(config: DataConfig) -> Limits:
+    """How long sequences may be, and what happens to rows that cannot be rendered."""
+    return Limits(config.max_length, config.max_prompt_length, config.overlong, config.bad_rows)
+
+
+def as_chat(prompts: Sequence[PreferenceGroup]) -> list[PreferenceGroup]:
+    """Text prompts as chat messages. Raises DataError for an empty one."""
+    result = []
+    for group in prompts:
+        try:
+            result.append(in_turns(group))
+        except BadRow as fault:
+            raise DataError(str(fault), where=group.origin, fix="remove the row, or set data.as_chat=false") from None
+    return result
+
+
+def chat_settings(config: DataConfig | PromptConfig, moment: str | None = None) -> ChatSettings:
+    """How chat messages are rendered. `moment` is what the template writes as the date; None: now."""
+    when = datetime.fromisoformat(moment) if moment else None
+    settings = ChatSettings(config.chat_template_kwargs, config.as_chat, moment=when)
+    if isinstance(config, DataConfig):
+        return replace(settings, thinking=config.thinking, allow_dropped_text=config.allow_dropped_text)
+    return settings
+
+
+def load_renderer(
+    config: DataConfig | PromptConfig,
+    source: load.Source,
+    tokenizer: Any = None,
+    model: Any = None,
+    moment: str | None = None,
+) -> Renderer:
+    """The tokenizer with its chat template, its special tokens and the tokens that end a response."""
     if tokenizer is None:
-        tokenizer = load.load_tokenizer(source, template)
-    elif template is not None:
-        tokenizer.chat_template = load.template(template)
-    ends = load.end_ids(source) if model is None else load.as_ids(model.generation_config.eos_token_id)
-    return Renderer.of(tokenizer, ends)
+        tokenizer = load.load_tokenizer(source, config.chat_template)
+    elif config.chat_template is not None:
+        tokenizer.chat_template = load.template(config.chat_template)
+    settings = chat_settings(config, moment)
+    require_used(source_of(tokenizer, settings), settings.arguments, "data.chat_template_kwargs")
+    ends = load.end_ids(source, tokenizer) if model is None else generate_ends(model, tokenizer)
+    return Renderer.of(tokenizer, ends, settings)
 
 
 def load_policy(
@@ -354,6 +393,7 @@ def open_run(config: RunConfig, data: TextData, tokens: TokenData, display: Disp
         )
     run.note(
         ids=ids,
+        chat=policy.renderer.settings.record(),
         start_weights=policy.start_hash,
         data={a.source: {"read": a.read, "kept": a.kept, "format": a.format} for a in data.accounts},
     )
@@ -395,6 +435,9 @@ def export(policy: Policy, weights: Weights, folder: Path, merged: bool = False)
             load.save_model(in_dtypes(exact_base(model, policy.precise).unload(), *saved), policy.tokenizer, base)
     else:
         load.save_model(in_dtypes(model, *saved), policy.tokenizer, part)
+    record = policy.renderer.settings.record()
+    if record != ChatSettings().record():  # the template alone does not say how it was used
+        write_json(part / load.CHAT_RECORD, record)
     with writing(final):
         if final.exists():  # left by a run that was killed before it noted its end
             shutil.rmtree(final)

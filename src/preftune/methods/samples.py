@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,12 @@ from preftune.config.schema import ModelConfig
 from preftune.data.account import Account
 from preftune.data.prompts import read_prompts
 from preftune.data.read import fingerprint
-from preftune.data.render import Renderer
 from preftune.errors import ConfigError, IncompleteError, RunError, require_writable, writing
+from preftune.evaluate.renderers import ChatOptions, renderer_of
 from preftune.evaluate.server import RefusedError, Server
 from preftune.files import Journal, write_json, write_rows
 from preftune.methods.policies import open_policy, weights_of
 from preftune.methods.prepare import compute_dtype, device_of, with_room
-from preftune.model import load
 from preftune.model.generate import Sampling, sample
 from preftune.train.display import Display
 from preftune.types import PreferenceGroup, Text, as_json
@@ -44,6 +43,7 @@ class Wanted:
     dtype: str = "auto"
     chat_template: str | None = None
     server: Server | None = None
+    chat: ChatOptions = field(default_factory=ChatOptions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,11 +218,10 @@ def opened(wanted: Wanted, groups: Sequence[PreferenceGroup], account: Account) 
     """The model with its prompts; those that leave no room are dropped and counted."""
     dtype = compute_dtype(ModelConfig(path=wanted.model, dtype=wanted.dtype))  # type: ignore[arg-type]
     policy = open_policy(wanted.model, "--model", dtype, device_of(None))
-    tokenizer = load.load_tokenizer(policy.source, wanted.chat_template)
-    renderer = Renderer.of(tokenizer, load.end_ids(policy.source))
+    renderer = renderer_of(policy.source, wanted.chat_template, wanted.chat)
     new = wanted.sampling.max_new_tokens
     prompts = with_room(groups, renderer, policy.model.config, new, account, "--max-new-tokens")
-    return Local(policy.model, tokenizer, {p.text: p.ids.tolist() for p in prompts})
+    return Local(policy.model, renderer.tokenizer, {p.text: p.ids.tolist() for p in prompts})
 
 
 def _in_process(
@@ -361,6 +360,8 @@ def _settings(wanted: Wanted) -> dict[str, Any]:
         "sampling": {name: value for name, value in asdict(wanted.sampling).items() if name != "n"},
         "dtype": wanted.dtype,
         "chat_template": wanted.chat_template,
+        **({"chat_template_kwargs": wanted.chat.arguments} if wanted.chat.arguments else {}),
+        **({"as_chat": True} if wanted.chat.as_chat else {}),
         "server": wanted.server.record if wanted.server else None,
     }
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,13 @@ from preftune.data.parsers import Reading
 from preftune.data.published import LENGTH, PROMPT, as_published
 from preftune.data.render import Renderer
 from preftune.errors import ConfigError, did_you_mean, require_writable
+from preftune.evaluate.renderers import ChatOptions, renderer_of
 from preftune.evaluate.rewards import Answer, RewardModel, open_reward, rewards_of_groups, why_none
 from preftune.files import write_json, write_rows
 from preftune.methods.gate import admit
 from preftune.methods.prepare import compute_dtype, device_of, require_positions, require_same_vocabulary
 from preftune.methods.summary import Mark, Scored, Tokens, lines_of, marks_of, summary_of
-from preftune.model.load import DTYPES, Source, end_ids, load_config, load_model, load_tokenizer, locate, positions
+from preftune.model.load import DTYPES, Source, load_config, load_model, load_tokenizer, locate, positions
 from preftune.model.logprobs import Scorer, logps
 from preftune.model.memory import by_group
 from preftune.report.tokens import ShadedPair, shown, write_token_page
@@ -58,6 +59,7 @@ class Scoring:
     dtype: str = "auto"
     chat_template: str | None = None
     mode: str = "corrected"
+    chat: ChatOptions = field(default_factory=ChatOptions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,9 +191,9 @@ def implicit(
     display: Display,
 ) -> tuple[Any, dict[str, list[Scored]]]:
     """The tokenizer, and the groups with implicit rewards: corrected, and compatible if that is asked for."""
-    tokenizer = load_tokenizer(sources["policy"], scoring.chat_template)
+    renderer = renderer_of(sources["policy"], scoring.chat_template, scoring.chat)
+    tokenizer = renderer.tokenizer
     require_same_vocabulary(tokenizer, load_tokenizer(sources["reference"]), scoring.reference)
-    renderer = Renderer.of(tokenizer, end_ids(sources["policy"]))
     longest = min(MAX_LENGTH, *(positions(load_config(source)) or MAX_LENGTH for source in sources.values()))
     readings = readings_of(scoring, groups, marks, renderer, longest, account)
     for line in account.lines():

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from preftune.evaluate.judges import (
     server_judge,
     tokens_of,
 )
+from preftune.evaluate.renderers import ChatOptions
 from preftune.evaluate.rewards import Answer, Reward, open_reward, why_none
 from preftune.evaluate.server import Server
 from preftune.evaluate.winrate import WinRate, sides, win_rate
@@ -67,6 +68,7 @@ class Contest:
     server: Server | None = None
     price_in: float = 0.0
     price_out: float = 0.0
+    chat: ChatOptions = field(default_factory=ChatOptions)
 
 
 def run(contest: Contest, out: Path, display: Display, dry_run: bool = False) -> dict[str, dict[str, WinRate]]:
@@ -224,7 +226,14 @@ def sampled(
     short = path.parent.name if path.name == "final" else path.name
     file = out / f"{short}-{name}-T{temperature:g}.jsonl"
     sampling = Sampling(writer.n, contest.max_new_tokens, temperature, seed=contest.seed)
-    wanted = Wanted(writer.model, str(prompts), sampling, dtype=contest.dtype, chat_template=contest.chat_template)
+    wanted = Wanted(
+        writer.model,
+        str(prompts),
+        sampling,
+        dtype=contest.dtype,
+        chat_template=contest.chat_template,
+        chat=contest.chat,
+    )
     rows = read_samples(str(samples.run(wanted, file, display)), Account(str(file)))
     if writer.reward is None:
         return {row.prompt: row.texts[0] for row in rows}

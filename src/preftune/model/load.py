@@ -12,6 +12,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,9 @@ TEMPLATES = {
 }
 
 
+CHAT_RECORD = "chat_settings.json"
+"""File of a model folder with the chat settings that its run was trained with, where they are not the defaults."""
+
 NOT_ARITHMETIC = {
     "_name_or_path",
     "architectures",
@@ -60,11 +64,13 @@ NOT_ARITHMETIC = {
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a model comes from. `adapter` is a PEFT folder that sits on `base`, if the path named one."""
+    """Where a model comes from. `adapter` is a PEFT folder that sits on `base`, if the path named one; `run` is the run
+    folder of a checkpoint of `base`."""
 
     base: str
     revision: str | None = None
     adapter: str | None = None
+    run: str | None = None
 
 
 def locate(path: str, where: str = "model.path") -> Source:
@@ -173,15 +179,44 @@ def template(name: str) -> str:
     return Path(name).read_text(encoding="utf-8")
 
 
-def end_ids(source: Source) -> list[int]:
-    """Token ids that the model itself treats as the end of a generation."""
+def end_ids(source: Source, tokenizer: Any = None) -> list[int]:
+    """Token ids that the model's folder names as the end of a generation, in generation_config.json or config.json.
+
+    Of those that only config.json names, the ones that are special tokens of `tokenizer`, if it is given.
+    """
     import transformers
 
-    try:
+    found: list[int] = []
+    with suppress(OSError):
         config = transformers.GenerationConfig.from_pretrained(source.base, revision=source.revision)
-    except OSError:
-        return []
-    return as_ids(config.eos_token_id)
+        found = as_ids(config.eos_token_id)
+    with suppress(OSError):
+        raw, _ = transformers.PretrainedConfig.get_config_dict(source.base, revision=source.revision)
+        more = as_ids(raw.get("eos_token_id")) + as_ids((raw.get("text_config") or {}).get("eos_token_id"))
+        found += [i for i in more if tokenizer is None or i in special_ids(tokenizer)]
+    return list(dict.fromkeys(found))
+
+
+def special_ids(tokenizer: Any) -> set[int]:
+    """Ids of the tokens that are not made of text. A config may name an ordinary token as EOS by a wrong default."""
+    return {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids}
+
+
+def chat_record(source: Source) -> dict[str, Any]:
+    """How the run that made the model rendered chat messages; empty for a model of other origin."""
+    if source.run:
+        return dict(_json(Path(source.run) / "manifest.json").get("chat") or {})
+    return _json(Path(source.adapter or source.base) / CHAT_RECORD)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot be read: {error}", where=str(path)) from error
+    return dict(found)
 
 
 def as_ids(ids: Any) -> list[int]:

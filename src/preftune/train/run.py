@@ -70,6 +70,11 @@ class Run:
         return (folder / "final").is_dir() and _manifest(folder).get("finished", False)
 
     @staticmethod
+    def noted(folder: Path, fact: str) -> Any:
+        """A fact of the run in `folder`, or None."""
+        return _manifest(folder).get(fact)
+
+    @staticmethod
     def check(folder: Path, identity: dict[str, Any]) -> None:
         """Raises RunError if `folder` holds anything but this run, StorageError if it cannot be; writes nothing."""
         known = _manifest(folder)
