@@ -55,8 +55,9 @@ class Account:
         rare = [origin for reason in ranked[REASONS:] for origin in found[reason]]
         return [*texts, f"{self._count(rare)}: {len(ranked) - REASONS} other reasons"] if rare else texts
 
-    def check(self, max_dropped: float, repair: str = REPAIR) -> None:
+    def check(self, max_dropped: float, repair: str = "") -> None:
         """Raises DataError if nothing is left, or if more than the share `max_dropped` was dropped."""
+        repair = repair or (f"look at the function {self.format}" if ".py:" in self.format else REPAIR)
         if self.read == 0:
             raise DataError("no rows: the file is empty", where=self.source)
         if self.kept == 0:
@@ -81,5 +82,6 @@ def places(origins: Sequence[str], source: str = "", most: int = 3) -> str:
     prefix = f"{source}:"
     if source and all(origin.startswith(prefix) for origin in origins):
         origins = [origin.removeprefix(prefix) for origin in origins]
-        return f"line {', '.join(origins[:most])}{', ...' if len(origins) > most else ''}"
+        lines = "line" if len(origins) == 1 else "lines"
+        return f"{lines} {', '.join(origins[:most])}{', ...' if len(origins) > most else ''}"
     return ", ".join(origins[:most]) + (", ..." if len(origins) > most else "")

@@ -9,7 +9,7 @@ A format is found from the rows themselves: the first of FORMATS whose `fits` ac
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from reprlib import repr as brief
 from typing import Any
@@ -18,6 +18,7 @@ from preftune.data import parsers
 from preftune.data.parsers import Reading
 from preftune.data.values import ROLES, BadRow, Drop, Fields, clean, is_messages, kind_name, knowledge_of
 from preftune.errors import DataError
+from preftune.resolve import FAULTS, in_words, place_of
 from preftune.types import Judgement, Message, PreferenceGroup, Text, plain
 
 
@@ -206,24 +207,37 @@ def _near(column: str, found: set[str]) -> str:
     return next(iter(difflib.get_close_matches(column, sorted(found), n=1, cutoff=0.75)), "")
 
 
+class FunctionFault(BadRow):
+    """The user's function failed on the row, or returned something that no row can be."""
+
+
+RETURN = "return a PreferenceGroup, a list of them, or None"
+
+
 def by_function(function: Callable[..., Any], row: Fields, name: str) -> list[PreferenceGroup]:
     """Groups from a user's function, as strictly checked as those of a format; its mistakes are bad rows."""
     try:
         result = function(row)
-        groups = [result] if isinstance(result, PreferenceGroup) or result is None else list(result)
+        several = isinstance(result, Iterable) and not isinstance(result, str | bytes | Mapping)
+        groups = list(result) if several else [result]  # a generator runs the function only now
     except (BadRow, Drop):
         raise
-    except Exception as error:
-        raise BadRow(f"{name} raised {type(error).__name__}: {error}") from error
+    except FAULTS as error:
+        raise FunctionFault(f"{place_of(error, function)}: {in_words(error)}, raised in {name}") from error
+    if result is None or not groups:
+        raise Drop(f"the format function returned {'None' if result is None else 'an empty list'}")
+    for group in groups:
+        if not isinstance(group, PreferenceGroup):
+            what = "None" if group is None else f"a {type(group).__name__}"
+            within = f"a {type(result).__name__} that holds " if several else ""
+            raise FunctionFault(f"{name} returned {within}{what}; {RETURN}")
     try:
         return [_sound(group) for group in groups]
     except BadRow as fault:
         raise BadRow(f"{name}: {fault}") from None
 
 
-def _sound(group: Any) -> PreferenceGroup:
-    if not isinstance(group, PreferenceGroup):
-        raise BadRow(f"returned {type(group).__name__}, not PreferenceGroup")
+def _sound(group: PreferenceGroup) -> PreferenceGroup:
     if not isinstance(group.responses, tuple | list):
         raise BadRow(f"responses must be a tuple of texts, not {kind_name(group.responses)}")
     texts = [_given(response, f"responses[{i}]") for i, response in enumerate(group.responses)]

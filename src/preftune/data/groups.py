@@ -11,14 +11,14 @@ from typing import Literal
 
 import numpy as np
 
-from preftune.data.account import Account
-from preftune.data.formats import BY_NAME, by_function, detect
+from preftune.data.account import Account, places
+from preftune.data.formats import BY_NAME, FunctionFault, by_function, detect
 from preftune.data.parsers import Reading
 from preftune.data.read import Row, read
 from preftune.data.render import Encoded, Renderer
 from preftune.data.values import BadRow, Drop, Fields, states_margin, without_empty
 from preftune.errors import DataError
-from preftune.resolve import resolve
+from preftune.resolve import require_one_argument, resolve
 from preftune.types import Judgement, PreferenceGroup, TokenGroup
 
 DETECTION_ROWS = 20
@@ -42,6 +42,7 @@ def read_groups(source: str | Sequence[str], reading: Reading | None = None) -> 
     parse = _parser(reading.format, sound, head, reading, account)
     judged: dict[str, bool] = {}  # origin of each row with judgements: does it state a margin?
     groups: list[PreferenceGroup] = []
+    failed: dict[str, list[str]] = {}  # what the user's function did wrong, and in which rows
     for row in _chain(head, rows):
         account.read += 1
         try:
@@ -55,9 +56,13 @@ def read_groups(source: str | Sequence[str], reading: Reading | None = None) -> 
         except Drop as reason:
             account.drop(str(reason), row.origin)
         except BadRow as fault:
-            if bad_rows == "error":
+            if bad_rows == "error" and not isinstance(fault, FunctionFault):
                 raise _bad(str(fault), row.origin, account.format) from None
             account.drop(f"cannot be read: {fault}", row.origin)
+            if bad_rows == "error":
+                failed.setdefault(str(fault), []).append(row.origin)
+    if failed:  # all rows are read first: one mistake of a function fails in many of them
+        raise _function_failed(failed, account)
     if account.format in BY_NAME and account.format != "ranked":  # others take margins from elsewhere
         groups = _with_margins(groups, judged, bad_rows, account)
     return groups, account
@@ -98,6 +103,18 @@ def _bad(fault: str, origin: str, format: str) -> DataError:
     return DataError(fault, where=origin, why=f"the rows are read by {format}", fix=fix)
 
 
+def _function_failed(failed: dict[str, list[str]], account: Account) -> DataError:
+    """The mistake that a user's function made in most rows."""
+    fault = max(failed, key=lambda fault: len(failed[fault]))
+    rows = sum(map(len, failed.values()))
+    return DataError(
+        fault,
+        where=failed[fault][0],
+        why=f"{account.format} failed in {rows} of {account.read} rows ({places(failed[fault], account.source)})",
+        fix="repair the function or the row, or set data.bad_rows=drop",
+    )
+
+
 def _chain(head: list[Row], rest: Iterator[Row]) -> Iterator[Row]:
     yield from head
     yield from rest
@@ -116,6 +133,7 @@ def _without(value: Fields, ignore: Sequence[str]) -> Fields:
 def _parser(format: str, sound: list[Fields], head: list[Row], reading: Reading, account: Account) -> Parser:
     if format != "auto" and format not in BY_NAME:
         function = resolve(format, dict.fromkeys(BY_NAME, by_function), "data.format")
+        require_one_argument(function, format)
         account.format = format
         return lambda row: by_function(function, row, format)
     if format == "auto":
