@@ -23,7 +23,15 @@ from preftune.methods.gate import admit, state_values
 from preftune.methods.policies import another_since, note_reward, reward_models_of, weights_of
 from preftune.methods.ppo_loop import optimise
 from preftune.methods.rollouts import Actors, Critic
-from preftune.methods.training import attention_returned, conclude, enough_memory, running, say_plan, stoppable
+from preftune.methods.training import (
+    attention_returned,
+    conclude,
+    enough_memory,
+    finished,
+    running,
+    say_plan,
+    stoppable,
+)
 from preftune.model import load
 from preftune.model.logprobs import model_size
 from preftune.model.reference import AdapterOff, Frozen
@@ -56,7 +64,7 @@ def run(
         if config.value.path:
             models["the first value model"] = weights_of(config.value.path)
         Run.check(folder, run_identity(identity, asked.fingerprint, models))
-        if Run.finished(folder):
+        if finished(config, source, model, tokenizer):
             display.say(f"{folder} is finished; its model is {folder / 'final'}")
             return folder / "final"
         judge = reward or open_reward(config.reward, "reward", device=prepare.device_of(model))
@@ -80,7 +88,9 @@ def run(
             note_reward(run, config.reward)
         prepare.require_same_start(run, policy)
         run.note(
-            start_weights=policy.start_hash, data={a.source: {"read": a.read, "kept": a.kept} for a in asked.accounts}
+            start_weights=policy.start_hash,
+            model_files=load.files_of(source) if model is None else None,
+            data={a.source: {"read": a.read, "kept": a.kept} for a in asked.accounts},
         )
         if run.tokens:  # a larger one would change last digits, or run out of memory again
             policy.budget = replace(policy.budget, tokens=min(policy.budget.tokens, run.tokens))

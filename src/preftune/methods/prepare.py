@@ -337,14 +337,7 @@ def open_run(config: RunConfig, data: TextData, tokens: TokenData, display: Disp
 
 def require_same_start(run: Run, policy: Policy) -> None:
     """Raises RunError if a resumed run does not have the model that it began with."""
-    before = run.known("start_weights")
-    if before and before != policy.start_hash:
-        raise RunError(
-            "the model is not the one this run started from",
-            where=str(run.folder),
-            why="a resumed run needs the same reference and the same first weights",
-            fix="give the original model, or choose another `out`",
-        )
+    Run.require_start(run.folder, policy.start_hash)
 
 
 def export(policy: Policy, weights: Weights, folder: Path, merged: bool = False) -> Path:

@@ -69,7 +69,7 @@ def train(
         source = load.locate(config.model.path) if model is None else load.Source(config.model.path)
         text = prepare.read_data(config.data)
         Run.check(folder, run_identity(config.model_dump(mode="json"), text.fingerprint))
-        if Run.finished(folder):
+        if finished(config, source, model, tokenizer, method.opening):
             display.say(f"{folder} is finished; its model is {folder / 'final'}")
             return folder / "final"
         renderer = prepare.load_renderer(config.data.chat_template, source, tokenizer, model)
@@ -90,6 +90,7 @@ def train(
             say_plan(config, plan.in_words(found, task, steps, time_lines), display)
             return folder
         run = prepare.open_run(config, text, data, display, policy)
+        run.note(model_files=load.files_of(source) if model is None else None)
         task = sized(config, policy, task, found, run.tokens)
         weights = Weights(policy.model, policy.precise)
         optimizer = build_optimizer(weights.masters, config.optim.name, config.optim.lr, config.optim.weight_decay)
@@ -102,6 +103,24 @@ def train(
         fit(task, steps, run.start, weights, optimizer, config.optim, config.train, run)
         method.finish(task, policy)
     return conclude(run, policy, weights, len(steps), method.merged)
+
+
+def finished(
+    config: TunedConfig, source: load.Source, model: Any, tokenizer: Any, opening: prepare.Opening = prepare.LANGUAGE
+) -> bool:
+    """Whether the run is finished. Raises RunError for a finished run that started from other weights.
+
+    A model in memory is compared by its weights. A model folder is only loaded for that if its files have changed.
+    """
+    folder, template = Path(config.out), config.data.chat_template  # type: ignore[attr-defined]
+    if not Run.finished(folder):
+        return False
+    if model is not None:
+        Run.require_start(folder, load.weights_hash(model))
+    elif Run.manifest(folder).get("model_files") not in (None, load.files_of(source)):
+        renderer = prepare.load_renderer(template, source, tokenizer)
+        Run.require_start(folder, prepare.load_policy(config, source, renderer, None, opening).start_hash)
+    return True
 
 
 @contextmanager
