@@ -30,6 +30,7 @@ from preftune.train.loop import fit
 from preftune.train.optim import Weights, build_optimizer, warmup_steps
 from preftune.train.run import Run, require_packages, run_identity
 from preftune.train.track import open_trackers
+from preftune.types import TokenGroup
 
 AGAIN_S = 4.0  # long enough to write what has been scored
 
@@ -227,10 +228,15 @@ def enough_memory() -> Iterator[None]:
 
 def schedule(config: RunConfig, task: ResponseTask) -> list[Plan]:
     """All optimizer steps of the run."""
-    if not task.groups:
-        raise DataError("no group is left for training", where=str(config.data.train))
+    require_groups(task.groups, config.data.train)
     sizes = [size_of(group) for group in task.groups]
     return list(plans(sizes, config.batch.pairs, config.train.seed, config.train.epochs, config.train.max_steps))
+
+
+def require_groups(groups: Sequence[TokenGroup], source: str | Sequence[str]) -> None:
+    """Raises DataError if there is nothing to train on."""
+    if not groups:
+        raise DataError("no group is left for training", where=str(source))
 
 
 def describe(
