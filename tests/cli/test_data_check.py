@@ -14,6 +14,7 @@ from preftune.cli.main import run
 CHAT = [
     {"prompt": [{"role": "user", "content": p["prompt"]}], **{k: p[k] for k in ("chosen", "rejected")}} for p in PAIRS
 ]
+LONG = [*PAIRS, {**PAIRS[0], "chosen": "word " * 99}]
 SAME = {"prompt": "p", "chosen": "x", "rejected": "x"}
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from preftune.data.audit import Lengths
     from preftune.data.render import Renderer
     from preftune.methods.check import Checked
+    from preftune.model.load import Source
 
 app = typer.Typer(help="Look at preference data before training on them.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -53,15 +54,22 @@ def check(
         "--chat-template": chat_template,
     }
     wanted = checking(arguments or (), config, short, "preftune data check")
+    from preftune.config.schema import terms_of
     from preftune.methods.check import check as check_data
+    from preftune.model.load import load_config, positions
 
-    checked = check_data(wanted.data, wanted.model.path if wanted.model else None, wanted.method, wanted.loss)
+    terms = terms_of(wanted.loss or {"name": "sigmoid"})
+    source, renderer = _model_of(wanted)
+    model_config = load_config(source) if source else None
+    limit = positions(model_config) if source else None
+    rows = model_config.get_text_config().vocab_size if model_config and source and not source.adapter else None
+    checked = check_data(wanted.data, wanted.method, terms, renderer, limit, rows, source.base if source else "")
     if as_json:
         print(json.dumps(_as_json(checked), indent=1))
     else:
-        print("\n".join(_lines(checked, wanted)))
+        print("\n".join(_lines(checked, wanted, limit)))
         print()
-        _show(checked.groups, 3, checked.renderer, wanted.data.max_length)
+        _show(checked.groups, 3, renderer, wanted.data.max_length)
     if checked.refusal:
         raise checked.refusal
 
@@ -89,8 +97,7 @@ def show(
     wanted = checking(arguments or (), config, short, "preftune data show")
     from preftune.data.groups import read_groups
     from preftune.errors import DataError
-    from preftune.methods.prepare import load_renderer, reading_of
-    from preftune.model.load import locate
+    from preftune.methods.prepare import reading_of
 
     data = wanted.data
     groups, account = read_groups(data.train, reading_of(data.model_copy(update={"bad_rows": "drop"})))
@@ -101,8 +108,7 @@ def show(
             reasons = [reason for reason, origins in account.dropped.items() if where in origins]
             raise DataError(reasons[0] if reasons else "no such row", where=where)
     account.check(1.0)
-    renderer = load_renderer(data.chat_template, locate(wanted.model.path)) if wanted.model else None
-    _show(groups, n, renderer, data.max_length)
+    _show(groups, n, _model_of(wanted)[1], data.max_length)
 
 
 @app.command()
@@ -153,6 +159,17 @@ def noise(
     run(resolved, display=Display(quiet), dry_run=dry_run)
 
 
+def _model_of(wanted: Checking) -> tuple[Source | None, Renderer | None]:
+    """Where the model lies that counts the tokens, and its tokenizer; None without one."""
+    from preftune.methods.prepare import load_renderer
+    from preftune.model.load import locate
+
+    if wanted.model is None:
+        return None, None
+    source = locate(wanted.model.path)
+    return source, load_renderer(wanted.data.chat_template, source)
+
+
 def _share(text: str | None) -> str | float | None:
     """`--eval` is a share of the rows if it is a number."""
     try:
@@ -184,7 +201,7 @@ def _as_json(checked: Checked) -> dict[str, Any]:
     return {**rows, "dropped": train.dropped, "noted": train.noted, **asdict(checked.audit), **more}
 
 
-def _lines(checked: Checked, wanted: Checking) -> list[str]:
+def _lines(checked: Checked, wanted: Checking, limit: int | None) -> list[str]:
     """The report in words."""
     from preftune.data.account import places
 
@@ -211,8 +228,8 @@ def _lines(checked: Checked, wanted: Checking) -> list[str]:
             lines.append(f"{words} {number}" + (f" ({places(origins, source)})" if origins else ""))
     if checked.too_long:
         rows = places(checked.too_long, train)
-        what = f"{len(checked.too_long)} groups are longer than the {checked.positions} positions of the model ({rows})"
-        lines.append(f"{what}: set data.max_length={checked.positions}")
+        what = f"{len(checked.too_long)} groups are longer than the {limit} positions of the model ({rows})"
+        lines.append(f"{what}: set data.max_length={limit}")
     if found.groups and not found.judgements and wanted.method is None:
         use = "loss.name=kto or bco" if found.labelled else "preftune sft"
         lines.append(f"no response is compared with another: train with {use}")

@@ -8,23 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from preftune.config.schema import DataConfig, terms_of
+import numpy as np
+
+from preftune.config.schema import DataConfig, LossTerm
 from preftune.data.account import Account
 from preftune.data.audit import Audit, audit
-from preftune.data.groups import read_groups
+from preftune.data.groups import read_groups, require_vocabulary
 from preftune.data.render import Renderer
 from preftune.errors import PreftuneError
-from preftune.methods import prepare
-from preftune.methods.dpo import adapter_of_data, bind_objective
-from preftune.methods.reward import judged
-from preftune.methods.sft import preferred
+from preftune.methods import dpo, prepare, reward, sft
 from preftune.methods.training import require_groups
-from preftune.model import load
 from preftune.types import PreferenceGroup, TokenGroup
 
-Method = Literal["dpo", "sft", "reward"]
 #: What a setting is for the complete report: nothing stops it.
 LIFTED: dict[str, Any] = {
     "bad_rows": "drop",
@@ -33,6 +30,7 @@ LIFTED: dict[str, Any] = {
     "allow_empty_prompts": True,
     "allow_dropped_text": True,
 }
+Adapter = Callable[[Sequence[TokenGroup]], list[TokenGroup]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,84 +39,84 @@ class Checked:
 
     accounts   of the training file, and of an evaluation file
     groups     those of the training file, the ones that a run would hold out among them
-    tokens     their ids; None without a model, or where the data cannot be tokenised
-    too_long   rows with more tokens than the model has `positions`
+    too_long   rows with more tokens than the model has positions
     refusal    what a run would raise; None if it would train
     """
 
     accounts: tuple[Account, ...]
-    groups: list[PreferenceGroup]
-    tokens: list[TokenGroup] | None
-    renderer: Renderer | None
     audit: Audit
-    positions: int | None
+    groups: list[PreferenceGroup]
     too_long: tuple[str, ...]
     refusal: PreftuneError | None
 
+    @property
+    def account(self) -> Account:
+        """That of the training file."""
+        return self.accounts[0]
 
-def check(config: DataConfig, model: str | None = None, method: Method | None = None, loss: Any = None) -> Checked:
-    """Read the data as a run would, tokenise them for `model` if one is named, and see whether `method` accepts them.
 
-    Without a method, only what every run demands is checked. Raises the run's error for data of which nothing can be
-    reported, such as a missing file or columns of no known format.
+def check(
+    config: DataConfig,
+    method: str | None = "dpo",
+    terms: Sequence[LossTerm] = (LossTerm(name="sigmoid"),),
+    renderer: Renderer | None = None,
+    positions: int | None = None,
+    rows: int | None = None,
+    base: str = "",
+) -> Checked:
+    """Read the data with every row counted, and as a run of `method` with the losses `terms` would.
+
+    `renderer` counts in tokens. `positions` is the number of tokens that the model was built for, `rows` the number of
+    its embeddings, `base` its name. Without a method, only what every run demands is checked. Raises the run's error
+    for data of which nothing can be reported, such as a missing file or columns of no known format.
     """
-    source = load.locate(model, "model.path") if model else None
-    adapt = _adapter(method, loss)
+    adapt = _adapter(method, terms)
     try:
-        text, renderer, ids = _as_a_run(config, source)
-        refusal = _fit(text, ids, source, config, adapt)
+        text = prepare.read_data(config)
+        tokens = prepare.tokenize_data(text, renderer, config) if renderer else None
+        refusal = _refusal(config, text, tokens, adapt, positions, rows, base)
     except PreftuneError as error:
         refusal = error
-        text, renderer, ids = _complete(config, source, error)
+        text, tokens = _complete(config, renderer, error)
     apart = len(text.accounts) > 1  # an evaluation file, not a share of the training data
     groups = text.train if apart else [*text.train, *text.held_out]
-    tokens = None if ids is None else ids.train if apart else [*ids.train, *ids.held_out]
-    limit = load.positions(load.load_config(source)) if source else None
-    every = [*ids.train, *ids.held_out] if ids and limit else []
-    long = dict.fromkeys(group.origin for group in every if group.longest > (limit or 0))
-    found = audit(groups, tokens, text.held_out if apart else None)
-    return Checked(text.accounts, groups, tokens, renderer, found, limit, tuple(long), refusal)
+    ids = None if tokens is None else tokens.train if apart else [*tokens.train, *tokens.held_out]
+    every = [*tokens.train, *tokens.held_out] if tokens and positions else []
+    long = dict.fromkeys(group.origin for group in every if group.longest > (positions or 0))
+    found = audit(groups, ids, text.held_out if apart else None)
+    return Checked(text.accounts, found, groups, tuple(long), refusal)
 
 
-Read = tuple[prepare.TextData, Renderer | None, prepare.TokenData | None]
-
-
-def _as_a_run(config: DataConfig, source: load.Source | None) -> Read:
-    """Text and tokens, by the steps of a run."""
-    text = prepare.read_data(config)
-    if source is None:
-        return text, None, None
-    renderer = prepare.load_renderer(config.chat_template, source)
-    return text, renderer, prepare.tokenize_data(text, renderer, config)
-
-
-def _fit(
+def _refusal(
+    config: DataConfig,
     text: prepare.TextData,
     tokens: prepare.TokenData | None,
-    source: load.Source | None,
-    config: DataConfig,
-    adapt: Callable[[Sequence[TokenGroup]], list[TokenGroup]],
+    adapt: Adapter,
+    positions: int | None,
+    rows: int | None,
+    base: str,
 ) -> PreftuneError | None:
     """What a run would raise about data that can be read and tokenised."""
+    train, held_out = (tokens.train, tokens.held_out) if tokens else map(_as_if_tokenised, (text.train, text.held_out))
     try:
-        if source is None or tokens is None:
-            require_groups(text.train, config.train)  # type: ignore[arg-type]
-            return None
-        model = load.load_config(source)
-        prepare.require_fit(tokens, model.get_text_config().vocab_size, load.positions(model), source)
-        groups = adapt(tokens.train)
-        adapt(tokens.held_out)
+        if rows and tokens:
+            require_vocabulary([*train, *held_out], rows, base)
+        if tokens:
+            prepare.require_length([*train, *held_out], positions, "data.max_length")
+        groups = adapt(train)
+        adapt(held_out)
         require_groups(groups, config.train)
     except PreftuneError as error:
         return error
     return None
 
 
-def _complete(config: DataConfig, source: load.Source | None, refusal: PreftuneError) -> Read:
+def _complete(
+    config: DataConfig, renderer: Renderer | None, refusal: PreftuneError
+) -> tuple[prepare.TextData, prepare.TokenData | None]:
     """Text and tokens with every limit lifted. Raises `refusal` if the data cannot be read even so."""
-    lifted = config.model_copy(
-        update={**LIFTED, "overlong": "truncate" if config.overlong == "error" else config.overlong}
-    )
+    overlong = "truncate" if config.overlong == "error" else config.overlong
+    lifted = config.model_copy(update={**LIFTED, "overlong": overlong})
     reading = prepare.reading_of(lifted)
     try:
         train, account = read_groups(config.train, reading)
@@ -126,17 +124,27 @@ def _complete(config: DataConfig, source: load.Source | None, refusal: PreftuneE
     except PreftuneError:
         raise refusal from None
     text = prepare.TextData(train, held_out, (account, *more), "")
-    if source is None:
-        return text, None, None
     try:
-        renderer = prepare.load_renderer(config.chat_template, source)
-        return text, renderer, prepare.tokenize_data(text, renderer, lifted)
+        return text, prepare.tokenize_data(text, renderer, lifted) if renderer else None
     except PreftuneError:  # the report counts characters
-        return text, None, None
+        return text, None
 
 
-def _adapter(method: Method | None, loss: Any) -> Callable[[Sequence[TokenGroup]], list[TokenGroup]]:
+def _adapter(method: str | None, terms: Sequence[LossTerm]) -> Adapter:
     """How the method brings groups into the form that it trains on; raises where it cannot."""
     if method == "dpo":
-        return adapter_of_data(bind_objective(terms_of(loss or {"name": "sigmoid"})))
-    return {"sft": preferred, "reward": judged}.get(method or "", list)
+        return dpo.adapter_of_data(dpo.bind_objective(terms))
+    return {"sft": sft.preferred, "reward": reward.judged}.get(method or "", list)
+
+
+def _as_if_tokenised(groups: Sequence[PreferenceGroup]) -> list[TokenGroup]:
+    """The groups with one token for each text: enough to tell which losses have values for them."""
+    ids: dict[object, int] = {}
+
+    def one(text: object) -> np.ndarray:
+        return np.array([ids.setdefault(text, len(ids))], dtype=np.int32)
+
+    return [
+        TokenGroup(one(g.prompt), tuple(map(one, g.responses)), g.judgements, g.labels, g.ranks, g.origin)
+        for g in groups
+    ]
