@@ -119,20 +119,21 @@ def test_the_same_command_again_says_that_it_is_finished(
 def test_data_check(model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [*PAIRS, {**PAIRS[0], "rejected": PAIRS[0]["chosen"]}, {"prompt": 1}]
     write_jsonl(Path("mixed.jsonl"), rows)
-    assert run(["data", "check", "mixed.jsonl", "--model", str(model_folder), "--eval", "pairs.jsonl"]) == 0
-    said = capsys.readouterr().out
+    assert run(["data", "check", "mixed.jsonl", "--model", str(model_folder), "--eval", "pairs.jsonl"]) == 3
+    said, refused = capsys.readouterr()
     for part in (
         "10 rows read as 'preference', 8 kept",
         "dropped 1 (line 9): identical responses",
         "dropped 1 (line 10): cannot be read: column 'prompt' must be text",
         "lengths in tokens",
         "the better response is the longer one in",
-        "evaluation groups whose prompt is in the training data: 8",
+        "evaluation groups whose prompt is in the training data 8 (lines 1, 2, 3, ...)",
         "chosen (",
         "[</s>]",
     ):
         assert part in said
-    assert run(["data", "check", "mixed.jsonl", "--json"]) == 0
+    assert refused.startswith("mixed.jsonl:10: column 'prompt' must be text")
+    assert run(["data", "check", "mixed.jsonl", "--json"]) == 3
     found = json.loads(capsys.readouterr().out)
     assert (found["format"], found["read"], found["kept"], found["unit"]) == ("preference", 10, 8, "characters")
 
@@ -147,8 +148,10 @@ def test_data_show_marks_the_scored_tokens(model_folder: Path, capsys: pytest.Ca
 
 def test_data_check_says_what_is_too_long_for_the_model(model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_jsonl(Path("long.jsonl"), [{**PAIRS[0], "chosen": "word " * 2000}, PAIRS[1]])
-    assert run(["data", "check", "long.jsonl", "--model", str(model_folder), "--max-length", "9000"]) == 0
-    assert "1 groups are longer than the" in capsys.readouterr().out
+    assert run(["data", "check", "long.jsonl", "--model", str(model_folder), "--max-length", "9000"]) == 2
+    said, refused = capsys.readouterr()
+    assert "1 groups are longer than the 256 positions of the model (line 1): set data.max_length=256" in said
+    assert refused.startswith("data.max_length: sequences of ")
 
 
 def test_every_token_shown_is_what_it_adds_to_the_text(model_folder: Path) -> None:

@@ -235,6 +235,35 @@ def test_a_finished_run_is_left_alone(tmp_path: Path, model_folder: Path) -> Non
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")} == before
 
 
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=2)])
+def test_a_finished_run_of_one_model_is_not_that_of_another(
+    tmp_path: Path, model_folder: Path, tokenizer: Any, lora: LoraConfig | None
+) -> None:
+    """Two models in memory under the same config; the first, and its folder, still get the finished run."""
+    data = write_jsonl(tmp_path / "pairs.jsonl", PAIRS)
+    settings = config(data, model_folder, tmp_path / "run", lora=lora)
+    final = dpo.run(settings, model=make_model(), tokenizer=tokenizer, display=quiet())
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")}
+    assert dpo.run(settings, model=make_model(), tokenizer=tokenizer, display=quiet()) == final
+    assert dpo.run(settings, display=quiet()) == final
+    with pytest.raises(RunError, match="not the one this run started from"):
+        dpo.run(settings, model=make_model(seed=1), tokenizer=tokenizer, display=quiet())
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")} == before
+
+
+def test_a_finished_run_is_not_that_of_a_model_put_in_the_same_folder(tmp_path: Path, tokenizer: Any) -> None:
+    data, model = write_jsonl(tmp_path / "pairs.jsonl", PAIRS), tmp_path / "model"
+    make_model().save_pretrained(model)
+    tokenizer.save_pretrained(model)
+    settings = config(data, model, tmp_path / "run")
+    final = dpo.run(settings, display=quiet())
+    make_model().save_pretrained(model)  # the same weights in new files
+    assert dpo.run(settings, display=quiet()) == final
+    make_model(seed=1).save_pretrained(model)
+    with pytest.raises(RunError, match="not the one this run started from"):
+        dpo.run(settings, display=quiet())
+
+
 @pytest.mark.parametrize("finished", [False, True])
 @pytest.mark.parametrize(
     ("change", "message"),

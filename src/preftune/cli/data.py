@@ -3,102 +3,136 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from preftune.data.audit import Audit, Lengths
+    from preftune.cli.settings import Checking
+    from preftune.data.audit import Lengths
     from preftune.data.render import Renderer
-    from preftune.types import TokenGroup
+    from preftune.methods.check import Checked
+    from preftune.model.load import Source
 
 app = typer.Typer(help="Look at preference data before training on them.", no_args_is_help=True, rich_markup_mode=None)
 
-File = Annotated[str, typer.Argument(help="File, folder or Hub id.", metavar="FILE")]
-FormatOption = Annotated[str, typer.Option("--format", help="Data format; auto finds it.")]
-ModelOption = Annotated[str | None, typer.Option("--model", help="Count in the tokens of this model.")]
-LengthOption = Annotated[int, typer.Option("--max-length", help="As data.max_length.", min=2)]
-TemplateOption = Annotated[str | None, typer.Option("--chat-template", help="As data.chat_template.")]
+Arguments = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="File, folder or Hub id (several are read as one), and settings of a run's data section.",
+        metavar="[FILE]... [data.KEY=VALUE]...",
+    ),
+]
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="Config of a run: its data, model and loss.")]
+FormatOption = Annotated[str | None, typer.Option("--format", help="Short for data.format.")]
+ModelOption = Annotated[str | None, typer.Option("--model", help="Short for model.path: count in its tokens.")]
+LengthOption = Annotated[int | None, typer.Option("--max-length", help="Short for data.max_length.", min=2)]
+TemplateOption = Annotated[str | None, typer.Option("--chat-template", help="Short for data.chat_template.")]
 
 
 @app.command()
 def check(
-    file: File,
-    eval: Annotated[str | None, typer.Option("--eval", help="Evaluation data, to look for leaks.")] = None,
+    arguments: Arguments = None,
+    config: ConfigOption = None,
+    eval: Annotated[str | None, typer.Option("--eval", help="Short for data.eval: a file, or a share.")] = None,
     model: ModelOption = None,
-    data_format: FormatOption = "auto",
-    max_length: LengthOption = 1024,
+    data_format: FormatOption = None,
+    max_length: LengthOption = None,
     chat_template: TemplateOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with every line number.")] = False,
 ) -> None:
-    """Format found, rows kept and dropped by reason, lengths, duplicates, leaks, three rendered pairs."""
-    from dataclasses import asdict
+    """What a run reads from a file, what it drops and why, lengths, repeats, leaks. Fails where the run would."""
+    from preftune.cli.settings import checking
 
-    from preftune.data.audit import audit
-    from preftune.data.groups import Limits, read_groups, tokenize
-    from preftune.data.parsers import Reading
+    short = {
+        "--eval": _share(eval),
+        "--model": model,
+        "--format": data_format,
+        "--max-length": max_length,
+        "--chat-template": chat_template,
+    }
+    wanted = checking(arguments or (), config, short, "preftune data check")
+    from preftune.config.schema import terms_of
+    from preftune.methods.check import check as check_data
+    from preftune.model.load import load_config, positions
 
-    groups, account = read_groups(file, Reading(data_format, bad_rows="drop"))
-    held_out = read_groups(eval, Reading(data_format, bad_rows="drop"))[0] if eval else None
-    renderer = _renderer(model, chat_template) if model else None
-    tokens = tokenize(groups, renderer, Limits(max_length, bad_rows="drop"), account) if renderer else None
-    found = audit(groups, tokens, held_out)
+    terms = terms_of(wanted.loss or {"name": "sigmoid"})
+    source, renderer = _model_of(wanted)
+    model_config = load_config(source) if source else None
+    limit = positions(model_config) if source else None
+    rows = model_config.get_text_config().vocab_size if model_config and source and not source.adapter else None
+    checked = check_data(wanted.data, wanted.method, terms, renderer, limit, rows, source.base if source else "")
     if as_json:
-        rows = {"format": account.format, "read": account.read, "kept": account.kept}
-        print(json.dumps({**rows, "dropped": account.dropped, "noted": account.noted, **asdict(found)}, indent=1))
+        print(json.dumps(_as_json(checked), indent=1))
     else:
-        print("\n".join([*account.lines(), *_lines(found), *(_beyond(model, tokens) if model and tokens else ())]))
+        print("\n".join(_lines(checked, wanted, limit)))
         print()
-        _show(groups, 3, renderer, max_length)
-    account.check(1.0)
+        _show(checked.groups, 3, renderer, wanted.data.max_length)
+    if checked.refusal:
+        raise checked.refusal
 
 
 @app.command()
 def show(
-    file: File,
+    arguments: Arguments = None,
     n: Annotated[int, typer.Option("--n", help="How many groups.", min=1)] = 3,
     line: Annotated[int | None, typer.Option("--line", help="The group of this line only.", min=1)] = None,
+    config: ConfigOption = None,
     model: ModelOption = None,
-    data_format: FormatOption = "auto",
-    max_length: LengthOption = 1024,
+    data_format: FormatOption = None,
+    max_length: LengthOption = None,
     chat_template: TemplateOption = None,
 ) -> None:
-    """Groups as the model will see them; with --model, every scored token in brackets."""
-    from preftune.data.groups import read_groups
-    from preftune.data.parsers import Reading
-    from preftune.errors import DataError
+    """Groups as the model will see them; with a model, every scored token in brackets."""
+    from preftune.cli.settings import checking
 
-    groups, account = read_groups(file, Reading(data_format, bad_rows="drop"))
+    short = {
+        "--model": model,
+        "--format": data_format,
+        "--max-length": max_length,
+        "--chat-template": chat_template,
+    }
+    wanted = checking(arguments or (), config, short, "preftune data show")
+    from preftune.data.groups import read_groups
+    from preftune.errors import DataError
+    from preftune.methods.prepare import reading_of
+
+    data = wanted.data
+    groups, account = read_groups(data.train, reading_of(data.model_copy(update={"bad_rows": "drop"})))
     if line is not None:
         groups = [g for g in groups if g.origin.endswith(f":{line}")]
         if not groups:
-            reasons = [reason for reason, origins in account.dropped.items() if f"{file}:{line}" in origins]
-            raise DataError(reasons[0] if reasons else "no such row", where=f"{file}:{line}")
+            where = f"{account.source}:{line}"
+            reasons = [reason for reason, origins in account.dropped.items() if where in origins]
+            raise DataError(reasons[0] if reasons else "no such row", where=where)
     account.check(1.0)
-    _show(groups, n, _renderer(model, chat_template) if model else None, max_length)
+    _show(groups, n, _model_of(wanted)[1], data.max_length)
 
 
 @app.command()
 def convert(
-    file: File,
     out: Annotated[Path, typer.Option("--out", help="JSONL file to write.")],
+    arguments: Arguments = None,
     to: Annotated[str, typer.Option("--to", help="pairs: one line a judgement; groups: one line a prompt.")] = "pairs",
-    data_format: FormatOption = "auto",
+    config: ConfigOption = None,
+    data_format: FormatOption = None,
 ) -> None:
     """Write any known format as preftune's own: prompt/chosen/rejected pairs, or groups."""
+    from preftune.cli.settings import checking
     from preftune.data.convert import as_groups, as_pairs
-    from preftune.data.groups import read_groups
-    from preftune.data.parsers import Reading
     from preftune.errors import ConfigError
     from preftune.files import write_rows
 
     writers = {"pairs": as_pairs, "groups": as_groups}
     if to not in writers:
         raise ConfigError(f"unknown target {to!r}", where="--to", fix=f"use one of {', '.join(writers)}")
-    groups, account = read_groups(file, Reading(data_format))
+    wanted = checking(arguments or (), config, {"--format": data_format}, "preftune data convert")
+    from preftune.data.groups import read_groups
+    from preftune.methods.prepare import reading_of
+
+    groups, account = read_groups(wanted.data.train, reading_of(wanted.data))
     account.check(1.0)
     rows = list(writers[to](groups))
     write_rows(out, rows)
@@ -125,32 +159,61 @@ def noise(
     run(resolved, display=Display(quiet), dry_run=dry_run)
 
 
-def _renderer(model: str, chat_template: str | None) -> Renderer:
-    from preftune.evaluate.renderers import renderer_of
+def _model_of(wanted: Checking) -> tuple[Source | None, Renderer | None]:
+    """Where the model lies that counts the tokens, and its tokenizer; None without one."""
+    from preftune.methods.prepare import load_renderer
     from preftune.model.load import locate
 
-    return renderer_of(locate(model, "--model"), chat_template)
+    if wanted.model is None:
+        return None, None
+    source = locate(wanted.model.path)
+    return source, load_renderer(wanted.data, source)
 
 
-def _beyond(model: str, tokens: Sequence[TokenGroup]) -> list[str]:
-    """A line if sequences are longer than the model was built for: training refuses them."""
-    from preftune.model.load import load_config, locate, positions
-
-    limit = positions(load_config(locate(model, "--model")))
-    if not limit or all(group.longest <= limit for group in tokens):
-        return []
-    over = sum(group.longest > limit for group in tokens)
-    return [f"{over} groups are longer than the {limit} positions of the model: set --max-length {limit}"]
+def _share(text: str | None) -> str | float | None:
+    """`--eval` is a share of the rows if it is a number."""
+    try:
+        return float(text) if text is not None and not Path(text).exists() else text
+    except ValueError:
+        return text
 
 
-def _lines(found: Audit) -> list[str]:
+COUNTS = {
+    "repeated_prompts": "repeated prompts",
+    "repeated_judgements": "repeated judgements",
+    "contradictions": "contradictions",
+    "leaks": "evaluation groups whose prompt is in the training data",
+}
+
+
+def _as_json(checked: Checked) -> dict[str, Any]:
+    """Everything that is counted, with every origin."""
+    from dataclasses import asdict
+
+    train, *others = checked.accounts
+    rows = {"format": train.format, "read": train.read, "kept": train.kept}
+    refusal = checked.refusal
+    more = {
+        "evaluation": {a.source: {"read": a.read, "dropped": a.dropped, "noted": a.noted} for a in others},
+        "too_long_for_the_model": list(checked.too_long),
+        "refused": {"exit_code": refusal.exit_code, "message": str(refusal)} if refusal else None,
+    }
+    return {**rows, "dropped": train.dropped, "noted": train.noted, **asdict(checked.audit), **more}
+
+
+def _lines(checked: Checked, wanted: Checking, limit: int | None) -> list[str]:
+    """The report in words."""
+    from preftune.data.account import places
+
     def row(name: str, lengths: Lengths | None) -> list[str]:
         if lengths is None:
             return []
         cells = (lengths.mean, lengths.p10, lengths.p50, lengths.p90, lengths.p99, lengths.longest)
         return [f"  {name:<10}" + "".join(f"{cell:>9.0f}" for cell in cells)]
 
-    lines = [
+    found, train = checked.audit, checked.accounts[0].source
+    lines = [line for account in checked.accounts for line in account.lines()]
+    lines += [
         f"{found.groups} groups, {found.responses} responses, {found.judgements} judgements, {found.labelled} labelled",
         f"lengths in {found.unit}" + " " * 3 + "".join(f"{h:>9}" for h in ("mean", "p10", "p50", "p90", "p99", "max")),
         *row("prompt", found.prompt),
@@ -158,18 +221,24 @@ def _lines(found: Audit) -> list[str]:
     ]
     if found.chosen_longer is not None:
         lines.append(f"the better response is the longer one in {found.chosen_longer:.1%} of the judgements")
-    lines.append(
-        f"repeated prompts {found.repeated_prompts}, repeated judgements {found.repeated_judgements}, "
-        f"contradictions {found.contradictions}"
-    )
-    if found.leaks is not None:
-        lines.append(f"evaluation groups whose prompt is in the training data: {found.leaks}")
+    for name, words in COUNTS.items():
+        number, origins = getattr(found, name), found.origins[name]
+        if number is not None:
+            source = checked.accounts[-1].source if name == "leaks" else train
+            lines.append(f"{words} {number}" + (f" ({places(origins, source)})" if origins else ""))
+    if checked.too_long:
+        rows = places(checked.too_long, train)
+        what = f"{len(checked.too_long)} groups are longer than the {limit} positions of the model ({rows})"
+        lines.append(f"{what}: set data.max_length={limit}")
+    if found.groups and not found.judgements and wanted.method is None:
+        use = "loss.name=kto or bco" if found.labelled else "preftune sft"
+        lines.append(f"no response is compared with another: train with {use}")
     if found.uninformative:
         lines.append(f"warning: {found.uninformative}")
     return lines
 
 
-def _show(groups: list[Any], n: int, renderer: Renderer | None, max_length: int) -> None:
+def _show(groups: Sequence[Any], n: int, renderer: Renderer | None, max_length: int) -> None:
     from rich.console import Console
 
     from preftune.cli.show import render_group

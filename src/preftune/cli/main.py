@@ -14,7 +14,7 @@ import typer
 
 from preftune.cli import data as data_commands
 from preftune.cli import evaluate as evaluate_commands
-from preftune.errors import PreftuneError
+from preftune.errors import ConfigError, PreftuneError
 
 app = typer.Typer(
     name="preftune",
@@ -263,11 +263,23 @@ def run(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        print(f"internal error: {type(error).__name__}: {error}", file=sys.stderr)
-        print("  fix: this is a defect of preftune; please report it with the output of --debug", file=sys.stderr)
+        code = _unexpected(error)
         if debug:
             traceback.print_exc()
-        return 1
+        return code
     if code == INTERRUPTED:  # which typer makes of KeyboardInterrupt
         print("stopped: the same command goes on from what is kept", file=sys.stderr)
     return code if isinstance(code, int) else 0
+
+
+def _unexpected(error: Exception) -> int:
+    """Report an exception that no part of preftune expects; the exit code."""
+    from preftune.resolve import in_words, place_of
+
+    place = place_of(error)  # a line in a file of the user's, such as the backward pass of a loss
+    if place:
+        print(ConfigError(in_words(error), where=place, fix="repair this file"), file=sys.stderr)
+        return ConfigError.exit_code
+    print(f"internal error: {type(error).__name__}: {error}", file=sys.stderr)
+    print("  fix: this is a defect of preftune; please report it with the output of --debug", file=sys.stderr)
+    return 1

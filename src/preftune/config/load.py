@@ -41,11 +41,15 @@ _Loader.yaml_implicit_resolvers = {
 
 def load(schema: type[C], file: str | Path, overrides: Sequence[str] = ()) -> C:
     """The config in `file`, with `overrides` applied. Raises ConfigError with every problem at once."""
-    text = _read_text(Path(file), str(file))
-    raw, places = read_yaml(text, str(file))
+    raw, places = read_file(file)
     for override in overrides:
         apply_override(raw, places, override)
     return build(schema, raw, places, str(file))
+
+
+def read_file(file: str | Path) -> tuple[dict[str, Any], dict[Path_, str]]:
+    """The YAML file as plain data, and where each of its keys is set. It is not checked against a schema."""
+    return read_yaml(_read_text(Path(file), str(file)), str(file))
 
 
 def _read_text(path: Path, where: str) -> str:

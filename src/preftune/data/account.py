@@ -82,14 +82,14 @@ class Account:
 
     def _repair(self) -> str:
         reason = max(self.dropped, key=lambda reason: len(self.dropped[reason]), default="")
-        return REPAIRS.get(reason, REPAIR)
+        usual = f"look at the function {self.format}" if ".py:" in self.format else REPAIR
+        return "; or ".join([REPAIRS.get(reason, usual), *self.remedies])
 
-    def check(self, max_dropped: float, repair: str = REPAIR) -> None:
+    def check(self, max_dropped: float, repair: str = "") -> None:
         """Raises DataError if nothing is left, or if more than the share `max_dropped` was dropped."""
-        repair = "; or ".join([repair, *self.remedies])
+        repair = repair or self._repair()
         if self.read == 0:
             raise DataError("no rows: the file is empty", where=self.source)
-        repair = self._repair() if repair == REPAIR else repair
         if self.kept == 0:
             raise DataError(f"none of its {self.read} rows can be used", where=self.source, why=self._why(), fix=repair)
         share = 1 - self.kept / self.read
@@ -124,5 +124,6 @@ def places(origins: Sequence[str], source: str = "", most: int = 3) -> str:
     prefix = f"{source}:"
     if source and all(origin.startswith(prefix) for origin in origins):
         origins = [origin.removeprefix(prefix) for origin in origins]
-        return f"line {', '.join(origins[:most])}{', ...' if len(origins) > most else ''}"
+        lines = "line" if len(origins) == 1 else "lines"
+        return f"{lines} {', '.join(origins[:most])}{', ...' if len(origins) > most else ''}"
     return ", ".join(origins[:most]) + (", ..." if len(origins) > most else "")

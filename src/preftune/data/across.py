@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from preftune.data.account import Account
+from preftune.data.account import Account, places
 from preftune.data.formats import BY_NAME
 from preftune.data.parsers import Reading
 from preftune.data.values import BadRow, is_empty
@@ -43,6 +43,18 @@ def bad_row(fault: BadRow, origin: str, format: str, reading: Reading) -> DataEr
         )
     fix = "repair the function or the row, or set data.bad_rows=drop"
     return DataError(str(fault), where=origin, why=f"the rows are read by {format}{mapped}", fix=fault.fix or fix)
+
+
+def function_failed(failed: dict[str, list[str]], account: Account) -> DataError:
+    """The mistake that a user's function made in most rows."""
+    fault = max(failed, key=lambda fault: len(failed[fault]))
+    rows = sum(map(len, failed.values()))
+    return DataError(
+        fault,
+        where=failed[fault][0],
+        why=f"{account.format} failed in {rows} of {account.read} rows ({places(failed[fault], account.source)})",
+        fix="repair the function or the row, or set data.bad_rows=drop",
+    )
 
 
 def all_chats(groups: list[PreferenceGroup], account: Account) -> list[PreferenceGroup]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -41,9 +40,11 @@ class Audit:
                          of a judge that only measures length
     repeated_prompts     groups whose prompt occurred before
     repeated_judgements  judgements that occurred before, word for word
-    contradictions       judgements whose opposite occurs too
+    contradictions       pairs of judgements that say the opposite of each other
     leaks                evaluation groups whose prompt is in the training data
     uninformative        why the judgements or labels say nothing about the responses, or ""
+    origins              under each of these four names, the file:line of every row that it counts: the repeats, not
+                         the first of its kind; both sides of a contradiction; the evaluation rows
     """
 
     unit: str
@@ -61,6 +62,7 @@ class Audit:
     contradictions: int
     leaks: int | None
     uninformative: str
+    origins: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def audit(
@@ -79,13 +81,17 @@ def audit(
         judged = [g.judgements for g in tokens]
     pairs = [(r[j.better], r[j.worse]) for r, js in zip(responses, judged, strict=True) for j in js]
     keys = [prompt_key(g) for g in groups]
-    seen = Counter(
-        (key, g.responses[j.better], g.responses[j.worse])
+    known = set(keys)
+    leaks = [g.origin for g in held_out or () if prompt_key(g) in known]
+    prompts_again = _repeats(list(zip(keys, [g.origin for g in groups], strict=True)))
+    judged_at = [
+        ((key, g.responses[j.better], g.responses[j.worse]), g.origin)
         for key, g in zip(keys, groups, strict=True)
         for j in g.judgements
-    )
-    opposite = sum(n for (key, better, worse), n in seen.items() if (key, worse, better) in seen) // 2
-    known = set(keys)
+    ]
+    judgements_again = _repeats(judged_at)
+    stated = {judgement for judgement, _ in judged_at}
+    opposed = [origin for (key, better, worse), origin in judged_at if (key, worse, better) in stated]
     return Audit(
         unit="characters" if tokens is None else "tokens",
         groups=len(prompts),
@@ -97,10 +103,16 @@ def audit(
         rejected=Lengths.of([w for _, w in pairs]),
         response=Lengths.of([n for lengths in responses for n in lengths]),
         chosen_longer=sum((b > w) + 0.5 * (b == w) for b, w in pairs) / len(pairs) if pairs else None,
-        repeated_prompts=len(keys) - len(known),
-        repeated_judgements=sum(seen.values()) - len(seen),
-        contradictions=opposite,
-        leaks=None if held_out is None else sum(prompt_key(g) in known for g in held_out),
+        repeated_prompts=len(prompts_again),
+        repeated_judgements=len(judgements_again),
+        contradictions=len(opposed) // 2,
+        leaks=None if held_out is None else len(leaks),
+        origins={
+            "repeated_prompts": _rows(prompts_again),
+            "repeated_judgements": _rows(judgements_again),
+            "contradictions": _rows(opposed),
+            "leaks": _rows(leaks),
+        },
         uninformative=_one_sided(groups),
     )
 
@@ -137,3 +149,19 @@ def uninformative(first: int, second: int, ties: int) -> str:
         f"all {decided} verdicts{but} are for the response that was shown {place}, so they say nothing about the "
         "responses. Use another judge, or show the responses in random order"
     )
+
+
+def _repeats(items: Sequence[tuple[Hashable, str]]) -> list[str]:
+    """The origins of the items that occurred before."""
+    seen: set[Hashable] = set()
+    again = []
+    for item, origin in items:
+        if item in seen:
+            again.append(origin)
+        seen.add(item)
+    return again
+
+
+def _rows(origins: Sequence[str]) -> tuple[str, ...]:
+    """Each row once."""
+    return tuple(dict.fromkeys(origins))

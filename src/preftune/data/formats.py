@@ -8,7 +8,7 @@ A format is found from the rows themselves: the first of FORMATS whose `fits` ac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from reprlib import repr as brief
 from typing import Any
@@ -36,6 +36,7 @@ from preftune.data.values import (
     knowledge_of,
     peek,
 )
+from preftune.resolve import FAULTS, in_words, place_of
 from preftune.types import Judgement, Message, PreferenceGroup, Text, plain
 
 
@@ -272,24 +273,37 @@ def detect(rows: Sequence[Fields], where: str) -> Format:
     raise unknown_columns(rows, {f.name: (f.columns, f.example) for f in FORMATS}, where)
 
 
+class FunctionFault(BadRow):
+    """The user's function failed on the row, or returned something that no row can be."""
+
+
+RETURN = "return a PreferenceGroup, a list of them, or None"
+
+
 def by_function(function: Callable[..., Any], row: Fields, name: str) -> list[PreferenceGroup]:
     """Groups from a user's function, as strictly checked as those of a format; its mistakes are bad rows."""
     try:
         result = function(row)
-        groups = [result] if isinstance(result, PreferenceGroup) or result is None else list(result)
+        several = isinstance(result, Iterable) and not isinstance(result, str | bytes | Mapping)
+        groups = list(result) if several else [result]  # a generator runs the function only now
     except (BadRow, Drop):
         raise
-    except Exception as error:
-        raise BadRow(f"{name} raised {type(error).__name__}: {error}") from error
+    except FAULTS as error:
+        raise FunctionFault(f"{place_of(error, function)}: {in_words(error)}, raised in {name}") from error
+    if result is None or not groups:
+        raise Drop(f"the format function returned {'None' if result is None else 'an empty list'}")
+    for group in groups:
+        if not isinstance(group, PreferenceGroup):
+            what = "None" if group is None else f"a {type(group).__name__}"
+            within = f"a {type(result).__name__} that holds " if several else ""
+            raise FunctionFault(f"{name} returned {within}{what}; {RETURN}")
     try:
         return [_sound(group) for group in groups]
     except BadRow as fault:
         raise BadRow(f"{name}: {fault}") from None
 
 
-def _sound(group: Any) -> PreferenceGroup:
-    if not isinstance(group, PreferenceGroup):
-        raise BadRow(f"returned {type(group).__name__}, not PreferenceGroup")
+def _sound(group: PreferenceGroup) -> PreferenceGroup:
     if not isinstance(group.responses, tuple | list):
         raise BadRow(f"responses must be a tuple of texts, not {kind_name(group.responses)}")
     texts = [_given(response, f"responses[{i}]") for i, response in enumerate(group.responses)]

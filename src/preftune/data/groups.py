@@ -12,11 +12,11 @@ from typing import Literal
 import numpy as np
 
 from preftune.data.account import Account
-from preftune.data.across import all_chats, bad_row, require_prompts, with_margins
+from preftune.data.across import all_chats, bad_row, function_failed, require_prompts, with_margins
 from preftune.data.cells import decoded
 from preftune.data.columns import Ledger, Tracked
 from preftune.data.faults import Fault, settle
-from preftune.data.formats import BY_NAME, by_function, detect
+from preftune.data.formats import BY_NAME, FunctionFault, by_function, detect
 from preftune.data.names import Names, names_of, no_such_column
 from preftune.data.parsers import Reading
 from preftune.data.read import Row, read
@@ -24,7 +24,7 @@ from preftune.data.render import Encoded, Renderer
 from preftune.data.turns import in_turns
 from preftune.data.values import BadRow, Drop, Fields, states_margin, without_empty
 from preftune.errors import DataError
-from preftune.resolve import resolve
+from preftune.resolve import require_one_argument, resolve
 from preftune.types import Judgement, PreferenceGroup, TokenGroup
 
 DETECTION_ROWS = 20
@@ -48,26 +48,7 @@ def read_groups(source: str | Sequence[str], reading: Reading | None = None) -> 
     names = names_of(reading.columns, reading.ignore, [row.value for row in head if not row.fault])
     parse, rows = _parser(_sound(head, names), head, _chain(head, rows), names, reading, account)
     ledger = Ledger(name, account.format, names)
-    judged: dict[str, bool] = {}  # origin of each row with judgements: does it state a margin?
-    groups: list[PreferenceGroup] = []
-    for row in rows:
-        account.read += 1
-        try:
-            found = _read_row(row, parse, ledger, account, reading.bad_rows == "drop")
-            if reading.as_chat:
-                found = [in_turns(group) for group in found]
-            groups.extend(found)
-            if any(group.judgements for group in found):
-                judged[row.origin] = states_margin(names.row(row.value))
-        except Drop as reason:
-            account.drop(str(reason), row.origin)
-        except BadRow as fault:
-            if reading.bad_rows == "error":
-                ledger.refuse(account.read)  # a column that earlier rows could not use may explain the fault
-                raise bad_row(fault, row.origin, account.format, reading) from None
-            account.drop(f"cannot be read: {fault}", row.origin)
-        if account.read >= len(head) and reading.bad_rows == "error":
-            ledger.refuse(account.read)
+    groups, judged = _parsed(rows, parse, ledger, account, reading)
     _close(ledger, account, reading)
     if account.format in BY_NAME and account.format != "ranked":  # others take margins from elsewhere
         groups = with_margins(groups, judged, reading, account)
@@ -75,6 +56,36 @@ def read_groups(source: str | Sequence[str], reading: Reading | None = None) -> 
         groups = all_chats(groups, account)
     require_prompts(groups, reading, account)
     return groups, account
+
+
+def _parsed(
+    rows: Iterable[Row], parse: Parser, ledger: Ledger, account: Account, reading: Reading
+) -> tuple[list[PreferenceGroup], dict[str, bool]]:
+    """The groups of all rows and, for the origin of each row with judgements, whether it states a margin."""
+    strict = reading.bad_rows == "error"
+    groups: list[PreferenceGroup] = []
+    judged: dict[str, bool] = {}
+    failed: dict[str, list[str]] = {}  # what the user's function did wrong, and in which rows
+    for row in rows:
+        account.read += 1
+        try:
+            found = _read_row(row, parse, ledger, account, not strict)
+            groups.extend(map(in_turns, found) if reading.as_chat else found)
+            if any(group.judgements for group in found):
+                judged[row.origin] = states_margin(ledger.names.row(row.value))
+        except Drop as reason:
+            account.drop(str(reason), row.origin)
+        except BadRow as fault:
+            if strict and not isinstance(fault, FunctionFault):
+                ledger.refuse(account.read)  # a column that earlier rows could not use may explain the fault
+                raise bad_row(fault, row.origin, account.format, reading) from None
+            account.drop(f"cannot be read: {fault}", row.origin)
+            failed.setdefault(str(fault), []).append(row.origin)
+        if account.read >= DETECTION_ROWS and strict:
+            ledger.refuse(account.read)
+    if failed and strict:  # all rows are read first: one mistake of a function fails in many of them
+        raise function_failed(failed, account)
+    return groups, judged
 
 
 def _close(ledger: Ledger, account: Account, reading: Reading) -> None:
@@ -138,6 +149,7 @@ def _parser(
     """The parser of these rows, and the rows: a format may have to see all of them before the first is parsed."""
     if reading.format != "auto" and reading.format not in BY_NAME:
         function = resolve(reading.format, dict.fromkeys(BY_NAME, by_function), "data.format")
+        require_one_argument(function, reading.format)
         account.format = reading.format
         return lambda row: by_function(function, dict(row.items()), reading.format), rows
     if not head:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ from preftune.model.generate import Sampled
 from preftune.model.logprobs import Scorer, logps
 from preftune.model.memory import by_group
 from preftune.model.scalar import load_scalar, no_adapter, readable, reward_logps, scalar_scorer, scale_of
-from preftune.resolve import inputs_of, resolve
+from preftune.resolve import FAULTS, in_words, inputs_of, line_of, parameters_of, place_of, resolve
 from preftune.types import Batch, Logps, Message, PreferenceGroup, Text, TokenGroup, content
 
 Floats = npt.NDArray[np.float64]
@@ -78,10 +78,11 @@ def open_reward(name: str, where: str = "reward", *, dtype: torch.dtype = torch.
     function = resolve(name, RULES, where)
     if name in RULES:
         return function()  # type: ignore[no-any-return]
-    if tuple(inputs_of(function)) != ("prompts", "responses"):
+    required = [key for key, p in parameters_of(function).items() if p.default is p.empty]
+    if tuple(inputs_of(function)) != ("prompts", "responses") or required:
         raise ConfigError(
-            f"{name} has the arguments {', '.join(inputs_of(function)) or 'none'}",
-            where=where,
+            f"{name} has the arguments {', '.join([*inputs_of(function), *required]) or 'none'}",
+            where=f"{where}, {line_of(function)}",
             fix="def reward(prompts: list[str], responses: list[str]) -> list[float | None], one reward a response",
         )
     return lambda answers: function([content(a.prompt) for a in answers], [a.response for a in answers])
@@ -91,19 +92,22 @@ def rewards_of(reward: Reward, answers: Sequence[Answer], when: str) -> Floats:
     """(S,) one reward a response, NaN where there is none. Raises ConfigError or NumericError naming the moment and the
     row for a reward that is not finite."""
     try:
-        found = list(reward(answers))
-        values = np.asarray(found, dtype=np.float64)
-        none = np.array([value is None for value in found], dtype=bool)
+        found: Any = reward(answers)
+        if isinstance(found, Iterable) and not isinstance(found, str | bytes | Mapping):
+            found = list(found)  # of a generator, this runs the function
     except PreftuneError:
         raise
-    except Exception as error:
+    except FAULTS as error:
         guilty = _guilty(reward, answers)
+        place, row = place_of(error), f"{when}, {guilty.origin}" if guilty else when
         raise ConfigError(
-            f"the reward function raised {type(error).__name__}: {error}",
-            where=f"{when}, {guilty.origin}" if guilty else when,
-            why=f"on the response {guilty.response!r}" if guilty else "",
-            fix="repair the function; the same command goes on from what is saved",
+            f"the reward function raised {in_words(error)}",
+            where=place or row,
+            why="; ".join([row] * bool(place) + [f"on the response {a.response!r}" for a in [guilty] if a]),
+            fix="repair the function, then run the same command again: saved results are kept",
         ) from error
+    values = _numbers(found, answers, when)
+    none = np.array([value is None for value in found], dtype=bool)
     if values.shape != (len(answers),):
         raise ConfigError(
             f"the reward function gave {len(found)} rewards for {len(answers)} responses"
@@ -121,6 +125,23 @@ def rewards_of(reward: Reward, answers: Sequence[Answer], when: str) -> Floats:
             fix="a reward must be a finite number (below 1e30) for every text, also an empty one, or None",
         )
     return values
+
+
+def _numbers(found: Any, answers: Sequence[Answer], when: str) -> Floats:
+    """What a reward function returned. Raises ConfigError if it is not a list of numbers."""
+    try:
+        if not isinstance(found, list):
+            raise TypeError
+        return np.asarray(found, dtype=np.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        kind = type(found).__name__
+        other = [v for v in found if isinstance(v, str | bytes)] if isinstance(found, list) else []
+        raise ConfigError(
+            f"the reward function returned a {kind}{f' with {other[0]!r}' if other else ''}, not a list of numbers",
+            where=f"{when}, {answers[0].origin}" if answers else when,
+            why=str(error),
+            fix="it must give one number for each response, in order",
+        ) from error
 
 
 def every_reward(reward: Reward, answers: Sequence[Answer], when: str) -> Floats:
@@ -168,7 +189,7 @@ def _guilty(reward: Reward, answers: Sequence[Answer]) -> Answer | None:
     for answer in answers:
         try:
             reward([answer])
-        except Exception:
+        except FAULTS:
             return answer
     return None
 

@@ -26,9 +26,10 @@ from preftune.methods.training import Method, train
 from preftune.model import load
 from preftune.model.compile import compile_blocks
 from preftune.model.logprobs import Scorer, logps
+from preftune.model.memory import out_of_memory
 from preftune.model.reference import AdapterOff, Cached, Frozen, Live, Reference, fill, store_key
 from preftune.model.store import Store
-from preftune.resolve import bind, inputs_of, resolve
+from preftune.resolve import bind, guarded, inputs_of, resolve
 from preftune.train.display import Display
 from preftune.train.run import Run
 from preftune.types import TokenGroup
@@ -96,7 +97,7 @@ def bind_objective(terms: Sequence[LossTerm]) -> Objective:
         parameters = bind(function, term.parameters, where, term.name)
         items = items_of(inputs)
         if term.name not in PREFERENCE_LOSSES:
-            function = checked(function, term.name, items)
+            function = checked(guarded(function, term.name, out_of_memory), term.name, items)
         bound.append(Term(term.name, function, inputs, items, parameters, term.weight))
     kinds = {term.items for term in bound}
     if len(kinds) > 1:

@@ -23,7 +23,15 @@ from preftune.methods.gate import admit, state_values
 from preftune.methods.policies import another_since, note_reward, reward_models_of, weights_of
 from preftune.methods.ppo_loop import optimise
 from preftune.methods.rollouts import Actors, Critic
-from preftune.methods.training import attention_returned, conclude, enough_memory, running, say_plan, stoppable
+from preftune.methods.training import (
+    attention_returned,
+    conclude,
+    enough_memory,
+    finished,
+    running,
+    say_plan,
+    stoppable,
+)
 from preftune.model import load
 from preftune.model.adapter import matched
 from preftune.model.logprobs import model_size
@@ -57,11 +65,11 @@ def run(
         if config.value.path:
             models["the first value model"] = weights_of(config.value.path)
         Run.check(folder, run_identity(identity, asked.fingerprint, models))
-        if Run.finished(folder):
+        if finished(config, source, model, tokenizer):
             display.say(f"{folder} is finished; its model is {folder / 'final'}")
             return folder / "final"
         judge = reward or open_reward(config.reward, "reward", device=prepare.device_of(model))
-        moment = (Run.noted(folder, "chat") or {}).get("moment")
+        moment = (Run.manifest(folder).get("chat") or {}).get("moment")
         renderer = prepare.load_renderer(config.data, source, tokenizer, model, moment)
         prompts = encoded(config, asked, renderer, display)
         policy = prepare.load_policy(config, source, renderer, model)
@@ -84,6 +92,7 @@ def run(
         run.note(
             chat=renderer.settings.record(),
             start_weights=policy.start_hash,
+            model_files=load.files_of(source) if model is None else None,
             data={a.source: {"read": a.read, "kept": a.kept} for a in asked.accounts},
         )
         if run.tokens:  # a larger one would change last digits, or run out of memory again

@@ -336,13 +336,23 @@ def device_of(given: Any) -> torch.device:
 def check_policy(policy: Policy, data: TokenData, source: load.Source) -> None:
     """Raises where tokens and model do not fit each other."""
     rows = policy.model.get_input_embeddings().weight.shape[0]
-    require_vocabulary([*data.train, *data.held_out], rows, source.base)
-    require_positions(policy.model, [*data.train, *data.held_out], "data.max_length")
+    require_fit(data, rows, load.positions(policy.model.config), source)
+
+
+def require_fit(data: TokenData, rows: int, limit: int | None, source: load.Source) -> None:
+    """Raises for tokens that a model with `rows` embeddings and `limit` positions cannot read."""
+    groups = [*data.train, *data.held_out]
+    require_vocabulary(groups, rows, source.base)
+    require_length(groups, limit, "data.max_length")
 
 
 def require_positions(model: Any, groups: Sequence[TokenGroup], where: str) -> None:
     """Raises ConfigError for sequences that are longer than the model was built for."""
-    limit = load.positions(model.config)
+    require_length(groups, load.positions(model.config), where)
+
+
+def require_length(groups: Sequence[TokenGroup], limit: int | None, where: str) -> None:
+    """Raises ConfigError for sequences of more than `limit` tokens."""
     longest = max((group.longest for group in groups), default=0)
     if limit and longest > limit:
         raise ConfigError(
@@ -402,14 +412,7 @@ def open_run(config: RunConfig, data: TextData, tokens: TokenData, display: Disp
 
 def require_same_start(run: Run, policy: Policy) -> None:
     """Raises RunError if a resumed run does not have the model that it began with."""
-    before = run.known("start_weights")
-    if before and before != policy.start_hash:
-        raise RunError(
-            "the model is not the one this run started from",
-            where=str(run.folder),
-            why="a resumed run needs the same reference and the same first weights",
-            fix="give the original model, or choose another `out`",
-        )
+    Run.require_start(run.folder, policy.start_hash)
 
 
 def export(policy: Policy, weights: Weights, folder: Path, merged: bool = False) -> Path:

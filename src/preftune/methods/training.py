@@ -30,6 +30,7 @@ from preftune.train.loop import fit
 from preftune.train.optim import Weights, build_optimizer, warmup_steps
 from preftune.train.run import Run, require_packages, run_identity
 from preftune.train.track import open_trackers
+from preftune.types import TokenGroup
 
 AGAIN_S = 4.0  # long enough to write what has been scored
 
@@ -79,10 +80,10 @@ def train(
         source = load.locate(config.model.path) if model is None else load.Source(config.model.path)
         text = prepare.read_data(config.data)
         Run.check(folder, run_identity(config.model_dump(mode="json"), text.fingerprint))
-        if Run.finished(folder):
+        if finished(config, source, model, tokenizer, method.opening):
             display.say(f"{folder} is finished; its model is {folder / 'final'}")
             return folder / "final"
-        moment = (Run.noted(folder, "chat") or {}).get("moment") or moment
+        moment = (Run.manifest(folder).get("chat") or {}).get("moment") or moment
         renderer = prepare.load_renderer(config.data, source, tokenizer, model, moment)
         data = prepare.tokenize_data(text, renderer, config.data)
         for account in text.accounts:
@@ -101,6 +102,7 @@ def train(
             say_plan(config, plan.in_words(found, task, steps, time_lines), display)
             return folder
         run = prepare.open_run(config, text, data, display, policy)
+        run.note(model_files=load.files_of(source) if model is None else None)
         task = sized(config, policy, task, found, run.tokens)
         weights = Weights(policy.model, policy.precise)
         optimizer = build_optimizer(weights.masters, config.optim.name, config.optim.lr, config.optim.weight_decay)
@@ -113,6 +115,24 @@ def train(
         fit(task, steps, run.start, weights, optimizer, config.optim, config.train, run)
         method.finish(task, policy)
     return conclude(run, policy, weights, len(steps), method.merged)
+
+
+def finished(
+    config: TunedConfig, source: load.Source, model: Any, tokenizer: Any, opening: prepare.Opening = prepare.LANGUAGE
+) -> bool:
+    """Whether the run is finished. Raises RunError for a finished run that started from other weights.
+
+    A model in memory is compared by its weights. A model folder is only loaded for that if its files have changed.
+    """
+    folder, template = Path(config.out), config.data.chat_template  # type: ignore[attr-defined]
+    if not Run.finished(folder):
+        return False
+    if model is not None:
+        Run.require_start(folder, load.weights_hash(model))
+    elif Run.manifest(folder).get("model_files") not in (None, load.files_of(source)):
+        renderer = prepare.load_renderer(template, source, tokenizer)
+        Run.require_start(folder, prepare.load_policy(config, source, renderer, None, opening).start_hash)
+    return True
 
 
 @contextmanager
@@ -219,10 +239,15 @@ def enough_memory() -> Iterator[None]:
 
 def schedule(config: RunConfig, task: ResponseTask) -> list[Plan]:
     """All optimizer steps of the run."""
-    if not task.groups:
-        raise DataError("no group is left for training", where=str(config.data.train))
+    require_groups(task.groups, config.data.train)
     sizes = [size_of(group) for group in task.groups]
     return list(plans(sizes, config.batch.pairs, config.train.seed, config.train.epochs, config.train.max_steps))
+
+
+def require_groups(groups: Sequence[TokenGroup], source: str | Sequence[str]) -> None:
+    """Raises DataError if there is nothing to train on."""
+    if not groups:
+        raise DataError("no group is left for training", where=str(source))
 
 
 def describe(

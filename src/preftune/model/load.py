@@ -311,6 +311,14 @@ def weights_hash(model: Any) -> str:
     return digest.hexdigest()
 
 
+def files_of(source: Source) -> dict[str, list[int]]:
+    """Size and time of change of the files that hold the weights and configs of model folders; empty for a Hub id."""
+    folders = [Path(name).expanduser() for name in (source.base, source.adapter) if name]
+    files = [file for folder in folders for suffix in ("*.safetensors", "*config.json") for file in folder.glob(suffix)]
+    stats = ((str(file), file.stat()) for file in sorted(files))
+    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats}
+
+
 def _base_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
     everything = [*model.named_parameters(), *model.named_buffers()]
     named = {name: tensor.detach() for name, tensor in everything if ".lora_" not in name}

@@ -70,9 +70,22 @@ class Run:
         return (folder / "final").is_dir() and _manifest(folder).get("finished", False)
 
     @staticmethod
-    def noted(folder: Path, fact: str) -> Any:
-        """A fact of the run in `folder`, or None."""
-        return _manifest(folder).get(fact)
+    def manifest(folder: Path) -> dict[str, Any]:
+        """The facts that were noted about the run in `folder`; empty if there is none."""
+        return _manifest(folder)
+
+    @staticmethod
+    def require_start(folder: Path, weights: str) -> None:
+        """Raises RunError unless the run in `folder` started from the weights with this hash."""
+        before = _manifest(folder).get("start_weights")
+        if before and before != weights:
+            end = "finished" if Run.finished(folder) else "resumed"
+            raise RunError(
+                "the model is not the one this run started from",
+                where=str(folder),
+                why=f"a {end} run belongs to its first weights; a model that was trained since has others",
+                fix="give the original model, or choose another `out`",
+            )
 
     @staticmethod
     def check(folder: Path, identity: dict[str, Any]) -> None:

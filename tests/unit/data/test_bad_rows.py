@@ -160,9 +160,14 @@ def mine(row):
         ("PreferenceGroup('p', ('a', 'b'), labels=(1, 2))", "labels[1] must be 1 or -1, not 2"),
         ("PreferenceGroup('p', ('a', 'b'), ranks=(1, 2, 3))", "'ranks' has 3 entries for 2 responses"),
         ("PreferenceGroup('p', ('a', 'b'), ended=(True,))", "'ended' must be a list of 2 times true or false"),
-        ("None", "returned NoneType, not PreferenceGroup"),
-        ("[1]", "returned int, not PreferenceGroup"),
-        ("1 / 0", "raised ZeroDivisionError: division by zero"),
+        ("'text'", "returned a str; return a PreferenceGroup, a list of them, or None"),
+        ("dict(prompt='p')", "returned a dict; return"),
+        ("{'p'}", "returned a set that holds a str; return"),
+        ("[None]", "returned a list that holds None; return"),
+        ("(1,)", "returned a tuple that holds a int; return"),
+        ("1 / 0", "mine.py:6: ZeroDivisionError: division by zero, raised in"),
+        ("row['answers']", "mine.py:6: KeyError: 'answers'"),
+        ("(_ for _ in [exit(0)])", "mine.py:6: SystemExit: 0"),
     ],
 )
 def test_what_a_function_of_the_users_returns_is_checked(tmp_path: Path, result: str, message: str) -> None:
@@ -319,6 +324,6 @@ def test_many_reasons_are_told_in_few_lines(tmp_path: Path) -> None:
     first, *dropped = account.lines()
     assert first.endswith("1 kept")
     assert len(dropped) == 13
-    assert dropped[0].endswith("dropped 2 (line 1, 2): cannot be read: column 'prompt' must be text, not a number")
+    assert dropped[0].endswith("dropped 2 (lines 1, 2): cannot be read: column 'prompt' must be text, not a number")
     assert dropped[-1].endswith("19 other reasons")
     assert "dropped 19 (line" in dropped[-1]

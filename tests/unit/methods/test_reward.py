@@ -209,18 +209,39 @@ def words(prompts, responses):
     return ["good" for r in responses]
 def other(texts):
     return [0.0 for t in texts]
+def nothing(prompts, responses):
+    print(len(responses))
+def text(prompts, responses):
+    return "11"
+def lazy(prompts, responses):
+    for r in responses:
+        yield {}["score"]
+def quits(prompts, responses):
+    raise SystemExit(3)
 """
 
 
 @pytest.mark.parametrize(
     ("name", "error", "message"),
     [
-        ("raises", ConfigError, "step 7, data:2: the reward function raised ZeroDivisionError"),
+        (
+            "raises",
+            ConfigError,
+            r"mine.py:5: the reward function raised ZeroDivisionError: .*\n  step 7, data:2; on the response 'abc'",
+        ),
         ("nan", NumericError, "step 7, data:2: the reward of 1 of 2 responses is nan"),
         ("short", ConfigError, "gave 1 rewards for 2 responses"),
         ("column", ConfigError, r"gave 2 rewards for 2 responses, in the shape \(2, 1\)"),
         ("huge", NumericError, r"the reward of 2 of 2 responses is 1e\+300"),
-        ("words", ConfigError, "raised ValueError"),
+        (
+            "words",
+            ConfigError,
+            "step 7, data:1: the reward function returned a list with 'good', not a list of numbers",
+        ),
+        ("nothing", ConfigError, "the reward function returned a NoneType, not a list of numbers"),
+        ("text", ConfigError, "the reward function returned a str, not a list of numbers"),
+        ("lazy", ConfigError, r"mine.py:24: the reward function raised KeyError: 'score'"),
+        ("quits", ConfigError, r"mine.py:26: the reward function raised SystemExit: 3"),
     ],
 )
 def test_functions_that_go_wrong_name_the_step_and_the_row(tmp_path: Path, name: str, error: Any, message: str) -> None:

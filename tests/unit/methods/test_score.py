@@ -292,6 +292,6 @@ def test_groups_that_a_reward_leaves_out_are_dropped_and_counted(
     data, out = str(write_jsonl(tmp_path / "b.jsonl", BENCH)), tmp_path / "s.jsonl"
     arguments = ["score", "--data", data, "--out", str(out), "--reward"]
     assert command([*arguments, f"{tmp_path / 'mine.py'}:some"]) == 0
-    assert "dropped 2 (line 1, 3): a response without a reward" in " ".join(capsys.readouterr().err.split())
+    assert "dropped 2 (lines 1, 3): a response without a reward" in " ".join(capsys.readouterr().err.split())
     assert [json.loads(line)["id"] for line in out.read_text().splitlines()] == ["2", "4"]
     assert command([*arguments, f"{tmp_path / 'mine.py'}:none"]) == 3
