@@ -123,7 +123,7 @@ def _parser(format: str, sound: list[Fields], head: list[Row], reading: Reading,
             raise DataError(head[0].fault, where=head[0].origin, fix="repair or remove the row")
         if not head:
             return lambda row: ()
-        chosen = detect(sound, head[0].origin.rpartition(":")[0])
+        chosen = detect(sound, head[0].origin.rpartition(":")[0] or head[0].origin)
     else:
         chosen = BY_NAME[format]
     account.format = chosen.name
@@ -145,7 +145,7 @@ def hold_out(groups: Sequence[PreferenceGroup], share: float) -> tuple[list[Pref
     if len(held) == len(set(keys)):
         raise DataError(
             f"cannot hold out a share of {len(held)} distinct prompt(s)",
-            where=groups[0].origin.rpartition(":")[0] if groups else "",
+            where=groups[0].origin.rpartition(":")[0] or groups[0].origin if groups else "",
             why="prompts that share a row stay together" if len(held) > 1 else "",
             fix="give an evaluation file as data.eval",
         )
@@ -166,7 +166,7 @@ def folds(groups: Sequence[PreferenceGroup], number: int) -> list[list[Preferenc
     if min(sizes) == 0:
         raise DataError(
             f"{len(counts)} distinct prompts cannot be parted into {number}",
-            where=groups[0].origin.rpartition(":")[0] if groups else "",
+            where=groups[0].origin.rpartition(":")[0] or groups[0].origin if groups else "",
             fix="lower `folds`",
         )
     return [[g for g, key in zip(groups, keys, strict=True) if part_of[key] == part] for part in range(number)]

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
+from preftune import objects
 from preftune.errors import DataError
 
 MAX_LINE_BYTES = 64_000_000
@@ -39,6 +40,10 @@ def read(source: str | Sequence[str]) -> Iterator[Row]:
     line of a JSONL file becomes a Row with a `fault`.
     """
     for one in [source] if isinstance(source, str) else source:
+        held = objects.rows(one)
+        if held:
+            yield from (_row(value, f"{held.label}[{i}]") for i, value in enumerate(held.rows))
+            continue
         path = _local(one)
         if path.is_file():
             yield from _read_file(path, str(one))
@@ -52,8 +57,12 @@ def fingerprint(source: str | Sequence[str]) -> str:
     """A hash of the bytes of all files of `source`; Hub ids and folders enter by name."""
     digest = hashlib.sha256()
     for one in [source] if isinstance(source, str) else source:
-        path = _local(one)
         digest.update(b"\0source\0")
+        held = objects.rows(one)
+        if held:
+            digest.update(held.digest.encode())
+            continue
+        path = _local(one)
         if path.is_file():
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
