@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from preftune.errors import PreftuneError
+from preftune.errors import ConfigError, PreftuneError
 from preftune.resolve import bind, inputs_of, parameters_of
 
 if TYPE_CHECKING:
@@ -27,11 +27,17 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
     """
     positional = inputs_of(function)
     keywords = tuple(parameters_of(function))
-    where = f"preftune.{function.__name__}()"
+    where = f"preftune.{function.__name__}"
 
     @functools.wraps(function)
     def call(*arguments: Any, **given: Any) -> Any:
+        if len(arguments) > len(positional):
+            first = ", ".join(f"{name}=..." for name in keywords[: len(arguments) - len(positional)])
+            raise ConfigError("too many arguments without a name", where=where, fix=f"name them: {first}")
         own = {name: given.pop(name) for name in positional if name in given}
+        lacking = [name for name in positional[len(arguments) :] if name not in own]
+        if lacking:
+            raise ConfigError(f"{function.__name__!r} needs {', '.join(lacking)}", where=where)
         settings = bind(function, given, where, function.__name__)
         with errors_in_python(keywords):
             return function(*arguments, **own, **settings)
@@ -45,16 +51,19 @@ def errors_in_python(names: tuple[str, ...]) -> Iterator[None]:
     try:
         yield
     except PreftuneError as error:
-        for part in ("where", "what", "why", "fix"):
-            setattr(error, part, _keywords(getattr(error, part), names))
-        error.args = (_keywords(str(error), names),)
+        parts = {part: _keywords(getattr(error, part), names) for part in ("what", "where", "why")}
+        parts["what"] = parts["what"].removeprefix("ModelConfig: ")  # made of dtype
+        parts["fix"] = _keywords(error.fix, names, "=...")
+        for part, text in parts.items():
+            setattr(error, part, text)
+        error.args = PreftuneError(**parts).args
         raise
 
 
-def _keywords(text: str, names: tuple[str, ...]) -> str:
+def _keywords(text: str, names: tuple[str, ...], value: str = "") -> str:
     def name_of(match: re.Match[str]) -> str:
         name = match[1].replace("-", "_")
-        return name if name in names else match[0]
+        return name + value if name in names else match[0]
 
     return re.sub(r"(?<![\w-])--([a-z][a-z-]*[a-z]|k|n)\b", name_of, text)
 

@@ -234,7 +234,8 @@ def _is_section(data: Any) -> bool:
     """Whether a dict is a config's section, and not a DatasetDict or the columns of a table."""
     if not isinstance(data, Mapping) or type(data).__module__.partition(".")[0] == "datasets":
         return False
-    return "train" in data or not data or not all(isinstance(value, list) for value in data.values())
+    columns = [isinstance(value, list) and not isinstance((value or [None])[0], Mapping) for value in data.values()]
+    return "train" in data or not all(columns) or not data
 
 
 def loss_section(loss: Any, held: Held) -> Any:

@@ -52,7 +52,7 @@ def selecting(select: str, gap: float, soft: bool, k: int, beta: float, seed: in
         "--soft": soft and select == "top-k",
     }
     for name in [name for name, given in useless.items() if given]:
-        raise ConfigError(f"means nothing to {select}", where=name, fix="leave it out or choose another --select")
+        raise ConfigError(f"means nothing to {select}", where=name, fix="leave it out, or use another --select")
     return Selecting(select, gap, soft, k, beta, seed)  # type: ignore[arg-type]
 
 
