@@ -206,8 +206,10 @@ def _parts(call: Any, depth: int) -> Iterator[str]:
 
 
 def _source(call: Any) -> str:
-    """The text of a function; its code where there is no text."""
+    """The text of a function; its code where there is no text, and for a lambda, whose line may hold several."""
     try:
+        if getattr(call, "__name__", "") == "<lambda>":
+            raise OSError
         return textwrap.dedent(inspect.getsource(call))
     except (OSError, TypeError):
         code = getattr(call, "__code__", None)
