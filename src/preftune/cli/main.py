@@ -153,26 +153,16 @@ def pairs(
     quiet: Quiet = False,
 ) -> None:
     """Samples and their rewards become preference data."""
-    from preftune.data.select import SELECTIONS, Selecting
-    from preftune.errors import ConfigError, did_you_mean
+    from preftune.data.select import selecting
 
-    if select not in SELECTIONS:
-        raise ConfigError(f"unknown selection {select!r}; {did_you_mean(select, SELECTIONS)}", where="--select")
-    useless = {
-        "--k": k != 1 and select != "top-k",
-        "--beta": beta != 0.1 and select != "rso",
-        "--gap": gap != 0 and select == "top-k",
-        "--soft": soft and select == "top-k",
-    }
-    for name in [name for name, given in useless.items() if given]:
-        raise ConfigError(f"means nothing to {select}", where=name, fix="leave it out or choose another --select")
+    how = selecting(select, gap, soft, k, beta, seed)
     from preftune.evaluate.rewards import open_reward
     from preftune.methods.pairs import run as run_pairs
     from preftune.methods.prepare import device_of
     from preftune.train.display import Display
 
     judge = open_reward(reward, "--reward", device=device_of(None)) if reward else None
-    run_pairs(samples, out, Selecting(select, gap, soft, k, beta, seed), judge, Display(quiet))  # type: ignore[arg-type]
+    run_pairs(samples, out, how, judge, Display(quiet))
 
 
 @app.command()
@@ -200,34 +190,15 @@ def score(
     quiet: Quiet = False,
 ) -> None:
     """Implicit rewards beta * log(policy / reference) of every pair, or any reward; accuracy, by subset where known."""
-    from preftune.errors import ConfigError
-
-    if bool(policy) != bool(reference) or bool(policy) == bool(reward):
-        raise ConfigError("needs --policy and --reference, or --reward alone", where="preftune score")
-    from preftune.methods.score import Rewarding, Scoring
+    from preftune.evaluate.renderers import ChatOptions
     from preftune.methods.score import run as run_score
+    from preftune.methods.score import scoring_of
     from preftune.train.display import Display
 
-    if reward:
-        useless = {
-            "tokens": tokens,
-            "mode": mode != "corrected",
-            "dtype": dtype != "auto",
-            "beta": beta != 0.1,
-            "chat-template": chat_template,
-            "chat-template-kwargs": chat_template_kwargs,
-            "as-chat": as_chat,
-        }
-        for name in [f"--{name}" for name, value in useless.items() if value]:
-            raise ConfigError(
-                "is for an implicit reward", where=name, fix="leave it out, or give --policy and --reference"
-            )
-        run_score(Rewarding(reward, data, data_format, max_length), out, Display(quiet))
-        return
-    from preftune.evaluate.renderers import ChatOptions
-
-    both, chat = (policy or "", reference or ""), ChatOptions.asked(chat_template_kwargs, as_chat)
-    scoring = Scoring(*both, data, beta, tokens, data_format, max_length, dtype, chat_template, mode, chat)
+    chat = ChatOptions.asked(chat_template_kwargs, as_chat)
+    scoring = scoring_of(
+        (policy, reference, reward), data, beta, tokens, data_format, max_length, dtype, chat_template, mode, chat
+    )
     run_score(scoring, out, Display(quiet))
 
 

@@ -6,13 +6,36 @@ Field descriptions are the reference documentation (docs/config.md is made from 
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from preftune.config.load import refused
 
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    if not TYPE_CHECKING:  # type checkers make the signature from the fields
+
+        def __init__(self, **values):
+            """Raise ConfigError where pydantic raises ValidationError."""
+            try:
+                super().__init__(**values)
+            except ValidationError as error:
+                raise refused(type(self), error, {}, type(self).__name__) from None
+
+        # pydantic does not call this __init__ for nested sections, so their errors keep their paths
+        __init__.__pydantic_base_init__ = True
 
     @field_validator("*", mode="before")
     @classmethod

@@ -158,7 +158,7 @@ def _parser(
     if reading.format == "auto":
         if not sound and head[0].fault:  # not one row could be read: say why instead of guessing a format
             raise DataError(head[0].fault, where=head[0].origin, fix="repair or remove the row")
-        where = head[0].origin.rpartition(":")[0]
+        where = head[0].origin.rpartition(":")[0] or head[0].origin
         for column, name in names.new_name.items():
             if sound and not any(name in row for row in sound):
                 raise no_such_column(column, name, dict.fromkeys(key for row in sound for key in row), where)
@@ -188,7 +188,7 @@ def hold_out(groups: Sequence[PreferenceGroup], share: float) -> tuple[list[Pref
     if len(held) == len(set(keys)):
         raise DataError(
             f"cannot hold out a share of {len(held)} distinct prompt(s)",
-            where=groups[0].origin.rpartition(":")[0] if groups else "",
+            where=groups[0].origin.rpartition(":")[0] or groups[0].origin if groups else "",
             why="prompts that share a row stay together" if len(held) > 1 else "",
             fix="give an evaluation file as data.eval",
         )
@@ -209,7 +209,7 @@ def folds(groups: Sequence[PreferenceGroup], number: int) -> list[list[Preferenc
     if min(sizes) == 0:
         raise DataError(
             f"{len(counts)} distinct prompts cannot be parted into {number}",
-            where=groups[0].origin.rpartition(":")[0] if groups else "",
+            where=groups[0].origin.rpartition(":")[0] or groups[0].origin if groups else "",
             fix="lower `folds`",
         )
     return [[g for g, key in zip(groups, keys, strict=True) if part_of[key] == part] for part in range(number)]

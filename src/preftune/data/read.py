@@ -7,9 +7,11 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from preftune import objects
 from preftune.data.folders import folder_source
 from preftune.data.hub import hub_rows, hub_source, is_hub_id, saved_rows
 from preftune.data.read_files import read_file
+from preftune.data.read_json import as_row
 from preftune.data.rows import Row, Source
 from preftune.errors import DataError
 
@@ -28,6 +30,10 @@ def read(source: str | Sequence[str], note: Note | None = None) -> Iterator[Row]
     line of a JSONL file becomes a Row with a `fault`.
     """
     for name in [source] if isinstance(source, str) else source:
+        held = objects.rows(name)
+        if held:
+            yield from (as_row(value, f"{held.label}[{i}]") for i, value in enumerate(held.rows))
+            continue
         one = _find(name)
         for text in one.notes:
             if note:
@@ -50,8 +56,12 @@ def fingerprint(source: str | Sequence[str]) -> str:
     """
     digest = hashlib.sha256()
     for name in [source] if isinstance(source, str) else source:
-        one = _find(name)
         digest.update(b"\0source\0")
+        held = objects.rows(name)
+        if held:
+            digest.update(held.digest.encode())
+            continue
+        one = _find(name)
         if one.hub is not None:
             digest.update(f"{name}\0{getattr(one.hub, '_fingerprint', '')}".encode())
         if one.saved:

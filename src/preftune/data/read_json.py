@@ -78,10 +78,10 @@ def jsonl(path: Path, name: str) -> Iterator[Row]:
             except (ValueError, RecursionError) as error:
                 yield Row({}, origin, fault_of(error))
                 continue
-            yield _row(value, origin)
+            yield as_row(value, origin)
 
 
-def _row(value: Any, origin: str) -> Row:
+def as_row(value: Any, origin: str) -> Row:
     if not isinstance(value, dict):
         return Row({}, origin, f"a row is an object with named fields, not {type(value).__name__}")
     return Row(value, origin)
@@ -112,7 +112,7 @@ def json_list(path: Path, name: str) -> Iterator[Row]:
         origin = f"{name}:{line}" if line != before else f"{name}:{line} (record {number})"
         before = line
         value, at, fault = _decode(text, at, name, line)
-        yield Row({}, origin, fault) if fault else _row(value, origin)
+        yield Row({}, origin, fault) if fault else as_row(value, origin)
         at = _skip(text, at)
         if text[at : at + 1] == ",":
             at = _skip(text, at + 1)

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from preftune import objects
 from preftune.data.account import Account
 from preftune.data.groups import Limits, tokenize
 from preftune.data.layout import Budget, micro_batches
@@ -71,7 +72,12 @@ def open_reward(name: str, where: str = "reward", *, dtype: torch.dtype = torch.
         return graded(name.removeprefix("judge:"), where)
     if name.startswith("implicit:"):
         return implicit(name.removeprefix("implicit:"), where, dtype, device)
-    if name not in RULES and (Path(name).expanduser().is_dir() or not name.rpartition(":")[0].endswith(".py")):
+    held = name.startswith(objects.FUNCTION)
+    if (
+        name not in RULES
+        and not held
+        and (Path(name).expanduser().is_dir() or not name.rpartition(":")[0].endswith(".py"))
+    ):
         if "/" not in name and not Path(name).is_dir():
             resolve(name, RULES, where)  # says what is known
         return RewardModel.open(name, where, dtype, device)

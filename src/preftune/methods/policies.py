@@ -14,6 +14,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from preftune import objects
 from preftune.errors import RunError
 from preftune.files import digest
 from preftune.model import load
@@ -79,7 +80,13 @@ def weights_of(model: str) -> str:
 def judge_of(name: str) -> str:
     """A judge's or reward's name with a hash of the models and files it stands for: what it said is good for these
     alone."""
-    return " ".join([name, *(digest(path) if path.is_file() else weights_of(str(path)) for path in _paths(name))])
+    return " ".join(
+        [
+            name,
+            *filter(None, [objects.digest_of(name)]),
+            *(digest(path) if path.is_file() else weights_of(str(path)) for path in _paths(name)),
+        ]
+    )
 
 
 def reward_models_of(name: str | None) -> str:
@@ -105,8 +112,12 @@ def note_reward(run: Run, name: str) -> None:
 
 
 def _paths(name: str) -> list[Path]:
-    """The files and folders that a reward's name names. A judge behind a server has none."""
-    return [] if name.startswith("judge:") else [p for part in re.split("[:,]", name) if part and (p := _path(part))]
+    """The files and folders that a reward's name names. A judge behind a server and a function in memory have none."""
+    return (
+        []
+        if name.startswith(("judge:", objects.FUNCTION))
+        else [p for part in re.split("[:,]", name) if part and (p := _path(part))]
+    )
 
 
 def _path(text: str) -> Path | None:

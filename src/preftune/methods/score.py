@@ -72,6 +72,39 @@ class Rewarding:
     max_length: int | None = None
 
 
+def scoring_of(  # noqa: PLR0913, PLR0917 - the options of the command
+    models: tuple[str | None, str | None, str | None],
+    data: str,
+    beta: float,
+    tokens: bool,
+    format: str,
+    max_length: int | None,
+    dtype: str,
+    chat_template: str | None,
+    mode: str,
+    chat: ChatOptions | None = None,
+) -> Scoring | Rewarding:
+    """What policy, reference and reward of `models` mean. Raises ConfigError for options that do not go together."""
+    policy, reference, reward = models
+    if bool(policy) != bool(reference) or bool(policy) == bool(reward):
+        raise ConfigError("needs --policy and --reference, or --reward alone", where="preftune score")
+    if policy and reference:
+        chat = chat or ChatOptions()
+        return Scoring(policy, reference, data, beta, tokens, format, max_length, dtype, chat_template, mode, chat)
+    useless = {
+        "tokens": tokens,
+        "mode": mode != "corrected",
+        "dtype": dtype != "auto",
+        "beta": beta != 0.1,
+        "chat-template": chat_template,
+        "chat-template-kwargs": chat and chat.arguments,
+        "as-chat": chat and chat.as_chat,
+    }
+    for name in [f"--{name}" for name, value in useless.items() if value]:
+        raise ConfigError("is for an implicit reward", where=name, fix="leave it out, or give --policy and --reference")
+    return Rewarding(reward or "", data, format, max_length)
+
+
 def run(scoring: Scoring | Rewarding, out: Path, display: Display) -> Path:
     """Write one JSON object for each judgement to `out`, in the order of the data, and beside it what they come to."""
     sources = sources_of(scoring) if isinstance(scoring, Scoring) else {}
