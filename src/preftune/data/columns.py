@@ -114,7 +114,7 @@ class Ledger:
     def _file_used(self, column: str, name: str, value: Any, origin: str) -> None:
         blank = metadata.is_blank(value)
         self._enter(column, "empty" if blank else "used")
-        self.in_context |= name in (*SYSTEMS, "history") and not blank
+        self.in_context |= not blank and (name in SYSTEMS or (name == "history" and not isinstance(value, str)))
         if isinstance(value, str) and name in MAYBE_CHAT and holds_messages(value):
             self.notes.append((f"column {name!r} looks like messages as JSON, and was read as text", origin))
 

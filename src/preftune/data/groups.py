@@ -94,6 +94,16 @@ def _sound(head: Sequence[Row], names: Names) -> list[Fields]:
     return rows
 
 
+def _first_fault(row: Row, names: Names) -> DataError:
+    fault = BadRow(row.fault)
+    try:
+        if not row.fault:
+            names.row(row.value)
+    except BadRow as error:
+        fault = error
+    return DataError(str(fault), where=row.origin, fix=fault.fix or "repair or remove the row")
+
+
 def _read_row(row: Row, parse: Parser, ledger: Ledger, account: Account, drop: bool) -> list[PreferenceGroup]:
     """The groups of one row, its columns entered into the ledger."""
     if row.fault:
@@ -138,8 +148,8 @@ def _parser(
         account.format = account.format if reading.format == "auto" else reading.format
         return lambda row: (), rows
     if reading.format == "auto":
-        if not sound and head[0].fault:  # not one row could be read: say why instead of guessing a format
-            raise DataError(head[0].fault, where=head[0].origin, fix="repair or remove the row")
+        if not sound:  # not one row could be read: say why instead of guessing a format
+            raise _first_fault(head[0], names)
         where = head[0].origin.rpartition(":")[0]
         for column, name in names.new_name.items():
             if sound and not any(name in row for row in sound):
