@@ -7,12 +7,21 @@ the columns whose values were read. So "used" is what the parser really did. The
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from preftune.data import metadata
-from preftune.data.names import MAYBE_CHAT, Names, fields_inside, holds_messages, near_name, no_such_column
+from preftune.data.names import (
+    MAYBE_CHAT,
+    Names,
+    fields_inside,
+    holds_messages,
+    near_name,
+    no_such_column,
+    quoted,
+    setting,
+)
 from preftune.data.slots import PROMPTS, SYSTEMS
 from preftune.data.values import Fields
 from preftune.errors import DataError
@@ -67,6 +76,7 @@ class Ledger:
     became    {column: {"used" | "metadata" | "repeated" | "empty" | "ignored" | "refused" | "dropped": rows};
               "dropped" counts rows without anything to learn, whose parser may have stopped before it read the column
     refused   {column: (why, where it was met)}
+    near      {column that is refused: the name that it may stand for}
     inside    names of data.ignore that are fields of judgements or of OpenAI's `input`
     """
 
@@ -75,6 +85,7 @@ class Ledger:
     names: Names
     became: dict[str, Counter[str]] = field(default_factory=dict)
     refused: dict[str, tuple[str, list[str]]] = field(default_factory=dict)
+    near: dict[str, str] = field(default_factory=dict)
     notes: list[tuple[str, str]] = field(default_factory=list)
     in_context: bool = False
     inside: set[str] = field(default_factory=set)
@@ -121,7 +132,7 @@ class Ledger:
     def _file_dropped(self, column: str, name: str, value: Any, row: Tracked, origin: str) -> None:
         self._enter(column, "dropped")
         if near_name(name, row) and metadata.texts_in(value) and not metadata.is_metadata(name, row):
-            self._suspects.setdefault(column, (_not_used(name, row), []))[1].append(origin)
+            self._suspects.setdefault(column, (self._not_used(name, row), []))[1].append(origin)
 
     def _enter(self, column: str, status: str) -> None:
         self.became.setdefault(column, Counter())[status] += 1
@@ -151,7 +162,14 @@ class Ledger:
             return "metadata", ""
         if name in metadata.CONTEXT:
             return "refused", CONTEXT
-        return "refused", _not_used(name, row)
+        return "refused", self._not_used(name, row)
+
+    def _not_used(self, name: str, row: Tracked) -> str:
+        near = near_name(name, row)
+        if not near:
+            return "is not used"
+        self.near[self.names.of_file(name)] = near
+        return f"is not used (did you mean {near!r}?)"
 
     def refuses_most_of(self, rows: int) -> bool:
         """Whether refused columns made most rows unusable, so that dropping them would leave little."""
@@ -176,20 +194,18 @@ class Ledger:
 
     def _fix(self) -> str:
         them = "it" if len(self.refused) == 1 else "them"
-        leave = f"to train without {them}, set data.ignore=[{', '.join(self.refused)}]"
+        leave = f"to train without {them}, set data.ignore=[{', '.join(map(quoted, self.refused))}]"
         mapping: dict[str, str] = {}
         unknown = [column for column, (why, _) in self.refused.items() if why.startswith(("is not used", CONTEXT))]
         has_text_prompt = any(self.became.get(column, Counter())["used"] for column in TEXT_PROMPTS)
         for column in unknown:
-            near = near_name(column, self.became)
-            if near:
-                mapping.setdefault(near, column)
+            if column in self.near:
+                mapping.setdefault(self.near[column], column)
             elif column in metadata.CONTEXT - {*SYSTEMS, "history"} and has_text_prompt and "input" not in self.became:
                 mapping.setdefault("input", column)
-        wanted = ", ".join(f"{name}: {column}" for name, column in mapping.items())
-        appended = " (`input` is appended to the prompt)" if "input" in mapping else ""
         if mapping:
-            return f"set data.columns={{{wanted}}}{appended}; {leave}"
+            appended = " (`input` is appended to the prompt)" if "input" in mapping else ""
+            return f"set {setting(mapping)}{appended}; {leave}"
         return f"{leave}; or name what they are: data.columns={{prompt: COLUMN, ...}}" if unknown else leave
 
     def _list(self, status: str) -> str:
@@ -214,11 +230,6 @@ class Ledger:
         for column, name in self.names.new_name.items():
             if column not in self.became:
                 raise no_such_column(column, name, self.became, self.source)
-
-
-def _not_used(name: str, row: Mapping[str, Any]) -> str:
-    near = near_name(name, row)
-    return f"is not used (did you mean {near!r}?)" if near else "is not used"
 
 
 def _line(origin: str) -> tuple[int, str]:

@@ -12,8 +12,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from preftune.data import metadata
-from preftune.data.slots import COMPLETIONS, DIALOGUES, PAIRS, PROMPTS, SYSTEMS
-from preftune.data.values import BadRow, Fields, has_role, is_dialogue
+from preftune.data.slots import (
+    COMPLETIONS,
+    DIALOGUES,
+    PAIRS,
+    PROMPTS,
+    SYSTEMS,
+    completion_column,
+    pair_columns,
+    prompt_column,
+)
+from preftune.data.values import BadRow, Fields, has_role, is_dialogue, peek
 from preftune.errors import ConfigError, DataError, did_you_mean
 
 #: Names that data.columns can map to: those that the formats read.
@@ -173,7 +182,38 @@ def no_such_column(column: str, name: str, columns: Mapping[str, Any], source: s
     return DataError(f"data.columns reads {name!r} from {column!r}, and no row has it", where=source, fix=fix)
 
 
-def near_name(column: str, row: Mapping[str, Any]) -> str:
-    """A name that a format reads, that the row does not have, and that `column` may be a misspelling of; or ""."""
+ASKING = frozenset({"prompt", "promt", "question", "instruction", "query", "user", "request", "problem", "post", "ask"})
+#: Names of responses and of what is said about them: a row that has its responses needs no other one of these.
+ANSWERS = frozenset(
+    {"responses", "completions", "answers", "outputs", "scores", "ranks", "rewards", "judgements", "label", "labels"}
+    | {"response_a", "response_b", "winner", "rejected_messages", *COMPLETIONS}
+    | {side for pair in PAIRS for side in pair}
+)
+
+
+def near_name(column: str, row: Fields) -> str:
+    """A name that the formats read, that would be of use in the row, and that `column` may stand for; or ""."""
     wanted = [name for name in CANONICAL if name not in row]
-    return next(iter(difflib.get_close_matches(column.lower(), wanted, n=1, cutoff=0.75)), "")
+    if metadata.is_blank(peek(row, prompt_column(row) or "")):
+        if ASKING & set(parts_of(column)):
+            return "prompt"
+    else:
+        wanted = [name for name in wanted if name not in PROMPTS or name == "input"]
+    if pair_columns(row) or completion_column(row):
+        wanted = [name for name in wanted if name not in ANSWERS]
+    return next(iter(difflib.get_close_matches(column.strip().lower(), wanted, n=1, cutoff=0.75)), "")
+
+
+def parts_of(name: str) -> list[str]:
+    """The words of a column's name: answer_a and answerA have the words answer and a."""
+    return re.split(r"[^a-z0-9]+", re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower())
+
+
+def quoted(column: str) -> str:
+    """A column's name as it is typed in a setting."""
+    return column if re.fullmatch(r"[\w.-]+", column) else json.dumps(column, ensure_ascii=False)
+
+
+def setting(mapping: Mapping[str, str]) -> str:
+    """The data.columns to type."""
+    return f"data.columns={{{', '.join(f'{name}: {quoted(column)}' for name, column in mapping.items())}}}"

@@ -142,6 +142,8 @@ def message_of(value: Any, key: str) -> Message:
     role, content = value.get(role_key), value.get(content_key)
     if isinstance(role, str) and role.strip().lower() in CALLS:
         role, content, rest = "assistant", "", rest | {"tool_calls": _calls_of(content, role, key)}
+    if role is None:
+        raise BadRow(f"{key} has no role", fix='write messages as {"role": "user", "content": "..."}')
     if not isinstance(role, str) or role.strip().lower() not in ROLES:
         raise BadRow(
             f"{key} has unknown role {role!r}; known: {', '.join([*ROLES, *CALLS])}",
@@ -163,9 +165,10 @@ def _part(part: Any, where: str) -> str:
     others = {k for k, v in part.items() if k not in ("type", "text") and v} if isinstance(part, dict) else set()
     if not isinstance(text, str) or others & {"image", "image_url", "audio", "input_audio", "video"}:
         kind = part.get("type") if isinstance(part, dict) else kind_name(part)
+        what = "write the part as text" if "think" in str(kind) or "reason" in str(kind) else "remove these rows"
         raise BadRow(
             f"{where} has content that is not text: {kind!r}",
-            fix="preftune trains on text: remove these rows, or count and drop them with data.bad_rows=drop",
+            fix=f"preftune trains on text: {what}, or count and drop them with data.bad_rows=drop",
         )
     return text
 
