@@ -20,6 +20,7 @@ HINTS = {
     "rejected": {"rejected", "reject", "bad", "worse", "worst", "dispreferred", "lose", "loser"},
     "completion": {"completion", "response", "answer", "solution", "reply", "summary", "assistant", "target", "output"},
 }
+ORDINALS = (("left", "right"), ("first", "second"))
 VOTES = {
     "winner",
     "win",
@@ -144,7 +145,8 @@ def _votes(row: Fields, texts: Sequence[str]) -> dict[str, str]:
         (a, b)
         for a in texts
         for b in texts
-        if a[:-1] == b[:-1] and a[-1:].lower() + b[-1:].lower() in ("ab", "12", "01", "xy")
+        if (a[:-1] == b[:-1] and a[-1:].lower() + b[-1:].lower() in ("ab", "12", "01", "xy"))
+        or any(first in parts_of(a) and a.replace(first, second) == b for first, second in ORDINALS)
     ]
     said = verdict_column(row) or next((key for key in row if VOTES & set(parts_of(key))), None)
     if len(sides) != 1 or said is None or said in sides[0]:

@@ -267,6 +267,10 @@ GUESSED: list[tuple[dict[str, Any], str]] = [
         {"prompt": "p", "ans1": "a", "ans2": "b", "verdict": "1"},
         "{response_a: ans1, response_b: ans2, winner: verdict}",
     ),
+    ({"ask": "p", "left": "a", "right": "b", "vote": "l"}, "{prompt: ask, response_a: left, response_b: right, winner"),
+    ({"problem": "p", "solution": "a"}, "{completion: solution, prompt: problem}"),
+    ({"Prompt": "p", "Chosen": "a", "Rejected": "b"}, "{chosen: Chosen, rejected: Rejected, prompt: Prompt}"),
+    ({"prompt": "p", "response_a": "a", "response_b": "b"}, "{winner: COLUMN}"),
     ({"prompt": "p", "foo": "a", "bar": "b"}, "{prompt: COLUMN, chosen: COLUMN, rejected: COLUMN}"),
 ]
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from tests.conftest import write_jsonl
 
+from preftune.data import parse_votes, slots
 from preftune.data.formats import BY_NAME, FORMATS, detect
 from preftune.data.groups import hold_out, read_groups, refuse_overlap
 from preftune.data.parsers import Reading, judge
@@ -328,6 +329,12 @@ def test_roles_are_read_in_any_spelling(role: str) -> None:
 
 def test_every_format_has_a_row() -> None:
     assert {row[0] for row in ROWS} == {f.name for f in FORMATS}
+
+
+def test_every_format_and_every_other_name_of_a_column_is_in_the_docs() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "data.md").read_text()
+    names = [*BY_NAME, *slots.COMPLETIONS, *slots.SYSTEMS, *slots.KINDS_OF_SCORE, *parse_votes.STRENGTHS]
+    assert [name for name in (*names, *slots.PROMPTS) if f"`{name}`" not in page] == []
 
 
 def test_every_example_is_json_with_its_columns() -> None:
