@@ -135,7 +135,9 @@ class Ledger:
             self._suspects.setdefault(column, (self._not_used(name, row), []))[1].append(origin)
 
     def _enter(self, column: str, status: str) -> None:
-        self.became.setdefault(column, Counter())[status] += 1
+        if column not in self.became:
+            self.became[column] = Counter()
+        self.became[column][status] += 1
 
     def _quick(self, name: str, value: Any, row: Tracked) -> tuple[str, str]:
         """What a column is that was not read, by its name and the kind of its value; "" if it must be compared."""

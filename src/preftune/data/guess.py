@@ -9,7 +9,7 @@ from typing import Any
 from preftune.data import metadata
 from preftune.data.names import ASKING, parts_of, setting
 from preftune.data.parse_votes import sides_of, verdict_column
-from preftune.data.slots import pair_columns, prompt_column
+from preftune.data.slots import completion_column, pair_columns, prompt_column
 from preftune.data.values import Fields, is_dialogue
 from preftune.errors import DataError
 
@@ -105,7 +105,7 @@ def _mapping(rows: Sequence[Fields]) -> dict[str, str]:
     if {"chosen", "rejected"} <= {*pair, *row}:
         return pair
     single = _hinted(row, texts, ("completion", "prompt"))
-    both = "completion" in single and ("prompt" in single or prompt_column(row))
+    both = ("completion" in single or completion_column(row)) and ("prompt" in single or prompt_column(row))
     return single if both and len(texts) == 2 else {}
 
 

@@ -127,6 +127,7 @@ ROLE_KEYS = ("role", "from", "speaker")
 CONTENT_KEYS = ("content", "value", "message", "text")
 #: Fields of a message that identify it and say nothing to the model: turns that differ only here are the same turn.
 NOT_WORDS = {"id", "message_id", "parent_id", "uuid", "index", "turn", "date", "timestamp", "created_at", "model"}
+LABELS = {"name", "tool_call_id", "finish_reason"}  # fields that say something about a turn, but not what it says
 
 
 def message_of(value: Any, key: str) -> Message:
@@ -194,17 +195,17 @@ def _calls_of(content: Any, role: str, key: str) -> list[dict[str, Any]]:
 
 
 def words_of(text: Text) -> Any:
-    """What a text says, for comparing: a chat without the fields that only identify its messages."""
+    """What a text says, for comparing: a chat without the fields of its messages that hold no text or only name them."""
     if isinstance(text, str):
         return text
-    return tuple((m.role, m.content, tuple(e for e in m.extra if e[0] not in NOT_WORDS)) for m in text)
+    return tuple((m.role, m.content, tuple(e for e in m.extra if e[0] not in NOT_WORDS and '"' in e[1])) for m in text)
 
 
 def is_empty(text: Text) -> bool:
     """Whether nothing is said: no text, no tool call, no reasoning."""
     if isinstance(text, str):
         return not text.strip()
-    return all(not content.strip() and not extra for _, content, extra in words_of(text))
+    return all(not content.strip() and {name for name, _ in extra} <= LABELS for _, content, extra in words_of(text))
 
 
 def has_role(value: Any) -> bool:

@@ -268,6 +268,7 @@ GUESSED: list[tuple[dict[str, Any], str]] = [
         "{response_a: ans1, response_b: ans2, winner: verdict}",
     ),
     ({"ask": "p", "left": "a", "right": "b", "vote": "l"}, "{prompt: ask, response_a: left, response_b: right, winner"),
+    ({"promt": "p", "completion": "a"}, "{prompt: promt}"),
     ({"problem": "p", "solution": "a"}, "{completion: solution, prompt: problem}"),
     ({"Prompt": "p", "Chosen": "a", "Rejected": "b"}, "{chosen: Chosen, rejected: Rejected, prompt: Prompt}"),
     ({"prompt": "p", "response_a": "a", "response_b": "b"}, "{winner: COLUMN}"),

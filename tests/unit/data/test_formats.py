@@ -355,6 +355,16 @@ def test_sft_messages_train_every_assistant_turn() -> None:
 
 # format, row, reason that it is counted under
 DROPPED = [
+    (
+        "chat",
+        {"prompt": chat(("user", "x")), "chosen": {"role": "assistant", "content": "", "weight": 1}, "rejected": "b"},
+        "empty response",
+    ),
+    (
+        "sft-messages",
+        {"messages": [*chat(("user", "x")), {"role": "assistant", "content": "y", "weight": 0}]},
+        "all assistant turns have weight 0",
+    ),
     ("preference", {"prompt": "p", "chosen": "a", "rejected": "a"}, "identical responses"),
     ("preference", {"prompt": "p", "chosen": " \n", "rejected": "a"}, "empty response"),
     ("preference", {"prompt": "p", "chosen": "a", "rejected": "b", "weight": 0}, "weight is not above 0"),
