@@ -195,7 +195,7 @@ def _calls_of(content: Any, role: str, key: str) -> list[dict[str, Any]]:
 
 
 def words_of(text: Text) -> Any:
-    """What a text says, for comparing: a chat without the fields of its messages that hold no text or only name them."""
+    """What a text says, for comparing: of a chat without the fields that hold no text or only identify a message."""
     if isinstance(text, str):
         return text
     return tuple((m.role, m.content, tuple(e for e in m.extra if e[0] not in NOT_WORDS and '"' in e[1])) for m in text)
