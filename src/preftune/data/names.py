@@ -6,6 +6,7 @@ import ast
 import difflib
 import json
 import re
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ CANONICAL = tuple(
 #: Columns that may hold messages, and so may hold them as JSON text; and those that hold a list in every format.
 MAYBE_CHAT = frozenset(
     {"prompt", "context", "completion", "history", "response_a", "response_b", "conversation_a", "conversation_b"}
-    | {"preferred_output", "non_preferred_output", "rejected_response", "rejected_messages", *DIALOGUES}
+    | {"input", "preferred_output", "non_preferred_output", "rejected_response", "rejected_messages", *DIALOGUES}
     | {side for pair in PAIRS for side in pair}
 )
 ALWAYS_LISTS = frozenset(
@@ -121,6 +122,9 @@ def _holds_json(name: str, values: Sequence[Any]) -> bool:
     texts = [value for value in values if isinstance(value, str) and value.strip()]
     if name in ALWAYS_LISTS or name == "history":
         return bool(texts) and all(isinstance(_literal(text), list) for text in texts)
+    if name == "input":  # of OpenAI: an object with messages
+        values = [_literal(text) if text.lstrip().startswith("{") else None for text in texts]
+        return bool(texts) and all(isinstance(value, dict) and is_dialogue(value.get("messages")) for value in values)
     return bool(texts) and all(holds_messages(text) for text in texts)
 
 
@@ -139,7 +143,9 @@ def _literal(text: str) -> Any:
     """The value of a JSON text, or of a text that Python wrote; None if it is neither."""
     for read in (json.loads, ast.literal_eval):
         try:
-            return read(text.strip())
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Python warns of backslashes in the text
+                return read(text.strip())
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
     return None

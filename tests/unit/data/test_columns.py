@@ -385,6 +385,9 @@ def test_dialogues_stored_as_text_are_dialogues(tmp_path: Path, write: Any) -> N
     assert groups[0].prompt == (U("hi?"),)
     rows = [{"prompt": write(chat(("user", "hi?"))), "chosen": "[1, 2]", "rejected": "[]"}]
     assert read_rows(tmp_path, rows)[0][0].responses == ((A("[1, 2]"),), (A("[]"),))  # answers that are JSON stay text
+    asked = {"input": write({"messages": chat(("user", "hi?"))}), "preferred_output": write(chat(("assistant", "\\d"))),
+             "non_preferred_output": write(chat(("assistant", "b")))}  # fmt: skip
+    assert read_rows(tmp_path, [asked])[0][0].responses == ((A("\\d"),), (A("b"),))
     ranked = [{"prompt": "p", "responses": write(["a", "b"]), "scores": write([1, 2])}]
     assert read_rows(tmp_path, ranked)[0][0].responses == ("a", "b")
 
