@@ -22,7 +22,7 @@ from preftune.data.names import (
     quoted,
     setting,
 )
-from preftune.data.slots import PROMPTS, SYSTEMS
+from preftune.data.slots import SYSTEMS, prompt_column
 from preftune.data.values import Fields
 from preftune.errors import DataError
 from preftune.types import PreferenceGroup
@@ -73,6 +73,7 @@ class Tracked(dict[str, Any]):
 class Ledger:
     """What became of the columns of a file, row by row.
 
+    seen      all columns of the file, those of rows that could not be read too
     became    {column: {"used" | "metadata" | "repeated" | "empty" | "ignored" | "refused" | "dropped": rows};
               "dropped" counts rows without anything to learn, whose parser may have stopped before it read the column
     refused   {column: (why, where it was met)}
@@ -83,6 +84,7 @@ class Ledger:
     source: str
     format: str
     names: Names
+    seen: set[str] = field(default_factory=set)
     became: dict[str, Counter[str]] = field(default_factory=dict)
     refused: dict[str, tuple[str, list[str]]] = field(default_factory=dict)
     near: dict[str, str] = field(default_factory=dict)
@@ -159,7 +161,7 @@ class Ledger:
     def _compared(self, name: str, value: Any, row: Tracked, said: set[str], origin: str) -> tuple[str, str]:
         if metadata.repeats(name, value, said):
             return "repeated", ""
-        if self.format == "ultrafeedback" and name in PROMPTS:
+        if self.format == "ultrafeedback" and name in TEXT_PROMPTS and name == prompt_column(row):
             self.notes.append((f"column {name!r} differs from the prompt in the dialogues, which was used", origin))
             return "metadata", ""
         if name in metadata.CONTEXT:
@@ -216,7 +218,8 @@ class Ledger:
     def table(self) -> dict[str, str]:
         """What became of each column, in words: the first of these that happened to it in any row."""
         words = {}
-        for column, counts in self.became.items():
+        for column in (*self.became, *sorted(self.seen - self.became.keys())):
+            counts = self.became.get(column, Counter({"dropped": 1}))
             order = ("used", "ignored", "refused", "metadata", "repeated", "dropped", "empty")
             fate = next(status for status in order if counts[status])
             new = self.names.new_name.get(column)
@@ -225,13 +228,13 @@ class Ledger:
 
     def unmatched(self) -> list[str]:
         """Names in data.ignore that no row has."""
-        return sorted(self.names.ignored - self.became.keys() - self.inside)
+        return sorted(self.names.ignored - self.seen - self.inside)
 
     def require_mapped(self) -> None:
         """Raises DataError if data.columns names a column that no row has."""
         for column, name in self.names.new_name.items():
-            if column not in self.became:
-                raise no_such_column(column, name, self.became, self.source)
+            if column not in self.seen:
+                raise no_such_column(column, name, dict.fromkeys(sorted(self.seen)), self.source)
 
 
 def _line(origin: str) -> tuple[int, str]:

@@ -82,10 +82,10 @@ def _close(ledger: Ledger, account: Account, reading: Reading) -> None:
         account.note(what, origin)
 
 
-def _sound(head: Sequence[Row], names: Names) -> list[Fields]:
-    """The first rows under preftune's names, without those that cannot be read."""
+def _sound(given: Sequence[Row], names: Names) -> list[Fields]:
+    """Rows under preftune's names, without those that cannot be read."""
     rows = []
-    for row in head:
+    for row in given:
         try:
             if not row.fault:
                 rows.append(names.row(row.value))
@@ -108,6 +108,7 @@ def _read_row(row: Row, parse: Parser, ledger: Ledger, account: Account, drop: b
     """The groups of one row, its columns entered into the ledger."""
     if row.fault:
         raise BadRow(row.fault)
+    ledger.seen.update(row.value)
     value = Tracked(ledger.names.row(row.value))
     try:
         found = _groups_of(row.origin, parse(value), account)
@@ -160,7 +161,7 @@ def _parser(
     account.format = chosen.name
     if chosen.settle:
         every = list(rows)
-        reading = chosen.settle((names.row(row.value) for row in every if not row.fault), reading, account.source)
+        reading = chosen.settle(_sound(every, names), reading, account.source)
         rows = iter(every)
     return lambda row: chosen.parse(row, reading), rows
 

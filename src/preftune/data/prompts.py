@@ -83,6 +83,7 @@ def _prompts(rows: Iterable[Row], names: Names, account: Account) -> Iterator[Pr
         try:
             if row.fault:
                 raise BadRow(row.fault)
+            ledger.seen.update(row.value)
             value = Tracked(names.row(row.value))
             group = PreferenceGroup(prompt_of(value), (), origin=row.origin)
             ledger.file(row.value, value, [group], row.origin)

@@ -157,6 +157,22 @@ def test_a_prompt_that_differs_from_the_dialogues_is_noted(tmp_path: Path) -> No
     assert list(account.noted) == ["column 'prompt' differs from the prompt in the dialogues, which was used"]
 
 
+def test_other_dialogues_beside_a_pair_of_dialogues_are_refused(tmp_path: Path) -> None:
+    sides = {k: chat(("user", "hi"), ("assistant", k)) for k in ("chosen", "rejected")}
+    for column, value in (("messages", chat(("user", "other"))), ("question", "other"), ("context", "other")):
+        with pytest.raises(DataError, match=f"column '{column}'"):
+            read_rows(tmp_path, [{"prompt": "hi", column: value, **sides}])
+
+
+def test_columns_of_rows_that_cannot_be_read_are_listed_too(tmp_path: Path) -> None:
+    rows = [PAIR, {"prompt": "p", "chosen": 3, "rejected": "b", "odd": "x"}]
+    _, account = read_rows(tmp_path, rows, bad_rows="drop")
+    assert account.columns["odd"] == "in dropped rows only"
+    rows = [{"good": 3, "rejected": "b", "prompt": "p"}]
+    _, account = read_rows(tmp_path, rows, bad_rows="drop", columns={"chosen": "good"})
+    assert list(account.dropped) == ["cannot be read: column 'chosen' must be a list of messages, not a number"]
+
+
 def test_names_to_ignore_must_be_there(tmp_path: Path) -> None:
     accounts = [read_rows(tmp_path, [{**PAIR, "source": "x"}], ignore=("sorce",))[1] for _ in range(2)]
     with pytest.raises(DataError, match=r"data.ignore names 'sorce'(.|\n)*did you mean 'source'"):
