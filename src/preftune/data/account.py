@@ -58,9 +58,11 @@ class Account:
 
     def column_lines(self) -> list[str]:
         """What became of the columns, in one line; no line if nothing is known about them."""
-        fates: dict[str, list[str]] = {}
+        fates: dict[str, list[str]] = {"used": []}
         for column, fate in self.columns.items():
-            fates.setdefault(fate, []).append(column)
+            status, renamed, name = fate.partition(" as ")
+            fates.setdefault(status, []).append(f"{column}{renamed}{name}")
+        fates = {fate: columns for fate, columns in fates.items() if columns}
         told = "; ".join(f"{fate}: {', '.join(columns)}" for fate, columns in fates.items())
         return [f"  columns {told}"] if told else []
 

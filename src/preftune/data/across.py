@@ -75,7 +75,7 @@ def require_prompts(groups: Sequence[PreferenceGroup], reading: Reading, account
     asked = account.format == "sft-text" or reading.format in WITHOUT_PROMPT
     if reading.allow_empty_prompts or asked or 2 * len(empty) <= len(groups):
         return
-    unused = [column for column, became in account.columns.items() if became != "used"]
+    unused = [column for column, became in account.columns.items() if became in ("metadata", "ignored")]
     raise DataError(
         f"the prompt is empty in {len(empty)} of {len(groups)} rows",
         where=empty[0],

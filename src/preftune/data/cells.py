@@ -21,7 +21,7 @@ from preftune.data.formats import BY_NAME
 from preftune.data.parsers import Reading
 from preftune.data.read_json import KeyTwiceError, fault_of, loads, refuse_twice
 from preftune.data.rows import Row
-from preftune.data.values import ROLES, Fields, is_messages
+from preftune.data.values import CONTENT_KEYS, ROLE_KEYS, ROLES, Fields, has_role, is_messages
 
 LOOKED_AT = 20
 #: Columns that no format takes as text. Those of SURE must be lists; others may be somebody's metadata.
@@ -38,7 +38,7 @@ MESSAGES_OF = {
 TEXTS = ("hh", "preference", "preference-implicit", "sft-text")
 BEGIN = re.compile(r"\s*[\[{]")
 #: How a list of messages begins, in JSON or as Python writes it. What begins so and cannot be parsed is not plain text.
-MESSAGES = re.compile(r"""\s*\[\s*\{\s*(["'])(role|from|content|value)\1\s*:""")
+MESSAGES = re.compile(r"""\s*\[\s*\{\s*(["'])(role|from|speaker|content|value)\1\s*:""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,13 +149,13 @@ def _all_messages(rows: Sequence[Fields], column: str) -> bool:
 def _are_messages(value: Any) -> bool:
     """Whether a value is a message of a known role, or a list of messages."""
     if isinstance(value, dict):
-        return _is_message(value) and str(value.get("role", value.get("from"))).lower() in ROLES
+        role = next((value[key] for key in ROLE_KEYS if value.get(key) is not None), None)
+        return _is_message(value) and str(role).strip().lower() in ROLES
     return is_messages(value) and all(_is_message(one) for one in value)
 
 
 def _is_message(value: dict[str, Any]) -> bool:
-    openai = isinstance(value.get("role"), str) and ("content" in value or "tool_calls" in value)
-    return openai or (isinstance(value.get("from"), str) and "value" in value)
+    return has_role(value) and any(key in value for key in (*CONTENT_KEYS, "tool_calls"))
 
 
 def _parse(cell: str) -> tuple[Any, str]:

@@ -7,13 +7,20 @@ the columns whose values were read. So "used" is what the parser really did. The
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from preftune.data import metadata
-from preftune.data.names import MAYBE_CHAT, Names, fields_inside, holds_messages, near_name, no_such_column
-from preftune.data.slots import PROMPTS, SYSTEMS
+from preftune.data.names import (
+    Names,
+    fields_inside,
+    near_name,
+    no_such_column,
+    quoted,
+    setting,
+)
+from preftune.data.slots import SYSTEMS, prompt_column
 from preftune.data.values import Fields
 from preftune.errors import DataError
 from preftune.types import PreferenceGroup
@@ -64,17 +71,21 @@ class Tracked(dict[str, Any]):
 class Ledger:
     """What became of the columns of a file, row by row.
 
+    seen      all columns of the file, those of rows that could not be read too
     became    {column: {"used" | "metadata" | "repeated" | "empty" | "ignored" | "refused" | "dropped": rows};
               "dropped" counts rows without anything to learn, whose parser may have stopped before it read the column
     refused   {column: (why, where it was met)}
+    near      {column that is refused: the name that it may stand for}
     inside    names of data.ignore that are fields of judgements or of OpenAI's `input`
     """
 
     source: str
     format: str
     names: Names
+    seen: set[str] = field(default_factory=set)
     became: dict[str, Counter[str]] = field(default_factory=dict)
     refused: dict[str, tuple[str, list[str]]] = field(default_factory=dict)
+    near: dict[str, str] = field(default_factory=dict)
     notes: list[tuple[str, str]] = field(default_factory=list)
     in_context: bool = False
     inside: set[str] = field(default_factory=set)
@@ -88,7 +99,7 @@ class Ledger:
         for name, value in row.quietly():
             column = self.names.of_file(name)
             if name in row.read:
-                self._file_used(column, name, value, origin)
+                self._file_used(column, name, value)
             elif groups is None:
                 self._file_dropped(column, name, value, row, origin)
             else:
@@ -111,20 +122,20 @@ class Ledger:
             elif self.names.new_name.get(column, column) not in row:  # blank, and its name is given to another column
                 self._enter(column, "empty")
 
-    def _file_used(self, column: str, name: str, value: Any, origin: str) -> None:
+    def _file_used(self, column: str, name: str, value: Any) -> None:
         blank = metadata.is_blank(value)
         self._enter(column, "empty" if blank else "used")
-        self.in_context |= name in (*SYSTEMS, "history") and not blank
-        if isinstance(value, str) and name in MAYBE_CHAT and holds_messages(value):
-            self.notes.append((f"column {name!r} looks like messages as JSON, and was read as text", origin))
+        self.in_context |= not blank and (name in SYSTEMS or (name == "history" and not isinstance(value, str)))
 
     def _file_dropped(self, column: str, name: str, value: Any, row: Tracked, origin: str) -> None:
         self._enter(column, "dropped")
         if near_name(name, row) and metadata.texts_in(value) and not metadata.is_metadata(name, row):
-            self._suspects.setdefault(column, (_not_used(name, row), []))[1].append(origin)
+            self._suspects.setdefault(column, (self._not_used(name, row), []))[1].append(origin)
 
     def _enter(self, column: str, status: str) -> None:
-        self.became.setdefault(column, Counter())[status] += 1
+        if column not in self.became:
+            self.became[column] = Counter()
+        self.became[column][status] += 1
 
     def _quick(self, name: str, value: Any, row: Tracked) -> tuple[str, str]:
         """What a column is that was not read, by its name and the kind of its value; "" if it must be compared."""
@@ -146,12 +157,19 @@ class Ledger:
     def _compared(self, name: str, value: Any, row: Tracked, said: set[str], origin: str) -> tuple[str, str]:
         if metadata.repeats(name, value, said):
             return "repeated", ""
-        if self.format == "ultrafeedback" and name in PROMPTS:
+        if self.format == "ultrafeedback" and name in TEXT_PROMPTS and name == prompt_column(row):
             self.notes.append((f"column {name!r} differs from the prompt in the dialogues, which was used", origin))
             return "metadata", ""
         if name in metadata.CONTEXT:
             return "refused", CONTEXT
-        return "refused", _not_used(name, row)
+        return "refused", self._not_used(name, row)
+
+    def _not_used(self, name: str, row: Tracked) -> str:
+        near = near_name(name, row)
+        if not near:
+            return "is not used"
+        self.near[self.names.of_file(name)] = near
+        return f"is not used (did you mean {near!r}?)"
 
     def refuses_most_of(self, rows: int) -> bool:
         """Whether refused columns made most rows unusable, so that dropping them would leave little."""
@@ -176,20 +194,18 @@ class Ledger:
 
     def _fix(self) -> str:
         them = "it" if len(self.refused) == 1 else "them"
-        leave = f"to train without {them}, set data.ignore=[{', '.join(self.refused)}]"
+        leave = f"to train without {them}, set data.ignore=[{', '.join(map(quoted, self.refused))}]"
         mapping: dict[str, str] = {}
         unknown = [column for column, (why, _) in self.refused.items() if why.startswith(("is not used", CONTEXT))]
         has_text_prompt = any(self.became.get(column, Counter())["used"] for column in TEXT_PROMPTS)
         for column in unknown:
-            near = near_name(column, self.became)
-            if near:
-                mapping.setdefault(near, column)
+            if column in self.near:
+                mapping.setdefault(self.near[column], column)
             elif column in metadata.CONTEXT - {*SYSTEMS, "history"} and has_text_prompt and "input" not in self.became:
                 mapping.setdefault("input", column)
-        wanted = ", ".join(f"{name}: {column}" for name, column in mapping.items())
-        appended = " (`input` is appended to the prompt)" if "input" in mapping else ""
         if mapping:
-            return f"set data.columns={{{wanted}}}{appended}; {leave}"
+            appended = " (`input` is appended to the prompt)" if "input" in mapping else ""
+            return f"set {setting(mapping)}{appended}; {leave}"
         return f"{leave}; or name what they are: data.columns={{prompt: COLUMN, ...}}" if unknown else leave
 
     def _list(self, status: str) -> str:
@@ -198,7 +214,8 @@ class Ledger:
     def table(self) -> dict[str, str]:
         """What became of each column, in words: the first of these that happened to it in any row."""
         words = {}
-        for column, counts in self.became.items():
+        for column in (*self.became, *sorted(self.seen - self.became.keys())):
+            counts = self.became.get(column, Counter({"dropped": 1}))
             order = ("used", "ignored", "refused", "metadata", "repeated", "dropped", "empty")
             fate = next(status for status in order if counts[status])
             new = self.names.new_name.get(column)
@@ -207,18 +224,13 @@ class Ledger:
 
     def unmatched(self) -> list[str]:
         """Names in data.ignore that no row has."""
-        return sorted(self.names.ignored - self.became.keys() - self.inside)
+        return sorted(self.names.ignored - self.seen - self.inside)
 
     def require_mapped(self) -> None:
         """Raises DataError if data.columns names a column that no row has."""
         for column, name in self.names.new_name.items():
-            if column not in self.became:
-                raise no_such_column(column, name, self.became, self.source)
-
-
-def _not_used(name: str, row: Mapping[str, Any]) -> str:
-    near = near_name(name, row)
-    return f"is not used (did you mean {near!r}?)" if near else "is not used"
+            if column not in self.seen:
+                raise no_such_column(column, name, dict.fromkeys(sorted(self.seen)), self.source)
 
 
 def _line(origin: str) -> tuple[int, str]:

@@ -267,7 +267,8 @@ def detect(rows: Sequence[Fields], where: str) -> Format:
     if most:
         return best
     found = set(rows[0]) if rows else set()
-    for candidate in FORMATS:  # the right columns with wrong values: let the parser say what is wrong
+    # the right columns with wrong values: the parser says what is wrong
+    for candidate in sorted(FORMATS, key=lambda candidate: -len(candidate.columns)):
         if set(candidate.columns) <= found:
             return candidate
     raise unknown_columns(rows, {f.name: (f.columns, f.example) for f in FORMATS}, where)

@@ -45,7 +45,7 @@ def read_groups(source: str | Sequence[str], reading: Reading | None = None) -> 
     account = Account(name)
     rows = decoded(read(source, account.note), reading, account.note)
     head = list(islice(rows, DETECTION_ROWS))
-    names = names_of(reading.columns, reading.ignore, [row.value for row in head if not row.fault])
+    names = names_of(reading.columns, reading.ignore)
     parse, rows = _parser(_sound(head, names), head, _chain(head, rows), names, reading, account)
     ledger = Ledger(name, account.format, names)
     groups, judged = _parsed(rows, parse, ledger, account, reading)
@@ -99,10 +99,10 @@ def _close(ledger: Ledger, account: Account, reading: Reading) -> None:
         account.note(what, origin)
 
 
-def _sound(head: Sequence[Row], names: Names) -> list[Fields]:
-    """The first rows under preftune's names, without those that cannot be read."""
+def _sound(given: Sequence[Row], names: Names) -> list[Fields]:
+    """Rows under preftune's names, without those that cannot be read."""
     rows = []
-    for row in head:
+    for row in given:
         try:
             if not row.fault:
                 rows.append(names.row(row.value))
@@ -111,10 +111,21 @@ def _sound(head: Sequence[Row], names: Names) -> list[Fields]:
     return rows
 
 
+def _first_fault(row: Row, names: Names) -> DataError:
+    fault = BadRow(row.fault)
+    try:
+        if not row.fault:
+            names.row(row.value)
+    except BadRow as error:
+        fault = error
+    return DataError(str(fault), where=row.origin, fix=fault.fix or "repair or remove the row")
+
+
 def _read_row(row: Row, parse: Parser, ledger: Ledger, account: Account, drop: bool) -> list[PreferenceGroup]:
     """The groups of one row, its columns entered into the ledger."""
     if row.fault:
         raise BadRow(row.fault)
+    ledger.seen.update(row.value)
     value = Tracked(ledger.names.row(row.value))
     try:
         found = _groups_of(row.origin, parse(value), account)
@@ -156,8 +167,8 @@ def _parser(
         account.format = account.format if reading.format == "auto" else reading.format
         return lambda row: (), rows
     if reading.format == "auto":
-        if not sound and head[0].fault:  # not one row could be read: say why instead of guessing a format
-            raise DataError(head[0].fault, where=head[0].origin, fix="repair or remove the row")
+        if not sound:  # not one row could be read: say why instead of guessing a format
+            raise _first_fault(head[0], names)
         where = head[0].origin.rpartition(":")[0] or head[0].origin
         for column, name in names.new_name.items():
             if sound and not any(name in row for row in sound):
@@ -168,7 +179,7 @@ def _parser(
     account.format = chosen.name
     if chosen.settle:
         every = list(rows)
-        reading = chosen.settle((names.row(row.value) for row in every if not row.fault), reading, account.source)
+        reading = chosen.settle(_sound(every, names), reading, account.source)
         rows = iter(every)
     return lambda row: chosen.parse(row, reading), rows
 

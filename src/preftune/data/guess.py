@@ -3,45 +3,35 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from preftune.data import metadata
-from preftune.data.parse_votes import verdict_column
-from preftune.data.slots import pair_columns, prompt_column
+from preftune.data.names import ASKING, parts_of, setting
+from preftune.data.parse_votes import sides_of, verdict_column
+from preftune.data.slots import completion_column, pair_columns, prompt_column
 from preftune.data.values import Fields, is_dialogue
 from preftune.errors import DataError
 
-#: Parts of column names that suggest a meaning.
+#: Words in column names that suggest a meaning.
 HINTS = {
-    "prompt": {"prompt", "promt", "question", "instruction", "query", "user", "request", "problem", "post", "task"},
-    "chosen": {
-        "chosen",
-        "choosen",
-        "good",
-        "better",
-        "best",
-        "preferred",
-        "win",
-        "winner",
-        "winning",
-        "accepted",
-        "positive",
-    },
+    "prompt": ASKING,
+    "chosen": {"chosen", "choosen", "good", "better", "best", "preferred", "win", "winner", "accepted"},
     "rejected": {"rejected", "reject", "bad", "worse", "worst", "dispreferred", "lose", "loser"},
+    "completion": {"completion", "response", "answer", "solution", "reply", "summary", "assistant", "target", "output"},
 }
+ORDINALS = (("left", "right"), ("first", "second"))
 VOTES = {
     "winner",
     "win",
     "better",
     "preferred",
     "preference",
+    "pref",
     "choice",
     "verdict",
     "vote",
     "judgement",
-    "judgment",
     "label",
 }
 
@@ -62,8 +52,10 @@ def unknown_columns(
         )
     mapping = _mapping(rows)
     if mapping:
-        wanted = ", ".join(f"{name}: {column}" for name, column in mapping.items())
-        return DataError(what, where=where, why=_lacking(formats, found), fix=f"set data.columns={{{wanted}}}")
+        return DataError(what, where=where, why=_lacking(formats, found), fix=f"set {setting(mapping)}")
+    if rows and sides_of(rows[0]):
+        fix = "name the column that says which response is better: data.columns={winner: COLUMN}"
+        return DataError(what, where=where, why=_lacking(formats, found), fix=fix)
     nearest = sorted(formats, key=lambda name: -_likeness(formats[name][0], found))[:3]
     return DataError(
         what,
@@ -82,6 +74,8 @@ def unknown_columns(
 
 def _lacking(formats: Mapping[str, tuple[tuple[str, ...], str]], found: Sequence[str]) -> str:
     nearest = max(formats, key=lambda name: _likeness(formats[name][0], found))
+    if _likeness(formats[nearest][0], found) < 0.1:  # nothing in common
+        return ""
     lacking = [column for column in formats[nearest][0] if column not in found]
     hints = [f"{c!r}{f' (did you mean {near(c, found)!r}?)' if near(c, found) else ''}" for c in lacking]
     return f"the nearest, {nearest!r}, also needs {', '.join(hints)}" if hints else ""
@@ -107,18 +101,26 @@ def _mapping(rows: Sequence[Fields]) -> dict[str, str]:
     votes = _votes(row, texts)
     if votes:
         return votes
+    pair = _hinted(row, texts, ("chosen", "rejected", "prompt"))
+    if {"chosen", "rejected"} <= {*pair, *row}:
+        return pair
+    single = _hinted(row, texts, ("completion", "prompt"))
+    both = ("completion" in single or completion_column(row)) and ("prompt" in single or prompt_column(row))
+    return single if both and len(texts) == 2 else {}
+
+
+def _hinted(row: Fields, texts: Sequence[str], wanted: Sequence[str]) -> dict[str, str]:
+    """The columns whose names suggest the wanted meanings, each where exactly one does."""
     mapping: dict[str, str] = {}
-    pair = pair_columns(row)
     asked = prompt_column(row)
-    for name in ("chosen", "rejected", "prompt"):
-        if (name == "prompt" and asked) or (name != "prompt" and pair) or name in row:
+    for name in wanted:
+        if name in row or (name == "prompt" and asked) or (name != "prompt" and pair_columns(row)):
             continue
         free = [key for key in texts if key not in mapping.values() and key != asked]
-        hinted = [key for key in free if near(name, [key]) or HINTS[name] & set(_parts(key))]
+        hinted = [key for key in free if near(name, [key]) or HINTS[name] & set(parts_of(key))]
         if len(hinted) == 1:
             mapping[name] = hinted[0]
-    known = {*mapping, *(name for name in ("chosen", "rejected") if name in row or pair)}
-    return mapping if {"chosen", "rejected"} <= known else {}
+    return mapping
 
 
 def _ranking(row: Fields) -> dict[str, str]:
@@ -127,7 +129,7 @@ def _ranking(row: Fields) -> dict[str, str]:
     grades = [k for k, v in lists.items() if all(isinstance(n, int | float) and not isinstance(n, bool) for n in v)]
     if len(texts) != 1 or len(grades) != 1 or len(lists[texts[0]]) != len(lists[grades[0]]):
         return {}
-    ranks = bool({"rank", "ranks", "ranking", "order"} & set(_parts(grades[0])))
+    ranks = bool({"rank", "ranks", "ranking", "order"} & set(parts_of(grades[0])))
     mapping = {"responses": texts[0], "ranks" if ranks else "scores": grades[0]}
     if prompt_column(row) is None:
         free = [k for k, v in row.items() if isinstance(v, str) and not metadata.is_metadata(k, row)]
@@ -143,9 +145,10 @@ def _votes(row: Fields, texts: Sequence[str]) -> dict[str, str]:
         (a, b)
         for a in texts
         for b in texts
-        if a[:-1] == b[:-1] and a[-1:].lower() + b[-1:].lower() in ("ab", "12", "01", "xy")
+        if (a[:-1] == b[:-1] and a[-1:].lower() + b[-1:].lower() in ("ab", "12", "01", "xy"))
+        or any(first in parts_of(a) and a.replace(first, second) == b for first, second in ORDINALS)
     ]
-    said = verdict_column(row) or next((key for key in row if VOTES & set(_parts(key))), None)
+    said = verdict_column(row) or next((key for key in row if VOTES & set(parts_of(key))), None)
     if len(sides) != 1 or said is None or said in sides[0]:
         return {}
     mapping = {"response_a": sides[0][0], "response_b": sides[0][1], "winner": said}
@@ -155,10 +158,6 @@ def _votes(row: Fields, texts: Sequence[str]) -> dict[str, str]:
             return {}
         mapping = {"prompt": free[0], **mapping}
     return {name: column for name, column in mapping.items() if name != column}
-
-
-def _parts(name: str) -> list[str]:
-    return re.split(r"[^a-z0-9]+", re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower())
 
 
 def _likeness(columns: Sequence[str], found: Sequence[str]) -> float:

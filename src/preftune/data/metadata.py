@@ -28,7 +28,7 @@ NAMES = frozenset(
 PATTERNS = re.compile(
     r"(.+[_-](id|ids|idx|index|hash|sha256|model|models|source|sources|url|urls|date|time|at|type|lang|language|count|"
     r"tokens|length|score|scores|rating|ratings|policy|version|tag|tags|metadata|category|domain|dataset|split|license|"
-    r"author|name|subset|level|rationale|rationales|moderation))|((is|has|num|n|meta)[_-].+)",
+    r"author|name|subset|level|rationale|rationales|moderation)([_-][ab01234])?)|((is|has|num|n|meta)[_-].+)",
     re.IGNORECASE,
 )
 #: Columns of public data sets that hold text which is not part of the pair, by the column that marks the data set.

@@ -116,8 +116,8 @@ def _asked(turns: Text, chosen: Text, key: str) -> tuple[Message, ...]:
     assert not isinstance(turns, str)
     if turns[-1].role != "assistant" or key == "prompt":
         return turns
-    answer = chosen if isinstance(chosen, str) else chosen[-1].content
-    if len(turns) < 2 or turns[-1].content.strip() != answer.strip():
+    answer = (Message("assistant", chosen),) if isinstance(chosen, str) else chosen[-1:]
+    if len(turns) < 2 or words_of(turns[-1:]) != words_of(answer):
         raise BadRow(
             f"column {key!r} ends with an assistant turn that is not the chosen response",
             fix=f"remove that turn, or leave the column out with data.ignore=[{key}]",

@@ -69,12 +69,23 @@ def sft_text(row: Fields, _reading: Reading) -> list[PreferenceGroup]:
 
 
 def sft_messages(row: Fields, _reading: Reading) -> list[PreferenceGroup]:
-    """One group for every assistant turn, each after the turns before it."""
+    """One group for every assistant turn, each after the turns before it. Turns of weight 0 are not trained."""
     messages = _dialogue(row)
     turns = [i for i, m in enumerate(messages) if m.role == "assistant" and i > 0]
     if not turns:
         raise Drop("no assistant turn after another turn")
+    turns = [i for i in turns if _weight_of(messages[i])]
+    if not turns:
+        raise Drop("all assistant turns have weight 0")
     return [group_of(messages[:i], (messages[i : i + 1],)) for i in turns]
+
+
+def _weight_of(message: Message) -> bool:
+    """Whether a turn is trained: OpenAI's files say so in a field `weight`, which is 0 or 1."""
+    weight = dict(message.extra).get("weight", "1")
+    if weight not in ("0", "1", "0.0", "1.0"):
+        raise BadRow(f"the weight of an assistant turn must be 0 or 1, not {weight}")
+    return weight.startswith("1")
 
 
 def _dialogue(row: Fields) -> tuple[Message, ...]:

@@ -20,6 +20,7 @@ from preftune.data.values import (
     kind_name,
     number,
     one_turn,
+    peek,
     string,
     text_of,
 )
@@ -70,7 +71,7 @@ def votes(row: Fields, reading: Reading) -> list[PreferenceGroup]:
         strength = number(row, key, 0.0)
         side, margin = ("tie" if strength == 0 else "a" if strength < 0 else "b"), abs(strength)
     else:
-        side = _side(value, key, (first, second), reading)
+        side = _by_model(value, row) or _side(value, key, (first, second), reading)
     if side == "tie":
         raise Drop("tie")
     weight, probability, stated = grades(row)
@@ -79,6 +80,14 @@ def votes(row: Fields, reading: Reading) -> list[PreferenceGroup]:
     judgement = Judgement(0, 1, weight, probability, margin if reading.margin_from_scores else stated)
     prompt, one, two = _texts(row, first, second)
     return judged(prompt, (one, two) if side == "a" else (two, one), judgement)
+
+
+def _by_model(value: Any, row: Fields) -> str:
+    """The side whose model has this name, where the row names its two models."""
+    names = [peek(row, "model_a"), peek(row, "model_b")]
+    if not isinstance(value, str) or names.count(value) != 1:
+        return ""
+    return "ab"[[row.get("model_a"), row.get("model_b")].index(value)]
 
 
 def _texts(row: Fields, first: str, second: str) -> tuple[Text, Text, Text]:

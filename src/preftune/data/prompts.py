@@ -56,7 +56,7 @@ def read_prompts(source: str | Sequence[str], reading: Reading | None = None) ->
     account = Account(source if isinstance(source, str) else ", ".join(source), "prompts")
     rows = decoded(read(source, account.note), reading, account.note)
     head = list(islice(rows, LOOKED_AT))
-    names = names_of(reading.columns, reading.ignore, [row.value for row in head if not row.fault])
+    names = names_of(reading.columns, reading.ignore)
     if _are_prompts(head, names):
         found = list(_prompts(chain(head, rows), names, account))
     else:
@@ -85,6 +85,7 @@ def _prompts(rows: Iterable[Row], names: Names, account: Account) -> Iterator[Pr
         try:
             if row.fault:
                 raise BadRow(row.fault)
+            ledger.seen.update(row.value)
             value = Tracked(names.row(row.value))
             group = PreferenceGroup(prompt_of(value), (), origin=row.origin)
             ledger.file(row.value, value, [group], row.origin)

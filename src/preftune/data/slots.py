@@ -158,20 +158,24 @@ def completion_column(row: Fields) -> str | None:
     return next((key for key in COMPLETIONS if peek(row, key) is not None), None)
 
 
-def score_columns(row: Fields) -> list[tuple[str, str]]:
-    """Pairs of columns that grade the better and the worse response: score_chosen and score_rejected, ..."""
-    sides = ("chosen", "rejected")
-    spellings = [
-        tuple(order.format(kind=kind, side=side) for side in sides)
-        for kind, order in product(KINDS_OF_SCORE, ("{kind}_{side}", "{side}_{kind}", "{kind}-{side}", "{side}-{kind}"))
+def _score_names() -> list[tuple[str, str]]:
+    orders = ("{kind}_{side}", "{side}_{kind}", "{kind}-{side}", "{side}-{kind}")
+    return [
+        (order.format(kind=kind, side="chosen"), order.format(kind=kind, side="rejected"))
+        for kind, order in product(KINDS_OF_SCORE, orders)
     ]
-    return [(a, b) for a, b in spellings if a in row and b in row]
+
+
+#: Pairs of columns that grade the better and the worse response: score_chosen and score_rejected, ...
+SCORES = _score_names()
 
 
 def scores_of(row: Fields) -> tuple[float, float] | None:
     """The scores of the better and the worse response, if the row has any. Raises BadRow where they are swapped."""
     found = []
-    for better, worse in score_columns(row):
+    for better, worse in SCORES:
+        if better not in row or worse not in row:
+            continue
         if row.get(better) not in (None, "") and row.get(worse) not in (None, ""):
             found.append((better, number(row, better, 0.0), worse, number(row, worse, 0.0)))
     swapped = [item for item in found if item[1] < item[3]]

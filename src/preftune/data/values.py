@@ -127,6 +127,7 @@ ROLE_KEYS = ("role", "from", "speaker")
 CONTENT_KEYS = ("content", "value", "message", "text")
 #: Fields of a message that identify it and say nothing to the model: turns that differ only here are the same turn.
 NOT_WORDS = {"id", "message_id", "parent_id", "uuid", "index", "turn", "date", "timestamp", "created_at", "model"}
+LABELS = {"name", "tool_call_id", "finish_reason"}  # fields that say something about a turn, but not what it says
 
 
 def message_of(value: Any, key: str) -> Message:
@@ -142,6 +143,8 @@ def message_of(value: Any, key: str) -> Message:
     role, content = value.get(role_key), value.get(content_key)
     if isinstance(role, str) and role.strip().lower() in CALLS:
         role, content, rest = "assistant", "", rest | {"tool_calls": _calls_of(content, role, key)}
+    if role is None:
+        raise BadRow(f"{key} has no role", fix='write messages as {"role": "user", "content": "..."}')
     if not isinstance(role, str) or role.strip().lower() not in ROLES:
         raise BadRow(
             f"{key} has unknown role {role!r}; known: {', '.join([*ROLES, *CALLS])}",
@@ -163,9 +166,10 @@ def _part(part: Any, where: str) -> str:
     others = {k for k, v in part.items() if k not in ("type", "text") and v} if isinstance(part, dict) else set()
     if not isinstance(text, str) or others & {"image", "image_url", "audio", "input_audio", "video"}:
         kind = part.get("type") if isinstance(part, dict) else kind_name(part)
+        what = "write the part as text" if "think" in str(kind) or "reason" in str(kind) else "remove these rows"
         raise BadRow(
             f"{where} has content that is not text: {kind!r}",
-            fix="preftune trains on text: remove these rows, or count and drop them with data.bad_rows=drop",
+            fix=f"preftune trains on text: {what}, or count and drop them with data.bad_rows=drop",
         )
     return text
 
@@ -191,17 +195,17 @@ def _calls_of(content: Any, role: str, key: str) -> list[dict[str, Any]]:
 
 
 def words_of(text: Text) -> Any:
-    """What a text says, for comparing: a chat without the fields that only identify its messages."""
+    """What a text says, for comparing: of a chat without the fields that hold no text or only identify a message."""
     if isinstance(text, str):
         return text
-    return tuple((m.role, m.content, tuple(e for e in m.extra if e[0] not in NOT_WORDS)) for m in text)
+    return tuple((m.role, m.content, tuple(e for e in m.extra if e[0] not in NOT_WORDS and '"' in e[1])) for m in text)
 
 
 def is_empty(text: Text) -> bool:
     """Whether nothing is said: no text, no tool call, no reasoning."""
     if isinstance(text, str):
         return not text.strip()
-    return all(not content.strip() and not extra for _, content, extra in words_of(text))
+    return all(not content.strip() and {name for name, _ in extra} <= LABELS for _, content, extra in words_of(text))
 
 
 def has_role(value: Any) -> bool:

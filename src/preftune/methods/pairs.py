@@ -21,7 +21,7 @@ from preftune.evaluate import grades
 from preftune.evaluate.rewards import Answer, Reward, rewards_of_groups, why_none
 from preftune.files import write_rows
 from preftune.train.display import Display
-from preftune.types import Text, as_json, content
+from preftune.types import Message, Text, as_json, content
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +125,11 @@ def texts_of(fields: Fields) -> tuple[str, ...]:
     if not isinstance(responses, list) or not responses:
         raise BadRow("column 'responses' must be a list of texts")
     try:
-        return tuple(content(answer_of({"response": one}, "response")) for one in responses)
+        answers = [answer_of({"response": one}, "response") for one in responses]
     except Drop as reason:
         raise BadRow(str(reason)) from None
+    for answer in answers:
+        extra = [name for message in answer if isinstance(message, Message) for name, _ in message.extra]
+        if extra:
+            raise BadRow(f"a response has the field {extra[0]!r}, and samples are text")
+    return tuple(map(content, answers))

@@ -321,8 +321,9 @@ def test_many_reasons_are_told_in_few_lines(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", rows)
     _, account = read_groups(str(path), Reading(bad_rows="drop"))
     assert (account.kept, len(account.dropped)) == (1, 31)
-    first, *dropped = account.lines()
+    first, columns, *dropped = account.lines()
     assert first.endswith("1 kept")
+    assert columns == "  columns used: prompt, chosen, rejected; in dropped rows only: probability"
     assert len(dropped) == 13
     assert dropped[0].endswith("dropped 2 (lines 1, 2): cannot be read: column 'prompt' must be text, not a number")
     assert dropped[-1].endswith("19 other reasons")

@@ -123,9 +123,11 @@ def test_text_after_dialogues_is_not_taken_for_one(tmp_path: Path) -> None:
         assert fault in str(error.value)
 
 
-def test_lists_beside_a_demonstration_are_somebodys_metadata(tmp_path: Path) -> None:
+def test_lists_beside_a_demonstration_do_not_make_it_ranked(tmp_path: Path) -> None:
     row = {"prompt": "p", "completion": "4", "answers": '["4", "four"]'}
-    groups, account = read_groups(write("csv", tmp_path, [row]))
+    with pytest.raises(DataError, match=r"column 'answers' is not used"):
+        read_groups(write("csv", tmp_path, [row]))
+    groups, account = read_groups(write("csv", tmp_path, [row]), Reading(ignore=("answers",)))
     assert account.format == "sft-completion"
     assert groups[0].responses == ("4",)
     ranked = {"prompt": "p", "answers": '[{"text": "a", "rank": 1}, {"text": "b", "rank": 2}]'}
@@ -136,7 +138,7 @@ def test_lists_beside_a_demonstration_are_somebodys_metadata(tmp_path: Path) -> 
 
 def test_a_named_format_of_messages_decodes_cell_by_cell(tmp_path: Path) -> None:
     rows = [{"prompt": json.dumps(ASKED), "chosen": "Hi", "rejected": '{"a": 1}'}]
-    rows += [{"prompt": "Hello", "chosen": json.dumps(GOOD), "rejected": "Go"}]
+    rows += [{"prompt": json.dumps(ASKED), "chosen": json.dumps(GOOD), "rejected": "Go"}]
     groups, _ = read_groups(write("csv", tmp_path, rows), Reading("chat"))
     assert groups[0].prompt == groups[1].prompt == (Message("user", "Hello"),)
     assert groups[0].responses == ((Message("assistant", "Hi"),), (Message("assistant", '{"a": 1}'),))

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 from tests.conftest import write_jsonl
 
+from preftune.data import parse_votes, slots
 from preftune.data.formats import BY_NAME, FORMATS, detect
 from preftune.data.groups import hold_out, read_groups, refuse_overlap
 from preftune.data.parsers import Reading, judge
-from preftune.data.values import BadRow, Drop
+from preftune.data.values import BadRow, Drop, message_of, without_empty
 from preftune.errors import DataError
-from preftune.types import Judgement, Message, PreferenceGroup
+from preftune.types import Judgement, Message, PreferenceGroup, as_json
 
 U, A, S = (lambda text, role=role: Message(role, text) for role in ("user", "assistant", "system"))
 
@@ -53,6 +54,59 @@ ROWS: list[tuple[str, dict[str, Any], PreferenceGroup]] = [
         PreferenceGroup((U("hi"),), ((A("a"),), (A("b"),)), PAIR),
     ),
     (
+        "preference",
+        {"question": "q", "system": "s", "history": [["1", "2"]], "chosen": "a", "rejected": "b"},
+        PreferenceGroup((S("s"), U("1"), A("2"), U("q")), ((A("a"),), (A("b"),)), PAIR),
+    ),
+    (
+        "preference",
+        {"prompt": "q", "input": "i", "chosen_response": "a", "rejected_response": "b", "chosen_avg_rating": 4},
+        PreferenceGroup("q\ni", ("a", "b"), PAIR),
+    ),
+    (
+        "preference",
+        {"prompt": None, "question": "q", "response_j": "a", "response_k": "b"},
+        PreferenceGroup("q", ("a", "b"), PAIR),
+    ),
+    (
+        "chat",
+        {"prompt": {"role": "User", "content": "hi"}, "chosen": {"role": "bot", "content": "a"}, "rejected": "b"},
+        PreferenceGroup((U("hi"),), ((A("a"),), (A("b"),)), PAIR),
+    ),
+    (
+        "chat",
+        {
+            "prompt": chat(("system", "s"), ("user", "hi")),
+            "chosen": chat(("user", "hi"), ("assistant", "a")),
+            "rejected": chat(("system", "s"), ("user", "hi"), ("assistant", "b")),
+        },
+        PreferenceGroup((S("s"), U("hi")), ((A("a"),), (A("b"),)), PAIR),
+    ),
+    (
+        "chat",
+        {"messages": chat(("user", "1"), ("assistant", "2"), ("user", "3")), "chosen": "a", "rejected": "b"},
+        PreferenceGroup((U("1"), A("2"), U("3")), ((A("a"),), (A("b"),)), PAIR),
+    ),
+    (
+        "chat",
+        {
+            "conversation": [{"speaker": "human", "message": "hi"}],
+            "chosen": {"speaker": "gpt", "message": "a"},
+            "rejected": {"speaker": "gpt", "message": "b"},
+        },
+        PreferenceGroup((U("hi"),), ((A("a"),), (A("b"),)), PAIR),
+    ),
+    (
+        "chat-implicit",
+        {
+            "prompt": None,
+            "system": "s",
+            "chosen": chat(("user", "hi"), ("assistant", "a")),
+            "rejected": chat(("user", "hi"), ("assistant", "b")),
+        },
+        PreferenceGroup((S("s"), U("hi")), ((A("a"),), (A("b"),)), PAIR),
+    ),
+    (
         "chat-implicit",
         {
             "chosen": chat(("system", "s"), ("user", "hi"), ("assistant", "a")),
@@ -80,6 +134,11 @@ ROWS: list[tuple[str, dict[str, Any], PreferenceGroup]] = [
             "chosen": {"from": "gpt", "value": "a"},
             "rejected": {"from": "gpt", "value": "b"},
         },
+        PreferenceGroup((U("hi"),), ((A("a"),), (A("b"),)), PAIR),
+    ),
+    (
+        "ultrafeedback",
+        {"prompt": "hi", "chosen": {"role": "assistant", "content": "a"}, "rejected": "b"},
         PreferenceGroup((U("hi"),), ((A("a"),), (A("b"),)), PAIR),
     ),
     (
@@ -141,6 +200,63 @@ ROWS: list[tuple[str, dict[str, Any], PreferenceGroup]] = [
         {"prompt": chat(("user", "hi")), "completion": chat(("assistant", "c")), "label": 0},
         PreferenceGroup((U("hi"),), ((A("c"),),), labels=(-1,)),
     ),
+    ("unpaired", {"prompt": "p", "completion": "c", "label": 0.0}, PreferenceGroup("p", ("c",), labels=(-1,))),
+    (
+        "unpaired",
+        {"instruction": "do", "input": "this", "output": "c", "kto_tag": "True"},
+        PreferenceGroup("do\nthis", ("c",), labels=(1,)),
+    ),
+    (
+        "unpaired-messages",
+        {"messages": chat(("user", "hi"), ("assistant", "c")), "kto_tag": False},
+        PreferenceGroup((U("hi"),), ((A("c"),),), labels=(-1,)),
+    ),
+    (
+        "last-turn",
+        {"messages": chat(("user", "hi"), ("assistant", "a")), "rejected_response": "b"},
+        PreferenceGroup((U("hi"),), ((A("a"),), (A("b"),)), PAIR),
+    ),
+    (
+        "last-turn",
+        {
+            "messages": chat(("user", "hi"), ("assistant", "a")),
+            "rejected_messages": chat(("user", "hi"), ("assistant", "b")),
+        },
+        PreferenceGroup((U("hi"),), ((A("a"),), (A("b"),)), PAIR),
+    ),
+    (
+        "votes",
+        {"prompt": "p", "response_a": "x", "response_b": "y", "winner": "B"},
+        PreferenceGroup("p", ("y", "x"), PAIR),
+    ),
+    (
+        "votes",
+        {
+            "conversation_a": chat(("user", "hi"), ("assistant", "a")),
+            "conversation_b": chat(("user", "hi"), ("assistant", "b")),
+            "winner": "model_a",
+        },
+        PreferenceGroup((U("hi"),), ((A("a"),), (A("b"),)), PAIR),
+    ),
+    (
+        "votes",
+        {"context": chat(("user", "hi")), "response1": "x", "response2": "y", "overall_preference": 2},
+        PreferenceGroup((U("hi"),), ((A("y"),), (A("x"),)), PAIR),
+    ),
+    (
+        "summaries",
+        {
+            "info": {"subreddit": "cats", "title": "t", "post": "p"},
+            "summaries": [{"text": "x", "policy": "m"}, {"text": "y", "policy": "n"}],
+            "choice": 1,
+        },
+        PreferenceGroup("SUBREDDIT: r/cats\n\nTITLE: t\n\nPOST: p\n\nTL;DR:", ("y", "x"), PAIR),
+    ),
+    (
+        "sft-completion",
+        {"instruction": "do", "input": "this", "output": "c", "text": "### do\nthis\nc"},
+        PreferenceGroup("do\nthis", ("c",)),
+    ),
     ("sft-completion", {"prompt": "p", "completion": "c"}, PreferenceGroup("p", ("c",))),
     ("sft-text", {"text": "t"}, PreferenceGroup("", ("t",))),
     (
@@ -163,8 +279,62 @@ def test_row(name: str, row: dict[str, Any], group: PreferenceGroup) -> None:
     assert list(BY_NAME[name].parse(row, Reading())) == [group]
 
 
+TOOL_CALL = {"type": "function", "function": {"name": "w", "arguments": {"town": 1}}}
+
+
+def test_other_fields_of_a_message_are_kept_as_json() -> None:
+    row = {
+        "prompt": [
+            {"role": "user", "content": "hi", "name": "Ann", "from": None, "tool_calls": []},
+            {"role": "assistant", "content": None, "tool_calls": [TOOL_CALL]},
+            {"role": "observation", "tool_call_id": "1", "content": "21 C"},
+        ],
+        "chosen": [{"role": "assistant", "content": "a", "reasoning_content": "Größe"}],
+        "rejected": [{"role": "assistant", "content": "a", "reasoning_content": "other"}],
+    }
+    [group] = BY_NAME["chat"].parse(row, Reading())
+    assert isinstance(group.prompt, tuple)
+    assert [m.extra for m in group.prompt] == [
+        (("name", '"Ann"'),),
+        (("tool_calls", json.dumps([TOOL_CALL])),),
+        (("tool_call_id", '"1"'),),
+    ]
+    assert [(m.role, m.content) for m in group.prompt] == [("user", "hi"), ("assistant", ""), ("tool", "21 C")]
+    assert group.responses[0] == (Message("assistant", "a", (("reasoning_content", '"Größe"'),)),)
+    assert as_json(group.prompt)[1] == {"role": "assistant", "content": "", "tool_calls": [TOOL_CALL]}
+
+
+def test_a_response_of_a_tool_call_or_of_reasoning_alone_is_not_empty() -> None:
+    chosen = {"role": "assistant", "content": None, "tool_calls": [TOOL_CALL]}
+    rejected = {"role": "assistant", "content": "", "thinking": "hm"}
+    [group] = BY_NAME["chat"].parse({"prompt": chat(("user", "x")), "chosen": chosen, "rejected": rejected}, Reading())
+    assert without_empty(group) == group
+    same = {"prompt": chat(("user", "x")), "chosen": {**chosen, "id": 1}, "rejected": {**chosen, "id": 2}}
+    with pytest.raises(Drop, match="identical responses"):  # an id is nothing that the model would say
+        list(BY_NAME["chat"].parse(same, Reading()))
+
+
+def test_a_turn_with_the_role_function_call_is_a_tool_call() -> None:
+    call = {"name": "w", "arguments": {"town": 1}}
+    turns = [{"from": "human", "value": "x"}, {"from": "function_call", "value": json.dumps(call)}]
+    turns.append({"from": "observation", "value": "21 C"})
+    [group] = BY_NAME["sharegpt"].parse({"conversations": turns, "chosen": "a", "rejected": "b"}, Reading())
+    assert as_json(group.prompt)[1] == {"role": "assistant", "content": "", "tool_calls": [TOOL_CALL]}
+
+
+@pytest.mark.parametrize("role", ["User", "HUMAN", "human", "prompter"])
+def test_roles_are_read_in_any_spelling(role: str) -> None:
+    assert message_of({"role": role, "content": "x"}, "m") == U("x")
+
+
 def test_every_format_has_a_row() -> None:
     assert {row[0] for row in ROWS} == {f.name for f in FORMATS}
+
+
+def test_every_format_and_every_other_name_of_a_column_is_in_the_docs() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "data.md").read_text()
+    names = [*BY_NAME, *slots.COMPLETIONS, *slots.SYSTEMS, *slots.KINDS_OF_SCORE, *parse_votes.STRENGTHS]
+    assert [name for name in (*names, *slots.PROMPTS) if f"`{name}`" not in page] == []
 
 
 def test_every_example_is_json_with_its_columns() -> None:
@@ -185,6 +355,16 @@ def test_sft_messages_train_every_assistant_turn() -> None:
 
 # format, row, reason that it is counted under
 DROPPED = [
+    (
+        "chat",
+        {"prompt": chat(("user", "x")), "chosen": {"role": "assistant", "content": "", "weight": 1}, "rejected": "b"},
+        "empty response",
+    ),
+    (
+        "sft-messages",
+        {"messages": [*chat(("user", "x")), {"role": "assistant", "content": "y", "weight": 0}]},
+        "all assistant turns have weight 0",
+    ),
     ("preference", {"prompt": "p", "chosen": "a", "rejected": "a"}, "identical responses"),
     ("preference", {"prompt": "p", "chosen": " \n", "rejected": "a"}, "empty response"),
     ("preference", {"prompt": "p", "chosen": "a", "rejected": "b", "weight": 0}, "weight is not above 0"),
@@ -217,6 +397,18 @@ DROPPED = [
         },
         "several turns after the prompt",
     ),
+    ("preference", {"prompt": "p", "chosen": "a", "rejected": "b", "status": "tie"}, "tie"),
+    ("votes", {"prompt": "p", "response_a": "x", "response_b": "y", "winner": "tie (bothbad)"}, "tie"),
+    ("votes", {"prompt": "p", "response_1": "x", "response_2": "y", "preference_strength": 0}, "tie"),
+    (
+        "chat",
+        {
+            "prompt": chat(("user", "1")),
+            "chosen": chat(("user", "2"), ("assistant", "a")),
+            "rejected": chat(("user", "2"), ("assistant", "b")),
+        },
+        "the dialogue does not begin with the prompt",
+    ),
     ("ranked", {"prompt": "p", "responses": ["x", "y"], "scores": [1, 1]}, "tied scores"),
     ("ranked", {"prompt": "p", "responses": ["x", "x"], "scores": [1, 2]}, "identical responses"),
     ("ranked", {"prompt": "p", "responses": ["x"], "scores": [1]}, "fewer than two responses"),
@@ -246,11 +438,36 @@ BAD = [
         r"prompt\[0\] has unknown role 'robot'",
     ),
     ("chat", {"prompt": [{"role": "user", "content": None}], "chosen": "a", "rejected": "b"}, "wrong type: null"),
+    ("chat", {"prompt": chat(("user", "x")), "chosen": {"role": "assistant"}, "rejected": "b"}, "wrong type: null"),
     (
         "chat",
-        {"prompt": chat(("user", "x")), "chosen": {"role": "assistant", "tool_calls": [1]}, "rejected": "b"},
-        "tool calls",
+        {"prompt": [{"role": "user", "content": [{"type": "image"}]}], "chosen": "a", "rejected": "b"},
+        r"prompt\[0\].content\[0\] has content that is not text: 'image'",
     ),
+    (
+        "sharegpt",
+        {"conversations": [{"from": "function_call", "value": "look it up"}], "chosen": "a", "rejected": "b"},
+        r"conversations\[0\] has role 'function_call', but its text is not JSON",
+    ),
+    (
+        "chat",
+        {"messages": chat(("user", "x"), ("assistant", "y")), "chosen": "a", "rejected": "b"},
+        "'messages' ends with an assistant turn that is not the chosen response",
+    ),
+    ("preference", {"prompt": "p", "system": ["s"], "chosen": "a", "rejected": "b"}, "'system' must be text"),
+    ("preference", {"prompt": "p", "history": ["q"], "chosen": "a", "rejected": "b"}, "'history' must be a list of"),
+    ("preference", {"prompt": "p", "input": ["q"], "chosen": "a", "rejected": "b"}, "'input' beside 'prompt' must be"),
+    ("chat-implicit", {"chosen": chat(("assistant", "a")), "rejected": chat(("assistant", "b"))}, "no prompt"),
+    ("votes", {"prompt": "p", "response_a": "x", "response_b": "y", "winner": "left"}, "not 'left'"),
+    ("votes", {"prompt": "p", "response_a": "x", "response_b": "y", "winner": None}, "'winner' is null"),
+    ("summaries", {"info": {"post": "p"}, "summaries": [{"text": "x"}], "choice": 0}, "a list of two"),
+    ("last-turn", {"messages": chat(("user", "x")), "rejected_response": "b"}, "must end with the assistant turn"),
+    (
+        "ranked",
+        {"prompt": "p", "answers": [{"text": "x", "reasoning": "r", "rank": 1}, {"text": "y", "rank": 2}]},
+        "only one of them can be the response",
+    ),
+    ("openai", {"input": {"messages": chat(("user", "x")), "functions": [1]}, "preferred_output": []}, "'functions'"),
     ("ranked", {"prompt": "p", "responses": ["x", "y"]}, "none is better than another"),
     ("ranked", {"prompt": "p", "responses": ["x", "y"], "scores": [1]}, "'scores' has 1 entries for 2 responses"),
     ("ranked", {"prompt": "p", "responses": ["x", "y"], "scores": [1, None]}, r"scores\[1\] is null"),
@@ -351,7 +568,7 @@ def test_a_function_of_the_users(tmp_path: Path) -> None:
     [(reason, origins)] = account.dropped.items()
     assert "no votes" in reason
     assert origins == [f"{path}:2"]
-    with pytest.raises(DataError, match="returned int, not PreferenceGroup"):
+    with pytest.raises(DataError, match="returned a list that holds a int; return a PreferenceGroup"):
         read_groups(str(path), Reading(format=f"{tmp_path / 'mine.py'}:wrong"))
 
 
