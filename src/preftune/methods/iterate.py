@@ -206,7 +206,8 @@ def one_round(
             max_length=config.max_length,
             chat_template=template,
             chat_template_kwargs=config.data.chat_template_kwargs,
-            thinking="keep",  # a sampled response is what followed the generation prompt, word for word
+            # a sampled response is what followed the generation prompt, word for word
+            thinking="template" if isinstance(train[0].prompt, str) else "keep",
             max_dropped=1.0,
         ),
         reference=ReferenceConfig(path=base),
