@@ -14,6 +14,12 @@ CLOSED = "the content already ended with the template's end token; one was remov
 INSIDE = "a response holds BOS after its beginning"
 
 
+def special_texts(tokenizer: Any) -> tuple[str, ...]:
+    """The texts of all tokens that only a template or a tokenizer should write."""
+    added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    return tuple(dict.fromkeys([*map(str, tokenizer.all_special_tokens), *added]))
+
+
 @dataclass(frozen=True, slots=True)
 class Ends:
     """The tokens that begin and end texts.
@@ -60,23 +66,25 @@ class Ends:
         """How many end tokens a text holds."""
         return sum(text.count(end) for end in self.ends)
 
-    def content(self, text: str, rendered: str) -> str:
+    def content(self, text: str, rendered: str, turn: Sequence[str] = ()) -> str:
         """A message's content without the end tokens at its end that the template writes after it anyway.
 
-        `rendered` is the dialogue as the template writes it with that content.
+        `rendered` is the dialogue as the template writes it with that content, and `turn` are special tokens with which
+        the template ends a turn, besides those that end a response.
         """
+        ends = [*self.ends, *turn]
         rest = text
         while True:
-            end = next((e for e in self.ends if rest.rstrip().endswith(e)), None)
+            end = next((e for e in ends if rest.rstrip().endswith(e)), None)
             if end is None:
                 break
             rest = rest.rstrip().removesuffix(end)
         if rest is text or not rest.strip():
             return text
-        any_end = "|".join(map(re.escape, self.ends))
+        any_end = "|".join(map(re.escape, ends))
         removed = text[len(rest) :].strip()
         # the content's own end tokens, and right after them the template's
         again = re.search(re.escape(rest.strip() + removed) + rf"\s*(?:{any_end})", rendered) or re.search(
-            re.escape(rest.strip()) + rf"\s*(?:(?:{any_end})\s*){{{self.count(removed) + 1},}}", rendered
+            re.escape(rest.strip()) + rf"\s*(?:(?:{any_end})\s*){{{len(re.findall(any_end, removed)) + 1},}}", rendered
         )
         return rest if again else text

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from preftune.data.dropped import left_out, unwritten_links
-from preftune.data.ends import BEFORE, CLOSED, ENDED, INSIDE, TWICE, Ends
+from preftune.data.ends import BEFORE, CLOSED, ENDED, INSIDE, TWICE, Ends, special_texts
 from preftune.data.faults import LEFT_OUT, NO_EXTENSION, Fault
 from preftune.data.template import ChatSettings, RefusedByTemplate, Template, opened
 from preftune.data.turns import in_turns
@@ -66,7 +66,8 @@ class Spelled:
 class Renderer:
     """A tokenizer, its chat template, and what is known about its special tokens.
 
-    `end_ids` are all tokens that end a response (the tokenizer's EOS and the model's own generation ends).
+    `end_ids` are all tokens that end a response (the tokenizer's EOS and the model's own generation ends), `marks` the
+    texts of all special tokens, and `suffix` is how many tokens the tokenizer adds at the end of a text.
     """
 
     tokenizer: Any
@@ -91,7 +92,7 @@ class Renderer:
         bos = tokenizer.bos_token_id
         ends = Ends.of(tokenizer, end_ids, writes_bos=bos is not None and bos in full[: starts[0] if starts else 1])
         template = Template.of(tokenizer, settings or ChatSettings())
-        return Renderer(tokenizer, template, ends, suffix, tuple(map(str, tokenizer.all_special_tokens)))
+        return Renderer(tokenizer, template, ends, suffix, special_texts(tokenizer))
 
     @property
     def end_ids(self) -> frozenset[int]:
@@ -165,6 +166,7 @@ class Renderer:
             links = unwritten_links(answer, text) if answer.extra else []
             notes += [f"the chat template does not write {', '.join(links)} of the response"] if links else []
             notes += [LEFT_OUT] if lacking else []
+            notes += [INSIDE] if self.ends.bos and self.ends.bos in answer.content else []
             one.dropped = one.dropped or bool(lacking)
             head, tail = self._parts(text, answer.content.strip())
             one.inner.append(self.ends.count(head))
@@ -181,9 +183,11 @@ class Renderer:
             content, again = self.ends.without_bos(message.content)
             if again:
                 notes.append("a message began with BOS; it was removed")
-            if any(content.rstrip().endswith(end) for end in self.ends.ends):
+            if content.rstrip().endswith(self.marks):
                 dialogue = (*before, *result, replace(message, content=content), *messages[place + 1 :])
-                closed = self.ends.content(content, self.template.render(dialogue, generation=False))
+                tail = self.template.ending(before or messages)[1]
+                turn = [mark for mark in self.marks if mark in tail]
+                closed = self.ends.content(content, self.template.render(dialogue, generation=False), turn)
                 notes += [CLOSED] if closed is not content else []
                 content = closed
             result.append(message if content is message.content else replace(message, content=content))

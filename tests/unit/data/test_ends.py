@@ -118,6 +118,14 @@ def test_the_end_of_turn_in_a_content_is_not_doubled(end: str) -> None:
     assert notes == (REMOVED,)
 
 
+def test_an_end_of_turn_that_no_config_names_is_not_doubled() -> None:
+    """The template shows that a special token ends a turn; EOS is still added, since nothing says that it ends it."""
+    prompt, responses, notes = encode(with_markers(), *chat("hi<|im_end|>", "yes<|im_end|>\n", "no"))
+    assert prompt.count("<|im_end|>") == 1
+    assert responses == ["yes<|im_end|>\n</s>", "no<|im_end|>\n</s>"]
+    assert notes == (REMOVED, "the chat template ends no turn; EOS was added")
+
+
 def test_an_end_of_turn_that_the_template_leaves_to_the_content_stays() -> None:
     tokenizer = with_markers(eos="<|im_end|>")
     tokenizer.chat_template = CHATML.replace("<|im_end|>\n", "\n")
