@@ -139,7 +139,7 @@ class Renderer:
             responses.append(text)
             if again:
                 notes.append("a response began with BOS; it was removed" if group.prompt else f"the text {TWICE}")
-            if self.ends.bos and self.ends.bos in text:
+            if self.ends.bos and self.ends.bos in text and self.ends.bos not in self.ends.ends:
                 notes.append(INSIDE)
         return Spelled(prompt, responses, notes=notes)
 
@@ -162,7 +162,7 @@ class Renderer:
                 text = whole[len(prompt) :]
             lacking = left_out((answer,), opened(prompt) + text)
             if lacking and not self.template.settings.allow_dropped_text:
-                return replace(one, fault=Fault(LEFT_OUT, text=lacking, rendered=text))
+                return replace(one, fault=Fault(LEFT_OUT, lacking=lacking, rendered=text))
             links = unwritten_links(answer, text) if answer.extra else []
             notes += [f"the chat template does not write {', '.join(links)} of the response"] if links else []
             notes += [LEFT_OUT] if lacking else []

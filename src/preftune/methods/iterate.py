@@ -59,8 +59,9 @@ def run(
     load.locate(config.model.path)
     dpo.bind_objective(config.terms)
     asked = read_prompt_data(config.data)
-    train = fitting(config, asked.train, asked.accounts[0])
-    held_out = fitting(config, asked.held_out, asked.accounts[-1])
+    moment = Run.noted(out, "rendered_at") or datetime.now().isoformat()  # what chat templates write as the date
+    train = fitting(config, asked.train, asked.accounts[0], moment)
+    held_out = fitting(config, asked.held_out, asked.accounts[-1], moment)
     for account in asked.accounts:
         for line in account.lines():
             display.say(line)
@@ -83,8 +84,7 @@ def run(
         say_plan(config, [], display)
         return out
     log = Run.open(out, identity, asked.fingerprint, display, sources)
-    if not log.known("rendered_at"):  # what a chat template writes as the date in all rounds
-        log.note(rendered_at=datetime.now().isoformat())
+    log.note(rendered_at=moment)
     if not reward:
         if another_since(log, config.reward):  # figures of two rewards cannot be compared
             for old in [out / "start.json", *out.glob("round-*/evaluation.json")]:
@@ -161,12 +161,14 @@ def sources_of(config: IterateConfig, given: Reward | None) -> dict[str, str]:
     return {"the first model": weights_of(config.model.path), "the reward": reward}
 
 
-def fitting(config: IterateConfig, groups: list[PreferenceGroup], account: Account) -> list[PreferenceGroup]:
+def fitting(
+    config: IterateConfig, groups: list[PreferenceGroup], account: Account, moment: str
+) -> list[PreferenceGroup]:
     """The prompts of at most data.max_prompt_length tokens that leave the model room to answer."""
     if not groups:
         return []
     source = load.locate(config.model.path)
-    renderer = load_renderer(config.data, source)
+    renderer = load_renderer(config.data, source, moment=moment)
     new, longest = config.sample.max_new_tokens, config.data.max_prompt_length
     prompts = with_room(groups, renderer, load.load_config(source), new, account, "sample.max_new_tokens", longest)
     account.check(config.data.max_dropped)

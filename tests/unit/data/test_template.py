@@ -177,7 +177,9 @@ def test_tool_calls_count_as_written_in_json_and_their_ids_are_noted() -> None:
     assert "the chat template does not write tool_calls.id, tool_calls.type of the response" in found.notes
     (found,) = renderer(CHATML).encode([one])
     assert found.fault
-    assert found.fault.reason == "the chat template leaves out part of the response: 'look'"
+    assert found.fault.reason == (
+        "the chat template leaves out part of the response: 'look' of the field 'tool_calls.function.name'"
+    )
 
 
 @pytest.mark.parametrize("content", ["<think>\nI count.\n</think>\n\n2", "I count.\n</think>\n\n2"])
@@ -340,9 +342,19 @@ def test_every_word_of_a_response_is_scored_or_named(
 def test_a_message_without_one_of_its_words_is_noticed(words: str, place: int) -> None:
     listed = [*words.split(), "yes"]
     place %= len(listed)
-    assert left_out((Message("assistant", words + " yes"),), "header " + words + " yes<|im_end|>") == ""
+    assert left_out((Message("assistant", words + " yes"),), "header " + words + " yes<|im_end|>") is None
     without = " ".join(listed[:place] + listed[place + 1 :]) + "<|im_end|>"
-    assert left_out((Message("assistant", words + " yes"),), without) != ""
+    assert left_out((Message("assistant", words + " yes"),), without) is not None
+
+
+def test_arguments_of_tool_calls_may_be_json_text_and_other_numbers_do_not_count() -> None:
+    call = {"function": {"name": "look", "arguments": json.dumps({"at": "the caf\u00e9", "n": 2})}}
+    (message,) = answer("yes", tool_calls=[call], weight=1)
+    for written in ("look the caf\u00e9 2", "look " + json.dumps("the caf\u00e9") + " 2"):
+        assert left_out((message,), "yes " + written) is None
+    lacking = left_out((message,), "yes look the 2")
+    assert lacking
+    assert lacking.field == "tool_calls.function.arguments.at"
 
 
 def test_the_missing_part_is_shown() -> None:
