@@ -37,8 +37,9 @@ from preftune.evaluate.renderers import ChatOptions, renderer_of
 from preftune.evaluate.rewards import Answer, Floats, Reward, answers_of, lacking, open_reward, rewards_of, why_none
 from preftune.files import digest, write_json, write_rows
 from preftune.methods import dpo, pairs, samples
+from preftune.methods.chat import load_renderer
 from preftune.methods.policies import another_since, judge_of, note_reward, open_policy, reward_models_of, weights_of
-from preftune.methods.prepare import compute_dtype, device_of, load_renderer, read_prompt_data, with_room
+from preftune.methods.prepare import compute_dtype, device_of, read_prompt_data, with_room
 from preftune.methods.samples import Wanted
 from preftune.methods.training import say_plan
 from preftune.model import load

@@ -18,6 +18,7 @@ from preftune.config.schema import RunConfig, TunedConfig
 from preftune.data.order import Plan, plans, size_of
 from preftune.errors import ConfigError, DataError, PreftuneError, Stopped
 from preftune.methods import plan, prepare
+from preftune.methods.chat import load_renderer
 from preftune.methods.monitor import Watched
 from preftune.methods.task import ResponseTask
 from preftune.model import load
@@ -83,7 +84,7 @@ def train(
             display.say(f"{folder} is finished; its model is {folder / 'final'}")
             return folder / "final"
         moment = (Run.noted(folder, "chat") or {}).get("moment") or moment
-        renderer = prepare.load_renderer(config.data, source, tokenizer, model, moment)
+        renderer = load_renderer(config.data, source, tokenizer, model, moment)
         data = prepare.tokenize_data(text, renderer, config.data)
         for account in text.accounts:
             for line in account.lines():
