@@ -25,6 +25,7 @@ class Ends:
     """The tokens that begin and end texts.
 
     bos      text of BOS where the tokenizer writes it at the beginning of every text, so that a text must not have it
+    gap      what the tokenizer decodes between BOS and the first word: white space that is not part of the text
     bos_id   its id; None for a tokenizer without BOS
     end_ids  all tokens that end a response: EOS and the model's own ends of a generation
     ends     the texts of those that are special tokens
@@ -32,6 +33,7 @@ class Ends:
 
     tokenizer: Any
     bos: str
+    gap: str
     bos_id: int | None
     end_ids: frozenset[int]
     ends: tuple[str, ...]
@@ -41,13 +43,21 @@ class Ends:
         every = frozenset([tokenizer.eos_token_id, *end_ids])
         special = every.intersection([*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids])
         texts = tuple(str(tokenizer.convert_ids_to_tokens(i)) for i in sorted(special))
-        return Ends(tokenizer, tokenizer.bos_token if writes_bos else "", tokenizer.bos_token_id, every, texts)
+        bos, gap = tokenizer.bos_token if writes_bos else "", ""
+        if bos:
+            between, found, _ = tokenizer.decode(tokenizer("a")["input_ids"]).removeprefix(bos).partition("a")
+            gap = between if found and not between.strip() else ""
+        return Ends(tokenizer, bos, gap, tokenizer.bos_token_id, every, texts)
 
-    def without_bos(self, text: str) -> tuple[str, bool]:
-        """The text without BOS at its beginning, and whether there was one. The tokenizer writes its own."""
+    def without_bos(self, text: str, first: bool = True) -> tuple[str, bool]:
+        """The text without BOS at its beginning, and whether there was one. The tokenizer writes its own.
+
+        `first`: the text stands at the beginning of what is tokenised.
+        """
         rest = text
         while self.bos and rest.lstrip().startswith(self.bos):
             rest = rest.lstrip().removeprefix(self.bos)
+            rest = rest.removeprefix(self.gap) if first else rest
         return rest, rest is not text
 
     def closed(self, ids: list[int]) -> tuple[list[int], bool]:

@@ -135,7 +135,7 @@ class Renderer:
             notes.append(PLAIN)
         responses = []
         for response in map(str, group.responses):
-            text, again = self.ends.without_bos(response)
+            text, again = self.ends.without_bos(response, first=not group.prompt)
             responses.append(text)
             if again:
                 notes.append("a response began with BOS; it was removed" if group.prompt else f"the text {TWICE}")
@@ -180,7 +180,7 @@ class Renderer:
         """The messages without BOS at the beginning of a content and without the template's end tokens at its end."""
         result: list[Message] = []
         for place, message in enumerate(messages):
-            content, again = self.ends.without_bos(message.content)
+            content, again = self.ends.without_bos(message.content, first=False)
             if again:
                 notes.append("a message began with BOS; it was removed")
             if content.rstrip().endswith(self.marks):

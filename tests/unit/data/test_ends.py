@@ -63,6 +63,19 @@ def test_bos_is_removed_from_the_beginning_of_prompts_and_responses(tokenizer: A
     assert notes == ("the prompt began with BOS twice; one was removed", "a response began with BOS; it was removed")
 
 
+def test_a_text_that_was_decoded_has_its_ids_again(shared: Any) -> None:
+    """SentencePiece decodes a space after BOS that is not part of the text."""
+    from transformers import AutoTokenizer
+
+    real = AutoTokenizer.from_pretrained(shared / "models" / "stories260k")
+    ids = real("Once upon a time")["input_ids"]
+    renderer = Renderer.of(real)
+    (found,) = renderer.encode([PreferenceGroup(real.decode(ids), (" there", " was"), PAIR)])
+    assert found.prompt_ids == ids
+    (found,) = renderer.encode([PreferenceGroup("", (real.decode(ids),))])
+    assert [*found.prompt_ids, *found.response_ids[0]] == [*ids, 2]
+
+
 def test_bos_inside_of_a_response_is_noted(tokenizer: Any) -> None:
     _, responses, notes = encode(tokenizer, "the cat", " sat<s> on", " ran")
     assert responses[0] == " sat<s> on</s>"
