@@ -76,6 +76,12 @@ class Ends:
         """How many end tokens a text holds."""
         return sum(text.count(end) for end in self.ends)
 
+    def beyond(self, tail: str) -> str:
+        """What a template writes after its end tokens, if it is more than white space."""
+        any_end = "|".join(map(re.escape, self.ends))
+        found = re.search(rf"(?:{any_end})(?:\s|{any_end})*", tail)
+        return tail[found.end() :] if found else ""
+
     def content(self, text: str, rendered: str, turn: Sequence[str] = ()) -> str:
         """A message's content without the end tokens at its end that the template writes after it anyway.
 

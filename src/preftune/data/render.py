@@ -169,6 +169,10 @@ class Renderer:
             notes += [INSIDE] if self.ends.bos and self.ends.bos in answer.content else []
             one.dropped = one.dropped or bool(lacking)
             head, tail = self._parts(text, answer.content.strip())
+            beyond = "" if answer.extra else self.ends.beyond(tail)
+            if beyond:  # as templates do that always write a generation prompt
+                notes.append(f"the chat template writes {beyond!r} after the end of the response; it is not scored")
+                text, tail = text.removesuffix(beyond), tail.removesuffix(beyond)
             one.inner.append(self.ends.count(head))
             one.closes.append(self.ends.count(tail) > 0)
             one.responses.append(text)

@@ -302,6 +302,13 @@ def test_a_template_without_a_generation_prompt_is_noted() -> None:
     assert not any("generation prompt" in note for note in found.notes)
 
 
+def test_a_template_that_always_writes_a_generation_prompt_does_not_end_responses_with_it() -> None:
+    always = CHATML.replace(GENERATE, "{% if true %}")
+    (found,) = renderer(always).encode([group("p", answer("yes"), answer("no"))])
+    assert chatty(always).decode(found.response_ids[0]) == "yes<|im_end|>\n"
+    assert any("after the end of the response; it is not scored" in note for note in found.notes)
+
+
 def test_several_templates_need_a_default() -> None:
     tokenizer = chatty(CHATML)
     tokenizer.chat_template = {"default": CHATML, "rag": ZEPHYR}
