@@ -49,8 +49,8 @@ def check_data(
     config = build(DataConfig, section, source=where)
     shell = {"model": {"path": "-"}, "data": config.model_dump(), "loss": loss_section(loss or "sigmoid", held)}
     terms = build(DPOConfig, shell, source=where).terms
+    from preftune.methods.chat import load_renderer
     from preftune.methods.check import check
-    from preftune.methods.prepare import load_renderer
     from preftune.model.load import load_config, locate, positions
 
     renderer = limit = None

@@ -161,7 +161,7 @@ def noise(
 
 def _model_of(wanted: Checking) -> tuple[Source | None, Renderer | None]:
     """Where the model lies that counts the tokens, and its tokenizer; None without one."""
-    from preftune.methods.prepare import load_renderer
+    from preftune.methods.chat import load_renderer
     from preftune.model.load import locate
 
     if wanted.model is None:

@@ -140,7 +140,8 @@ class DataConfig(Section):
     ignore: list[str] = []
     """Columns to leave out. A column that is not used, not known to be metadata and not named here is an error."""
     bad_rows: Literal["error", "drop"] = "error"
-    """What happens to a row that cannot be read: missing column, null, wrong type."""
+    """What happens to a row that cannot be read (missing column, null, wrong type) or that the chat template cannot
+    render."""
     max_dropped: float = Field(0.2, ge=0, le=1)
     """Stop when a larger share of the rows is dropped."""
     allow_overlap: bool = False

@@ -6,6 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from preftune.data.template import REASONING
@@ -14,11 +15,25 @@ from preftune.types import Message, message_dict
 WORD = re.compile(r"\w+|[^\w\s]")
 #: Fields that only name a message or link it to others. Few templates write them, and they are not part of an answer.
 LINKS = ("name", "tool_call_id", "id", "type", "index", "tool_calls.id", "tool_calls.type", "tool_calls.index")
+CALLS = ("tool_calls.", "function_call.")
 LONGEST = 60
 
 
-def left_out(messages: Sequence[Message], rendered: str) -> str:
-    """The first text of `messages` that `rendered` does not have; empty if every word is there.
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A text of a message that its rendering does not have; `field` is empty for the content."""
+
+    field: str
+    text: str
+
+    def shown(self, rendered: str) -> str:
+        """The missing part, for a message."""
+        part = repr(missing_part(self.text, rendered))
+        return f"{part} of the field {self.field!r}" if self.field else part
+
+
+def left_out(messages: Sequence[Message], rendered: str) -> LeftOut | None:
+    """The first text of `messages` that `rendered` does not have; None if every word is there.
 
     White space does not count, and neither do order and JSON escapes. Words are counted: a word that the messages have
     twice has to be there twice.
@@ -29,15 +44,15 @@ def left_out(messages: Sequence[Message], rendered: str) -> str:
         if at < 0 or message.extra:
             break
     else:
-        return ""
+        return None
     there = Counter(WORD.findall(rendered))
     for message in messages:
-        for text in [message.content, *_texts(message)]:
+        for field, text in [("", message.content), *_texts(message)]:
             words = next((w for w in map(_words, _forms(text)) if not w - there), None)
             if words is None:
-                return text
+                return LeftOut(field, text)
             there -= words
-    return ""
+    return None
 
 
 def unwritten_links(message: Message, rendered: str) -> list[str]:
@@ -69,19 +84,19 @@ def _end_of(text: str, rendered: str, at: int) -> int:
     return -1 if inside else end
 
 
-def _texts(message: Message) -> Iterator[str]:
-    """The texts in the other fields of a message. Reasoning that stands under several names counts once."""
-    reasoning = set()
+def _texts(message: Message) -> Iterator[tuple[str, str]]:
+    """(path, text) in the other fields of a message. Reasoning that stands under several names counts once."""
+    reasoning: dict[str, str] = {}
     for path, text in _fields(message):
         if path in REASONING:
-            reasoning.add(text)
+            reasoning.setdefault(text, path)
         elif path not in LINKS:
-            yield text
-    yield from sorted(reasoning)
+            yield path, text
+    yield from ((path, text) for text, path in reasoning.items())
 
 
 def _fields(message: Message) -> Iterator[tuple[str, str]]:
-    """(path, text) of every text and number in the other fields of a message."""
+    """(path, text) of every text in the other fields of a message, and of the numbers in its tool calls."""
     fields = message_dict(message)
     for name, _ in message.extra:
         yield from _leaves(fields[name], name)
@@ -95,9 +110,19 @@ def _leaves(value: Any, path: str) -> Iterator[tuple[str, str]]:
         for item in value:
             yield from _leaves(item, path)
     elif isinstance(value, str):
-        yield path, value
-    elif isinstance(value, int | float) and not isinstance(value, bool):
+        parsed = _object(value) if path.endswith(".arguments") else None
+        yield from [(path, value)] if parsed is None else _leaves(parsed, path)
+    elif isinstance(value, int | float) and not isinstance(value, bool) and path.startswith(CALLS):
         yield path, json.dumps(value)
+
+
+def _object(text: str) -> Any:
+    """The arguments of a tool call, which some data hold as JSON text; None for any other text."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict | list) else None
 
 
 def _forms(text: str) -> tuple[str, ...]:

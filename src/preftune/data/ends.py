@@ -14,11 +14,18 @@ CLOSED = "the content already ended with the template's end token; one was remov
 INSIDE = "a response holds BOS after its beginning"
 
 
+def special_texts(tokenizer: Any) -> tuple[str, ...]:
+    """The texts of all tokens that only a template or a tokenizer should write."""
+    added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    return tuple(dict.fromkeys([*map(str, tokenizer.all_special_tokens), *added]))
+
+
 @dataclass(frozen=True, slots=True)
 class Ends:
     """The tokens that begin and end texts.
 
     bos      text of BOS where the tokenizer writes it at the beginning of every text, so that a text must not have it
+    gap      what the tokenizer decodes between BOS and the first word: white space that is not part of the text
     bos_id   its id; None for a tokenizer without BOS
     end_ids  all tokens that end a response: EOS and the model's own ends of a generation
     ends     the texts of those that are special tokens
@@ -26,6 +33,7 @@ class Ends:
 
     tokenizer: Any
     bos: str
+    gap: str
     bos_id: int | None
     end_ids: frozenset[int]
     ends: tuple[str, ...]
@@ -35,13 +43,21 @@ class Ends:
         every = frozenset([tokenizer.eos_token_id, *end_ids])
         special = every.intersection([*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids])
         texts = tuple(str(tokenizer.convert_ids_to_tokens(i)) for i in sorted(special))
-        return Ends(tokenizer, tokenizer.bos_token if writes_bos else "", tokenizer.bos_token_id, every, texts)
+        bos, gap = tokenizer.bos_token if writes_bos else "", ""
+        if bos:
+            between, found, _ = tokenizer.decode(tokenizer("a")["input_ids"]).removeprefix(bos).partition("a")
+            gap = between if found and not between.strip() else ""
+        return Ends(tokenizer, bos, gap, tokenizer.bos_token_id, every, texts)
 
-    def without_bos(self, text: str) -> tuple[str, bool]:
-        """The text without BOS at its beginning, and whether there was one. The tokenizer writes its own."""
+    def without_bos(self, text: str, first: bool = True) -> tuple[str, bool]:
+        """The text without BOS at its beginning, and whether there was one. The tokenizer writes its own.
+
+        `first`: the text stands at the beginning of what is tokenised.
+        """
         rest = text
         while self.bos and rest.lstrip().startswith(self.bos):
             rest = rest.lstrip().removeprefix(self.bos)
+            rest = rest.removeprefix(self.gap) if first else rest
         return rest, rest is not text
 
     def closed(self, ids: list[int]) -> tuple[list[int], bool]:
@@ -60,23 +76,31 @@ class Ends:
         """How many end tokens a text holds."""
         return sum(text.count(end) for end in self.ends)
 
-    def content(self, text: str, rendered: str) -> str:
+    def beyond(self, tail: str) -> str:
+        """What a template writes after its end tokens, if it is more than white space."""
+        any_end = "|".join(map(re.escape, self.ends))
+        found = re.search(rf"(?:{any_end})(?:\s|{any_end})*", tail)
+        return tail[found.end() :] if found else ""
+
+    def content(self, text: str, rendered: str, turn: Sequence[str] = ()) -> str:
         """A message's content without the end tokens at its end that the template writes after it anyway.
 
-        `rendered` is the dialogue as the template writes it with that content.
+        `rendered` is the dialogue as the template writes it with that content, and `turn` are special tokens with which
+        the template ends a turn, besides those that end a response.
         """
+        ends = [*self.ends, *turn]
         rest = text
         while True:
-            end = next((e for e in self.ends if rest.rstrip().endswith(e)), None)
+            end = next((e for e in ends if rest.rstrip().endswith(e)), None)
             if end is None:
                 break
             rest = rest.rstrip().removesuffix(end)
         if rest is text or not rest.strip():
             return text
-        any_end = "|".join(map(re.escape, self.ends))
+        any_end = "|".join(map(re.escape, ends))
         removed = text[len(rest) :].strip()
         # the content's own end tokens, and right after them the template's
         again = re.search(re.escape(rest.strip() + removed) + rf"\s*(?:{any_end})", rendered) or re.search(
-            re.escape(rest.strip()) + rf"\s*(?:(?:{any_end})\s*){{{self.count(removed) + 1},}}", rendered
+            re.escape(rest.strip()) + rf"\s*(?:(?:{any_end})\s*){{{len(re.findall(any_end, removed)) + 1},}}", rendered
         )
         return rest if again else text

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from preftune.data.account import Account, places
-from preftune.data.dropped import missing_part
+from preftune.data.dropped import LeftOut
 from preftune.errors import DataError, ModelError
 
 LEFT_OUT = "the chat template leaves out part of the response"
@@ -27,17 +27,17 @@ LISTED = 10
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Why a group cannot be rendered. `text` is the part of a message that `rendered` lacks."""
+    """Why a group cannot be rendered. `lacking` is the text of a message that `rendered` does not have."""
 
     what: str
     detail: str = ""
-    text: str = ""
+    lacking: LeftOut | None = None
     rendered: str = ""
 
     @property
     def reason(self) -> str:
         """The fault with its example."""
-        detail = self.detail or (repr(missing_part(self.text, self.rendered)) if self.text else "")
+        detail = self.lacking.shown(self.rendered) if self.lacking else self.detail
         return f"{self.what}: {detail}" if detail else self.what
 
 

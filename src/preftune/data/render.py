@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from preftune.data.dropped import left_out, unwritten_links
-from preftune.data.ends import BEFORE, CLOSED, ENDED, INSIDE, TWICE, Ends
+from preftune.data.ends import BEFORE, CLOSED, ENDED, INSIDE, TWICE, Ends, special_texts
 from preftune.data.faults import LEFT_OUT, NO_EXTENSION, Fault
 from preftune.data.template import ChatSettings, RefusedByTemplate, Template, opened
 from preftune.data.turns import in_turns
@@ -66,7 +66,8 @@ class Spelled:
 class Renderer:
     """A tokenizer, its chat template, and what is known about its special tokens.
 
-    `end_ids` are all tokens that end a response (the tokenizer's EOS and the model's own generation ends).
+    `end_ids` are all tokens that end a response (the tokenizer's EOS and the model's own generation ends), `marks` the
+    texts of all special tokens, and `suffix` is how many tokens the tokenizer adds at the end of a text.
     """
 
     tokenizer: Any
@@ -91,7 +92,7 @@ class Renderer:
         bos = tokenizer.bos_token_id
         ends = Ends.of(tokenizer, end_ids, writes_bos=bos is not None and bos in full[: starts[0] if starts else 1])
         template = Template.of(tokenizer, settings or ChatSettings())
-        return Renderer(tokenizer, template, ends, suffix, tuple(map(str, tokenizer.all_special_tokens)))
+        return Renderer(tokenizer, template, ends, suffix, special_texts(tokenizer))
 
     @property
     def end_ids(self) -> frozenset[int]:
@@ -134,11 +135,11 @@ class Renderer:
             notes.append(PLAIN)
         responses = []
         for response in map(str, group.responses):
-            text, again = self.ends.without_bos(response)
+            text, again = self.ends.without_bos(response, first=not group.prompt)
             responses.append(text)
             if again:
                 notes.append("a response began with BOS; it was removed" if group.prompt else f"the text {TWICE}")
-            if self.ends.bos and self.ends.bos in text:
+            if self.ends.bos and self.ends.bos in text and self.ends.bos not in self.ends.ends:
                 notes.append(INSIDE)
         return Spelled(prompt, responses, notes=notes)
 
@@ -161,12 +162,17 @@ class Renderer:
                 text = whole[len(prompt) :]
             lacking = left_out((answer,), opened(prompt) + text)
             if lacking and not self.template.settings.allow_dropped_text:
-                return replace(one, fault=Fault(LEFT_OUT, text=lacking, rendered=text))
+                return replace(one, fault=Fault(LEFT_OUT, lacking=lacking, rendered=text))
             links = unwritten_links(answer, text) if answer.extra else []
             notes += [f"the chat template does not write {', '.join(links)} of the response"] if links else []
             notes += [LEFT_OUT] if lacking else []
+            notes += [INSIDE] if self.ends.bos and self.ends.bos in answer.content else []
             one.dropped = one.dropped or bool(lacking)
             head, tail = self._parts(text, answer.content.strip())
+            beyond = "" if answer.extra else self.ends.beyond(tail)
+            if beyond:  # as templates do that always write a generation prompt
+                notes.append(f"the chat template writes {beyond!r} after the end of the response; it is not scored")
+                text, tail = text.removesuffix(beyond), tail.removesuffix(beyond)
             one.inner.append(self.ends.count(head))
             one.closes.append(self.ends.count(tail) > 0)
             one.responses.append(text)
@@ -178,12 +184,14 @@ class Renderer:
         """The messages without BOS at the beginning of a content and without the template's end tokens at its end."""
         result: list[Message] = []
         for place, message in enumerate(messages):
-            content, again = self.ends.without_bos(message.content)
+            content, again = self.ends.without_bos(message.content, first=False)
             if again:
                 notes.append("a message began with BOS; it was removed")
-            if any(content.rstrip().endswith(end) for end in self.ends.ends):
+            if content.rstrip().endswith(self.marks):
                 dialogue = (*before, *result, replace(message, content=content), *messages[place + 1 :])
-                closed = self.ends.content(content, self.template.render(dialogue, generation=False))
+                tail = self.template.ending(before or messages)[1]
+                turn = [mark for mark in self.marks if mark in tail]
+                closed = self.ends.content(content, self.template.render(dialogue, generation=False), turn)
                 notes += [CLOSED] if closed is not content else []
                 content = closed
             result.append(message if content is message.content else replace(message, content=content))

@@ -47,6 +47,7 @@ class ChatSettings:
             "chat_template_kwargs": dict(self.arguments),
             "as_chat": self.as_chat,
             "thinking": self.thinking,
+            "allow_dropped_text": self.allow_dropped_text,
             "moment": self.moment.isoformat() if self.moment else None,
         }
 
@@ -58,6 +59,7 @@ class ChatSettings:
             record.get("chat_template_kwargs") or {},
             bool(record.get("as_chat", False)),
             record.get("thinking") or "template",
+            bool(record.get("allow_dropped_text", False)),
             moment=datetime.fromisoformat(moment) if moment else None,
         )
 

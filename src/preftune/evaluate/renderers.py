@@ -49,12 +49,20 @@ class ChatOptions:
 
 
 def renderer_of(
-    source: load.Source, chat_template: str | None = None, options: ChatOptions | None = None, tokenizer: Any = None
+    source: load.Source,
+    chat_template: str | None = None,
+    options: ChatOptions | None = None,
+    *,
+    tokenizer: Any = None,
+    record: Mapping[str, Any] | None = None,
 ) -> Renderer:
-    """The renderer of a model folder. Raises ConfigError for an argument that its chat template does not read."""
+    """The renderer of a model folder, or of another model's chat settings if their `record` is not empty.
+
+    Raises ConfigError for an argument that the chat template does not read.
+    """
     options = options or ChatOptions()
     tokenizer = tokenizer or load.load_tokenizer(source, chat_template)
-    settings = options.over(ChatSettings.of_record(load.chat_record(source)))
+    settings = options.over(ChatSettings.of_record(record or load.chat_record(source)))
     require_used(source_of(tokenizer, settings), options.arguments or {}, "chat_template_kwargs")
     return Renderer.of(tokenizer, load.end_ids(source, tokenizer), settings)
 

@@ -35,7 +35,7 @@ from preftune.evaluate.renderers import ChatOptions, renderer_of
 from preftune.evaluate.rewards import Reward, answers_of, every_reward, open_reward
 from preftune.exact.optimum import tilt
 from preftune.files import write_json
-from preftune.methods.policies import find_policy, open_policy
+from preftune.methods.policies import chat_record_of, find_policy, open_policy
 from preftune.methods.prepare import compute_dtype, device_of, require_same_vocabulary, with_room
 from preftune.model import load
 from preftune.model.generate import Sampled, Sampling, sample
@@ -100,7 +100,8 @@ def run(wanted: Frontier, out: Path, display: Display) -> dict[str, list[Point]]
     device = device_of(None)
     reward = open_reward(wanted.reward, "--reward", device=device)
     opened = open_policy(wanted.reference, "--reference", dtype, device)
-    renderer = renderer_of(opened.source, wanted.chat_template, wanted.chat)
+    trained = next(filter(None, (chat_record_of(path, "--policy") for path in wanted.policies)), {})
+    renderer = renderer_of(opened.source, wanted.chat_template, wanted.chat, record=trained)
     tokenizer = renderer.tokenizer
     asking = Asking(_prompts(wanted, renderer, opened.model.config, display), tokenizer, reward, wanted.max_new_tokens)
     reference = Scorer.of(opened.model)

@@ -37,8 +37,9 @@ from preftune.evaluate.renderers import ChatOptions, renderer_of
 from preftune.evaluate.rewards import Answer, Floats, Reward, answers_of, lacking, open_reward, rewards_of, why_none
 from preftune.files import digest, write_json, write_rows
 from preftune.methods import dpo, pairs, samples
+from preftune.methods.chat import load_renderer
 from preftune.methods.policies import another_since, judge_of, note_reward, open_policy, reward_models_of, weights_of
-from preftune.methods.prepare import compute_dtype, device_of, load_renderer, read_prompt_data, with_room
+from preftune.methods.prepare import compute_dtype, device_of, read_prompt_data, with_room
 from preftune.methods.samples import Wanted
 from preftune.methods.training import say_plan
 from preftune.model import load
@@ -59,8 +60,9 @@ def run(
     load.locate(config.model.path)
     dpo.bind_objective(config.terms)
     asked = read_prompt_data(config.data)
-    train = fitting(config, asked.train, asked.accounts[0])
-    held_out = fitting(config, asked.held_out, asked.accounts[-1])
+    moment = Run.manifest(out).get("rendered_at") or datetime.now().isoformat()  # what chat templates write as the date
+    train = fitting(config, asked.train, asked.accounts[0], moment)
+    held_out = fitting(config, asked.held_out, asked.accounts[-1], moment)
     for account in asked.accounts:
         for line in account.lines():
             display.say(line)
@@ -83,8 +85,7 @@ def run(
         say_plan(config, [], display)
         return out
     log = Run.open(out, identity, asked.fingerprint, display, sources)
-    if not log.known("rendered_at"):  # what a chat template writes as the date in all rounds
-        log.note(rendered_at=datetime.now().isoformat())
+    log.note(rendered_at=moment)
     if not reward:
         if another_since(log, config.reward):  # figures of two rewards cannot be compared
             for old in [out / "start.json", *out.glob("round-*/evaluation.json")]:
@@ -161,12 +162,14 @@ def sources_of(config: IterateConfig, given: Reward | None) -> dict[str, str]:
     return {"the first model": weights_of(config.model.path), "the reward": reward}
 
 
-def fitting(config: IterateConfig, groups: list[PreferenceGroup], account: Account) -> list[PreferenceGroup]:
+def fitting(
+    config: IterateConfig, groups: list[PreferenceGroup], account: Account, moment: str
+) -> list[PreferenceGroup]:
     """The prompts of at most data.max_prompt_length tokens that leave the model room to answer."""
     if not groups:
         return []
     source = load.locate(config.model.path)
-    renderer = load_renderer(config.data, source)
+    renderer = load_renderer(config.data, source, moment=moment)
     new, longest = config.sample.max_new_tokens, config.data.max_prompt_length
     prompts = with_room(groups, renderer, load.load_config(source), new, account, "sample.max_new_tokens", longest)
     account.check(config.data.max_dropped)
@@ -206,7 +209,8 @@ def one_round(
             max_length=config.max_length,
             chat_template=template,
             chat_template_kwargs=config.data.chat_template_kwargs,
-            thinking="keep",  # a sampled response is what followed the generation prompt, word for word
+            # a sampled response is what followed the generation prompt, word for word
+            thinking="template" if isinstance(train[0].prompt, str) else "keep",
             max_dropped=1.0,
         ),
         reference=ReferenceConfig(path=base),

@@ -31,6 +31,7 @@ from preftune.errors import ConfigError, DataError
 from preftune.evaluate.noise import Floats, confidence, slope
 from preftune.files import write_json, write_rows
 from preftune.methods import dpo, prepare, reward
+from preftune.methods.chat import limits_of, load_renderer
 from preftune.methods.gate import Values, admit, state_values, token_values
 from preftune.methods.training import say_plan
 from preftune.model import load
@@ -152,8 +153,8 @@ def ranked(
 ) -> list[dict[str, Any]]:
     """The margin of every judgement: which group, the judgement, and how much more reward its better response has."""
     source = load.locate(str(final))
-    renderer = prepare.load_renderer(config.data, source, moment=load.chat_record(source).get("moment"))
-    limits = prepare.limits_of(config.data)
+    renderer = load_renderer(config.data, source, moment=load.chat_record(source).get("moment"))
+    limits = limits_of(config.data)
     account = Account("held out")
     numbered = [replace(group, origin=str(place)) for place, group in enumerate(held_out)]
     groups = tokenize(numbered, renderer, limits, account)

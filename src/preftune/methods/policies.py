@@ -52,6 +52,14 @@ def find_policy(path: str, where: str) -> Path:
     return folder
 
 
+def chat_record_of(path: str, where: str) -> dict[str, Any]:
+    """How the run that made the model rendered chat messages; empty for a model of other origin."""
+    folder = find_policy(path, where)
+    if (folder / STATE).is_file():
+        return load.chat_record(load.Source("", run=str(folder.parent.parent)))
+    return load.chat_record(load.locate(str(folder) if folder.is_dir() else path, where))
+
+
 def open_policy(path: str, where: str, dtype: torch.dtype, device: torch.device) -> Opened:
     """The model that `path` names. Raises ModelError or RunError for what holds none."""
     folder = find_policy(path, where)

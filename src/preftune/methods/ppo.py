@@ -19,6 +19,7 @@ from preftune.data.render import Renderer
 from preftune.errors import DataError
 from preftune.evaluate.rewards import Reward, open_reward
 from preftune.methods import plan, prepare
+from preftune.methods.chat import load_renderer
 from preftune.methods.gate import admit, state_values
 from preftune.methods.policies import another_since, note_reward, reward_models_of, weights_of
 from preftune.methods.ppo_loop import optimise
@@ -70,7 +71,7 @@ def run(
             return folder / "final"
         judge = reward or open_reward(config.reward, "reward", device=prepare.device_of(model))
         moment = (Run.manifest(folder).get("chat") or {}).get("moment")
-        renderer = prepare.load_renderer(config.data, source, tokenizer, model, moment)
+        renderer = load_renderer(config.data, source, tokenizer, model, moment)
         prompts = encoded(config, asked, renderer, display)
         policy = prepare.load_policy(config, source, renderer, model)
         require_room(policy, [*prompts.train, *prompts.held_out], config, source)

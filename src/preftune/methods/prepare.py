@@ -6,8 +6,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import datetime
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +17,6 @@ from preftune.config.sampling import PromptConfig
 from preftune.config.schema import DataConfig, ModelConfig, RunConfig, TunedConfig
 from preftune.data.account import Account, require_matched
 from preftune.data.groups import (
-    Limits,
     hold_out,
     read_groups,
     refuse_overlap,
@@ -30,17 +28,15 @@ from preftune.data.parsers import Reading
 from preftune.data.prompts import Prompt, encode_prompts, read_prompts
 from preftune.data.read import fingerprint
 from preftune.data.render import Renderer
-from preftune.data.template import ChatSettings, require_used, source_of
-from preftune.data.turns import in_turns
-from preftune.data.values import BadRow
+from preftune.data.template import ChatSettings
 from preftune.errors import ConfigError, DataError, ModelError, RunError, writing
 from preftune.files import write_json
+from preftune.methods.chat import as_chat, limits_of
 from preftune.methods.gate import Values, admit, state_values, token_values
 from preftune.model import load
 from preftune.model.adapter import merged as merge
 from preftune.model.attention import use_own
 from preftune.model.compile import compile_blocks
-from preftune.model.generate import end_ids as generate_ends
 from preftune.model.logprobs import Scorer
 from preftune.model.precision import exact_base, exact_in, exact_state, in_dtypes, save_dtype_of
 from preftune.model.scalar import load_scalar, scalar_scorer
@@ -184,49 +180,6 @@ def tokenize_data(data: TextData, renderer: Renderer, config: DataConfig) -> Tok
     if not tokens.train:
         raise DataError("no group is left for training", where=train_account.source)
     return tokens
-
-
-def limits_of(config: DataConfig) -> Limits:
-    """How long sequences may be, and what happens to rows that cannot be rendered."""
-    return Limits(config.max_length, config.max_prompt_length, config.overlong, config.bad_rows)
-
-
-def as_chat(prompts: Sequence[PreferenceGroup]) -> list[PreferenceGroup]:
-    """Text prompts as chat messages. Raises DataError for an empty one."""
-    result = []
-    for group in prompts:
-        try:
-            result.append(in_turns(group))
-        except BadRow as fault:
-            raise DataError(str(fault), where=group.origin, fix="remove the row, or set data.as_chat=false") from None
-    return result
-
-
-def chat_settings(config: DataConfig | PromptConfig, moment: str | None = None) -> ChatSettings:
-    """How chat messages are rendered. `moment` is what the template writes as the date; None: now."""
-    when = datetime.fromisoformat(moment) if moment else None
-    settings = ChatSettings(config.chat_template_kwargs, config.as_chat, moment=when)
-    if isinstance(config, DataConfig):
-        return replace(settings, thinking=config.thinking, allow_dropped_text=config.allow_dropped_text)
-    return settings
-
-
-def load_renderer(
-    config: DataConfig | PromptConfig,
-    source: load.Source,
-    tokenizer: Any = None,
-    model: Any = None,
-    moment: str | None = None,
-) -> Renderer:
-    """The tokenizer with its chat template, its special tokens and the tokens that end a response."""
-    if tokenizer is None:
-        tokenizer = load.load_tokenizer(source, config.chat_template)
-    elif config.chat_template is not None:
-        tokenizer.chat_template = load.template(config.chat_template)
-    settings = chat_settings(config, moment)
-    require_used(source_of(tokenizer, settings), settings.arguments, "data.chat_template_kwargs")
-    ends = load.end_ids(source, tokenizer) if model is None else generate_ends(model, tokenizer)
-    return Renderer.of(tokenizer, ends, settings)
 
 
 def load_policy(

@@ -86,6 +86,12 @@ def files_of(wanted: Wanted, out: Path) -> Files:
 def run(wanted: Wanted, out: Path, display: Display) -> Path:
     """Write `out`. Raises IncompleteError, with all that was answered kept, if a server does not answer for all."""
     require_writable(out)
+    if wanted.server and (wanted.chat.arguments or wanted.chat.as_chat):
+        raise ConfigError(
+            "the server renders chat messages itself",
+            where="--as-chat" if wanted.chat.as_chat else "--chat-template-kwargs",
+            fix='leave it out; for vLLM: --server-settings \'{"extra_body": {"chat_template_kwargs": {...}}}\'',
+        )
     files = files_of(wanted, out)
     groups, account = read_prompts(wanted.prompts)
     account.check(1.0)

@@ -18,6 +18,7 @@ from preftune.config.schema import RunConfig, TunedConfig
 from preftune.data.order import Plan, plans, size_of
 from preftune.errors import ConfigError, DataError, PreftuneError, Stopped
 from preftune.methods import plan, prepare
+from preftune.methods.chat import load_renderer
 from preftune.methods.monitor import Watched
 from preftune.methods.task import ResponseTask
 from preftune.model import load
@@ -84,7 +85,7 @@ def train(
             display.say(f"{folder} is finished; its model is {folder / 'final'}")
             return folder / "final"
         moment = (Run.manifest(folder).get("chat") or {}).get("moment") or moment
-        renderer = prepare.load_renderer(config.data, source, tokenizer, model, moment)
+        renderer = load_renderer(config.data, source, tokenizer, model, moment)
         data = prepare.tokenize_data(text, renderer, config.data)
         for account in text.accounts:
             for line in account.lines():
@@ -124,13 +125,13 @@ def finished(
 
     A model in memory is compared by its weights. A model folder is only loaded for that if its files have changed.
     """
-    folder, template = Path(config.out), config.data.chat_template  # type: ignore[attr-defined]
+    folder = Path(config.out)
     if not Run.finished(folder):
         return False
     if model is not None:
         Run.require_start(folder, load.weights_hash(model))
     elif Run.manifest(folder).get("model_files") not in (None, load.files_of(source)):
-        renderer = prepare.load_renderer(template, source, tokenizer)
+        renderer = load_renderer(config.data, source, tokenizer)  # type: ignore[attr-defined]
         Run.require_start(folder, prepare.load_policy(config, source, renderer, None, opening).start_hash)
     return True
 

@@ -333,6 +333,7 @@ def write(
     """The numbers and the picture."""
     settings = {key: value for key, value in plain(contest).items() if key != "server"}
     settings["server"] = contest.server.record if contest.server else None
+    settings["chat"] = asdict(contest.chat)
     rates = {policy: {t: asdict(rate) for t, rate in by.items()} for policy, by in found.items()}
     known = {"settings": settings, "judge": verdicts.judge, "win_rates": rates, "left_out": left_out}
     write_json(out / "winrate.json", {**known, "agreement_with_labels": human})

@@ -411,7 +411,7 @@ def test_dialogues_stored_as_text_are_dialogues(tmp_path: Path, write: Any) -> N
 def test_dialogues_that_are_cut_short_are_bad_rows(tmp_path: Path) -> None:
     rows = [{key: json.dumps(value) for key, value in SIDE.items()}] * 2
     rows.append({"chosen": rows[0]["chosen"][:-9], "rejected": rows[0]["rejected"]})
-    with pytest.raises(DataError, match=r"rows.jsonl:3: column 'chosen': broken JSON: .*; write such cells with json.dumps"):
+    with pytest.raises(DataError, match=r"rows.jsonl:3: column 'chosen': broken JSON: .*json.dumps"):
         read_rows(tmp_path, rows)
 
 

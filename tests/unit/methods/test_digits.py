@@ -14,8 +14,9 @@ from transformers import AutoModelForCausalLM
 
 from preftune.config.schema import DataConfig, LoraConfig, ModelConfig, OptimConfig, RewardConfig, TrainConfig
 from preftune.methods import reward
+from preftune.methods.chat import load_renderer
 from preftune.methods.policies import open_policy
-from preftune.methods.prepare import SCALAR, load_policy, load_renderer
+from preftune.methods.prepare import SCALAR, load_policy
 from preftune.model.load import load_model, locate, source_dtype
 from preftune.train.display import Display
 
@@ -134,7 +135,7 @@ def test_a_policy_in_bf16_is_the_model_that_transformers_reads_in_bf16(
         model=ModelConfig(path=str(folder), dtype="bf16", attention="rows"), data=DataConfig(train="x"), out="y"
     )
     where = locate(str(folder))
-    policy = load_policy(config, where, load_renderer(None, where)).model
+    policy = load_policy(config, where, load_renderer(config.data, where)).model
     expected = AutoModelForCausalLM.from_pretrained(folder, dtype=BF16)
     ours, theirs = ([*m.named_parameters(), *m.named_buffers()] for m in (policy, expected))
     assert [(name, t.dtype) for name, t in ours] == [(name, t.dtype) for name, t in theirs]
@@ -147,7 +148,7 @@ def test_a_reward_model_in_bf16_has_fp32_frequencies(tmp_path: Path, tokenizer: 
     folder = source(tmp_path / "m", "fp32", tokenizer)
     config = RewardConfig(model=ModelConfig(path=str(folder), dtype="bf16"), data=DataConfig(train="x"), out="y")
     where = locate(str(folder))
-    policy = load_policy(config, where, load_renderer(None, where), opening=SCALAR)
+    policy = load_policy(config, where, load_renderer(config.data, where), opening=SCALAR)
     assert policy.model.model.rotary_emb.inv_freq.dtype == FP32
     assert torch.equal(policy.model.model.rotary_emb.inv_freq, make_model().model.rotary_emb.inv_freq)
     assert policy.precise["model.norm.weight"].dtype == FP32

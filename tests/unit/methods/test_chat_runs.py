@@ -1,0 +1,172 @@
+"""Chat settings belong to the run: the date and the template's arguments, when it resumes and when it is evaluated."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.conftest import PAIRS, write_jsonl
+
+from preftune.config.sampling import IterateConfig, PPOConfig, PromptConfig, RolloutConfig, SampleConfig
+from preftune.config.schema import BatchConfig, DataConfig, DPOConfig, ModelConfig, TrainConfig
+from preftune.data.template import ChatSettings
+from preftune.errors import ConfigError, RunError
+from preftune.evaluate.renderers import ChatOptions, renderer_of
+from preftune.methods import dpo, iterate, ppo, samples, score
+from preftune.methods.policies import open_policy
+from preftune.methods.score import Scoring
+from preftune.model.generate import Sampling
+from preftune.model.load import locate
+from preftune.train.display import Display
+from preftune.types import Message, PreferenceGroup
+
+QUIET = Display(quiet=True)
+TEMPLATE = (
+    "{{ strftime_now('%H:%M:%S.%f') }} {{ style }}{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{{ eos_token }}"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+GROUP = PreferenceGroup((Message("user", "hello"),), ())
+
+
+def config(tmp_path: Path, model: Path, **data: Any) -> DPOConfig:
+    (tmp_path / "t.jinja").write_text(TEMPLATE)
+    file = write_jsonl(tmp_path / "pairs.jsonl", PAIRS)
+    wanted = {"chat_template": str(tmp_path / "t.jinja"), "as_chat": True, **data}
+    return DPOConfig(
+        model=ModelConfig(path=str(model), dtype="fp32"),
+        data=DataConfig(train=str(file), **wanted),
+        batch=BatchConfig(pairs=4),
+        train=TrainConfig(max_steps=2, save_every=1),
+        monitor=None,
+        out=str(tmp_path / "run"),
+    )
+
+
+def manifest(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "manifest.json").read_text()))
+
+
+def unfinished(folder: Path) -> None:
+    """As after a stop behind step 1."""
+    shutil.rmtree(folder / "final")
+    shutil.rmtree(folder / "checkpoints" / "step-00000002")
+    (folder / "manifest.json").write_text(json.dumps({**manifest(folder), "finished": False}))
+
+
+def test_a_dated_run_resumes_and_is_evaluated_with_its_date(tmp_path: Path, model_folder: Path) -> None:
+    final = dpo.run(config(tmp_path, model_folder), display=QUIET)
+    moment = manifest(tmp_path / "run")["chat"]["moment"]
+    date = datetime.fromisoformat(moment).strftime("%H:%M:%S.%f")
+    unfinished(tmp_path / "run")
+    dpo.run(config(tmp_path, model_folder), display=QUIET)
+    assert manifest(tmp_path / "run")["chat"]["moment"] == moment
+    step = tmp_path / "run" / "checkpoints" / "step-00000001"
+    for source in (locate(str(final)), open_policy(str(step), "x", dtype_of(), device_of()).source):
+        renderer = renderer_of(source, str(tmp_path / "t.jinja"))
+        (found,) = renderer.encode([GROUP])
+        assert renderer.tokenizer.decode(found.prompt_ids).startswith(date)
+    scoring = Scoring(str(final), str(model_folder), str(tmp_path / "pairs.jsonl"), tokens=True)
+    score.run(scoring, tmp_path / "scores.jsonl", QUIET)
+    assert date in (tmp_path / "scores.html").read_text()
+
+
+def dtype_of() -> Any:
+    import torch
+
+    return torch.float32
+
+
+def device_of() -> Any:
+    import torch
+
+    return torch.device("cpu")
+
+
+def test_a_run_with_other_arguments_is_another_run(tmp_path: Path, model_folder: Path) -> None:
+    with pytest.raises(ConfigError, match="did you mean 'style'"):
+        dpo.run(config(tmp_path, model_folder, chat_template_kwargs={"stile": 1}), display=QUIET)
+    final = dpo.run(config(tmp_path, model_folder, chat_template_kwargs={"style": "terse"}), display=QUIET)
+    with pytest.raises(RunError, match="chat_template_kwargs"):
+        dpo.run(config(tmp_path, model_folder, chat_template_kwargs={"style": "long"}), display=QUIET)
+    renderer = renderer_of(locate(str(final)))
+    assert "terse" in renderer.tokenizer.decode(renderer.encode([GROUP])[0].prompt_ids)
+    renderer = renderer_of(locate(str(final)), options=ChatOptions({"style": "long"}))
+    assert "long" in renderer.tokenizer.decode(renderer.encode([GROUP])[0].prompt_ids)
+
+
+def test_a_plain_run_leaves_no_chat_settings(tmp_path: Path, model_folder: Path) -> None:
+    final = dpo.run(config(tmp_path, model_folder, chat_template=None, as_chat=False), display=QUIET)
+    assert not (final / "chat_settings.json").exists()
+    assert renderer_of(locate(str(final))).settings == ChatSettings()
+
+
+def test_all_rounds_of_iterate_have_one_date(tmp_path: Path, model_folder: Path) -> None:
+    (tmp_path / "t.jinja").write_text(TEMPLATE)
+    prompts = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": p} for p in ("the cat", "a dog", "we can")])
+    wanted = IterateConfig(
+        model=ModelConfig(path=str(model_folder), dtype="fp32"),
+        data=PromptConfig(
+            train=str(prompts),
+            chat_template=str(tmp_path / "t.jinja"),
+            chat_template_kwargs={"style": "terse"},
+            as_chat=True,
+        ),
+        reward="length",
+        rounds=2,
+        sample=SampleConfig(n=4, max_new_tokens=4, evaluation=2),
+        out=str(tmp_path / "run"),
+    )
+    iterate.run(wanted, display=QUIET)
+    moment = manifest(tmp_path / "run")["rendered_at"]
+    for number in (1, 2):
+        chat = manifest(tmp_path / "run" / f"round-0{number}" / "dpo")["chat"]
+        assert chat["moment"] == moment
+        assert chat["chat_template_kwargs"] == {"style": "terse"}
+
+
+def test_ppo_keeps_its_date(tmp_path: Path, model_folder: Path) -> None:
+    (tmp_path / "t.jinja").write_text(TEMPLATE)
+    prompts = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": p} for p in ("the cat", "a dog", "we can")])
+    wanted = PPOConfig(
+        model=ModelConfig(path=str(model_folder), dtype="fp32"),
+        data=PromptConfig(train=str(prompts), chat_template=str(tmp_path / "t.jinja"), as_chat=True),
+        reward="length",
+        rollout=RolloutConfig(prompts=3, responses=2, max_new_tokens=4),
+        train=TrainConfig(epochs=2, max_steps=2, save_every=1),
+        out=str(tmp_path / "run"),
+    )
+    final = ppo.run(wanted, display=QUIET)
+    moment = manifest(tmp_path / "run")["chat"]["moment"]
+    unfinished(tmp_path / "run")
+    ppo.run(wanted, display=QUIET)
+    assert manifest(tmp_path / "run")["chat"]["moment"] == moment
+    assert json.loads((final / "chat_settings.json").read_text())["moment"] == moment
+
+
+def test_samples_depend_on_the_arguments(tmp_path: Path, model_folder: Path) -> None:
+    (tmp_path / "t.jinja").write_text("{{ style }}" + TEMPLATE.partition(" ")[2].partition("}}")[2])
+    prompts = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": "the cat"}])
+    template = str(tmp_path / "t.jinja")
+
+    def drawn(name: str, **chat: Any) -> Any:
+        wanted = samples.Wanted(
+            str(model_folder), str(prompts), Sampling(2, 8), chat_template=template, chat=ChatOptions(**chat)
+        )
+        return json.loads(samples.run(wanted, tmp_path / name, QUIET).read_text())["responses"]
+
+    first = drawn("a.jsonl", as_chat=True)
+    assert drawn("b.jsonl", as_chat=True, arguments={"style": "in a very terse style"}) != first
+    assert drawn("c.jsonl") != first
+    with pytest.raises(RunError, match="other samples"):
+        drawn("a.jsonl")
+
+
+def test_arguments_on_the_command_line_are_json() -> None:
+    assert ChatOptions.asked('{"a": false}', True) == ChatOptions({"a": False}, True)
+    for text in ("{a: false}", "[1]", "nothing"):
+        with pytest.raises(ConfigError, match="--chat-template-kwargs: not a JSON object"):
+            ChatOptions.asked(text, False)
