@@ -14,6 +14,7 @@ import typer
 
 from preftune.cli import data as data_commands
 from preftune.cli import evaluate as evaluate_commands
+from preftune.cli.options import Settings
 from preftune.errors import ConfigError, PreftuneError
 
 app = typer.Typer(
@@ -122,8 +123,13 @@ def sample(
         str | None, typer.Option(help="JSON object that every request has besides; null takes a setting out.")
     ] = None,
     quiet: Quiet = False,
+    settings: Settings = None,
 ) -> None:
     """Responses to prompts, from a model here or from a server. The same command goes on where it stopped."""
+    from preftune.cli.settings import NOT_SAMPLED, data_section
+
+    short = {"--chat-template": chat_template}
+    section = data_section(prompts, settings, short, command="preftune sample", unused=NOT_SAMPLED)
     from preftune.evaluate.server import Server
     from preftune.methods.samples import Wanted
     from preftune.methods.samples import run as run_sample
@@ -132,7 +138,8 @@ def sample(
 
     asked = Server.asked(server, model, api_key_env, concurrency, timeout, server_settings)
     sampling = Sampling(n, max_new_tokens, temperature, top_p, top_k, seed)
-    run_sample(Wanted(model, prompts, sampling, max_prompts, dtype, chat_template, asked), out, Display(quiet))
+    wanted = Wanted(model, prompts, sampling, max_prompts, dtype, server=asked, settings=section)
+    run_sample(wanted, out, Display(quiet))
 
 
 @app.command()
@@ -185,16 +192,21 @@ def score(
     mode: Annotated[
         str, typer.Option(help="corrected, or compatible: RewardBench's own figures beside them.")
     ] = "corrected",
-    data_format: Annotated[str, typer.Option("--format", help="Data format; auto finds it.")] = "auto",
+    data_format: Annotated[str | None, typer.Option("--format", help="As data.format.")] = None,
     max_length: Annotated[
-        int | None, typer.Option(help="Most tokens of prompt and response; at most 1024.", min=2)
+        int | None, typer.Option(help="As data.max_length; left out, 1024 or what the model reads.", min=2)
     ] = None,
     dtype: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
     chat_template: Annotated[str | None, typer.Option(help="As data.chat_template.")] = None,
     quiet: Quiet = False,
+    settings: Settings = None,
 ) -> None:
     """Implicit rewards beta * log(policy / reference) of every pair, or any reward; accuracy, by subset where known."""
+    from preftune.cli.settings import NOT_SCORED, data_section
     from preftune.errors import ConfigError
+
+    short = {"--format": data_format, "--max-length": max_length, "--chat-template": chat_template}
+    section = data_section(data, settings, short, command="preftune score", unused=NOT_SCORED)
 
     if bool(policy) != bool(reference) or bool(policy) == bool(reward):
         raise ConfigError("needs --policy and --reference, or --reward alone", where="preftune score")
@@ -208,16 +220,15 @@ def score(
             "mode": mode != "corrected",
             "dtype": dtype != "auto",
             "beta": beta != 0.1,
-            "chat-template": chat_template,
+            "chat-template": section.chat_template,
         }
         for name in [f"--{name}" for name, value in useless.items() if value]:
             raise ConfigError(
                 "is for an implicit reward", where=name, fix="leave it out, or give --policy and --reference"
             )
-        run_score(Rewarding(reward, data, data_format, max_length), out, Display(quiet))
+        run_score(Rewarding(reward, data, settings=section), out, Display(quiet))
         return
-    both = policy or "", reference or ""
-    scoring = Scoring(*both, data, beta, tokens, data_format, max_length, dtype, chat_template, mode)
+    scoring = Scoring(policy or "", reference or "", data, beta, tokens, dtype=dtype, mode=mode, settings=section)
     run_score(scoring, out, Display(quiet))
 
 

@@ -10,9 +10,7 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-import typer
+from typing import Any, Literal
 
 from preftune.config.load import apply_override, build, read_file
 from preftune.config.sampling import IterateConfig, PPOConfig
@@ -29,9 +27,10 @@ from preftune.config.schema import (
 from preftune.errors import ConfigError, did_you_mean
 
 SETTING = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*=")
-Settings = Annotated[
-    list[str] | None, typer.Argument(help="Settings of a run's data section.", metavar="[data.KEY=VALUE]...")
-]
+#: Settings of a data section that commands have no use for: they split nothing off, and read prompts alone.
+NOT_SCORED = ("eval", "allow_overlap")
+NOT_SAMPLED = (*NOT_SCORED, "max_length", "overlong", "pairs", "margin_from_scores", "allow_dropped_text")
+NOT_JUDGED = (*NOT_SAMPLED, "max_prompt_length")
 #: A config belongs to the first of these that has all its sections.
 KINDS: dict[str, type[Section]] = {
     "dpo": DPOConfig,

@@ -11,6 +11,7 @@ import numpy as np
 
 from preftune.data.account import Account
 from preftune.data.groups import read_groups
+from preftune.data.parsers import Reading
 from preftune.data.read import read
 from preftune.data.render import Renderer
 from preftune.data.values import BadRow, Fields, text_of
@@ -42,11 +43,12 @@ class Prompts:
     held_out: list[Prompt]
 
 
-def read_prompts(source: str | Sequence[str]) -> tuple[list[PreferenceGroup], Account]:
+def read_prompts(source: str | Sequence[str], reading: Reading | None = None) -> tuple[list[PreferenceGroup], Account]:
     """The distinct prompts of `source`, in order, as groups without responses. Raises DataError for a row without."""
     rows = read(source)
     head = list(islice(rows, LOOKED_AT))
-    if any("prompt" in row.value for row in head) and not any(ANSWERS & set(row.value) for row in head):
+    known = reading is None or reading.format == "auto"
+    if known and any("prompt" in row.value for row in head) and not any(ANSWERS & set(row.value) for row in head):
         account = Account(source if isinstance(source, str) else ", ".join(source), "prompts")
         found = []
         for row in chain(head, rows):
@@ -58,7 +60,7 @@ def read_prompts(source: str | Sequence[str]) -> tuple[list[PreferenceGroup], Ac
             except BadRow as fault:
                 raise DataError(str(fault), where=row.origin, fix="repair or remove the row") from None
     else:
-        groups, account = read_groups(source)
+        groups, account = read_groups(source, reading)
         found = [PreferenceGroup(group.prompt, (), origin=group.origin) for group in groups]
     distinct: dict[Text, PreferenceGroup] = {}
     for group in found:

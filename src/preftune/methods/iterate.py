@@ -187,7 +187,9 @@ def one_round(
     seed = config.train.seed * 1_000_003 + number
     sampling = Sampling(settings.n, settings.max_new_tokens, settings.temperature, settings.top_p, seed=seed)
     dtype, template = config.model.dtype, config.data.chat_template
-    wanted = Wanted(policy, str(asked), sampling, dtype=dtype, chat_template=template)
+    given = config.data.chat_template_kwargs
+    reading = DataConfig(train=str(asked), chat_template=template, chat_template_kwargs=given)
+    wanted = Wanted(policy, str(asked), sampling, dtype=dtype, settings=reading)
     drawn = samples.run(wanted, folder / "samples.jsonl", display)
     prefs = folder / "prefs.jsonl"
     if not prefs.is_file():
@@ -196,7 +198,7 @@ def one_round(
     base = config.model.path if config.reference == "fixed" and number > 1 else None
     tuning = DPOConfig(
         model=config.model.model_copy(update={"path": policy}),
-        data=DataConfig(train=str(prefs), max_length=config.max_length, chat_template=template, max_dropped=1.0),
+        data=reading.model_copy(update={"train": str(prefs), "max_length": config.max_length, "max_dropped": 1.0}),
         reference=ReferenceConfig(path=base),
         loss=config.loss,
         optim=config.optim.model_copy(update={"lr": config.optim.lr * config.lr_decay ** (number - 1)}),

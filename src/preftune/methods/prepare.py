@@ -40,6 +40,7 @@ from preftune.train.optim import Weights
 from preftune.train.run import Run
 from preftune.types import PreferenceGroup, TokenGroup
 
+UNLIMITED = 1 << 20  # tokens of a prompt
 PROVISIONAL = 4096  # token slots of a micro-batch until methods.plan has chosen
 
 
@@ -125,11 +126,23 @@ def reading_of(config: DataConfig) -> Reading:
     )
 
 
+def section_of(source: str | Sequence[str], settings: DataConfig | None, **own: Any) -> DataConfig:
+    """The settings under which a command reads `source`: `settings`, or those in `own` that are not None."""
+    given = {key: value for key, value in own.items() if value is not None}
+    return settings or DataConfig(train=source if isinstance(source, str) else list(source), **given)
+
+
+def max_dropped_of(settings: DataConfig) -> float:
+    """The share of rows that a command may drop: all, unless `data.max_dropped` is set."""
+    return settings.max_dropped if "max_dropped" in settings.model_fields_set else 1.0
+
+
 def read_prompt_data(config: PromptConfig) -> TextData:
     """Training and held-out prompts, as groups without responses."""
+    reading = Reading(columns=config.columns, ignore=tuple(config.ignore), as_chat=config.as_chat)
 
     def prompts_of(source: str | Sequence[str]) -> tuple[list[PreferenceGroup], Account]:
-        found, account = read_prompts(source)
+        found, account = read_prompts(source, reading)
         account.check(config.max_dropped)
         return found, account
 
@@ -305,7 +318,7 @@ def with_room(
     new_tokens: int,
     account: Account,
     where: str,
-    longest: int = 1 << 20,
+    longest: int = UNLIMITED,
 ) -> list[Prompt]:
     """The prompts that leave room for `new_tokens` in the model's positions; the others are dropped and counted.
 

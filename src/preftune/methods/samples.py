@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from preftune.config.schema import ModelConfig
+from preftune.config.schema import DataConfig, ModelConfig
 from preftune.data.account import Account
 from preftune.data.prompts import read_prompts
 from preftune.data.read import fingerprint
@@ -24,18 +24,28 @@ from preftune.errors import ConfigError, IncompleteError, RunError, require_writ
 from preftune.evaluate.server import RefusedError, Server
 from preftune.files import Journal, write_json, write_rows
 from preftune.methods.policies import open_policy, weights_of
-from preftune.methods.prepare import compute_dtype, device_of, with_room
+from preftune.methods.prepare import (
+    UNLIMITED,
+    compute_dtype,
+    device_of,
+    max_dropped_of,
+    reading_of,
+    section_of,
+    with_room,
+)
 from preftune.model import load
 from preftune.model.generate import Sampling, sample
 from preftune.train.display import Display
 from preftune.types import PreferenceGroup, Text, as_json
 
+TEMPLATE = ("chat_template", "chat_template_kwargs")  # settings that change what the model is asked
 ROWS = 256  # responses sampled in one call: what a crash can lose
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What is sampled from what. `model` is a folder, or the name that the server knows it by."""
+    """What is sampled from what. `model` is a folder, or the name that the server knows it by. `settings` is a whole
+    data section; it takes the place of chat_template."""
 
     model: str
     prompts: str
@@ -44,6 +54,12 @@ class Wanted:
     dtype: str = "auto"
     chat_template: str | None = None
     server: Server | None = None
+    settings: DataConfig | None = None
+
+    @property
+    def section(self) -> DataConfig:
+        """The settings under which the prompts are read."""
+        return section_of(self.prompts, self.settings, chat_template=self.chat_template)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +90,9 @@ def files_of(wanted: Wanted, out: Path) -> Files:
     """Raises RunError if `out` is there with other settings."""
     settings = _settings(wanted)
     asked = {"prompts": fingerprint(wanted.prompts), "n": wanted.sampling.n, "max_prompts": wanted.max_prompts}
+    reading = wanted.section.model_dump(mode="json", exclude_defaults=True, exclude={"train", *TEMPLATE})
+    if reading:
+        asked["data"] = reading
     identity = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     note, part = out.with_name(f"{out.name}.meta.json"), out.with_name(f"{out.name}.part")
     if out.is_file() and _noted(note).get("identity") != identity:
@@ -87,8 +106,8 @@ def run(wanted: Wanted, out: Path, display: Display) -> Path:
     """Write `out`. Raises IncompleteError, with all that was answered kept, if a server does not answer for all."""
     require_writable(out)
     files = files_of(wanted, out)
-    groups, account = read_prompts(wanted.prompts)
-    account.check(1.0)
+    groups, account = read_prompts(wanted.prompts, reading_of(wanted.section))
+    account.check(max_dropped_of(wanted.section))
     if out.is_file() and _noted(files.note).get("asked") == files.asked:
         display.say(f"{out} is finished")
         return out
@@ -218,10 +237,12 @@ def opened(wanted: Wanted, groups: Sequence[PreferenceGroup], account: Account) 
     """The model with its prompts; those that leave no room are dropped and counted."""
     dtype = compute_dtype(ModelConfig(path=wanted.model, dtype=wanted.dtype))  # type: ignore[arg-type]
     policy = open_policy(wanted.model, "--model", dtype, device_of(None))
-    tokenizer = load.load_tokenizer(policy.source, wanted.chat_template)
+    tokenizer = load.load_tokenizer(policy.source, wanted.section.chat_template)
     renderer = Renderer.of(tokenizer, load.end_ids(policy.source))
     new = wanted.sampling.max_new_tokens
-    prompts = with_room(groups, renderer, policy.model.config, new, account, "--max-new-tokens")
+    longest = wanted.section.max_prompt_length or UNLIMITED
+    prompts = with_room(groups, renderer, policy.model.config, new, account, "--max-new-tokens", longest)
+    account.check(max_dropped_of(wanted.section))
     return Local(policy.model, tokenizer, {p.text: p.ids.tolist() for p in prompts})
 
 
@@ -355,12 +376,13 @@ def _finished(out: Path) -> dict[Job, Response]:
 
 def _settings(wanted: Wanted) -> dict[str, Any]:
     """Everything that a response depends on beside its prompt and its number."""
+    template = {name: getattr(wanted.section, name) for name in TEMPLATE}
     return {
         "model": wanted.model,
         "weights": None if wanted.server else weights_of(wanted.model),
         "sampling": {name: value for name, value in asdict(wanted.sampling).items() if name != "n"},
         "dtype": wanted.dtype,
-        "chat_template": wanted.chat_template,
+        **{name: value for name, value in template.items() if value or name == "chat_template"},
         "server": wanted.server.record if wanted.server else None,
     }
 

@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from preftune.config.schema import DataConfig
 from preftune.data.account import Account
 from preftune.data.formats import FORMATS
 from preftune.data.groups import read_groups
@@ -37,7 +38,7 @@ from preftune.files import write_json, write_rows
 from preftune.methods import samples
 from preftune.methods.pairs import read_samples, score
 from preftune.methods.policies import find_policy, judge_of
-from preftune.methods.prepare import device_of
+from preftune.methods.prepare import device_of, max_dropped_of, reading_of, section_of
 from preftune.methods.samples import Wanted
 from preftune.methods.verdicts import Pair, Verdicts, agreement, judged, labels_of, require_read
 from preftune.model.generate import Sampling
@@ -49,7 +50,8 @@ from preftune.types import PreferenceGroup, Text, as_json, content, plain
 
 @dataclass(frozen=True, slots=True)
 class Contest:
-    """Who is judged against whom, by whom, on what. `against` None: the responses that the data prefer."""
+    """Who is judged against whom, by whom, on what. `against` None: the responses that the data prefer. `settings` is a
+    whole data section; it takes the place of chat_template."""
 
     policies: tuple[str, ...]
     data: str
@@ -65,6 +67,12 @@ class Contest:
     server: Server | None = None
     price_in: float = 0.0
     price_out: float = 0.0
+    settings: DataConfig | None = None
+
+    @property
+    def section(self) -> DataConfig:
+        """The settings under which the data are read."""
+        return section_of(self.data, self.settings, chat_template=self.chat_template)
 
 
 def run(contest: Contest, out: Path, display: Display, dry_run: bool = False) -> dict[str, dict[str, WinRate]]:
@@ -148,12 +156,13 @@ def pairs_of(
 
 def judged_groups(contest: Contest) -> tuple[list[PreferenceGroup], list[PreferenceGroup], Account]:
     """One group a prompt, with a preferred response unless a model is the other side; all rows of these prompts."""
-    if contest.against is not None and only_prompts(contest.data):
-        prompts, account = read_prompts(contest.data)
-        account.check(1.0)
+    section = contest.section
+    if contest.against is not None and section.format == "auto" and only_prompts(contest.data):
+        prompts, account = read_prompts(contest.data, reading_of(section))
+        account.check(max_dropped_of(section))
         return prompts[: contest.max_prompts], [], account
-    groups, account = read_groups(contest.data)
-    account.check(1.0)
+    groups, account = read_groups(contest.data, reading_of(section))
+    account.check(max_dropped_of(section))
     distinct: dict[Text, PreferenceGroup] = {}
     for group in groups:
         if group.prompt in distinct:
@@ -220,7 +229,9 @@ def sampled(
     short = path.parent.name if path.name == "final" else path.name
     file = out / f"{short}-{name}-T{temperature:g}.jsonl"
     sampling = Sampling(writer.n, contest.max_new_tokens, temperature, seed=contest.seed)
-    wanted = Wanted(writer.model, str(prompts), sampling, dtype=contest.dtype, chat_template=contest.chat_template)
+    template = {name: getattr(contest.section, name) for name in samples.TEMPLATE}
+    settings = DataConfig(train=str(prompts), **template)
+    wanted = Wanted(writer.model, str(prompts), sampling, dtype=contest.dtype, settings=settings)
     rows = read_samples(str(samples.run(wanted, file, display)), Account(str(file)))
     if writer.reward is None:
         return {row.prompt: row.texts[0] for row in rows}
@@ -317,7 +328,8 @@ def write(
     verdicts: Verdicts,
 ) -> None:
     """The numbers and the picture."""
-    settings = {key: value for key, value in plain(contest).items() if key != "server"}
+    settings = {key: value for key, value in plain(contest).items() if key not in ("server", "settings")}
+    settings["data_settings"] = contest.section.model_dump(mode="json", exclude_unset=True)
     settings["server"] = contest.server.record if contest.server else None
     rates = {policy: {t: asdict(rate) for t, rate in by.items()} for policy, by in found.items()}
     known = {"settings": settings, "judge": verdicts.judge, "win_rates": rates, "left_out": left_out}
