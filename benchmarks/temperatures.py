@@ -103,7 +103,7 @@ def averaged(every: list[dict[str, Any]]) -> dict[str, Any]:
             "rate": mean(r.rate for r in rates),
             "rate_sd": stdev(r.rate for r in rates) if len(rates) > 1 else 0.0,
             "half_interval": mean((r.high - r.low) / 2 for r in rates),
-            "length_controlled": mean(r.length_controlled for r in rates),
+            "length_adjusted": mean(r.length_adjusted for r in rates),
             "words": mean(r.words for r in rates),
             "other_words": mean(r.other_words for r in rates),
             "prompts": rates[0].wins + rates[0].ties + rates[0].losses,

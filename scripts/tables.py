@@ -118,12 +118,12 @@ def temperatures() -> str:
         [
             name,
             *(f"{row['figures'][control][name][t]['rate']:.1%}" for control in controls for t in shown),
-            *(f"{rates[t]['length_controlled']:.1%}" for t in shown),
+            *(f"{rates[t]['length_adjusted']:.1%}" for t in shown),
             *(f"{rates[t]['words']:.1f}, {rates[t]['other_words']:.1f}" for t in shown),
         ]
         for name, rates in row["figures"][truth].items()
     ]
-    heads = [f"{text} at {t}" for text in (*controls, "length-controlled", "words") for t in shown]
+    heads = [f"{text} at {t}" for text in (*controls, "length-adjusted", "words") for t in shown]
     return f"{lines(['policy', *columns], judged)}\n\n{lines(['policy', *heads], controlled)}"
 
 

@@ -1,10 +1,13 @@
 """preftune tunes language models on preferences.
 
-    preftune.dpo(config)      any preference loss          preftune.sft(config)      supervised fine-tuning
-    preftune.reward(config)   a reward model               preftune.ppo(config)      PPO against a reward
-    preftune.load_config(...) a YAML file as a config      preftune.losses           the losses as functions
+    preftune.dpo(...)       any preference loss          preftune.sft(...)       supervised fine-tuning
+    preftune.reward(...)    a reward model               preftune.ppo(...)       PPO against a reward
+    preftune.iterate(...)   rounds of sampling and DPO   preftune.sample(...)    responses to prompts
+    preftune.pairs(...)     samples -> preference data   preftune.score(...)     rewards of preference data
+    preftune.winrate(...)   a judge compares policies    preftune.frontier(...)  reward and KL of policies
+    preftune.check_data(...)  what data are read as      preftune.losses         the losses as functions
 
-The command line (`preftune --help`) does the same and more.
+docs/python.md has an example of each. The command line (`preftune --help`) does the same.
 """
 
 from __future__ import annotations
@@ -14,55 +17,114 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from preftune import losses
+    from preftune.api.checking import check_data
+    from preftune.api.measuring import frontier, pairs, sample, score, winrate
+    from preftune.api.results import (
+        DataReport,
+        FrontierResult,
+        PairsResult,
+        SampleResult,
+        ScoreResult,
+        Table,
+        TrainResult,
+        WinrateResult,
+    )
+    from preftune.api.training import dpo, iterate, ppo, reward, sft
     from preftune.config.load import load as load_config
-    from preftune.config.sampling import PPOConfig
+    from preftune.config.sampling import IterateConfig, PPOConfig
     from preftune.config.schema import DPOConfig, RewardConfig, SFTConfig
-    from preftune.errors import PreftuneError
-    from preftune.methods.dpo import run as dpo
-    from preftune.methods.ppo import run as ppo
-    from preftune.methods.reward import run as reward
-    from preftune.methods.sft import run as sft
-    from preftune.types import Judgement, Message, PreferenceGroup
+    from preftune.errors import (
+        ConfigError,
+        DataError,
+        IncompleteError,
+        ModelError,
+        NumericError,
+        PreftuneError,
+        RunError,
+        Stopped,
+        StorageError,
+    )
+    from preftune.types import Judgement, Logps, Message, Pair, PairLogps, PreferenceGroup
 
 __version__ = version("preftune")
 
+# The module of each public name. load_config is called `load` there.
+_MODULES = {
+    "preftune.api.checking": "check_data",
+    "preftune.api.measuring": "frontier pairs sample score winrate",
+    "preftune.api.results": "DataReport FrontierResult PairsResult SampleResult ScoreResult Table TrainResult "
+    "WinrateResult",
+    "preftune.api.training": "dpo iterate ppo reward sft",
+    "preftune.config.load": "load_config:load",
+    "preftune.config.sampling": "IterateConfig PPOConfig",
+    "preftune.config.schema": "DPOConfig RewardConfig SFTConfig",
+    "preftune.errors": "ConfigError DataError IncompleteError ModelError NumericError PreftuneError RunError Stopped "
+    "StorageError",
+    "preftune.types": "Judgement Logps Message Pair PairLogps PreferenceGroup",
+}
 _PLACES = {
-    "DPOConfig": ("preftune.config.schema", "DPOConfig"),
-    "PPOConfig": ("preftune.config.sampling", "PPOConfig"),
-    "RewardConfig": ("preftune.config.schema", "RewardConfig"),
-    "SFTConfig": ("preftune.config.schema", "SFTConfig"),
-    "load_config": ("preftune.config.load", "load"),
-    "PreftuneError": ("preftune.errors", "PreftuneError"),
-    "Judgement": ("preftune.types", "Judgement"),
-    "Message": ("preftune.types", "Message"),
-    "PreferenceGroup": ("preftune.types", "PreferenceGroup"),
-    "dpo": ("preftune.methods.dpo", "run"),
-    "ppo": ("preftune.methods.ppo", "run"),
-    "reward": ("preftune.methods.reward", "run"),
-    "sft": ("preftune.methods.sft", "run"),
+    entry.partition(":")[0]: (module, entry.partition(":")[2] or entry)
+    for module, entries in _MODULES.items()
+    for entry in entries.split()
 }
 
 __all__ = [
+    "ConfigError",
     "DPOConfig",
+    "DataError",
+    "DataReport",
+    "FrontierResult",
+    "IncompleteError",
+    "IterateConfig",
     "Judgement",
+    "Logps",
     "Message",
+    "ModelError",
+    "NumericError",
     "PPOConfig",
+    "Pair",
+    "PairLogps",
+    "PairsResult",
     "PreferenceGroup",
     "PreftuneError",
     "RewardConfig",
+    "RunError",
     "SFTConfig",
+    "SampleResult",
+    "ScoreResult",
+    "Stopped",
+    "StorageError",
+    "Table",
+    "TrainResult",
+    "WinrateResult",
     "__version__",
+    "check_data",
     "dpo",
+    "frontier",
+    "iterate",
     "load_config",
+    "losses",
+    "pairs",
     "ppo",
     "reward",
+    "sample",
+    "score",
     "sft",
+    "winrate",
 ]
 
 
 def __getattr__(name: str) -> Any:
     """Public names are imported when they are first used: `import preftune` does not import torch."""
+    if name == "losses":
+        return import_module("preftune.losses")
     if name not in _PLACES:
         raise AttributeError(f"module 'preftune' has no attribute {name!r}")
     module, attribute = _PLACES[name]
-    return getattr(import_module(module), attribute)
+    found = globals()[name] = getattr(import_module(module), attribute)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

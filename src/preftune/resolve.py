@@ -19,6 +19,7 @@ from typing import Any, get_args, get_type_hints
 
 from pydantic import ConfigDict, ValidationError, create_model
 
+from preftune import objects
 from preftune.errors import ConfigError, PreftuneError, did_you_mean
 
 USERS = "preftune_user_"  # begins the module name of every file that `resolve` runs
@@ -27,7 +28,13 @@ FAULTS = (Exception, SystemExit)
 
 
 def resolve(name: str, table: Mapping[str, Callable[..., Any]], where: str) -> Callable[..., Any]:
-    """The function called `name` in `table`, or the one that "file.py:function" names. Runs that file."""
+    """The function called `name` in `table`, or the one that "file.py:function" names. Runs that file.
+
+    Functions that were given in memory have names of their own (objects.py).
+    """
+    held = objects.function(name, where)
+    if held:
+        return held
     if name in table:
         return table[name]
     file, colon, function = name.rpartition(":")

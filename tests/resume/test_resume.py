@@ -27,11 +27,12 @@ from preftune.config.schema import (
     SFTConfig,
     TrainConfig,
 )
+from preftune.data.read import fingerprint
 from preftune.errors import RunError, Stopped
 from preftune.methods import dpo, sft
 from preftune.methods.training import stoppable
 from preftune.train.display import Display
-from preftune.train.run import Run
+from preftune.train.run import Run, run_identity
 
 TIMES = {"pairs_per_s", "tokens_per_s"}
 
@@ -295,6 +296,31 @@ def test_another_run_is_refused(
         change = {"data": DataConfig(train=str(write_jsonl(tmp_path / "other.jsonl", PAIRS)), eval=0.25)}
     with pytest.raises(RunError, match=message):
         dpo.run(config(data, model_folder, tmp_path / "run", **change), display=quiet())
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_data_folder_whose_content_changed_is_refused(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, finished: bool
+) -> None:
+    """The name of the folder is the same; a file that is not read may change."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    write_jsonl(folder / "train.jsonl", PAIRS)
+    settings = config(folder, model_folder, tmp_path / "run")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 99 if finished else 2)
+        try:
+            dpo.run(settings, display=quiet())
+        except Stopped:
+            assert not finished
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")}
+    (folder / "notes.txt").write_text("changed since")
+    Run.check(tmp_path / "run", run_identity(settings.model_dump(mode="json"), fingerprint(str(folder))))
+    write_jsonl(folder / "train.jsonl", [*PAIRS[1:], PAIRS[0]])
+    with pytest.raises(RunError, match="the data files have changed") as error:
+        dpo.run(settings, display=quiet())
+    assert error.value.exit_code == 5
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")} == before
 
 
 def test_what_changes_no_number_may_change(tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

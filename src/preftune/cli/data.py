@@ -168,7 +168,7 @@ def _model_of(wanted: Checking) -> tuple[Source | None, Renderer | None]:
     if wanted.model is None:
         return None, None
     source = locate(wanted.model.path)
-    return source, load_renderer(wanted.data.chat_template, source)
+    return source, load_renderer(wanted.data, source)
 
 
 def _share(text: str | None) -> str | float | None:
@@ -234,6 +234,8 @@ def _lines(checked: Checked, wanted: Checking, limit: int | None) -> list[str]:
     if found.groups and not found.judgements and wanted.method is None:
         use = "loss.name=kto or bco" if found.labelled else "preftune sft"
         lines.append(f"no response is compared with another: train with {use}")
+    if found.uninformative:
+        lines.append(f"warning: {found.uninformative}")
     return lines
 
 
@@ -243,7 +245,7 @@ def _show(groups: Sequence[Any], n: int, renderer: Renderer | None, data: DataCo
     from preftune.cli.show import render_group
     from preftune.data.groups import Limits
 
-    limits = Limits(data.max_length, data.max_prompt_length)
+    limits = Limits(data.max_length, data.max_prompt_length, bad_rows="drop")
     console = Console(highlight=False)
     for group in groups[:n]:
         console.print(render_group(group, renderer, limits, brackets=not console.is_terminal), soft_wrap=True)

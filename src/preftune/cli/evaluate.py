@@ -9,7 +9,7 @@ import typer
 
 from preftune.cli.options import Settings
 
-app = typer.Typer(help="Measure tuned models: frontier, winrate.", no_args_is_help=True)
+app = typer.Typer(help="Measure tuned models: frontier, winrate, length-controlled.", no_args_is_help=True)
 
 
 @app.callback()
@@ -34,13 +34,15 @@ def frontier(
     seed: Annotated[int, typer.Option(help="Seed of all samples.", min=0)] = 0,
     dtype: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
     chat_template: Annotated[str | None, typer.Option(help="As data.chat_template.")] = None,
+    chat_template_kwargs: Annotated[str | None, typer.Option(help="As data.chat_template_kwargs, in JSON.")] = None,
+    as_chat: Annotated[bool, typer.Option("--as-chat", help="As data.as_chat.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only errors.")] = False,
     settings: Settings = None,
 ) -> None:
     """Reward and sequence KL of policies and temperatures, beside best of n and the optimum: table, plot, JSON."""
-    from preftune.cli.settings import NOT_SAMPLED, data_section
+    from preftune.cli.settings import NOT_SAMPLED, chat_options, data_section
 
-    listed, short = numbers(temperatures), {"--chat-template": chat_template}
+    listed, short = numbers(temperatures), chat_options(chat_template, chat_template_kwargs, as_chat)
     section = data_section(prompts, settings, short, command="preftune eval frontier", unused=NOT_SAMPLED)
     from preftune.methods.frontier import Frontier
     from preftune.methods.frontier import run as run_frontier
@@ -95,14 +97,16 @@ def winrate(
     seed: Annotated[int, typer.Option(help="Seed of samples and intervals.", min=0)] = 0,
     dtype: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
     chat_template: Annotated[str | None, typer.Option(help="As data.chat_template.")] = None,
+    chat_template_kwargs: Annotated[str | None, typer.Option(help="As data.chat_template_kwargs, in JSON.")] = None,
+    as_chat: Annotated[bool, typer.Option("--as-chat", help="As data.as_chat.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what a server would cost, ask nothing.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only errors.")] = False,
     settings: Settings = None,
 ) -> None:
     """How often a judge prefers a policy's responses, in both orders, over sampling temperatures."""
-    from preftune.cli.settings import NOT_JUDGED, data_section
+    from preftune.cli.settings import NOT_JUDGED, chat_options, data_section
 
-    listed, short = numbers(temperatures), {"--chat-template": chat_template}
+    listed, short = numbers(temperatures), chat_options(chat_template, chat_template_kwargs, as_chat)
     section = data_section(data, settings, short, command="preftune eval winrate", unused=NOT_JUDGED)
     from preftune.evaluate.server import Server
     from preftune.methods.winrate import Contest
@@ -126,6 +130,20 @@ def winrate(
         settings=section,
     )
     run_winrate(contest, out, Display(quiet), dry_run)
+
+
+@app.command("length-controlled")
+def length_controlled(
+    annotations: Annotated[Path, typer.Argument(help="AlpacaEval's annotations.json of one model.")],
+    gamed: Annotated[Path, typer.Option(help="df_gamed.csv of the dataset tatsu-lab/alpaca_eval.")],
+    out: Annotated[Path, typer.Option(help="Where the figures go.")] = Path("length-controlled.json"),
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only errors.")] = False,
+) -> None:
+    """AlpacaEval's length-controlled win rate, from its annotations and its gamed baselines."""
+    from preftune.methods.alpaca import run as run_alpaca
+    from preftune.train.display import Display
+
+    run_alpaca(annotations, gamed, out, Display(quiet))
 
 
 def numbers(text: str) -> tuple[float, ...]:

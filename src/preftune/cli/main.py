@@ -115,6 +115,8 @@ def sample(
     max_prompts: Annotated[int | None, typer.Option(help="Take only the first so many prompts.", min=1)] = None,
     dtype: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
     chat_template: Annotated[str | None, typer.Option(help="As data.chat_template.")] = None,
+    chat_template_kwargs: Annotated[str | None, typer.Option(help="As data.chat_template_kwargs, in JSON.")] = None,
+    as_chat: Annotated[bool, typer.Option("--as-chat", help="As data.as_chat.")] = False,
     server: Annotated[str | None, typer.Option(help="URL of an OpenAI-compatible server.")] = None,
     api_key_env: Annotated[str | None, typer.Option(help="Name of the variable that has the server's key.")] = None,
     concurrency: Annotated[int, typer.Option(help="Requests at a time.", min=1)] = 8,
@@ -126,9 +128,9 @@ def sample(
     settings: Settings = None,
 ) -> None:
     """Responses to prompts, from a model here or from a server. The same command goes on where it stopped."""
-    from preftune.cli.settings import NOT_SAMPLED, data_section
+    from preftune.cli.settings import NOT_SAMPLED, chat_options, data_section
 
-    short = {"--chat-template": chat_template}
+    short = chat_options(chat_template, chat_template_kwargs, as_chat)
     section = data_section(prompts, settings, short, command="preftune sample", unused=NOT_SAMPLED)
     from preftune.evaluate.server import Server
     from preftune.methods.samples import Wanted
@@ -156,26 +158,16 @@ def pairs(
     quiet: Quiet = False,
 ) -> None:
     """Samples and their rewards become preference data."""
-    from preftune.data.select import SELECTIONS, Selecting
-    from preftune.errors import ConfigError, did_you_mean
+    from preftune.data.select import selecting
 
-    if select not in SELECTIONS:
-        raise ConfigError(f"unknown selection {select!r}; {did_you_mean(select, SELECTIONS)}", where="--select")
-    useless = {
-        "--k": k != 1 and select != "top-k",
-        "--beta": beta != 0.1 and select != "rso",
-        "--gap": gap != 0 and select == "top-k",
-        "--soft": soft and select == "top-k",
-    }
-    for name in [name for name, given in useless.items() if given]:
-        raise ConfigError(f"means nothing to {select}", where=name, fix="leave it out or choose another --select")
+    how = selecting(select, gap, soft, k, beta, seed)
     from preftune.evaluate.rewards import open_reward
     from preftune.methods.pairs import run as run_pairs
     from preftune.methods.prepare import device_of
     from preftune.train.display import Display
 
     judge = open_reward(reward, "--reward", device=device_of(None)) if reward else None
-    run_pairs(samples, out, Selecting(select, gap, soft, k, beta, seed), judge, Display(quiet))  # type: ignore[arg-type]
+    run_pairs(samples, out, how, judge, Display(quiet))
 
 
 @app.command()
@@ -198,37 +190,26 @@ def score(
     ] = None,
     dtype: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
     chat_template: Annotated[str | None, typer.Option(help="As data.chat_template.")] = None,
+    chat_template_kwargs: Annotated[str | None, typer.Option(help="As data.chat_template_kwargs, in JSON.")] = None,
+    as_chat: Annotated[bool, typer.Option("--as-chat", help="As data.as_chat.")] = False,
     quiet: Quiet = False,
     settings: Settings = None,
 ) -> None:
     """Implicit rewards beta * log(policy / reference) of every pair, or any reward; accuracy, by subset where known."""
-    from preftune.cli.settings import NOT_SCORED, data_section
-    from preftune.errors import ConfigError
+    from preftune.cli.settings import NOT_SCORED, chat_options, data_section
 
-    short = {"--format": data_format, "--max-length": max_length, "--chat-template": chat_template}
+    short = {
+        "--format": data_format,
+        "--max-length": max_length,
+        **chat_options(chat_template, chat_template_kwargs, as_chat),
+    }
     section = data_section(data, settings, short, command="preftune score", unused=NOT_SCORED)
-
-    if bool(policy) != bool(reference) or bool(policy) == bool(reward):
-        raise ConfigError("needs --policy and --reference, or --reward alone", where="preftune score")
-    from preftune.methods.score import Rewarding, Scoring
     from preftune.methods.score import run as run_score
+    from preftune.methods.score import scoring_of
     from preftune.train.display import Display
 
-    if reward:
-        useless = {
-            "tokens": tokens,
-            "mode": mode != "corrected",
-            "dtype": dtype != "auto",
-            "beta": beta != 0.1,
-            "chat-template": section.chat_template,
-        }
-        for name in [f"--{name}" for name, value in useless.items() if value]:
-            raise ConfigError(
-                "is for an implicit reward", where=name, fix="leave it out, or give --policy and --reference"
-            )
-        run_score(Rewarding(reward, data, settings=section), out, Display(quiet))
-        return
-    scoring = Scoring(policy or "", reference or "", data, beta, tokens, dtype=dtype, mode=mode, settings=section)
+    models = policy, reference, reward
+    scoring = scoring_of(models, data, beta, tokens, "auto", None, dtype, None, mode, settings=section)
     run_score(scoring, out, Display(quiet))
 
 

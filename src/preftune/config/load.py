@@ -81,8 +81,13 @@ def build(schema: type[C], raw: dict[str, Any], places: dict[Path_, str] | None 
     try:
         return schema.model_validate(raw)
     except ValidationError as error:
-        problems = [_problem(schema, dict(e), places or {}, source) for e in error.errors()]
-        raise ConfigError("\n".join(dict.fromkeys(problems))) from None
+        raise refused(schema, error, places or {}, source) from None
+
+
+def refused(schema: type[BaseModel], error: ValidationError, places: dict[Path_, str], source: str) -> ConfigError:
+    """Every problem of a config, one line each."""
+    problems = [_problem(schema, dict(e), places, source) for e in error.errors()]
+    return ConfigError("\n".join(dict.fromkeys(problems)))
 
 
 def dump(config: BaseModel) -> str:
@@ -184,8 +189,7 @@ def _problem(schema: type[BaseModel], error: dict[str, Any], places: dict[Path_,
     at = next((places[loc[:n]] for n in range(len(loc), 0, -1) if loc[:n] in places), source)
     name = ".".join(str(part) for part in loc)
     if error["type"] == "extra_forbidden":
-        known = _fields_at(schema, loc[:-1])
-        return f"{at}: {name}: unknown key; {did_you_mean(str(loc[-1]), known)}"
+        return f"{at}: {name}: unknown key; {_nearest(schema, loc)}"
     if error["type"] == "missing":
         return f"{at}: {name}: required, not set"
     message = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
@@ -193,6 +197,17 @@ def _problem(schema: type[BaseModel], error: dict[str, Any], places: dict[Path_,
         message += " (text that looks like a number or true/false needs quotes)"
     got = f", got {error['input']!r}" if isinstance(error["input"], str | int | float | bool | None) else ""
     return f"{at}: {name}: {message}{got}" if name else f"{at}: {message}"
+
+
+def _nearest(schema: type[BaseModel], loc: Path_) -> str:
+    """A suggestion for an unknown key: the same key in another section, else the nearest name beside it."""
+    key, beside = str(loc[-1]), _fields_at(schema, loc[:-1])
+    sections = {name: _section(field.annotation) for name, field in schema.model_fields.items()}
+    homes = [name for name, s in sections.items() if isinstance(s, type) and issubclass(s, BaseModel)]
+    found = [f"{name}.{key}" for name in homes if key in sections[name].model_fields]
+    if key == "beta" and "loss" in sections:
+        found.append("loss.beta")
+    return f"did you mean {' or '.join(found)}?" if found else did_you_mean(key, beside)
 
 
 def _real_path(schema: type[BaseModel], loc: tuple[str | int, ...]) -> Path_:

@@ -5,7 +5,7 @@ As in schema.py, field descriptions are the reference documentation.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -16,6 +16,7 @@ from preftune.config.schema import (
     OptimConfig,
     Section,
     SlotConfig,
+    TemplateArguments,
     TunedConfig,
     share,
     terms_of,
@@ -33,10 +34,11 @@ class PromptConfig(Section):
     """Columns to treat as absent."""
     chat_template: str | None = None
     """As for the other methods."""
-    chat_template_kwargs: dict[str, Any] = Field({})
+    chat_template_kwargs: TemplateArguments = Field({})
     """Arguments of the chat template besides the messages, e.g. {enable_thinking: false}."""
     as_chat: bool = False
-    """Send text prompts through the chat template, as one user message."""
+    """Send text prompts through the chat template, as one user message. Transcripts of HH-RLHF become the messages that
+    they consist of."""
     max_prompt_length: int = Field(512, ge=1)
     """Longer prompts are dropped, and counted."""
     max_dropped: float = Field(0.2, ge=0, le=1)
@@ -82,14 +84,15 @@ class RolloutConfig(Section):
 
 class PPOParameters(Section):
     kl_coef: float = Field(0.05, ge=0)
-    """Weight of the KL penalty in every token's reward, DPO's beta; where it starts, if `kl_target` is set."""
+    """Weight of the KL penalty, DPO's beta; where it starts, if `kl_target` is set."""
     kl_target: float | None = Field(None, gt=0)
     """KL in nats a response that `kl_coef` is steered to. null: it stays fixed."""
     kl_horizon: int = Field(10_000, ge=1)
     """Responses over which the steering works: each step changes kl_coef by at most 0.2 * responses / horizon."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k1"
-    """Of the KL at a sampled token; d = log policy - log reference. k1: d, unbiased; k2: d^2 / 2;
-    k3: exp(-d) - 1 + d."""
+    """How the KL to the reference enters; d = log policy - log reference. k1: d is taken off every token's reward.
+    k2, k3: the KL of a token is a loss term, d^2 / 2 or exp(-d) - 1 + d, weighted with the policy's ratio to the
+    sampling policy; the KL of later tokens stays in the rewards. All three have the gradient of the KL."""
     gamma: float = Field(1.0, gt=0, le=1)
     """Discount of later rewards."""
     lam: float = Field(0.95, ge=0, le=1)

@@ -6,13 +6,36 @@ Field descriptions are the reference documentation (docs/config.md is made from 
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from preftune.config.load import refused
 
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    if not TYPE_CHECKING:  # type checkers make the signature from the fields
+
+        def __init__(self, **values):
+            """Raise ConfigError where pydantic raises ValidationError."""
+            try:
+                super().__init__(**values)
+            except ValidationError as error:
+                raise refused(type(self), error, {}, type(self).__name__) from None
+
+        # pydantic does not call this __init__ for nested sections, so their errors keep their paths
+        __init__.__pydantic_base_init__ = True
 
     @field_validator("*", mode="before")
     @classmethod
@@ -29,6 +52,25 @@ def share(value: str | float | None) -> str | float | None:
     if isinstance(value, float) and not 0 < value < 1:
         raise ValueError("a share of the training data lies between 0 and 1; otherwise give a file")
     return value
+
+
+RESERVED = {
+    *("conversation", "messages", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize"),
+    *("sanitize_control_tokens", "padding", "truncation", "max_length", "return_tensors", "return_dict"),
+    *("return_assistant_tokens_mask", "tokenizer_kwargs", "strftime_now", "raise_exception", "preftune_dates"),
+}
+"""Arguments of transformers' apply_chat_template that preftune sets itself."""
+
+
+def template_arguments(value: dict[str, Any]) -> dict[str, Any]:
+    """`data.chat_template_kwargs`, checked."""
+    taken = sorted(RESERVED & set(value))
+    if taken:
+        raise ValueError(f"{taken[0]} is set by preftune; leave it out")
+    return value
+
+
+TemplateArguments = Annotated[dict[str, Any], AfterValidator(template_arguments)]
 
 
 class ModelConfig(Section):
@@ -61,21 +103,29 @@ class ReferenceConfig(Section):
 
 class DataConfig(Section):
     train: str | list[str]
-    """A file (.jsonl, .json, .parquet, .csv, each also .gz except parquet), a list of files, a folder or Hub id
-    that `datasets` loads (`org/name` or `org/name:split`)."""
+    """A file (.jsonl, .json, .csv, .tsv, also as .gz, .bz2, .xz, .zst; .parquet, .arrow), a folder of such files, or
+    a Hub id; or a list of these. Folders and Hub ids may name a part: `name:split`, `name:config:split`."""
     eval: str | float | None = None
     """Held-out data: a file, or a share below 1 of the training data, held out by prompt and by row."""
     format: str = "auto"
     """Name of the data format, or `file.py:function` for your own. auto: found from the rows."""
     columns: dict[str, str] = {}
     """Columns of the file under preftune's names, e.g. {prompt: question, chosen: answer_a, rejected: answer_b}."""
+    winner_values: dict[str, Any] = {}
+    """What the values of the column `winner` mean, where they are not recognised, e.g. {a: left, b: right, tie: none}.
+    A value may be a list of values."""
     chat_template: str | None = None
     """Template for chat messages in place of the tokenizer's: a .jinja file, or `dialogue` for models that have
     none. It is saved with the model."""
-    chat_template_kwargs: dict[str, Any] = {}
+    chat_template_kwargs: TemplateArguments = {}
     """Arguments of the chat template besides the messages, e.g. {enable_thinking: false}."""
     as_chat: bool = False
-    """Send text prompts and responses through the chat template, as one user and one assistant message."""
+    """Send text prompts and responses through the chat template, as one user and one assistant message. Transcripts of
+    HH-RLHF become the messages that they consist of."""
+    thinking: Literal["template", "keep"] = "template"
+    """How the reasoning of chat responses is written. template: by the chat template. keep: as it is in the data, after
+    the generation prompt; if that opens <think>, a response without reasoning closes it at once. For templates that
+    leave out reasoning (DeepSeek-R1, QwQ)."""
     max_length: int = Field(1024, ge=2)
     """Most tokens of prompt and response together."""
     max_prompt_length: int | None = Field(None, ge=1)

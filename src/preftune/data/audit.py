@@ -10,6 +10,8 @@ import numpy as np
 from preftune.data.groups import prompt_key
 from preftune.types import PreferenceGroup, TokenGroup, content
 
+FEW = 6  # verdicts on one side that may be chance: a coin does it in 3 % of the cases with six
+
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
@@ -40,6 +42,7 @@ class Audit:
     repeated_judgements  judgements that occurred before, word for word
     contradictions       pairs of judgements that say the opposite of each other
     leaks                evaluation groups whose prompt is in the training data
+    uninformative        why the judgements or labels say nothing about the responses, or ""
     origins              under each of these four names, the file:line of every row that it counts: the repeats, not
                          the first of its kind; both sides of a contradiction; the evaluation rows
     """
@@ -58,6 +61,7 @@ class Audit:
     repeated_judgements: int
     contradictions: int
     leaks: int | None
+    uninformative: str
     origins: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
@@ -109,6 +113,41 @@ def audit(
             "contradictions": _rows(opposed),
             "leaks": _rows(leaks),
         },
+        uninformative=_one_sided(groups),
+    )
+
+
+def _one_sided(groups: Sequence[PreferenceGroup]) -> str:
+    """Judgements that are all ties, or labels that are all the same."""
+    judgements = [j for g in groups for j in g.judgements]
+    if judgements and all(j.probability == 0.5 for j in judgements):
+        return uninformative(0, 0, len(judgements))
+    labels = [label for g in groups for label in g.labels]
+    if labels and len(set(labels)) == 1:
+        side = "desirable" if labels[0] > 0 else "undesirable"
+        return (
+            f"all {len(labels)} labels are {side}: nothing says which responses are better. Add rows of the other kind"
+        )
+    return ""
+
+
+def uninformative(first: int, second: int, ties: int) -> str:
+    """Why a judge's verdicts say nothing about the responses that were compared, or "" if they may say something.
+
+    first, second, ties   verdicts for the response that was shown first, for the one shown second, and for neither
+    """
+    if ties and not (first or second):
+        return (
+            f"all {ties} verdicts are ties, so they say nothing about the responses. "
+            "Check that the responses differ, or use another judge"
+        )
+    decided = first + second
+    if (first and second) or decided < FEW:
+        return ""
+    place, but = "first" if first else "second", " that are not ties" if ties else ""
+    return (
+        f"all {decided} verdicts{but} are for the response that was shown {place}, so they say nothing about the "
+        "responses. Use another judge, or show the responses in random order"
     )
 
 

@@ -1,6 +1,6 @@
 """From a row of a data file to preference groups, one function a format.
 
-A format is found from the rows themselves: the first of FORMATS whose `fits` accepts them. A parser raises
+A format is found from the rows themselves: the first of FORMATS whose `fits` accepts most of them. A parser raises
 
     BadRow   the row is not what its format says (missing column, null, wrong type)
     Drop     the row is well formed but there is nothing to learn from it (tie, empty response, ...)
@@ -8,42 +8,65 @@ A format is found from the rows themselves: the first of FORMATS whose `fits` ac
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from reprlib import repr as brief
 from typing import Any
 
-from preftune.data import parsers
+from preftune.data import parse_pairs, parse_sft, parse_votes, parsers
+from preftune.data.guess import unknown_columns
 from preftune.data.parsers import Reading
-from preftune.data.values import ROLES, BadRow, Drop, Fields, clean, is_messages, kind_name, knowledge_of
-from preftune.errors import DataError
+from preftune.data.slots import (
+    DIALOGUES,
+    completion_column,
+    has_chat_prompt,
+    has_text_prompt,
+    pair_columns,
+    prompt_column,
+)
+from preftune.data.values import (
+    ROLES,
+    BadRow,
+    Drop,
+    Fields,
+    clean,
+    is_dialogue,
+    is_messages,
+    kind_name,
+    knowledge_of,
+    peek,
+)
 from preftune.resolve import FAULTS, in_words, place_of
 from preftune.types import Judgement, Message, PreferenceGroup, Text, plain
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """`example` shows one row; `fits` looks at the columns and their shape only."""
+    """`example` shows one row; `fits` looks at the columns and their shape only.
+
+    `settle` looks at all rows before the first is parsed, where one row alone does not say what it means.
+    """
 
     name: str
     example: str
     columns: tuple[str, ...]
     fits: Callable[[Fields], bool]
     parse: Callable[[Fields, Reading], Iterable[PreferenceGroup]]
+    settle: Callable[[Iterable[Fields], Reading, str], Reading] | None = None
 
 
 def _has(*columns: str) -> Callable[[Fields], bool]:
-    return lambda row: all(column in row for column in columns)
+    return lambda row: all(peek(row, column) is not None for column in columns)
 
 
 def _fits_ranked(row: Fields) -> bool:
     lists = [key for key in parsers.LISTS if isinstance(row.get(key), list)]
-    return len(lists) == 1 and any(key in row for key in parsers.PROMPTS)
+    return len(lists) == 1 and prompt_column(row) is not None
 
 
 def _two(row: Fields, kind: Callable[[Any], bool]) -> bool:
-    return kind(row.get("chosen")) and kind(row.get("rejected"))
+    columns = pair_columns(row)
+    return columns is not None and all(kind(row.get(column)) for column in columns)
 
 
 def _is_text(value: Any) -> bool:
@@ -54,12 +77,44 @@ def _are_texts(value: Any) -> bool:
     return isinstance(value, list) and len(value) > 0 and all(isinstance(text, str) for text in value)
 
 
-def _is_transcript(value: Any) -> bool:
-    return isinstance(value, str) and value.lstrip().startswith(parsers.HUMAN.strip()) and parsers.ASSISTANT in value
+def _has_answers(row: Fields) -> bool:
+    return pair_columns(row) is not None
 
 
-def _is_chat(value: Any) -> bool:
-    return is_messages(value) or isinstance(value, dict)
+def _is_sharegpt(row: Fields) -> bool:
+    return prompt_column(row) == "conversations" and _has_answers(row)
+
+
+def _has_votes(row: Fields) -> bool:
+    return parse_votes.sides_of(row) is not None and parse_votes.verdict_column(row) is not None
+
+
+def _is_labelled(row: Fields) -> bool:
+    return (
+        parse_sft.label_column(row) is not None
+        and completion_column(row) is not None
+        and prompt_column(row) not in (None, *DIALOGUES)
+    )
+
+
+def _is_labelled_dialogue(row: Fields) -> bool:
+    label = parse_sft.label_column(row)
+    return label is not None and parse_sft.is_label(row[label]) and any(is_dialogue(row.get(key)) for key in DIALOGUES)
+
+
+def _is_last_turn(row: Fields) -> bool:
+    worse = any(row.get(key) is not None for key in ("rejected_response", "rejected_messages"))
+    return is_messages(row.get("messages")) and worse and not _has_answers(row)
+
+
+def _is_demonstration(row: Fields) -> bool:
+    column = completion_column(row)
+    prompt = prompt_column(row)
+    return column is not None and prompt not in (None, *DIALOGUES) and (prompt != "context" or column == "completion")
+
+
+def _is_sft(*keys: str) -> Callable[[Fields], bool]:
+    return lambda row: not _has_answers(row) and any(row.get(key) is not None for key in keys)
 
 
 FORMATS: tuple[Format, ...] = (
@@ -67,50 +122,72 @@ FORMATS: tuple[Format, ...] = (
         "hh",
         '{"chosen": "\\n\\nHuman: ...\\n\\nAssistant: ...", "rejected": "..."}',
         ("chosen", "rejected"),
-        lambda row: "prompt" not in row and _two(row, _is_transcript),
-        parsers.hh,
+        lambda row: prompt_column(row) is None and _two(row, parse_pairs.is_transcript),
+        parse_pairs.hh,
     ),
     Format(
         "preference",
         '{"prompt": "...", "chosen": "...", "rejected": "..."}',
         ("prompt", "chosen", "rejected"),
-        lambda row: _is_text(row.get("prompt")) and _two(row, _is_text),
-        parsers.preference,
-    ),
-    Format(
-        "ultrafeedback",
-        '{"prompt": "...", "chosen": [message, ...], "rejected": [message, ...]}',
-        ("prompt", "chosen", "rejected"),
-        lambda row: _is_text(row.get("prompt")) and _two(row, is_messages),
-        parsers.ultrafeedback,
+        lambda row: has_text_prompt(row) and _two(row, _is_text),
+        parse_pairs.preference,
     ),
     Format(
         "lists",
         '{"prompt": "...", "chosen": ["...", ...], "rejected": ["...", ...]}',
         ("prompt", "chosen", "rejected"),
-        lambda row: "prompt" in row and _two(row, _are_texts),
-        parsers.lists,
+        lambda row: prompt_column(row) is not None and _two(row, _are_texts),
+        parse_pairs.lists,
     ),
     Format(
-        "chat",
-        '{"prompt": [message, ...], "chosen": [message] or message or "...", "rejected": ...}',
+        "ultrafeedback",
+        '{"prompt": "...", "chosen": [message, ...], "rejected": [message, ...]}',
         ("prompt", "chosen", "rejected"),
-        lambda row: is_messages(row.get("prompt")) and "chosen" in row and "rejected" in row,
-        parsers.chat,
+        lambda row: has_text_prompt(row) and _has_answers(row) and not _two(row, _is_text),
+        parse_pairs.ultrafeedback,
     ),
     Format(
         "sharegpt",
         '{"conversations": [{"from": "human", "value": "..."}, ...], "chosen": {...}, "rejected": {...}}',
         ("conversations", "chosen", "rejected"),
-        _has("conversations", "chosen", "rejected"),
-        parsers.sharegpt,
+        _is_sharegpt,
+        parse_pairs.chat,
+    ),
+    Format(
+        "chat",
+        '{"prompt": [message, ...], "chosen": [message] or message or "...", "rejected": ...}',
+        ("prompt", "chosen", "rejected"),
+        lambda row: has_chat_prompt(row) and _has_answers(row),
+        parse_pairs.chat,
     ),
     Format(
         "openai",
         '{"input": {"messages": [...]}, "preferred_output": [message], "non_preferred_output": [message]}',
         ("input", "preferred_output", "non_preferred_output"),
         _has("input", "preferred_output", "non_preferred_output"),
-        parsers.openai,
+        parse_pairs.openai,
+    ),
+    Format(
+        "last-turn",
+        '{"messages": [message, ...], "rejected_response": "..."}',
+        ("messages", "rejected_response"),
+        _is_last_turn,
+        parse_pairs.last_turn,
+    ),
+    Format(
+        "votes",
+        '{"prompt": "...", "response_a": "...", "response_b": "...", "winner": "a"}',
+        ("prompt", "response_a", "response_b", "winner"),
+        _has_votes,
+        parse_votes.votes,
+        parse_votes.settled,
+    ),
+    Format(
+        "summaries",
+        '{"info": {"post": "...", "title": "..."}, "summaries": [{"text": "..."}, ...], "choice": 0}',
+        ("info", "summaries", "choice"),
+        _has("info", "summaries", "choice"),
+        parse_votes.summaries,
     ),
     Format(
         "groups",
@@ -130,81 +207,70 @@ FORMATS: tuple[Format, ...] = (
         "unpaired",
         '{"prompt": "...", "completion": "...", "label": true}',
         ("prompt", "completion", "label"),
-        _has("prompt", "completion", "label"),
-        parsers.unpaired,
+        _is_labelled,
+        parse_sft.unpaired,
+    ),
+    Format(
+        "unpaired-messages",
+        '{"messages": [message, ...], "label": true}',
+        ("messages", "label"),
+        _is_labelled_dialogue,
+        parse_sft.unpaired_messages,
     ),
     Format(
         "chat-implicit",
         '{"chosen": [message, ...], "rejected": [message, ...]}',
         ("chosen", "rejected"),
-        lambda row: "prompt" not in row and _two(row, is_messages),
-        parsers.chat_implicit,
+        lambda row: prompt_column(row) is None and _has_answers(row) and not _two(row, _is_text),
+        parse_pairs.chat_implicit,
     ),
     Format(
         "preference-implicit",
         '{"chosen": "prompt and answer", "rejected": "prompt and another answer"}',
         ("chosen", "rejected"),
-        lambda row: "prompt" not in row and _two(row, _is_text),
-        parsers.implicit,
+        lambda row: prompt_column(row) is None and _two(row, _is_text),
+        parse_pairs.implicit,
     ),
     Format(
         "sft-completion",
         '{"prompt": "...", "completion": "..."}',
         ("prompt", "completion"),
-        _has("prompt", "completion"),
-        parsers.sft_completion,
+        _is_demonstration,
+        parse_sft.sft_completion,
     ),
-    Format("sft-messages", '{"messages": [message, ...]}', ("messages",), _has("messages"), parsers.sft_messages),
+    Format(
+        "sft-messages",
+        '{"messages": [message, ...]}',
+        ("messages",),
+        _is_sft("messages"),
+        parse_sft.sft_messages,
+    ),
     Format(
         "sft-conversations",
         '{"conversations": [{"from": "human", "value": "..."}, ...]}',
         ("conversations",),
-        _has("conversations"),
-        parsers.sft_messages,
+        _is_sft("conversations", "conversation"),
+        parse_sft.sft_messages,
     ),
-    Format("sft-text", '{"text": "..."}', ("text",), _has("text"), parsers.sft_text),
+    Format("sft-text", '{"text": "..."}', ("text",), _is_sft("text"), parse_sft.sft_text),
 )
 BY_NAME = {f.name: f for f in FORMATS}
 
 
 def detect(rows: Sequence[Fields], where: str) -> Format:
-    """The format of these rows: the first that fits all, else the first that fits any of them.
+    """The format of these rows: the one that fits most of them, the first of several.
 
-    Raises DataError naming the columns found and the nearest formats.
+    Raises DataError naming the columns found and the mapping to write.
     """
-    for enough in (all, any):
-        for candidate in FORMATS:
-            if enough(candidate.fits(row) for row in rows):
-                return candidate
+    counts = [(sum(map(candidate.fits, rows)), candidate) for candidate in FORMATS]
+    most, best = max(counts, key=lambda item: item[0])
+    if most:
+        return best
     found = set(rows[0]) if rows else set()
     for candidate in FORMATS:  # the right columns with wrong values: let the parser say what is wrong
         if set(candidate.columns) <= found:
             return candidate
-    nearest = sorted(FORMATS, key=lambda f: -_likeness(f, found))[:3]
-    lacking = [column for column in nearest[0].columns if column not in found]
-    hints = [f"{c!r}{f' (did you mean {_near(c, found)!r}?)' if _near(c, found) else ''}" for c in lacking]
-    raise DataError(
-        f"no known format has the columns {sorted(found)}",
-        where=where,
-        why=f"the nearest, {nearest[0].name!r}, also needs {', '.join(hints)}",
-        fix="; ".join(
-            [
-                "rename columns to one of",
-                *(f"{f.name}: {f.example}" for f in nearest),
-                "or set data.format=my_format.py:function",
-            ]
-        ),
-    )
-
-
-def _likeness(form: Format, found: set[str]) -> float:
-    near = [column in found or bool(_near(column, found)) for column in form.columns]
-    return sum(near) / len(near) + 0.01 * len(near)
-
-
-def _near(column: str, found: set[str]) -> str:
-    """A column whose name is `column` misspelt, or ""."""
-    return next(iter(difflib.get_close_matches(column, sorted(found), n=1, cutoff=0.75)), "")
+    raise unknown_columns(rows, {f.name: (f.columns, f.example) for f in FORMATS}, where)
 
 
 class FunctionFault(BadRow):

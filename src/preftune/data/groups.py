@@ -11,11 +11,17 @@ from typing import Literal
 
 import numpy as np
 
-from preftune.data.account import Account, places
+from preftune.data.account import Account
+from preftune.data.across import all_chats, bad_row, function_failed, require_prompts, with_margins
+from preftune.data.cells import decoded
+from preftune.data.columns import Ledger, Tracked
+from preftune.data.faults import Fault, settle
 from preftune.data.formats import BY_NAME, FunctionFault, by_function, detect
+from preftune.data.names import Names, names_of, no_such_column
 from preftune.data.parsers import Reading
 from preftune.data.read import Row, read
 from preftune.data.render import Encoded, Renderer
+from preftune.data.turns import in_turns
 from preftune.data.values import BadRow, Drop, Fields, states_margin, without_empty
 from preftune.errors import DataError
 from preftune.resolve import require_one_argument, resolve
@@ -23,49 +29,102 @@ from preftune.types import Judgement, PreferenceGroup, TokenGroup
 
 DETECTION_ROWS = 20
 CHUNK = 512  # groups tokenised in one call
+DROPPED_ALONE = "the responses differ only in text that the chat template leaves out"
 
 Parser = Callable[[Fields], Iterable[PreferenceGroup]]
 
 
 def read_groups(source: str | Sequence[str], reading: Reading | None = None) -> tuple[list[PreferenceGroup], Account]:
-    """All groups of `source` and the account of its rows.
+    """All groups of `source` and the account of its rows and columns.
 
-    Raises DataError for an unknown format and, unless `reading.bad_rows` is "drop", for the first row that breaks it.
+    Raises DataError for an unknown format, for columns that are neither used nor known (see data.columns), and, unless
+    `reading.bad_rows` is "drop", for the first row that breaks its format.
     """
     reading = reading or Reading()
-    ignore, bad_rows = reading.ignore, reading.bad_rows
     name = source if isinstance(source, str) else ", ".join(source)
     account = Account(name)
-    rows = read(source)
+    rows = decoded(read(source, account.note), reading, account.note)
     head = list(islice(rows, DETECTION_ROWS))
-    sound = [_without(row.value, ignore) for row in head if not row.fault]
-    parse = _parser(reading.format, sound, head, reading, account)
-    judged: dict[str, bool] = {}  # origin of each row with judgements: does it state a margin?
+    names = names_of(reading.columns, reading.ignore, [row.value for row in head if not row.fault])
+    parse, rows = _parser(_sound(head, names), head, _chain(head, rows), names, reading, account)
+    ledger = Ledger(name, account.format, names)
+    groups, judged = _parsed(rows, parse, ledger, account, reading)
+    _close(ledger, account, reading)
+    if account.format in BY_NAME and account.format != "ranked":  # others take margins from elsewhere
+        groups = with_margins(groups, judged, reading, account)
+    if ledger.in_context:
+        groups = all_chats(groups, account)
+    require_prompts(groups, reading, account)
+    return groups, account
+
+
+def _parsed(
+    rows: Iterable[Row], parse: Parser, ledger: Ledger, account: Account, reading: Reading
+) -> tuple[list[PreferenceGroup], dict[str, bool]]:
+    """The groups of all rows and, for the origin of each row with judgements, whether it states a margin."""
+    strict = reading.bad_rows == "error"
     groups: list[PreferenceGroup] = []
+    judged: dict[str, bool] = {}
     failed: dict[str, list[str]] = {}  # what the user's function did wrong, and in which rows
-    for row in _chain(head, rows):
+    for row in rows:
         account.read += 1
         try:
-            if row.fault:
-                raise BadRow(row.fault)
-            value = _without(row.value, ignore)
-            found = _groups_of(row.origin, parse(value), account)
-            groups.extend(found)
+            found = _read_row(row, parse, ledger, account, not strict)
+            groups.extend(map(in_turns, found) if reading.as_chat else found)
             if any(group.judgements for group in found):
-                judged[row.origin] = states_margin(value)
+                judged[row.origin] = states_margin(ledger.names.row(row.value))
         except Drop as reason:
             account.drop(str(reason), row.origin)
         except BadRow as fault:
-            if bad_rows == "error" and not isinstance(fault, FunctionFault):
-                raise _bad(str(fault), row.origin, account.format) from None
+            if strict and not isinstance(fault, FunctionFault):
+                ledger.refuse(account.read)  # a column that earlier rows could not use may explain the fault
+                raise bad_row(fault, row.origin, account.format, reading) from None
             account.drop(f"cannot be read: {fault}", row.origin)
-            if bad_rows == "error":
-                failed.setdefault(str(fault), []).append(row.origin)
-    if failed:  # all rows are read first: one mistake of a function fails in many of them
-        raise _function_failed(failed, account)
-    if account.format in BY_NAME and account.format != "ranked":  # others take margins from elsewhere
-        groups = _with_margins(groups, judged, bad_rows, account)
-    return groups, account
+            failed.setdefault(str(fault), []).append(row.origin)
+        if account.read >= DETECTION_ROWS and strict:
+            ledger.refuse(account.read)
+    if failed and strict:  # all rows are read first: one mistake of a function fails in many of them
+        raise function_failed(failed, account)
+    return groups, judged
+
+
+def _close(ledger: Ledger, account: Account, reading: Reading) -> None:
+    """The account of the columns, or DataError for those that are refused or missing."""
+    if reading.bad_rows == "error" or ledger.refuses_most_of(account.read):
+        ledger.refuse(account.read, nothing_kept=account.kept == 0)
+    if account.read:
+        ledger.require_mapped()
+    account.columns, account.unmatched = ledger.table(), ledger.unmatched() if account.read else []
+    for what, origin in ledger.notes:
+        account.note(what, origin)
+
+
+def _sound(head: Sequence[Row], names: Names) -> list[Fields]:
+    """The first rows under preftune's names, without those that cannot be read."""
+    rows = []
+    for row in head:
+        try:
+            if not row.fault:
+                rows.append(names.row(row.value))
+        except BadRow:  # it is reported when the row is read
+            continue
+    return rows
+
+
+def _read_row(row: Row, parse: Parser, ledger: Ledger, account: Account, drop: bool) -> list[PreferenceGroup]:
+    """The groups of one row, its columns entered into the ledger."""
+    if row.fault:
+        raise BadRow(row.fault)
+    value = Tracked(ledger.names.row(row.value))
+    try:
+        found = _groups_of(row.origin, parse(value), account)
+    except Drop:
+        ledger.file(row.value, value, None, row.origin)
+        raise
+    refused = ledger.file(row.value, value, found, row.origin)
+    if refused and drop:
+        raise BadRow(f"column {refused[0]!r} {ledger.refused[refused[0]][0]}")
+    return found
 
 
 def _groups_of(origin: str, parsed: Iterable[PreferenceGroup], account: Account) -> list[PreferenceGroup]:
@@ -79,73 +138,39 @@ def _groups_of(origin: str, parsed: Iterable[PreferenceGroup], account: Account)
     return full
 
 
-def _with_margins(
-    groups: list[PreferenceGroup], judged: dict[str, bool], bad_rows: str, account: Account
-) -> list[PreferenceGroup]:
-    """Where some rows state a margin, the others are bad: theirs would be 0 without a word."""
-    silent = [origin for origin, stated in judged.items() if not stated]
-    if len(silent) in (0, len(judged)):
-        return groups
-    what = "no margin, but other rows have one"
-    if bad_rows == "error":
-        example = next(origin for origin, stated in judged.items() if stated)
-        raise _bad(f"{what} ({example})", silent[0], account.format)
-    for origin in silent:
-        account.drop(what, origin)
-    return [group for group in groups if judged.get(group.origin, True)]
-
-
-def _bad(fault: str, origin: str, format: str) -> DataError:
-    if format in BY_NAME:
-        fix = "repair or remove the row, name the right data.format, or set data.bad_rows=drop"
-        return DataError(fault, where=origin, why=f"the rows were read as {format!r}", fix=fix)
-    fix = "repair the function or the row, or set data.bad_rows=drop"
-    return DataError(fault, where=origin, why=f"the rows are read by {format}", fix=fix)
-
-
-def _function_failed(failed: dict[str, list[str]], account: Account) -> DataError:
-    """The mistake that a user's function made in most rows."""
-    fault = max(failed, key=lambda fault: len(failed[fault]))
-    rows = sum(map(len, failed.values()))
-    return DataError(
-        fault,
-        where=failed[fault][0],
-        why=f"{account.format} failed in {rows} of {account.read} rows ({places(failed[fault], account.source)})",
-        fix="repair the function or the row, or set data.bad_rows=drop",
-    )
-
-
 def _chain(head: list[Row], rest: Iterator[Row]) -> Iterator[Row]:
     yield from head
     yield from rest
 
 
-def _without(value: Fields, ignore: Sequence[str]) -> Fields:
-    """The row without the columns of these names, and its judgements without the fields of these names."""
-    if not ignore:
-        return value
-    kept = {key: item for key, item in value.items() if key not in ignore}
-    if isinstance(kept.get("judgements"), list):
-        kept["judgements"] = [_without(j, ignore) if isinstance(j, dict) else j for j in kept["judgements"]]
-    return kept
-
-
-def _parser(format: str, sound: list[Fields], head: list[Row], reading: Reading, account: Account) -> Parser:
-    if format != "auto" and format not in BY_NAME:
-        function = resolve(format, dict.fromkeys(BY_NAME, by_function), "data.format")
-        require_one_argument(function, format)
-        account.format = format
-        return lambda row: by_function(function, row, format)
-    if format == "auto":
-        if head and not sound:  # not one row could be read: say why instead of guessing a format
+def _parser(
+    sound: list[Fields], head: list[Row], rows: Iterator[Row], names: Names, reading: Reading, account: Account
+) -> tuple[Parser, Iterator[Row]]:
+    """The parser of these rows, and the rows: a format may have to see all of them before the first is parsed."""
+    if reading.format != "auto" and reading.format not in BY_NAME:
+        function = resolve(reading.format, dict.fromkeys(BY_NAME, by_function), "data.format")
+        require_one_argument(function, reading.format)
+        account.format = reading.format
+        return lambda row: by_function(function, dict(row.items()), reading.format), rows
+    if not head:
+        account.format = account.format if reading.format == "auto" else reading.format
+        return lambda row: (), rows
+    if reading.format == "auto":
+        if not sound and head[0].fault:  # not one row could be read: say why instead of guessing a format
             raise DataError(head[0].fault, where=head[0].origin, fix="repair or remove the row")
-        if not head:
-            return lambda row: ()
-        chosen = detect(sound, head[0].origin.rpartition(":")[0])
+        where = head[0].origin.rpartition(":")[0] or head[0].origin
+        for column, name in names.new_name.items():
+            if sound and not any(name in row for row in sound):
+                raise no_such_column(column, name, dict.fromkeys(key for row in sound for key in row), where)
+        chosen = detect(sound, where)
     else:
-        chosen = BY_NAME[format]
+        chosen = BY_NAME[reading.format]
     account.format = chosen.name
-    return lambda row: chosen.parse(row, reading)
+    if chosen.settle:
+        every = list(rows)
+        reading = chosen.settle((names.row(row.value) for row in every if not row.fault), reading, account.source)
+        rows = iter(every)
+    return lambda row: chosen.parse(row, reading), rows
 
 
 def hold_out(groups: Sequence[PreferenceGroup], share: float) -> tuple[list[PreferenceGroup], list[PreferenceGroup]]:
@@ -163,7 +188,7 @@ def hold_out(groups: Sequence[PreferenceGroup], share: float) -> tuple[list[Pref
     if len(held) == len(set(keys)):
         raise DataError(
             f"cannot hold out a share of {len(held)} distinct prompt(s)",
-            where=groups[0].origin.rpartition(":")[0] if groups else "",
+            where=groups[0].origin.rpartition(":")[0] or groups[0].origin if groups else "",
             why="prompts that share a row stay together" if len(held) > 1 else "",
             fix="give an evaluation file as data.eval",
         )
@@ -184,7 +209,7 @@ def folds(groups: Sequence[PreferenceGroup], number: int) -> list[list[Preferenc
     if min(sizes) == 0:
         raise DataError(
             f"{len(counts)} distinct prompts cannot be parted into {number}",
-            where=groups[0].origin.rpartition(":")[0] if groups else "",
+            where=groups[0].origin.rpartition(":")[0] or groups[0].origin if groups else "",
             fix="lower `folds`",
         )
     return [[g for g, key in zip(groups, keys, strict=True) if part_of[key] == part] for part in range(number)]
@@ -233,28 +258,37 @@ def refuse_overlap(train: Sequence[PreferenceGroup], held_out: Sequence[Preferen
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How long sequences may be, from the config."""
+    """How long sequences may be, and what happens to rows that cannot be rendered, from the config."""
 
     max_length: int = 1024
     max_prompt_length: int | None = None
     overlong: Literal["truncate", "drop", "error"] = "truncate"
+    bad_rows: Literal["error", "drop"] = "error"
 
 
 def tokenize(
     groups: Sequence[PreferenceGroup], renderer: Renderer, limits: Limits, account: Account
 ) -> list[TokenGroup]:
-    """Token ids of every group that fits the limits; what does not is dropped or cut, and accounted for."""
+    """Token ids of every group that fits the limits; what does not is dropped or cut, and accounted for.
+
+    Raises DataError for all rows that the chat template cannot render, unless `limits.bad_rows` is "drop".
+    """
     result: list[TokenGroup] = []
     reasons: dict[str, str] = {}
+    faults: list[tuple[str, Fault]] = []
     for begin in range(0, len(groups), CHUNK):
         chunk = groups[begin : begin + CHUNK]
         for group, encoded in zip(chunk, renderer.encode(chunk), strict=True):
+            if encoded.fault:
+                faults.append((group.origin, encoded.fault))
+                continue
             for note in encoded.notes:
                 account.note(note, group.origin)
             try:
                 result.append(_fit(group, encoded, limits, account, renderer.tokenizer.bos_token_id))
             except Drop as drop:
                 reasons[group.origin] = str(drop)
+    reasons |= settle(faults, len(groups), limits.bad_rows, account)
     kept = {group.origin for group in result}
     for origin, reason in reasons.items():
         if origin in kept:  # another turn of the same row is trained on
@@ -284,8 +318,9 @@ def _fit(group: PreferenceGroup, encoded: Encoded, limits: Limits, account: Acco
         prompt, responses = _cut(group, prompt, responses, limits, account, bos)
     judgements = _distinct(group.judgements, responses)
     if group.judgements and not judgements:
-        same = _distinct(group.judgements, encoded.response_ids)
-        raise Drop("identical after truncation" if same else "identical token ids")
+        if _distinct(group.judgements, encoded.response_ids):
+            raise Drop("identical after truncation")
+        raise Drop(DROPPED_ALONE if encoded.dropped else "identical token ids")
     if len(judgements) < len(group.judgements):
         account.note("judgements between responses with identical ids were left out", group.origin)
     return TokenGroup(

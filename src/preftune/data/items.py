@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+
+import numpy as np
 
 from preftune.errors import DataError
 from preftune.types import PreferenceGroup, TokenGroup
@@ -57,26 +59,45 @@ def as_labelled(groups: Sequence[TokenGroup], loss: str) -> list[TokenGroup]:
 
 
 def with_mismatches(groups: Sequence[TokenGroup], loss: str) -> list[TokenGroup]:
-    """Every group with one more response, labelled 0: an answer of the next group that has another prompt.
+    """Every group with one more response, labelled 0: a response of the next group that has another prompt.
 
     Group i gets response i (modulo their number) of that group, so that chosen and rejected ones take turns. It is cut
     where prompt and response together would be longer than the longest sequence that the groups themselves have.
+    A response that the group has itself is passed over for the next one. Raises DataError where there is no other.
     """
     longest = max((len(g.prompt_ids) + max(map(len, g.response_ids)) for g in groups), default=0)
     result = []
     for index, group in enumerate(groups):
-        own = group.prompt_ids.tobytes()
-        others = (groups[(index + step) % len(groups)] for step in range(1, len(groups)))
-        other = next((g for g in others if g.prompt_ids.tobytes() != own), None)
-        if other is None:
+        candidates = _of_other_prompts(groups, index, longest - len(group.prompt_ids))
+        foreign = next((r for r in candidates if not any(_same(r, own) for own in group.response_ids)), None)
+        if foreign is None:
+            same_prompt = all(np.array_equal(g.prompt_ids, group.prompt_ids) for g in groups)
             raise DataError(
-                f"{loss!r} compares with answers to other prompts, but all prompts are the same",
+                f"{loss!r} compares with a response to another prompt, and there is none",
                 where=group.origin,
-                fix="use loss.name=bco, or data with several prompts",
+                why="all prompts are the same"
+                if same_prompt
+                else "every response to another prompt is one of this row's own, word for word",
+                fix="use loss.name=bco, or data with several prompts and different responses",
             )
-        foreign = other.response_ids[index % len(other.response_ids)][: longest - len(group.prompt_ids)]
         result.append(replace(group, response_ids=(*group.response_ids, foreign), labels=(*group.labels, 0)))
     return result
+
+
+def _of_other_prompts(groups: Sequence[TokenGroup], index: int, room: int) -> Iterator[np.ndarray]:
+    """The responses of the groups after `index` that have another prompt than it, cut to `room` tokens."""
+    prompt = groups[index].prompt_ids
+    for step in range(1, len(groups)):
+        other = groups[(index + step) % len(groups)]
+        if not np.array_equal(other.prompt_ids, prompt):
+            number = len(other.response_ids)
+            yield from (other.response_ids[(index + i) % number][:room] for i in range(number))
+
+
+def _same(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two responses are equal word for word: one may have lost its EOS, the last token, to truncation."""
+    common = min(len(one), len(other))
+    return abs(len(one) - len(other)) <= 1 and np.array_equal(one[:common], other[:common])
 
 
 def as_rankings(groups: Sequence[TokenGroup], loss: str) -> list[TokenGroup]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import TYPE_CHECKING
@@ -10,10 +10,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from preftune.data.account import Account
+from preftune.data.across import all_chats
+from preftune.data.cells import decoded
+from preftune.data.columns import Ledger, Tracked
+from preftune.data.faults import settle
 from preftune.data.groups import read_groups
+from preftune.data.names import Names, names_of
 from preftune.data.parsers import Reading
-from preftune.data.read import read
+from preftune.data.read import Row, read
 from preftune.data.render import Renderer
+from preftune.data.slots import prompt_of
 from preftune.data.values import BadRow, Fields, text_of
 from preftune.errors import DataError
 from preftune.types import PreferenceGroup, Text
@@ -24,6 +30,7 @@ if TYPE_CHECKING:
 LOOKED_AT = 20
 #: Columns of formats in which a `prompt` may be part of a chat, so that their parsers have to say what it is.
 ANSWERS = {"chosen", "rejected", "completion", "messages", "conversations", "judgements"}
+ASKED = {"prompt", "instruction", "question", "query"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,20 +52,13 @@ class Prompts:
 
 def read_prompts(source: str | Sequence[str], reading: Reading | None = None) -> tuple[list[PreferenceGroup], Account]:
     """The distinct prompts of `source`, in order, as groups without responses. Raises DataError for a row without."""
-    rows = read(source)
+    reading = reading or Reading()
+    account = Account(source if isinstance(source, str) else ", ".join(source), "prompts")
+    rows = decoded(read(source, account.note), reading, account.note)
     head = list(islice(rows, LOOKED_AT))
-    known = reading is None or reading.format == "auto"
-    if known and any("prompt" in row.value for row in head) and not any(ANSWERS & set(row.value) for row in head):
-        account = Account(source if isinstance(source, str) else ", ".join(source), "prompts")
-        found = []
-        for row in chain(head, rows):
-            account.read += 1
-            try:
-                if row.fault:
-                    raise BadRow(row.fault)
-                found.append(PreferenceGroup(text_prompt(row.value), (), origin=row.origin))
-            except BadRow as fault:
-                raise DataError(str(fault), where=row.origin, fix="repair or remove the row") from None
+    names = names_of(reading.columns, reading.ignore, [row.value for row in head if not row.fault])
+    if reading.format == "auto" and _are_prompts(head, names):
+        found = list(_prompts(chain(head, rows), names, account))
     else:
         groups, account = read_groups(source, reading)
         found = [PreferenceGroup(group.prompt, (), origin=group.origin) for group in groups]
@@ -70,6 +70,33 @@ def read_prompts(source: str | Sequence[str], reading: Reading | None = None) ->
     return list(distinct.values()), account
 
 
+def _are_prompts(head: Sequence[Row], names: Names) -> bool:
+    """Whether the rows have a prompt, and no column whose format has to say what belongs to the prompt."""
+    found = {names.new_name.get(column, column) for row in head for column in row.value if column not in names.ignored}
+    return bool(found & ASKED) and not found & ANSWERS
+
+
+def _prompts(rows: Iterable[Row], names: Names, account: Account) -> Iterator[PreferenceGroup]:
+    """A group without responses for each row; columns that belong to a prompt and are not read are refused."""
+    ledger = Ledger(account.source, "prompts", names)
+    groups = []
+    for row in rows:
+        account.read += 1
+        try:
+            if row.fault:
+                raise BadRow(row.fault)
+            value = Tracked(names.row(row.value))
+            group = PreferenceGroup(prompt_of(value), (), origin=row.origin)
+            ledger.file(row.value, value, [group], row.origin)
+        except BadRow as fault:
+            raise DataError(str(fault), where=row.origin, fix=fault.fix or "repair or remove the row") from None
+        groups.append(group)
+    ledger.refuse(account.read)
+    ledger.require_mapped()
+    account.columns = ledger.table()
+    yield from all_chats(groups, account) if ledger.in_context else groups
+
+
 def text_prompt(row: Fields) -> Text:
     """The prompt of a row."""
     return text_of(row, "prompt")
@@ -78,9 +105,12 @@ def text_prompt(row: Fields) -> Text:
 def encode_prompts(
     groups: Sequence[PreferenceGroup], renderer: Renderer, longest: int, account: Account
 ) -> list[Prompt]:
-    """Their token ids; those that are too long are dropped and counted."""
-    result = []
+    """Their token ids; those that are too long, or that the chat template refuses, are dropped and counted."""
+    result, faults = [], []
     for group, encoded in zip(groups, renderer.encode(groups), strict=True):
+        if encoded.fault:
+            faults.append((group.origin, encoded.fault))
+            continue
         for note in encoded.notes:
             account.note(note, group.origin)
         if len(encoded.prompt_ids) > longest:
@@ -89,4 +119,6 @@ def encode_prompts(
             account.drop("a prompt without a token", group.origin)
         else:
             result.append(Prompt(group.prompt, np.asarray(encoded.prompt_ids, dtype=np.int32), group.origin))
+    for origin, reason in settle(faults, len(groups), "drop", account).items():
+        account.drop(reason, origin)
     return result

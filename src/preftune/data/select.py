@@ -22,6 +22,7 @@ from typing import Literal
 import numpy as np
 
 from preftune.data.values import Drop
+from preftune.errors import ConfigError, did_you_mean
 from preftune.types import Judgement
 
 Selection = Literal["best-worst", "best-random", "all", "top-k", "rso"]
@@ -38,6 +39,21 @@ class Selecting:
     k: int = 1
     beta: float = 0.1
     seed: int = 0
+
+
+def selecting(select: str, gap: float, soft: bool, k: int, beta: float, seed: int) -> Selecting:
+    """The options of a selection. Raises ConfigError for an unknown one, and for an option that it does not use."""
+    if select not in SELECTIONS:
+        raise ConfigError(f"unknown selection {select!r}; {did_you_mean(select, SELECTIONS)}", where="--select")
+    useless = {
+        "--k": k != 1 and select != "top-k",
+        "--beta": beta != 0.1 and select != "rso",
+        "--gap": gap != 0 and select == "top-k",
+        "--soft": soft and select == "top-k",
+    }
+    for name in [name for name, given in useless.items() if given]:
+        raise ConfigError(f"means nothing to {select}", where=name, fix="leave it out, or use another --select")
+    return Selecting(select, gap, soft, k, beta, seed)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from numbers import Integral
@@ -9,14 +10,18 @@ from reprlib import repr as brief
 from typing import Any
 
 from preftune.errors import did_you_mean
-from preftune.types import Judgement, Message, PreferenceGroup, Text, content
+from preftune.types import Judgement, Message, PreferenceGroup, Text
 
 Fields = dict[str, Any]
 LARGEST = 1e38  # the difference of two such numbers is still finite in fp32
 
 
 class BadRow(Exception):
-    """The row breaks its format."""
+    """The row breaks its format. `fix` is what the user can do about this fault, where that is known."""
+
+    def __init__(self, what: str, fix: str = "") -> None:
+        super().__init__(what)
+        self.fix = fix
 
 
 class Drop(Exception):
@@ -24,8 +29,13 @@ class Drop(Exception):
 
 
 def is_messages(value: Any) -> bool:
-    """Whether a value has the shape of a dialogue."""
+    """Whether a value is a list of objects, as a dialogue is."""
     return isinstance(value, list) and len(value) > 0 and all(isinstance(m, dict) for m in value)
+
+
+def peek(row: Fields, key: str) -> Any:
+    """The value of a column or None, to choose between columns: a tracked row does not count it as used."""
+    return dict.get(row, key)
 
 
 def get(row: Fields, key: str) -> Any:
@@ -71,6 +81,8 @@ def number(row: Fields, key: str, default: float, where: str = "") -> float:
     """A column that is a finite number, or `default` where it is absent."""
     where = where or f"column {key!r}"
     value = row.get(key)
+    if isinstance(value, list) and len(value) == 1:  # some writers put a single number into a list
+        value = value[0]
     if value is None or value == "":
         return default
     try:
@@ -96,32 +108,110 @@ ROLES = {
     "developer": "developer",
     "user": "user",
     "human": "user",
+    "prompter": "user",
     "assistant": "assistant",
     "gpt": "assistant",
     "chatgpt": "assistant",
     "model": "assistant",
+    "bot": "assistant",
+    "chatbot": "assistant",
+    "ai": "assistant",
     "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
+    "ipython": "tool",
+    "tool_response": "tool",
 }
+CALLS = ("function_call", "tool_call")  # roles of assistant turns that call a tool; their text is the call as JSON
+ROLE_KEYS = ("role", "from", "speaker")
+CONTENT_KEYS = ("content", "value", "message", "text")
+#: Fields of a message that identify it and say nothing to the model: turns that differ only here are the same turn.
+NOT_WORDS = {"id", "message_id", "parent_id", "uuid", "index", "turn", "date", "timestamp", "created_at", "model"}
 
 
 def message_of(value: Any, key: str) -> Message:
-    """{"role", "content"} or ShareGPT's {"from", "value"}; content may be a list of text parts."""
+    """{"role", "content"}, or {"from", "value"}, or {"speaker", "message"}; content may be a list of text parts.
+
+    Every other field that is not null or empty goes to Message.extra.
+    """
     if not isinstance(value, dict):
         raise BadRow(f"{key} must be a message, not {kind_name(value)}")
-    role_key, content_key = ("from", "value") if "from" in value else ("role", "content")
+    role_key = next((k for k in ROLE_KEYS if value.get(k) is not None), "role")
+    content_key = next((k for k in CONTENT_KEYS if value.get(k) is not None), "content")
+    rest = {k: v for k, v in value.items() if k not in (role_key, content_key) and v not in (None, "", [], {})}
     role, content = value.get(role_key), value.get(content_key)
-    if not isinstance(role, str) or role not in ROLES:
-        raise BadRow(f"{key} has unknown role {role!r}; known: {', '.join(ROLES)}")
-    if value.get("tool_calls"):
-        raise BadRow(f"{key} has tool calls, which are not supported")
+    if isinstance(role, str) and role.strip().lower() in CALLS:
+        role, content, rest = "assistant", "", rest | {"tool_calls": _calls_of(content, role, key)}
+    if not isinstance(role, str) or role.strip().lower() not in ROLES:
+        raise BadRow(
+            f"{key} has unknown role {role!r}; known: {', '.join([*ROLES, *CALLS])}",
+            fix="rename the role to user, assistant, system or tool",
+        )
+    if content is None and rest:  # an assistant turn may be a tool call or reasoning alone
+        content = ""
     if isinstance(content, list):
-        parts = [part.get("text") if isinstance(part, dict) else None for part in content]
-        if not all(isinstance(part, str) for part in parts):
-            raise BadRow(f"{key} has content that is not text")
-        content = "".join(str(part) for part in parts)
+        content = "".join(_part(part, f"{key}.{content_key}[{i}]") for i, part in enumerate(content))
     if not isinstance(content, str):
         raise BadRow(f"{key} has content of the wrong type: {kind_name(content)}")
-    return Message(ROLES[role], clean(content, key))
+    extra = {name: clean(json.dumps(item, ensure_ascii=False, default=str), key) for name, item in rest.items()}
+    return Message(ROLES[role.strip().lower()], clean(content, key), tuple(sorted(extra.items())))
+
+
+def _part(part: Any, where: str) -> str:
+    """The text of one part of a message's content."""
+    text = part.get("text") if isinstance(part, dict) else part
+    others = {k for k, v in part.items() if k not in ("type", "text") and v} if isinstance(part, dict) else set()
+    if not isinstance(text, str) or others & {"image", "image_url", "audio", "input_audio", "video"}:
+        kind = part.get("type") if isinstance(part, dict) else kind_name(part)
+        raise BadRow(
+            f"{where} has content that is not text: {kind!r}",
+            fix="preftune trains on text: remove these rows, or count and drop them with data.bad_rows=drop",
+        )
+    return text
+
+
+def _calls_of(content: Any, role: str, key: str) -> list[dict[str, Any]]:
+    """The tool calls of a turn whose role is function_call: JSON {"name", "arguments"}, or a list of such objects."""
+    try:
+        calls = json.loads(content) if isinstance(content, str) else content
+    except ValueError:
+        calls = None
+    calls = [calls] if isinstance(calls, dict) else calls
+    good = (
+        isinstance(calls, list)
+        and calls
+        and all(isinstance(c, dict) and set(c) == {"name", "arguments"} for c in calls)
+    )
+    if not good:
+        raise BadRow(
+            f'{key} has role {role!r}, but its text is not JSON of the form {{"name": ..., "arguments": ...}}',
+            fix="write the turn as an assistant message with the field tool_calls",
+        )
+    return [{"type": "function", "function": call} for call in calls or ()]
+
+
+def words_of(text: Text) -> Any:
+    """What a text says, for comparing: a chat without the fields that only identify its messages."""
+    if isinstance(text, str):
+        return text
+    return tuple((m.role, m.content, tuple(e for e in m.extra if e[0] not in NOT_WORDS)) for m in text)
+
+
+def is_empty(text: Text) -> bool:
+    """Whether nothing is said: no text, no tool call, no reasoning."""
+    if isinstance(text, str):
+        return not text.strip()
+    return all(not content.strip() and not extra for _, content, extra in words_of(text))
+
+
+def has_role(value: Any) -> bool:
+    """Whether a value is an object with the role of a message."""
+    return isinstance(value, dict) and any(isinstance(value.get(key), str) for key in ROLE_KEYS)
+
+
+def is_dialogue(value: Any) -> bool:
+    """Whether a value is a list of objects with roles, which is stricter than `is_messages`."""
+    return is_messages(value) and all(has_role(message) for message in value)
 
 
 def messages_of(value: Any, key: str) -> tuple[Message, ...]:
@@ -237,7 +327,7 @@ def flags_of(row: Fields, responses: int) -> tuple[bool, ...]:
 
 def without_empty(group: PreferenceGroup) -> PreferenceGroup:
     """The group without its empty responses and their judgements; at least two responses must remain."""
-    full = [i for i, response in enumerate(group.responses) if content(response).strip()]
+    full = [i for i, response in enumerate(group.responses) if not is_empty(response)]
     if len(full) == len(group.responses):
         return group
     place = {old: new for new, old in enumerate(full)}

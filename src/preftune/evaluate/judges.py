@@ -188,8 +188,10 @@ def _local(path: str, where: str, device: Any, task: str) -> Judge:
     """The difference in log-prob of the answers A and B after the question, as plain text."""
     source = load.locate(path, where)
     model = load.load_model(source, torch.float32).to(device or "cpu")
-    scorer, tokenizer = Scorer.of(model), load.load_tokenizer(source)
-    renderer = Renderer.of(tokenizer, load.end_ids(source))
+    scorer = Scorer.of(model)
+    # the question is plain text for every model
+    tokenizer = load.load_tokenizer(source)
+    renderer = Renderer.of(tokenizer, load.end_ids(source, tokenizer))
     limit = load.positions(model.config) or 1 << 20
 
     @torch.no_grad()

@@ -18,17 +18,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from preftune import objects
 from preftune.data.account import Account
 from preftune.data.groups import Limits, tokenize
 from preftune.data.layout import Budget, micro_batches
 from preftune.data.prompts import Prompt
 from preftune.data.render import Renderer
 from preftune.errors import ConfigError, ModelError, NumericError, PreftuneError
+from preftune.evaluate.renderers import renderer_of
 from preftune.model import load
 from preftune.model.generate import Sampled
 from preftune.model.logprobs import Scorer, logps
 from preftune.model.memory import by_group
-from preftune.model.scalar import load_scalar, readable, reward_logps, scalar_scorer, scale_of
+from preftune.model.scalar import load_scalar, no_adapter, readable, reward_logps, scalar_scorer, scale_of
 from preftune.resolve import FAULTS, in_words, inputs_of, line_of, parameters_of, place_of, resolve
 from preftune.types import Batch, Logps, Message, PreferenceGroup, Text, TokenGroup, content
 
@@ -70,7 +72,12 @@ def open_reward(name: str, where: str = "reward", *, dtype: torch.dtype = torch.
         return graded(name.removeprefix("judge:"), where)
     if name.startswith("implicit:"):
         return implicit(name.removeprefix("implicit:"), where, dtype, device)
-    if name not in RULES and (Path(name).expanduser().is_dir() or not name.rpartition(":")[0].endswith(".py")):
+    held = name.startswith(objects.FUNCTION)
+    if (
+        name not in RULES
+        and not held
+        and (Path(name).expanduser().is_dir() or not name.rpartition(":")[0].endswith(".py"))
+    ):
         if "/" not in name and not Path(name).is_dir():
             resolve(name, RULES, where)  # says what is known
         return RewardModel.open(name, where, dtype, device)
@@ -205,6 +212,8 @@ class RewardModel:
     @staticmethod
     def open(path: str, where: str, dtype: torch.dtype, device: Any = None) -> RewardModel:
         source = load.locate(path, where)
+        if source.adapter:
+            raise no_adapter(source.adapter)
         architectures = getattr(load.load_config(source), "architectures", None) or []
         if not any(name.endswith("ForSequenceClassification") for name in architectures):
             raise ModelError(
@@ -212,10 +221,10 @@ class RewardModel:
                 where=f"{where} {path}",
                 fix="train one with preftune reward, or name any sequence classifier with one label",
             )
-        model, tokenizer = load_scalar(source, dtype), load.load_tokenizer(source)
+        model = load_scalar(source, dtype)
         model.to(device or "cpu").requires_grad_(False)
         longest = load.positions(model.config) or 1 << 20
-        return RewardModel(scalar_scorer(model), Renderer.of(tokenizer, load.end_ids(source)), longest)
+        return RewardModel(scalar_scorer(model), renderer_of(source), longest)
 
     @torch.no_grad()
     def __call__(self, answers: Sequence[Answer]) -> Sequence[float | None]:
@@ -239,7 +248,7 @@ def tokens_of(
         response: Text = a.response if isinstance(a.prompt, str) else (Message("assistant", a.response),)
         groups.append(PreferenceGroup(a.prompt, (response,), ended=(a.ended,), origin=str(number)))
     account = Account("answers")
-    tokens = tokenize(groups, renderer, Limits(longest, overlong="drop"), account)
+    tokens = tokenize(groups, renderer, Limits(longest, overlong="drop", bad_rows="drop"), account)
     reasons.update({reason: len(origins) for reason, origins in account.dropped.items()})
     return {int(group.origin): group for group in tokens}
 
@@ -264,7 +273,7 @@ def implicit(name: str, where: str, dtype: torch.dtype, device: Any = None) -> R
     if tokenizers[0].get_vocab() != tokenizers[1].get_vocab():
         raise ModelError("policy and reference have different vocabularies", where=where)
     scorers = [Scorer.of(load.load_model(source, dtype).to(device or "cpu")) for source in sources]
-    renderer = Renderer.of(tokenizers[0], load.end_ids(sources[0]))
+    renderer = renderer_of(sources[0], tokenizer=tokenizers[0])
     longest, reasons = load.positions(scorers[0].model.config) or 1 << 20, Counter[str]()
 
     @torch.no_grad()

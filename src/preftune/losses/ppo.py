@@ -29,6 +29,9 @@ def kl_estimate(policy_N: Tensor, reference_N: Tensor, estimator: Estimator) -> 
 
     d = log policy - log reference.  k1: d, unbiased;  k2: d^2 / 2, never negative, biased;  k3: exp(-d) - 1 + d, never
     negative, unbiased. Source: Schulman 2020, "Approximating KL divergence", joschu.net/blog/kl-approx.html
+
+    These are estimates of a value. As a token's reward only k1 has the gradient of the KL: E[f(d) grad log pi] is that
+    gradient for f(d) = d, and for no other f. k2 and k3 are loss terms instead, see `kl_loss`.
     """
     d = policy_N - reference_N
     match estimator:
@@ -38,6 +41,25 @@ def kl_estimate(policy_N: Tensor, reference_N: Tensor, estimator: Estimator) -> 
             return d.square() / 2
         case "k3":
             return torch.expm1(-d) + d
+
+
+def kl_loss(policy_N: Tensor, old_N: Tensor, reference_N: Tensor, estimator: Estimator) -> Tensor:
+    """The KL of each token as a loss term for k2 or k3, with the gradient of KL(policy || reference) of that token.
+
+    ratio = exp(log policy - log old),   d = log policy - log reference
+
+    loss      k2: stop-gradient(ratio) d^2 / 2;   k3: ratio (exp(-d) - 1 + d)
+    gradient  ratio d grad log policy for both: in expectation the true gradient, also when `old` sampled the token
+    note      k3 without its ratio has the gradient (1 - exp(-d)) grad log policy, which is that of KL(reference ||
+              policy), the KL in the other direction. The KL of later tokens is not in this term: it is in the advantage
+    source    Liu et al. 2025, arXiv:2510.01555 (k2 as a loss; the ratio)
+    """
+    d = policy_N - reference_N
+    ratio = torch.exp(policy_N - old_N)
+    if estimator == "k2":
+        return ratio.detach() * d.square() / 2
+    # ratio exp(-d) = exp(log reference - log old) is constant, and cannot overflow when a token becomes unlikely.
+    return torch.exp(reference_N - old_N) - ratio + ratio * d
 
 
 def token_rewards(score_S: Tensor, kl_N: Tensor, coefficient: float, length_S: Tensor) -> Tensor:

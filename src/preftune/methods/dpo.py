@@ -20,6 +20,7 @@ from preftune.losses.objective import INPUTS, items_of
 from preftune.methods import prepare
 from preftune.methods.gate import admit
 from preftune.methods.monitor import Watched, monitored, watch
+from preftune.methods.own_loss import checked
 from preftune.methods.task import ResponseTask
 from preftune.methods.training import Method, train
 from preftune.model import load
@@ -41,8 +42,12 @@ def run(
     tokenizer: Any = None,
     display: Display | None = None,
     dry_run: bool = False,
+    moment: str | None = None,
 ) -> Path:
-    """Train and return the folder of the tuned model. `model` and `tokenizer` may be given in memory."""
+    """Train and return the folder of the tuned model. `model` and `tokenizer` may be given in memory.
+
+    `moment` is what a chat template writes as the date, in ISO format. None: when the run began.
+    """
     objective = bind_objective(config.terms)
     kind = reference_kind(config, objective)
     if config.reference.path:
@@ -72,7 +77,7 @@ def run(
         return watch(task, config, policy, task.groups)[0]
 
     method = Method(task, complete, kind, watched=watched)
-    return train(config, method, model=model, tokenizer=tokenizer, display=display, dry_run=dry_run)
+    return train(config, method, model=model, tokenizer=tokenizer, display=display, dry_run=dry_run, moment=moment)
 
 
 def bind_objective(terms: Sequence[LossTerm]) -> Objective:
@@ -90,9 +95,10 @@ def bind_objective(terms: Sequence[LossTerm]) -> Objective:
                 fix=f"inputs: {', '.join(INPUTS)}; a parameter of the loss stands after the *",
             )
         parameters = bind(function, term.parameters, where, term.name)
+        items = items_of(inputs)
         if term.name not in PREFERENCE_LOSSES:
-            function = guarded(function, term.name, out_of_memory)
-        bound.append(Term(term.name, function, inputs, items_of(inputs), parameters, term.weight))
+            function = checked(guarded(function, term.name, out_of_memory), term.name, items)
+        bound.append(Term(term.name, function, inputs, items, parameters, term.weight))
     kinds = {term.items for term in bound}
     if len(kinds) > 1:
         raise ConfigError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,20 +31,13 @@ from preftune.evaluate.frontier import (
     response_logps,
     tempered,
 )
+from preftune.evaluate.renderers import ChatOptions, renderer_of
 from preftune.evaluate.rewards import Reward, answers_of, every_reward, open_reward
 from preftune.exact.optimum import tilt
 from preftune.files import write_json
 from preftune.methods.policies import find_policy, open_policy
-from preftune.methods.prepare import (
-    UNLIMITED,
-    compute_dtype,
-    device_of,
-    max_dropped_of,
-    reading_of,
-    require_same_vocabulary,
-    section_of,
-    with_room,
-)
+from preftune.methods.prepare import compute_dtype, device_of, require_same_vocabulary, with_room
+from preftune.methods.sections import UNLIMITED, max_dropped_of, options_of, rows_of, section_of
 from preftune.model import load
 from preftune.model.generate import Sampled, Sampling, sample
 from preftune.model.logprobs import Scorer
@@ -58,7 +51,7 @@ Z95 = 1.96
 
 @dataclass(frozen=True, slots=True)
 class Frontier:
-    """What is compared, on what. `settings` is a whole data section; it takes the place of chat_template."""
+    """What is compared, on what. `settings` is a whole data section; it takes the place of chat_template and chat."""
 
     reference: str
     policies: tuple[str, ...]
@@ -72,12 +65,18 @@ class Frontier:
     seed: int = 0
     dtype: str = "auto"
     chat_template: str | None = None
+    chat: ChatOptions = field(default_factory=ChatOptions)
     settings: DataConfig | None = None
 
     @property
     def section(self) -> DataConfig:
-        """The settings under which the prompts are read."""
+        """The settings under which the rows are read."""
         return section_of(self.prompts, self.settings, chat_template=self.chat_template)
+
+    @property
+    def options(self) -> ChatOptions:
+        """How chat is rendered."""
+        return options_of(self.settings, self.chat)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +112,8 @@ def run(wanted: Frontier, out: Path, display: Display) -> dict[str, list[Point]]
     device = device_of(None)
     reward = open_reward(wanted.reward, "--reward", device=device)
     opened = open_policy(wanted.reference, "--reference", dtype, device)
-    tokenizer = load.load_tokenizer(opened.source, wanted.section.chat_template)
-    renderer = Renderer.of(tokenizer, load.end_ids(opened.source))
+    renderer = renderer_of(opened.source, wanted.section.chat_template, wanted.options)
+    tokenizer = renderer.tokenizer
     asking = Asking(_prompts(wanted, renderer, opened.model.config, display), tokenizer, reward, wanted.max_new_tokens)
     reference = Scorer.of(opened.model)
     with display.stage("frontier", 1 + len(wanted.policies) * len(wanted.temperatures)) as stage:
@@ -152,7 +151,7 @@ def point(asking: Asking, policy: Scorer, reference: Scorer, name: str, temperat
 
 def _prompts(wanted: Frontier, renderer: Renderer, config: Any, display: Display) -> list[Prompt]:
     section = wanted.section
-    groups, account = read_prompts(wanted.prompts, reading_of(section))
+    groups, account = read_prompts(wanted.prompts, rows_of(section))
     account.check(max_dropped_of(section))
     new, longest = wanted.max_new_tokens, section.max_prompt_length or UNLIMITED
     prompts = with_room(groups[: wanted.max_prompts], renderer, config, new, account, "--max-new-tokens", longest)

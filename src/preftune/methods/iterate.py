@@ -16,6 +16,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,12 @@ from preftune.config.schema import DataConfig, DPOConfig, ReferenceConfig
 from preftune.data.account import Account
 from preftune.data.order import permutation
 from preftune.data.prompts import encode_prompts
-from preftune.data.render import Renderer
 from preftune.data.select import Selecting
 from preftune.errors import writing
 from preftune.evaluate import grades
 from preftune.evaluate.drift import figures
 from preftune.evaluate.frontier import response_logps
+from preftune.evaluate.renderers import ChatOptions, renderer_of
 from preftune.evaluate.rewards import Answer, Floats, Reward, answers_of, lacking, open_reward, rewards_of, why_none
 from preftune.files import digest, write_json, write_rows
 from preftune.methods import dpo, pairs, samples
@@ -82,6 +83,8 @@ def run(
         say_plan(config, [], display)
         return out
     log = Run.open(out, identity, asked.fingerprint, display, sources)
+    if not log.known("rendered_at"):  # what a chat template writes as the date in all rounds
+        log.note(rendered_at=datetime.now().isoformat())
     if not reward:
         if another_since(log, config.reward):  # figures of two rewards cannot be compared
             for old in [out / "start.json", *out.glob("round-*/evaluation.json")]:
@@ -105,15 +108,16 @@ def rounds(
 ) -> str:
     """All rounds, as far as the stop rules let them; the policy to publish."""
     policy, lineage = config.model.path, list[dict[str, Any]]()
-    before = evaluated(config, log.folder / "start.json", policy, asked, judge)
+    chat = ChatOptions(config.data.chat_template_kwargs, config.data.as_chat, log.known("rendered_at"))
+    before = evaluated(config, log.folder / "start.json", policy, asked, judge, chat)
     log.evaluation(0, before)
     say_unrewarded(log, before, judge)
     for number in range(1, config.rounds + 1):
         folder, start = log.folder / f"round-{number:02d}", policy
         log.display.say(f"round {number} of {config.rounds}: from {start}")
-        lineage.append(one_round(config, folder, number, start, train, judge, log.display))
+        lineage.append(one_round(config, folder, number, start, train, judge, log.display, chat))
         policy = str(folder / "dpo" / "final")
-        after = evaluated(config, folder / "evaluation.json", policy, asked, judge)
+        after = evaluated(config, folder / "evaluation.json", policy, asked, judge, chat)
         say_unrewarded(log, after, judge)
         log.evaluation(number, after)
         lineage[-1]["evaluation"] = after
@@ -162,7 +166,7 @@ def fitting(config: IterateConfig, groups: list[PreferenceGroup], account: Accou
     if not groups:
         return []
     source = load.locate(config.model.path)
-    renderer = load_renderer(config.data.chat_template, source)
+    renderer = load_renderer(config.data, source)
     new, longest = config.sample.max_new_tokens, config.data.max_prompt_length
     prompts = with_room(groups, renderer, load.load_config(source), new, account, "sample.max_new_tokens", longest)
     account.check(config.data.max_dropped)
@@ -178,6 +182,7 @@ def one_round(
     train: Sequence[PreferenceGroup],
     judge: Reward,
     display: Display,
+    chat: ChatOptions,
 ) -> dict[str, Any]:
     """Sample, reward, pair and train; what each piece is made of."""
     chosen = prompts_of_round(config, number, len(train))
@@ -187,9 +192,7 @@ def one_round(
     seed = config.train.seed * 1_000_003 + number
     sampling = Sampling(settings.n, settings.max_new_tokens, settings.temperature, settings.top_p, seed=seed)
     dtype, template = config.model.dtype, config.data.chat_template
-    given = config.data.chat_template_kwargs
-    reading = DataConfig(train=str(asked), chat_template=template, chat_template_kwargs=given)
-    wanted = Wanted(policy, str(asked), sampling, dtype=dtype, settings=reading)
+    wanted = Wanted(policy, str(asked), sampling, dtype=dtype, chat_template=template, chat=chat)
     drawn = samples.run(wanted, folder / "samples.jsonl", display)
     prefs = folder / "prefs.jsonl"
     if not prefs.is_file():
@@ -198,7 +201,14 @@ def one_round(
     base = config.model.path if config.reference == "fixed" and number > 1 else None
     tuning = DPOConfig(
         model=config.model.model_copy(update={"path": policy}),
-        data=reading.model_copy(update={"train": str(prefs), "max_length": config.max_length, "max_dropped": 1.0}),
+        data=DataConfig(
+            train=str(prefs),
+            max_length=config.max_length,
+            chat_template=template,
+            chat_template_kwargs=config.data.chat_template_kwargs,
+            thinking="keep",  # a sampled response is what followed the generation prompt, word for word
+            max_dropped=1.0,
+        ),
         reference=ReferenceConfig(path=base),
         loss=config.loss,
         optim=config.optim.model_copy(update={"lr": config.optim.lr * config.lr_decay ** (number - 1)}),
@@ -209,7 +219,7 @@ def one_round(
         track=config.track,
         out=str(folder / "dpo"),
     )
-    dpo.run(tuning, display=display)
+    dpo.run(tuning, display=display, moment=chat.moment)
     pieces = {path.name: digest(path) for path in (asked, drawn, prefs)}
     made_from = {"policy": policy, "reference": base or policy, "policy_weights": weights_of(policy)}
     return {"round": number, **made_from, "reward": judge_of(config.reward), "seed": seed, "pieces": pieces}
@@ -233,15 +243,20 @@ def prompts_of_round(config: IterateConfig, number: int, available: int) -> list
 
 @torch.no_grad()
 def evaluated(
-    config: IterateConfig, path: Path, policy: str, asked: Sequence[PreferenceGroup], judge: Reward
+    config: IterateConfig,
+    path: Path,
+    policy: str,
+    asked: Sequence[PreferenceGroup],
+    judge: Reward,
+    chat: ChatOptions,
 ) -> dict[str, float]:
     """Reward, KL from the first model, and how the responses look; read from `path` if it is there."""
     if path.is_file():
         return dict(json.loads(path.read_text()))
     device, dtype = device_of(None), compute_dtype(config.model)
     opened = open_policy(policy, "model.path", dtype, device)
-    tokenizer = load.load_tokenizer(opened.source, config.data.chat_template)
-    renderer = Renderer.of(tokenizer, load.end_ids(opened.source))
+    renderer = renderer_of(opened.source, config.data.chat_template, chat)
+    tokenizer = renderer.tokenizer
     prompts = encode_prompts(asked, renderer, 1 << 20, Account("evaluation"))
     sampling = Sampling(config.sample.evaluation, config.sample.max_new_tokens, seed=config.train.seed)
     drawn = sample(opened.model, tokenizer, [p.ids.tolist() for p in prompts], sampling)

@@ -132,9 +132,7 @@ def start_of(config: DPOConfig, policy: Policy, given: bool) -> Start:
     path = config.model.path
 
     def read() -> Scorer:
-        source = load.locate(path)
-        model = load.load_model(source, torch.float32 if load.source_dtype(source) == torch.float32 else dtype)
-        model.to(dtype)  # as the policy came to it, so that the last digits are the same
+        model = load.load_model(load.locate(path), dtype)  # as the policy is read
         if load.weights_hash(model) != policy.start_hash:
             raise ModelError("the model is not the one this run started from", where=path)
         return Scorer.of(model.to(device))

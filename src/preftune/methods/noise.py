@@ -24,7 +24,7 @@ import torch
 from preftune.config.schema import DPOConfig, NoiseConfig, RewardConfig
 from preftune.data.account import Account, places
 from preftune.data.convert import as_groups
-from preftune.data.groups import Limits, folds, tokenize
+from preftune.data.groups import folds, tokenize
 from preftune.data.items import require_judged
 from preftune.data.layout import Budget, micro_batches
 from preftune.errors import ConfigError, DataError
@@ -152,8 +152,8 @@ def ranked(
 ) -> list[dict[str, Any]]:
     """The margin of every judgement: which group, the judgement, and how much more reward its better response has."""
     source = load.locate(str(final))
-    renderer = prepare.load_renderer(config.data.chat_template, source)
-    limits = Limits(config.data.max_length, config.data.max_prompt_length, config.data.overlong)
+    renderer = prepare.load_renderer(config.data, source, moment=load.chat_record(source).get("moment"))
+    limits = prepare.limits_of(config.data)
     account = Account("held out")
     numbered = [replace(group, origin=str(place)) for place, group in enumerate(held_out)]
     groups = tokenize(numbered, renderer, limits, account)

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from preftune.data.account import Account
+from preftune.data.cells import decoded
+from preftune.data.parsers import Reading
 from preftune.data.prompts import text_prompt
 from preftune.data.read import read
 from preftune.data.select import Selecting, choose
@@ -100,7 +102,7 @@ def score(rows: Sequence[Samples], reward: Reward | None, display: Display) -> l
 def read_samples(source: str, account: Account) -> list[Samples]:
     """The rows of samples.jsonl. Raises DataError for a row that is none."""
     found = []
-    for row in read(source):
+    for row in decoded(read(source, account.note), Reading()):
         account.read += 1
         try:
             if row.fault:

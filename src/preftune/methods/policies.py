@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,11 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from preftune import objects
 from preftune.errors import RunError
 from preftune.files import digest
 from preftune.model import load
+from preftune.model.adapter import merged
 from preftune.train.checkpoint import STATE, WEIGHTS
 from preftune.train.run import Run
 
@@ -78,7 +80,13 @@ def weights_of(model: str) -> str:
 def judge_of(name: str) -> str:
     """A judge's or reward's name with a hash of the models and files it stands for: what it said is good for these
     alone."""
-    return " ".join([name, *(digest(path) if path.is_file() else weights_of(str(path)) for path in _paths(name))])
+    return " ".join(
+        [
+            name,
+            *filter(None, [objects.digest_of(name)]),
+            *(digest(path) if path.is_file() else weights_of(str(path)) for path in _paths(name)),
+        ]
+    )
 
 
 def reward_models_of(name: str | None) -> str:
@@ -104,8 +112,12 @@ def note_reward(run: Run, name: str) -> None:
 
 
 def _paths(name: str) -> list[Path]:
-    """The files and folders that a reward's name names. A judge behind a server has none."""
-    return [] if name.startswith("judge:") else [p for part in re.split("[:,]", name) if part and (p := _path(part))]
+    """The files and folders that a reward's name names. A judge behind a server and a function in memory have none."""
+    return (
+        []
+        if name.startswith(("judge:", objects.FUNCTION))
+        else [p for part in re.split("[:,]", name) if part and (p := _path(part))]
+    )
 
 
 def _path(text: str) -> Path | None:
@@ -123,7 +135,7 @@ def _of_checkpoint(folder: Path, dtype: torch.dtype) -> tuple[Any, load.Source]:
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
         raise RunError(f"the run of this checkpoint has no readable config.yaml: {error}", where=str(folder)) from error
     source = load.locate(path, f"{run / 'config.yaml'} model.path")
-    model = load.load_model(source, dtype)
+    model = load.load_model(source, torch.float32 if lora else dtype)
     if lora:
         model = load.add_lora(model, lora["rank"], lora["alpha"], lora["targets"])
     saved = load_file(folder / WEIGHTS)
@@ -136,7 +148,7 @@ def _of_checkpoint(folder: Path, dtype: torch.dtype) -> tuple[Any, load.Source]:
     with torch.no_grad():
         for name, value in saved.items():
             parameters[name].copy_(value)
-    return (model.merge_and_unload() if lora else model), source
+    return (load.rounded(merged(model, str(folder)), source, dtype) if lora else model), replace(source, run=str(run))
 
 
 def _step(folder: Path) -> int:

@@ -33,6 +33,7 @@ from preftune.methods.training import (
     stoppable,
 )
 from preftune.model import load
+from preftune.model.adapter import matched
 from preftune.model.logprobs import model_size
 from preftune.model.reference import AdapterOff, Frozen
 from preftune.model.scalar import load_scalar, scalar_scorer, scalar_twin
@@ -68,7 +69,8 @@ def run(
             display.say(f"{folder} is finished; its model is {folder / 'final'}")
             return folder / "final"
         judge = reward or open_reward(config.reward, "reward", device=prepare.device_of(model))
-        renderer = prepare.load_renderer(config.data.chat_template, source, tokenizer, model)
+        moment = (Run.manifest(folder).get("chat") or {}).get("moment")
+        renderer = prepare.load_renderer(config.data, source, tokenizer, model, moment)
         prompts = encoded(config, asked, renderer, display)
         policy = prepare.load_policy(config, source, renderer, model)
         require_room(policy, [*prompts.train, *prompts.held_out], config, source)
@@ -88,6 +90,7 @@ def run(
             note_reward(run, config.reward)
         prepare.require_same_start(run, policy)
         run.note(
+            chat=renderer.settings.record(),
             start_weights=policy.start_hash,
             model_files=load.files_of(source) if model is None else None,
             data={a.source: {"read": a.read, "kept": a.kept} for a in asked.accounts},
@@ -144,11 +147,14 @@ def make_critic(config: PPOConfig, source: load.Source, policy: prepare.Policy, 
     if config.value.path:
         source = load.locate(config.value.path, "value.path")
         prepare.require_same_vocabulary(policy.tokenizer, load.load_tokenizer(source), config.value.path, "value model")
-    network = scalar_twin(policy.model) if given and not config.value.path else load_scalar(source, policy.model.dtype)
+    if (given or source.adapter) and not config.value.path:
+        network = scalar_twin(policy.model)
+    else:
+        network = load_scalar(source, policy.model.dtype, new_head=True)
     network.config.use_cache = False
     network.requires_grad_(True)
     if config.lora:
-        network = load.add_lora(network, config.lora.rank, config.lora.alpha, config.lora.targets, "SEQ_CLS")
+        network = load.add_lora(network, config.lora.rank, config.lora.alpha, body_targets(network, config), "SEQ_CLS")
     network.to(policy.scorer.device)
     scorer = scalar_scorer(network)
     if policy.budget.layout != "rows":
@@ -156,6 +162,13 @@ def make_critic(config: PPOConfig, source: load.Source, policy: prepare.Policy, 
     if config.model.gradient_checkpointing:
         load.checkpoint_activations(network)
     return Critic(scorer, None)
+
+
+def body_targets(network: Any, config: PPOConfig) -> str | list[str]:
+    """`lora.targets` without names that only the policy has, such as its head; that each matches there is checked."""
+    assert config.lora
+    targets = config.lora.targets
+    return targets if isinstance(targets, str) else [name for name in targets if matched(network, name, targets)]
 
 
 def slots(config: PPOConfig, policy: prepare.Policy, found: plan.Footprint) -> int:

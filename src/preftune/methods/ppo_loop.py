@@ -51,7 +51,7 @@ class PPOTask:
         return batch.length_S.sum().float()
 
     def loss_of(self, batch: Batch) -> LossOutput:
-        """policy loss + value_coef * value loss, summed over tokens."""
+        """policy loss + value_coef * value loss, and the KL as a loss term for k2 and k3; summed over tokens."""
         known, settings = self.experience.of(batch), self.settings
         now, value_N = self.actors.act(batch)
         policy, clipped = ppo.policy_loss(now.token_N, known.logp, known.advantage, settings.clip)
@@ -65,9 +65,13 @@ class PPOTask:
             "policy/clip_fraction": clipped.float(),
             "value/clip_fraction": value_clipped.float(),
         }
-        count = self.count(batch)
+        count, total = self.count(batch), policy.sum() + settings.value_coef * value.sum()
+        if settings.kl_estimator != "k1":
+            kl = ppo.kl_loss(now.token_N, known.logp, known.reference, settings.kl_estimator)
+            total = total + self.experience.kl_weight * kl.sum()
+            metrics["loss/kl"] = self.experience.kl_weight * kl.detach()
         return LossOutput(
-            policy.sum() + settings.value_coef * value.sum(),
+            total,
             count,
             {name: (values.sum(), count) for name, values in metrics.items()},
         )

@@ -6,7 +6,9 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +16,7 @@ import torch
 
 from preftune.config.sampling import PromptConfig
 from preftune.config.schema import DataConfig, ModelConfig, RunConfig, TunedConfig
-from preftune.data.account import Account
+from preftune.data.account import Account, require_matched
 from preftune.data.groups import (
     Limits,
     hold_out,
@@ -28,19 +30,26 @@ from preftune.data.parsers import Reading
 from preftune.data.prompts import Prompt, encode_prompts, read_prompts
 from preftune.data.read import fingerprint
 from preftune.data.render import Renderer
+from preftune.data.template import ChatSettings, require_used, source_of
+from preftune.data.turns import in_turns
+from preftune.data.values import BadRow
 from preftune.errors import ConfigError, DataError, ModelError, RunError, writing
+from preftune.files import write_json
 from preftune.methods.gate import Values, admit, state_values, token_values
 from preftune.model import load
+from preftune.model.adapter import merged as merge
 from preftune.model.attention import use_own
 from preftune.model.compile import compile_blocks
+from preftune.model.generate import end_ids as generate_ends
 from preftune.model.logprobs import Scorer
+from preftune.model.precision import exact_base, exact_in, exact_state, in_dtypes, save_dtype_of
 from preftune.model.scalar import load_scalar, scalar_scorer
+from preftune.model.weights import note
 from preftune.train.display import Display
 from preftune.train.optim import Weights
 from preftune.train.run import Run
 from preftune.types import PreferenceGroup, TokenGroup
 
-UNLIMITED = 1 << 20  # tokens of a prompt
 PROVISIONAL = 4096  # token slots of a micro-batch until methods.plan has chosen
 
 
@@ -54,7 +63,7 @@ class Opening(NamedTuple):
 
 
 LANGUAGE = Opening(load.load_model, Scorer.of, token_values, "CAUSAL_LM")
-SCALAR = Opening(load_scalar, scalar_scorer, state_values, "SEQ_CLS")
+SCALAR = Opening(partial(load_scalar, new_head=True), scalar_scorer, state_values, "SEQ_CLS")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +89,9 @@ class Policy:
     """The model that is trained, with what is needed to save it.
 
     start_hash     hash of its weights at step 0
-    precise        its trained weights in fp32, where the source has more digits than the compute precision
+    precise        its weights and saved buffers in fp32 by name, where the source has more digits than the compute
+                   precision; with LoRA, only where the base is saved, too
+    dtypes         the precision of each tensor in `final/`, by name; `save_dtype` for all others
     layout_note    why batches are laid out as rows, if they had to be
     base_unsaved   an adapter has no model on disk that it could name as its base: it is saved beside the run
     """
@@ -94,6 +105,7 @@ class Policy:
     precise: Mapping[str, torch.Tensor]
     layout_note: str = ""
     base_unsaved: bool = field(default=False)
+    dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
 
     @property
     def model(self) -> Any:
@@ -109,7 +121,9 @@ def read_data(config: DataConfig) -> TextData:
         account.check(config.max_dropped)
         return found, account
 
-    return _split_off(config, groups_of, config.allow_overlap)
+    data = _split_off(config, groups_of, config.allow_overlap)
+    require_matched(data.accounts)
+    return data
 
 
 def reading_of(config: DataConfig) -> Reading:
@@ -123,28 +137,17 @@ def reading_of(config: DataConfig) -> Reading:
         config.as_chat,
         config.allow_empty_prompts,
         config.bad_rows,
+        config.winner_values,
     )
-
-
-def section_of(source: str | Sequence[str], settings: DataConfig | None, **own: Any) -> DataConfig:
-    """The settings under which a command reads `source`: `settings`, or those in `own` that are not None."""
-    given = {key: value for key, value in own.items() if value is not None}
-    return settings or DataConfig(train=source if isinstance(source, str) else list(source), **given)
-
-
-def max_dropped_of(settings: DataConfig) -> float:
-    """The share of rows that a command may drop: all, unless `data.max_dropped` is set."""
-    return settings.max_dropped if "max_dropped" in settings.model_fields_set else 1.0
 
 
 def read_prompt_data(config: PromptConfig) -> TextData:
     """Training and held-out prompts, as groups without responses."""
-    reading = Reading(columns=config.columns, ignore=tuple(config.ignore), as_chat=config.as_chat)
 
     def prompts_of(source: str | Sequence[str]) -> tuple[list[PreferenceGroup], Account]:
-        found, account = read_prompts(source, reading)
+        found, account = read_prompts(source, Reading(columns=config.columns, ignore=tuple(config.ignore)))
         account.check(config.max_dropped)
-        return found, account
+        return (as_chat(found) if config.as_chat else found), account
 
     return _split_off(config, prompts_of)
 
@@ -170,7 +173,7 @@ def _split_off(
 
 def tokenize_data(data: TextData, renderer: Renderer, config: DataConfig) -> TokenData:
     """Token ids of all groups, every row accounted for."""
-    limits = Limits(config.max_length, config.max_prompt_length, config.overlong)
+    limits = limits_of(config)
     train_account, held_account = data.accounts[0], data.accounts[-1]
     tokens = TokenData(
         tokenize(data.train, renderer, limits, train_account),
@@ -183,14 +186,47 @@ def tokenize_data(data: TextData, renderer: Renderer, config: DataConfig) -> Tok
     return tokens
 
 
-def load_renderer(template: str | None, source: load.Source, tokenizer: Any = None, model: Any = None) -> Renderer:
-    """The tokenizer with its special tokens and the tokens that end a response; `template` is data.chat_template."""
+def limits_of(config: DataConfig) -> Limits:
+    """How long sequences may be, and what happens to rows that cannot be rendered."""
+    return Limits(config.max_length, config.max_prompt_length, config.overlong, config.bad_rows)
+
+
+def as_chat(prompts: Sequence[PreferenceGroup]) -> list[PreferenceGroup]:
+    """Text prompts as chat messages. Raises DataError for an empty one."""
+    result = []
+    for group in prompts:
+        try:
+            result.append(in_turns(group))
+        except BadRow as fault:
+            raise DataError(str(fault), where=group.origin, fix="remove the row, or set data.as_chat=false") from None
+    return result
+
+
+def chat_settings(config: DataConfig | PromptConfig, moment: str | None = None) -> ChatSettings:
+    """How chat messages are rendered. `moment` is what the template writes as the date; None: now."""
+    when = datetime.fromisoformat(moment) if moment else None
+    settings = ChatSettings(config.chat_template_kwargs, config.as_chat, moment=when)
+    if isinstance(config, DataConfig):
+        return replace(settings, thinking=config.thinking, allow_dropped_text=config.allow_dropped_text)
+    return settings
+
+
+def load_renderer(
+    config: DataConfig | PromptConfig,
+    source: load.Source,
+    tokenizer: Any = None,
+    model: Any = None,
+    moment: str | None = None,
+) -> Renderer:
+    """The tokenizer with its chat template, its special tokens and the tokens that end a response."""
     if tokenizer is None:
-        tokenizer = load.load_tokenizer(source, template)
-    elif template is not None:
-        tokenizer.chat_template = load.template(template)
-    ends = load.end_ids(source) if model is None else load.as_ids(model.generation_config.eos_token_id)
-    return Renderer.of(tokenizer, ends)
+        tokenizer = load.load_tokenizer(source, config.chat_template)
+    elif config.chat_template is not None:
+        tokenizer.chat_template = load.template(config.chat_template)
+    settings = chat_settings(config, moment)
+    require_used(source_of(tokenizer, settings), settings.arguments, "data.chat_template_kwargs")
+    ends = load.end_ids(source, tokenizer) if model is None else generate_ends(model, tokenizer)
+    return Renderer.of(tokenizer, ends, settings)
 
 
 def load_policy(
@@ -199,19 +235,18 @@ def load_policy(
     """The policy at step 0 on its device, with an adapter if the config asks for one; dropout is off."""
     torch.manual_seed(config.train.seed)
     given = model is not None
-    precise: dict[str, torch.Tensor] = {}
-    if model is None:
-        save_dtype, dtype = load.source_dtype(source), compute_dtype(config.model)
-        model = opening.load(source, torch.float32 if save_dtype == torch.float32 else dtype)
-        if model.dtype != dtype:
-            precise = {} if config.lora else {name: p.detach() for name, p in model.named_parameters()}
-            model.to(dtype)
-        model.requires_grad_(True)
-    else:
+    if given:
         _require_usable(model, config.model)
-        model, save_dtype = model.eval(), model.dtype
+        model = model.eval()
+        precise: dict[str, torch.Tensor] = {}
+        dtypes, save_dtype = {name: t.dtype for name, t in exact_state(model).items()}, model.dtype
+    else:
+        dtypes = load.source_dtypes(source)
+        model, precise = read_policy(config, source, opening, dtypes)
+        dtypes = {name: torch.float32 if kind == torch.float64 else kind for name, kind in dtypes.items()}
+        save_dtype = save_dtype_of(model, dtypes) if dtypes else load.source_dtype(source)
     if config.model.save_dtype != "auto":
-        save_dtype = load.DTYPES[config.model.save_dtype]
+        dtypes, save_dtype = {}, load.DTYPES[config.model.save_dtype]
     model.config.use_cache = False
     if config.lora:
         model = load.add_lora(model, config.lora.rank, config.lora.alpha, config.lora.targets, opening.adapter)
@@ -232,7 +267,23 @@ def load_policy(
         precise,
         note,
         base_unsaved=bool(config.lora) and (given or source.adapter is not None),
+        dtypes=dtypes,
     )
+
+
+def read_policy(
+    config: TunedConfig, source: load.Source, opening: Opening, stored: Mapping[str, torch.dtype]
+) -> tuple[Any, dict[str, torch.Tensor]]:
+    """The model in compute precision, and its tensors in fp32 where that rounds them and they are needed."""
+    dtype = compute_dtype(config.model)
+    rounded = source.adapter is not None or not exact_in(stored.values() or {load.source_dtype(source)}, dtype)
+    saved = not config.lora or source.adapter is not None or opening is SCALAR  # an adapter's base stays where it is
+    precise = {}
+    if rounded and saved and dtype != torch.float32:
+        precise = exact_state(opening.load(source, torch.float32))
+    if torch.float64 in stored.values():
+        note(f"note: {source.base}: its float64 weights are rounded to fp32, the largest precision of a run")
+    return opening.load(source, dtype).requires_grad_(True), precise
 
 
 def _require_usable(model: Any, config: ModelConfig) -> None:
@@ -318,7 +369,7 @@ def with_room(
     new_tokens: int,
     account: Account,
     where: str,
-    longest: int = UNLIMITED,
+    longest: int = 1 << 20,
 ) -> list[Prompt]:
     """The prompts that leave room for `new_tokens` in the model's positions; the others are dropped and counted.
 
@@ -352,6 +403,7 @@ def open_run(config: RunConfig, data: TextData, tokens: TokenData, display: Disp
         )
     run.note(
         ids=ids,
+        chat=policy.renderer.settings.record(),
         start_weights=policy.start_hash,
         data={a.source: {"read": a.read, "kept": a.kept, "format": a.format} for a in data.accounts},
     )
@@ -371,21 +423,24 @@ def export(policy: Policy, weights: Weights, folder: Path, merged: bool = False)
     final, model = folder / "final", policy.model
     use_own(model)
     part = folder / f"final.part-{os.getpid()}"
-    if merged and hasattr(model, "peft_config"):
-        model = model.merge_and_unload()
-    adapter = hasattr(model, "peft_config")
+    saved = (policy.dtypes, policy.save_dtype, policy.precise)
     for parameter, master in zip(weights.parameters, weights.masters, strict=True):
-        parameter.data = master.detach().to(torch.float32 if adapter else policy.save_dtype)
+        parameter.data = master.detach()
     model.config.use_cache = True
-    if adapter:
+    if hasattr(model, "peft_config") and merged:
+        model = merge(exact_base(model, policy.precise), str(final))
+    if hasattr(model, "peft_config"):
         base = folder / "base" if policy.base_unsaved else Path(model.name_or_path)
         if policy.base_unsaved or base.is_dir():  # a relative path would only hold where this command ran
             model.peft_config["default"].base_model_name_or_path = str(base.resolve())
         load.save_model(model, policy.tokenizer, part, save_embedding_layers=False)
         if policy.base_unsaved:
-            load.save_model(model.unload(), policy.tokenizer, base)
+            load.save_model(in_dtypes(exact_base(model, policy.precise).unload(), *saved), policy.tokenizer, base)
     else:
-        load.save_model(model.to(policy.save_dtype), policy.tokenizer, part)
+        load.save_model(in_dtypes(model, *saved), policy.tokenizer, part)
+    record = policy.renderer.settings.record()
+    if record != ChatSettings().record():  # the template alone does not say how it was used
+        write_json(part / load.CHAT_RECORD, record)
     with writing(final):
         if final.exists():  # left by a run that was killed before it noted its end
             shutil.rmtree(final)

@@ -68,6 +68,7 @@ class Known:
     """What is known of the tokens of one group when an update begins; its responses' tokens one after another."""
 
     logp: Tensor
+    reference: Tensor
     value: Tensor
     advantage: Tensor
     returned: Tensor
@@ -75,16 +76,17 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class Experience:
-    """The responses of one step."""
+    """The responses of one step. `kl_weight`: of the KL as a loss term, 0 where it is in the rewards alone."""
 
     groups: list[TokenGroup]
     known: dict[int, Known]
     metrics: dict[str, float]
+    kl_weight: float
 
     def of(self, batch: Batch) -> Known:
         """What is known of the tokens of a batch."""
         found = [self.known[id(group)] for group in batch.groups]
-        parts = ("logp", "value", "advantage", "returned")
+        parts = ("logp", "reference", "value", "advantage", "returned")
         return Known(*(torch.cat([getattr(known, name) for known in found]) for name in parts))
 
 
@@ -140,13 +142,12 @@ def collect(
     length_S = torch.tensor([len(r) for g in groups for r in g.response_ids], device=device)
     score_S = score_S.to(device)
     scaled_S = score_S / (score_S.std(correction=0) + 1e-8) if settings.whiten_rewards else score_S
-    kl_N = ppo.kl_estimate(policy_N, reference_N, settings.kl_estimator)
+    kl_N = ppo.kl_estimate(policy_N, reference_N, "k1")  # the only one whose gradient as a reward is that of the KL
     reward_N = ppo.token_rewards(scaled_S, kl_N, coefficient, length_S)
     advantage_N, return_N = ppo.advantages(reward_N, value_N, length_S, settings.gamma, settings.lam)
     kl_S, total_S = sum_responses(policy_N - reference_N, length_S), sum_responses(reward_N, length_S)
     _require_sane(value_N, total_S, length_S, groups, when)
-    if settings.whiten_advantages:
-        advantage_N = ppo.whiten(advantage_N)
+    advantage_N, kl_weight = _parted(advantage_N, kl_N, coefficient, settings)
     metrics: dict[str, Any] = {
         "objective/score": score_S.mean(),
         "objective/kl": kl_S.mean(),
@@ -161,9 +162,26 @@ def collect(
         "responses/ended": ended_S.float().mean(),
     }
     sizes = [sum(map(len, group.response_ids)) for group in groups]
-    pieces = [torch.split(values, sizes) for values in (policy_N, value_N, advantage_N, return_N)]
+    pieces = [torch.split(values, sizes) for values in (policy_N, reference_N, value_N, advantage_N, return_N)]
     known = {id(group): Known(*parts) for group, *parts in zip(groups, *pieces, strict=True)}
-    return Experience(groups, known, {name: float(value) for name, value in metrics.items()})
+    return Experience(groups, known, {name: float(value) for name, value in metrics.items()}, kl_weight)
+
+
+def _parted(advantage_N: Tensor, kl_N: Tensor, coefficient: float, settings: PPOParameters) -> tuple[Tensor, float]:
+    """The advantages to train on, and the weight of the KL as a loss term.
+
+    k1: the KL stays in the advantages. k2 and k3: each token's own KL leaves its advantage, where the loss term takes
+    its place; the KL of later tokens stays. Whitening divides both by the same number, or it would change kl_coef.
+    So the first update of a step has the same gradient for all three.
+    """
+    scale = 1.0
+    if settings.whiten_advantages:
+        scale = float(advantage_N.std(correction=0)) + 1e-8
+        advantage_N = ppo.whiten(advantage_N)
+    if settings.kl_estimator == "k1":
+        return advantage_N, 0.0
+    weight = coefficient / scale
+    return advantage_N + weight * kl_N, weight
 
 
 def _require_sane(value_N: Tensor, total_S: Tensor, length_S: Tensor, groups: Sequence[TokenGroup], when: str) -> None:

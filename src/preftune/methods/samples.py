@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,33 +19,25 @@ from preftune.config.schema import DataConfig, ModelConfig
 from preftune.data.account import Account
 from preftune.data.prompts import read_prompts
 from preftune.data.read import fingerprint
-from preftune.data.render import Renderer
 from preftune.errors import ConfigError, IncompleteError, RunError, require_writable, writing
+from preftune.evaluate.renderers import ChatOptions, renderer_of
 from preftune.evaluate.server import RefusedError, Server
 from preftune.files import Journal, write_json, write_rows
 from preftune.methods.policies import open_policy, weights_of
-from preftune.methods.prepare import (
-    UNLIMITED,
-    compute_dtype,
-    device_of,
-    max_dropped_of,
-    reading_of,
-    section_of,
-    with_room,
-)
-from preftune.model import load
+from preftune.methods.prepare import compute_dtype, device_of, with_room
+from preftune.methods.sections import UNLIMITED, max_dropped_of, options_of, rows_of, section_of
 from preftune.model.generate import Sampling, sample
 from preftune.train.display import Display
 from preftune.types import PreferenceGroup, Text, as_json
 
-TEMPLATE = ("chat_template", "chat_template_kwargs")  # settings that change what the model is asked
+RENDERING = ("chat_template", "chat_template_kwargs", "as_chat")  # change what is asked, not which prompts
 ROWS = 256  # responses sampled in one call: what a crash can lose
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """What is sampled from what. `model` is a folder, or the name that the server knows it by. `settings` is a whole
-    data section; it takes the place of chat_template."""
+    data section; it takes the place of chat_template and chat."""
 
     model: str
     prompts: str
@@ -54,12 +46,18 @@ class Wanted:
     dtype: str = "auto"
     chat_template: str | None = None
     server: Server | None = None
+    chat: ChatOptions = field(default_factory=ChatOptions)
     settings: DataConfig | None = None
 
     @property
     def section(self) -> DataConfig:
-        """The settings under which the prompts are read."""
+        """The settings under which the rows are read."""
         return section_of(self.prompts, self.settings, chat_template=self.chat_template)
+
+    @property
+    def options(self) -> ChatOptions:
+        """How chat is rendered."""
+        return options_of(self.settings, self.chat)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +88,7 @@ def files_of(wanted: Wanted, out: Path) -> Files:
     """Raises RunError if `out` is there with other settings."""
     settings = _settings(wanted)
     asked = {"prompts": fingerprint(wanted.prompts), "n": wanted.sampling.n, "max_prompts": wanted.max_prompts}
-    reading = wanted.section.model_dump(mode="json", exclude_defaults=True, exclude={"train", *TEMPLATE})
-    if reading:
-        asked["data"] = reading
+    asked |= wanted.section.model_dump(mode="json", exclude_defaults=True, exclude={"train", *RENDERING})
     identity = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     note, part = out.with_name(f"{out.name}.meta.json"), out.with_name(f"{out.name}.part")
     if out.is_file() and _noted(note).get("identity") != identity:
@@ -106,7 +102,7 @@ def run(wanted: Wanted, out: Path, display: Display) -> Path:
     """Write `out`. Raises IncompleteError, with all that was answered kept, if a server does not answer for all."""
     require_writable(out)
     files = files_of(wanted, out)
-    groups, account = read_prompts(wanted.prompts, reading_of(wanted.section))
+    groups, account = read_prompts(wanted.prompts, rows_of(wanted.section))
     account.check(max_dropped_of(wanted.section))
     if out.is_file() and _noted(files.note).get("asked") == files.asked:
         display.say(f"{out} is finished")
@@ -237,13 +233,12 @@ def opened(wanted: Wanted, groups: Sequence[PreferenceGroup], account: Account) 
     """The model with its prompts; those that leave no room are dropped and counted."""
     dtype = compute_dtype(ModelConfig(path=wanted.model, dtype=wanted.dtype))  # type: ignore[arg-type]
     policy = open_policy(wanted.model, "--model", dtype, device_of(None))
-    tokenizer = load.load_tokenizer(policy.source, wanted.section.chat_template)
-    renderer = Renderer.of(tokenizer, load.end_ids(policy.source))
+    renderer = renderer_of(policy.source, wanted.section.chat_template, wanted.options)
     new = wanted.sampling.max_new_tokens
     longest = wanted.section.max_prompt_length or UNLIMITED
     prompts = with_room(groups, renderer, policy.model.config, new, account, "--max-new-tokens", longest)
     account.check(max_dropped_of(wanted.section))
-    return Local(policy.model, tokenizer, {p.text: p.ids.tolist() for p in prompts})
+    return Local(policy.model, renderer.tokenizer, {p.text: p.ids.tolist() for p in prompts})
 
 
 def _in_process(
@@ -376,13 +371,14 @@ def _finished(out: Path) -> dict[Job, Response]:
 
 def _settings(wanted: Wanted) -> dict[str, Any]:
     """Everything that a response depends on beside its prompt and its number."""
-    template = {name: getattr(wanted.section, name) for name in TEMPLATE}
     return {
         "model": wanted.model,
         "weights": None if wanted.server else weights_of(wanted.model),
         "sampling": {name: value for name, value in asdict(wanted.sampling).items() if name != "n"},
         "dtype": wanted.dtype,
-        **{name: value for name, value in template.items() if value or name == "chat_template"},
+        "chat_template": wanted.section.chat_template,
+        **({"chat_template_kwargs": wanted.options.arguments} if wanted.options.arguments else {}),
+        **({"as_chat": True} if wanted.options.as_chat else {}),
         "server": wanted.server.record if wanted.server else None,
     }
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,20 +24,14 @@ from preftune.data.layout import Budget, micro_batches
 from preftune.data.published import LENGTH, PROMPT, as_published
 from preftune.data.render import Renderer
 from preftune.errors import ConfigError, did_you_mean, require_writable
+from preftune.evaluate.renderers import ChatOptions, renderer_of
 from preftune.evaluate.rewards import Answer, RewardModel, open_reward, rewards_of_groups, why_none
 from preftune.files import write_json, write_rows
 from preftune.methods.gate import admit
-from preftune.methods.prepare import (
-    compute_dtype,
-    device_of,
-    max_dropped_of,
-    reading_of,
-    require_positions,
-    require_same_vocabulary,
-    section_of,
-)
+from preftune.methods.prepare import compute_dtype, device_of, require_positions, require_same_vocabulary
+from preftune.methods.sections import max_dropped_of, options_of, rows_of, section_of
 from preftune.methods.summary import Mark, Scored, Tokens, lines_of, marks_of, summary_of
-from preftune.model.load import DTYPES, Source, end_ids, load_config, load_model, load_tokenizer, locate, positions
+from preftune.model.load import DTYPES, Source, load_config, load_model, load_tokenizer, locate, positions
 from preftune.model.logprobs import Scorer, logps
 from preftune.model.memory import by_group
 from preftune.report.tokens import ShadedPair, shown, write_token_page
@@ -53,7 +47,7 @@ UNREWARDED = "a response without a reward"
 @dataclass(frozen=True, slots=True)
 class Scoring:
     """What is scored, with what. `max_length` None: 1024 or as much as the models read, and 2048 for the compatible
-    figures. `settings` is a whole data section; it takes the place of format, max_length and chat_template."""
+    figures. `settings` is a whole data section; it takes the place of format, max_length, chat_template and chat."""
 
     policy: str
     reference: str
@@ -65,13 +59,19 @@ class Scoring:
     dtype: str = "auto"
     chat_template: str | None = None
     mode: str = "corrected"
+    chat: ChatOptions = field(default_factory=ChatOptions)
     settings: DataConfig | None = None
 
     @property
     def section(self) -> DataConfig:
-        """The settings under which the data are read."""
+        """The settings under which the rows are read."""
         own = {"format": self.format, "max_length": self.max_length, "chat_template": self.chat_template}
         return section_of(self.data, self.settings, **own)
+
+    @property
+    def options(self) -> ChatOptions:
+        """How chat is rendered."""
+        return options_of(self.settings, self.chat)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,15 +87,52 @@ class Rewarding:
 
     @property
     def section(self) -> DataConfig:
-        """The settings under which the data are read."""
+        """The settings under which the rows are read."""
         return section_of(self.data, self.settings, format=self.format, max_length=self.max_length)
+
+
+def scoring_of(  # noqa: PLR0913, PLR0917 - the options of the command
+    models: tuple[str | None, str | None, str | None],
+    data: str,
+    beta: float,
+    tokens: bool,
+    format: str,
+    max_length: int | None,
+    dtype: str,
+    chat_template: str | None,
+    mode: str,
+    chat: ChatOptions | None = None,
+    settings: DataConfig | None = None,
+) -> Scoring | Rewarding:
+    """What policy, reference and reward of `models` mean. Raises ConfigError for options that do not go together."""
+    policy, reference, reward = models
+    if bool(policy) != bool(reference) or bool(policy) == bool(reward):
+        raise ConfigError("needs --policy and --reference, or --reward alone", where="preftune score")
+    if policy and reference:
+        own = (data, beta, tokens, format, max_length, dtype, chat_template, mode, chat or ChatOptions(), settings)
+        return Scoring(policy, reference, *own)
+    stated = settings.model_fields_set if settings else set()
+    useless = {
+        "tokens": tokens,
+        "mode": mode != "corrected",
+        "dtype": dtype != "auto",
+        "beta": beta != 0.1,
+        "chat-template": chat_template,
+        "chat-template-kwargs": chat and chat.arguments,
+        "as-chat": chat and chat.as_chat,
+    }
+    rendering = ("chat_template", "chat_template_kwargs", "as_chat", "thinking", "allow_dropped_text")
+    set_in_vain = [f"data.{name}" for name in rendering if name in stated]
+    for name in [*(f"--{name}" for name, value in useless.items() if value), *set_in_vain]:
+        raise ConfigError("is for an implicit reward", where=name, fix="leave it out, or give --policy and --reference")
+    return Rewarding(reward or "", data, format, max_length, settings)
 
 
 def run(scoring: Scoring | Rewarding, out: Path, display: Display) -> Path:
     """Write one JSON object for each judgement to `out`, in the order of the data, and beside it what they come to."""
     sources = sources_of(scoring) if isinstance(scoring, Scoring) else {}
     require_writable(out)
-    groups, account = read_groups(scoring.data, reading_of(scoring.section))
+    groups, account = read_groups(scoring.data, rows_of(scoring.section))
     account.check(max_dropped_of(scoring.section))
     marks = marks_of(scoring.data)
     with_tokens = isinstance(scoring, Scoring) and scoring.tokens
@@ -104,10 +141,8 @@ def run(scoring: Scoring | Rewarding, out: Path, display: Display) -> Path:
     else:
         tokenizer, found = implicit(scoring, sources, groups, marks, account, display)
     written = found.get("compatible", found["corrected"])
-    settings = {
-        **asdict(replace(scoring, settings=None)),
-        "settings": scoring.section.model_dump(mode="json", exclude_unset=True),
-    }
+    section = scoring.section.model_dump(mode="json", exclude_unset=True)
+    settings = {**asdict(replace(scoring, settings=None)), "settings": section}
     summary = {"settings": settings, **summary_of(found, marks)}
     beside = out.with_name(f"{out.stem}.summary.json")
     if with_tokens:
@@ -174,7 +209,7 @@ def by_model(
 def limits_of(section: DataConfig, longest: int) -> Limits:
     """How long sequences may be; `longest` where the settings leave it open."""
     most = section.max_length if "max_length" in section.model_fields_set else longest
-    return Limits(most, section.max_prompt_length, section.overlong)
+    return Limits(most, section.max_prompt_length, section.overlong, section.bad_rows)
 
 
 def answers_of_groups(groups: Sequence[PreferenceGroup]) -> list[list[Answer]]:
@@ -220,9 +255,9 @@ def implicit(
     display: Display,
 ) -> tuple[Any, dict[str, list[Scored]]]:
     """The tokenizer, and the groups with implicit rewards: corrected, and compatible if that is asked for."""
-    tokenizer = load_tokenizer(sources["policy"], scoring.section.chat_template)
+    renderer = renderer_of(sources["policy"], scoring.section.chat_template, scoring.options)
+    tokenizer = renderer.tokenizer
     require_same_vocabulary(tokenizer, load_tokenizer(sources["reference"]), scoring.reference)
-    renderer = Renderer.of(tokenizer, end_ids(sources["policy"]))
     longest = min(MAX_LENGTH, *(positions(load_config(source)) or MAX_LENGTH for source in sources.values()))
     readings = readings_of(scoring, groups, marks, renderer, longest, account)
     for line in account.lines():

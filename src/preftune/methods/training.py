@@ -58,9 +58,19 @@ class Method:
 
 
 def train(
-    config: RunConfig, method: Method, *, model: Any, tokenizer: Any, display: Display | None, dry_run: bool
+    config: RunConfig,
+    method: Method,
+    *,
+    model: Any,
+    tokenizer: Any,
+    display: Display | None,
+    dry_run: bool,
+    moment: str | None = None,
 ) -> Path:
-    """Everything that can be refused is refused before the first step, the cheapest checks first."""
+    """Everything that can be refused is refused before the first step, the cheapest checks first.
+
+    `moment` is what a chat template writes as the date. None: when this run began.
+    """
     display, began = display or Display(), time.perf_counter()
     folder = Path(config.out)
     if dry_run and model is not None:
@@ -73,7 +83,8 @@ def train(
         if finished(config, source, model, tokenizer, method.opening):
             display.say(f"{folder} is finished; its model is {folder / 'final'}")
             return folder / "final"
-        renderer = prepare.load_renderer(config.data.chat_template, source, tokenizer, model)
+        moment = (Run.manifest(folder).get("chat") or {}).get("moment") or moment
+        renderer = prepare.load_renderer(config.data, source, tokenizer, model, moment)
         data = prepare.tokenize_data(text, renderer, config.data)
         for account in text.accounts:
             for line in account.lines():

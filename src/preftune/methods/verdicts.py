@@ -12,7 +12,7 @@ from pathlib import Path
 from preftune.errors import ConfigError, IncompleteError
 from preftune.evaluate.judges import VERSION, Judge, Question, shortened, why_unread
 from preftune.evaluate.server import REFUSES
-from preftune.evaluate.winrate import Match, sides, win_rate
+from preftune.evaluate.winrate import Match, sides, why_uninformative, win_rate
 from preftune.files import Journal
 from preftune.train.display import Display
 from preftune.types import PreferenceGroup, content
@@ -129,5 +129,8 @@ def agreement(
         f"{found.wins + found.ties + found.losses} judgements that it could read, of {found.matches}; "
         f"{found.unread} of {2 * found.matches} verdicts unread"
     )
+    empty = why_uninformative(matches)
+    if empty:
+        display.say(f"the judge on the data's pairs: {empty}")
     known = {"agreement": found.rate, "low": found.low, "high": found.high}
     return {**known, "pairs": len(pairs) + ties, "tied_labels": ties, "unread": found.unread}

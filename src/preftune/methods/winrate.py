@@ -10,15 +10,18 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from preftune.config.schema import DataConfig
 from preftune.data.account import Account
+from preftune.data.cells import decoded
 from preftune.data.formats import FORMATS
 from preftune.data.groups import read_groups
+from preftune.data.names import names_of
+from preftune.data.parsers import Reading
 from preftune.data.prompts import ANSWERS, LOOKED_AT, read_prompts
 from preftune.data.read import read
 from preftune.errors import ConfigError, DataError, IncompleteError, require_writable
@@ -31,6 +34,7 @@ from preftune.evaluate.judges import (
     server_judge,
     tokens_of,
 )
+from preftune.evaluate.renderers import ChatOptions
 from preftune.evaluate.rewards import Answer, Reward, open_reward, why_none
 from preftune.evaluate.server import Server
 from preftune.evaluate.winrate import WinRate, sides, win_rate
@@ -38,8 +42,9 @@ from preftune.files import write_json, write_rows
 from preftune.methods import samples
 from preftune.methods.pairs import read_samples, score
 from preftune.methods.policies import find_policy, judge_of
-from preftune.methods.prepare import device_of, max_dropped_of, reading_of, section_of
+from preftune.methods.prepare import device_of
 from preftune.methods.samples import Wanted
+from preftune.methods.sections import max_dropped_of, options_of, rows_of, section_of
 from preftune.methods.verdicts import Pair, Verdicts, agreement, judged, labels_of, require_read
 from preftune.model.generate import Sampling
 from preftune.report.figures import curves
@@ -51,7 +56,7 @@ from preftune.types import PreferenceGroup, Text, as_json, content, plain
 @dataclass(frozen=True, slots=True)
 class Contest:
     """Who is judged against whom, by whom, on what. `against` None: the responses that the data prefer. `settings` is a
-    whole data section; it takes the place of chat_template."""
+    whole data section; it takes the place of chat_template and chat."""
 
     policies: tuple[str, ...]
     data: str
@@ -67,12 +72,18 @@ class Contest:
     server: Server | None = None
     price_in: float = 0.0
     price_out: float = 0.0
+    chat: ChatOptions = field(default_factory=ChatOptions)
     settings: DataConfig | None = None
 
     @property
     def section(self) -> DataConfig:
-        """The settings under which the data are read."""
+        """The settings under which the rows are read."""
         return section_of(self.data, self.settings, chat_template=self.chat_template)
+
+    @property
+    def options(self) -> ChatOptions:
+        """How chat is rendered."""
+        return options_of(self.settings, self.chat)
 
 
 def run(contest: Contest, out: Path, display: Display, dry_run: bool = False) -> dict[str, dict[str, WinRate]]:
@@ -106,8 +117,10 @@ def run(contest: Contest, out: Path, display: Display, dry_run: bool = False) ->
             pairs = pairs_of(contest, policy, writer, temperature, groups, prompts, out, display)
             left_out[policy][f"{temperature:g}"] = len(groups) - len(pairs)
             matches = require_read(judged(pairs, judge, verdicts, display), verdicts)
-            found[policy][f"{temperature:g}"] = win_rate(matches, contest.seed)
-            display.say(in_words(policy, temperature, found[policy][f"{temperature:g}"]))
+            found[policy][f"{temperature:g}"] = rate = win_rate(matches, contest.seed)
+            display.say(in_words(policy, temperature, rate))
+            if rate.uninformative:
+                display.say(f"{policy} at T {temperature:g}: {rate.uninformative}")
     try:
         human = agreement(labelled, judge, verdicts, display)
     except (IncompleteError, ConfigError):
@@ -156,13 +169,13 @@ def pairs_of(
 
 def judged_groups(contest: Contest) -> tuple[list[PreferenceGroup], list[PreferenceGroup], Account]:
     """One group a prompt, with a preferred response unless a model is the other side; all rows of these prompts."""
-    section = contest.section
-    if contest.against is not None and section.format == "auto" and only_prompts(contest.data):
-        prompts, account = read_prompts(contest.data, reading_of(section))
-        account.check(max_dropped_of(section))
+    reading, most = rows_of(contest.section), max_dropped_of(contest.section)
+    if contest.against is not None and only_prompts(contest.data, reading):
+        prompts, account = read_prompts(contest.data, reading)
+        account.check(most)
         return prompts[: contest.max_prompts], [], account
-    groups, account = read_groups(contest.data, reading_of(section))
-    account.check(max_dropped_of(section))
+    groups, account = read_groups(contest.data, reading)
+    account.check(most)
     distinct: dict[Text, PreferenceGroup] = {}
     for group in groups:
         if group.prompt in distinct:
@@ -177,9 +190,11 @@ def judged_groups(contest: Contest) -> tuple[list[PreferenceGroup], list[Prefere
     return first, [group for group in groups if group.prompt in taken], account
 
 
-def only_prompts(source: str) -> bool:
+def only_prompts(source: str, reading: Reading) -> bool:
     """Whether the first rows have prompts, and nothing that any format of data would read as a response."""
-    head = [row.value for row in islice(read(source), LOOKED_AT) if not row.fault]
+    rows = [row.value for row in islice(decoded(read(source), reading), LOOKED_AT) if not row.fault]
+    names = names_of(reading.columns, reading.ignore, rows)
+    head = [names.row(row) for row in rows] if reading.format == "auto" else []
     answered = any(ANSWERS & set(row) or any(form.fits(row) for form in FORMATS) for row in head)
     return any("prompt" in row for row in head) and not answered
 
@@ -229,9 +244,14 @@ def sampled(
     short = path.parent.name if path.name == "final" else path.name
     file = out / f"{short}-{name}-T{temperature:g}.jsonl"
     sampling = Sampling(writer.n, contest.max_new_tokens, temperature, seed=contest.seed)
-    template = {name: getattr(contest.section, name) for name in samples.TEMPLATE}
-    settings = DataConfig(train=str(prompts), **template)
-    wanted = Wanted(writer.model, str(prompts), sampling, dtype=contest.dtype, settings=settings)
+    wanted = Wanted(
+        writer.model,
+        str(prompts),
+        sampling,
+        dtype=contest.dtype,
+        chat_template=contest.section.chat_template,
+        chat=contest.options,
+    )
     rows = read_samples(str(samples.run(wanted, file, display)), Account(str(file)))
     if writer.reward is None:
         return {row.prompt: row.texts[0] for row in rows}
@@ -313,7 +333,8 @@ def in_words(policy: str, temperature: float, rate: WinRate) -> str:
     """One line of the result."""
     return (
         f"{policy} at T {temperature:g}: wins {rate.rate:.1%} ({rate.low:.1%} to {rate.high:.1%}), "
-        f"length-controlled {rate.length_controlled:.1%} ({rate.length_low:.1%} to {rate.length_high:.1%}); "
+        f"length-adjusted {rate.length_adjusted:.1%} "
+        f"({rate.length_adjusted_low:.1%} to {rate.length_adjusted_high:.1%}); "
         f"of {rate.matches} matches {rate.wins} won, {rate.ties} tied, {rate.losses} lost, "
         f"{rate.unread} of {2 * rate.matches} verdicts unread; the first shown wins {rate.first_shown:.1%}"
     )
@@ -340,7 +361,7 @@ def write(
         "temperature",
         "win rate",
         "95 %",
-        "length-controlled",
+        "length-adjusted",
         "won, tied, lost",
         "verdicts unread",
         "first shown wins",
@@ -352,7 +373,7 @@ def write(
             t,
             f"{r.rate:.1%}",
             f"{r.low:.1%} to {r.high:.1%}",
-            f"{r.length_controlled:.1%} ({r.length_low:.1%} to {r.length_high:.1%})",
+            f"{r.length_adjusted:.1%} ({r.length_adjusted_low:.1%} to {r.length_adjusted_high:.1%})",
             f"{r.wins}, {r.ties}, {r.losses}",
             f"{r.unread} of {2 * r.matches}",
             f"{r.first_shown:.1%}",

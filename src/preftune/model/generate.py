@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from preftune.model.compile import uncompiled
-from preftune.model.load import as_ids
+from preftune.model.load import as_ids, special_ids
 from preftune.model.memory import out_of_memory, release
 from preftune.types import TokenGroup
 
@@ -184,7 +184,9 @@ def cut(probability: Tensor, sampling: Sampling) -> Tensor:
 
 def end_ids(model: Any, tokenizer: Any) -> list[int]:
     """All tokens that end a response: the tokenizer's EOS and the ends that the model's own settings name."""
-    return sorted({tokenizer.eos_token_id, *as_ids(model.generation_config.eos_token_id)})
+    ends = {tokenizer.eos_token_id, *as_ids(model.generation_config.eos_token_id)}
+    more = set(as_ids(getattr(model.config.get_text_config(), "eos_token_id", None))) - ends
+    return sorted(ends | (more & special_ids(tokenizer) if more else more))
 
 
 @contextmanager

@@ -9,10 +9,10 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import logging
 import os
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,18 @@ import torch
 from torch import Tensor, nn
 
 from preftune.errors import ModelError, writing
+from preftune.model.adapter import CONFIG as ADAPTER_CONFIG
+from preftune.model.adapter import add_lora as add_lora
+from preftune.model.adapter import merge, read_config
+from preftune.model.precision import base_name, round_like, widest
+from preftune.model.weights import (
+    quiet,
+    read_model,
+    refused,
+    require_complete,
+    stored_dtypes,
+    weight_files,
+)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 TEMPLATES = {
@@ -36,6 +48,9 @@ TEMPLATES = {
 }
 
 
+CHAT_RECORD = "chat_settings.json"
+"""File of a model folder with the chat settings that its run was trained with, where they are not the defaults."""
+
 NOT_ARITHMETIC = {
     "_name_or_path",
     "architectures",
@@ -49,24 +64,21 @@ NOT_ARITHMETIC = {
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a model comes from. `adapter` is a PEFT folder that sits on `base`, if the path named one."""
+    """Where a model comes from. `adapter` is a PEFT folder that sits on `base`, if the path named one; `run` is the run
+    folder of a checkpoint of `base`."""
 
     base: str
     revision: str | None = None
     adapter: str | None = None
+    run: str | None = None
 
 
 def locate(path: str, where: str = "model.path") -> Source:
     """What `path` names, checked as far as it can be without loading. Raises ModelError for a folder with no model."""
     folder = Path(path).expanduser()
     if folder.is_dir():
-        adapter = folder / "adapter_config.json"
-        if adapter.is_file():
-            try:
-                base = json.loads(adapter.read_text())["base_model_name_or_path"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise ModelError("adapter_config.json names no base model", where=str(folder)) from error
-            return Source(str(base), adapter=str(folder))
+        if (folder / ADAPTER_CONFIG).is_file():
+            return _locate_adapter(folder)
         if not (folder / "config.json").is_file():
             raise ModelError(
                 "no config.json: not a Hugging Face model folder",
@@ -77,6 +89,7 @@ def locate(path: str, where: str = "model.path") -> Source:
             pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
             what = f"weights only as pickle ({pickles[0]})" if pickles else "no *.safetensors weights"
             raise ModelError(what, where=str(folder), fix="convert the weights to safetensors: pickles can run code")
+        weight_files(str(folder))
         return Source(str(folder))
     name, _, revision = path.partition("@")
     looks_local = path.startswith((".", "/", "~")) or name.count("/") != 1
@@ -90,6 +103,21 @@ def locate(path: str, where: str = "model.path") -> Source:
             fix=_nearby(folder),
         )
     return Source(name, revision or None)
+
+
+def _locate_adapter(folder: Path) -> Source:
+    """An adapter and its base, which must be a whole model: a folder, or a Hub id with the adapter's `revision`."""
+    config = read_config(folder)
+    path, revision = str(config["base_model_name_or_path"]), config.get("revision")
+    pinned = f"{path}@{revision}" if isinstance(revision, str) and revision and not Path(path).is_dir() else path
+    base = locate(pinned, f"{folder / ADAPTER_CONFIG} base_model_name_or_path")
+    if base.adapter:
+        raise ModelError(
+            f"its base is an adapter, too: {base.adapter}",
+            where=str(folder),
+            fix="merge the base first: load it with peft and save merge_and_unload()",
+        )
+    return Source(base.base, base.revision, str(folder))
 
 
 def _reachable(name: str, revision: str) -> bool:
@@ -151,15 +179,44 @@ def template(name: str) -> str:
     return Path(name).read_text(encoding="utf-8")
 
 
-def end_ids(source: Source) -> list[int]:
-    """Token ids that the model itself treats as the end of a generation."""
+def end_ids(source: Source, tokenizer: Any = None) -> list[int]:
+    """Token ids that the model's folder names as the end of a generation, in generation_config.json or config.json.
+
+    Of those that only config.json names, the ones that are special tokens of `tokenizer`, if it is given.
+    """
     import transformers
 
-    try:
+    found: list[int] = []
+    with suppress(OSError):
         config = transformers.GenerationConfig.from_pretrained(source.base, revision=source.revision)
-    except OSError:
-        return []
-    return as_ids(config.eos_token_id)
+        found = as_ids(config.eos_token_id)
+    with suppress(OSError):
+        raw, _ = transformers.PretrainedConfig.get_config_dict(source.base, revision=source.revision)
+        more = as_ids(raw.get("eos_token_id")) + as_ids((raw.get("text_config") or {}).get("eos_token_id"))
+        found += [i for i in more if tokenizer is None or i in special_ids(tokenizer)]
+    return list(dict.fromkeys(found))
+
+
+def special_ids(tokenizer: Any) -> set[int]:
+    """Ids of the tokens that are not made of text. A config may name an ordinary token as EOS by a wrong default."""
+    return {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids}
+
+
+def chat_record(source: Source) -> dict[str, Any]:
+    """How the run that made the model rendered chat messages; empty for a model of other origin."""
+    if source.run:
+        return dict(_json(Path(source.run) / "manifest.json").get("chat") or {})
+    return _json(Path(source.adapter or source.base) / CHAT_RECORD)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot be read: {error}", where=str(path)) from error
+    return dict(found)
 
 
 def as_ids(ids: Any) -> list[int]:
@@ -168,27 +225,26 @@ def as_ids(ids: Any) -> list[int]:
 
 
 def load_model(source: Source, dtype: torch.dtype) -> Any:
-    """The model in `dtype`, an adapter merged into it, in evaluation mode: dropout is off."""
+    """The model in `dtype`, an adapter merged into it in fp32, in evaluation mode: dropout is off.
+
+    Raises ModelError if a tensor of the model is missing in its files or has another shape there.
+    """
+    if not source.adapter:
+        return _read(source, dtype)
+    return rounded(merge(_read(source, torch.float32), source.adapter), source, dtype).eval()
+
+
+def rounded(model: Any, source: Source, dtype: torch.dtype) -> Any:
+    """`model`, the fp32 model of `source` with an adapter merged into it, as it would be read in `dtype`."""
+    return model if dtype == torch.float32 else round_like(model, _read(source, dtype), dtype)
+
+
+def _read(source: Source, dtype: torch.dtype) -> Any:
     import transformers
 
-    quiet()
-    try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            source.base,
-            revision=source.revision,
-            dtype=dtype,
-            trust_remote_code=False,
-            use_safetensors=True,
-        )
-    except Exception as error:
-        raise refused("model", source.base, error) from error
-    if source.adapter:
-        import peft
-
-        try:
-            model = peft.PeftModel.from_pretrained(model, source.adapter).merge_and_unload()
-        except Exception as error:
-            raise refused("adapter", source.adapter, error) from error
+    auto = transformers.AutoModelForCausalLM
+    model, unread = read_model(auto, "model", source.base, source.revision, dtype)
+    require_complete(model, unread, source.base)
     return model.eval()
 
 
@@ -205,43 +261,18 @@ def positions(config: Any) -> int | None:
     return limit
 
 
+def source_dtypes(source: Source) -> dict[str, torch.dtype]:
+    """The precision of every tensor of the model as it is stored; empty where the files cannot be had."""
+    return stored_dtypes(source.base, source.revision)
+
+
 def source_dtype(source: Source) -> torch.dtype:
-    """Precision that the weights were saved in."""
-    found = load_config(source).dtype
-    return found if isinstance(found, torch.dtype) else torch.float32
-
-
-def refused(what: str, where: str, error: Exception) -> ModelError:
-    """What a library said when it could not load something, as our error."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = " ".join(lines[:2]) or type(error).__name__
-    fix = ""
-    if not Path(where).is_dir():
-        fix = "give a local folder, or a Hub id that this machine can reach"
-    elif "trust_remote_code" in str(error) or "custom code" in str(error):
-        fix = "models that bring their own code are not run"
-    return ModelError(f"cannot load the {what}: {text}", where=where, fix=fix)
-
-
-def quiet() -> None:
-    """transformers draws a bar while it loads weights; the run has its own display."""
-    import transformers
-
-    transformers.utils.logging.disable_progress_bar()
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-
-
-def add_lora(model: Any, rank: int, alpha: float, targets: str | list[str], task: str = "CAUSAL_LM") -> Any:
-    """Freeze `model` and put a fresh LoRA adapter on it: at first it changes nothing. `task` is peft's name for it."""
-    import peft
-
-    config = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, lora_dropout=0.0, task_type=task)
-    try:
-        # the adapter keeps the model's dtype: fp32 masters of its weights are the optimizer's business
-        return peft.get_peft_model(model, config, autocast_adapter_dtype=False).eval()
-    except ValueError as error:
-        linear = sorted({name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, nn.Linear)})
-        raise ModelError(str(error), where="lora.targets", fix=f"linear modules here: {', '.join(linear)}") from error
+    """The precision that the weights were saved in; of mixed ones the smallest that holds all their numbers."""
+    stored = source_dtypes(source)
+    if stored:
+        return widest(set(stored.values()))
+    config = load_config(source).dtype
+    return config if isinstance(config, torch.dtype) else torch.float32
 
 
 def no_dropout(model: nn.Module) -> None:
@@ -292,7 +323,7 @@ def _base_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
     everything = [*model.named_parameters(), *model.named_buffers()]
     named = {name: tensor.detach() for name, tensor in everything if ".lora_" not in name}
     for name in sorted(named):
-        yield name.replace("base_model.model.", "").replace(".base_layer", ""), named[name]
+        yield base_name(name), named[name]
 
 
 def _bytes(tensor: Tensor) -> memoryview:

@@ -18,8 +18,9 @@ from torch import Tensor
 from preftune.errors import ModelError
 from preftune.model.attention import base_of
 from preftune.model.head import Head, output_layer
-from preftune.model.load import Source, quiet, refused
+from preftune.model.load import Source
 from preftune.model.logprobs import Scorer, hidden_states
+from preftune.model.weights import read_model, require_complete
 from preftune.types import Batch, Logps, TokenGroup
 
 
@@ -31,34 +32,55 @@ class Scale:
     std: float = 1.0
 
 
-def load_scalar(source: Source, dtype: torch.dtype) -> Any:
-    """A sequence classifier with one label. A head that the folder does not have begins at 0: all rewards are 0."""
+def load_scalar(source: Source, dtype: torch.dtype, new_head: bool = False) -> Any:
+    """A sequence classifier with one label.
+
+    `new_head`: a head that the folder does not have begins at 0, so that all rewards are 0. Raises ModelError for a
+    folder without a head otherwise, for one with several labels, and if another tensor is missing.
+    """
     import transformers
 
-    quiet()
-    try:
-        model, found = transformers.AutoModelForSequenceClassification.from_pretrained(
-            source.base,
-            revision=source.revision,
-            dtype=dtype,
-            num_labels=1,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    except Exception as error:
-        raise refused("model with a scalar head", source.base, error) from error
     if source.adapter:
-        raise ModelError(
-            "an adapter folder cannot be opened with a scalar head",
-            where=source.adapter,
-            fix="merge it first: load it with peft and save merge_and_unload()",
-        )
-    _let_batches_through(model)
+        raise no_adapter(source.adapter)
+    auto = transformers.AutoModelForSequenceClassification
+    base = source.base
+    model, unread = read_model(auto, "model with a scalar head", base, source.revision, dtype, num_labels=1)
     head = output_layer(model)
-    if any(name.startswith("score.") for name in found["missing_keys"]):
-        torch.nn.init.zeros_(head.weight)  # type: ignore[arg-type]
+    own = {name for name, p in model.named_parameters() if any(p is q for q in head.parameters())}
+    labels = [stored[0] for name, (stored, _) in unread.reshaped.items() if name in own]
+    if labels:
+        raise ModelError(
+            f"it has {labels[0]} labels; a reward model has one",
+            where=base,
+            why="A reward is one number for a response.",
+            fix="train a reward model with preftune reward, from a language model",
+        )
+    lacking = sorted(own & set(unread.missing))
+    if lacking and not new_head:
+        raise ModelError(
+            f"the reward model has no head: {lacking[0]} is not in its weights",
+            where=base,
+            why="Every reward would be the same.",
+            fix="train it with preftune reward, or save it with its head",
+        )
+    if lacking:
+        for parameter in head.parameters():
+            torch.nn.init.zeros_(parameter)
+        # the head that the new one replaces lies outside the body
+        body = f"{model.base_model_prefix}."
+        own |= {name for name in unread.unused if not name.startswith(body)}
+    require_complete(model, unread.without(own), base)
+    _let_batches_through(model)
     return model.eval()
+
+
+def no_adapter(folder: str) -> ModelError:
+    """The error for an adapter where a model with a scalar head is asked for."""
+    return ModelError(
+        "an adapter folder cannot be opened with a scalar head",
+        where=folder,
+        fix="merge it first: load it with peft and save merge_and_unload()",
+    )
 
 
 def scalar_twin(model: Any) -> Any:

@@ -26,7 +26,7 @@ class Display:
     """Progress of one stage at a time. `quiet` shows nothing."""
 
     def __init__(self, quiet: bool = False, console: Console | None = None) -> None:
-        self.console = console or Console(file=sys.stderr, highlight=False)
+        self.console = console or Console(file=sys.stderr, highlight=False, force_jupyter=False)
         self.quiet = quiet
         self._live = self.console.is_terminal and not quiet
         self._progress: Progress | None = None

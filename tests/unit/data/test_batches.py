@@ -170,6 +170,35 @@ def test_mismatches_come_from_another_prompt() -> None:
         with_mismatches(groups[:2], "kto")
 
 
+def labelled(prompt: int, *responses: list[int]) -> TokenGroup:
+    ids = tuple(np.array(r, dtype=np.int32) for r in responses)
+    return TokenGroup(np.array([prompt], dtype=np.int32), ids, labels=(1,) * len(ids), origin=f"f:{prompt}")
+
+
+def test_a_mismatch_is_never_word_for_word_a_response_of_the_row_itself() -> None:
+    """9 is the EOS, which a response loses when it is truncated."""
+    groups = [labelled(1, [5, 9], [6, 9]), labelled(2, [5, 9], [6]), labelled(3, [7, 9], [6, 9])]
+    found = [g.response_ids[-1].tolist() for g in with_mismatches(groups, "kto")]
+    assert found == [[7, 9], [7, 9], [5, 9]]  # of the second row, [6, 9] is its own [6] with the EOS
+    with pytest.raises(DataError, match=r"f:1: .*\n.*one of this row's own, word for word"):
+        with_mismatches([labelled(1, [5], [6]), labelled(2, [6], [5])], "kto")
+
+
+@given(st.lists(st.tuples(st.integers(1, 3), st.integers(5, 8)), min_size=2, max_size=8))
+def test_mismatches_over_random_rows(rows: list[tuple[int, int]]) -> None:
+    """Another prompt, other words; an error only where no response is left."""
+    groups = [labelled(prompt, [response]) for prompt, response in rows]
+    possible = all(any(p != prompt and r != response for p, r in rows) for prompt, response in rows)
+    if not possible:
+        with pytest.raises(DataError):
+            with_mismatches(groups, "kto")
+        return
+    for (prompt, response), group in zip(rows, with_mismatches(groups, "kto"), strict=True):
+        foreign = int(group.response_ids[-1][0])
+        assert foreign != response
+        assert any(p != prompt and r == foreign for p, r in rows)
+
+
 def test_mismatches_alternate_and_make_no_sequence_longer() -> None:
     """GPT-2 has no position beyond the longest sequence that was checked."""
 
@@ -263,3 +292,14 @@ def test_shares_have_equal_work(costs: list[int], parts: int) -> None:
     sums = [sum(costs[i] for i in share) for share in found]
     for share, total in zip(found, sums, strict=True):
         assert not share or total - min(costs[i] for i in share) <= min(sums)
+
+
+def test_data_that_say_nothing_are_noticed() -> None:
+    """All ties, or labels of one kind."""
+    tie, won = (Judgement(0, 1, probability=0.5),), (Judgement(0, 1),)
+    ties = [PreferenceGroup("p", ("a", "b"), tie), PreferenceGroup("q", ("a", "b"), tie)]
+    assert audit(ties).uninformative.startswith("all 2 verdicts are ties")
+    assert audit([*ties, PreferenceGroup("r", ("a", "b"), won)]).uninformative == ""
+    liked = [PreferenceGroup("p", ("a",), labels=(1,)), PreferenceGroup("q", ("a",), labels=(1,))]
+    assert audit(liked).uninformative.startswith("all 2 labels are desirable")
+    assert audit([*liked, PreferenceGroup("r", ("a",), labels=(-1,))]).uninformative == ""

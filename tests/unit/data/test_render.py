@@ -29,6 +29,10 @@ def encode(group: PreferenceGroup, tokenizer: Any) -> Any:
     return Renderer.of(tokenizer).encode([group])[0]
 
 
+def tokens(groups: list[PreferenceGroup], tokenizer: Any) -> Any:
+    return tokenize(groups, Renderer.of(tokenizer), Limits(), Account("f", read=len(groups)))
+
+
 def test_plain_text_has_one_bos_and_a_scored_eos(tokenizer: Any) -> None:
     found = encode(PreferenceGroup("the cat", (" sat", " ran over"), PAIR), tokenizer)
     assert found.prompt_ids == tokenizer("the cat")["input_ids"]
@@ -160,21 +164,21 @@ def test_a_response_that_does_not_extend_the_prompt_is_refused() -> None:
     chatty = make_tokenizer()
     chatty.chat_template = CHATML.replace("<|assistant|>{% endif %}", "<|assistant|><think>{% endif %}")
     with pytest.raises(ModelError, match=r"comes '<think>' with the prompt alone, but 'the cat</s>' with the response"):
-        encode(PreferenceGroup(CHAT, ANSWERS, PAIR, origin="f:3"), chatty)
+        tokens([PreferenceGroup(CHAT, ANSWERS, PAIR, origin="f:3")], chatty)
 
 
 def test_a_template_that_raises_names_the_row() -> None:
     chatty = make_tokenizer()
     chatty.chat_template = "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(DataError, match=r"f:3: the chat template refuses these messages: roles must alternate"):
-        encode(PreferenceGroup(CHAT, ANSWERS, PAIR, origin="f:3"), chatty)
+        tokens([PreferenceGroup(CHAT, ANSWERS, PAIR, origin="f:3")], chatty)
 
 
 def test_a_template_cannot_run_code(tmp_path: Any) -> None:
     chatty = make_tokenizer()
     chatty.chat_template = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
     with pytest.raises(DataError, match="refuses"):
-        encode(PreferenceGroup(CHAT, ANSWERS, PAIR, origin="f:1"), chatty)
+        tokens([PreferenceGroup(CHAT, ANSWERS, PAIR, origin="f:1")], chatty)
 
 
 def test_the_dialogue_template_extends_and_ends(tokenizer: Any) -> None:

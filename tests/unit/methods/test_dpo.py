@@ -62,6 +62,7 @@ def test_step_1_is_exact(tmp_path: Path, tokenizer: Any, kind: str, edited: bool
 
 
 @pytest.mark.parametrize("kind", ["auto", "frozen", "cached"])
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft, called here
 def test_step_1_is_exact_with_lora(tmp_path: Path, model_folder: Path, kind: str) -> None:
     final = run(tmp_path, model_folder, reference={"kind": kind}, lora=LoraConfig(rank=4, alpha=8.0))
     first, *_, last = lines(tmp_path)
@@ -74,6 +75,7 @@ def test_step_1_is_exact_with_lora(tmp_path: Path, model_folder: Path, kind: str
     assert any(bool(p.abs().max() > 0) for name, p in tuned.named_parameters() if "lora_B" in name)
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft, called here
 def test_an_adapter_on_an_adapter(tmp_path: Path, model_folder: Path) -> None:
     """LoRA on a tuned adapter: the reference is the tuned model, not the base; the result loads by itself."""
     (tmp_path / "one").mkdir()

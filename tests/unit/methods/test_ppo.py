@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import peft
 import pytest
@@ -117,6 +117,7 @@ def weights(folder: Path) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("lora", [None, LoraConfig(rank=4, alpha=8.0)])
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft, called here
 def test_a_run_that_a_reward_broke_goes_on_exactly(tmp_path: Path, model_folder: Path, lora: Any) -> None:
     """A reward function that fails at step 3 loses nothing: repaired, the run ends with the same weights."""
     settings = PPOParameters(kl_target=0.5, kl_horizon=50, epochs=2, minibatches=2)
@@ -343,3 +344,26 @@ def test_whitened_rewards_are_not_what_is_reported(tmp_path: Path, model_folder:
 def test_options_without_use_are_refused(tmp_path: Path, model_folder: Path, section: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"no use|starts at 0"):
         config(tmp_path, model_folder, **section)
+
+
+@pytest.mark.parametrize("whiten", [True, False])
+def test_the_first_update_of_a_step_is_the_same_for_every_estimator_of_the_kl(
+    tmp_path: Path, model_folder: Path, whiten: bool
+) -> None:
+    """In step 2 the policy differs from the reference; with one update the KL is in the reward or in the loss."""
+    norms = {}
+    estimators: tuple[Literal["k1", "k2", "k3"], ...] = ("k1", "k2", "k3")
+    for estimator in estimators:
+        folder = tmp_path / estimator
+        folder.mkdir()
+        settings = PPOParameters(kl_coef=0.5, kl_estimator=estimator, epochs=1, minibatches=1, whiten_advantages=whiten)
+        optim = OptimConfig(lr=2e-2, schedule="constant", warmup=0)
+        run(config(folder, model_folder, ppo=settings, optim=optim, train=TrainConfig(epochs=100, max_steps=2)))
+        second = lines(folder)[1]
+        norms[estimator] = second["grad_norm"]
+        assert second["objective/kl"] > 0.05
+        assert ("loss/kl" in second) == (estimator != "k1")
+        if estimator != "k1":
+            assert second["loss/kl"] > 0
+    assert norms["k2"] == pytest.approx(norms["k1"], rel=1e-4)
+    assert norms["k3"] == pytest.approx(norms["k1"], rel=1e-4)

@@ -82,8 +82,11 @@ def test_prompts_that_are_too_long_are_left_out_and_said(
     assert "left out: 1 prompts, too long to be answered" in capsys.readouterr().err
 
 
-def test_controls_show_what_they_are(tmp_path: Path, model_folder: Path) -> None:
-    found = winrate.run(contest(tmp_path, model_folder, judge="first"), tmp_path / "first", QUIET)
+def test_controls_show_what_they_are(tmp_path: Path, model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = winrate.run(contest(tmp_path, model_folder, judge="first"), tmp_path / "first", Display())
+    said = capsys.readouterr().err
+    assert "all 6 verdicts are for the response that was shown first, so they say nothing about the responses" in said
+    assert "the judge on the data's pairs: all 6 verdicts are for the response that was shown first" in said
     for rate in found[str(model_folder)].values():
         assert (rate.rate, rate.first_shown, rate.consistent) == (0.5, 1.0, 0.0)
     found = winrate.run(contest(tmp_path, model_folder, judge="length"), tmp_path / "length", QUIET)
@@ -116,7 +119,7 @@ def test_the_command(tmp_path: Path, model_folder: Path, judge_server: Any, caps
     wanted = contest(tmp_path, model_folder)
     common = ["eval", "winrate", "--policy", str(model_folder), "--data", wanted.data, "--max-new-tokens", "5"]
     assert cli([*common, "--judge", "length", "--temperatures", "1", "--out", str(tmp_path / "o")]) == 0
-    assert "length-controlled" in capsys.readouterr().err
+    assert "length-adjusted" in capsys.readouterr().err
     assert "Win rate over temperatures" in (tmp_path / "o" / "winrate.html").read_text()
     price = ["--judge", "big", "--judge-url", judge_server.url, "--price-in", "3", "--price-out", "15", "--dry-run"]
     assert cli([*common, *price]) == 0

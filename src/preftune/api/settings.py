@@ -1,0 +1,118 @@
+"""Keywords of the training functions, and how they become a config."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict, TypeVar
+
+from pydantic import BaseModel
+
+from preftune.config.load import apply_override, build, read_file
+from preftune.errors import ConfigError
+
+C = TypeVar("C", bound=BaseModel)
+Section = Mapping[str, Any]
+
+
+class Tuning(TypedDict, total=False):
+    """Sections and keys of every training config (docs/config.md)."""
+
+    optim: Section
+    train: Section
+    batch: Section
+    lora: Section | bool | None
+    track: Sequence[str]
+
+
+class DPOSettings(Tuning, total=False):
+    """Those of preftune.dpo."""
+
+    reference: Section
+    monitor: Section | bool | None
+
+
+class RewardSettings(Tuning, total=False):
+    """Those of preftune.reward."""
+
+    centre: float
+    normalise: bool
+
+
+class PPOSettings(Tuning, total=False):
+    """Those of preftune.ppo."""
+
+    value: Section
+    rollout: Section
+    ppo: Section
+
+
+class IterateSettings(Tuning, total=False):
+    """Those of preftune.iterate."""
+
+    rounds: int
+    prompts: int | None
+    max_length: int
+    reference: str
+    sample: Section
+    pairs: Section
+    lr_decay: float
+    stop: Section
+
+
+def resolved(
+    schema: type[C],
+    source: Any,
+    overrides: Sequence[str],
+    settings: dict[str, Any],
+    where: str,
+    path: str | None = None,
+) -> C:
+    """The config of a call: a YAML file, a dict, a config or nothing; then overrides; then keywords.
+
+    `path` is the name of a model in memory where the config has none. Raises ConfigError with every problem at once.
+    """
+    overrides = [overrides] if isinstance(overrides, str) else list(overrides)
+    if isinstance(source, schema) and not overrides and not settings:
+        return source
+    raw, places = _read(schema, source, where)
+    for override in overrides:
+        apply_override(raw, places, override)
+    if path and not isinstance(raw.get("model"), dict):
+        raw["model"] = {"path": path}
+    for name, value in settings.items():
+        _merge(raw, name, value)
+        for old in [place for place in places if place[:1] == (name,)]:
+            del places[old]
+    return build(schema, raw, places, where)
+
+
+def _read(schema: type[BaseModel], source: Any, where: str) -> tuple[dict[str, Any], dict[Any, str]]:
+    if source is None:
+        return {}, {}
+    if isinstance(source, BaseModel):
+        if not isinstance(source, schema):
+            what = f"the config is a {type(source).__name__}, not a {schema.__name__}"
+            raise ConfigError(what, where=where, fix=f"preftune.{schema.__name__}(...) makes one")
+        return source.model_dump(), {}
+    if isinstance(source, Mapping):
+        return copy.deepcopy(dict(source)), {}
+    if isinstance(source, str | os.PathLike):
+        return read_file(os.fspath(source))
+    raise ConfigError(
+        f"the first argument is a config, not {type(source).__name__}",
+        where=where,
+        why="a config is a YAML file, a dict or a preftune config",
+        fix="name the others: model=..., data=...",
+    )
+
+
+def _merge(raw: dict[str, Any], name: str, value: Any) -> None:
+    """Set a section or a key. A dict changes keys of its section; a loss replaces the loss and its parameters."""
+    before = raw.get(name)
+    if isinstance(value, dict) and isinstance(before, dict) and name != "loss":
+        for key, item in value.items():
+            _merge(before, key, item)
+    else:
+        raw[name] = value

@@ -1,0 +1,171 @@
+"""The message for rows that no format fits: what is lacking, and the data.columns to write."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from preftune.data import metadata
+from preftune.data.parse_votes import verdict_column
+from preftune.data.slots import pair_columns, prompt_column
+from preftune.data.values import Fields, is_dialogue
+from preftune.errors import DataError
+
+#: Parts of column names that suggest a meaning.
+HINTS = {
+    "prompt": {"prompt", "promt", "question", "instruction", "query", "user", "request", "problem", "post", "task"},
+    "chosen": {
+        "chosen",
+        "choosen",
+        "good",
+        "better",
+        "best",
+        "preferred",
+        "win",
+        "winner",
+        "winning",
+        "accepted",
+        "positive",
+    },
+    "rejected": {"rejected", "reject", "bad", "worse", "worst", "dispreferred", "lose", "loser"},
+}
+VOTES = {
+    "winner",
+    "win",
+    "better",
+    "preferred",
+    "preference",
+    "choice",
+    "verdict",
+    "vote",
+    "judgement",
+    "judgment",
+    "label",
+}
+
+
+def unknown_columns(
+    rows: Sequence[Fields], formats: Mapping[str, tuple[tuple[str, ...], str]], where: str
+) -> DataError:
+    """The error for rows that no format fits; `formats` holds the columns and an example row of each format."""
+    found = list(dict.fromkeys(key for row in rows for key in row))
+    what = f"no known format has the columns {sorted(found)}"
+    if found and all(_is_prompt_alone(row) for row in rows):
+        return DataError(
+            "the rows have a prompt and no response",
+            where=where,
+            why=f"the columns are {', '.join(map(repr, found))}",
+            fix="sample responses first: preftune sample --prompts FILE, then preftune pairs; "
+            "or name the columns of the responses: data.columns={chosen: COLUMN, rejected: COLUMN}",
+        )
+    mapping = _mapping(rows)
+    if mapping:
+        wanted = ", ".join(f"{name}: {column}" for name, column in mapping.items())
+        return DataError(what, where=where, why=_lacking(formats, found), fix=f"set data.columns={{{wanted}}}")
+    nearest = sorted(formats, key=lambda name: -_likeness(formats[name][0], found))[:3]
+    return DataError(
+        what,
+        where=where,
+        why=_lacking(formats, found),
+        fix="; ".join(
+            [
+                "name the meaning of the columns, for instance data.columns={prompt: COLUMN, chosen: COLUMN, rejected: "
+                "COLUMN} or {prompt: COLUMN, response_a: COLUMN, response_b: COLUMN, winner: COLUMN}",
+                *(f"{name}: {formats[name][1]}" for name in nearest),
+                "or set data.format=my_format.py:function",
+            ]
+        ),
+    )
+
+
+def _lacking(formats: Mapping[str, tuple[tuple[str, ...], str]], found: Sequence[str]) -> str:
+    nearest = max(formats, key=lambda name: _likeness(formats[name][0], found))
+    lacking = [column for column in formats[nearest][0] if column not in found]
+    hints = [f"{c!r}{f' (did you mean {near(c, found)!r}?)' if near(c, found) else ''}" for c in lacking]
+    return f"the nearest, {nearest!r}, also needs {', '.join(hints)}" if hints else ""
+
+
+def _is_prompt_alone(row: Fields) -> bool:
+    prompt = prompt_column(row)
+    rest = [key for key in row if key not in (prompt, "system", "history", "input")]
+    return prompt is not None and not any(_is_text(row[key]) and not metadata.is_metadata(key, row) for key in rest)
+
+
+def _is_text(value: Any) -> bool:
+    return bool(metadata.texts_in(value))
+
+
+def _mapping(rows: Sequence[Fields]) -> dict[str, str]:
+    """The data.columns that names and values suggest: for pairs, votes or rankings; {} if nothing fits."""
+    row = rows[0] if rows else {}
+    ranked = _ranking(row)
+    if ranked:
+        return ranked
+    texts = [k for k, v in row.items() if (isinstance(v, str) or is_dialogue(v)) and not metadata.is_metadata(k, row)]
+    votes = _votes(row, texts)
+    if votes:
+        return votes
+    mapping: dict[str, str] = {}
+    pair = pair_columns(row)
+    asked = prompt_column(row)
+    for name in ("chosen", "rejected", "prompt"):
+        if (name == "prompt" and asked) or (name != "prompt" and pair) or name in row:
+            continue
+        free = [key for key in texts if key not in mapping.values() and key != asked]
+        hinted = [key for key in free if near(name, [key]) or HINTS[name] & set(_parts(key))]
+        if len(hinted) == 1:
+            mapping[name] = hinted[0]
+    known = {*mapping, *(name for name in ("chosen", "rejected") if name in row or pair)}
+    return mapping if {"chosen", "rejected"} <= known else {}
+
+
+def _ranking(row: Fields) -> dict[str, str]:
+    lists = {k: v for k, v in row.items() if isinstance(v, list) and len(v) > 1}
+    texts = [k for k, v in lists.items() if all(isinstance(item, str) for item in v)]
+    grades = [k for k, v in lists.items() if all(isinstance(n, int | float) and not isinstance(n, bool) for n in v)]
+    if len(texts) != 1 or len(grades) != 1 or len(lists[texts[0]]) != len(lists[grades[0]]):
+        return {}
+    ranks = bool({"rank", "ranks", "ranking", "order"} & set(_parts(grades[0])))
+    mapping = {"responses": texts[0], "ranks" if ranks else "scores": grades[0]}
+    if prompt_column(row) is None:
+        free = [k for k, v in row.items() if isinstance(v, str) and not metadata.is_metadata(k, row)]
+        if len(free) != 1:
+            return {}
+        mapping = {"prompt": free[0], **mapping}
+    return {name: column for name, column in mapping.items() if name != column}
+
+
+def _votes(row: Fields, texts: Sequence[str]) -> dict[str, str]:
+    """Two columns whose names differ in their last letter or digit only, and one that sounds like a verdict."""
+    sides = [
+        (a, b)
+        for a in texts
+        for b in texts
+        if a[:-1] == b[:-1] and a[-1:].lower() + b[-1:].lower() in ("ab", "12", "01", "xy")
+    ]
+    said = verdict_column(row) or next((key for key in row if VOTES & set(_parts(key))), None)
+    if len(sides) != 1 or said is None or said in sides[0]:
+        return {}
+    mapping = {"response_a": sides[0][0], "response_b": sides[0][1], "winner": said}
+    if prompt_column(row) is None:
+        free = [key for key in texts if key not in mapping.values()]
+        if len(free) != 1:
+            return {}
+        mapping = {"prompt": free[0], **mapping}
+    return {name: column for name, column in mapping.items() if name != column}
+
+
+def _parts(name: str) -> list[str]:
+    return re.split(r"[^a-z0-9]+", re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower())
+
+
+def _likeness(columns: Sequence[str], found: Sequence[str]) -> float:
+    close = [column in found or bool(near(column, found)) for column in columns]
+    return sum(close) / len(close) + 0.01 * len(close)
+
+
+def near(column: str, found: Sequence[str]) -> str:
+    """A column whose name is `column` misspelt, or ""."""
+    return next(iter(difflib.get_close_matches(column, sorted(found), n=1, cutoff=0.75)), "")

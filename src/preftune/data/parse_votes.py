@@ -1,0 +1,197 @@
+"""Rows with two responses and a column that says which is better -> preference groups."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from preftune.data.parse_pairs import common_text, common_turns, judged
+from preftune.data.parsers import Reading
+from preftune.data.slots import prompt_column, prompt_of, with_context
+from preftune.data.values import (
+    BadRow,
+    Drop,
+    Fields,
+    clean,
+    get,
+    grades,
+    kind_name,
+    number,
+    one_turn,
+    string,
+    text_of,
+)
+from preftune.errors import ConfigError, DataError, did_you_mean
+from preftune.types import Judgement, Message, PreferenceGroup, Text
+
+#: Two columns of responses. Where their names are numbered, a verdict of such a number names the response.
+SIDES = (
+    ("response_a", "response_b"),
+    ("response_1", "response_2"),
+    ("response1", "response2"),
+    ("response_0", "response_1"),
+    ("conversation_a", "conversation_b"),
+    ("answer_a", "answer_b"),
+    ("answer_1", "answer_2"),
+    ("answer_0", "answer_1"),
+    ("completion_a", "completion_b"),
+    ("completion_1", "completion_2"),
+    ("output_a", "output_b"),
+    ("output_1", "output_2"),
+    ("human_ref_A", "human_ref_B"),
+)
+#: Below 0: the first response is better by so much; 0: a tie.
+STRENGTHS = ("preference_strength", "overall_preference")
+VERDICTS = ("winner", "better_response_id", *STRENGTHS, "preference", "preferred", "choice", "label", "labels")
+SURE_INDEX = ("winner", "better_response_id", "choice")  # whose 0 and 1, or 1 and 2, count responses
+TIES = ("tie", "tie (bothbad)", "tie (both bad)", "both", "bothbad", "both bad", "both_bad", "draw", "equal", "same",
+        "neither")  # fmt: skip
+
+
+def sides_of(row: Fields) -> tuple[str, str] | None:
+    """The columns of the two responses."""
+    return next((sides for sides in SIDES if sides[0] in row and sides[1] in row), None)
+
+
+def verdict_column(row: Fields) -> str | None:
+    """The column that says which response is better."""
+    return next((key for key in VERDICTS if key in row), None)
+
+
+def votes(row: Fields, reading: Reading) -> list[PreferenceGroup]:
+    """Two responses and the winner. The prompt is a column, or what two dialogues have in common."""
+    first, second = sides_of(row) or SIDES[0]
+    key = verdict_column(row) or "winner"
+    value = get(row, key)
+    margin = 0.0
+    if key in STRENGTHS and not reading.winner_values:
+        strength = number(row, key, 0.0)
+        side, margin = ("tie" if strength == 0 else "a" if strength < 0 else "b"), abs(strength)
+    else:
+        side = _side(value, key, (first, second), reading)
+    if side == "tie":
+        raise Drop("tie")
+    weight, probability, stated = grades(row)
+    if reading.margin_from_scores and not margin:
+        raise BadRow(f"data.margin_from_scores needs one of the columns {', '.join(STRENGTHS)}")
+    judgement = Judgement(0, 1, weight, probability, margin if reading.margin_from_scores else stated)
+    prompt, one, two = _texts(row, first, second)
+    return judged(prompt, (one, two) if side == "a" else (two, one), judgement)
+
+
+def _texts(row: Fields, first: str, second: str) -> tuple[Text, Text, Text]:
+    """Prompt and responses."""
+    one, two = text_of(row, first), text_of(row, second)
+    if not isinstance(one, str) and not isinstance(two, str) and min(len(one), len(two)) > 1:
+        n = common_turns(one, two)
+        return with_context(row, one[:n]), one_turn(one[n:]), one_turn(two[n:])
+    if prompt_column(row) is None and isinstance(one, str) and isinstance(two, str):
+        n = common_text(one, two)
+        return with_context(row, one[:n]), one[n:], two[n:]
+    prompt = prompt_of(row)
+    if isinstance(prompt, str) and not (isinstance(one, str) and isinstance(two, str)):
+        prompt = (Message("user", prompt),)
+    one, two = (side if isinstance(side, str) else one_turn(side) for side in (one, two))
+    return prompt, one, two
+
+
+def _side(value: Any, key: str, sides: tuple[str, str], reading: Reading) -> str:
+    """a, b or tie."""
+    word = _word(value)
+    if word in reading.winner_values:
+        return str(reading.winner_values[word])
+    if not reading.winner_values or word in TIES:
+        named = _named(word, sides)
+        if named:
+            return named
+    raise BadRow(
+        f"column {key!r} must say which response is better, not {value!r}",
+        fix="declare its values: data.winner_values={a: VALUE, b: VALUE, tie: VALUE}",
+    )
+
+
+def _named(word: str, sides: tuple[str, str]) -> str:
+    """What a verdict in words means: a, A, model_a, response_a, the column's own name, tie."""
+    if word in TIES:
+        return "tie"
+    for side, column, ordinal in (("a", sides[0], "first"), ("b", sides[1], "second")):
+        if word in (column.lower(), ordinal) or re.fullmatch(
+            rf"((model|response|answer|assistant|completion)[ _]?)?{side}", word
+        ):
+            return side
+    return ""
+
+
+def _word(value: Any) -> str:
+    """A verdict as it is compared: 1, 1.0 and "1" are the same."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    word = str(value).strip().lower()
+    return word.removesuffix(".0") if re.fullmatch(r"-?\d+\.0", word) else word
+
+
+def settled(rows: Iterable[Fields], reading: Reading, where: str) -> Reading:
+    """`reading` with what each number in the verdict column means, found from all rows.
+
+    Raises DataError where the numbers have two meanings.
+    """
+    if reading.winner_values:
+        return replace(reading, winner_values=declared(reading.winner_values))
+    words: set[str] = set()
+    sides, key = SIDES[0], "winner"
+    for row in rows:
+        key, sides = verdict_column(row) or key, sides_of(row) or sides
+        if row.get(key) is not None and key not in STRENGTHS:
+            words.add(_word(row[key]))
+    numbers = {word for word in words if re.fullmatch(r"-?\d+", word)}
+    if not numbers:
+        return reading
+    if sides == ("human_ref_A", "human_ref_B"):  # SHP: 1 means that A is better
+        return replace(reading, winner_values={"1": "a", "0": "b"})
+    digits = tuple(match[0] if (match := re.search(r"\d+$", side)) else "" for side in sides)
+    if digits[0] and numbers <= set(digits):
+        return replace(reading, winner_values={digits[0]: "a", digits[1]: "b"})
+    if not digits[0] and key in SURE_INDEX:
+        for pair in (("0", "1"), ("1", "2")):
+            if numbers <= set(pair) and (numbers - {"1"}):
+                return replace(reading, winner_values={pair[0]: "a", pair[1]: "b"})
+    raise DataError(
+        f"column {key!r} has the values {', '.join(sorted(numbers))}, and it is not clear which response each means",
+        where=where,
+        why=f"the responses are {sides[0]!r} and {sides[1]!r}",
+        fix=f"declare the values, for instance data.winner_values={{a: {min(numbers)}, b: {max(numbers)}}}",
+    )
+
+
+def declared(values: Mapping[str, Any]) -> dict[str, str]:
+    """{a: VALUE, b: VALUE, tie: VALUE or a list of them} turned round: what each value means."""
+    meaning: dict[str, str] = {}
+    for side, given in values.items():
+        if side not in ("a", "b", "tie"):
+            fix = f"use a, b and tie; {did_you_mean(side, ('a', 'b', 'tie'))}"
+            raise ConfigError(f"unknown side {side!r}", where="data.winner_values", fix=fix)
+        for value in given if isinstance(given, list) else [given]:
+            if meaning.setdefault(_word(value), side) != side:
+                raise ConfigError(f"{value!r} is declared twice", where="data.winner_values", fix="name it once")
+    return meaning
+
+
+def summaries(row: Fields, _reading: Reading) -> list[PreferenceGroup]:
+    """Two summaries of a Reddit post and the index of the better one (openai/summarize_from_feedback)."""
+    info, items = get(row, "info"), get(row, "summaries")
+    if not isinstance(info, dict) or not isinstance(items, list) or len(items) != 2:
+        raise BadRow(
+            f"'info' must be an object and 'summaries' a list of two, not {kind_name(info)}, {kind_name(items)}"
+        )
+    choice = _word(get(row, "choice"))
+    if choice not in ("0", "1"):
+        raise BadRow(f"column 'choice' must be 0 or 1, not {row['choice']!r}")
+    if not info.get("post"):
+        raise BadRow("column 'info' has no post: only summaries of posts have a known prompt")
+    parts = [("SUBREDDIT: r/", "subreddit"), ("TITLE: ", "title"), ("POST: ", "post")]
+    lines = [lead + clean(str(info[key]), f"info.{key}") for lead, key in parts if info.get(key)]
+    texts = [string(item if isinstance(item, dict) else {}, "text") for item in items]
+    better = texts[int(choice)], texts[1 - int(choice)]
+    return judged("\n\n".join([*lines, "TL;DR:"]), better, Judgement(0, 1))

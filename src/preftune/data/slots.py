@@ -1,0 +1,188 @@
+"""Which columns of a row hold its prompt, its responses and its scores, under the names that public data sets use."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+from preftune.data.values import (
+    BadRow,
+    Fields,
+    clean,
+    get,
+    has_role,
+    is_dialogue,
+    kind_name,
+    messages_of,
+    number,
+    peek,
+    text_of,
+)
+from preftune.types import Message, Text
+
+PROMPTS = (
+    "prompt",
+    "instruction",
+    "question",
+    "query",
+    "input",
+    "messages",
+    "conversations",
+    "conversation",
+    "context",
+    "history",
+)
+DIALOGUES = ("messages", "conversations", "conversation")  # never text
+SYSTEMS = ("system", "system_prompt", "system_message")
+PAIRS = (
+    ("chosen", "rejected"),
+    ("chosen_response", "rejected_response"),
+    ("preferred_response", "rejected_response"),
+    ("preferred_response", "dispreferred_response"),
+    ("chosen_answer", "rejected_answer"),
+    ("response_j", "response_k"),
+    ("preferred", "dispreferred"),
+    ("preferred", "rejected"),
+    ("accepted", "rejected"),
+    ("preferred_output", "non_preferred_output"),
+)
+COMPLETIONS = ("completion", "output", "response", "answer")
+KINDS_OF_SCORE = ("score", "rating", "reward", "avg_rating")
+
+
+def prompt_column(row: Fields) -> str | None:
+    """The column with the prompt: the first known name whose value can be one, an empty text only if nothing else."""
+    usable = [key for key in PROMPTS if key in row and _can_ask(peek(row, key), key)]
+    told = next((key for key in usable if peek(row, key)), None)
+    if told or usable:
+        return told or usable[0]
+    return next(
+        (key for key in ("prompt", *DIALOGUES[:2]) if peek(row, key) is not None), None
+    )  # its parser says what is wrong
+
+
+def _can_ask(value: Any, key: str) -> bool:
+    if isinstance(value, str):
+        return key not in DIALOGUES
+    if key == "history":  # a list of earlier turns
+        return False
+    return is_dialogue(value) or (has_role(value) and key != "input")
+
+
+def has_text_prompt(row: Fields) -> bool:
+    """Whether the prompt is text."""
+    key = prompt_column(row)
+    return key is not None and isinstance(peek(row, key), str)
+
+
+def has_chat_prompt(row: Fields) -> bool:
+    """Whether the prompt is a list of messages, or one message."""
+    key = prompt_column(row)
+    return key is not None and isinstance(peek(row, key), list | dict)
+
+
+def prompt_of(row: Fields, text_only: bool = False) -> Text:
+    """The prompt of a row: its column, with an `input` appended to it and `system` and `history` in front of it.
+
+    A text prompt with a system text or a history becomes a chat, since these have no place in plain text.
+    """
+    key = prompt_column(row) or "prompt"
+    if isinstance(get(row, key), str):
+        prompt: Text = _with_input(row, key, clean(row[key], key))
+    elif text_only:
+        raise BadRow(f"column {key!r} must be text, not {kind_name(row[key])}")
+    else:
+        prompt = text_of(row, key)
+    return with_context(row, prompt, key)
+
+
+def _with_input(row: Fields, key: str, prompt: str) -> str:
+    more = row.get("input") if key in ("prompt", "instruction", "question", "query") else None
+    if more in (None, "", [], {}):
+        return prompt
+    if not isinstance(more, str):
+        raise BadRow(f"column 'input' beside {key!r} must be text, not {kind_name(more)}")
+    return "\n".join(part for part in (prompt, clean(more, "input")) if part)
+
+
+def with_context(row: Fields, prompt: Text, key: str = "prompt") -> Text:
+    """A prompt after the system text and the earlier turns that the row has in columns of their own."""
+    system, turns = _system_of(row), () if key == "history" else _history_of(row)
+    if not system and not turns:
+        return prompt
+    messages = (Message("user", prompt),) if isinstance(prompt, str) else prompt
+    if messages and messages[0].role == "system":
+        if system and system.strip() != messages[0].content.strip():
+            raise BadRow("the system column and the system message of the prompt differ")
+        return (messages[0], *turns, *messages[1:])
+    return (*((Message("system", system),) if system else ()), *turns, *messages)
+
+
+def _system_of(row: Fields) -> str:
+    texts = {key: row.get(key) for key in SYSTEMS if row.get(key) not in (None, "", [], {})}
+    for key, text in texts.items():
+        if not isinstance(text, str):
+            raise BadRow(f"column {key!r} must be text, not {kind_name(text)}")
+    if len({str(text).strip() for text in texts.values()}) > 1:
+        raise BadRow(f"the columns {' and '.join(map(repr, texts))} hold different system texts")
+    return next((clean(str(text), key) for key, text in texts.items() if str(text).strip()), "")
+
+
+def _history_of(row: Fields) -> tuple[Message, ...]:
+    """Earlier turns: messages, or [question, answer] pairs."""
+    history = row.get("history")
+    if history in (None, "", [], {}):
+        return ()
+    if is_dialogue(history):
+        return messages_of(history, "history")
+    turns: list[Message] = []
+    for i, pair in enumerate(history if isinstance(history, list) else [history]):
+        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+            raise BadRow(
+                "column 'history' must be a list of messages or of [question, answer] pairs of text",
+                fix="rewrite the column, or leave it out with data.ignore=[history]",
+            )
+        turns += [
+            Message(role, clean(text, f"history[{i}]")) for role, text in zip(("user", "assistant"), pair, strict=True)
+        ]
+    return tuple(turns)
+
+
+def pair_columns(row: Fields) -> tuple[str, str] | None:
+    """The columns with the better and the worse response."""
+    return next((pair for pair in PAIRS if pair[0] in row and pair[1] in row), None)
+
+
+def completion_column(row: Fields) -> str | None:
+    """The column with the one response of a row."""
+    return next((key for key in COMPLETIONS if peek(row, key) is not None), None)
+
+
+def score_columns(row: Fields) -> list[tuple[str, str]]:
+    """Pairs of columns that grade the better and the worse response: score_chosen and score_rejected, ..."""
+    sides = ("chosen", "rejected")
+    spellings = [
+        tuple(order.format(kind=kind, side=side) for side in sides)
+        for kind, order in product(KINDS_OF_SCORE, ("{kind}_{side}", "{side}_{kind}", "{kind}-{side}", "{side}-{kind}"))
+    ]
+    return [(a, b) for a, b in spellings if a in row and b in row]
+
+
+def scores_of(row: Fields) -> tuple[float, float] | None:
+    """The scores of the better and the worse response, if the row has any. Raises BadRow where they are swapped."""
+    found = []
+    for better, worse in score_columns(row):
+        if row.get(better) not in (None, "") and row.get(worse) not in (None, ""):
+            found.append((better, number(row, better, 0.0), worse, number(row, worse, 0.0)))
+    swapped = [item for item in found if item[1] < item[3]]
+    if swapped:
+        told = ", ".join(f"{better} {high:g} and {worse} {low:g}" for better, high, worse, low in swapped)
+        names = ", ".join(f"{better}, {worse}" for better, _, worse, _ in swapped)
+        sides = pair_columns(row) or ("chosen", "rejected")
+        raise BadRow(
+            f"the rejected response has the higher score: {told}",
+            fix=f"data.ignore=[{names}] trusts the names of the responses; with "
+            f"data.columns={{chosen: {sides[1]}, rejected: {sides[0]}}} in addition it swaps them; "
+            "data.bad_rows=drop leaves such rows out and counts them",
+        )
+    return (found[0][1], found[0][3]) if found else None

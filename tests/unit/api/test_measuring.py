@@ -1,0 +1,247 @@
+"""preftune.sample, pairs, score, winrate, frontier and check_data, in memory and with files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from tests.conftest import PAIRS, make_model, write_jsonl
+
+import preftune
+from preftune.data.groups import read_groups
+from preftune.data.parsers import Reading
+from preftune.methods import samples as samples_method
+from preftune.model.generate import Sampling
+from preftune.train.display import Display
+
+PROMPTS = ["the cat", "a dog", "we can"]
+BRIEF: dict[str, Any] = {"max_new_tokens": 6, "quiet": True}
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def length(prompts: list[str], responses: list[str]) -> list[float]:
+    return [float(len(response)) for response in responses]
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_samples_are_those_of_the_command(model_folder: Path, tmp_path: Path) -> None:
+    """Without `out` nothing is left behind; with it the file is that of the command."""
+    found = preftune.sample(model=model_folder, prompts=PROMPTS, n=2, seed=3, **BRIEF)
+    assert found.path is None
+    assert list(tmp_path.iterdir()) == []
+    file = write_jsonl(tmp_path / "p.jsonl", [{"prompt": prompt} for prompt in PROMPTS])
+    wanted = samples_method.Wanted(str(model_folder), str(file), Sampling(2, 6, seed=3))
+    path = samples_method.run(wanted, tmp_path / "command.jsonl", Display(quiet=True))
+    assert found.rows["responses"] == [row["responses"] for row in lines(path)]
+    assert found.rows["origin"] == ["prompts[0]", "prompts[1]", "prompts[2]"]
+    kept = preftune.sample(model=model_folder, prompts=file, n=2, seed=3, out="kept.jsonl", **BRIEF)
+    assert kept.path == Path("kept.jsonl")
+    assert list(kept.rows) == lines(Path("kept.jsonl"))
+
+
+def test_prompts_of_every_kind(model_folder: Path) -> None:
+    expected = preftune.sample(model=model_folder, prompts=PROMPTS, **BRIEF).rows["responses"]
+    rows = [{"prompt": prompt} for prompt in PROMPTS]
+    for prompts in (tuple(PROMPTS), rows, datasets.Dataset.from_list(rows), iter(rows)):
+        assert preftune.sample(model=model_folder, prompts=prompts, **BRIEF).rows["responses"] == expected
+    chat = [[{"role": "user", "content": "the cat"}]]
+    found = preftune.sample(model=model_folder, prompts=chat, chat_template="dialogue", **BRIEF)
+    assert found.rows["prompt"] == chat
+
+
+def test_what_is_displayed_names_no_file_that_is_deleted(
+    model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples = preftune.sample(model=model_folder, prompts=PROMPTS, n=2, max_new_tokens=6)
+    preftune.pairs(samples, reward=length)
+    preftune.score(policy=model_folder, reference=model_folder, data=PAIRS)
+    shown = capsys.readouterr().err
+    assert "done: 6 responses to 3 prompts" in shown
+    assert "preftune-" not in shown
+
+
+def test_pairs_of_samples_and_a_function(model_folder: Path) -> None:
+    samples = preftune.sample(model=model_folder, prompts=PROMPTS, n=4, **BRIEF)
+    made = preftune.pairs(samples, reward=length, quiet=True)
+    assert made.account.read == 3
+    for row in made.rows:
+        (judgement,) = row["judgements"]
+        better, worse = (row["responses"][judgement[side]] for side in ("better", "worse"))
+        assert len(better) == max(map(len, row["responses"])) > len(worse)
+    file = preftune.pairs(samples, reward="length", out="prefs.jsonl", quiet=True)
+    assert list(file.rows) == list(made.rows) == lines(Path("prefs.jsonl"))
+    # both can be trained on and scored
+    for data in (made, file):
+        assert len(preftune.score(data=data, reward=length, quiet=True).rows) == len(made.rows)
+    known = [{"prompt": "a", "responses": ["b", "c"], "scores": [1, 2]}]
+    assert preftune.pairs(known, quiet=True).rows[0]["judgements"] == [{"better": 1, "worse": 0}]
+
+
+def test_scores_of_rows_are_those_of_their_file(model_folder: Path, pairs_file: Path) -> None:
+    other = Path("other")
+    make_model(seed=1).save_pretrained(other)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (other / name).write_bytes((model_folder / name).read_bytes())
+    call: dict[str, Any] = {"policy": other, "reference": model_folder, "quiet": True}
+    found = preftune.score(data=PAIRS, tokens=True, **call)
+    assert found.path is None
+    file = preftune.score(data=pairs_file, out="scores.jsonl", **call)
+    assert found.rows["margin"] == file.rows["margin"]
+    assert found.summary["accuracy"] == json.loads(Path("scores.summary.json").read_text())["accuracy"]
+    assert "chosen_token_rewards" in found.rows.columns
+    by_function = preftune.score(data=PAIRS, reward=length, quiet=True)
+    assert by_function.rows["margin"] == [len(row["chosen"]) - len(row["rejected"]) for row in PAIRS]
+
+
+def test_a_function_judges(model_folder: Path) -> None:
+    call: dict[str, Any] = {"policy": model_folder, "data": PAIRS, "temperatures": [1], **BRIEF}
+    found = preftune.winrate(judge=length, **call)
+    same = preftune.winrate(judge="length", out="wins", **call)
+    assert found.rows.rows == same.rows.rows
+    assert (found.folder, same.folder) == (None, Path("wins"))
+    assert found.rows[0]["temperature"] == 1.0
+    assert found.rates[str(model_folder)]["1"].rate == found.rows[0]["rate"]
+    longer = [len(row["chosen"]) > len(row["rejected"]) for row in PAIRS]
+    assert found.agreement is not None
+    assert found.agreement["agreement"] == pytest.approx(sum(longer) / len(longer))
+    assert "wins" in repr(found)
+    assert len(preftune.winrate(judge=length, dry_run=True, **call).rows) == 0
+
+
+def test_another_function_does_not_get_the_verdicts_of_the_first(model_folder: Path) -> None:
+    call: dict[str, Any] = {"policy": model_folder, "data": PAIRS, "temperatures": [1], "out": "wins", **BRIEF}
+    first = preftune.winrate(judge=length, **call)
+
+    def brevity(prompts: list[str], responses: list[str]) -> list[float]:
+        return [-float(len(response)) for response in responses]
+
+    brevity.__module__, brevity.__qualname__ = length.__module__, length.__qualname__
+    second = preftune.winrate(judge=brevity, **call)
+    assert second.rows[0]["rate"] == pytest.approx(1 - first.rows[0]["rate"])
+
+
+def test_a_frontier_of_one_policy(model_folder: Path) -> None:
+    call: dict[str, Any] = {"reference": model_folder, "policy": model_folder, "yardstick": 4, "samples": 2, **BRIEF}
+    found = preftune.frontier(prompts=PROMPTS, reward=length, **call)
+    assert found.folder is None
+    assert found.rows["kl"] == pytest.approx([0, 0], abs=1e-5)
+    assert [row["name"] for row in found.best_of_n] == ["best of 1", "best of 2", "best of 4"]
+    assert len(found.optimum) > 3
+    file = preftune.frontier(prompts=PROMPTS, reward="length", out="plane", **call)
+    assert file.rows["reward"] == found.rows["reward"]
+    assert Path("plane/frontier.html").is_file()
+
+
+def test_check_data_says_what_a_run_would_do(model_folder: Path) -> None:
+    rows = [*PAIRS, {"prompt": None, "chosen": "a", "rejected": "b"}, {"prompt": "x", "chosen": "a", "rejected": "a"}]
+    report = preftune.check_data(rows, model=model_folder)
+    assert (report.format, report.ok, report.account.read, report.account.kept) == ("preference", False, 10, 8)
+    assert report.dropped["identical responses"] == ["data[9]"]
+    assert "data[8]" in str(report.refusal)
+    assert report.audit.unit == "tokens"
+    assert "refused" in repr(report)
+    with pytest.raises(preftune.DataError, match=r"data\[8\]: column 'prompt' is null"):
+        preftune.check_data(rows, strict=True)
+    assert preftune.check_data(rows, bad_rows="drop").ok
+    assert preftune.check_data(PAIRS).audit.unit == "characters"
+
+
+def test_check_data_knows_the_run_that_the_data_are_for(model_folder: Path) -> None:
+    demonstrations = [{"prompt": "a", "completion": " b"}, {"prompt": "c", "completion": " d"}]
+    labelled = [{**row, "label": i == 0} for i, row in enumerate(demonstrations)]
+    for model in (None, model_folder):
+        assert preftune.check_data(demonstrations, method="sft", model=model).ok
+        refusal = preftune.check_data(demonstrations, model=model).refusal
+        assert "compares pairs, but the data hold demonstrations" in str(refusal)
+        assert preftune.check_data(labelled, loss="kto", model=model).ok
+        assert not preftune.check_data(labelled, method="reward", model=model).ok
+    assert "max_length=256" in str(
+        preftune.check_data([{**PAIRS[0], "chosen": " x" * 400}], model=model_folder).refusal
+    )
+
+
+def test_check_data_takes_the_settings_of_a_run() -> None:
+    rows = [{**row, "margin": 1.0} for row in PAIRS]
+    assert not preftune.check_data(rows).ok
+    assert preftune.check_data(rows, ignore=["margin"]).ok
+    assert preftune.check_data(rows, loss=preftune.losses.odpo).ok
+    assert not preftune.check_data(PAIRS, eval=PAIRS[:1]).ok
+    assert preftune.check_data(PAIRS, eval=PAIRS[:1]).audit.leaks == 1
+    assert preftune.check_data(PAIRS, eval=PAIRS[:1], allow_overlap=True).ok
+    votes = [{"q": "a", "answers": ["b", "c"]}]
+
+    def read(row: dict[str, Any]) -> preftune.PreferenceGroup:
+        return preftune.PreferenceGroup(row["q"], tuple(row["answers"]), (preftune.Judgement(0, 1),))
+
+    assert preftune.check_data(votes, format=read).audit.judgements == 1
+
+
+def test_the_account_is_that_of_the_file(pairs_file: Path) -> None:
+    _, account = read_groups(str(pairs_file), Reading(bad_rows="drop"))
+    report = preftune.check_data(pairs_file)
+    assert (report.account.read, report.account.kept, report.format) == (account.read, account.kept, account.format)
+
+
+WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
+    "unknown keyword": ("sample", {"temprature": 1}, r"no parameter 'temprature'; did you mean 'temperature'\?"),
+    "range": ("sample", {"n": 0}, r"sample.n: .*greater than or equal to 1, got 0"),
+    "type": ("sample", {"seed": "x"}, r"sample.seed: .*valid integer"),
+    "dtype": ("sample", {"dtype": "fp8"}, r"^dtype: should be 'auto'.*got 'fp8'"),
+    "model in memory": ("sample", {"model": make_model}, r"sample\(\): model: must be a model folder"),
+    "too many tokens": ("sample", {"max_new_tokens": 5000}, r"^max_new_tokens: 5000 new tokens"),
+    "server": ("sample", {"server": "http://x"}, r"fix: give out="),
+    "no scores": ("pairs", {}, r"samples\[0\]: the samples have no scores\n  fix: name a reward: reward=\.\.\."),
+    "selection": (
+        "pairs",
+        {"select": "bestworst"},
+        r"^select: unknown selection 'bestworst'; did you mean 'best-worst'",
+    ),
+    "unused": ("pairs", {"k": 3}, r"^k: means nothing to best-worst"),
+    "reward": ("pairs", {"reward": "lenght"}, r"^reward: unknown name 'lenght'; did you mean 'length'\?"),
+    "signature": ("pairs", {"reward": lambda a, b: [0.0, 0.0]}, r"has the arguments a, b"),
+    "half": ("score", {"policy": "m"}, r"needs policy and reference, or reward alone"),
+    "not for a reward": ("score", {"reward": "length", "tokens": True}, r"^tokens: is for an implicit reward"),
+    "temperature": ("frontier", {"temperatures": [0]}, r"^temperatures: temperatures lie above 0"),
+    "data key": ("check_data", {"max_lenght": 3}, r"max_lenght: unknown key; did you mean 'max_length'\?"),
+    "method": ("check_data", {"method": "dp"}, r"unknown method 'dp'; did you mean 'dpo'\?"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_wrong_calls_are_refused_with_the_names_of_keywords(what: str, model_folder: Path) -> None:
+    name, change, sentence = WRONG[what]
+    usual: dict[str, Any] = {
+        "sample": {"model": model_folder, "prompts": PROMPTS, **BRIEF},
+        "pairs": {"samples": [{"prompt": "a", "responses": ["b", "c"]}], "quiet": True},
+        "score": {"data": PAIRS, "quiet": True},
+        "frontier": {
+            "reference": model_folder,
+            "policy": model_folder,
+            "prompts": PROMPTS,
+            "reward": length,
+            "quiet": True,
+        },
+        "check_data": {"data": PAIRS},
+    }
+    with pytest.raises(preftune.ConfigError, match=sentence) as caught:
+        getattr(preftune, name)(**{**usual[name], **change})
+    assert "--" not in str(caught.value)
+
+
+def test_arguments_without_a_name(model_folder: Path) -> None:
+    with pytest.raises(preftune.ConfigError, match=r"name them: model=\.\.\., prompts=\.\.\."):
+        preftune.sample(str(model_folder), PROMPTS)  # type: ignore[misc]
+    with pytest.raises(preftune.ConfigError, match="'pairs' needs samples"):
+        preftune.pairs()  # type: ignore[call-arg]
+    with pytest.raises(preftune.ConfigError, match="'sample' needs model"):
+        preftune.sample(prompts=PROMPTS)  # type: ignore[call-arg]

@@ -1,0 +1,316 @@
+"""Adapters: which fit their base, which are refused and why; targets of a new one."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tests.conftest import make_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from preftune.errors import ModelError
+from preftune.evaluate.rewards import open_reward
+from preftune.model.adapter import add_lora
+from preftune.model.load import load_model, load_tokenizer, locate
+from preftune.model.weights import note
+
+IDS = torch.tensor([[1, 5, 9, 20, 33]])
+# peft and transformers are called here, too, and warn
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers` to `True`:UserWarning"),
+]
+
+
+@pytest.fixture
+def noted(caplog: pytest.LogCaptureFixture) -> Any:
+    note.cache_clear()
+    caplog.set_level(logging.WARNING, "preftune")
+    return lambda: [record.getMessage() for record in caplog.records]
+
+
+def randomise(model: Any) -> Any:
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora" in name or "modules_to_save" in name:
+                parameter.normal_(std=0.1)
+    return model
+
+
+def make_adapter(folder: Path, base: Path, kind: Any = None, rows: int = 0, **settings: Any) -> Any:
+    """Train-like adapter on `base`, saved in `folder`; `rows`: with an embedding that was resized first."""
+    model = AutoModelForCausalLM.from_pretrained(base)
+    if rows:
+        model.resize_token_embeddings(rows, mean_resizing=False)
+    settings = {"r": 4, "target_modules": "all-linear", **settings} if kind is None else settings
+    config = (kind or peft.LoraConfig)(task_type="CAUSAL_LM", **settings)
+    tuned = randomise(peft.get_peft_model(model, config)).eval()
+    tuned.peft_config["default"].base_model_name_or_path = str(base)
+    tuned.save_pretrained(folder)
+    return tuned
+
+
+def change(folder: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
+    tensors = load_file(folder / "adapter_model.safetensors")
+    edit(tensors)
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def configure(folder: Path, **settings: Any) -> None:
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
+
+
+def load(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+    return load_model(locate(str(folder)), dtype)
+
+
+def with_tokens(tokenizer: Any, folder: Path, number: int = 1) -> int:
+    grown = AutoTokenizer.from_pretrained(tokenizer.name_or_path) if tokenizer.name_or_path else tokenizer
+    grown.add_special_tokens({"additional_special_tokens": [f"<call{i}>" for i in range(number)]})
+    grown.save_pretrained(folder)
+    return len(grown)
+
+
+@pytest.fixture
+def tied_folder(tmp_path: Path, tokenizer: Any) -> Path:
+    make_model(tie_word_embeddings=True).save_pretrained(tmp_path / "tied")
+    tokenizer.save_pretrained(tmp_path / "tied")
+    return tmp_path / "tied"
+
+
+def same(ours: Any, theirs: Any, ids: torch.Tensor = IDS) -> bool:
+    return bool(torch.allclose(ours(input_ids=ids).logits, theirs(input_ids=ids).logits, atol=1e-4))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_an_adapter_trained_with_added_tokens(
+    tmp_path: Path, model_folder: Path, tied_folder: Path, tied: bool, noted: Any
+) -> None:
+    """Its logits are those of the model that was trained, for the added token, too."""
+    base = tied_folder if tied else model_folder
+    copied = AutoTokenizer.from_pretrained(base)
+    copied.add_special_tokens({"additional_special_tokens": ["<call>"]})
+    rows = 361
+    tuned = make_adapter(tmp_path / "a", base, rows=rows, modules_to_save=["embed_tokens"])
+    copied.save_pretrained(tmp_path / "a")
+    model = load(tmp_path / "a")
+    assert model.config.vocab_size == model.lm_head.weight.shape[0] == rows
+    assert same(model, tuned, torch.tensor([[1, 5, 360, 20]]))
+    assert load_tokenizer(locate(str(tmp_path / "a"))).convert_tokens_to_ids("<call>") == copied.vocab_size
+    if not tied:
+        assert noted() == []
+    model.save_pretrained(tmp_path / "merged")
+    assert same(AutoModelForCausalLM.from_pretrained(tmp_path / "merged"), tuned, torch.tensor([[1, 5, 360, 20]]))
+
+
+def test_embeddings_that_the_adapter_lacks_are_refused(tmp_path: Path, model_folder: Path) -> None:
+    make_adapter(tmp_path / "a", model_folder, rows=361)
+    change(tmp_path / "a", lambda tensors: tensors.pop("base_model.model.lm_head.weight"))
+    with pytest.raises(ModelError, match="the adapter's embedding has 361 rows, the base 360") as caught:
+        load(tmp_path / "a")
+    assert "lm_head.weight" in caught.value.why
+    assert "resize_token_embeddings(361)" in caught.value.fix
+
+
+def test_lora_on_a_resized_embedding_needs_the_whole_embedding(tmp_path: Path, model_folder: Path) -> None:
+    targets = ["q_proj", "embed_tokens", "lm_head"]
+    tuned = make_adapter(tmp_path / "a", model_folder, rows=364, target_modules=targets)
+    assert same(load(tmp_path / "a"), tuned, torch.tensor([[1, 5, 363, 20]]))
+
+    def only_lora(tensors: dict[str, Any]) -> None:
+        for name in [name for name in tensors if "lora_" not in name]:
+            tensors.pop(name)
+
+    change(tmp_path / "a", only_lora)
+    with pytest.raises(ModelError, match="the adapter's embedding has 364 rows, the base 360"):
+        load(tmp_path / "a")
+
+
+def test_a_tokenizer_larger_than_the_embedding_is_refused(tmp_path: Path, model_folder: Path) -> None:
+    make_adapter(tmp_path / "a", model_folder, rows=358)
+    shutil.copy(model_folder / "tokenizer.json", tmp_path / "a")
+    shutil.copy(model_folder / "tokenizer_config.json", tmp_path / "a")
+    tokens = len(AutoTokenizer.from_pretrained(model_folder))
+    if tokens <= 358:
+        make_adapter(tmp_path / "a", model_folder, rows=tokens - 1)
+    with pytest.raises(ModelError, match=rf"tokenizer has {tokens} tokens, its embedding \d+ rows"):
+        load(tmp_path / "a")
+
+
+@pytest.mark.parametrize("targets", [["lm_head"], ["embed_tokens"], ["lm_head", "embed_tokens", "q_proj"]])
+def test_an_adapter_on_one_of_two_tied_embeddings_changes_only_that(
+    tmp_path: Path, tied_folder: Path, targets: list[str], noted: Any
+) -> None:
+    tuned = make_adapter(tmp_path / "a", tied_folder, target_modules=targets)
+    model = load(tmp_path / "a")
+    assert same(model, tuned)
+    assert not model.config.tie_word_embeddings
+    assert ["the merged model has two" in line for line in noted()] == [True]
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (peft.PromptTuningConfig, {"num_virtual_tokens": 4}),
+        (peft.PrefixTuningConfig, {"num_virtual_tokens": 4}),
+        (peft.PromptEncoderConfig, {"num_virtual_tokens": 4, "encoder_hidden_size": 8}),
+    ],
+)
+def test_kinds_that_cannot_be_merged_are_named(tmp_path: Path, model_folder: Path, kind: Any, settings: Any) -> None:
+    make_adapter(tmp_path / "a", model_folder, kind, **settings)
+    name = json.loads((tmp_path / "a" / "adapter_config.json").read_text())["peft_type"]
+    with pytest.raises(ModelError, match=f"an adapter of kind {name} cannot be merged"):
+        load(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (peft.IA3Config, {"target_modules": ["k_proj", "down_proj"], "feedforward_modules": ["down_proj"]}),
+        (peft.LoHaConfig, {"r": 2, "target_modules": ["q_proj"]}),
+        (peft.LoraConfig, {"r": 2, "target_modules": ["q_proj"], "use_dora": True}),
+        (peft.LoraConfig, {"r": 2, "target_modules": ["q_proj"], "use_rslora": True, "bias": "all"}),
+    ],
+)
+def test_other_kinds_are_merged(tmp_path: Path, model_folder: Path, kind: Any, settings: Any, noted: Any) -> None:
+    tuned = make_adapter(tmp_path / "a", model_folder, kind, **settings)
+    assert same(load(tmp_path / "a"), tuned)
+    assert noted() == []
+
+
+@pytest.fixture
+def adapter(tmp_path: Path, model_folder: Path) -> Path:
+    make_adapter(tmp_path / "a", model_folder)
+    return tmp_path / "a"
+
+
+Q = "base_model.model.model.layers.0.self_attn.q_proj."
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (
+            lambda t: t.pop(f"{Q}lora_A.weight"),
+            r"1 of its tensors are missing: model.layers.0.self_attn.q_proj.lora_A.weight",
+        ),
+        (
+            lambda t: t.update({f"{Q}lora_A.weight".replace("layers.0", "layers.7"): torch.zeros(4, 32)}),
+            r"1 of its tensors fit nowhere in the base: model.layers.7.self_attn.q_proj.lora_A.weight",
+        ),
+        (
+            lambda t: t.update({f"{Q}lora_A.weight": torch.zeros(4, 64)}),
+            r"shape: model.layers.0.self_attn.q_proj.lora_A.weight \(4x64 in the adapter, 4x32 in the base\)",
+        ),
+    ],
+)
+def test_tensors_that_do_not_fit_are_named(adapter: Path, edit: Any, message: str) -> None:
+    change(adapter, edit)
+    with pytest.raises(ModelError, match=message):
+        load(adapter)
+
+
+def test_a_module_to_save_that_is_missing_is_named(tmp_path: Path, model_folder: Path) -> None:
+    make_adapter(tmp_path / "a", model_folder, modules_to_save=["lm_head"])
+    change(tmp_path / "a", lambda tensors: tensors.pop("base_model.model.lm_head.weight"))
+    with pytest.raises(ModelError, match=r"1 of its tensors is missing: lm_head.weight"):
+        load(tmp_path / "a")
+
+
+def test_only_safetensors_are_read(adapter: Path) -> None:
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    torch.save({name: torch.full_like(tensor, 9.0) for name, tensor in tensors.items()}, adapter / "adapter_model.bin")
+    expected = load(adapter)  # with both, the safetensors
+    assert float(expected.lm_head.weight.abs().max()) < 5
+    (adapter / "adapter_model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"weights only as pickle \(adapter_model.bin\)"):
+        locate(str(adapter))
+    (adapter / "adapter_model.bin").unlink()
+    with pytest.raises(ModelError, match=r"no adapter_model.safetensors"):
+        locate(str(adapter))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"base_model_name_or_path": None}, "names no base model"),
+        ({"base_model_name_or_path": "./gone"}, r"adapter_config.json base_model_name_or_path ./gone: no such folder"),
+        ({"task_type": "SEQ_CLS"}, "is for models of kind SEQ_CLS, not for a language model"),
+        ({"peft_type": "NOVEL"}, "an adapter of unknown kind NOVEL"),
+        ({"target_modules": ["qkv"]}, "cannot load the adapter: Target modules"),
+    ],
+)
+def test_an_adapter_config_that_cannot_be_meant(adapter: Path, settings: Any, message: str) -> None:
+    configure(adapter, **settings)
+    with pytest.raises(ModelError, match=message):
+        load(adapter)
+
+
+def test_an_adapter_on_an_adapter_is_refused(adapter: Path, tmp_path: Path) -> None:
+    shutil.copytree(adapter, tmp_path / "b")
+    configure(tmp_path / "b", base_model_name_or_path=str(adapter))
+    with pytest.raises(ModelError, match="its base is an adapter, too"):
+        load(tmp_path / "b")
+
+
+def test_the_bases_revision_is_honoured(adapter: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("preftune.model.load._reachable", lambda name, revision: True)
+    configure(adapter, base_model_name_or_path="org/name", revision="abc")
+    source = locate(str(adapter))
+    assert (source.base, source.revision, source.adapter) == ("org/name", "abc", str(adapter))
+    configure(adapter, base_model_name_or_path=str(model_folder), revision="abc")
+    assert locate(str(adapter)).base == str(model_folder)
+
+
+def test_an_adapter_is_no_reward_model(adapter: Path) -> None:
+    with pytest.raises(ModelError, match="an adapter folder cannot be opened with a scalar head"):
+        open_reward(str(adapter), "--reward")
+
+
+def test_settings_of_a_newer_peft_are_reported(adapter: Path, noted: Any) -> None:
+    configure(adapter, use_what_comes_next=True)
+    load(adapter)
+    assert len([line for line in noted() if "use_what_comes_next" in line]) == 1
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (["q_proj", "v_porj"], r"'v_porj' \(did you mean 'v_proj'\?\)"),
+        (["nothing_like_it", "q_prj"], r"'nothing_like_it', 'q_prj' \(did you mean 'q_proj'\?\)"),
+        ("q_proj", r"'q_proj' \(did you mean targets: \[q_proj\]\?\)"),
+        ("all_linear", r"'all_linear' \(did you mean targets: all-linear\?\)"),
+        (r".*layers\.7\..*", "no module of the model has a name that this pattern matches"),
+        ("*q", "not a regular expression: '\\*q'"),
+        ([], "the list is empty"),
+        (["layers.0.self_attn.q_proj", "layers.9.self_attn.q_proj"], r"'layers.9.self_attn.q_proj'"),
+    ],
+)
+def test_every_lora_target_matches_something(targets: Any, message: str) -> None:
+    with pytest.raises(ModelError, match=message) as caught:
+        add_lora(make_model(), 4, 8.0, targets)
+    assert caught.value.where == "lora.targets"
+
+
+@pytest.mark.parametrize(
+    "targets",
+    ["all-linear", "ALL-LINEAR", r".*\.(q|v)_proj", ["q_proj", "v_proj"], ["layers.0.self_attn.q_proj", "lm_head"]],
+)
+def test_a_new_adapter_changes_nothing_and_warns_of_nothing(targets: Any, noted: Any) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tuned = add_lora(make_model(tie_word_embeddings=True), 4, 8.0, targets)
+    assert same(tuned, make_model(tie_word_embeddings=True))
+    assert noted() == []

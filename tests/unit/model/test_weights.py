@@ -1,0 +1,299 @@
+"""Weight files: every tensor of the model is in them, or the model is refused with the names."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from tests.conftest import make_model
+from transformers import LlamaForSequenceClassification
+
+from preftune.errors import ModelError
+from preftune.evaluate.judges import _local
+from preftune.evaluate.rewards import open_reward
+from preftune.model.load import load_model, locate
+from preftune.model.scalar import load_scalar
+from preftune.model.weights import note, shards_of
+
+Tensors = dict[str, Any]
+
+
+@pytest.fixture
+def folder(model_folder: Path, tmp_path: Path) -> Path:
+    shutil.copytree(model_folder, tmp_path / "m")
+    return tmp_path / "m"
+
+
+@pytest.fixture
+def noted(caplog: pytest.LogCaptureFixture) -> Any:
+    note.cache_clear()
+    caplog.set_level(logging.WARNING, "preftune")
+    return lambda: [record.getMessage() for record in caplog.records]
+
+
+def change(folder: Path, edit: Callable[[Tensors], Any]) -> Path:
+    """Rewrite the weights of a model folder."""
+    tensors = load_file(folder / "model.safetensors")
+    edit(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def configure(folder: Path, **settings: Any) -> Path:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
+    return folder
+
+
+def renamed(tensors: Tensors, old: str, new: str) -> None:
+    tensors[new] = tensors.pop(old)
+
+
+def load(folder: Path) -> Any:
+    return load_model(locate(str(folder)), torch.float32)
+
+
+def classifier(folder: Path, labels: int = 1, **settings: Any) -> Path:
+    """A reward model in the place of a language model."""
+    config = make_model().config
+    config.num_labels = labels
+    LlamaForSequenceClassification(config).save_pretrained(folder)
+    (folder / "tokenizer_config.json").touch()
+    return configure(folder, **settings)
+
+
+def shard(folder: Path, parts: int = 2, name: str = "model-{}.safetensors") -> list[str]:
+    """Split the weights into files with an index."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(tensors)
+    where = {tensor: name.format(number % parts) for number, tensor in enumerate(names)}
+    for file in set(where.values()):
+        save_file({t: tensors[t] for t in names if where[t] == file}, folder / file, metadata={"format": "pt"})
+    write_index(folder, where)
+    return sorted(set(where.values()))
+
+
+def write_index(folder: Path, where: dict[str, Any]) -> None:
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda t: t.pop("model.norm.weight"), "1 of 21 tensors of the model are missing: model.norm.weight"),
+        (lambda t: t.pop("lm_head.weight"), r"missing: lm_head.weight(.|\n)*set tie_word_embeddings to true"),
+        (
+            lambda t: renamed(t, "model.norm.weight", "model.final_norm.weight"),
+            r"missing: model.norm.weight(.|\n)*1 tensor of the files is not used: model.final_norm.weight"
+            r"(.|\n)*Perhaps renamed: model.final_norm.weight for model.norm.weight",
+        ),
+        (
+            lambda t: t.update({"lm_head.weight": torch.zeros(361, 32)}),
+            r"1 of 21 tensors have another shape: lm_head.weight \(361x32 in the file, 360x32 in the model\)",
+        ),
+        (
+            lambda t: [t.pop(name) for name in list(t) if "layers.1" in name],
+            r"9 of 21 tensors of the model are missing: .* and 5 more",
+        ),
+        (
+            lambda t: [renamed(t, name, f"transformer.{name}") for name in list(t)],
+            r"21 of 21 tensors of the model are missing(.|\n)*21 tensors of the files are not used",
+        ),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(folder: Path, edit: Any, message: str) -> None:
+    with pytest.raises(ModelError, match=message) as caught:
+        load(change(folder, edit))
+    assert caught.value.exit_code == 4
+    assert caught.value.where == str(folder)
+
+
+@given(st.sets(st.sampled_from(sorted(make_model().state_dict())), min_size=1, max_size=4))
+def test_every_missing_tensor_is_named(tmp_path_factory: Any, names: set[str]) -> None:
+    folder = tmp_path_factory.mktemp("m")
+    make_model().save_pretrained(folder)
+    change(folder, lambda tensors: [tensors.pop(name) for name in names])
+    with pytest.raises(ModelError) as caught:
+        load(folder)
+    assert caught.value.what == f"{len(names)} of 21 tensors of the model are missing: {', '.join(sorted(names))}"
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda t: t.pop("model.layers.0.block_sparse_moe.experts.0.w1.weight"),
+        lambda t: t.pop("model.layers.0.block_sparse_moe.experts.3.w2.weight"),
+        lambda t: t.pop("model.layers.1.block_sparse_moe.gate.weight"),
+    ],
+)
+def test_a_missing_expert_is_named_by_its_stack(tmp_path: Path, edit: Any) -> None:
+    make_model("mixtral", num_local_experts=4).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"model\.layers\.[01]\.mlp\.(experts|gate)"):
+        load(change(tmp_path, edit))
+
+
+def test_unused_tensors_are_reported_once(folder: Path, noted: Any) -> None:
+    extra = {f"mtp.{number}.weight": torch.zeros(2) for number in range(5)}
+    change(folder, lambda tensors: tensors.update(extra))
+    load(folder)
+    load(folder)
+    names = "mtp.0.weight, mtp.1.weight, mtp.2.weight, mtp.3.weight and 1 more"
+    assert noted() == [f"note: {folder}: 5 tensors of the weight files are not used: {names}"]
+
+
+def test_a_tied_head_need_not_be_in_the_file(tmp_path: Path, noted: Any) -> None:
+    model = make_model(tie_word_embeddings=True)
+    model.save_pretrained(tmp_path)
+    assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
+    loaded = load(tmp_path)
+    assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
+    change(tmp_path, lambda t: renamed(t, "model.embed_tokens.weight", "lm_head.weight"))  # either name will do
+    assert torch.equal(load(tmp_path).model.embed_tokens.weight, model.lm_head.weight)
+    change(tmp_path, lambda t: t.pop("lm_head.weight"))
+    with pytest.raises(ModelError, match=r"missing: .*model.embed_tokens.weight"):
+        load(tmp_path)
+    assert noted() == []
+
+
+def test_a_head_that_config_json_ties_wrongly_is_reported(folder: Path, noted: Any) -> None:
+    loaded = load(configure(folder, tie_word_embeddings=True))
+    assert not loaded.config.tie_word_embeddings
+    assert torch.equal(loaded.lm_head.weight, make_model().lm_head.weight)
+    assert ["have different values; both are used" in line for line in noted()] == [True]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gpt_neox", "gemma2", "qwen3", "opt"])
+def test_whole_models_load_without_a_word(tmp_path: Path, architecture: str, noted: Any) -> None:
+    make_model(architecture).save_pretrained(tmp_path)
+    load(tmp_path)
+    assert noted() == []
+
+
+def test_references_and_judges_are_refused_alike(folder: Path) -> None:
+    change(folder, lambda tensors: tensors.pop("model.norm.weight"))
+    with pytest.raises(ModelError, match=r"model.norm.weight"):
+        _local(str(folder), "--judge", "cpu", "helpful")
+    with pytest.raises(ModelError, match=r"model.norm.weight"):
+        open_reward(f"implicit:{folder},{folder}", "--reward")
+
+
+def test_a_reward_model_without_its_head_gives_no_reward(tmp_path: Path, tokenizer: Any) -> None:
+    tokenizer.save_pretrained(tmp_path)
+    classifier(tmp_path)
+    open_reward(str(tmp_path), "--reward")
+    change(tmp_path, lambda tensors: tensors.pop("score.weight"))
+    with pytest.raises(ModelError, match=r"the reward model has no head: score.weight is not in its weights"):
+        open_reward(str(tmp_path), "--reward")
+    begun = load_scalar(locate(str(tmp_path)), torch.float32, new_head=True)
+    assert not begun.score.weight.any()
+    change(tmp_path, lambda tensors: tensors.pop("model.norm.weight"))
+    with pytest.raises(ModelError, match=r"missing: model.norm.weight"):
+        load_scalar(locate(str(tmp_path)), torch.float32, new_head=True)
+
+
+@pytest.mark.parametrize("labels", [2, 3])
+@pytest.mark.parametrize("new_head", [True, False])
+def test_a_head_with_several_labels_is_no_reward_model(tmp_path: Path, labels: int, new_head: bool) -> None:
+    classifier(tmp_path, labels)
+    with pytest.raises(ModelError, match=f"it has {labels} labels; a reward model has one"):
+        load_scalar(locate(str(tmp_path)), torch.float32, new_head)
+
+
+def test_a_reward_model_begins_from_a_language_model_without_a_word(folder: Path, noted: Any) -> None:
+    load_scalar(locate(str(folder)), torch.float32, new_head=True)
+    assert noted() == []
+
+
+def test_a_reward_model_is_no_policy(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"missing: lm_head.weight(.|\n)*not used: score.weight"):
+        load(classifier(tmp_path))
+
+
+def test_shards_load(folder: Path) -> None:
+    expected = load(folder)
+    assert len(shard(folder, 3)) == 3
+    assert torch.equal(load(folder).lm_head.weight, expected.lm_head.weight)
+
+
+def test_a_missing_shard_is_named(folder: Path) -> None:
+    _, second = shard(folder)
+    (folder / second).unlink()
+    with pytest.raises(ModelError, match=rf"1 of 2 weight files are missing: {second}"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["../other.safetensors", "/tmp/o.safetensors", "sub/../../o.safetensors", "..\\o.safetensors"]
+)
+def test_an_index_names_no_file_outside_its_folder(folder: Path, tmp_path: Path, name: str) -> None:
+    shard(folder)
+    save_file({"lm_head.weight": torch.zeros(360, 32)}, tmp_path / "other.safetensors")
+    write_index(folder, {"lm_head.weight": name, "model.norm.weight": "model-0.safetensors"})
+    with pytest.raises(ModelError, match="it names a file outside its folder: "):
+        locate(str(folder))
+
+
+def test_a_link_leads_no_shard_outside_its_folder(folder: Path, tmp_path: Path) -> None:
+    first, _ = shard(folder)
+    (folder / first).rename(tmp_path / "elsewhere.safetensors")
+    (folder / first).symlink_to(tmp_path / "elsewhere.safetensors")
+    with pytest.raises(ModelError, match=f"it names a file outside its folder: {first}"):
+        load(folder)
+
+
+def test_links_of_the_hubs_cache_are_followed(folder: Path, tmp_path: Path) -> None:
+    first, second = shard(folder)
+    (tmp_path / "c" / "blobs").mkdir(parents=True)
+    (tmp_path / "c" / "snapshots").mkdir()
+    for number, name in enumerate((first, second)):
+        (folder / name).rename(tmp_path / "c" / "blobs" / str(number))
+        (folder / name).symlink_to(os.path.join("..", "..", "blobs", str(number)))
+    folder.rename(tmp_path / "c" / "snapshots" / "abc")
+    load(tmp_path / "c" / "snapshots" / "abc")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"weight_map": {"a": "pytorch_model.bin"}}', "files that are not safetensors: pytorch_model.bin"),
+        ('{"weight_map": {"a": 3}}', "not safetensors: 3"),
+        ('{"weight_map": {}}', "names no files"),
+        ('{"weight_map": ["a"]}', "not a shard index"),
+        ("{", "not a shard index"),
+    ],
+)
+def test_an_index_that_is_none(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "model.safetensors.index.json"
+    path.write_text(text)
+    with pytest.raises(ModelError, match=message):
+        shards_of(path)
+
+
+def test_config_json_cannot_name_a_pickle(folder: Path) -> None:
+    torch.save({}, folder / "adapter_model.bin")
+    with pytest.raises(ModelError, match=r"config.json names the weight file 'adapter_model.bin'"):
+        load(configure(folder, transformers_weights="adapter_model.bin"))
+
+
+def test_safetensors_of_another_name(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "weights.safetensors")
+    with pytest.raises(
+        ModelError, match=r"neither model.safetensors nor .*index.json(.|\n)*found: weights.safetensors"
+    ):
+        load(folder)
+
+
+def test_a_folder_with_both_reads_the_safetensors(folder: Path) -> None:
+    torch.save(make_model(seed=9).state_dict(), folder / "pytorch_model.bin")
+    assert torch.equal(load(folder).lm_head.weight, make_model().lm_head.weight)

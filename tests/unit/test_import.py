@@ -1,0 +1,61 @@
+"""What `import preftune` offers, and what it does not import."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+import preftune
+from preftune.losses import PREFERENCE_LOSSES
+
+HEAVY = ("torch", "transformers", "datasets", "pydantic", "numpy", "rich", "pandas")
+FUNCTIONS = ["sft", "dpo", "reward", "ppo", "iterate", "sample", "pairs", "score", "winrate", "frontier", "check_data"]
+
+
+def python(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_the_import_brings_no_library() -> None:
+    code = f"import sys, preftune; dir(preftune); print([m for m in {HEAVY} if m in sys.modules])"
+    assert python(code) == "[]"
+
+
+def test_a_wrong_keyword_is_refused_without_torch() -> None:
+    code = (
+        "import sys, preftune\ntry: preftune.dpo(model='m', dta='d')\n"
+        "except preftune.ConfigError: print('torch' in sys.modules, 'transformers' in sys.modules)"
+    )
+    assert python(code) == "False False"
+
+
+def test_losses_are_there_at_once() -> None:
+    assert python("import preftune; print(preftune.losses.sigmoid.__name__)") == "sigmoid"
+
+
+def test_every_loss_is_an_attribute_of_losses() -> None:
+    for name, loss in PREFERENCE_LOSSES.items():
+        assert getattr(preftune.losses, name) is loss
+        assert name in preftune.losses.__all__
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions_are_listed_and_documented(name: str) -> None:
+    assert name in dir(preftune)
+    function = getattr(preftune, name)
+    assert inspect.getdoc(function)
+    assert "quiet" in inspect.signature(function).parameters or name == "check_data"
+
+
+def test_every_public_name_exists() -> None:
+    assert set(preftune.__all__) <= set(dir(preftune))
+    for name in preftune.__all__:
+        assert getattr(preftune, name) is not None
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="dop"):
+        preftune.dop  # noqa: B018
