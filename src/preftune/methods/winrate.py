@@ -349,7 +349,8 @@ def write(
     verdicts: Verdicts,
 ) -> None:
     """The numbers and the picture."""
-    settings = {key: value for key, value in plain(contest).items() if key not in ("server", "settings")}
+    settings = {key: value for key, value in plain(contest).items() if key not in ("server", "settings", "chat")}
+    settings["chat"] = asdict(contest.options)
     settings["data_settings"] = contest.section.model_dump(mode="json", exclude_unset=True)
     settings["server"] = contest.server.record if contest.server else None
     rates = {policy: {t: asdict(rate) for t, rate in by.items()} for policy, by in found.items()}
