@@ -119,7 +119,8 @@ def test_files_and_settings_are_told_apart() -> None:
 
 def test_every_key_of_the_data_section_can_be_set() -> None:
     values = {
-        "train": None, "eval": "0.5", "format": "hh", "columns": "{prompt: q}", "winner_values": "{a: left}", "chat_template": "t", "thinking": "keep",
+        "train": None, "eval": "0.5", "format": "hh", "columns": "{prompt: q}", "chat_template": "t",
+        "winner_values": "{a: left}", "thinking": "keep",
         "chat_template_kwargs": "{thinking: false}", "as_chat": "true", "max_length": "7", "max_prompt_length": "3",
         "overlong": "drop", "pairs": "adjacent", "margin_from_scores": "true", "ignore": "[x]", "bad_rows": "drop",
         "max_dropped": "0.5", "allow_overlap": "true", "allow_empty_prompts": "true", "allow_dropped_text": "true",
