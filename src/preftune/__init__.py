@@ -13,7 +13,6 @@ docs/python.md has an example of each. The command line (`preftune --help`) does
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ if TYPE_CHECKING:
     )
     from preftune.types import Judgement, Logps, Message, Pair, PairLogps, PreferenceGroup
 
-__version__ = version("preftune")
+    __version__: str
 
 # The module of each public name. load_config is called `load` there.
 _MODULES = {
@@ -119,6 +118,8 @@ def __getattr__(name: str) -> Any:
     """Public names are imported when they are first used: `import preftune` does not import torch."""
     if name == "losses":
         return import_module("preftune.losses")
+    if name == "__version__":  # importlib.metadata takes longer than all of this module
+        return import_module("importlib.metadata").version("preftune")
     if name not in _PLACES:
         raise AttributeError(f"module 'preftune' has no attribute {name!r}")
     module, attribute = _PLACES[name]

@@ -97,8 +97,8 @@ def not_read(
     others = [name for name in splits if name != split]
     if others and not split.startswith(HELD_OUT):
         name = f"{target}:{others[0]}" if config not in parts else f"{target}:{config}:{others[0]}"
-        notes.append(f"this is the split {split!r}; the dataset also has {listed(others)} (as in {name})")
+        notes.append(f"only split {split!r} is used here; not used here: {listed(others)} (as in {name})")
     if len(configs) > 1 and config not in parts:
         rest = [name for name in configs if name != config]
-        notes.append(f"this is the config {config!r}; the dataset also has {listed(rest)} (as in {target}:{rest[0]})")
+        notes.append(f"only config {config!r} is used here; not used here: {listed(rest)} (as in {target}:{rest[0]})")
     return notes

@@ -10,6 +10,7 @@ from typing import Any
 
 import datasets
 import pandas
+import pyarrow
 import pytest
 import torch
 from tests.conftest import PAIRS, make_model, write_jsonl
@@ -70,6 +71,8 @@ def test_rows_train_as_their_file_does(model_folder: Path, pairs_file: Path) -> 
         "iterator": iter(PAIRS),
         "dataset": datasets.Dataset.from_list(PAIRS),
         "frame": pandas.DataFrame(PAIRS),
+        "stream": datasets.Dataset.from_list(PAIRS).to_iterable_dataset(),
+        "table": pyarrow.Table.from_pylist(PAIRS),
         "section": {"train": PAIRS, "max_length": 1024},
     }
     for name, data in kinds.items():

@@ -82,7 +82,7 @@ def test_files_that_are_not_read_are_named(tmp_path: Path) -> None:
     fill(tmp_path, "test.jsonl", "train.jsonl")
     files, notes = read_all(tmp_path)
     assert files == ["train.jsonl"]
-    assert notes[0] == f"this is the split 'train'; the dataset also has test (as in {tmp_path}:test)"
+    assert notes[0] == f"only split 'train' is used here; not used here: test (as in {tmp_path}:test)"
     assert notes[1] == "not read, as they belong to no split: a.jsonl"
 
 
@@ -165,7 +165,7 @@ def test_saved_datasets_and_their_splits(tmp_path: Path) -> None:
     assert read_all(f"{tmp_path / 'two'}:test_prefs") == (["2"], [])
     files, notes = read_all(f"{tmp_path / 'two'}:train_prefs")
     assert files == ["1", "2"]
-    assert "the dataset also has test_prefs" in notes[0]
+    assert "not used here: test_prefs" in notes[0]
     with pytest.raises(DataError, match=r"its subfolders are saved datasets: one, two"):
         list(read(str(tmp_path)))
 
@@ -217,7 +217,7 @@ def test_configs_of_the_dataset_card(tmp_path: Path) -> None:
     files, notes = read_all(f"{tmp_path}:helpful")
     assert files == ["helpful/train.jsonl"]
     assert notes == [
-        f"this is the split 'train'; the dataset also has test (as in {tmp_path}:helpful:test)",
+        f"only split 'train' is used here; not used here: test (as in {tmp_path}:helpful:test)",
         "not read, as they belong to no split: raw/b.jsonl",
     ]
     assert read_all(f"{tmp_path}:helpful:test")[0] == ["helpful/test_1.csv"]
@@ -232,7 +232,7 @@ def test_the_default_config_is_read_and_the_others_are_named(tmp_path: Path) -> 
     card(tmp_path, "configs:\n- {config_name: a, data_dir: a}\n- {config_name: b, data_dir: b, default: true}")
     files, notes = read_all(tmp_path)
     assert files == ["b/train.jsonl"]
-    assert f"this is the config 'b'; the dataset also has a (as in {tmp_path}:a)" in notes
+    assert f"only config 'b' is used here; not used here: a (as in {tmp_path}:a)" in notes
     assert read_all(f"{tmp_path}:test")[0] == ["b/test.jsonl"]
     assert read_all(f"{tmp_path}:a")[0] == ["a/train.jsonl"]
 
@@ -296,4 +296,4 @@ def test_the_account_has_the_notes(tmp_path: Path) -> None:
         (tmp_path / name).write_text(json.dumps(PAIR) + "\n")
     _, account = read_groups(str(tmp_path))
     assert account.kept == 1
-    assert f"  note    this is the split 'train'; the dataset also has test (as in {tmp_path}:test)" in account.lines()
+    assert f"  note    only split 'train' is used here; not used here: test (as in {tmp_path}:test)" in account.lines()

@@ -52,19 +52,19 @@ def read_all(name: str) -> tuple[list[str], list[str]]:
 @pytest.mark.parametrize(
     ("name", "value", "notes"),
     [
-        ("org/one", "default train", ["this is the split 'train'; the dataset also has test (as in org/one:test)"]),
+        ("org/one", "default train", ["only split 'train' is used here; not used here: test (as in org/one:test)"]),
         ("org/one:test", "default test", []),
         (
             "org/splits:train_prefs",
             "default train_prefs",
             [
-                "this is the split 'train_prefs'; the dataset also has test_prefs, train_sft "
+                "only split 'train_prefs' is used here; not used here: test_prefs, train_sft "
                 "(as in org/splits:test_prefs)"
             ],
         ),
         ("org/configs:harmless", "harmless train", []),
         ("org/configs:helpful:test", "helpful test", []),
-        ("org/main", "main train", ["this is the config 'main'; the dataset also has extra (as in org/main:extra)"]),
+        ("org/main", "main train", ["only config 'main' is used here; not used here: extra (as in org/main:extra)"]),
         ("org/main:extra", "extra train", []),
     ],
 )
