@@ -220,8 +220,7 @@ def test_a_config_its_file_and_its_changes(model_folder: Path, capsys: pytest.Ca
     """FILE and settings change the config, as KEY=VALUE do in a run."""
     write_jsonl(Path("other.jsonl"), [{**p, "prompt": f"{p['prompt']} {i}"} for i, p in enumerate(PAIRS[:3])])
     Path("run.yaml").write_text(
-        f"model: {{path: {model_folder}}}\n"
-        "data:\n  train: pairs.jsonl\n  eval: 0.25\n  ignore: [note]\n  max_length: 9\n"
+        f"model: {{path: {model_folder}}}\ndata:\n  train: pairs.jsonl\n  eval: 0.25\n  ignore: []\n  max_length: 9\n"
     )
     assert run(["data", "check", "--config", "run.yaml", "other.jsonl", "data.max_length=100", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

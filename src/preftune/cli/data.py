@@ -11,6 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     from preftune.cli.settings import Checking
+    from preftune.config.schema import DataConfig
     from preftune.data.audit import Lengths
     from preftune.data.render import Renderer
     from preftune.methods.check import Checked
@@ -69,7 +70,7 @@ def check(
     else:
         print("\n".join(_lines(checked, wanted, limit)))
         print()
-        _show(checked.groups, 3, renderer, wanted.data.max_length)
+        _show(checked.groups, 3, renderer, wanted.data)
     if checked.refusal:
         raise checked.refusal
 
@@ -108,7 +109,7 @@ def show(
             reasons = [reason for reason, origins in account.dropped.items() if where in origins]
             raise DataError(reasons[0] if reasons else "no such row", where=where)
     account.check(1.0)
-    _show(groups, n, _model_of(wanted)[1], data.max_length)
+    _show(groups, n, _model_of(wanted)[1], data)
 
 
 @app.command()
@@ -238,11 +239,13 @@ def _lines(checked: Checked, wanted: Checking, limit: int | None) -> list[str]:
     return lines
 
 
-def _show(groups: Sequence[Any], n: int, renderer: Renderer | None, max_length: int) -> None:
+def _show(groups: Sequence[Any], n: int, renderer: Renderer | None, data: DataConfig) -> None:
     from rich.console import Console
 
     from preftune.cli.show import render_group
+    from preftune.data.groups import Limits
 
+    limits = Limits(data.max_length, data.max_prompt_length, bad_rows="drop")
     console = Console(highlight=False)
     for group in groups[:n]:
-        console.print(render_group(group, renderer, max_length, brackets=not console.is_terminal), soft_wrap=True)
+        console.print(render_group(group, renderer, limits, brackets=not console.is_terminal), soft_wrap=True)

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from preftune.cli.options import Settings
+
 app = typer.Typer(help="Measure tuned models: frontier, winrate, length-controlled.", no_args_is_help=True)
 
 
@@ -35,10 +37,13 @@ def frontier(
     chat_template_kwargs: Annotated[str | None, typer.Option(help="As data.chat_template_kwargs, in JSON.")] = None,
     as_chat: Annotated[bool, typer.Option("--as-chat", help="As data.as_chat.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only errors.")] = False,
+    settings: Settings = None,
 ) -> None:
     """Reward and sequence KL of policies and temperatures, beside best of n and the optimum: table, plot, JSON."""
-    listed = numbers(temperatures)
-    from preftune.evaluate.renderers import ChatOptions
+    from preftune.cli.settings import NOT_SAMPLED, chat_options, data_section
+
+    listed, short = numbers(temperatures), chat_options(chat_template, chat_template_kwargs, as_chat)
+    section = data_section(prompts, settings, short, command="preftune eval frontier", unused=NOT_SAMPLED)
     from preftune.methods.frontier import Frontier
     from preftune.methods.frontier import run as run_frontier
     from preftune.train.display import Display
@@ -55,8 +60,7 @@ def frontier(
         max_prompts,
         seed,
         dtype,
-        chat_template,
-        ChatOptions.asked(chat_template_kwargs, as_chat),
+        settings=section,
     )
     run_frontier(wanted, out, Display(quiet))
 
@@ -97,10 +101,13 @@ def winrate(
     as_chat: Annotated[bool, typer.Option("--as-chat", help="As data.as_chat.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what a server would cost, ask nothing.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only errors.")] = False,
+    settings: Settings = None,
 ) -> None:
     """How often a judge prefers a policy's responses, in both orders, over sampling temperatures."""
-    listed = numbers(temperatures)
-    from preftune.evaluate.renderers import ChatOptions
+    from preftune.cli.settings import NOT_JUDGED, chat_options, data_section
+
+    listed, short = numbers(temperatures), chat_options(chat_template, chat_template_kwargs, as_chat)
+    section = data_section(data, settings, short, command="preftune eval winrate", unused=NOT_JUDGED)
     from preftune.evaluate.server import Server
     from preftune.methods.winrate import Contest
     from preftune.methods.winrate import run as run_winrate
@@ -117,11 +124,10 @@ def winrate(
         task,
         seed,
         dtype,
-        chat_template,
-        Server.asked(judge_url, judge, api_key_env, concurrency, timeout, server_settings),
-        price_in,
-        price_out,
-        ChatOptions.asked(chat_template_kwargs, as_chat),
+        server=Server.asked(judge_url, judge, api_key_env, concurrency, timeout, server_settings),
+        price_in=price_in,
+        price_out=price_out,
+        settings=section,
     )
     run_winrate(contest, out, Display(quiet), dry_run)
 

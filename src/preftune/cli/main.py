@@ -14,6 +14,7 @@ import typer
 
 from preftune.cli import data as data_commands
 from preftune.cli import evaluate as evaluate_commands
+from preftune.cli.options import Settings
 from preftune.errors import ConfigError, PreftuneError
 
 app = typer.Typer(
@@ -124,9 +125,13 @@ def sample(
         str | None, typer.Option(help="JSON object that every request has besides; null takes a setting out.")
     ] = None,
     quiet: Quiet = False,
+    settings: Settings = None,
 ) -> None:
     """Responses to prompts, from a model here or from a server. The same command goes on where it stopped."""
-    from preftune.evaluate.renderers import ChatOptions
+    from preftune.cli.settings import NOT_SAMPLED, chat_options, data_section
+
+    short = chat_options(chat_template, chat_template_kwargs, as_chat)
+    section = data_section(prompts, settings, short, command="preftune sample", unused=NOT_SAMPLED)
     from preftune.evaluate.server import Server
     from preftune.methods.samples import Wanted
     from preftune.methods.samples import run as run_sample
@@ -135,8 +140,8 @@ def sample(
 
     asked = Server.asked(server, model, api_key_env, concurrency, timeout, server_settings)
     sampling = Sampling(n, max_new_tokens, temperature, top_p, top_k, seed)
-    chat = ChatOptions.asked(chat_template_kwargs, as_chat)
-    run_sample(Wanted(model, prompts, sampling, max_prompts, dtype, chat_template, asked, chat), out, Display(quiet))
+    wanted = Wanted(model, prompts, sampling, max_prompts, dtype, server=asked, settings=section)
+    run_sample(wanted, out, Display(quiet))
 
 
 @app.command()
@@ -179,26 +184,32 @@ def score(
     mode: Annotated[
         str, typer.Option(help="corrected, or compatible: RewardBench's own figures beside them.")
     ] = "corrected",
-    data_format: Annotated[str, typer.Option("--format", help="Data format; auto finds it.")] = "auto",
+    data_format: Annotated[str | None, typer.Option("--format", help="As data.format.")] = None,
     max_length: Annotated[
-        int | None, typer.Option(help="Most tokens of prompt and response; at most 1024.", min=2)
+        int | None, typer.Option(help="As data.max_length; left out, 1024 or what the model reads.", min=2)
     ] = None,
     dtype: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
     chat_template: Annotated[str | None, typer.Option(help="As data.chat_template.")] = None,
     chat_template_kwargs: Annotated[str | None, typer.Option(help="As data.chat_template_kwargs, in JSON.")] = None,
     as_chat: Annotated[bool, typer.Option("--as-chat", help="As data.as_chat.")] = False,
     quiet: Quiet = False,
+    settings: Settings = None,
 ) -> None:
     """Implicit rewards beta * log(policy / reference) of every pair, or any reward; accuracy, by subset where known."""
-    from preftune.evaluate.renderers import ChatOptions
+    from preftune.cli.settings import NOT_SCORED, chat_options, data_section
+
+    short = {
+        "--format": data_format,
+        "--max-length": max_length,
+        **chat_options(chat_template, chat_template_kwargs, as_chat),
+    }
+    section = data_section(data, settings, short, command="preftune score", unused=NOT_SCORED)
     from preftune.methods.score import run as run_score
     from preftune.methods.score import scoring_of
     from preftune.train.display import Display
 
-    chat = ChatOptions.asked(chat_template_kwargs, as_chat)
-    scoring = scoring_of(
-        (policy, reference, reward), data, beta, tokens, data_format, max_length, dtype, chat_template, mode, chat
-    )
+    models = policy, reference, reward
+    scoring = scoring_of(models, data, beta, tokens, "auto", None, dtype, None, mode, settings=section)
     run_score(scoring, out, Display(quiet))
 
 

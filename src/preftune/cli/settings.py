@@ -7,12 +7,11 @@ scored and sampled from.
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-import typer
+from typing import Any, Literal
 
 from preftune.config.load import apply_override, build, read_file
 from preftune.config.sampling import IterateConfig, PPOConfig
@@ -29,9 +28,13 @@ from preftune.config.schema import (
 from preftune.errors import ConfigError, did_you_mean
 
 SETTING = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*=")
-Settings = Annotated[
-    list[str] | None, typer.Argument(help="Settings of a run's data section.", metavar="[data.KEY=VALUE]...")
-]
+#: Settings of a data section that commands have no use for: they split nothing off, and read prompts alone.
+NOT_SCORED = ("eval", "allow_overlap")
+NOT_SAMPLED = (
+    *(*NOT_SCORED, "max_length", "overlong", "pairs", "margin_from_scores"),
+    *("thinking", "allow_dropped_text"),  # of responses
+)
+NOT_JUDGED = (*NOT_SAMPLED, "max_prompt_length")
 #: A config belongs to the first of these that has all its sections.
 KINDS: dict[str, type[Section]] = {
     "dpo": DPOConfig,
@@ -78,6 +81,19 @@ def data_section(
         if key in unused:
             raise ConfigError(f"{command} has no use for data.{key}", where=f"data.{key}", fix="leave it out")
     return build(Checking, raw, places, command).data
+
+
+def chat_options(template: str | None, arguments: str | None, as_chat: bool) -> dict[str, Any]:
+    """The values of the options --chat-template, --chat-template-kwargs (a JSON object) and --as-chat."""
+    try:
+        values = json.loads(arguments) if arguments else None
+    except ValueError as error:
+        values = str(error)
+    if not isinstance(values, dict | None):
+        raise ConfigError(
+            f"not a JSON object: {values}", where="--chat-template-kwargs", fix="e.g. '{\"enable_thinking\": false}'"
+        )
+    return {"--chat-template": template, "--chat-template-kwargs": values, "--as-chat": as_chat or None}
 
 
 def checking(arguments: Sequence[str], config: Path | None, short: Mapping[str, Any], command: str) -> Checking:

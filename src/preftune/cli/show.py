@@ -12,7 +12,7 @@ from preftune.types import PreferenceGroup
 LONGEST = 1200  # characters of a prompt or response that are shown
 
 
-def render_group(group: PreferenceGroup, renderer: Renderer | None, max_length: int, brackets: bool) -> Text:
+def render_group(group: PreferenceGroup, renderer: Renderer | None, limits: Limits, brackets: bool) -> Text:
     """The group as text; `brackets` marks scored tokens for a screen without colours."""
     out = Text()
     out.append(f"--- {group.origin}\n", style="bold")
@@ -23,7 +23,7 @@ def render_group(group: PreferenceGroup, renderer: Renderer | None, max_length: 
             out.append(printable(shown(response)) + "\n", style="green")
         return out
     account = Account(group.origin)
-    found = tokenize([group], renderer, Limits(max_length, bad_rows="drop"), account)
+    found = tokenize([group], renderer, limits, account)
     for reason in account.dropped:
         out.append(f"dropped: {reason}\n", style="red")
     for note in account.noted:

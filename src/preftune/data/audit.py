@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from preftune.data.groups import prompt_key
+from preftune.data.groups import asked, prompt_key
 from preftune.types import PreferenceGroup, TokenGroup, content
 
 FEW = 6  # verdicts on one side that may be chance: a coin does it in 3 % of the cases with six
@@ -81,8 +81,8 @@ def audit(
         judged = [g.judgements for g in tokens]
     pairs = [(r[j.better], r[j.worse]) for r, js in zip(responses, judged, strict=True) for j in js]
     keys = [prompt_key(g) for g in groups]
-    known = set(keys)
-    leaks = [g.origin for g in held_out or () if prompt_key(g) in known]
+    known = {asked(g) for g in groups} if held_out else set()
+    leaks = [g.origin for g in held_out or () if asked(g) in known]
     prompts_again = _repeats(list(zip(keys, [g.origin for g in groups], strict=True)))
     judged_at = [
         ((key, g.responses[j.better], g.responses[j.worse]), g.origin)

@@ -254,15 +254,23 @@ def _hash(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
+def asked(group: PreferenceGroup) -> str:
+    """A hash of what is asked: the same for a text and for that text as the only message of a user."""
+    prompt = group.prompt
+    if not isinstance(prompt, str) and len(prompt) == 1 and prompt[0].role == "user" and not prompt[0].extra:
+        prompt = prompt[0].content
+    return _hash(repr(prompt))
+
+
 def refuse_overlap(train: Sequence[PreferenceGroup], held_out: Sequence[PreferenceGroup]) -> None:
     """Raises DataError if a prompt is in both: evaluation would measure memory."""
-    seen = {prompt_key(g): g.origin for g in train}
-    leaks = [g for g in held_out if prompt_key(g) in seen]
+    seen = {asked(g): g.origin for g in train}
+    leaks = [g for g in held_out if asked(g) in seen]
     if leaks:
         raise DataError(
             f"{len(leaks)} of {len(held_out)} evaluation prompts are also in the training data",
             where=leaks[0].origin,
-            why=f"the first one is the prompt of {seen[prompt_key(leaks[0])]}",
+            why=f"the first one is the prompt of {seen[asked(leaks[0])]}",
             fix="remove them, hold out a share instead (data.eval=0.05), or set data.allow_overlap=true",
         )
 

@@ -57,7 +57,7 @@ def read_prompts(source: str | Sequence[str], reading: Reading | None = None) ->
     rows = decoded(read(source, account.note), reading, account.note)
     head = list(islice(rows, LOOKED_AT))
     names = names_of(reading.columns, reading.ignore)
-    if _are_prompts(head, names):
+    if reading.format == "auto" and _are_prompts(head, names):
         found = list(_prompts(chain(head, rows), names, account))
     else:
         groups, account = read_groups(source, reading)

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from preftune.data.render import Renderer
-from preftune.data.template import ChatSettings, require_used, source_of
+from preftune.data.template import ChatSettings, Thinking, require_used, source_of
 from preftune.errors import ConfigError
 from preftune.model import load
 
@@ -21,11 +21,15 @@ class ChatOptions:
     arguments  arguments of the chat template; None: as the model was trained
     as_chat    text prompts are sent through the template
     moment     what the template writes as the date, in ISO format; None: as the model was trained, else now
+    thinking   who writes the reasoning of a response, the template or "keep"; None: as the model was trained
+    allow_dropped_text  the template may leave out part of a response
     """
 
     arguments: Mapping[str, Any] | None = None
     as_chat: bool = False
     moment: str | None = None
+    thinking: Thinking | None = None
+    allow_dropped_text: bool = False
 
     @staticmethod
     def asked(arguments: str | None, as_chat: bool) -> ChatOptions:
@@ -45,6 +49,8 @@ class ChatOptions:
             arguments=saved.arguments if self.arguments is None else self.arguments,
             as_chat=self.as_chat or saved.as_chat,
             moment=datetime.fromisoformat(self.moment) if self.moment else saved.moment,
+            thinking=self.thinking or saved.thinking,
+            allow_dropped_text=self.allow_dropped_text or saved.allow_dropped_text,
         )
 
 

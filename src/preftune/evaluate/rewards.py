@@ -91,7 +91,13 @@ def open_reward(name: str, where: str = "reward", *, dtype: torch.dtype = torch.
             where=f"{where}, {line_of(function)}",
             fix="def reward(prompts: list[str], responses: list[str]) -> list[float | None], one reward a response",
         )
-    return lambda answers: function([content(a.prompt) for a in answers], [a.response for a in answers])
+
+    def reward(answers: Sequence[Answer]) -> Sequence[float | None]:
+        found: Sequence[float | None] = function([content(a.prompt) for a in answers], [a.response for a in answers])
+        return found
+
+    reward.function = function  # type: ignore[attr-defined]
+    return reward
 
 
 def rewards_of(reward: Reward, answers: Sequence[Answer], when: str) -> Floats:
@@ -105,7 +111,9 @@ def rewards_of(reward: Reward, answers: Sequence[Answer], when: str) -> Floats:
         raise
     except FAULTS as error:
         guilty = _guilty(reward, answers)
-        place, row = place_of(error), f"{when}, {guilty.origin}" if guilty else when
+        ours = str(getattr(reward, "__module__", "")).startswith("preftune.")
+        own = getattr(reward, "function", None if ours else reward)
+        place, row = place_of(error, own), f"{when}, {guilty.origin}" if guilty else when
         raise ConfigError(
             f"the reward function raised {in_words(error)}",
             where=place or row,

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from preftune.config.schema import ModelConfig
+from preftune.config.schema import DataConfig, ModelConfig
 from preftune.data.prompts import Prompt, read_prompts
 from preftune.data.render import Renderer
 from preftune.errors import ConfigError, require_writable
@@ -37,6 +37,7 @@ from preftune.exact.optimum import tilt
 from preftune.files import write_json
 from preftune.methods.policies import chat_record_of, find_policy, open_policy
 from preftune.methods.prepare import compute_dtype, device_of, require_same_vocabulary, with_room
+from preftune.methods.sections import UNLIMITED, max_dropped_of, options_of, rows_of, section_of
 from preftune.model import load
 from preftune.model.generate import Sampled, Sampling, sample
 from preftune.model.logprobs import Scorer
@@ -50,7 +51,7 @@ Z95 = 1.96
 
 @dataclass(frozen=True, slots=True)
 class Frontier:
-    """What is compared, on what."""
+    """What is compared, on what. `settings` is a whole data section; it takes the place of chat_template and chat."""
 
     reference: str
     policies: tuple[str, ...]
@@ -65,6 +66,17 @@ class Frontier:
     dtype: str = "auto"
     chat_template: str | None = None
     chat: ChatOptions = field(default_factory=ChatOptions)
+    settings: DataConfig | None = None
+
+    @property
+    def section(self) -> DataConfig:
+        """The settings under which the rows are read."""
+        return section_of(self.prompts, self.settings, chat_template=self.chat_template)
+
+    @property
+    def options(self) -> ChatOptions:
+        """How chat is rendered."""
+        return options_of(self.settings, self.chat)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +113,7 @@ def run(wanted: Frontier, out: Path, display: Display) -> dict[str, list[Point]]
     reward = open_reward(wanted.reward, "--reward", device=device)
     opened = open_policy(wanted.reference, "--reference", dtype, device)
     trained = next(filter(None, (chat_record_of(path, "--policy") for path in wanted.policies)), {})
-    renderer = renderer_of(opened.source, wanted.chat_template, wanted.chat, record=trained)
+    renderer = renderer_of(opened.source, wanted.section.chat_template, wanted.options, record=trained)
     tokenizer = renderer.tokenizer
     asking = Asking(_prompts(wanted, renderer, opened.model.config, display), tokenizer, reward, wanted.max_new_tokens)
     reference = Scorer.of(opened.model)
@@ -139,10 +151,12 @@ def point(asking: Asking, policy: Scorer, reference: Scorer, name: str, temperat
 
 
 def _prompts(wanted: Frontier, renderer: Renderer, config: Any, display: Display) -> list[Prompt]:
-    groups, account = read_prompts(wanted.prompts)
-    account.check(1.0)
-    new = wanted.max_new_tokens
-    prompts = with_room(groups[: wanted.max_prompts], renderer, config, new, account, "--max-new-tokens")
+    section = wanted.section
+    groups, account = read_prompts(wanted.prompts, rows_of(section))
+    account.check(max_dropped_of(section))
+    new, longest = wanted.max_new_tokens, section.max_prompt_length or UNLIMITED
+    prompts = with_room(groups[: wanted.max_prompts], renderer, config, new, account, "--max-new-tokens", longest)
+    account.check(max_dropped_of(section))
     for line in account.lines():
         display.say(line)
     return prompts
@@ -177,7 +191,10 @@ def write(wanted: Frontier, out: Path, series: dict[str, list[Point]], yardstick
     best = optimum(yardstick, betas)
     chosen = [best_of_n(yardstick, n) for n in NS if n <= yardstick.shape[1]]
     facts = {
-        "settings": asdict(wanted),
+        "settings": {
+            **asdict(replace(wanted, settings=None)),
+            "settings": wanted.section.model_dump(mode="json", exclude_unset=True),
+        },
         "prompts": len(yardstick),
         "policies": {name: [_figures(p) for p in points] for name, points in series.items()},
         "best of n": [_figures(p) for p in chosen],

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from preftune.config.schema import ModelConfig
+from preftune.config.schema import DataConfig, ModelConfig
 from preftune.data.account import Account
 from preftune.data.prompts import read_prompts
 from preftune.data.read import fingerprint
@@ -25,16 +25,19 @@ from preftune.evaluate.server import RefusedError, Server
 from preftune.files import Journal, write_json, write_rows
 from preftune.methods.policies import open_policy, weights_of
 from preftune.methods.prepare import compute_dtype, device_of, with_room
+from preftune.methods.sections import UNLIMITED, max_dropped_of, options_of, rows_of, section_of
 from preftune.model.generate import Sampling, sample
 from preftune.train.display import Display
 from preftune.types import PreferenceGroup, Text, as_json
 
+RENDERING = ("chat_template", "chat_template_kwargs", "as_chat")  # change what is asked, not which prompts
 ROWS = 256  # responses sampled in one call: what a crash can lose
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What is sampled from what. `model` is a folder, or the name that the server knows it by."""
+    """What is sampled from what. `model` is a folder, or the name that the server knows it by. `settings` is a whole
+    data section; it takes the place of chat_template and chat."""
 
     model: str
     prompts: str
@@ -44,6 +47,17 @@ class Wanted:
     chat_template: str | None = None
     server: Server | None = None
     chat: ChatOptions = field(default_factory=ChatOptions)
+    settings: DataConfig | None = None
+
+    @property
+    def section(self) -> DataConfig:
+        """The settings under which the rows are read."""
+        return section_of(self.prompts, self.settings, chat_template=self.chat_template)
+
+    @property
+    def options(self) -> ChatOptions:
+        """How chat is rendered."""
+        return options_of(self.settings, self.chat)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +88,7 @@ def files_of(wanted: Wanted, out: Path) -> Files:
     """Raises RunError if `out` is there with other settings."""
     settings = _settings(wanted)
     asked = {"prompts": fingerprint(wanted.prompts), "n": wanted.sampling.n, "max_prompts": wanted.max_prompts}
+    asked |= wanted.section.model_dump(mode="json", exclude_defaults=True, exclude={"train", *RENDERING})
     identity = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     note, part = out.with_name(f"{out.name}.meta.json"), out.with_name(f"{out.name}.part")
     if out.is_file() and _noted(note).get("identity") != identity:
@@ -93,8 +108,8 @@ def run(wanted: Wanted, out: Path, display: Display) -> Path:
             fix='leave it out; for vLLM: --server-settings \'{"extra_body": {"chat_template_kwargs": {...}}}\'',
         )
     files = files_of(wanted, out)
-    groups, account = read_prompts(wanted.prompts)
-    account.check(1.0)
+    groups, account = read_prompts(wanted.prompts, rows_of(wanted.section))
+    account.check(max_dropped_of(wanted.section))
     if out.is_file() and _noted(files.note).get("asked") == files.asked:
         display.say(f"{out} is finished")
         return out
@@ -224,9 +239,11 @@ def opened(wanted: Wanted, groups: Sequence[PreferenceGroup], account: Account) 
     """The model with its prompts; those that leave no room are dropped and counted."""
     dtype = compute_dtype(ModelConfig(path=wanted.model, dtype=wanted.dtype))  # type: ignore[arg-type]
     policy = open_policy(wanted.model, "--model", dtype, device_of(None))
-    renderer = renderer_of(policy.source, wanted.chat_template, wanted.chat)
+    renderer = renderer_of(policy.source, wanted.section.chat_template, wanted.options)
     new = wanted.sampling.max_new_tokens
-    prompts = with_room(groups, renderer, policy.model.config, new, account, "--max-new-tokens")
+    longest = wanted.section.max_prompt_length or UNLIMITED
+    prompts = with_room(groups, renderer, policy.model.config, new, account, "--max-new-tokens", longest)
+    account.check(max_dropped_of(wanted.section))
     return Local(policy.model, renderer.tokenizer, {p.text: p.ids.tolist() for p in prompts})
 
 
@@ -365,9 +382,9 @@ def _settings(wanted: Wanted) -> dict[str, Any]:
         "weights": None if wanted.server else weights_of(wanted.model),
         "sampling": {name: value for name, value in asdict(wanted.sampling).items() if name != "n"},
         "dtype": wanted.dtype,
-        "chat_template": wanted.chat_template,
-        **({"chat_template_kwargs": wanted.chat.arguments} if wanted.chat.arguments else {}),
-        **({"as_chat": True} if wanted.chat.as_chat else {}),
+        "chat_template": wanted.section.chat_template,
+        **({"chat_template_kwargs": wanted.options.arguments} if wanted.options.arguments else {}),
+        **({"as_chat": True} if wanted.options.as_chat else {}),
         "server": wanted.server.record if wanted.server else None,
     }
 

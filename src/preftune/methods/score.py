@@ -16,12 +16,11 @@ from typing import Any
 
 import torch
 
-from preftune.config.schema import ModelConfig
+from preftune.config.schema import DataConfig, ModelConfig
 from preftune.data.account import Account, places
 from preftune.data.groups import Limits, read_groups, require_vocabulary, tokenize
 from preftune.data.items import as_pairs, require_judged
 from preftune.data.layout import Budget, micro_batches
-from preftune.data.parsers import Reading
 from preftune.data.published import LENGTH, PROMPT, as_published
 from preftune.data.render import Renderer
 from preftune.errors import ConfigError, did_you_mean, require_writable
@@ -30,6 +29,7 @@ from preftune.evaluate.rewards import Answer, RewardModel, open_reward, rewards_
 from preftune.files import write_json, write_rows
 from preftune.methods.gate import admit
 from preftune.methods.prepare import compute_dtype, device_of, require_positions, require_same_vocabulary
+from preftune.methods.sections import max_dropped_of, options_of, rows_of, section_of
 from preftune.methods.summary import Mark, Scored, Tokens, lines_of, marks_of, summary_of
 from preftune.model.load import DTYPES, Source, load_config, load_model, load_tokenizer, locate, positions
 from preftune.model.logprobs import Scorer, logps
@@ -47,7 +47,7 @@ UNREWARDED = "a response without a reward"
 @dataclass(frozen=True, slots=True)
 class Scoring:
     """What is scored, with what. `max_length` None: 1024 or as much as the models read, and 2048 for the compatible
-    figures."""
+    figures. `settings` is a whole data section; it takes the place of format, max_length, chat_template and chat."""
 
     policy: str
     reference: str
@@ -60,16 +60,35 @@ class Scoring:
     chat_template: str | None = None
     mode: str = "corrected"
     chat: ChatOptions = field(default_factory=ChatOptions)
+    settings: DataConfig | None = None
+
+    @property
+    def section(self) -> DataConfig:
+        """The settings under which the rows are read."""
+        own = {"format": self.format, "max_length": self.max_length, "chat_template": self.chat_template}
+        return section_of(self.data, self.settings, **own)
+
+    @property
+    def options(self) -> ChatOptions:
+        """How chat is rendered."""
+        return options_of(self.settings, self.chat)
 
 
 @dataclass(frozen=True, slots=True)
 class Rewarding:
-    """What is scored with a reward. `max_length` is for a reward model; None: 1024, or as much as it can read."""
+    """What is scored with a reward. `max_length` is for a reward model; None: 1024, or as much as it can read.
+    `settings` is a whole data section; it takes the place of format and max_length."""
 
     reward: str
     data: str
     format: str = "auto"
     max_length: int | None = None
+    settings: DataConfig | None = None
+
+    @property
+    def section(self) -> DataConfig:
+        """The settings under which the rows are read."""
+        return section_of(self.data, self.settings, format=self.format, max_length=self.max_length)
 
 
 def scoring_of(  # noqa: PLR0913, PLR0917 - the options of the command
@@ -83,14 +102,16 @@ def scoring_of(  # noqa: PLR0913, PLR0917 - the options of the command
     chat_template: str | None,
     mode: str,
     chat: ChatOptions | None = None,
+    settings: DataConfig | None = None,
 ) -> Scoring | Rewarding:
     """What policy, reference and reward of `models` mean. Raises ConfigError for options that do not go together."""
     policy, reference, reward = models
     if bool(policy) != bool(reference) or bool(policy) == bool(reward):
         raise ConfigError("needs --policy and --reference, or --reward alone", where="preftune score")
     if policy and reference:
-        chat = chat or ChatOptions()
-        return Scoring(policy, reference, data, beta, tokens, format, max_length, dtype, chat_template, mode, chat)
+        own = (data, beta, tokens, format, max_length, dtype, chat_template, mode, chat or ChatOptions(), settings)
+        return Scoring(policy, reference, *own)
+    stated = settings.model_fields_set if settings else set()
     useless = {
         "tokens": tokens,
         "mode": mode != "corrected",
@@ -100,17 +121,19 @@ def scoring_of(  # noqa: PLR0913, PLR0917 - the options of the command
         "chat-template-kwargs": chat and chat.arguments,
         "as-chat": chat and chat.as_chat,
     }
-    for name in [f"--{name}" for name, value in useless.items() if value]:
+    rendering = ("chat_template", "chat_template_kwargs", "as_chat", "thinking", "allow_dropped_text")
+    set_in_vain = [f"data.{name}" for name in rendering if name in stated]
+    for name in [*(f"--{name}" for name, value in useless.items() if value), *set_in_vain]:
         raise ConfigError("is for an implicit reward", where=name, fix="leave it out, or give --policy and --reference")
-    return Rewarding(reward or "", data, format, max_length)
+    return Rewarding(reward or "", data, format, max_length, settings)
 
 
 def run(scoring: Scoring | Rewarding, out: Path, display: Display) -> Path:
     """Write one JSON object for each judgement to `out`, in the order of the data, and beside it what they come to."""
     sources = sources_of(scoring) if isinstance(scoring, Scoring) else {}
     require_writable(out)
-    groups, account = read_groups(scoring.data, Reading(scoring.format))
-    account.check(1.0)
+    groups, account = read_groups(scoring.data, rows_of(scoring.section))
+    account.check(max_dropped_of(scoring.section))
     marks = marks_of(scoring.data)
     with_tokens = isinstance(scoring, Scoring) and scoring.tokens
     if isinstance(scoring, Rewarding):
@@ -118,7 +141,9 @@ def run(scoring: Scoring | Rewarding, out: Path, display: Display) -> Path:
     else:
         tokenizer, found = implicit(scoring, sources, groups, marks, account, display)
     written = found.get("compatible", found["corrected"])
-    summary = {"settings": asdict(scoring), **summary_of(found, marks)}
+    section = scoring.section.model_dump(mode="json", exclude_unset=True)
+    settings = {**asdict(replace(scoring, settings=None)), "settings": section}
+    summary = {"settings": settings, **summary_of(found, marks)}
     beside = out.with_name(f"{out.stem}.summary.json")
     if with_tokens:
         write_token_page(out.with_suffix(".html"), "Rewards of tokens", *pages_of(written, tokenizer))
@@ -140,9 +165,9 @@ def rewarded(
         require_judged(group, "score")
     reward = open_reward(scoring.reward, "--reward", device=device_of(None))
     if isinstance(reward, RewardModel):
-        return by_model(reward, scoring.max_length, groups, marks, account, display)
-    if scoring.max_length:
-        raise ConfigError("is for a model that reads tokens", where="--max-length", fix="leave it out")
+        return by_model(reward, scoring.section, groups, marks, account, display)
+    for name in sorted(scoring.section.model_fields_set & {"max_length", "max_prompt_length", "overlong"}):
+        raise ConfigError("is for a model that reads tokens", where=f"data.{name}", fix="leave it out")
     for line in account.lines():
         display.say(line)
     with display.stage("reward", len(groups)) as stage:
@@ -161,7 +186,7 @@ def rewarded(
 
 def by_model(
     reward: RewardModel,
-    max_length: int | None,
+    section: DataConfig,
     groups: Sequence[PreferenceGroup],
     marks: dict[str, Mark],
     account: Account,
@@ -169,16 +194,22 @@ def by_model(
 ) -> list[Scored]:
     """The groups with the rewards of a reward model; what is too long for it is cut as for an implicit reward."""
     turned = [as_turns(group, marks) for group in groups] if reward.renderer.tokenizer.chat_template else groups
-    limits = Limits(max_length or min(MAX_LENGTH, reward.longest))
+    limits = limits_of(section, min(MAX_LENGTH, reward.longest))
     tokens = as_pairs(tokenize(turned, reward.renderer, limits, account), "score")
     for line in account.lines():
         display.say(line)
-    account.check(1.0)
+    account.check(max_dropped_of(section))
     require_positions(reward.scorer.model, tokens, "--max-length")
     with display.stage("reward", len(tokens)) as stage:
         found = reward.of_groups(tokens)
         stage.advance(len(tokens))
     return [Scored(group.origin, group.judgements, rewards) for group, rewards in zip(tokens, found, strict=True)]
+
+
+def limits_of(section: DataConfig, longest: int) -> Limits:
+    """How long sequences may be; `longest` where the settings leave it open."""
+    most = section.max_length if "max_length" in section.model_fields_set else longest
+    return Limits(most, section.max_prompt_length, section.overlong, section.bad_rows)
 
 
 def answers_of_groups(groups: Sequence[PreferenceGroup]) -> list[list[Answer]]:
@@ -206,7 +237,7 @@ def sources_of(scoring: Scoring) -> dict[str, Source]:
         raise ConfigError(f"unknown precision {scoring.dtype!r}", where="--dtype", fix="use auto, fp32 or bf16")
     if scoring.mode not in MODES:
         raise ConfigError(f"unknown mode; {did_you_mean(scoring.mode, MODES)}", where=f"--mode {scoring.mode}")
-    if scoring.mode == "compatible" and (scoring.max_length or LENGTH) <= PROMPT:
+    if scoring.mode == "compatible" and limits_of(scoring.section, LENGTH).max_length <= PROMPT:
         raise ConfigError(
             f"the published reading keeps {PROMPT} tokens of a prompt that is too long",
             where="--max-length",
@@ -224,14 +255,14 @@ def implicit(
     display: Display,
 ) -> tuple[Any, dict[str, list[Scored]]]:
     """The tokenizer, and the groups with implicit rewards: corrected, and compatible if that is asked for."""
-    renderer = renderer_of(sources["policy"], scoring.chat_template, scoring.chat)
+    renderer = renderer_of(sources["policy"], scoring.section.chat_template, scoring.options)
     tokenizer = renderer.tokenizer
     require_same_vocabulary(tokenizer, load_tokenizer(sources["reference"]), scoring.reference)
     longest = min(MAX_LENGTH, *(positions(load_config(source)) or MAX_LENGTH for source in sources.values()))
     readings = readings_of(scoring, groups, marks, renderer, longest, account)
     for line in account.lines():
         display.say(line)
-    account.check(1.0)
+    account.check(max_dropped_of(scoring.section))
     asked = [part for reading in readings.values() for parts in reading for part in parts]
     dtype = compute_dtype(ModelConfig(path=scoring.policy, dtype=scoring.dtype))  # type: ignore[arg-type]
     says: dict[str, dict[str, list[list[torch.Tensor]]]] = {}
@@ -261,11 +292,11 @@ def readings_of(
     account: Account,
 ) -> dict[str, list[list[TokenGroup]]]:
     """For each way to read the data, the token groups that each of its groups becomes."""
-    limits = Limits(scoring.max_length or longest)
+    limits = limits_of(scoring.section, longest)
     turned = [as_turns(group, marks) for group in groups] if renderer.tokenizer.chat_template else groups
     readings = {"corrected": [[group] for group in as_pairs(tokenize(turned, renderer, limits, account), "score")]}
     if scoring.mode == "compatible":
-        limit = scoring.max_length or LENGTH
+        limit = limits_of(scoring.section, LENGTH).max_length
         readings["compatible"] = [as_published(group, renderer.tokenizer, limit, account) for group in groups]
     return readings
 

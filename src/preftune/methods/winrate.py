@@ -15,10 +15,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from preftune.config.schema import DataConfig
 from preftune.data.account import Account
 from preftune.data.cells import decoded
 from preftune.data.formats import FORMATS
 from preftune.data.groups import read_groups
+from preftune.data.names import names_of
 from preftune.data.parsers import Reading
 from preftune.data.prompts import ANSWERS, LOOKED_AT, read_prompts
 from preftune.data.read import read
@@ -42,6 +44,7 @@ from preftune.methods.pairs import read_samples, score
 from preftune.methods.policies import find_policy, judge_of
 from preftune.methods.prepare import device_of
 from preftune.methods.samples import Wanted
+from preftune.methods.sections import max_dropped_of, options_of, rows_of, section_of
 from preftune.methods.verdicts import Pair, Verdicts, agreement, judged, labels_of, require_read
 from preftune.model.generate import Sampling
 from preftune.report.figures import curves
@@ -52,7 +55,8 @@ from preftune.types import PreferenceGroup, Text, as_json, content, plain
 
 @dataclass(frozen=True, slots=True)
 class Contest:
-    """Who is judged against whom, by whom, on what. `against` None: the responses that the data prefer."""
+    """Who is judged against whom, by whom, on what. `against` None: the responses that the data prefer. `settings` is a
+    whole data section; it takes the place of chat_template and chat."""
 
     policies: tuple[str, ...]
     data: str
@@ -69,6 +73,17 @@ class Contest:
     price_in: float = 0.0
     price_out: float = 0.0
     chat: ChatOptions = field(default_factory=ChatOptions)
+    settings: DataConfig | None = None
+
+    @property
+    def section(self) -> DataConfig:
+        """The settings under which the rows are read."""
+        return section_of(self.data, self.settings, chat_template=self.chat_template)
+
+    @property
+    def options(self) -> ChatOptions:
+        """How chat is rendered."""
+        return options_of(self.settings, self.chat)
 
 
 def run(contest: Contest, out: Path, display: Display, dry_run: bool = False) -> dict[str, dict[str, WinRate]]:
@@ -154,12 +169,13 @@ def pairs_of(
 
 def judged_groups(contest: Contest) -> tuple[list[PreferenceGroup], list[PreferenceGroup], Account]:
     """One group a prompt, with a preferred response unless a model is the other side; all rows of these prompts."""
-    if contest.against is not None and only_prompts(contest.data):
-        prompts, account = read_prompts(contest.data)
-        account.check(1.0)
+    reading, most = rows_of(contest.section), max_dropped_of(contest.section)
+    if contest.against is not None and only_prompts(contest.data, reading):
+        prompts, account = read_prompts(contest.data, reading)
+        account.check(most)
         return prompts[: contest.max_prompts], [], account
-    groups, account = read_groups(contest.data)
-    account.check(1.0)
+    groups, account = read_groups(contest.data, reading)
+    account.check(most)
     distinct: dict[Text, PreferenceGroup] = {}
     for group in groups:
         if group.prompt in distinct:
@@ -174,9 +190,11 @@ def judged_groups(contest: Contest) -> tuple[list[PreferenceGroup], list[Prefere
     return first, [group for group in groups if group.prompt in taken], account
 
 
-def only_prompts(source: str) -> bool:
+def only_prompts(source: str, reading: Reading) -> bool:
     """Whether the first rows have prompts, and nothing that any format of data would read as a response."""
-    head = [row.value for row in islice(decoded(read(source), Reading()), LOOKED_AT) if not row.fault]
+    rows = [row.value for row in islice(decoded(read(source), reading), LOOKED_AT) if not row.fault]
+    names = names_of(reading.columns, reading.ignore, rows)
+    head = [names.row(row) for row in rows] if reading.format == "auto" else []
     answered = any(ANSWERS & set(row) or any(form.fits(row) for form in FORMATS) for row in head)
     return any("prompt" in row for row in head) and not answered
 
@@ -231,8 +249,8 @@ def sampled(
         str(prompts),
         sampling,
         dtype=contest.dtype,
-        chat_template=contest.chat_template,
-        chat=contest.chat,
+        chat_template=contest.section.chat_template,
+        chat=contest.options,
     )
     rows = read_samples(str(samples.run(wanted, file, display)), Account(str(file)))
     if writer.reward is None:
@@ -331,7 +349,9 @@ def write(
     verdicts: Verdicts,
 ) -> None:
     """The numbers and the picture."""
-    settings = {key: value for key, value in plain(contest).items() if key != "server"}
+    settings = {key: value for key, value in plain(contest).items() if key not in ("server", "settings", "chat")}
+    settings["chat"] = asdict(contest.options)
+    settings["data_settings"] = contest.section.model_dump(mode="json", exclude_unset=True)
     settings["server"] = contest.server.record if contest.server else None
     settings["chat"] = asdict(contest.chat)
     rates = {policy: {t: asdict(rate) for t, rate in by.items()} for policy, by in found.items()}

@@ -367,3 +367,13 @@ def test_the_first_update_of_a_step_is_the_same_for_every_estimator_of_the_kl(
             assert second["loss/kl"] > 0
     assert norms["k2"] == pytest.approx(norms["k1"], rel=1e-4)
     assert norms["k3"] == pytest.approx(norms["k1"], rel=1e-4)
+
+
+def test_a_finished_run_of_one_model_is_not_that_of_another(tmp_path: Path, model_folder: Path, tokenizer: Any) -> None:
+    wanted = config(tmp_path, model_folder, train=TrainConfig(epochs=100, max_steps=1))
+    given = {"tokenizer": tokenizer, "reward": vowels, "display": Display(quiet=True)}
+    final = ppo.run(wanted, model=make_model(), **given)
+    assert ppo.run(wanted, model=make_model(), **given) == final
+    assert run(wanted) == final
+    with pytest.raises(RunError, match="not the one this run started from"):
+        ppo.run(wanted, model=make_model(seed=1), **given)

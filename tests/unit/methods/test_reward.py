@@ -346,3 +346,12 @@ def test_controls() -> None:
     many = open_reward("random")([Answer("p", str(i)) for i in range(2000)])
     assert all(0 <= x < 1 for x in many)
     assert sum(many) / len(many) == pytest.approx(0.5, abs=0.03)
+
+
+def test_a_reward_in_memory_that_goes_wrong_is_named_with_its_line() -> None:
+    def mine(answers: Any) -> list[float]:
+        return [{}["score"] for _ in answers]
+
+    line = mine.__code__.co_firstlineno + 1
+    with pytest.raises(ConfigError, match=rf"test_reward.py:{line}: the reward function raised KeyError: 'score'"):
+        rewards_of(mine, [Answer("p", "a", origin="data:1")], "step 1")

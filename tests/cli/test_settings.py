@@ -1,0 +1,145 @@
+"""The commands that read rows take the settings of a run's data section."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tests.conftest import PAIRS, write_jsonl
+
+from preftune.cli.main import run
+from preftune.cli.settings import checking, data_section, parted
+from preftune.config.schema import DataConfig
+from preftune.errors import ConfigError
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_jsonl(Path("mine.jsonl"), [{"q": p["prompt"], "a": p["chosen"], "b": p["rejected"]} for p in PAIRS[:3]])
+    write_jsonl(Path("pairs.jsonl"), PAIRS)
+    Path("fmt.py").write_text(
+        "from preftune import Judgement, PreferenceGroup\n"
+        "def f(row):\n    return PreferenceGroup(row['q'], (row['a'], row['b']), (Judgement(0, 1),))\n"
+    )
+
+
+def test_rows_of_a_users_own_format_are_scored_sampled_and_judged(model_folder: Path) -> None:
+    model, own = str(model_folder), "data.format=fmt.py:f"
+    implicit = ["--policy", model, "--reference", model]
+    new = ["--max-new-tokens", "4"]
+    for command in (
+        ["score", *implicit, "--data", "mine.jsonl", own, "data.max_length=100", "--out", "s.jsonl"],
+        ["score", "--reward", "length", "--data", "mine.jsonl", own, "--out", "r.jsonl"],
+        ["sample", "--model", model, "--prompts", "mine.jsonl", own, *new, "--out", "samples.jsonl"],
+        ["eval", "winrate", "--policy", model, "--judge", "length", "--data", "mine.jsonl", own, *new],
+        ["eval", "frontier", *implicit, "--prompts", "mine.jsonl", own, "--reward", "length", "--yardstick", "4", *new],
+    ):
+        assert run([*command, "-q"]) == 0
+    for file in ("s.jsonl", "r.jsonl", "samples.jsonl"):
+        assert len(Path(file).read_text().splitlines()) == 3
+    summary = json.loads(Path("s.summary.json").read_text())
+    assert summary["settings"]["settings"] == {"train": "mine.jsonl", "format": "fmt.py:f", "max_length": 100}
+    assert json.loads(Path("winrate/winrate.json").read_text())["settings"]["data_settings"]["format"] == "fmt.py:f"
+    assert json.loads(Path("frontier/frontier.json").read_text())["settings"]["settings"]["format"] == "fmt.py:f"
+
+
+def test_the_settings_of_a_run_are_those_of_its_scores(model_folder: Path) -> None:
+    """The option, the setting and the default give the numbers that the same limits give."""
+    model = str(model_folder)
+    found = {}
+    for name, more in {
+        "option": ["--max-length", "8"],
+        "setting": ["data.max_length=8"],
+        "prompt": ["data.max_length=8", "data.max_prompt_length=1"],
+        "long": [],
+    }.items():
+        arguments = ["--policy", model, "--reference", model, "--data", "pairs.jsonl", "--out", f"{name}.jsonl"]
+        assert run(["score", *arguments, *more, "-q"]) == 0
+        found[name] = [json.loads(line)["chosen_tokens"] for line in Path(f"{name}.jsonl").read_text().splitlines()]
+    assert found["option"] == found["setting"]
+    assert sum(found["option"]) < sum(found["long"])
+    assert max(found["option"]) <= 7
+
+
+def test_prompts_that_are_too_long_are_dropped_and_counted(
+    model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--model", str(model_folder), "--prompts", "pairs.jsonl", "--max-new-tokens", "2"]
+    assert run(["sample", *arguments, "data.max_prompt_length=5", "--out", "a.jsonl"]) == 0
+    assert "a prompt of more than 5 tokens" in capsys.readouterr().err
+    assert run(["sample", *arguments, "data.max_prompt_length=5", "data.max_dropped=0.1", "--out", "b.jsonl"]) == 3
+    assert "rows dropped" in capsys.readouterr().err
+    assert run(["sample", *arguments, "--out", "a.jsonl"]) == 0  # other prompts are other samples
+    assert len(Path("a.jsonl").read_text().splitlines()) == len(PAIRS)
+
+
+@pytest.mark.parametrize(
+    ("command", "setting", "message"),
+    [
+        ("score", "data.eval=0.1", "preftune score has no use for data.eval"),
+        ("score", "data.ignroe=[x]", "data.ignroe: unknown key; did you mean 'ignore'?"),
+        ("score", "ignore=[x]", "did you mean data.ignore?"),
+        ("score", "model.path=x", "no setting of data"),
+        ("score", "pairs.jsonl", "not a setting; write data.KEY=VALUE"),
+        ("score", "data.max_length=1", "data.max_length: should be greater than or equal to 2"),
+        ("sample", "data.pairs=adjacent", "preftune sample has no use for data.pairs"),
+        ("frontier", "data.overlong=drop", "preftune eval frontier has no use for data.overlong"),
+        ("winrate", "data.max_prompt_length=5", "preftune eval winrate has no use for data.max_prompt_length"),
+    ],
+)
+def test_settings_without_a_use_are_refused(
+    capsys: pytest.CaptureFixture[str], command: str, setting: str, message: str
+) -> None:
+    models = ["--policy", "m", "--reference", "m"]
+    lines = {
+        "score": ["score", *models, "--data", "pairs.jsonl"],
+        "sample": ["sample", "--model", "m", "--prompts", "pairs.jsonl"],
+        "frontier": ["eval", "frontier", *models, "--prompts", "pairs.jsonl", "--reward", "length"],
+        "winrate": ["eval", "winrate", "--policy", "m", "--judge", "length", "--data", "pairs.jsonl"],
+    }
+    assert run([*lines[command], setting]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_limits_in_tokens_mean_nothing_to_a_function(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["score", "--reward", "length", "--data", "pairs.jsonl", "data.overlong=drop"]) == 2
+    assert "data.overlong: is for a model that reads tokens" in capsys.readouterr().err
+
+
+def test_files_and_settings_are_told_apart() -> None:
+    Path("a=b.jsonl").write_text("")
+    Path("data.x=1").write_text("")
+    assert parted(["a=b.jsonl", "data.max_length=3", "data.x=1", "org/name:split", "data.columns.prompt=q"]) == (
+        ["a=b.jsonl", "data.x=1", "org/name:split"],
+        ["data.max_length=3", "data.columns.prompt=q"],
+    )
+
+
+def test_every_key_of_the_data_section_can_be_set() -> None:
+    values = {
+        "train": None, "eval": "0.5", "format": "hh", "columns": "{prompt: q}", "chat_template": "t",
+        "winner_values": "{a: left}", "thinking": "keep",
+        "chat_template_kwargs": "{thinking: false}", "as_chat": "true", "max_length": "7", "max_prompt_length": "3",
+        "overlong": "drop", "pairs": "adjacent", "margin_from_scores": "true", "ignore": "[x]", "bad_rows": "drop",
+        "max_dropped": "0.5", "allow_overlap": "true", "allow_empty_prompts": "true", "allow_dropped_text": "true",
+    }  # fmt: skip
+    assert set(values) == set(DataConfig.model_fields)
+    section = data_section("f", [f"data.{key}={v}" for key, v in values.items() if v], {}, command="preftune score")
+    default = DataConfig(train="f")
+    assert all(getattr(section, key) != getattr(default, key) for key in values if key != "train")
+    found = checking(["f", *(f"data.{key}={v}" for key, v in values.items() if v)], None, {}, "preftune data check")
+    assert found.data == section
+    assert section.columns == {"prompt": "q"}
+
+
+def test_a_part_of_a_mapping_changes_that_part(tmp_path: Path) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text("model: {path: m}\ndata: {train: f, columns: {prompt: q, chosen: a}}\n")
+    found = checking(["data.columns.prompt=question"], config, {"--model": "other"}, "preftune data check")
+    assert found.data.columns == {"prompt": "question", "chosen": "a"}
+    assert found.model is not None
+    assert found.model.path == "other"
+    with pytest.raises(ConfigError, match=r"data\.train is given twice"):
+        checking(["a", "data.train=b"], config, {}, "preftune data check")

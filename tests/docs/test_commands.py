@@ -1,0 +1,168 @@
+"""The commands and configs of the documentation: all of them parse, and those for your own data run on a toy model."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+from tests.conftest import PAIRS, write_jsonl
+
+from preftune.cli.main import app, run
+from preftune.cli.settings import KINDS, NOT_JUDGED, NOT_SAMPLED, NOT_SCORED, checking, data_section
+from preftune.config.load import load
+from preftune.config.schema import DPOConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+QWEN = "Qwen/Qwen2.5-0.5B-Instruct"
+UNUSED = {"score": NOT_SCORED, "sample": NOT_SAMPLED, "frontier": NOT_SAMPLED, "winrate": NOT_JUDGED}
+MINIMAL = "model: {path: MODEL}\ndata: {train: prefs.jsonl}\n"
+
+
+def blocks(page: Path, language: str = "") -> list[str]:
+    """The fenced blocks of a page that are marked with `language`."""
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.M | re.S)
+    return [text for mark, text in found if mark == language]
+
+
+def commands(page: Path) -> list[str]:
+    """The lines of a page's blocks that call preftune, without comments."""
+    lines = [line for block in blocks(page) for line in block.replace("\\\n", " ").splitlines()]
+    return [re.sub(r"\s+#.*", "", line).strip() for line in lines if line.startswith("preftune ")]
+
+
+def command_of(words: list[str]) -> tuple[Any, list[str], list[str]]:
+    """The command that the first words name, their number taken off, and its name."""
+    command: Any = typer.main.get_command(app)
+    names: list[str] = []
+    while hasattr(command, "commands") and words and words[0] in command.commands:
+        command, names, words = command.commands[words[0]], [*names, words[0]], words[1:]
+    return command, words, names
+
+
+def config_of(file: str, folder: Path) -> Path:
+    """A config of the repository, or a minimal one for a name that stands for the reader's own."""
+    if (ROOT / file).is_file():
+        return ROOT / file
+    path = folder / Path(file).name
+    path.write_text(MINIMAL)
+    return path
+
+
+LINES = [(page, line) for page in PAGES for line in commands(page)]
+
+
+def test_the_documentation_has_commands() -> None:
+    assert len(LINES) > 25
+    assert len({line.split()[1] for _, line in LINES}) > 7
+
+
+@pytest.mark.parametrize(("page", "line"), LINES, ids=[f"{page.name}: {line[9:60]}" for page, line in LINES])
+def test_a_command_line_parses(page: Path, line: str, tmp_path: Path) -> None:
+    """Its command and its options exist, and its settings are keys of the config."""
+    command, words, names = command_of(shlex.split(line)[1:])
+    assert names, line
+    given = command.make_context(names[-1], words).params
+    name = names[-1]
+    if name in KINDS:
+        load(KINDS[name], config_of(str(given["config"]), tmp_path), given["overrides"] or ())
+    elif name in ("check", "show", "convert"):
+        config = config_of(str(given["config"]), tmp_path) if given.get("config") else None
+        checking(given["arguments"] or (), config, {}, line)
+    elif name in UNUSED:
+        source = given.get("data") or given["prompts"]
+        data_section(source, given["settings"], {}, command=line, unused=UNUSED[name])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_in_the_text_exist(page: Path) -> None:
+    """`preftune score --tokens` in a sentence: the command exists and has the option."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S)
+    for line in re.findall(r"`preftune ([^`]+)`", text):
+        command, words, names = command_of(line.split())
+        if not names:
+            assert words[0].startswith("--"), f"{page.name}: preftune {line}"
+            continue
+        known = {name for parameter in command.params for name in [*parameter.opts, *parameter.secondary_opts]}
+        options = {word.partition("=")[0] for word in words if word.startswith("-")} - {"--help", "--debug"}
+        assert options <= known, f"{page.name}: preftune {line}"
+
+
+@pytest.fixture
+def own_data(tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the files that the pages take for the reader's own."""
+    monkeypatch.chdir(tmp_path)
+    Path("configs").symlink_to(ROOT / "configs")
+    rows = [{**pair, "prompt": f"{pair['prompt']} {i}", "source": "web"} for i in range(3) for pair in PAIRS]
+    for name in ("prefs", "train"):
+        write_jsonl(Path(f"{name}.jsonl"), rows[:20])
+    write_jsonl(Path("test.jsonl"), rows[20:])
+    Path("run.yaml").write_text(MINIMAL.replace("MODEL", str(model_folder)))
+    return model_folder
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/data.md"])
+def test_the_commands_for_your_own_data_run(page: str, own_data: Path) -> None:
+    lines = commands(ROOT / page)
+    if page != "README.md":  # where the policy of the README's run is scored
+        lines = [*commands(ROOT / "README.md"), *lines]
+    assert len(lines) >= 3
+    for line in lines:
+        words = shlex.split(line.replace("MODEL", str(own_data)))[1:]
+        if words[0] == "dpo":
+            words += ["data.max_length=128", "monitor=null"]
+        assert run(words) == 0, line
+
+
+def test_the_readme_does_not_score_what_it_trains_on() -> None:
+    lines = " ".join(commands(ROOT / "README.md"))
+    trained, scored = (set(re.findall(rf"{name}(\S+)", lines)) for name in (r"data\.train=", r"--data "))
+    assert trained
+    assert scored
+    assert not trained & scored
+
+
+def test_the_configs_of_the_readme_are_accepted(own_data: Path, tmp_path: Path) -> None:
+    found = blocks(ROOT / "README.md", "yaml")
+    assert found
+    for text in found:
+        (tmp_path / "readme.yaml").write_text(text.replace(QWEN, str(own_data)))
+        assert run(["dpo", "readme.yaml", "--dry-run"]) == 0
+
+
+def test_learning_rates_are_those_that_the_readme_recommends() -> None:
+    """In the README's own configs and in those of configs/."""
+    text = (ROOT / "README.md").read_text()
+    table = re.search(r"start with (\S+) for all weights, (\S+) for LoRA", text)
+    assert table
+    full, lora = map(float, table.groups())
+    assert DPOConfig.model_fields["optim"].default.lr == full
+    configs = [yaml.safe_load(block) for block in blocks(ROOT / "README.md", "yaml")]
+    configs += [yaml.safe_load((ROOT / "configs" / name).read_text()) for name in ("dpo.yaml", "dpo-lora.yaml")]
+    assert any(config.get("lora") for config in configs)
+    for config in configs:
+        assert float(config.get("optim", {}).get("lr", full)) == (lora if config.get("lora") else full)
+
+
+def test_the_format_function_of_the_data_page_runs(own_data: Path) -> None:
+    (block,) = blocks(ROOT / "docs" / "data.md", "python")
+    Path("my_format.py").write_text(block)
+    answers = [{"text": "a", "votes": 1}, {"text": "b", "votes": 3}, {"text": "c", "votes": 2}]
+    write_jsonl(Path("votes.jsonl"), [{"question": "q", "answers": answers}])
+    assert run(["data", "check", "votes.jsonl", "data.format=my_format.py:votes"]) == 0
+
+
+def test_the_loss_and_the_reward_of_the_pages_run(own_data: Path) -> None:
+    for page, file in (("losses.md", "my_losses.py"), ("rlhf.md", "my_reward.py")):
+        (block,) = [text for text in blocks(ROOT / "docs" / page, "python") if text.startswith(f"# {file}")]
+        Path(file).write_text(block)
+    (line,) = [line for line in commands(ROOT / "docs" / "losses.md") if "my_losses.py" in line]
+    words = shlex.split(line)[1:]
+    config_of("dpo.yaml", Path()).write_text(MINIMAL.replace("MODEL", str(own_data)))
+    assert run([*words, "monitor=null"]) == 0
+    assert run(["score", "--reward", "my_reward.py:reward", "--data", "test.jsonl"]) == 0
