@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -195,6 +196,9 @@ def _problem(schema: type[BaseModel], error: dict[str, Any], places: dict[Path_,
     message = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
     if error["type"] == "string_type" and isinstance(error["input"], int | float):
         message += " (text that looks like a number or true/false needs quotes)"
+    if error["type"] == "literal_error" and isinstance(error["input"], str):
+        close = difflib.get_close_matches(error["input"], re.findall(r"'([^']*)'", error["ctx"]["expected"]), n=1)
+        message += f" (did you mean {close[0]!r}?)" if close else ""
     got = f", got {error['input']!r}" if isinstance(error["input"], str | int | float | bool | None) else ""
     return f"{at}: {name}: {message}{got}" if name else f"{at}: {message}"
 

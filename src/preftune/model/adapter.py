@@ -273,9 +273,8 @@ def require_targets(model: Any, targets: str | list[str]) -> None:
     if not lost and named:
         return
     told = [f"{name!r}{_suggestion(model, name, targets)}" for name in lost]
-    kind = "pattern matches" if isinstance(targets, str) else "name matches"
     raise ModelError(
-        f"no module of the model has a name that this {kind}: {', '.join(told)}" if lost else "the list is empty",
+        f"no module of the model matches {', '.join(told)}" if lost else "the list is empty",
         where="lora.targets",
         why="A list holds names of modules; text is all-linear or a regular expression for whole names.",
         fix=f"linear modules here: {_linear(model)}",

@@ -130,6 +130,7 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
         ("0=1", "override '0=1': 0: unknown key"),
         ("optim.²=1", "override 'optim.²=1': optim.²: unknown key"),
         ("track.²=1", "override 'track.²=1': track"),
+        ("track=[tensorbord]", "(did you mean 'tensorboard'?), got 'tensorbord'"),
         ("data.ignore=&a [*a]", "an alias (*) inside what it stands for"),
         (f"data.ignore={'[' * 5000}", "not valid YAML"),
         (f"optim.lr={'1' * 5000}", "values are plain text, numbers and lists"),
