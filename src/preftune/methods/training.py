@@ -18,7 +18,7 @@ from preftune.config.schema import RunConfig, TunedConfig
 from preftune.data.order import Plan, plans, size_of
 from preftune.errors import ConfigError, DataError, PreftuneError, Stopped
 from preftune.methods import plan, prepare
-from preftune.methods.monitor import Watched
+from preftune.methods.monitor import Watched, advise_at_the_end
 from preftune.methods.task import ResponseTask
 from preftune.model import load
 from preftune.model.attention import use_own
@@ -123,6 +123,7 @@ def running(run: Run, policy: prepare.Policy, weights: Weights, stage: str, tota
 def conclude(run: Run, policy: prepare.Policy, weights: Weights, steps: int, merged: bool = False) -> Path:
     """Write the final model and the report; the run is finished."""
     final = prepare.export(policy, weights, run.folder, merged)
+    advise_at_the_end(run)
     write_run_page(run.folder)
     run.note(finished=True, steps=steps)
     run.display.say(f"done: {final}")
