@@ -2,7 +2,7 @@
 
     pi*(y|x) = ref(y|x) exp(r(x,y) / beta) / Z(x),   Z(x) = sum_y ref(y|x) exp(r(x,y) / beta)
 
-Source: Rafailov et al. 2023, arXiv:2305.18290 eq. 4.
+Source: Rafailov et al. 2023, arXiv:2305.18290 section 4.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def representative(log_ref: Tensor, reward: Tensor, beta: float) -> Tensor:
     """The one member of a reward's class that is an implicit reward: r - beta log Z.
 
     Rewards that differ by a number for each prompt have the same preferences and the same optimum: they are one
-    class, and this is the same for all of them. Source: the same, theorem 1 and eq. 9.
+    class, and this is the same for all of them. Source: the same, theorem 1.
     """
     _, log_z = optimal_policy(log_ref, reward, beta)
     return reward - beta * log_z.unsqueeze(-1)
@@ -65,7 +65,7 @@ def value_of(log_pi: Tensor, log_ref: Tensor, reward: Tensor, beta: float) -> Va
 def ipo_optimum(log_ref: Tensor, log_mu: Tensor, preference: Tensor, beta: float) -> Tensor:
     """log pi of the policy that summed IPO has with all pairs of mu: ref exp(P(y beats mu) / beta) / Z.
 
-    preference[..., i, j] is the probability that i is preferred to j. Source: Azar et al. 2023, arXiv:2310.12036 eq. 7.
+    preference[..., i, j] is the probability that i is preferred to j. Source: Azar et al. 2023, arXiv:2310.12036.
     """
     beats = (preference * log_mu.exp().unsqueeze(-2)).sum(-1)
     return optimal_policy(log_ref, beats, beta)[0]
