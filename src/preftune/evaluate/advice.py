@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 Line = Mapping[str, float]
 
@@ -24,6 +25,12 @@ REPETITION = 0.15
 """Rise of the share of a response's word pairs that it has had before."""
 DIVERSITY = 0.7
 """Times the first share of distinct word pairs."""
+
+ROSE = 1.5
+"""Standard errors of the difference between the last held-out loss and the lowest one, as if they were of different
+rows. They are of the same rows, so the true error is smaller."""
+ROSE_PER_TOKEN = 0.02
+"""Nats per token, for losses per token: their mean is over the same tokens every time, so they need no error."""
 
 GENTLER = "lower optim.lr or raise loss.beta"
 
@@ -125,4 +132,31 @@ def _uniform(now: Line, first: Line) -> str:
     return (
         f"only {distinct:.0%} of the word pairs in all responses are distinct ({before:.0%} at step {first['step']}, "
         f"advice below {DIVERSITY:g} times that): {GENTLER}"
+    )
+
+
+def held_out_rose(lines: Sequence[Line]) -> str:
+    """What to do about a held-out loss that ended above its minimum by more than noise, or "".
+
+    `lines`: the evaluations of a run in their order, each with `step` and `loss`, and `loss_se` where it is known.
+    """
+    if len(lines) < 2:
+        return ""
+    last, best = lines[-1], min(lines, key=lambda line: line["loss"])
+    rise = last["loss"] - best["loss"]
+    if "loss_se" in last and "loss_se" in best:
+        error = math.hypot(last["loss_se"], best["loss_se"])
+        threshold, how = ROSE * error, f"by {rise:.3g} +- {error:.2g}"
+    else:
+        threshold, how = ROSE_PER_TOKEN, f"by {rise:.3g}"
+    if rise <= threshold:
+        return ""
+    earlier = (
+        "the model before training was better on these rows"
+        if best["step"] == 0
+        else f"the model of step {best['step']} was better on these rows (train.save_every keeps it)"
+    )
+    return (
+        f"the held-out loss rose {how}: it is {last['loss']:.4g} at step {last['step']}, and was {best['loss']:.4g} at "
+        f"step {best['step']}. So {earlier}: use fewer epochs (train.epochs, train.max_steps) or a lower optim.lr"
     )

@@ -13,7 +13,7 @@ def plackett_luce(policy: Logps, reference: Logps, rank: Tensor, group: Tensor, 
 
     loss      -sum_k log( exp s_k / sum_{j >= k} exp s_j ),   s = beta (log pi - log ref), in order of rank
     input     rank (S,): 1 is best, all ranks of a group differ; group (S,): index of each response's group
-    source    Rafailov et al. 2023, arXiv:2305.18290 eq. 20 (appendix A.3)
+    source    Rafailov et al. 2023, arXiv:2305.18290 appendix A.3
     """
     score = beta * (policy.sum_S - reference.sum_S)
     order = torch.argsort(rank, stable=True)

@@ -127,6 +127,30 @@ class Objective:
         count = self.count(judged, policy.length_S)
         return LossOutput(total, count, {name: (value, count) for name, value in metrics.items()})
 
+    @torch.no_grad()
+    def by_group(self, policy: Logps, reference: Logps | None, judged: Judged) -> tuple[Tensor, Tensor]:
+        """(G,) loss sums and item counts of each group of a batch, which `__call__` adds up. Not for losses per token.
+
+        Empty for a loss that has not one value for each item.
+        """
+        given = _provide(self.inputs, self.items, policy, reference, judged)
+        values = sum(
+            term.weight * term.function(**{name: given[name] for name in term.inputs}, **term.parameters)
+            for term in self.terms
+        )
+        assert isinstance(values, Tensor)
+        match self.items:
+            case "pairs":
+                weight, group = judged.weight_P, judged.group_S[judged.better_P]
+            case "responses":
+                weight, group = (judged.label_S != 0).to(values.dtype), judged.group_S
+            case _:
+                weight, group = torch.ones_like(values), torch.arange(len(values), device=values.device)
+        if values.shape != weight.shape or not len(group):
+            return values.new_zeros(0), values.new_zeros(0)
+        empty = values.new_zeros(int(group.max()) + 1)
+        return empty.index_add(0, group, weight * values), empty.index_add(0, group, weight.to(values.dtype))
+
 
 def _provide(
     wanted: frozenset[str], items: Items, policy: Logps, reference: Logps | None, judged: Judged

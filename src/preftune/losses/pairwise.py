@@ -68,7 +68,7 @@ def robust(
 
     loss      [-(1 - e) log sigmoid(beta h) + e log sigmoid(-beta h)] / (1 - 2e),   e = label_smoothing
     note      not bounded below: a pair that is confidently right has negative loss
-    source    Chowdhury et al. 2024, arXiv:2403.00409 eq. 12
+    source    Chowdhury et al. 2024, arXiv:2403.00409
     """
     z = beta * margin_of(policy, reference)
     e = label_smoothing
@@ -102,7 +102,7 @@ def hinge(policy: PairLogps, reference: PairLogps, probability: Tensor, *, beta:
     """Hinge on the margin: no gradient once the pair is right by 1/beta.
 
     loss      p max(0, 1 - beta h) + (1 - p) max(0, 1 + beta h)
-    source    Zhao et al. 2023 (SLiC-HF), arXiv:2305.10425; Liu et al. 2023 (RSO), arXiv:2309.06657 eq. 10
+    source    Zhao et al. 2023 (SLiC-HF), arXiv:2305.10425; Liu et al. 2023 (RSO), arXiv:2309.06657
     """
     z = beta * margin_of(policy, reference)
     return probability * relu(1 - z) + (1 - probability) * relu(1 + z)
@@ -131,7 +131,7 @@ def nca_pair(policy: PairLogps, reference: PairLogps, *, beta: Positive = 0.1) -
     """NCA: noise contrastive alignment; holds the chosen reward up by an absolute term.
 
     loss      -log sigmoid(r_w) - 1/2 log sigmoid(-r_w) - 1/2 log sigmoid(-r_l),   r = beta lr
-    source    Chen et al. 2024, arXiv:2402.05369 eq. 13
+    source    Chen et al. 2024, arXiv:2402.05369
     """
     chosen, rejected = log_ratios(policy, reference)
     r_w, r_l = beta * chosen, beta * rejected
@@ -139,17 +139,19 @@ def nca_pair(policy: PairLogps, reference: PairLogps, *, beta: Positive = 0.1) -
 
 
 @joint
-def bco_pair(policy: PairLogps, reference: PairLogps, *, beta: Positive = 0.1) -> Tensor:
+def bco_pair(policy: PairLogps, reference: PairLogps, *, beta: Positive = 0.1, threshold: bool = True) -> Tensor:
     """BCO on pairs: a classifier of good against bad whose threshold is the mean reward of the step.
 
-    loss      -log sigmoid(r_w - d) - log sigmoid(-(r_l - d)),   r = beta lr,  d = sg mean of r_w and r_l over the step
-    note      the paper keeps a moving average of d; here it is the mean over the whole optimizer step,
-              so that the loss has no hidden state and does not depend on the split into micro-batches
-    source    Jung et al. 2024, arXiv:2404.04656 eq. 12
+    loss      -log sigmoid(r_w - d) - log sigmoid(-(r_l - d)),   r = beta lr,
+              threshold = true: d = sg mean of r_w and r_l over the step;  threshold = false: d = 0
+    note      the paper keeps a moving average of d over steps; here it is the mean over the whole optimizer step,
+              so that the loss has no hidden state and does not depend on the split into micro-batches.
+              TRL's bco_pair has d = 0 since version 0.29: set threshold = false for its loss
+    source    Jung et al. 2024, arXiv:2404.04656
     """
     chosen, rejected = log_ratios(policy, reference)
     r_w, r_l = beta * chosen, beta * rejected
-    shift = (torch.cat([r_w, r_l]).mean()).detach()
+    shift = torch.cat([r_w, r_l]).mean().detach() if threshold else r_w.new_zeros(())
     return -logsigmoid(r_w - shift) - logsigmoid(shift - r_l)
 
 
@@ -170,7 +172,7 @@ def aot(policy: PairLogps, reference: PairLogps, *, beta: Positive = 0.1, label_
 
     loss      -(1 - e) log sigmoid(beta d) - e log sigmoid(-beta d),   e = label_smoothing,
               d = sort(log pi_w - log pi_l) - sort(log ref_w - log ref_l), sorted over the whole step
-    source    Melnyk et al. 2024, arXiv:2406.05882 alg. 1
+    source    Melnyk et al. 2024, arXiv:2406.05882
     """
     of_policy = torch.sort(policy.chosen - policy.rejected).values
     of_reference = torch.sort(reference.chosen - reference.rejected).values
@@ -185,7 +187,7 @@ def aot_unpaired(
 
     loss      -(1 - e) log sigmoid(beta d) - e log sigmoid(-beta d),   e = label_smoothing,
               d = sort(lr_w) - sort(lr_l), sorted over the whole step
-    source    Melnyk et al. 2024, arXiv:2406.05882 alg. 1
+    source    Melnyk et al. 2024, arXiv:2406.05882
     """
     chosen, rejected = log_ratios(policy, reference)
     return cross_entropy(beta * (torch.sort(chosen).values - torch.sort(rejected).values), 1 - label_smoothing)
@@ -195,7 +197,7 @@ def apo_zero(policy: PairLogps, reference: PairLogps, *, beta: Positive = 0.1) -
     """APO-zero: raise the chosen and lower the rejected, each on its own. For a policy worse than the chosen data.
 
     loss      1 - sigmoid(beta lr_w) + sigmoid(beta lr_l)
-    source    D'Oosterlinck et al. 2024, arXiv:2408.06266 eq. 3
+    source    D'Oosterlinck et al. 2024, arXiv:2408.06266
     """
     chosen, rejected = log_ratios(policy, reference)
     return torch.sigmoid(-beta * chosen) + torch.sigmoid(beta * rejected)
@@ -205,7 +207,7 @@ def apo_down(policy: PairLogps, reference: PairLogps, *, beta: Positive = 0.1) -
     """APO-down: lower both, the rejected more. For a policy better than the chosen data.
 
     loss      sigmoid(beta lr_w) + 1 - sigmoid(beta (lr_w - lr_l))
-    source    D'Oosterlinck et al. 2024, arXiv:2408.06266 eq. 4
+    source    D'Oosterlinck et al. 2024, arXiv:2408.06266
     """
     chosen, rejected = log_ratios(policy, reference)
     return torch.sigmoid(beta * chosen) + torch.sigmoid(-beta * (chosen - rejected))
@@ -223,7 +225,7 @@ def discopop(
     loss      (1 - m) (-log sigmoid(z)) + m exp(-z),   z = beta h,  m = sigmoid(z / tau)
     gradient  not monotone: with a small tau it pushes a pair at h = 0 the wrong way first, as the paper observes
     note      m exp(-z) is computed as exp(log sigmoid(z/tau) - z), which cannot overflow for tau <= 1
-    source    Lu et al. 2024, arXiv:2406.08414 eq. 5
+    source    Lu et al. 2024, arXiv:2406.08414
     """
     z = beta * margin_of(policy, reference)
     return torch.sigmoid(-z / tau) * -logsigmoid(z) + torch.exp(logsigmoid(z / tau) - z)
@@ -234,7 +236,7 @@ def forward_kl(policy: PairLogps, reference: PairLogps, *, beta: Positive = 0.1)
 
     loss      -log sigmoid(beta [f'(u_w) - f'(u_l)]),   f'(u) = -1/u,  u = exp(lr)
     note      exp is continued by its tangent above 40, see `_exp`; the reverse KL is the loss `sigmoid`
-    source    Wang et al. 2023, arXiv:2309.16240 table 1
+    source    Wang et al. 2023, arXiv:2309.16240
     """
     chosen, rejected = log_ratios(policy, reference)
     return -logsigmoid(beta * (_exp(-rejected) - _exp(-chosen)))
@@ -244,7 +246,7 @@ def jensen_shannon(policy: PairLogps, reference: PairLogps, *, beta: Positive = 
     """f-DPO with the Jensen-Shannon divergence as regulariser.
 
     loss      -log sigmoid(beta [f'(u_w) - f'(u_l)]),   f'(u) = log(2u / (1 + u)) = log 2 + log sigmoid(lr)
-    source    Wang et al. 2023, arXiv:2309.16240 table 1
+    source    Wang et al. 2023, arXiv:2309.16240
     """
     chosen, rejected = log_ratios(policy, reference)
     return -logsigmoid(beta * (logsigmoid(chosen) - logsigmoid(rejected)))
@@ -260,7 +262,7 @@ def alpha_divergence(
     """f-DPO with an alpha-divergence: between reverse KL (alpha -> 0) and forward KL (alpha -> 1).
 
     loss      -log sigmoid(beta [f'(u_w) - f'(u_l)]),   f'(u) = (1 - u^-alpha) / alpha,  u = exp(lr)
-    source    Wang et al. 2023, arXiv:2309.16240 table 1
+    source    Wang et al. 2023, arXiv:2309.16240
     """
     chosen, rejected = log_ratios(policy, reference)
     return -logsigmoid(beta * (_exp(-alpha * rejected) - _exp(-alpha * chosen)) / alpha)
@@ -276,7 +278,7 @@ def dpop(policy: PairLogps, reference: PairLogps, *, beta: Positive = 0.1, penal
     """DPOP: DPO that pays for any chosen response which becomes less likely than under the reference.
 
     loss      -log sigmoid(beta [h - penalty max(0, log ref_w - log pi_w)])
-    source    Pal et al. 2024, arXiv:2402.13228 eq. 3 (penalty is the paper's lambda)
+    source    Pal et al. 2024, arXiv:2402.13228 (penalty is the paper's lambda)
     """
     chosen, rejected = log_ratios(policy, reference)
     return -logsigmoid(beta * (chosen - rejected - penalty * relu(-chosen)))
@@ -294,22 +296,25 @@ def r_dpo(
 
     loss      cross-entropy of p and sigmoid(z),   z = beta h + alpha (|y_w| - |y_l|)
     why +     the optimum of E[r - alpha |y|] - beta KL has r = beta lr + alpha |y| + const, and p = sigmoid(r_w - r_l)
-    source    Park et al. 2024, arXiv:2403.19159 eq. 9
+    source    Park et al. 2024, arXiv:2403.19159
     """
     longer = policy.chosen_length - policy.rejected_length
     return cross_entropy(beta * margin_of(policy, reference) + alpha * longer, probability)
 
 
-def cal_dpo(policy: PairLogps, reference: PairLogps, *, beta: Positive = 0.1) -> Tensor:
+def cal_dpo(policy: PairLogps, reference: PairLogps, *, beta: Positive = 0.1, calibration: NonNegative = 1.0) -> Tensor:
     """Cal-DPO: DPO plus a pull of the implicit rewards to +1/2 and -1/2.
 
-    loss      -log sigmoid(h) + (lr_w - 1/(2 beta))^2 + (lr_l + 1/(2 beta))^2
-    note      the contrastive term has no beta in the paper: beta enters by the calibration target alone
-    source    Xiao et al. 2024, arXiv:2412.14516 eq. 10
+    loss      -log sigmoid(h) + calibration [(lr_w - 1/(2 beta))^2 + (lr_l + 1/(2 beta))^2]
+    note      the contrastive term has no beta in the paper: beta enters by the calibration target alone.
+              The authors' code (tengxiao1/Cal-DPO) weighs the calibration term with one half: set calibration = 0.5,
+              and beta = 0.001 as in its script. The default 1 is the sum as the paper writes it
+    source    Xiao et al. 2024, arXiv:2412.14516
     """
     chosen, rejected = log_ratios(policy, reference)
     target = 1 / (2 * beta)
-    return -logsigmoid(chosen - rejected) + (chosen - target) ** 2 + (rejected + target) ** 2
+    pull = (chosen - target) ** 2 + (rejected + target) ** 2
+    return -logsigmoid(chosen - rejected) + calibration * pull
 
 
 TABLE = {

@@ -20,7 +20,10 @@ def simpo(policy: PairLogps, *, beta: Positive = 2.0, gamma: NonNegative = 1.0) 
     """SimPO: reference-free, on the mean log-prob per token, with a target margin.
 
     loss      -log sigmoid(beta (log pi_w/|y_w| - log pi_l/|y_l|) - gamma)
-    source    Meng et al. 2024, arXiv:2405.14734 eq. 6
+    note      the authors' code (princeton-nlp/SimPO) takes gamma / beta, gamma_beta_ratio, in place of gamma. Its
+              default is 0.25 with beta 2, so gamma = 0.5; its README recommends to begin with 0.5, which is gamma = 1,
+              the default here. Its published runs have beta 2 to 10 and ratios 0.1 to 0.8
+    source    Meng et al. 2024, arXiv:2405.14734
     """
     chosen, rejected = mean_logps(policy)
     return -logsigmoid(beta * (chosen - rejected) - gamma)
@@ -30,8 +33,11 @@ def cpo(policy: PairLogps, *, beta: Positive = 0.1, alpha: NonNegative = 1.0) ->
     """CPO: reference-free DPO plus the likelihood of the chosen response.
 
     loss      -log sigmoid(beta (log pi_w - log pi_l)) - alpha log pi_w / |y_w|
-    note      the likelihood term is averaged over tokens, as in the authors' code
-    source    Xu et al. 2024, arXiv:2401.08417 eq. 6
+    note      the likelihood term is averaged over the tokens of each response, then over pairs. The authors' code
+              (fe1ixxu/ALMA) and TRL average over all chosen tokens of a batch, so that long responses weigh more there;
+              with responses of equal length the two are the same. The authors' newer code also scales the rejected
+              log-prob (ARPO), which is another loss
+    source    Xu et al. 2024, arXiv:2401.08417 eq. 3 (the preference term)
     """
     return -logsigmoid(beta * (policy.chosen - policy.rejected)) - alpha * mean_logps(policy).chosen
 
@@ -41,7 +47,7 @@ def orpo(policy: PairLogps, *, beta: Positive = 0.1) -> Tensor:
 
     loss      -m_w - beta log sigmoid(o_w - o_l),   m = log pi / |y|,  o = m - log(1 - exp m)   (log-odds)
     note      beta is the paper's lambda
-    source    Hong et al. 2024, arXiv:2403.07691 eq. 6, 7
+    source    Hong et al. 2024, arXiv:2403.07691 eq. 7
     """
     chosen, rejected = mean_logps(policy)
     return -chosen - beta * logsigmoid(_log_odds(chosen) - _log_odds(rejected))
@@ -62,7 +68,7 @@ def nll(policy: PairLogps) -> Tensor:
 
     loss      -log pi_w / |y_w|
     use       loss: [{name: sigmoid, beta: 0.1}, {name: nll, weight: 1.0}]
-    source    Pang et al. 2024, arXiv:2404.19733 eq. 1
+    source    Pang et al. 2024, arXiv:2404.19733
     """
     return -mean_logps(policy).chosen
 

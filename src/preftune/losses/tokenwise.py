@@ -26,7 +26,10 @@ def odpo(
 
     loss      -log sigmoid(beta h - alpha f(margin)),   f(m) = m, or log m with `log` (then m must be above 0)
     input     margin: by how much the judge prefers y_w, from the data
-    source    Amini et al. 2024, arXiv:2402.10571 eq. 9
+    note      the authors' code (rycolab/odpo) always takes the log, of r_w - r_l or of r_w / r_l, and has alpha = 1;
+              its runs use beta 0.7 with alpha 0.5 (sentiment) and beta 0.05 with alpha 1 (toxicity). Here log = false
+              is the default, which takes margins of 0 and below too: set log = true for the authors' form
+    source    Amini et al. 2024, arXiv:2402.10571
     """
     offset = torch.log(margin) if log else margin
     return -logsigmoid(beta * margin_of(policy, reference) - alpha * offset)
@@ -45,7 +48,7 @@ def ld_dpo(
 
     loss      DPO with  log pi(y) -> sum_{t <= m} log pi_t + alpha sum_{t > m} log pi_t,   m = min(|y_w|, |y_l|),
               in the policy and in the reference alike
-    source    Liu et al. 2024, arXiv:2409.06411 eq. 9
+    source    Liu et al. 2024, arXiv:2409.06411
     """
     shared = torch.minimum(policy.chosen_length, policy.rejected_length)
 
@@ -59,18 +62,26 @@ def ld_dpo(
 
 
 def wpo(
-    policy: PairLogps, reference: PairLogps, probability: Tensor, collision: Pair, *, beta: Positive = 0.1
+    policy: PairLogps,
+    reference: PairLogps,
+    probability: Tensor,
+    collision: Pair,
+    *,
+    beta: Positive = 0.1,
+    clamp: bool = False,
 ) -> Tensor:
     """WPO: DPO weighted by how likely the policy would have written the two responses itself.
 
-    loss      sg(w_w w_l) * DPO loss,   w = exp( (1/|y|) sum_t [log pi_t - log sum_v pi_v^2] )
+    loss      sg(w_w w_l) * DPO loss,   w = exp( (1/|y|) sum_t [log pi_t - log sum_v pi_v^2] );
+              with `clamp`, sg min(1, w_w w_l) * DPO loss
     input     collision: sum_t log sum_v pi_v^2 of each response
-    source    Zhou et al. 2024, arXiv:2406.11827 eq. 4 (sampled alignment)
+    note      the authors' code (wzhouad/WPO) has clamp = true; TRL's use_weighting does not clamp
+    source    Zhou et al. 2024, arXiv:2406.11827 (sampled alignment)
     """
     chosen = (policy.chosen - collision.chosen) / policy.chosen_length
     rejected = (policy.rejected - collision.rejected) / policy.rejected_length
     # exp(20) a side is far beyond what calibrated text reaches; the bound only keeps broken rows finite
-    weight = torch.exp((chosen + rejected).clamp(max=40.0)).detach()
+    weight = torch.exp((chosen + rejected).clamp(max=0.0 if clamp else 40.0)).detach()
     return weight * cross_entropy(beta * margin_of(policy, reference), probability)
 
 
@@ -78,7 +89,7 @@ def tdpo1(policy: PairLogps, reference: PairLogps, kl: Pair, *, beta: Positive =
     """TDPO1: DPO with the difference of the responses' sequential KL as a token-level regulariser.
 
     loss      -log sigmoid(beta h - beta (D_l - D_w)),   D_y = sum_t KL(ref(.|x, y_<t) || pi(.|x, y_<t))
-    source    Zeng et al. 2024, arXiv:2404.11999 eq. 14
+    source    Zeng et al. 2024, arXiv:2404.11999
     """
     return -logsigmoid(beta * margin_of(policy, reference) - beta * (kl.rejected - kl.chosen))
 
@@ -89,7 +100,7 @@ def tdpo2(
     """TDPO2: TDPO1 without the gradient through the chosen response's KL, and with its own strength.
 
     loss      -log sigmoid(beta h - alpha (beta D_l - sg(beta D_w)))
-    source    Zeng et al. 2024, arXiv:2404.11999 eq. 16
+    source    Zeng et al. 2024, arXiv:2404.11999
     """
     difference = beta * kl.rejected - (beta * kl.chosen).detach()
     return -logsigmoid(beta * margin_of(policy, reference) - alpha * difference)

@@ -31,7 +31,7 @@ def kto(
     loss      desirable (1 - sigmoid(beta (lr - z)))  or  undesirable (1 - sigmoid(beta (z - lr)))
               z = sg max(0, mean lr of mismatched responses over the step), an estimate of KL(pi || ref)
     input     mismatched (S,): true for answers to another prompt; they estimate z and have no loss of their own
-    source    Ethayarajh et al. 2024, arXiv:2402.01306 eq. 8
+    source    Ethayarajh et al. 2024, arXiv:2402.01306
     """
     lr = policy.sum_S - reference.sum_S
     z = relu(lr[mismatched].mean()).detach() if bool(mismatched.any()) else lr.new_zeros(())
@@ -50,8 +50,10 @@ def bco(policy: Logps, reference: Logps, label: Tensor, *, beta: Positive = 0.1)
     loss      -log sigmoid(r - d)  or  -log sigmoid(d - r),   r = beta lr
               d = sg (mean r of the desirable + mean r of the undesirable) / 2 over the step;
               where a step holds one kind only, d is that kind's mean
-    note      the paper keeps a moving average of d; the mean over the step has no hidden state
-    source    Jung et al. 2024, arXiv:2404.04656 eq. 9, 12
+    note      the paper keeps a moving average of d, and TRL's BCOTrainer the mean of all rewards so far, in which the
+              two kinds count by their number; here d is that of the step, so that the loss has no hidden state.
+              The paper's weights for undesirable prompts (underlying distribution matching) are not here
+    source    Jung et al. 2024, arXiv:2404.04656
     """
     r = beta * (policy.sum_S - reference.sum_S)
     means = [r[label == kind].mean() for kind in (1, -1) if bool((label == kind).any())]

@@ -223,7 +223,8 @@ def write(wanted: Frontier, out: Path, series: dict[str, list[Point]], yardstick
     ]
     text = (
         "Up and to the left is better. The optimum is the closed form, estimated from "
-        f"{yardstick.shape[1]} samples of the reference for each prompt: up to {most_kl(yardstick):.1f} nats. "
+        f"{yardstick.shape[1]} samples of the reference for each prompt and corrected for the bias of that number: "
+        f"up to {most_kl(yardstick):.1f} nats. "
         "Intervals are 95 %, over prompts."
     )
     write_json(out / "frontier.json", facts)

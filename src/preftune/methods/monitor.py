@@ -19,7 +19,7 @@ import torch
 from preftune.config.schema import DPOConfig, MonitorConfig
 from preftune.data.order import permutation
 from preftune.errors import ModelError
-from preftune.evaluate.advice import advice
+from preftune.evaluate.advice import advice, held_out_rose
 from preftune.evaluate.drift import divergence, figures, likelihood
 from preftune.evaluate.frontier import Floats, response_logps
 from preftune.methods.prepare import Policy
@@ -241,3 +241,14 @@ def advise(run: Run, line: dict[str, Any]) -> None:
             run.display.say(f"step {line['step']}: {sentence}")
     if found:
         run.note(advice={**given, **{name: {"step": line["step"], "text": text} for name, text in found.items()}})
+
+
+def advise_at_the_end(run: Run) -> None:
+    """Print what to do about a held-out loss that rose, and note it in the manifest."""
+    every = map(json.loads, (run.folder / "metrics.jsonl").read_text().splitlines())
+    lines = [line for line in every if line["split"] == "eval" and "loss" in line]
+    sentence = held_out_rose(lines)
+    if sentence:
+        run.display.say(sentence)
+        noted = {"step": lines[-1]["step"], "text": sentence}
+        run.note(advice={**(run.known("advice") or {}), "held-out loss": noted})

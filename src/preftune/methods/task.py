@@ -15,7 +15,7 @@ from preftune.model.logprobs import Scorer, logps, reference_logps
 from preftune.model.memory import in_parts
 from preftune.model.reference import Cached, Live, Reference
 from preftune.train.loop import Measured, join
-from preftune.train.metrics import Calibration, Tally, margins, preference_metrics
+from preftune.train.metrics import Calibration, Spread, Tally, margins, preference_metrics
 from preftune.types import Batch, Logps, LossOutput, TokenGroup
 
 
@@ -96,7 +96,7 @@ class ResponseTask:
         """Loss and metrics of the held-out groups; a loss that couples a step sees all of them as one."""
         if not self.held_out:
             return {}
-        tally, calibration = Tally(), Calibration()
+        tally, calibration, spread = Tally(), Calibration(), Spread()
         measured = []
         for batch in self.layout(self.held_out):
             for _, found in in_parts(self.measure, batch, self.layout):
@@ -104,10 +104,15 @@ class ResponseTask:
                 if len(found.judged.better_P):
                     calibration.add(*margins(found.policy, found.reference, found.judged, self.loss.beta))
                 if not self.joint:
-                    tally.add_loss(self.objective(measured.pop()))
+                    self._add(measured.pop(), tally, spread)
         if self.joint:
-            tally.add_loss(self.objective(join(measured)))
-        return {**tally.means(), **calibration.means()}
+            self._add(join(measured), tally, spread)
+        return {**tally.means(), **spread.means(), **calibration.means()}
+
+    def _add(self, measured: Measured, tally: Tally, spread: Spread) -> None:
+        tally.add_loss(self.objective(measured))
+        if self.loss.items != "tokens":
+            spread.add(*self.loss.by_group(measured.policy, measured.reference, measured.judged))
 
 
 def halved(budget: Budget, batches: Sequence[Batch]) -> Budget:

@@ -19,7 +19,7 @@ from preftune.data.order import Plan, plans, size_of
 from preftune.errors import ConfigError, DataError, PreftuneError, Stopped
 from preftune.methods import plan, prepare
 from preftune.methods.chat import load_renderer
-from preftune.methods.monitor import Watched
+from preftune.methods.monitor import Watched, advise_at_the_end
 from preftune.methods.task import ResponseTask
 from preftune.model import load
 from preftune.model.attention import use_own
@@ -155,6 +155,7 @@ def running(run: Run, policy: prepare.Policy, weights: Weights, stage: str, tota
 def conclude(run: Run, policy: prepare.Policy, weights: Weights, steps: int, merged: bool = False) -> Path:
     """Write the final model and the report; the run is finished."""
     final = prepare.export(policy, weights, run.folder, merged)
+    advise_at_the_end(run)
     write_run_page(run.folder)
     run.note(finished=True, steps=steps)
     run.display.say(f"done: {final}")

@@ -193,7 +193,7 @@ def judged_groups(contest: Contest) -> tuple[list[PreferenceGroup], list[Prefere
 def only_prompts(source: str, reading: Reading) -> bool:
     """Whether the first rows have prompts, and nothing that any format of data would read as a response."""
     rows = [row.value for row in islice(decoded(read(source), reading), LOOKED_AT) if not row.fault]
-    names = names_of(reading.columns, reading.ignore, rows)
+    names = names_of(reading.columns, reading.ignore)
     head = [names.row(row) for row in rows] if reading.format == "auto" else []
     answered = any(ANSWERS & set(row) or any(form.fits(row) for form in FORMATS) for row in head)
     return any("prompt" in row for row in head) and not answered

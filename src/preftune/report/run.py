@@ -50,13 +50,14 @@ def write_run_page(folder: Path) -> None:
 
 
 def _drift(lines: Sequence[dict[str, Any]], advice: Mapping[str, Mapping[str, Any]]) -> list[Section]:
-    """How far the policy has moved from its data and its reference, for runs that know."""
+    """Advice, and how far the policy has moved from its data and its reference, for runs that measured it."""
     figures = [figure for curve in DRIFT for figure in _curves(lines, "evaluation", *curve)]
-    if not figures:
-        return []
     table = [("step", "advice"), *((str(found["step"]), found["text"]) for found in advice.values())]
-    text = "" if advice else "No figure has passed a threshold."
-    return [Section("Distribution shift", text, table if advice else (), figures)]
+    sections = [Section("Advice", table=table)] if advice else []
+    if figures:
+        text = "" if advice else "No figure has passed a threshold."
+        sections.append(Section("Distribution shift", text, figures=figures))
+    return sections
 
 
 def _figure(found: Sequence[dict[str, Any]], name: str) -> str:

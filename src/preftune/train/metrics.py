@@ -49,6 +49,33 @@ class Tally:
         return {n: value / count for n, (value, count) in zip(names, table.tolist(), strict=True) if count}
 
 
+class Spread:
+    """The standard error of a mean loss over groups, which are independent where the judgements of one are not.
+
+    With loss sum V_g and count W_g of each group:  sqrt(sum_g (V_g - mean W_g)^2) / sum_g W_g
+    """
+
+    def __init__(self) -> None:
+        self._sums: list[Tensor] = []
+        self._counts: list[Tensor] = []
+
+    def add(self, loss_G: Tensor, count_G: Tensor) -> None:
+        """Of the groups of a batch."""
+        self._sums.append(loss_G.double().cpu())
+        self._counts.append(count_G.double().cpu())
+
+    def means(self) -> dict[str, float]:
+        """loss_se; nothing for fewer than two groups."""
+        if sum(map(len, self._sums)) < 2:
+            return {}
+        loss, count = torch.cat(self._sums), torch.cat(self._counts)
+        total = float(count.sum())
+        if not total:
+            return {}
+        mean = float(loss.sum()) / total
+        return {"loss_se": float((loss - mean * count).square().sum().sqrt()) / total}
+
+
 class Calibration:
     """How far sigmoid(margin), a model's probability that the better response is better, can be believed.
 

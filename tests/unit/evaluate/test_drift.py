@@ -103,3 +103,35 @@ def test_data_that_were_far_at_once_are_another_matter() -> None:
     assert "60 at step 0" in found["gap"]
     late = {**far, "step": 9}  # the monitor was switched on later: nothing is known of step 0
     assert "start" not in advice(late, late)
+
+
+def evaluation(step: int, loss: float, error: float | None = None) -> dict[str, float]:
+    return {"step": step, "loss": loss, **({} if error is None else {"loss_se": error})}
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (
+            [evaluation(0, 0.6931, 0.0), evaluation(10, 0.65, 0.01), evaluation(20, 0.87, 0.08)],
+            "the held-out loss rose by 0.22 +- 0.081: it is 0.87 at step 20, and was 0.65 at step 10. So the model of "
+            "step 10 was better on these rows (train.save_every keeps it): use fewer epochs (train.epochs, "
+            "train.max_steps) or a lower optim.lr",
+        ),
+        (
+            [evaluation(0, 0.6931, 0.0), evaluation(20, 0.8, 0.05)],
+            "the held-out loss rose by 0.107 +- 0.05: it is 0.8 at step 20, and was 0.6931 at step 0. So the model "
+            "before training was better on these rows",
+        ),
+        ([evaluation(0, 3.1), evaluation(5, 2.2), evaluation(9, 2.3)], "the held-out loss rose by 0.1: it is 2.3 at"),
+        ([evaluation(0, 0.6931, 0.0), evaluation(10, 0.65, 0.05), evaluation(20, 0.7, 0.05)], ""),  # noise
+        ([evaluation(0, 3.1), evaluation(5, 2.2), evaluation(9, 2.21)], ""),
+        ([evaluation(0, 0.7, 0.0), evaluation(9, 0.6, 0.01)], ""),
+        ([evaluation(0, 0.7, 0.0)], ""),
+        ([], ""),
+    ],
+)
+def test_a_held_out_loss_that_rose_is_reported(lines: list[dict[str, float]], said: str) -> None:
+    """At the end of a run: the last evaluation against the lowest one."""
+    found = thresholds.held_out_rose(lines)
+    assert found.startswith(said) if said else found == ""

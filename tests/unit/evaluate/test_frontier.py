@@ -14,7 +14,7 @@ from tests.conftest import make_model, random_groups
 
 from preftune.data.layout import rows
 from preftune.evaluate.frontier import best_of_n, measure, optimum, optimum_at, response_logps
-from preftune.exact.optimum import optimal_policy, tilt
+from preftune.exact.optimum import corrected_tilt, optimal_policy, tilt
 from preftune.model.logprobs import Scorer, logps
 
 
@@ -70,6 +70,34 @@ def test_the_optimum_at_a_kl_lies_on_the_curve() -> None:
     rewards = np.random.default_rng(0).normal(size=(20, 64))
     for point in optimum(rewards, [2.0, 1.0, 0.5]):
         assert optimum_at(rewards, point.kl) == pytest.approx(point.reward, abs=1e-6)
+
+
+@given(st.integers(2, 7), st.floats(0.02, 5), st.integers(0, 50))
+def test_the_correction_is_the_jackknife(samples: int, beta: float, seed: int) -> None:
+    """Spelled out: every sample is left out once. Ties at the top and a beta near 0 included."""
+    rewards = torch.from_numpy(np.random.default_rng(seed).integers(0, 4, (3, samples)) / 2)
+    found, whole = corrected_tilt(rewards, beta), tilt(rewards, beta)
+    without = [tilt(torch.cat([rewards[:, :i], rewards[:, i + 1 :]], 1), beta) for i in range(samples)]
+    for name in ("reward", "kl"):
+        mean = sum(getattr(t, name) for t in without) / samples
+        expected = samples * getattr(whole, name) - (samples - 1) * mean
+        assert getattr(found, name) == pytest.approx(expected, abs=1e-9), name
+
+
+def test_the_correction_finds_the_optimum_of_many_samples_from_few() -> None:
+    """Normal rewards: the optimum at beta has reward 1 / beta and KL 1 / (2 beta^2), so reward sqrt(2 KL)."""
+    rewards = np.random.default_rng(0).normal(size=(4000, 24))
+    for kl in (0.5, 1.0):
+        assert optimum_at(rewards, kl) == pytest.approx(math.sqrt(2 * kl), rel=0.02)
+    assert tilt(torch.from_numpy(rewards), 1 / math.sqrt(2)).reward < 0.95 * math.sqrt(2)
+
+
+def test_best_of_n_lies_below_the_optimum() -> None:
+    """Bounded rewards, as in the demo, with as few samples: no point of one curve is above the other."""
+    rewards = np.tanh(np.random.default_rng(1).normal(size=(100, 24)))
+    for n in range(2, 17):
+        chosen = best_of_n(rewards, n)
+        assert chosen.reward < optimum_at(rewards, chosen.kl), n
 
 
 def test_a_point_has_errors_over_prompts() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -249,3 +250,26 @@ def test_a_users_own_loss(tmp_path: object) -> None:
 
 def test_all_losses_have_distinct_names() -> None:
     assert len(PREFERENCE_LOSSES) == 32
+
+
+@pytest.mark.parametrize("name", sorted(set(PREFERENCE_LOSSES) - {"kto"}))
+def test_losses_by_group_add_up_to_the_loss(name: str) -> None:
+    """Sums and counts of the groups are those of the batch, for every loss; held-out lines take their error from it."""
+    objective = bind_objective([LossTerm(name=name)])
+    groups = random_groups(5, responses=3)
+    statistics = {key: torch.rand(15) for key in objective.statistics}
+    token_N = -torch.rand(15)
+    policy = Logps(token_N, token_N.clone(), torch.ones(15, dtype=torch.int64), statistics)
+    reference = Logps(-torch.rand(15), -torch.rand(15), torch.ones(15, dtype=torch.int64))
+    asked = labelled_or_ranked(judged(groups))
+    sums, counts = objective.by_group(policy, reference, asked)
+    out = objective(policy, reference, asked)
+    assert len(sums) == 5
+    assert float(sums.sum()) == pytest.approx(float(out.loss_sum), rel=1e-5)
+    assert float(counts.sum()) == pytest.approx(float(out.count))
+
+
+def labelled_or_ranked(given: Judged) -> Judged:
+    """The same with a label and a rank for every response."""
+    place = torch.arange(len(given.group_S)) % 3
+    return replace(given, label_S=torch.where(place == 0, 1, -1), rank_S=place.float() + 1, margin_P=given.margin_P + 1)

@@ -34,6 +34,7 @@ VALUES = [
     ("exo_pair", {"beta": 0.5, "label_smoothing": 0.1}, 1.0, 0.031138796),
     ("nca_pair", {"beta": 0.5}, 1.0, 1.117746320),
     ("bco_pair", {"beta": 0.5}, 1.0, 0.773742012),  # d = (0.5 - 1) / 2, so 2 log(1 + e^-0.75)
+    ("bco_pair", {"beta": 0.5, "threshold": False}, 1.0, 0.787338672),  # log(1 + e^-0.5) + log(1 + e^-1)
     ("sppo", {"beta": 0.5}, 1.0, 1.0),  # (1 - 1)^2 + (-2 + 1)^2
     ("sppo", {"beta": 0.5}, 0.7, 2.92),  # target 0.4
     ("aot", {"beta": 0.5}, 1.0, 0.201413278),  # one pair: nothing to sort
@@ -54,8 +55,10 @@ VALUES = [
     ("r_dpo", {"beta": 0.5, "alpha": 0.5}, 1.0, 0.974076984),
     ("ld_dpo", {"beta": 0.5, "alpha": 0.5}, 1.0, 0.225412652),  # rejected: -1.5 + 0.5 (-0.5)
     ("wpo", {"beta": 0.5}, 1.0, 0.703001416),  # collision -12, -20: weight e^(2/4 + 6/8)
+    ("wpo", {"beta": 0.5, "clamp": True}, 1.0, 0.201413278),  # weight 1
     ("odpo", {"beta": 0.5}, 1.0, 0.474076984),  # margin 1: log(1 + e^-0.5)
     ("cal_dpo", {"beta": 0.5}, 1.0, 1.048587352),  # log(1 + e^-3) + 0 + 1
+    ("cal_dpo", {"beta": 0.5, "calibration": 0.5}, 1.0, 0.548587352),  # as the authors' code weighs it
     ("tdpo1", {"beta": 0.5}, 1.0, 0.251929081),  # kl 0.3, 0.8: z = 1.5 - 0.25
     ("tdpo2", {"beta": 0.5, "alpha": 0.5}, 1.0, 0.225412652),
     ("nll", {}, 1.0, 2.5),

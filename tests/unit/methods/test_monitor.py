@@ -326,3 +326,27 @@ def test_responses_are_looked_at_as_far_as_samples_go() -> None:
     sums, lengths = monitor.beginnings(token_N, length_S, 2)
     assert sums.tolist() == [-3.0, -8.0, -48.0]
     assert lengths.tolist() == [2, 1, 2]
+
+
+def test_a_held_out_loss_that_rose_is_reported_at_the_end(tmp_path: Path, model_folder: Path) -> None:
+    """With and without a monitor, with steps and numbers, in the manifest and on the page. The labels are those of a
+    coin: what is learnt of some rows is wrong for others."""
+    coin = np.random.default_rng(0).permuted([[" sat down", " ran away"]] * 40, axis=1)
+    rows = [{"prompt": f"{i} the cat", "chosen": str(c), "rejected": str(r)} for i, (c, r) in enumerate(coin)]
+    for name, watching in (("on", SMALL), ("off", None)):
+        folder = tmp_path / name
+        folder.mkdir()
+        data = DataConfig(train=str(folder / "data.jsonl"), eval=0.4)
+        optim, training = OptimConfig(lr=2e-2, warmup=0), TrainConfig(epochs=5, eval_every=6)
+        loss = {"name": "sigmoid", "beta": 2.0}
+        said = run(folder, model_folder, rows=rows, data=data, optim=optim, train=training, monitor=watching, loss=loss)
+        found = lines(folder, "eval")
+        best = min(found, key=lambda line: line["loss"])
+        assert found[-1]["loss"] > best["loss"] + 1.6 * found[-1]["loss_se"], "the test needs a loss that rises"
+        (sentence,) = [line for line in said if line.startswith("the held-out loss rose by")]
+        assert f"it is {found[-1]['loss']:.4g} at step {found[-1]['step']}" in sentence
+        assert f"was {best['loss']:.4g} at step {best['step']}" in sentence
+        assert "use fewer epochs" in sentence
+        kept = json.loads((folder / "run" / "manifest.json").read_text())["advice"]["held-out loss"]
+        assert kept == {"step": found[-1]["step"], "text": sentence}
+        assert "the held-out loss rose by" in (folder / "run" / "report.html").read_text()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from preftune.train.metrics import preference_metrics
+from preftune.train.metrics import Spread, preference_metrics
 from preftune.types import Judged, Logps
 
 
@@ -47,3 +47,18 @@ def test_labelled_responses_have_no_pairs_to_be_displaced() -> None:
 def test_without_reference_there_is_nothing_to_drift_from() -> None:
     found = preference_metrics(logps([-5.0, -9.0], [2, 3]), None, judged([(0, 1)], [0, 0]), beta=0.1)
     assert not [name for name in found if name.startswith("drift/")]
+
+
+def test_the_error_of_a_mean_loss_is_that_over_groups() -> None:
+    """Groups of one item: the usual standard error with n in the denominator. Copies of a judgement add nothing."""
+    values = torch.tensor([0.2, 0.9, 0.4, 1.1])
+    one, many = Spread(), Spread()
+    one.add(values[:2], torch.ones(2))
+    one.add(values[2:], torch.ones(2))
+    many.add(5 * values, torch.full((4,), 5.0))
+    expected = float(values.double().std(correction=0)) / 2
+    assert one.means()["loss_se"] == pytest.approx(expected)
+    assert many.means()["loss_se"] == pytest.approx(expected)
+    single = Spread()
+    single.add(values[:1], torch.ones(1))
+    assert single.means() == {}
