@@ -42,7 +42,7 @@ def test_two_models_need_prompts_alone(tmp_path: Path, model_folder: Path) -> No
     (rate,) = winrate.run(wanted, tmp_path / "out", QUIET)[str(model_folder)].values()
     assert rate.ties == 2
     assert json.loads((tmp_path / "out" / "winrate.json").read_text())["agreement_with_labels"] is None
-    with pytest.raises(DataError, match="no known format"):
+    with pytest.raises(DataError, match="a prompt and no response"):
         winrate.run(replace(wanted, against=None), tmp_path / "out", QUIET)
     misspelt = write_jsonl(tmp_path / "typo.jsonl", [{"prompt": "the cat", "chosen": " sat", "rejcted": " ran"}])
     with pytest.raises(DataError, match="did you mean"):  # not taken for prompts
