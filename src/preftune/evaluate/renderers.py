@@ -69,7 +69,7 @@ def renderer_of(
     options = options or ChatOptions()
     tokenizer = tokenizer or load.load_tokenizer(source, chat_template)
     settings = options.over(ChatSettings.of_record(record or load.chat_record(source)))
-    require_used(source_of(tokenizer, settings), options.arguments or {}, "chat_template_kwargs")
+    require_used(source_of(tokenizer, settings), options.arguments or {}, "--chat-template-kwargs")
     return Renderer.of(tokenizer, load.end_ids(source, tokenizer), settings)
 
 
