@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from preftune.errors import ModelError
@@ -58,6 +59,7 @@ def merge(model: Any, folder: str) -> Any:
     config = read_config(Path(folder))
     _require_mergeable(str(config.get("peft_type")), config.get("task_type"), folder)
     resize_for(model, Path(folder))
+    _require_rows(model, config, folder)
     try:
         with _warnings_noted(folder):
             settings = peft.PeftConfig.from_pretrained(folder)
@@ -113,7 +115,10 @@ def merged(tuned: Any, where: str) -> Any:
     except Exception as error:
         raise refused("adapter", where, error) from error
     first, last = model.get_input_embeddings(), model.get_output_embeddings()
-    if tied and last is not None and first.weight is not last.weight:
+    if tied and last is not None and torch.equal(first.weight, last.weight):
+        last.weight = first.weight
+        model.config.get_text_config().tie_word_embeddings = model.config.tie_word_embeddings = True
+    elif tied and last is not None:
         model.config.get_text_config().tie_word_embeddings = model.config.tie_word_embeddings = False
         note(
             f"note: {where}: the adapter is on a tied embedding; the merged model has two, tie_word_embeddings is false"
@@ -166,6 +171,22 @@ def resize_for(model: Any, folder: Path) -> None:
         raise ModelError(what, where=str(folder), why=why, fix=fix)
     _require_tokens(folder, number, what)
     model.resize_token_embeddings(number, mean_resizing=False)
+
+
+def _require_rows(model: Any, config: Mapping[str, Any], folder: str) -> None:
+    """Raises ModelError if the adapter trains single rows of the embedding that the base does not have."""
+    named = config.get("trainable_token_indices") or config.get("token_indices") or []
+    lists = list(named.values()) if isinstance(named, dict) else [named]
+    last = max((index for indices in lists for index in indices), default=-1)
+    rows = model.get_input_embeddings().weight.shape[0]
+    if last >= rows:
+        raise ModelError(
+            f"the adapter was trained for token {last}, but the base's embedding has {rows} rows",
+            where=folder,
+            why="The adapter's file lacks the other new rows.",
+            fix=f"merge it first, where it was trained: resize_token_embeddings({last + 1}) or more rows, then save "
+            "merge_and_unload()",
+        )
 
 
 def _rows(name: str, shapes: Mapping[str, Sequence[int]]) -> tuple[int | None, bool]:

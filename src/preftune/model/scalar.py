@@ -20,7 +20,7 @@ from preftune.model.attention import base_of
 from preftune.model.head import Head, output_layer
 from preftune.model.load import Source
 from preftune.model.logprobs import Scorer, hidden_states
-from preftune.model.weights import read_model, require_complete
+from preftune.model.weights import note, read_model, require_complete
 from preftune.types import Batch, Logps, TokenGroup
 
 
@@ -69,6 +69,8 @@ def load_scalar(source: Source, dtype: torch.dtype, new_head: bool = False) -> A
         # the head that the new one replaces lies outside the body
         body = f"{model.base_model_prefix}."
         own |= {name for name in unread.unused if not name.startswith(body)}
+    elif not new_head and not any(parameter.any() for parameter in head.parameters()):
+        note(f"note: {base}: the head of the reward model is 0, so every reward is the same")
     require_complete(model, unread.without(own), base)
     _let_batches_through(model)
     return model.eval()

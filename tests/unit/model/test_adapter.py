@@ -149,6 +149,17 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused(tmp_path: Path, model_
         load(tmp_path / "a")
 
 
+def test_trained_rows_that_the_base_lacks_are_named(tmp_path: Path, tied_folder: Path) -> None:
+    tokens = {"target_modules": ["q_proj"], "trainable_token_indices": [5, 9]}
+    tuned = make_adapter(tmp_path / "a", tied_folder, **tokens)
+    model = load(tmp_path / "a")
+    assert same(model, tuned)
+    assert model.lm_head.weight is model.model.embed_tokens.weight  # peft trains such rows for both
+    configure(tmp_path / "a", trainable_token_indices=[5, 361])
+    with pytest.raises(ModelError, match="trained for token 361, but the base's embedding has 360 rows"):
+        load(tmp_path / "a")
+
+
 @pytest.mark.parametrize("targets", [["lm_head"], ["embed_tokens"], ["lm_head", "embed_tokens", "q_proj"]])
 def test_an_adapter_on_one_of_two_tied_embeddings_changes_only_that(
     tmp_path: Path, tied_folder: Path, targets: list[str], noted: Any
