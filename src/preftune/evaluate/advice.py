@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 Line = Mapping[str, float]
 
@@ -26,9 +27,11 @@ REPETITION = 0.15
 DIVERSITY = 0.7
 """Times the first share of distinct word pairs."""
 
-ROSE = 1.5
+ROSE = 1.0
 """Standard errors of the difference between the last held-out loss and the lowest one, as if they were of different
 rows. They are of the same rows, so the true error is smaller."""
+RISES = 3
+"""Evaluations in a row since the lowest one, each above the one before: noise goes up and down."""
 ROSE_PER_TOKEN = 0.02
 """Nats per token, for losses per token: their mean is over the same tokens every time, so they need no error."""
 
@@ -149,7 +152,9 @@ def held_out_rose(lines: Sequence[Line]) -> str:
         threshold, how = ROSE * error, f"by {rise:.3g} +- {error:.2g}"
     else:
         threshold, how = ROSE_PER_TOKEN, f"by {rise:.3g}"
-    if rise <= threshold:
+    since = [line["loss"] for line in lines[lines.index(best) :]]
+    steady = len(since) > RISES and all(after > before for before, after in pairwise(since))
+    if rise <= threshold and not steady:
         return ""
     earlier = (
         "the model before training was better on these rows"
