@@ -150,7 +150,7 @@ def test_data_check_says_what_is_too_long_for_the_model(model_folder: Path, caps
     write_jsonl(Path("long.jsonl"), [{**PAIRS[0], "chosen": "word " * 2000}, PAIRS[1]])
     assert run(["data", "check", "long.jsonl", "--model", str(model_folder), "--max-length", "9000"]) == 2
     said, refused = capsys.readouterr()
-    assert "1 groups are longer than the 256 positions of the model (line 1): set data.max_length=256" in said
+    assert "groups longer than the 256 positions of the model 1 (line 1): set data.max_length=256" in said
     assert refused.startswith("data.max_length: sequences of ")
 
 

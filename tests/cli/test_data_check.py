@@ -162,7 +162,7 @@ def test_every_count_has_its_lines(model_folder: Path, capsys: pytest.CaptureFix
         "repeated judgements 5 (lines 3, 8, 9, ...)",
         "contradictions 3 (lines 1, 3, 4, ...)",
         "evaluation groups whose prompt is in the training data 1 (line 2)",
-        "1 groups are longer than the 256 positions of the model (line 7): set data.max_length=256",
+        "groups longer than the 256 positions of the model 1 (line 7): set data.max_length=256",
     ):
         assert f"\n{line}\n" in f"\n{said}"
     assert run(["data", "check", "rows.jsonl", *options, "--json"]) == 3

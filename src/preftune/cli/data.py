@@ -229,7 +229,7 @@ def _lines(checked: Checked, wanted: Checking, limit: int | None) -> list[str]:
             lines.append(f"{words} {number}" + (f" ({places(origins, source)})" if origins else ""))
     if checked.too_long:
         rows = places(checked.too_long, train)
-        what = f"{len(checked.too_long)} groups are longer than the {limit} positions of the model ({rows})"
+        what = f"groups longer than the {limit} positions of the model {len(checked.too_long)} ({rows})"
         lines.append(f"{what}: set data.max_length={limit}")
     if found.groups and not found.judgements and wanted.method is None:
         use = "loss.name=kto or bco" if found.labelled else "preftune sft"
