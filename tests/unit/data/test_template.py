@@ -215,7 +215,7 @@ def test_rows_that_the_template_refuses_are_all_named_at_once() -> None:
         tokenize(rows, renderer(GEMMA), Limits(), Account("f", read=5))
     assert error.value.where == "f"
     assert error.value.what == "the chat template refuses these messages: System role not supported (2 rows)"
-    assert error.value.why == "line 2, 4"
+    assert error.value.why == "lines 2, 4"
     assert "data.bad_rows=drop" in error.value.fix
     account = Account("f", read=5)
     found = tokenize(rows, renderer(GEMMA), Limits(bad_rows="drop"), account)
