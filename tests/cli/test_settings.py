@@ -143,3 +143,20 @@ def test_a_part_of_a_mapping_changes_that_part(tmp_path: Path) -> None:
     assert found.model.path == "other"
     with pytest.raises(ConfigError, match=r"data\.train is given twice"):
         checking(["a", "data.train=b"], config, {}, "preftune data check")
+
+
+def test_every_command_refuses_a_name_to_ignore_that_no_row_has(
+    model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, slip = str(model_folder), "data.ignore=[promt]"
+    write_jsonl(Path("prompts.jsonl"), [{"prompt": p["prompt"], "source": "here"} for p in PAIRS])
+    tiny = ["model.path=" + model, "data.train=prompts.jsonl", "reward=length", "rollout.max_new_tokens=4"]
+    Path("ppo.yaml").write_text("model: {path: x}\ndata: {train: y}\nreward: length\n")
+    for command in (
+        ["score", "--reward", "length", "--data", "pairs.jsonl", slip],
+        ["sample", "--model", model, "--prompts", "prompts.jsonl", slip, "--max-new-tokens", "4"],
+        ["ppo", "ppo.yaml", *tiny, slip, "--dry-run"],
+        ["data", "check", "pairs.jsonl", slip],
+    ):
+        assert run(command) == 3, command
+        assert "data.ignore names 'promt', and no row has a column of that name" in capsys.readouterr().err

@@ -94,7 +94,7 @@ def _prompts(rows: Iterable[Row], names: Names, account: Account) -> Iterator[Pr
         groups.append(group)
     ledger.refuse(account.read)
     ledger.require_mapped()
-    account.columns = ledger.table()
+    account.columns, account.unmatched = ledger.table(), ledger.unmatched()
     yield from all_chats(groups, account) if ledger.in_context else groups
 
 

@@ -37,7 +37,7 @@ from preftune.exact.optimum import tilt
 from preftune.files import write_json
 from preftune.methods.policies import chat_record_of, find_policy, open_policy
 from preftune.methods.prepare import compute_dtype, device_of, require_same_vocabulary, with_room
-from preftune.methods.sections import UNLIMITED, max_dropped_of, options_of, rows_of, section_of
+from preftune.methods.sections import UNLIMITED, max_dropped_of, options_of, require_rows, rows_of, section_of
 from preftune.model import load
 from preftune.model.generate import Sampled, Sampling, sample
 from preftune.model.logprobs import Scorer
@@ -153,7 +153,7 @@ def point(asking: Asking, policy: Scorer, reference: Scorer, name: str, temperat
 def _prompts(wanted: Frontier, renderer: Renderer, config: Any, display: Display) -> list[Prompt]:
     section = wanted.section
     groups, account = read_prompts(wanted.prompts, rows_of(section))
-    account.check(max_dropped_of(section))
+    require_rows(account, section)
     new, longest = wanted.max_new_tokens, section.max_prompt_length or UNLIMITED
     prompts = with_room(groups[: wanted.max_prompts], renderer, config, new, account, "--max-new-tokens", longest)
     account.check(max_dropped_of(section))

@@ -117,9 +117,7 @@ def read_data(config: DataConfig) -> TextData:
         account.check(config.max_dropped)
         return found, account
 
-    data = _split_off(config, groups_of, config.allow_overlap)
-    require_matched(data.accounts)
-    return data
+    return _split_off(config, groups_of, config.allow_overlap)
 
 
 def reading_of(config: DataConfig) -> Reading:
@@ -158,9 +156,11 @@ def _split_off(
     sources = [config.train] if isinstance(config.train, str) else list(config.train)
     if isinstance(config.eval, str):
         held_out, held_account = read(config.eval)
+        require_matched([account, held_account])
         if not overlap:
             refuse_overlap(train, held_out)
         return TextData(train, held_out, (account, held_account), fingerprint([*sources, config.eval]))
+    require_matched([account])
     held_out = []
     if config.eval is not None:
         train, held_out = hold_out(train, config.eval)

@@ -25,7 +25,7 @@ from preftune.evaluate.server import RefusedError, Server
 from preftune.files import Journal, write_json, write_rows
 from preftune.methods.policies import open_policy, weights_of
 from preftune.methods.prepare import compute_dtype, device_of, with_room
-from preftune.methods.sections import UNLIMITED, max_dropped_of, options_of, rows_of, section_of
+from preftune.methods.sections import UNLIMITED, max_dropped_of, options_of, require_rows, rows_of, section_of
 from preftune.model.generate import Sampling, sample
 from preftune.train.display import Display
 from preftune.types import PreferenceGroup, Text, as_json
@@ -109,7 +109,7 @@ def run(wanted: Wanted, out: Path, display: Display) -> Path:
         )
     files = files_of(wanted, out)
     groups, account = read_prompts(wanted.prompts, rows_of(wanted.section))
-    account.check(max_dropped_of(wanted.section))
+    require_rows(account, wanted.section)
     if out.is_file() and _noted(files.note).get("asked") == files.asked:
         display.say(f"{out} is finished")
         return out

@@ -29,7 +29,7 @@ from preftune.evaluate.rewards import Answer, RewardModel, open_reward, rewards_
 from preftune.files import write_json, write_rows
 from preftune.methods.gate import admit
 from preftune.methods.prepare import compute_dtype, device_of, require_positions, require_same_vocabulary
-from preftune.methods.sections import max_dropped_of, options_of, rows_of, section_of
+from preftune.methods.sections import max_dropped_of, options_of, require_rows, rows_of, section_of
 from preftune.methods.summary import Mark, Scored, Tokens, lines_of, marks_of, summary_of
 from preftune.model.load import DTYPES, Source, load_config, load_model, load_tokenizer, locate, positions
 from preftune.model.logprobs import Scorer, logps
@@ -133,7 +133,7 @@ def run(scoring: Scoring | Rewarding, out: Path, display: Display) -> Path:
     sources = sources_of(scoring) if isinstance(scoring, Scoring) else {}
     require_writable(out)
     groups, account = read_groups(scoring.data, rows_of(scoring.section))
-    account.check(max_dropped_of(scoring.section))
+    require_rows(account, scoring.section)
     marks = marks_of(scoring.data)
     with_tokens = isinstance(scoring, Scoring) and scoring.tokens
     if isinstance(scoring, Rewarding):

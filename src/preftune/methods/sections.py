@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from preftune.config.schema import DataConfig
+from preftune.data.account import Account, require_matched
 from preftune.data.parsers import Reading
 from preftune.evaluate.renderers import ChatOptions
 from preftune.methods.prepare import reading_of
@@ -37,6 +38,12 @@ def options_of(settings: DataConfig | None, chat: ChatOptions) -> ChatOptions:
 def rows_of(settings: DataConfig) -> Reading:
     """How the rows are read. Text stays text: the renderer makes chat of it, as the model was trained."""
     return replace(reading_of(settings), as_chat=False)
+
+
+def require_rows(account: Account, settings: DataConfig) -> None:
+    """Raises DataError if too many rows were dropped, or if data.ignore names a column that no row has."""
+    account.check(max_dropped_of(settings))
+    require_matched([account])
 
 
 def max_dropped_of(settings: DataConfig) -> float:
