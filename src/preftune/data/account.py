@@ -15,7 +15,9 @@ REPAIRS = {
     "the dialogue does not begin with the prompt": "let the responses hold the answer alone, or repeat the prompt",
     "one text is the beginning of the other": "put the prompt into a column of its own",
     "no assistant turn after another turn": "end each dialogue with an assistant turn",
+    **dict.fromkeys(("tie", "tied scores", "identical responses"), "remove these rows"),
 }
+UNREAD = "in dropped rows only"  # what became of a column that no kept row has
 REASONS = 12  # that are told one by one
 
 
@@ -70,7 +72,9 @@ class Account:
         return f"{len(origins)} ({places(origins, self.source)})"
 
     def _why(self) -> str:
-        return "dropped " + "; ".join(self._texts(self.dropped))
+        unread = [column for column, fate in self.columns.items() if fate == UNREAD] if self.kept == 0 else []
+        columns = f"; columns that were not used: {', '.join(map(repr, unread))}" if unread else ""
+        return "dropped " + "; ".join(self._texts(self.dropped)) + columns
 
     def _texts(self, found: dict[str, list[str]]) -> list[str]:
         """A text for each reason; the rare ones of many in a single one, since a reason may quote its row."""

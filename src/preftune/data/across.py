@@ -69,6 +69,18 @@ def all_chats(groups: list[PreferenceGroup], account: Account) -> list[Preferenc
     return result
 
 
+def note_prompts_twice(groups: Sequence[PreferenceGroup], account: Account) -> None:
+    """A note for each row whose responses all begin with its text prompt: it is then read twice."""
+    for group in groups:
+        prompt = group.prompt.strip() if isinstance(group.prompt, str) else ""
+        if len(prompt.split()) > 1 and all(str(response).lstrip().startswith(prompt) for response in group.responses):
+            account.note(
+                "the responses begin with the prompt, so that the model reads it twice; if all do, leave the column of "
+                "the prompt out with data.ignore",
+                group.origin,
+            )
+
+
 def require_prompts(groups: Sequence[PreferenceGroup], reading: Reading, account: Account) -> None:
     """Raises DataError if most rows have an empty prompt and nobody asked for that."""
     empty = [group.origin for group in groups if is_empty(group.prompt)]
