@@ -82,10 +82,14 @@ def note_prompts_twice(groups: Sequence[PreferenceGroup], account: Account) -> N
 
 
 def require_prompts(groups: Sequence[PreferenceGroup], reading: Reading, account: Account) -> None:
-    """Raises DataError if most rows have an empty prompt and nobody asked for that."""
+    """Raises DataError if most rows have an empty prompt and nobody asked for that; notes each if they are few."""
     empty = [group.origin for group in groups if is_empty(group.prompt)]
     asked = account.format == "sft-text" or reading.format in WITHOUT_PROMPT
-    if reading.allow_empty_prompts or asked or 2 * len(empty) <= len(groups):
+    if reading.allow_empty_prompts or asked:
+        return
+    if 2 * len(empty) <= len(groups):
+        for origin in empty:
+            account.note("the prompt is empty", origin)
         return
     unused = [column for column, became in account.columns.items() if became in ("metadata", "ignored")]
     raise DataError(

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from preftune.data import metadata
-from preftune.data.account import UNREAD
 from preftune.data.names import (
     CANONICAL,
     Names,
@@ -35,7 +34,7 @@ FATES = {
     "refused": "refused",
     "metadata": "metadata",
     "repeated": "repeated from used columns",
-    "dropped": UNREAD,
+    "dropped": "in dropped rows only",
     "empty": "empty",
 }
 BETTER, SAFER = "better_response_id", "safer_response_id"  # the two verdicts of PKU-SafeRLHF
@@ -243,6 +242,10 @@ class Ledger:
             new = self.names.new_name.get(column)
             words[column] = f"used as {new}" if new and fate == "used" else FATES[fate]
         return words
+
+    def unread(self) -> list[str]:
+        """Columns that only dropped rows have and that no format reads."""
+        return [c for c, fate in self.table().items() if fate == FATES["dropped"] and c not in CANONICAL]
 
     def unmatched(self) -> list[str]:
         """Names in data.ignore that no row has."""

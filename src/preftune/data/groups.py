@@ -103,6 +103,7 @@ def _close(ledger: Ledger, account: Account, reading: Reading) -> None:
     if account.read:
         ledger.require_mapped()
     account.columns, account.unmatched = ledger.table(), ledger.unmatched() if account.read else []
+    account.unread = ledger.unread()
     for what, origin in ledger.notes:
         account.note(what, origin)
 

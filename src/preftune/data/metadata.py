@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Any
 
 from preftune.data.values import Fields, peek
@@ -23,27 +24,41 @@ NAMES = frozenset(
         *("metadata", "difficulty", "level", "status", "toxicity", "flags", "turn", "turns", "order"),
         *("rationale", "rationales", "rating", "ratings", "annotations", "openai_moderation"),
         *("toxic_chat_tag", "redacted", "avatarurl", "avatar_url", "hashed_ip", "header", "headers", "state"),
-        *("quality", "intent", "comment", "comments", "gender", "temperature", "sampling_params"),
+        *(
+            "ability",
+            "critique",
+            "critiques",
+            "quality",
+            "intent",
+            "comment",
+            "comments",
+            "gender",
+            "temperature",
+            "subreddit",
+            "session",
+            "ip",
+            "region",
+            "sampling_params",
+        ),
     ]
 )
 PATTERNS = re.compile(
     r"(.+[_-](id|ids|idx|index|uuid|hash|sha256|model|models|source|sources|url|urls|date|time|at|type|lang|language|"
     r"count|tokens|length|score|scores|rating|ratings|policy|version|tag|tags|metadata|category|domain|dataset|split|"
     r"license|author|name|subset|level|rationale|rationales|moderation|generator|annotator|judge|provider|quality|"
-    r"comment|comments|reason|config|configs|state|status|guard|difficulty)([_-][abjk01234])?)|"
-    r"((is|has|num|n|meta|quality)[_-].+)",
+    r"comment|comments|reason|config|configs|state|status|guard|difficulty|critique|critiques|feedback)"
+    r"([_-][abjk01234])?)|((quality|judge|annotator|labeler)[_-].+)",
     re.IGNORECASE,
 )
+#: Names that begin so describe a row if their text is a label.
+LABELS = re.compile(r"(is|has|num|n|meta)[_-].+", re.IGNORECASE)
 SIDE = re.compile(r"^(chosen|rejected)[_-]|[_-]([abjk01234]|chosen|rejected)$")
-#: Names of NAMES that other data sets give to text which the model should see. Such text is long.
-LABELS_ONLY = frozenset(
-    [
-        *("source", "sources", "src", "origin", "task", "tasks", "topic", "topics", "key", "type", "kind", "domain"),
-        *("category", "categories", "level", "status", "state", "turn", "turns", "order", "file", "intent", "comment"),
-        *("comments", "quality", "header", "headers", "batch", "config"),
-    ]
+#: Columns of NAMES and PATTERNS that may hold sentences. The others hold labels; long text may belong to the prompt.
+PROSE = re.compile(
+    r"(.+[_-])?(rationales?|meta|metadata|annotations|moderation|headers?|comments?|reason|critiques?|feedback|configs?|"
+    r"revision|flags)([_-].+)?|(quality|judge|annotator|labeler)[_-].+"
 )
-LONG = 100  # characters that no label has
+LONGEST = 15  # words of a label
 #: Names of NAMES that may stand for a prompt, where no other column is one.
 ASKS = frozenset({"task", "topic"})
 #: Columns of public data sets that hold text which is not part of the pair, by the column that marks the data set.
@@ -136,11 +151,21 @@ def texts_in(value: Any) -> list[str]:
     return []
 
 
+@lru_cache(maxsize=4096)
+def _kind_by_name(name: str) -> str:
+    """What a column of this name holds, if it describes its row: prose, a label, or a label of few words; else ""."""
+    if SIDE.sub("", name.lower()) in NAMES or PATTERNS.fullmatch(name):
+        return "prose" if PROSE.fullmatch(name.lower()) else "label"
+    return "short" if LABELS.fullmatch(name) else ""
+
+
 def is_metadata(name: str, row: Fields) -> bool:
     """Whether a column is known to describe its row, by its name and by the other columns of the row."""
-    if name.lower() in LABELS_ONLY and any(len(text) > LONG for text in texts_in(peek(row, name))):
-        return False
-    if SIDE.sub("", name.lower()) in NAMES or PATTERNS.fullmatch(name):
+    kind = _kind_by_name(name)
+    if kind == "prose":
+        return True
+    words = max((len(text.split()) for text in texts_in(peek(row, name))), default=0) if kind else 0
+    if kind and words <= (LONGEST if kind == "label" else 3):
         return True
     if name == "text" and ALPACA.search(str(peek(row, name))):
         return {"instruction", "output"} <= row.keys()
@@ -162,6 +187,7 @@ def says_bad(name: str, value: Any) -> bool:
     return name.lower() in FLAGS and str(value).strip().lower() in ("false", "0", "0.0", "-1", "-1.0")
 
 
+@lru_cache(maxsize=4096)
 def unusable(name: str) -> str:
     """Why the model would have to see a column of this name and cannot, or ""."""
     name = name.lower()

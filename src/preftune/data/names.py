@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from preftune.data import metadata
@@ -20,7 +21,7 @@ from preftune.data.slots import (
     pair_columns,
     prompt_column,
 )
-from preftune.data.values import BadRow, Fields, is_blank, is_dialogue, peek
+from preftune.data.values import BadRow, Fields, as_number, is_blank, is_dialogue, peek
 from preftune.errors import ConfigError, DataError, did_you_mean
 
 #: Names that data.columns can map to: those that the formats read.
@@ -119,7 +120,10 @@ def no_such_column(column: str, name: str, columns: Mapping[str, Any], source: s
     return DataError(f"data.columns reads {name!r} from {column!r}, and no row has it", where=source, fix=fix)
 
 
-ASKING = frozenset({"prompt", "promt", "question", "instruction", "query", "user", "request", "problem", "post", "ask"})
+ASKING = frozenset(
+    {"prompt", "promt", "question", "instruction", "query", "user", "request", "problem", "post", "ask", "human"}
+)
+NUMBERS = frozenset({"weight", "probability", "margin", "score_chosen", "score_rejected"})
 #: Names of responses and of what is said about them: a row that has its responses needs no other one of these.
 ANSWERS = frozenset(
     {"responses", "completions", "answers", "outputs", "scores", "ranks", "rewards", "judgements", "label", "labels"}
@@ -138,7 +142,14 @@ def near_name(column: str, row: Fields) -> str:
         wanted = [name for name in wanted if name not in PROMPTS or name == "input"]
     if pair_columns(row) or completion_column(row) or "winner" in row:
         wanted = [name for name in wanted if name not in ANSWERS]
-    return next(iter(difflib.get_close_matches(column.strip().lower(), wanted, n=1, cutoff=0.75)), "")
+    if as_number(peek(row, column)) is None:
+        wanted = [name for name in wanted if name not in NUMBERS]
+    return _closest(column.strip().lower(), tuple(wanted))
+
+
+@lru_cache(maxsize=4096)
+def _closest(column: str, wanted: tuple[str, ...]) -> str:
+    return next(iter(difflib.get_close_matches(column, wanted, n=1, cutoff=0.75)), "")
 
 
 def parts_of(name: str) -> list[str]:

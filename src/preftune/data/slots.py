@@ -203,9 +203,9 @@ def scores_of(row: Fields) -> tuple[float, float] | None:
 def _other_scores(row: Fields) -> list[tuple[str, float, str, float]]:
     """Other columns that grade both responses, which only tell whether the sides are swapped."""
     found = []
-    for name in row:
+    for name in filter(GRADING.search, row):
         words = re.split(r"([^a-zA-Z]+)", name)
-        for better, worse in SIDES_OF_PAIRS if GRADING.search(name) else ():
+        for better, worse in SIDES_OF_PAIRS:
             other = "".join(worse if word == better else word for word in words)
             high, low = as_number(peek(row, name)), as_number(peek(row, other))
             if other != name and high is not None and low is not None:

@@ -243,8 +243,8 @@ def messages_of(value: Any, key: str) -> tuple[Message, ...]:
     if all(isinstance(m, str) for m in value):
         raise BadRow(
             f"column {key!r} must be text or messages, not a list of {len(value)} texts",
-            fix="for ranked responses write data.columns={responses: COLUMN, scores: COLUMN}; "
-            "otherwise write one text, or messages with role and content",
+            fix="write one text, or messages with role and content; ranked responses are read with "
+            "data.columns={responses: COLUMN, scores: COLUMN}",
         )
     return tuple(message_of(m, f"{key}[{i}]") for i, m in enumerate(value))
 

@@ -32,6 +32,7 @@ def fates(folder: Path, row: dict[str, Any]) -> dict[str, str]:
         *[("chosen_reason", "shorter"), ("gen_input_configs", {"t": "x"}), ("annotator_comment", "fine")],
         *[("header", {"a": "b"}), ("source", "forum"), ("task", "writing a story about the sea"), ("rationale", LONG)],
         *[("temperature", "0.7"), ("upvotes", "12"), ("verified", "True"), ("share", "12.5%"), ("gap", "nan")],
+        *[("subreddit", "AskReddit"), ("meta_origin", "a forum"), ("is_long", "yes"), ("judge_output", LONG)],
         *[("image_id", "x"), ("has_image", False), ("num_images", 0), ("metadata", LONG)],
     ],
 )
@@ -39,7 +40,10 @@ def test_metadata(tmp_path: Path, column: str, value: Any) -> None:
     assert fates(tmp_path, {**PAIR, column: value}).get(column) == "metadata"
 
 
-@pytest.mark.parametrize("column", ["source", "task", "topic", "category", "domain"])
+@pytest.mark.parametrize(
+    "column",
+    ["source", "task", "topic", "category", "domain", "article_source", "meta_prompt", "n_shot", "has_context"],
+)
 def test_long_text_is_not_a_label(tmp_path: Path, column: str) -> None:
     assert f"{column!r} is not used" in fates(tmp_path, {**PAIR, column: LONG})["error"]
 
@@ -86,6 +90,16 @@ def test_a_response_that_is_called_bad_is_not_a_demonstration(tmp_path: Path, co
 
 def test_numbers_in_a_column_with_a_misspelt_name_are_not_metadata(tmp_path: Path) -> None:
     assert "{prompt: promt}" in fates(tmp_path, {"promt": "12", "chosen": "a", "rejected": "b"})["error"]
+
+
+def test_no_number_is_suggested_for_words(tmp_path: Path) -> None:
+    assert "probability" not in fates(tmp_path, {**PAIR, "probabilty": "so so"})["error"]
+    assert fates(tmp_path, {**PAIR, "ability": "math"})["ability"] == "metadata"
+
+
+def test_empty_prompts_of_few_rows_are_noted(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "rows.jsonl", [PAIR, {**PAIR, "prompt": ""}])
+    assert read_groups(str(path))[1].noted == {"the prompt is empty": [f"{path}:2"]}
 
 
 def test_numbers_of_csv_cells_are_metadata(tmp_path: Path) -> None:
