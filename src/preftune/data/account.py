@@ -15,6 +15,7 @@ REPAIRS = {
     "the dialogue does not begin with the prompt": "let the responses hold the answer alone, or repeat the prompt",
     "one text is the beginning of the other": "put the prompt into a column of its own",
     "no assistant turn after another turn": "end each dialogue with an assistant turn",
+    **dict.fromkeys(("tie", "tied scores", "identical responses"), "remove these rows"),
 }
 REASONS = 12  # that are told one by one
 
@@ -25,7 +26,8 @@ class Account:
 
     A noted row is kept; the note says what was done to it. A row counts once, however many groups it made.
     `columns` says what became of each column (columns.FATES). `unmatched` are names in data.ignore that no row has.
-    `remedies` are what to do about the dropped rows besides repairing them.
+    `unread` are columns that only dropped rows have and that no format reads. `remedies` are what to do about the
+    dropped rows besides repairing them.
     """
 
     source: str
@@ -35,6 +37,7 @@ class Account:
     noted: dict[str, list[str]] = field(default_factory=dict)
     columns: dict[str, str] = field(default_factory=dict)
     unmatched: list[str] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)
     remedies: list[str] = field(default_factory=list)
 
     @property
@@ -61,7 +64,7 @@ class Account:
         fates: dict[str, list[str]] = {"used": []}
         for column, fate in self.columns.items():
             status, renamed, name = fate.partition(" as ")
-            fates.setdefault(status, []).append(f"{column}{renamed}{name}")
+            fates.setdefault(status, []).append(f"{column or repr(column)}{renamed}{name}")
         fates = {fate: columns for fate, columns in fates.items() if columns}
         told = "; ".join(f"{fate}: {', '.join(columns)}" for fate, columns in fates.items())
         return [f"  columns {told}"] if told else []
@@ -70,7 +73,9 @@ class Account:
         return f"{len(origins)} ({places(origins, self.source)})"
 
     def _why(self) -> str:
-        return "dropped " + "; ".join(self._texts(self.dropped))
+        unread = ", ".join(map(repr, self.unread if self.kept == 0 else []))
+        columns = f"; columns that were not used: {unread}" if unread else ""
+        return "dropped " + "; ".join(self._texts(self.dropped)) + columns
 
     def _texts(self, found: dict[str, list[str]]) -> list[str]:
         """A text for each reason; the rare ones of many in a single one, since a reason may quote its row."""

@@ -69,11 +69,27 @@ def all_chats(groups: list[PreferenceGroup], account: Account) -> list[Preferenc
     return result
 
 
+def note_prompts_twice(groups: Sequence[PreferenceGroup], account: Account) -> None:
+    """A note for each row whose responses all begin with its text prompt: it is then read twice."""
+    for group in groups:
+        prompt = group.prompt.strip() if isinstance(group.prompt, str) else ""
+        if len(prompt.split()) > 1 and all(str(response).lstrip().startswith(prompt) for response in group.responses):
+            account.note(
+                "the responses begin with the prompt, so that the model reads it twice; if all do, leave the column of "
+                "the prompt out with data.ignore",
+                group.origin,
+            )
+
+
 def require_prompts(groups: Sequence[PreferenceGroup], reading: Reading, account: Account) -> None:
-    """Raises DataError if most rows have an empty prompt and nobody asked for that."""
+    """Raises DataError if most rows have an empty prompt and nobody asked for that; notes each if they are few."""
     empty = [group.origin for group in groups if is_empty(group.prompt)]
     asked = account.format == "sft-text" or reading.format in WITHOUT_PROMPT
-    if reading.allow_empty_prompts or asked or 2 * len(empty) <= len(groups):
+    if reading.allow_empty_prompts or asked:
+        return
+    if 2 * len(empty) <= len(groups):
+        for origin in empty:
+            account.note("the prompt is empty", origin)
         return
     unused = [column for column, became in account.columns.items() if became in ("metadata", "ignored")]
     raise DataError(

@@ -13,6 +13,7 @@ from typing import Any
 
 from preftune.data import metadata
 from preftune.data.names import (
+    CANONICAL,
     Names,
     fields_inside,
     near_name,
@@ -21,7 +22,7 @@ from preftune.data.names import (
     setting,
 )
 from preftune.data.slots import SYSTEMS, prompt_column
-from preftune.data.values import Fields
+from preftune.data.values import Fields, is_blank
 from preftune.errors import DataError
 from preftune.types import PreferenceGroup
 
@@ -36,6 +37,8 @@ FATES = {
     "dropped": "in dropped rows only",
     "empty": "empty",
 }
+BETTER, SAFER = "better_response_id", "safer_response_id"  # the two verdicts of PKU-SafeRLHF
+APPENDED = metadata.CONTEXT - {*SYSTEMS, "history"} | {"text"}  # what `input` may be called
 CONTEXT = "belongs to the prompt, and this format has no place for it"
 
 
@@ -123,12 +126,14 @@ class Ledger:
                 self._enter(column, "empty")
 
     def _file_used(self, column: str, name: str, value: Any) -> None:
-        blank = metadata.is_blank(value)
+        blank = is_blank(value)
         self._enter(column, "empty" if blank else "used")
         self.in_context |= not blank and (name in SYSTEMS or (name == "history" and not isinstance(value, str)))
 
     def _file_dropped(self, column: str, name: str, value: Any, row: Tracked, origin: str) -> None:
         self._enter(column, "dropped")
+        if name in CANONICAL:
+            return
         if near_name(name, row) and metadata.texts_in(value) and not metadata.is_metadata(name, row):
             self._suspects.setdefault(column, (self._not_used(name, row), []))[1].append(origin)
 
@@ -140,21 +145,37 @@ class Ledger:
     def _quick(self, name: str, value: Any, row: Tracked) -> tuple[str, str]:
         """What a column is that was not read, by its name and the kind of its value; "" if it must be compared."""
         status, why = "", ""
-        if metadata.is_blank(value):
+        if is_blank(value):
             status = "empty"
-        elif name in metadata.UNUSABLE:
-            status, why = "refused", metadata.UNUSABLE[name]
+        elif metadata.unusable(name):
+            status, why = "refused", metadata.unusable(name)
         elif self.format == "prompts":  # answers, references and labels of a prompt are not part of it
             status = "" if name in metadata.CONTEXT else "metadata"
         elif name in metadata.GRADES and not (name == "margin" and self.format == "ranked"):
             status, why = "refused", f"has no meaning in the format {self.format!r}"
         elif name in metadata.RATINGS and self.format == "sft-completion":
             status, why = "refused", "says how good the response is, and a demonstration has no place for that"
-        elif metadata.is_metadata(name, row) or not metadata.texts_in(value):
+        elif self.format.startswith("sft-") and metadata.says_bad(name, value):
+            self.near[self.names.of_file(name)] = "label"
+            status, why = "refused", "says that the response is bad, and a demonstration is a good one"
+        elif self._describes(name, value, row):
             status = "metadata"
         return status, why
 
+    def _describes(self, name: str, value: Any, row: Tracked) -> bool:
+        """Whether a column only describes its row, by its name or because it holds no words."""
+        if name == SAFER and value != row.get(BETTER):
+            return False
+        if metadata.is_metadata(name, row):
+            return not (self.format == "preference-implicit" and metadata.may_ask(name, value))
+        if name in metadata.CONTEXT or not metadata.is_number(value):
+            return not metadata.texts_in(value)
+        return not metadata.texts_in(value) or near_name(name, row) not in (*TEXT_PROMPTS, "input")
+
     def _compared(self, name: str, value: Any, row: Tracked, said: set[str], origin: str) -> tuple[str, str]:
+        if name == SAFER:
+            self.notes.append((f"column {SAFER!r} names the other response than {BETTER!r}, which was used", origin))
+            return "metadata", ""
         if metadata.repeats(name, value, said):
             return "repeated", ""
         if self.format == "ultrafeedback" and name in TEXT_PROMPTS and name == prompt_column(row):
@@ -198,10 +219,10 @@ class Ledger:
         mapping: dict[str, str] = {}
         unknown = [column for column, (why, _) in self.refused.items() if why.startswith(("is not used", CONTEXT))]
         has_text_prompt = any(self.became.get(column, Counter())["used"] for column in TEXT_PROMPTS)
-        for column in unknown:
+        for column in self.refused:
             if column in self.near:
                 mapping.setdefault(self.near[column], column)
-            elif column in metadata.CONTEXT - {*SYSTEMS, "history"} and has_text_prompt and "input" not in self.became:
+            elif column in APPENDED and has_text_prompt and "input" not in self.became:
                 mapping.setdefault("input", column)
         if mapping:
             appended = " (`input` is appended to the prompt)" if "input" in mapping else ""
@@ -221,6 +242,10 @@ class Ledger:
             new = self.names.new_name.get(column)
             words[column] = f"used as {new}" if new and fate == "used" else FATES[fate]
         return words
+
+    def unread(self) -> list[str]:
+        """Columns that only dropped rows have and that no format reads."""
+        return [c for c, fate in self.table().items() if fate == FATES["dropped"] and c not in CANONICAL]
 
     def unmatched(self) -> list[str]:
         """Names in data.ignore that no row has."""

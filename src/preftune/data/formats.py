@@ -77,6 +77,11 @@ def _are_texts(value: Any) -> bool:
     return isinstance(value, list) and len(value) > 0 and all(isinstance(text, str) for text in value)
 
 
+def _has_lists(row: Fields) -> bool:
+    """Whether one side or both are lists of texts; the other one may be a text."""
+    return _two(row, lambda value: _is_text(value) or _are_texts(value)) and not _two(row, _is_text)
+
+
 def _has_answers(row: Fields) -> bool:
     return pair_columns(row) is not None
 
@@ -86,7 +91,7 @@ def _is_sharegpt(row: Fields) -> bool:
 
 
 def _has_votes(row: Fields) -> bool:
-    return parse_votes.sides_of(row) is not None and parse_votes.verdict_column(row) is not None
+    return parse_votes.sides_of(row) is not None and parse_votes.has_verdict(row)
 
 
 def _is_labelled(row: Fields) -> bool:
@@ -136,7 +141,7 @@ FORMATS: tuple[Format, ...] = (
         "lists",
         '{"prompt": "...", "chosen": ["...", ...], "rejected": ["...", ...]}',
         ("prompt", "chosen", "rejected"),
-        lambda row: prompt_column(row) is not None and _two(row, _are_texts),
+        lambda row: prompt_column(row) is not None and _has_lists(row),
         parse_pairs.lists,
     ),
     Format(

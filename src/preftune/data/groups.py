@@ -12,7 +12,14 @@ from typing import Literal
 import numpy as np
 
 from preftune.data.account import Account
-from preftune.data.across import all_chats, bad_row, function_failed, require_prompts, with_margins
+from preftune.data.across import (
+    all_chats,
+    bad_row,
+    function_failed,
+    note_prompts_twice,
+    require_prompts,
+    with_margins,
+)
 from preftune.data.cells import decoded
 from preftune.data.columns import Ledger, Tracked
 from preftune.data.faults import Fault, settle
@@ -55,6 +62,7 @@ def read_groups(source: str | Sequence[str], reading: Reading | None = None) -> 
     if ledger.in_context:
         groups = all_chats(groups, account)
     require_prompts(groups, reading, account)
+    note_prompts_twice(groups, account)
     return groups, account
 
 
@@ -95,6 +103,7 @@ def _close(ledger: Ledger, account: Account, reading: Reading) -> None:
     if account.read:
         ledger.require_mapped()
     account.columns, account.unmatched = ledger.table(), ledger.unmatched() if account.read else []
+    account.unread = ledger.unread()
     for what, origin in ledger.notes:
         account.note(what, origin)
 

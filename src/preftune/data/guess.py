@@ -16,10 +16,17 @@ from preftune.errors import DataError
 #: Words in column names that suggest a meaning.
 HINTS = {
     "prompt": ASKING,
-    "chosen": {"chosen", "choosen", "good", "better", "best", "preferred", "win", "winner", "accepted"},
-    "rejected": {"rejected", "reject", "bad", "worse", "worst", "dispreferred", "lose", "loser"},
+    "chosen": {
+        *("chosen", "choosen", "good", "better", "best", "preferred", "win", "winner", "accepted", "positive", "pos"),
+        *("safe", "winning"),
+    },
+    "rejected": {
+        *("rejected", "reject", "bad", "worse", "worst", "dispreferred", "lose", "loser", "negative", "neg"),
+        *("unsafe", "losing"),
+    },
     "completion": {"completion", "response", "answer", "solution", "reply", "summary", "assistant", "target", "output"},
 }
+MANY = {"responses", "generations", "completions", "answers", "outputs", "candidates"}
 ORDINALS = (("left", "right"), ("first", "second"))
 VOTES = {
     "winner",
@@ -42,7 +49,8 @@ def unknown_columns(
     """The error for rows that no format fits; `formats` holds the columns and an example row of each format."""
     found = list(dict.fromkeys(key for row in rows for key in row))
     what = f"no known format has the columns {sorted(found)}"
-    if found and all(_is_prompt_alone(row) for row in rows):
+    mapping = _mapping(rows)
+    if found and not mapping and all(_is_prompt_alone(row) for row in rows):
         return DataError(
             "the rows have a prompt and no response",
             where=where,
@@ -50,7 +58,6 @@ def unknown_columns(
             fix="sample responses first: preftune sample --prompts FILE, then preftune pairs; "
             "or name the columns of the responses: data.columns={chosen: COLUMN, rejected: COLUMN}",
         )
-    mapping = _mapping(rows)
     if mapping:
         return DataError(what, where=where, why=_lacking(formats, found), fix=f"set {setting(mapping)}")
     if rows and sides_of(rows[0]):
@@ -126,6 +133,7 @@ def _hinted(row: Fields, texts: Sequence[str], wanted: Sequence[str]) -> dict[st
 def _ranking(row: Fields) -> dict[str, str]:
     lists = {k: v for k, v in row.items() if isinstance(v, list) and len(v) > 1}
     texts = [k for k, v in lists.items() if all(isinstance(item, str) for item in v)]
+    texts = [k for k in texts if MANY & set(parts_of(k))] or texts
     grades = [k for k, v in lists.items() if all(isinstance(n, int | float) and not isinstance(n, bool) for n in v)]
     if len(texts) != 1 or len(grades) != 1 or len(lists[texts[0]]) != len(lists[grades[0]]):
         return {}

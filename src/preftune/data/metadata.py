@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Any
 
-from preftune.data.values import Fields
+from preftune.data.values import Fields, peek
 from preftune.types import PreferenceGroup, Text
 
 #: Columns that describe a row. Nobody trains on them.
@@ -22,15 +23,44 @@ NAMES = frozenset(
         *("authors", "username", "version", "revision", "batch", "file", "filename", "path", "meta"),
         *("metadata", "difficulty", "level", "status", "toxicity", "flags", "turn", "turns", "order"),
         *("rationale", "rationales", "rating", "ratings", "annotations", "openai_moderation"),
-        *("toxic_chat_tag", "redacted", "avatarurl", "avatar_url", "hashed_ip"),
+        *("toxic_chat_tag", "redacted", "avatarurl", "avatar_url", "hashed_ip", "header", "headers", "state"),
+        *(
+            "ability",
+            "critique",
+            "critiques",
+            "quality",
+            "intent",
+            "comment",
+            "comments",
+            "gender",
+            "temperature",
+            "subreddit",
+            "session",
+            "ip",
+            "region",
+            "sampling_params",
+        ),
     ]
 )
 PATTERNS = re.compile(
-    r"(.+[_-](id|ids|idx|index|hash|sha256|model|models|source|sources|url|urls|date|time|at|type|lang|language|count|"
-    r"tokens|length|score|scores|rating|ratings|policy|version|tag|tags|metadata|category|domain|dataset|split|license|"
-    r"author|name|subset|level|rationale|rationales|moderation)([_-][ab01234])?)|((is|has|num|n|meta)[_-].+)",
+    r"(.+[_-](id|ids|idx|index|uuid|hash|sha256|model|models|source|sources|url|urls|date|time|at|type|lang|language|"
+    r"count|tokens|length|score|scores|rating|ratings|policy|version|tag|tags|metadata|category|domain|dataset|split|"
+    r"license|author|name|subset|level|rationale|rationales|moderation|generator|annotator|judge|provider|quality|"
+    r"comment|comments|reason|config|configs|state|status|guard|difficulty|critique|critiques|feedback)"
+    r"([_-][abjk01234])?)|((quality|judge|annotator|labeler)[_-].+)",
     re.IGNORECASE,
 )
+#: Names that begin so describe a row if their text is a label.
+LABELS = re.compile(r"(is|has|num|n|meta)[_-].+", re.IGNORECASE)
+SIDE = re.compile(r"^(chosen|rejected)[_-]|[_-]([abjk01234]|chosen|rejected)$")
+#: Columns of NAMES and PATTERNS that may hold sentences. The others hold labels; long text may belong to the prompt.
+PROSE = re.compile(
+    r"(.+[_-])?(rationales?|meta|metadata|annotations|moderation|headers?|comments?|reason|critiques?|feedback|configs?|"
+    r"revision|flags)([_-].+)?|(quality|judge|annotator|labeler)[_-].+"
+)
+LONGEST = 15  # words of a label
+#: Names of NAMES that may stand for a prompt, where no other column is one.
+ASKS = frozenset({"task", "topic"})
 #: Columns of public data sets that hold text which is not part of the pair, by the column that marks the data set.
 PUBLIC = (
     # argilla/distilabel-*: how the pair was made and judged
@@ -47,13 +77,12 @@ PUBLIC = (
     ({"overall_preference"}, {"individual_preference"}),
     # snorkelai: the pool that the pair was taken from
     ({"all_rm_scores"}, {"all_generated_responses"}),
-    # alpaca: the row again, in the template of that project
-    ({"instruction", "output"}, {"text"}),
     # openai/summarize_from_feedback
     ({"info", "summaries"}, {"extra", "worker", "batch"}),
     # HuggingFaceH4/stack-exchange-preferences
     ({"qid"}, {"metadata"}),
 )  # fmt: skip
+ALPACA = re.compile(r"### *Instruction|Below is an instruction")  # the row again, in the template of that project
 #: Columns that a model would have to see, and cannot.
 UNUSABLE = {
     "tools": "describes tools for the chat template, which are not supported",
@@ -83,7 +112,8 @@ CONTEXT = {
     "background",
 }
 #: Columns that say something about the responses. A format that does not read them would train against them.
-GRADES = {"weight", "probability", "margin", "label", "labels", "kto_tag", "winner", "preference", "choice", "ended"}
+GRADES = {"weight", "probability", "margin", "label", "labels", "kto_tag", "winner", "preference", "choice", "ended",
+          "preference_strength", "overall_preference"}  # fmt: skip
 #: Ratings of single responses, without anything to compare them with.
 RATINGS = {
     "helpfulness",
@@ -98,12 +128,14 @@ RATINGS = {
 }
 
 
-def is_blank(value: Any) -> bool:
-    """Whether a value says nothing: null, empty text, an empty list or object, also as JSON text or of such values."""
-    if isinstance(value, str):
-        return value.strip() in ("", "[]", "{}", "null")
-    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else None
-    return value is None or (items is not None and all(map(is_blank, items)))
+#: Columns that say whether the one response of a row is good.
+FLAGS = {
+    *("desirable", "is_desirable", "liked", "thumbs_up", "upvoted", "good", "is_good", "correct", "is_correct"),
+    *("accepted", "is_accepted", "preferred", "is_preferred", "passed", "approved"),
+}
+NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)?%?|true|false|nan|none|null|n/a|inf", re.IGNORECASE)
+MEDIA = {"image", "images", "video", "videos", "audio", "audios"}
+PLACES = {"url", "urls", "path", "paths", "file", "files", "bytes", "base64", "b64", "data"}
 
 
 def texts_in(value: Any) -> list[str]:
@@ -119,11 +151,48 @@ def texts_in(value: Any) -> list[str]:
     return []
 
 
+@lru_cache(maxsize=4096)
+def _kind_by_name(name: str) -> str:
+    """What a column of this name holds, if it describes its row: prose, a label, or a label of few words; else ""."""
+    if SIDE.sub("", name.lower()) in NAMES or PATTERNS.fullmatch(name):
+        return "prose" if PROSE.fullmatch(name.lower()) else "label"
+    return "short" if LABELS.fullmatch(name) else ""
+
+
 def is_metadata(name: str, row: Fields) -> bool:
     """Whether a column is known to describe its row, by its name and by the other columns of the row."""
-    if name.lower() in NAMES or PATTERNS.fullmatch(name):
+    kind = _kind_by_name(name)
+    if kind == "prose":
         return True
+    words = max((len(text.split()) for text in texts_in(peek(row, name))), default=0) if kind else 0
+    if kind and words <= (LONGEST if kind == "label" else 3):
+        return True
+    if name == "text" and ALPACA.search(str(peek(row, name))):
+        return {"instruction", "output"} <= row.keys()
     return any(name in columns and marks <= row.keys() for marks, columns in PUBLIC)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value holds no words: numbers and true/false, also as the text of a CSV cell."""
+    return all(NUMBER.fullmatch(text.strip()) for text in texts_in(value))
+
+
+def may_ask(name: str, value: Any) -> bool:
+    """Whether a column that is metadata by its name can be the prompt of a row that has no other."""
+    return name.lower() in ASKS and any(len(text.split()) > 3 for text in texts_in(value))
+
+
+def says_bad(name: str, value: Any) -> bool:
+    """Whether a column says that the one response of its row is a bad one."""
+    return name.lower() in FLAGS and str(value).strip().lower() in ("false", "0", "0.0", "-1", "-1.0")
+
+
+@lru_cache(maxsize=4096)
+def unusable(name: str) -> str:
+    """Why the model would have to see a column of this name and cannot, or ""."""
+    name = name.lower()
+    first, *_, last = re.split(r"[^a-z0-9]+", f"{name}_{name}")
+    return UNUSABLE.get(name) or (UNUSABLE.get(first, "") if last in PLACES and first in MEDIA else "")
 
 
 def repeats(name: str, value: Any, said: set[str]) -> bool:
@@ -137,7 +206,11 @@ def repeats(name: str, value: Any, said: set[str]) -> bool:
         return True
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return len(texts & said) > 1
-    return name == "text" and isinstance(value, str) and all(text in value for text in said)
+    return name == "text" and isinstance(value, str) and all(line in value for text in said for line in _lines(text))
+
+
+def _lines(text: str) -> list[str]:
+    return [line.strip() for line in text.splitlines()]
 
 
 def said_in(groups: list[PreferenceGroup]) -> set[str]:

@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from preftune.data import metadata
@@ -20,7 +21,7 @@ from preftune.data.slots import (
     pair_columns,
     prompt_column,
 )
-from preftune.data.values import BadRow, Fields, peek
+from preftune.data.values import BadRow, Fields, as_number, is_blank, is_dialogue, peek
 from preftune.errors import ConfigError, DataError, did_you_mean
 
 #: Names that data.columns can map to: those that the formats read.
@@ -66,7 +67,7 @@ class Names:
                 continue
             name = self.new_name.get(column, column)
             if name in given and column not in self.new_name:
-                if not metadata.is_blank(value):
+                if not is_blank(value):
                     raise BadRow(
                         f"data.columns gives another column the name {name!r}, which the row has already",
                         fix=f"leave it out with data.ignore=[{name}], or map it to another name",
@@ -119,7 +120,10 @@ def no_such_column(column: str, name: str, columns: Mapping[str, Any], source: s
     return DataError(f"data.columns reads {name!r} from {column!r}, and no row has it", where=source, fix=fix)
 
 
-ASKING = frozenset({"prompt", "promt", "question", "instruction", "query", "user", "request", "problem", "post", "ask"})
+ASKING = frozenset(
+    {"prompt", "promt", "question", "instruction", "query", "user", "request", "problem", "post", "ask", "human"}
+)
+NUMBERS = frozenset({"weight", "probability", "margin", "score_chosen", "score_rejected"})
 #: Names of responses and of what is said about them: a row that has its responses needs no other one of these.
 ANSWERS = frozenset(
     {"responses", "completions", "answers", "outputs", "scores", "ranks", "rewards", "judgements", "label", "labels"}
@@ -131,14 +135,21 @@ ANSWERS = frozenset(
 def near_name(column: str, row: Fields) -> str:
     """A name that the formats read, that would be of use in the row, and that `column` may stand for; or ""."""
     wanted = [name for name in CANONICAL if name not in row]
-    if metadata.is_blank(peek(row, prompt_column(row) or "")):
-        if ASKING & set(parts_of(column)):
+    if is_blank(peek(row, prompt_column(row) or "")):
+        if (ASKING | metadata.ASKS) & set(parts_of(column)) or is_dialogue(peek(row, column)):
             return "prompt"
     else:
         wanted = [name for name in wanted if name not in PROMPTS or name == "input"]
-    if pair_columns(row) or completion_column(row):
+    if pair_columns(row) or completion_column(row) or "winner" in row:
         wanted = [name for name in wanted if name not in ANSWERS]
-    return next(iter(difflib.get_close_matches(column.strip().lower(), wanted, n=1, cutoff=0.75)), "")
+    if as_number(peek(row, column)) is None:
+        wanted = [name for name in wanted if name not in NUMBERS]
+    return _closest(column.strip().lower(), tuple(wanted))
+
+
+@lru_cache(maxsize=4096)
+def _closest(column: str, wanted: tuple[str, ...]) -> str:
+    return next(iter(difflib.get_close_matches(column, wanted, n=1, cutoff=0.75)), "")
 
 
 def parts_of(name: str) -> list[str]:

@@ -14,6 +14,7 @@ from preftune.data.values import (
     clean,
     get,
     grades,
+    is_dialogue,
     kind_name,
     messages_of,
     one_turn,
@@ -140,7 +141,11 @@ def after(prompt: Sequence[Message], side: Text) -> Text:
 
 def chat_implicit(row: Fields, reading: Reading) -> list[PreferenceGroup]:
     """The prompt is the longest common run of messages; one assistant turn follows on each side."""
-    chosen, rejected = (messages_of(get(row, key), key) for key in columns_of(row))
+    sides = [get(row, key) for key in columns_of(row)]
+    chosen, rejected = (
+        messages_of([side] if isinstance(side, dict) else side, key)
+        for key, side in zip(columns_of(row), sides, strict=True)
+    )
     return _dialogues(row, chosen, rejected, reading)
 
 
@@ -148,9 +153,10 @@ def _dialogues(
     row: Fields, chosen: tuple[Message, ...], rejected: tuple[Message, ...], reading: Reading
 ) -> list[PreferenceGroup]:
     if len(chosen) == len(rejected) == 1 and chosen[0].role == rejected[0].role == "assistant":
+        others = [key for key in row if key not in columns_of(row) and is_dialogue(peek(row, key))]
         raise BadRow(
-            "no prompt: the responses are one assistant message each, and no column holds what they answer",
-            fix="name the column of the prompt: data.columns={prompt: COLUMN}",
+            "no prompt: the responses are one assistant message each, and no known column holds what they answer",
+            fix=f"name the column of the prompt: data.columns={{prompt: {others[0] if others else 'COLUMN'}}}",
         )
     n = common_turns(chosen, rejected)
     return pair(row, with_context(row, chosen[:n]), one_turn(chosen[n:]), one_turn(rejected[n:]), reading)
@@ -196,7 +202,7 @@ def lists(row: Fields, _reading: Reading) -> list[PreferenceGroup]:
 
 
 def _texts(row: Fields, key: str) -> list[str]:
-    values = get(row, key)
+    values = [row[key]] if isinstance(get(row, key), str) else row[key]
     if not isinstance(values, list) or not values or not all(isinstance(value, str) for value in values):
         raise BadRow(f"column {key!r} must be a list of texts")
     return [clean(value, f"{key}[{i}]") for i, value in enumerate(values)]
@@ -222,13 +228,21 @@ def openai(row: Fields, reading: Reading) -> list[PreferenceGroup]:
 
 
 def last_turn(row: Fields, reading: Reading) -> list[PreferenceGroup]:
-    """A dialogue that ends with the better response, and the worse one beside it."""
+    """A dialogue that ends with the better response, and beside it the worse one, or a list of worse texts."""
     messages = messages_of(get(row, "messages"), "messages")
     key = "rejected_response" if peek(row, "rejected_response") is not None else "rejected_messages"
     if len(messages) < 2 or messages[-1].role != "assistant":
         raise BadRow("column 'messages' must end with the assistant turn that is the better response")
-    prompt = messages[:-1]
-    return pair(row, with_context(row, prompt), messages[-1:], after(prompt, text_of(row, key)), reading)
+    asked = messages[:-1]
+    prompt = with_context(row, asked)
+    worse = get(row, key)
+    if not isinstance(worse, list) or not worse or not all(isinstance(text, str) for text in worse):
+        return pair(row, prompt, messages[-1:], after(asked, text_of(row, key)), reading)
+    texts = [clean(text, f"{key}[{i}]") for i, text in enumerate(worse)]
+    judgements = tuple(Judgement(0, i) for i, text in enumerate(texts, start=1) if text != messages[-1].content)
+    if not judgements:
+        raise Drop("identical responses")
+    return [group_of(prompt, [messages[-1:], *texts], judgements=judgements)]
 
 
 def is_transcript(value: Any) -> bool:

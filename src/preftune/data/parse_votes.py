@@ -14,6 +14,7 @@ from preftune.data.values import (
     BadRow,
     Drop,
     Fields,
+    as_number,
     clean,
     get,
     grades,
@@ -32,6 +33,7 @@ SIDES = (
     ("response_a", "response_b"),
     ("response_1", "response_2"),
     ("response1", "response2"),
+    ("response-1", "response-2"),
     ("response_0", "response_1"),
     ("conversation_a", "conversation_b"),
     ("answer_a", "answer_b"),
@@ -45,8 +47,11 @@ SIDES = (
 )
 #: Below 0: the first response is better by so much; 0: a tie.
 STRENGTHS = ("preference_strength", "overall_preference")
-VERDICTS = ("winner", "better_response_id", *STRENGTHS, "preference", "preferred", "choice", "label", "labels")
-SURE_INDEX = ("winner", "better_response_id", "choice")  # whose 0 and 1, or 1 and 2, count responses
+VERDICTS = ("winner", "better_response_id", "safer_response_id", *STRENGTHS, "preference", "preferred", "choice",
+            "label", "labels")  # fmt: skip
+SURE_INDEX = ("winner", "better_response_id", "safer_response_id", "choice")  # whose 0, 1 or 1, 2 count responses
+#: Columns of which one is 1 in each row (Chatbot Arena on Kaggle).
+ONE_HOT = {"winner_model_a": "a", "winner_model_b": "b", "winner_tie": "tie"}
 TIES = ("tie", "tie (bothbad)", "tie (both bad)", "both", "bothbad", "both bad", "both_bad", "draw", "equal", "same",
         "neither")  # fmt: skip
 
@@ -61,25 +66,67 @@ def verdict_column(row: Fields) -> str | None:
     return next((key for key in VERDICTS if key in row), None)
 
 
+def has_verdict(row: Fields) -> bool:
+    """Whether a row says which response is better: in one column, in several, or by a score for each response."""
+    return verdict_column(row) is not None or row.keys() >= ONE_HOT.keys() or score_columns(row) is not None
+
+
+def score_columns(row: Fields) -> tuple[str, str] | None:
+    """The columns with the scores of the two responses: score_a and score_b beside answer_a and answer_b."""
+    sides = sides_of(row) or SIDES[0]
+    ends = [re.split(r"(?=[^_-]$)", side)[-1] for side in sides]
+    names = [(f"{kind}_{ends[0]}", f"{kind}_{ends[1]}") for kind in ("score", "rating", "reward")]
+    return next((pair for pair in names if pair[0] in row and pair[1] in row), None)
+
+
 def votes(row: Fields, reading: Reading) -> list[PreferenceGroup]:
     """Two responses and the winner. The prompt is a column, or what two dialogues have in common."""
     first, second = sides_of(row) or SIDES[0]
-    key = verdict_column(row) or "winner"
-    value = get(row, key)
-    margin = 0.0
-    if key in STRENGTHS and not reading.winner_values:
-        strength = number(row, key, 0.0)
-        side, margin = ("tie" if strength == 0 else "a" if strength < 0 else "b"), abs(strength)
-    else:
-        side = _by_model(value, row) or _side(value, key, (first, second), reading)
+    side, margin = _verdict(row, (first, second), reading)
     if side == "tie":
         raise Drop("tie")
     weight, probability, stated = grades(row)
     if reading.margin_from_scores and not margin:
-        raise BadRow(f"data.margin_from_scores needs one of the columns {', '.join(STRENGTHS)}")
+        raise BadRow(f"data.margin_from_scores needs scores of both responses, or {' or '.join(STRENGTHS)}")
     judgement = Judgement(0, 1, weight, probability, margin if reading.margin_from_scores else stated)
     prompt, one, two = _texts(row, first, second)
     return judged(prompt, (one, two) if side == "a" else (two, one), judgement)
+
+
+def _verdict(row: Fields, sides: tuple[str, str], reading: Reading) -> tuple[str, float]:
+    """a, b or tie, and by how much. Raises BadRow where the scores of the responses say otherwise."""
+    key = verdict_column(row)
+    scored, lead = _scored(row)
+    if key is None and row.keys() >= ONE_HOT.keys():
+        marked = [side for name, side in ONE_HOT.items() if _word(row[name]) in ("1", "true")]
+        if len(marked) != 1:
+            raise BadRow(f"exactly one of the columns {', '.join(ONE_HOT)} must be 1")
+        return marked[0], 0.0
+    if key is None and scored:
+        return scored, lead
+    key = key or "winner"
+    value = get(row, key)
+    if key in STRENGTHS and not reading.winner_values:
+        strength = number(row, key, 0.0)
+        return ("tie" if strength == 0 else "a" if strength < 0 else "b"), abs(strength)
+    side = _by_model(value, row) or _side(value, key, sides, reading)
+    if {side, scored} == {"a", "b"}:
+        names = score_columns(row) or ("", "")
+        raise BadRow(
+            f"column {key!r} and the scores {names[0]!r} and {names[1]!r} name different responses as the better one",
+            fix=f"data.ignore=[{', '.join(names)}] trusts {key!r}; data.ignore=[{key}] trusts the scores; "
+            "data.bad_rows=drop leaves such rows out and counts them",
+        )
+    return side, lead if side == scored else 0.0
+
+
+def _scored(row: Fields) -> tuple[str, float]:
+    """The side with the higher score and by how much, or "" where a score is missing."""
+    names = score_columns(row)
+    if names is None or any(as_number(peek(row, name)) is None for name in names):
+        return "", 0.0
+    first, second = (number(row, name, 0.0) for name in names)
+    return ("tie" if first == second else "a" if first > second else "b"), abs(first - second)
 
 
 def _by_model(value: Any, row: Fields) -> str:
@@ -111,8 +158,10 @@ def _side(value: Any, key: str, sides: tuple[str, str], reading: Reading) -> str
     word = _word(value)
     if word in reading.winner_values:
         return str(reading.winner_values[word])
+    if str(value) in _names(sides, reading):
+        return "ab"[_names(sides, reading).index(str(value))]
     if not reading.winner_values or word in TIES:
-        named = _named(word, sides)
+        named = _named(word)
         if named:
             return named
     raise BadRow(
@@ -121,23 +170,26 @@ def _side(value: Any, key: str, sides: tuple[str, str], reading: Reading) -> str
     )
 
 
-def _named(word: str, sides: tuple[str, str]) -> str:
-    """What a verdict in words means: a, A, model_a, response_a, the column's own name, tie."""
+def _names(sides: tuple[str, str], reading: Reading) -> list[str]:
+    """The names that the columns of the two responses have in the file."""
+    return [reading.columns.get(side, side) for side in sides]
+
+
+def _named(word: str) -> str:
+    """What a verdict in words means: a, first, tie, ..."""
     if word in TIES:
         return "tie"
-    for side, column, ordinal in (("a", sides[0], "first"), ("b", sides[1], "second")):
-        if word in (column.lower(), ordinal) or re.fullmatch(
-            rf"((model|response|answer|assistant|completion)[ _]?)?{side}", word
-        ):
-            return side
-    return ""
+    return {"a": "a", "first": "a", "b": "b", "second": "b"}.get(word, "")
 
 
 def _word(value: Any) -> str:
-    """A verdict as it is compared: 1, 1.0 and "1" are the same."""
+    """A verdict as it is compared: 1, 1.0, "1" and "model_1" are the same, as are "A" and "model_a"."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     word = str(value).strip().lower()
+    named = re.fullmatch(r"(?:model|response|answer|assistant|completion|output|generation)[ _-]?([ab]|\d)", word)
+    if named:
+        return named[1]
     return word.removesuffix(".0") if re.fullmatch(r"-?\d+\.0", word) else word
 
 
@@ -152,7 +204,7 @@ def settled(rows: Iterable[Fields], reading: Reading, where: str) -> Reading:
     sides, key = SIDES[0], "winner"
     for row in rows:
         key, sides = verdict_column(row) or key, sides_of(row) or sides
-        if row.get(key) is not None and key not in STRENGTHS:
+        if row.get(key) is not None and key not in STRENGTHS and row[key] not in _names(sides, reading):
             words.add(_word(row[key]))
     numbers = {word for word in words if re.fullmatch(r"-?\d+", word)}
     if not numbers:
@@ -166,11 +218,13 @@ def settled(rows: Iterable[Fields], reading: Reading, where: str) -> Reading:
         for pair in (("0", "1"), ("1", "2")):
             if numbers <= set(pair) and (numbers - {"1"}):
                 return replace(reading, winner_values={pair[0]: "a", pair[1]: "b"})
+    low, high = min(numbers, key=int), max(numbers, key=int)
+    high = str(int(low) + 1) if low == high else high
     raise DataError(
         f"column {key!r} has the values {', '.join(sorted(numbers))}, and it is not clear which response each means",
         where=where,
         why=f"the responses are {sides[0]!r} and {sides[1]!r}",
-        fix=f"declare the values, for instance data.winner_values={{a: {min(numbers)}, b: {max(numbers)}}}",
+        fix=f"declare the values, for instance data.winner_values={{a: {low}, b: {high}}}",
     )
 
 

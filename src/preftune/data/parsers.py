@@ -17,6 +17,7 @@ from preftune.data.values import (
     Drop,
     Fields,
     answer_of,
+    as_number,
     clean,
     flags_of,
     get,
@@ -26,6 +27,7 @@ from preftune.data.values import (
     message_of,
     messages_of,
     one_turn,
+    peek,
     required_number,
     text_of,
     words_of,
@@ -146,7 +148,13 @@ def _item_scores(row: Fields, items: list[Any], key: str) -> list[float]:
     for name, sign in (("rank", -1.0), *((name, 1.0) for name in SCORES)):
         if all(isinstance(item, dict) and name in item for item in items):
             return [sign * required_number(item, name, f"{key}[{i}].{name}") for i, item in enumerate(items)]
-    raise BadRow(f"no rank or score for every one of the {key}: none is better than another")
+    lists = [name for name in row if name != key and isinstance(peek(row, name), list)]
+    numbers = [name for name in lists if [as_number(v) is not None for v in peek(row, name)] == [True] * len(items)]
+    fix = "name the column with a number for each: data.columns={scores: COLUMN} (higher is better) or {ranks: COLUMN}"
+    raise BadRow(
+        f"no rank or score for every one of the {key}: none is better than another",
+        fix=fix.replace("COLUMN", numbers[0]) if len(numbers) == 1 else fix,
+    )
 
 
 def groups(row: Fields, _reading: Reading) -> list[PreferenceGroup]:

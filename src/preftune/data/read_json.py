@@ -12,6 +12,7 @@ from preftune.data.compressed import open_bytes
 from preftune.data.rows import Row
 from preftune.errors import DataError
 
+RECORDS = "write a list of records, or one record per line as .jsonl; pandas: to_json(FILE, orient='records')"
 MAX_LINE_BYTES = 64_000_000
 
 
@@ -102,7 +103,7 @@ def json_list(path: Path, name: str) -> Iterator[Row]:
     if wrapped:
         start = _list_inside(text, name)
     if text[start : start + 1] != "[":
-        raise DataError("neither a list of records nor an object that holds one", where=name)
+        raise DataError("neither a list of records nor an object that holds one", where=name, fix=RECORDS)
     at, line, counted = _skip(text, start + 1), 1, 0
     number, before = 0, 0
     while text[at : at + 1] != "]":
@@ -175,5 +176,7 @@ def _list_inside(text: str, name: str) -> int:
         fix = "write a list of records, or one record per line"
         raise DataError("more text after the first record", where=f"{name}:{line}", fix=fix)
     if len(lists) != 1:
-        raise DataError(f"expected one list of records, found {[key for key, _ in lists] or 'none'}", where=name)
+        names = ", ".join(repr(key) for key, _ in lists)
+        what = f"an object with {len(lists)} lists: {names}" if lists else "an object without a list of records"
+        raise DataError(f"{what}; one list of records was expected", where=name, fix=RECORDS)
     return lists[0][1]

@@ -45,16 +45,27 @@ def _separated(path: Path, name: str, delimiter: str) -> Iterator[Row]:
                 continue
             if not header:
                 header = cells
-                _check_header(header, origin)
+                _check_header(header, origin, delimiter)
             elif len(cells) != len(header):
                 yield Row({}, origin, f"wrong number of columns: {len(cells)}, but the header has {len(header)}")
             else:
                 yield Row(dict(zip(header, cells, strict=True)), origin)
     except csv.Error as error:
-        raise DataError(f"broken CSV: {error}", where=f"{name}:{reader.line_num}") from None
+        if not header:
+            _check_header(text.splitlines()[:1], f"{name}:1", delimiter)
+        fix = "quote cells that hold quotes, separators or line breaks, and double the quotes inside them"
+        raise DataError(f"broken CSV: {error}", where=f"{name}:{reader.line_num}", fix=fix) from None
 
 
-def _check_header(header: list[str], where: str) -> None:
+SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars", ",": "commas"}
+
+
+def _check_header(header: list[str], where: str, delimiter: str) -> None:
+    for other, words in SEPARATORS.items():
+        if len(header) == 1 and other != delimiter and other in header[0]:
+            fix = "save it with commas, or with tabs as .tsv; pandas: pd.read_csv(FILE, sep=...).to_csv(...)"
+            what = f"the columns seem to be separated by {words}, not by {SEPARATORS[delimiter]}: {header[0]!r}"
+            raise DataError(what, where=where, fix=fix)
     for number, column in enumerate(header, start=1):
         if not column.strip():
             fix = "name it, or remove the column (pandas writes its index there: use to_csv(..., index=False))"

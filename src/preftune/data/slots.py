@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from itertools import product
 from typing import Any
 
 from preftune.data.values import (
     BadRow,
     Fields,
+    as_number,
     clean,
     get,
     has_role,
+    is_blank,
     is_dialogue,
     kind_name,
     messages_of,
@@ -44,6 +47,7 @@ PAIRS = (
     ("preferred", "dispreferred"),
     ("preferred", "rejected"),
     ("accepted", "rejected"),
+    ("response", "rejected_response"),  # ms-swift
     ("preferred_output", "non_preferred_output"),
 )
 COMPLETIONS = ("completion", "output", "response", "answer")
@@ -98,7 +102,7 @@ def prompt_of(row: Fields, text_only: bool = False) -> Text:
 
 def _with_input(row: Fields, key: str, prompt: str) -> str:
     more = row.get("input") if key in ("prompt", "instruction", "question", "query") else None
-    if more in (None, "", [], {}):
+    if is_blank(more):
         return prompt
     if not isinstance(more, str):
         raise BadRow(f"column 'input' beside {key!r} must be text, not {kind_name(more)}")
@@ -119,7 +123,7 @@ def with_context(row: Fields, prompt: Text, key: str = "prompt") -> Text:
 
 
 def _system_of(row: Fields) -> str:
-    texts = {key: row.get(key) for key in SYSTEMS if row.get(key) not in (None, "", [], {})}
+    texts = {key: row.get(key) for key in SYSTEMS if not is_blank(row.get(key))}
     for key, text in texts.items():
         if not isinstance(text, str):
             raise BadRow(f"column {key!r} must be text, not {kind_name(text)}")
@@ -131,7 +135,7 @@ def _system_of(row: Fields) -> str:
 def _history_of(row: Fields) -> tuple[Message, ...]:
     """Earlier turns: messages, or [question, answer] pairs."""
     history = row.get("history")
-    if history in (None, "", [], {}):
+    if is_blank(history):
         return ()
     if is_dialogue(history):
         return messages_of(history, "history")
@@ -158,20 +162,21 @@ def completion_column(row: Fields) -> str | None:
     return next((key for key in COMPLETIONS if peek(row, key) is not None), None)
 
 
-def _score_names() -> list[tuple[str, str]]:
-    orders = ("{kind}_{side}", "{side}_{kind}", "{kind}-{side}", "{side}-{kind}")
-    return [
-        (order.format(kind=kind, side="chosen"), order.format(kind=kind, side="rejected"))
-        for kind, order in product(KINDS_OF_SCORE, orders)
-    ]
-
-
 #: Pairs of columns that grade the better and the worse response: score_chosen and score_rejected, ...
-SCORES = _score_names()
+SCORES = [
+    (order.format(kind=kind, side="chosen"), order.format(kind=kind, side="rejected"))
+    for kind, order in product(KINDS_OF_SCORE, ("{kind}_{side}", "{side}_{kind}", "{kind}-{side}", "{side}-{kind}"))
+]
+#: Words in other names of columns that grade two responses: chosen_armorm_score, quality_rejected, score_j, ...
+GRADING = re.compile("score|rating|reward|quality|grade|elo")
+SIDES_OF_PAIRS = (("chosen", "rejected"), ("preferred", "dispreferred"), ("j", "k"))
 
 
 def scores_of(row: Fields) -> tuple[float, float] | None:
-    """The scores of the better and the worse response, if the row has any. Raises BadRow where they are swapped."""
+    """The scores of the better and the worse response, if the row has any.
+
+    Raises BadRow where they are swapped: any of SCORES, or all of the others where those are absent.
+    """
     found = []
     for better, worse in SCORES:
         if better not in row or worse not in row:
@@ -179,6 +184,9 @@ def scores_of(row: Fields) -> tuple[float, float] | None:
         if row.get(better) not in (None, "") and row.get(worse) not in (None, ""):
             found.append((better, number(row, better, 0.0), worse, number(row, worse, 0.0)))
     swapped = [item for item in found if item[1] < item[3]]
+    others = [] if found else _other_scores(row)
+    if others and all(high <= low for _, high, _, low in others):
+        swapped = [item for item in others if item[1] < item[3]]
     if swapped:
         told = ", ".join(f"{better} {high:g} and {worse} {low:g}" for better, high, worse, low in swapped)
         names = ", ".join(f"{better}, {worse}" for better, _, worse, _ in swapped)
@@ -190,3 +198,16 @@ def scores_of(row: Fields) -> tuple[float, float] | None:
             "data.bad_rows=drop leaves such rows out and counts them",
         )
     return (found[0][1], found[0][3]) if found else None
+
+
+def _other_scores(row: Fields) -> list[tuple[str, float, str, float]]:
+    """Other columns that grade both responses, which only tell whether the sides are swapped."""
+    found = []
+    for name in filter(GRADING.search, row):
+        words = re.split(r"([^a-zA-Z]+)", name)
+        for better, worse in SIDES_OF_PAIRS:
+            other = "".join(worse if word == better else word for word in words)
+            high, low = as_number(peek(row, name)), as_number(peek(row, other))
+            if other != name and high is not None and low is not None:
+                found.append((name, high, other, low))
+    return found

@@ -38,6 +38,14 @@ def peek(row: Fields, key: str) -> Any:
     return dict.get(row, key)
 
 
+def is_blank(value: Any) -> bool:
+    """Whether a value says nothing: null, empty text, an empty list or object, also as JSON text or of such values."""
+    if isinstance(value, str):
+        return value.strip() in ("", "[]", "{}", "null")
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else None
+    return value is None or (items is not None and all(map(is_blank, items)))
+
+
 def get(row: Fields, key: str) -> Any:
     """The value of a column that must be there and not be null."""
     if key not in row:
@@ -94,6 +102,15 @@ def number(row: Fields, key: str, default: float, where: str = "") -> float:
     if isinstance(value, bool) or not abs(number) <= LARGEST:
         raise BadRow(f"{where} must be a finite number, not {brief(value)}")
     return number
+
+
+def as_number(value: Any) -> float | None:
+    """A finite number, also as the text of a CSV cell, or None."""
+    try:
+        found = float("nan" if isinstance(value, bool) else value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return found if abs(found) <= LARGEST else None
 
 
 def required_number(fields: Fields, key: str, where: str) -> float:
@@ -223,6 +240,12 @@ def messages_of(value: Any, key: str) -> tuple[Message, ...]:
     if not isinstance(value, list) or not value:
         found = "an empty list" if value == [] else kind_name(value)
         raise BadRow(f"column {key!r} must be a list of messages, not {found}")
+    if all(isinstance(m, str) for m in value):
+        raise BadRow(
+            f"column {key!r} must be text or messages, not a list of {len(value)} texts",
+            fix="write one text, or messages with role and content; ranked responses are read with "
+            "data.columns={responses: COLUMN, scores: COLUMN}",
+        )
     return tuple(message_of(m, f"{key}[{i}]") for i, m in enumerate(value))
 
 

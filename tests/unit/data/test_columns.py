@@ -15,9 +15,9 @@ from tests.unit.data.test_formats import A, S, U, chat
 from preftune.data.account import Account, require_matched
 from preftune.data.columns import FATES
 from preftune.data.groups import read_groups
-from preftune.data.metadata import is_blank
 from preftune.data.parsers import Reading
 from preftune.data.prompts import read_prompts
+from preftune.data.values import is_blank
 from preftune.errors import ConfigError, DataError
 from preftune.types import PreferenceGroup
 
@@ -288,6 +288,11 @@ GUESSED: list[tuple[dict[str, Any], str]] = [
     ({"problem": "p", "solution": "a"}, "{completion: solution, prompt: problem}"),
     ({"Prompt": "p", "Chosen": "a", "Rejected": "b"}, "{chosen: Chosen, rejected: Rejected, prompt: Prompt}"),
     ({"prompt": "p", "response_a": "a", "response_b": "b"}, "{winner: COLUMN}"),
+    ({"prompt": "p", "positive": "a", "negative": "b"}, "{chosen: positive, rejected: negative}"),
+    (
+        {"prompt": "p", "generations": ["a", "b"], "ratings": [1, 2], "rationales": ["c", "d"]},
+        "{responses: generations, scores: ratings}",
+    ),
     ({"prompt": "p", "foo": "a", "bar": "b"}, "{prompt: COLUMN, chosen: COLUMN, rejected: COLUMN}"),
 ]
 

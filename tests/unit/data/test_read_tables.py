@@ -131,3 +131,14 @@ def test_json_columns_of_datasets_are_decoded(tmp_path: Path) -> None:
     made = datasets.Dataset.from_dict({key: [row[key] for row in rows] for key in "ab"}, features=features)
     made.to_parquet(str(tmp_path / "a.parquet"))
     assert rows_of(tmp_path / "a.parquet") == rows
+
+
+@pytest.mark.parametrize(("separator", "word"), [(";", "semicolons"), ("\t", "tabs"), ("|", "vertical bars")])
+def test_other_separators_are_named(tmp_path: Path, separator: str, word: str) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(f"prompt{separator}chosen{separator}rejected\n")
+    with pytest.raises(DataError, match=f"separated by {word}"):
+        rows_of(path)
+    path.write_text(f'"prompt"{separator}"chosen"\n"a, b"{separator}"c"\n')
+    with pytest.raises(DataError, match=f"separated by {word}"):
+        rows_of(path)

@@ -149,7 +149,7 @@ PAIRS: list[tuple[str, str, dict[str, Any]]] = [
         "PKU-Alignment/PKU-SafeRLHF",
         "votes",
         {"prompt": P, "response_0": B, "response_1": G, "prompt_source": "s", "response_0_source": "s"}
-        | {"is_response_0_safe": True, "is_response_1_safe": True, "better_response_id": 1, "safer_response_id": 0}
+        | {"is_response_0_safe": True, "is_response_1_safe": True, "better_response_id": 1, "safer_response_id": 1}
         | {"response_0_harm_category": {"violence": False}, "response_0_sha256": "f", "response_0_severity_level": 0},
     ),
     ("allenai/tulu-3-preference-mixture", "ultrafeedback", {"id": "i", "source": "s", "prompt": P, **WHOLE}),
