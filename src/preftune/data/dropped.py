@@ -77,11 +77,13 @@ def _end_of(text: str, rendered: str, at: int) -> int:
     if found < 0:
         return -1
     end = found + len(text)
-    inside = text and (
-        (text[0].isalnum() and rendered[found - 1 : found].isalnum())
-        or (text[-1].isalnum() and rendered[end : end + 1].isalnum())
-    )
+    inside = text and (_one_word(rendered[found - 1 : found + 1]) or _one_word(rendered[end - 1 : end + 1]))
     return -1 if inside else end
+
+
+def _one_word(two: str) -> bool:
+    """Whether two neighbouring characters belong to the same word, such as the `_e` of `<|im_end|>`."""
+    return len(two) == 2 and all(char.isalnum() or char == "_" for char in two)
 
 
 def _texts(message: Message) -> Iterator[tuple[str, str]]:

@@ -16,7 +16,8 @@ FIXES = {
     LEFT_OUT: "set data.thinking=keep to train on reasoning as it is in the data, data.chat_template_kwargs if the "
     "template has a switch for it, another data.chat_template, or data.allow_dropped_text=true to accept the loss",
     NO_EXTENSION: "use a template whose rendering with the answer begins with its rendering of the prompt; if the "
-    "generation prompt opens <think>, set data.thinking=keep",
+    "generation prompt opens <think>, set data.thinking=keep; if data.chat_template_kwargs turns reasoning off, "
+    "remove it from the responses",
 }
 ROW = (
     "set data.bad_rows=drop to leave these rows out, use another data.chat_template, or change the messages "

@@ -58,7 +58,7 @@ def read_prompts(source: str | Sequence[str], reading: Reading | None = None) ->
     head = list(islice(rows, LOOKED_AT))
     names = names_of(reading.columns, reading.ignore)
     if reading.format == "auto" and _are_prompts(head, names):
-        found = list(_prompts(chain(head, rows), names, account))
+        found = list(_prompts(chain(head, rows), names, account, reading.bad_rows == "drop"))
     else:
         groups, account = read_groups(source, reading)
         found = [PreferenceGroup(group.prompt, (), origin=group.origin) for group in groups]
@@ -76,7 +76,7 @@ def _are_prompts(head: Sequence[Row], names: Names) -> bool:
     return bool(found & ASKED) and not found & ANSWERS
 
 
-def _prompts(rows: Iterable[Row], names: Names, account: Account) -> Iterator[PreferenceGroup]:
+def _prompts(rows: Iterable[Row], names: Names, account: Account, drop: bool) -> Iterator[PreferenceGroup]:
     """A group without responses for each row; columns that belong to a prompt and are not read are refused."""
     ledger = Ledger(account.source, "prompts", names)
     groups = []
@@ -90,7 +90,10 @@ def _prompts(rows: Iterable[Row], names: Names, account: Account) -> Iterator[Pr
             group = PreferenceGroup(prompt_of(value), (), origin=row.origin)
             ledger.file(row.value, value, [group], row.origin)
         except BadRow as fault:
-            raise DataError(str(fault), where=row.origin, fix=fault.fix or "repair or remove the row") from None
+            if not drop:
+                raise DataError(str(fault), where=row.origin, fix=fault.fix or "repair or remove the row") from None
+            account.drop(f"cannot be read: {fault}", row.origin)
+            continue
         groups.append(group)
     ledger.refuse(account.read)
     ledger.require_mapped()

@@ -10,9 +10,11 @@ Chat: the prompt is rendered once with the generation prompt; the response is wh
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from preftune.data.arguments import QUOTED, other_forms, quoted
 from preftune.data.dropped import left_out, unwritten_links
 from preftune.data.ends import BEFORE, CLOSED, ENDED, INSIDE, TWICE, Ends, special_texts
 from preftune.data.faults import LEFT_OUT, NO_EXTENSION, Fault
@@ -124,7 +126,14 @@ class Renderer:
         try:
             group = in_turns(group) if self.template.settings.as_chat else group
             return self._plain(group) if isinstance(group.prompt, str) else self._chat(group)
-        except (BadRow, RefusedByTemplate) as fault:
+        except BadRow as fault:
+            return Spelled("", [], fault=Fault(str(fault)))
+        except RefusedByTemplate as fault:
+            for other, note in other_forms(group):
+                with suppress(RefusedByTemplate):
+                    one = self._chat(other)
+                    one.notes.append(note)
+                    return one
             return Spelled("", [], fault=Fault(str(fault)))
 
     def _plain(self, group: PreferenceGroup) -> Spelled:
@@ -151,6 +160,8 @@ class Renderer:
         one = Spelled(prompt, [], chat=True, notes=notes)
         if left_out(messages, prompt):
             notes.append("the chat template leaves out part of the prompt")
+        if any("name" in unwritten_links(m, prompt) for m in messages if m.extra and m.role != "tool"):
+            notes.append("the chat template does not write the names of the prompt's messages")
         for response, ended in zip(group.responses, group.ended or (True,) * len(group.responses), strict=True):
             (answer,) = self._clean(response, notes, before=messages)  # type: ignore[arg-type]
             if self.template.settings.thinking == "keep":
@@ -165,6 +176,7 @@ class Renderer:
                 return replace(one, fault=Fault(LEFT_OUT, lacking=lacking, rendered=text))
             links = unwritten_links(answer, text) if answer.extra else []
             notes += [f"the chat template does not write {', '.join(links)} of the response"] if links else []
+            notes += [QUOTED] if quoted(answer, text) else []
             notes += [LEFT_OUT] if lacking else []
             notes += [INSIDE] if self.ends.bos and self.ends.bos in answer.content else []
             one.dropped = one.dropped or bool(lacking)

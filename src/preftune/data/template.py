@@ -12,6 +12,7 @@ from preftune.errors import ConfigError, ModelError, did_you_mean
 from preftune.types import Message, message_dict
 
 Thinking = Literal["template", "keep"]
+Fields = tuple[tuple[str, str], ...]
 #: Names under which a message carries its reasoning. transformers passes all of them as `reasoning_content`.
 REASONING = ("reasoning_content", "reasoning", "thinking")
 OPENED = re.compile(r"<think>\s*\Z")
@@ -112,13 +113,14 @@ class Template:
                     raise RefusedByTemplate(f"the chat template refuses these messages: {error}") from error
                 self.dates[form] = self.moment.strftime(form)
 
-    def ending(self, prompt: Sequence[Message]) -> tuple[str, str]:
+    def ending(self, prompt: Sequence[Message], extra: Fields = ()) -> tuple[str, str]:
         """What the template writes before and after the content of an answer, counted from the prompt's rendering.
 
-        Raises RefusedByTemplate where the answer's content cannot be found in the rendering.
+        `extra` are the answer's other fields: tool calls are often written after the content. Raises RefusedByTemplate
+        where the answer's content cannot be found in the rendering.
         """
         before = self.render(prompt, generation=False)
-        whole = self.render([*prompt, Message("assistant", PROBE)], generation=False)
+        whole = self.render([*prompt, Message("assistant", PROBE, extra)], generation=False)
         head, found, tail = whole.rpartition(PROBE)
         if not found:
             raise RefusedByTemplate("the chat template does not write the content of an answer")
@@ -128,9 +130,11 @@ class Template:
         """The answer after the rendered prompt `text` with its reasoning as it is in the data, closed by the template.
 
         Where the prompt opens `<think>`, the answer does not open it again. An answer without reasoning then closes it
-        at once, as an empty block; only an answer that was cut off may leave it open.
+        at once, as an empty block; only an answer that was cut off may leave it open. The template writes tool calls.
         """
-        return _with_reasoning(text, answer, ended) + self.ending(prompt)[1]
+        others = tuple(entry for entry in answer.extra if entry[0] not in REASONING)
+        tail = self.ending(prompt, others)[1]
+        return _with_reasoning(text, answer, ended) + (tail if answer.content.strip() else tail.lstrip("\n"))
 
     @property
     def note(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -17,6 +18,7 @@ from preftune.data.values import BadRow
 from preftune.errors import DataError
 from preftune.model import load
 from preftune.model.generate import end_ids
+from preftune.model.weights import note
 from preftune.types import PreferenceGroup
 
 
@@ -52,12 +54,20 @@ def load_renderer(
     model: Any = None,
     moment: str | None = None,
 ) -> Renderer:
-    """The tokenizer with its chat template, its special tokens and the tokens that end a response."""
+    """The tokenizer with its chat template, its special tokens and the tokens that end a response.
+
+    Template arguments are those of `config`; a note tells if the model was trained with others.
+    """
     if tokenizer is None:
         tokenizer = load.load_tokenizer(source, config.chat_template)
     elif config.chat_template is not None:
         tokenizer.chat_template = load.template(config.chat_template)
     settings = chat_settings(config, moment)
+    trained = {} if model is not None else load.chat_record(source).get("chat_template_kwargs") or {}
+    if trained and trained != settings.arguments:
+        before, now = (json.dumps(arguments, sort_keys=True) for arguments in (trained, settings.arguments))
+        folder = source.adapter or source.run or source.base
+        note(f"{folder} was trained with data.chat_template_kwargs={before}; the chat template now gets {now}")
     require_used(source_of(tokenizer, settings), settings.arguments, "data.chat_template_kwargs")
     ends = load.end_ids(source, tokenizer) if model is None else end_ids(model, tokenizer)
     return Renderer.of(tokenizer, ends, settings)

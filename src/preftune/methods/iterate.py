@@ -67,7 +67,7 @@ def run(
         for line in account.lines():
             display.say(line)
     identity, sources = config.model_dump(mode="json"), sources_of(config, reward)
-    Run.check(out, run_identity(identity, asked.fingerprint, sources))
+    Run.check(out, run_identity(identity, asked.fingerprint, sources), type(config))
     judge = reward or open_reward(config.reward, "reward", device=device_of(None))
     if Run.finished(out):
         display.say(f"{out} is finished; its model is {out / 'final'}")
@@ -84,7 +84,7 @@ def run(
     if dry_run:
         say_plan(config, [], display)
         return out
-    log = Run.open(out, identity, asked.fingerprint, display, sources)
+    log = Run.open(out, identity, asked.fingerprint, display, sources, type(config))
     log.note(rendered_at=moment)
     if not reward:
         if another_since(log, config.reward):  # figures of two rewards cannot be compared

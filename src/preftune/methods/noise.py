@@ -69,7 +69,7 @@ def run(config: NoiseConfig, *, display: Display | None = None, dry_run: bool = 
         require_ranker(config)
     text = prepare.read_data(config.data)
     identity = config.model_dump(mode="json")
-    Run.check(out, run_identity(identity, text.fingerprint))
+    Run.check(out, run_identity(identity, text.fingerprint), type(config))
     for group in text.train:
         require_judged(group, "noise")
     parts = folds(text.train, config.folds)
@@ -81,7 +81,7 @@ def run(config: NoiseConfig, *, display: Display | None = None, dry_run: bool = 
     if dry_run:
         say_plan(config, [], display)
         return out
-    log = Run.open(out, identity, text.fingerprint, display)
+    log = Run.open(out, identity, text.fingerprint, display, schema=type(config))
     held = []
     for number, part in enumerate(parts, start=1):
         others = [group for other in parts if other is not part for group in other]

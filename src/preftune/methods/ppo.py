@@ -65,7 +65,7 @@ def run(
         models = {"the reward": reward_models_of(None if reward else config.reward)}
         if config.value.path:
             models["the first value model"] = weights_of(config.value.path)
-        Run.check(folder, run_identity(identity, asked.fingerprint, models))
+        Run.check(folder, run_identity(identity, asked.fingerprint, models), type(config))
         if finished(config, source, model, tokenizer):
             display.say(f"{folder} is finished; its model is {folder / 'final'}")
             return folder / "final"
@@ -85,7 +85,7 @@ def run(
         if dry_run:
             say_plan(config, [], display)
             return folder
-        run = Run.open(folder, identity, asked.fingerprint, display, models)
+        run = Run.open(folder, identity, asked.fingerprint, display, models, type(config))
         if not reward:
             another_since(run, config.reward)
             note_reward(run, config.reward)

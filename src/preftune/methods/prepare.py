@@ -344,7 +344,8 @@ def with_room(
 
 def open_run(config: RunConfig, data: TextData, tokens: TokenData, display: Display, policy: Policy) -> Run:
     """The run folder, new or resumed. A resumed run must start from the weights and the token ids it once had."""
-    run = Run.open(Path(config.out), config.model_dump(mode="json"), data.fingerprint, display)
+    settings = config.model_dump(mode="json")
+    run = Run.open(Path(config.out), settings, data.fingerprint, display, schema=type(config))
     require_same_start(run, policy)
     ids = _ids_hash([*tokens.train, *tokens.held_out])
     if run.known("ids") not in (None, ids):

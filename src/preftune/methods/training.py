@@ -80,7 +80,7 @@ def train(
         require_packages(list(config.track))
         source = load.locate(config.model.path) if model is None else load.Source(config.model.path)
         text = prepare.read_data(config.data)
-        Run.check(folder, run_identity(config.model_dump(mode="json"), text.fingerprint))
+        Run.check(folder, run_identity(config.model_dump(mode="json"), text.fingerprint), type(config))
         if finished(config, source, model, tokenizer, method.opening):
             display.say(f"{folder} is finished; its model is {folder / 'final'}")
             return folder / "final"

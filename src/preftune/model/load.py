@@ -80,10 +80,13 @@ def locate(path: str, where: str = "model.path") -> Source:
         if (folder / ADAPTER_CONFIG).is_file():
             return _locate_adapter(folder)
         if not (folder / "config.json").is_file():
+            final = folder / "final"
+            of_run = (final / "config.json").is_file() or (final / ADAPTER_CONFIG).is_file()
+            fix = f"{where} names a folder with config.json, *.safetensors and the tokenizer's files"
             raise ModelError(
                 "no config.json: not a Hugging Face model folder",
                 where=str(folder),
-                fix=f"{where} names a folder with config.json, *.safetensors and the tokenizer's files",
+                fix=f"the model of this run is {final}" if of_run else fix,
             )
         if not any(folder.glob("*.safetensors")):
             pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 import yaml
+from pydantic import BaseModel, ValidationError
 
 from preftune.errors import ConfigError, RunError, require_writable, writing
 from preftune.files import write_json, write_text
@@ -88,13 +89,18 @@ class Run:
             )
 
     @staticmethod
-    def check(folder: Path, identity: dict[str, Any]) -> None:
-        """Raises RunError if `folder` holds anything but this run, StorageError if it cannot be; writes nothing."""
+    def check(folder: Path, identity: dict[str, Any], schema: type[BaseModel] | None = None) -> None:
+        """Raises RunError if `folder` holds anything but this run, StorageError if it cannot be; writes nothing.
+
+        `schema` is the class of the run's config: a setting that the folder's config does not have, since an earlier
+        version wrote it, had its default.
+        """
         known = _manifest(folder)
         if known:
             if "identity" not in known:
                 raise RunError("manifest.json names no run", where=str(folder), fix="choose another `out`")
-            _same(known["identity"], identity, folder)
+            before = {**known["identity"], "config": _completed(known["identity"]["config"], schema)}
+            _same(before, identity, folder)
         elif folder.is_dir() and any(folder.iterdir()):
             found = ", ".join(sorted(p.name for p in folder.iterdir())[:5])
             what = f"the folder is not empty and is no run: {found}"
@@ -103,14 +109,19 @@ class Run:
 
     @staticmethod
     def open(
-        folder: Path, config: dict[str, Any], data: str, display: Display, others: Mapping[str, str] | None = None
+        folder: Path,
+        config: dict[str, Any],
+        data: str,
+        display: Display,
+        others: Mapping[str, str] | None = None,
+        schema: type[BaseModel] | None = None,
     ) -> Run:
         """Start in an empty folder, or go on where the same command stopped.
 
         Raises RunError if the folder belongs to something else or to a run with another config or other data.
         """
         identity = run_identity(config, data, others)
-        Run.check(folder, identity)
+        Run.check(folder, identity, schema)
         run, known = Run(folder, identity, display), _manifest(folder)
         run.resumed, state, damaged = checkpoint.newest(folder / "checkpoints")
         for found in damaged:
@@ -242,6 +253,16 @@ def _manifest(folder: Path) -> dict[str, Any]:
             f"damaged: {error}", where=str(path), fix="choose another `out`, or delete the folder"
         ) from error
     return found if isinstance(found, dict) else {}
+
+
+def _completed(config: dict[str, Any], schema: type[BaseModel] | None) -> dict[str, Any]:
+    """A stored config with the settings that are newer than it, at their defaults."""
+    if schema is None:
+        return config
+    try:
+        return schema.model_validate(config).model_dump(mode="json")
+    except ValidationError:  # it has settings that are gone; the comparison names them
+        return config
 
 
 def _same(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:

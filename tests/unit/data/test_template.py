@@ -354,6 +354,22 @@ def test_a_message_without_one_of_its_words_is_noticed(words: str, place: int) -
     assert left_out((Message("assistant", words + " yes"),), without) is not None
 
 
+@pytest.mark.parametrize("text", ["end", "im", "im_start"])
+def test_a_word_inside_of_a_special_token_is_not_the_word_of_a_message(text: str) -> None:
+    assert left_out((Message("assistant", text),), "<|im_end|>") is not None
+
+
+def test_names_in_the_prompt_that_the_template_does_not_write_are_noted() -> None:
+    named = (Message("user", "hello", (("name", '"Ann"'),)),)
+    note = "the chat template does not write the names of the prompt's messages"
+    (found,) = renderer(CHATML).encode([PreferenceGroup(named, (answer("yes"), answer("no")), PAIR)])
+    assert note in found.notes
+    (found,) = renderer(CHATML.replace("m.role", "(m.name or m.role)")).encode(
+        [PreferenceGroup(named, (answer("yes"), answer("no")), PAIR)]
+    )
+    assert note not in found.notes
+
+
 def test_arguments_of_tool_calls_may_be_json_text_and_other_numbers_do_not_count() -> None:
     call = {"function": {"name": "look", "arguments": json.dumps({"at": "the caf\u00e9", "n": 2})}}
     (message,) = answer("yes", tool_calls=[call], weight=1)

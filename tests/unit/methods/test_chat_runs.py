@@ -17,6 +17,7 @@ from preftune.data.template import ChatSettings
 from preftune.errors import ConfigError, RunError
 from preftune.evaluate.renderers import ChatOptions, renderer_of
 from preftune.methods import dpo, iterate, ppo, samples, score
+from preftune.methods.chat import load_renderer
 from preftune.methods.policies import open_policy
 from preftune.methods.score import Scoring
 from preftune.model.generate import Sampling
@@ -96,6 +97,19 @@ def test_a_run_with_other_arguments_is_another_run(tmp_path: Path, model_folder:
     assert "terse" in renderer.tokenizer.decode(renderer.encode([GROUP])[0].prompt_ids)
     renderer = renderer_of(locate(str(final)), options=ChatOptions({"style": "long"}))
     assert "long" in renderer.tokenizer.decode(renderer.encode([GROUP])[0].prompt_ids)
+
+
+def test_a_run_that_goes_on_with_other_arguments_is_told(
+    tmp_path: Path, model_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    final = dpo.run(config(tmp_path, model_folder, chat_template_kwargs={"style": "terse"}), display=QUIET)
+    source = locate(str(final))
+    load_renderer(DataConfig(train="x", chat_template_kwargs={"style": "terse"}), source)
+    assert not caplog.messages
+    load_renderer(DataConfig(train="x"), source)
+    assert caplog.messages == [
+        f'{final} was trained with data.chat_template_kwargs={{"style": "terse"}}; the chat template now gets {{}}'
+    ]
 
 
 def test_a_plain_run_leaves_no_chat_settings(tmp_path: Path, model_folder: Path) -> None:
