@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from preftune.data.account import Account
-from preftune.data.across import all_chats, bad_row, function_failed, require_prompts, with_margins
+from preftune.data.across import all_chats, bad_row, function_failed, note_verdicts, require_prompts, with_margins
 from preftune.data.cells import decoded
 from preftune.data.columns import Ledger, Tracked
 from preftune.data.faults import Fault, settle
@@ -55,6 +55,7 @@ def read_groups(source: str | Sequence[str], reading: Reading | None = None) -> 
     if ledger.in_context:
         groups = all_chats(groups, account)
     require_prompts(groups, reading, account)
+    note_verdicts(groups, account)
     return groups, account
 
 
