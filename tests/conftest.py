@@ -23,7 +23,7 @@ from preftune.types import Judgement, TokenGroup
 
 transformers.utils.logging.disable_progress_bar()
 # The same examples on every machine; `pytest --hypothesis-profile default` looks for new ones.
-settings.register_profile("fixed", derandomize=True)
+settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.load_profile("fixed")
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
