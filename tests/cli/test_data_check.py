@@ -234,3 +234,21 @@ def test_a_config_its_file_and_its_changes(model_folder: Path, capsys: pytest.Ca
 def test_several_files_are_read_as_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["data", "check", "pairs.jsonl", "new.jsonl", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["read"] == 9
+
+
+@pytest.mark.parametrize(
+    ("winners", "found"),
+    [
+        ("aaaaaa", "all 6 verdicts are for the response that was shown first"),
+        (["tie"] * 6, "all 6 verdicts are ties"),
+        ("aaaaab", ""),
+    ],
+)
+def test_verdicts_for_one_column_are_reported(
+    winners: list[str], found: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sides = {"response_a": "good words", "response_b": "other words"}
+    write_jsonl(Path("votes.jsonl"), [{"prompt": f"p{i}", **sides, "winner": w} for i, w in enumerate(winners)])
+    run(["data", "check", "votes.jsonl"])
+    printed = capsys.readouterr().out
+    assert (f"  note    {found}" in printed) if found else ("verdicts" not in printed)

@@ -59,6 +59,6 @@ def test_a_model_that_lacks_weights_is_refused_in_a_sentence(tmp_path: Path, mod
     write_jsonl(tmp_path / "d.jsonl", PAIRS)
     done = preftune("score", "--policy", "m", "--reference", "m", "--data", "d.jsonl", "-q", folder=tmp_path)
     assert done.returncode == ModelError.exit_code
-    assert done.stderr.splitlines()[0] == "m: 1 of 21 tensors of the model are missing: model.norm.weight"
+    assert done.stderr.splitlines()[0] == "m: 1 of 21 tensors of the model is missing: model.norm.weight"
     assert "Traceback" not in done.stderr
     assert "LOAD REPORT" not in done.stderr

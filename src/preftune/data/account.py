@@ -15,7 +15,8 @@ REPAIRS = {
     "the dialogue does not begin with the prompt": "let the responses hold the answer alone, or repeat the prompt",
     "one text is the beginning of the other": "put the prompt into a column of its own",
     "no assistant turn after another turn": "end each dialogue with an assistant turn",
-    **dict.fromkeys(("tie", "tied scores", "identical responses"), "remove these rows"),
+    **dict.fromkeys(("tied scores", "identical responses"), "remove these rows"),
+    "tie": "check that the responses differ, or use another judge",
 }
 REASONS = 12  # that are told one by one
 

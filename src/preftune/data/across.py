@@ -1,4 +1,5 @@
-"""What only all rows together can tell: margins in some rows only, chats beside text prompts, empty prompts."""
+"""What only all rows together can tell: margins in some rows only, chats beside text prompts, empty prompts, verdicts
+that do not depend on the responses."""
 
 from __future__ import annotations
 
@@ -14,6 +15,9 @@ from preftune.types import Message, PreferenceGroup
 
 #: Formats whose rows have no prompt by definition, where the user names them.
 WITHOUT_PROMPT = ("preference-implicit", "sft-text")
+#: Formats whose groups have the two responses in the order in which the judge saw them.
+IN_SHOWN_ORDER = ("votes", "summaries")
+FEW = 6  # verdicts on one side that may be chance: a coin does it in 3 % of the cases with six
 
 
 def with_margins(
@@ -98,4 +102,36 @@ def require_prompts(groups: Sequence[PreferenceGroup], reading: Reading, account
         why=f"the rows were read as {account.format!r}"
         + (f"; columns that are not used: {', '.join(map(repr, unused))}" if unused else ""),
         fix="name the column of the prompt with data.columns={prompt: COLUMN}, or set data.allow_empty_prompts=true",
+    )
+
+
+def note_verdicts(groups: Sequence[PreferenceGroup], account: Account) -> None:
+    """A note where all verdicts of the file are for the response shown first, or for the second, or all are ties."""
+    if account.format not in IN_SHOWN_ORDER:
+        return
+    shares = [j.probability if j.better == 0 else 1 - j.probability for group in groups for j in group.judgements]
+    first, second = sum(share > 0.5 for share in shares), sum(share < 0.5 for share in shares)
+    ties = len(account.dropped.get("tie", ())) + len(shares) - first - second
+    found = uninformative(first, second, ties)
+    if found:
+        account.note(found, account.source)
+
+
+def uninformative(first: int, second: int, ties: int) -> str:
+    """Why a judge's verdicts say nothing about the responses that were compared, or "" if they may say something.
+
+    first, second, ties   verdicts for the response that was shown first, for the one shown second, and for neither
+    """
+    if ties and not (first or second):
+        return (
+            f"all {ties} verdicts are ties, so they say nothing about the responses. "
+            "Check that the responses differ, or use another judge"
+        )
+    decided = first + second
+    if (first and second) or decided < FEW:
+        return ""
+    place, but = "first" if first else "second", " that are not ties" if ties else ""
+    return (
+        f"all {decided} verdicts{but} are for the response that was shown {place}, so they say nothing about the "
+        "responses. Use another judge, or show the responses in random order"
     )

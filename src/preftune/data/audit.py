@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from preftune.data.across import uninformative
 from preftune.data.groups import asked, prompt_key
 from preftune.types import PreferenceGroup, TokenGroup, content
-
-FEW = 6  # verdicts on one side that may be chance: a coin does it in 3 % of the cases with six
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,26 +128,6 @@ def _one_sided(groups: Sequence[PreferenceGroup]) -> str:
             f"all {len(labels)} labels are {side}: nothing says which responses are better. Add rows of the other kind"
         )
     return ""
-
-
-def uninformative(first: int, second: int, ties: int) -> str:
-    """Why a judge's verdicts say nothing about the responses that were compared, or "" if they may say something.
-
-    first, second, ties   verdicts for the response that was shown first, for the one shown second, and for neither
-    """
-    if ties and not (first or second):
-        return (
-            f"all {ties} verdicts are ties, so they say nothing about the responses. "
-            "Check that the responses differ, or use another judge"
-        )
-    decided = first + second
-    if (first and second) or decided < FEW:
-        return ""
-    place, but = "first" if first else "second", " that are not ties" if ties else ""
-    return (
-        f"all {decided} verdicts{but} are for the response that was shown {place}, so they say nothing about the "
-        "responses. Use another judge, or show the responses in random order"
-    )
 
 
 def _repeats(items: Sequence[tuple[Hashable, str]]) -> list[str]:

@@ -17,6 +17,7 @@ from preftune.data.across import (
     bad_row,
     function_failed,
     note_prompts_twice,
+    note_verdicts,
     require_prompts,
     with_margins,
 )
@@ -63,6 +64,7 @@ def read_groups(source: str | Sequence[str], reading: Reading | None = None) -> 
         groups = all_chats(groups, account)
     require_prompts(groups, reading, account)
     note_prompts_twice(groups, account)
+    note_verdicts(groups, account)
     return groups, account
 
 

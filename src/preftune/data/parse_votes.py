@@ -1,4 +1,7 @@
-"""Rows with two responses and a column that says which is better -> preference groups."""
+"""Rows with two responses and a column that says which is better -> preference groups.
+
+The responses of a group keep the order of the file, so that verdicts for one column alone can be noticed.
+"""
 
 from __future__ import annotations
 
@@ -84,13 +87,15 @@ def votes(row: Fields, reading: Reading) -> list[PreferenceGroup]:
     first, second = sides_of(row) or SIDES[0]
     side, margin = _verdict(row, (first, second), reading)
     if side == "tie":
+        _ = row.get(first), row.get(second)  # read, so that they are not taken for misspelt columns
         raise Drop("tie")
     weight, probability, stated = grades(row)
     if reading.margin_from_scores and not margin:
         raise BadRow(f"data.margin_from_scores needs scores of both responses, or {' or '.join(STRENGTHS)}")
-    judgement = Judgement(0, 1, weight, probability, margin if reading.margin_from_scores else stated)
+    better = 0 if side == "a" else 1
+    judgement = Judgement(better, 1 - better, weight, probability, margin if reading.margin_from_scores else stated)
     prompt, one, two = _texts(row, first, second)
-    return judged(prompt, (one, two) if side == "a" else (two, one), judgement)
+    return judged(prompt, (one, two), judgement)
 
 
 def _verdict(row: Fields, sides: tuple[str, str], reading: Reading) -> tuple[str, float]:
@@ -255,6 +260,5 @@ def summaries(row: Fields, _reading: Reading) -> list[PreferenceGroup]:
         raise BadRow("column 'info' has no post: only summaries of posts have a known prompt")
     parts = [("SUBREDDIT: r/", "subreddit"), ("TITLE: ", "title"), ("POST: ", "post")]
     lines = [lead + clean(str(info[key]), f"info.{key}") for lead, key in parts if info.get(key)]
-    texts = [string(item if isinstance(item, dict) else {}, "text") for item in items]
-    better = texts[int(choice)], texts[1 - int(choice)]
-    return judged("\n\n".join([*lines, "TL;DR:"]), better, Judgement(0, 1))
+    one, two = (string(item if isinstance(item, dict) else {}, "text") for item in items)
+    return judged("\n\n".join([*lines, "TL;DR:"]), (one, two), Judgement(int(choice), 1 - int(choice)))

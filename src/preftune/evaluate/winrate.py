@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import expit
 
-from preftune.data.audit import uninformative
+from preftune.data.across import uninformative
 from preftune.types import Judgement
 
 Floats = npt.NDArray[np.float64]

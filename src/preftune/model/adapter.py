@@ -58,7 +58,7 @@ def merge(model: Any, folder: str) -> Any:
 
     config = read_config(Path(folder))
     _require_mergeable(str(config.get("peft_type")), config.get("task_type"), folder)
-    resize_for(model, Path(folder))
+    resize_for(model, config, Path(folder))
     _require_rows(model, config, folder)
     try:
         with _warnings_noted(folder):
@@ -71,8 +71,17 @@ def merge(model: Any, folder: str) -> Any:
             found = tuned.load_adapter(folder, "default", torch_device="cpu", key_mapping=names)
     except Exception as error:
         raise _does_not_fit(folder, error) from error
-    _require_complete(folder, found.missing_keys, found.unexpected_keys)
+    _require_complete(folder, [*found.missing_keys, *_passed_over(tuned, folder)], found.unexpected_keys)
     return merged(tuned, folder)
+
+
+def _passed_over(tuned: Any, folder: str) -> list[str]:
+    """Trained biases and positions of trained weights that the adapter's file lacks. peft does not report them."""
+    import peft
+
+    stored = header(Path(folder) / WEIGHTS)
+    expected = peft.get_peft_model_state_dict(tuned, save_embedding_layers=False)
+    return [name for name in expected if name.endswith(("bias", "_indices")) and name not in stored]
 
 
 def _require_mergeable(kind: str, task: str | None, folder: str) -> None:
@@ -146,7 +155,7 @@ def _wrapped(module: Any) -> Any:
     return module
 
 
-def resize_for(model: Any, folder: Path) -> None:
+def resize_for(model: Any, config: Mapping[str, Any], folder: Path) -> None:
     """Give the model's embedding as many rows as the adapter's has, which was trained with added tokens.
 
     Raises ModelError unless the adapter has all values of the rows that are new.
@@ -162,11 +171,13 @@ def resize_for(model: Any, folder: Path) -> None:
     number = max(wanted)
     what = f"the adapter's embedding has {number} rows, the base {own}"
     fix = f"merge it first, where it was trained: resize_token_embeddings({number}), then save merge_and_unload()"
-    tied = last is None or last.weight is first.weight
+    shared = (last is None or last.weight is first.weight) and (
+        bool(config.get("ensure_weight_tying")) or any(_has_untrained(name, config, shapes) for name in ends)
+    )
     lacking = [f"{name}.weight" for name, (_, whole) in rows.items() if not whole]
     if len(wanted) > 1:
         raise ModelError(f"{what}, and its own tensors differ: {sorted(wanted)}", where=str(folder), fix=fix)
-    if len(lacking) == len(rows) or (lacking and not tied):
+    if len(lacking) == len(rows) or (lacking and not shared):
         why = f"The adapter's file lacks {listed(lacking)}, so the new rows would get random values."
         raise ModelError(what, where=str(folder), why=why, fix=fix)
     _require_tokens(folder, number, what)
@@ -201,6 +212,13 @@ def _rows(name: str, shapes: Mapping[str, Sequence[int]]) -> tuple[int | None, b
     return None, False
 
 
+def _has_untrained(name: str, config: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]) -> bool:
+    """Whether the adapter's file has an embedding as it was before training: that of both, where they are tied."""
+    trained = [saved for saved in config.get("modules_to_save") or () if f".{name}".endswith(f".{saved}")]
+    parts = ("base_layer.weight", "original_module.weight", *(() if trained else ("weight",)))
+    return any(f"{name}.{part}" in shapes for part in parts)
+
+
 def _require_tokens(folder: Path, rows: int, what: str) -> None:
     """The added rows belong to tokens of the adapter's own tokenizer."""
     import transformers
@@ -232,9 +250,11 @@ def _require_complete(folder: str, missing: Sequence[str], unexpected: Sequence[
         return
     parts = []
     if lost:
-        parts.append(f"{len(lost)} of its tensors are missing: {listed(lost)}")
+        parts.append(f"{len(lost)} of its tensors {'is' if len(lost) == 1 else 'are'} missing: {listed(lost)}")
     if left:
-        parts.append(f"{len(left)} of its tensors fit nowhere in the base: {listed(left)}")
+        parts.append(
+            f"{len(left)} of its tensors {'fits' if len(left) == 1 else 'fit'} nowhere in the base: {listed(left)}"
+        )
     raise ModelError(
         f"the adapter does not fit its base: {'; '.join(parts)}",
         where=folder,

@@ -87,13 +87,15 @@ def require_complete(model: Any, unread: Unread, where: str) -> None:
     total = len(model.state_dict())
     what = []
     if unread.missing:
-        what.append(f"{len(unread.missing)} of {total} tensors of the model are missing: {listed(unread.missing)}")
+        are = "is" if len(unread.missing) == 1 else "are"
+        what.append(f"{len(unread.missing)} of {total} tensors of the model {are} missing: {listed(unread.missing)}")
     if unread.reshaped:
         shapes = [
             f"{name} ({_shape(stored)} in the file, {_shape(needed)} in the model)"
             for name, (stored, needed) in sorted(unread.reshaped.items())
         ]
-        what.append(f"{len(shapes)} of {total} tensors have another shape: {listed(shapes)}")
+        have = "has" if len(shapes) == 1 else "have"
+        what.append(f"{len(shapes)} of {total} tensors {have} another shape: {listed(shapes)}")
     why = "They would get random values."
     if unread.unused:
         why += f" {_not_used(unread.unused, 'files')}."

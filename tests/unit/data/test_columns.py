@@ -28,6 +28,11 @@ def read_rows(folder: Path, rows: list[dict[str, Any]], **reading: Any) -> tuple
     return read_groups(str(write_jsonl(folder / "rows.jsonl", rows)), Reading(**reading))
 
 
+def better_of(groups: list[PreferenceGroup]) -> list[Any]:
+    """The better response of each pair."""
+    return [group.responses[group.judgements[0].better] for group in groups]
+
+
 # ---- properties over random columns
 
 NAMES = st.sampled_from(
@@ -336,9 +341,45 @@ def test_winners(
 ) -> None:
     rows = [{"prompt": "p", columns[0]: "x", columns[1]: "y", "winner": winner} for winner in winners]
     groups, account = read_rows(tmp_path, rows, winner_values=settings)
-    found = {int(group.origin.rpartition(":")[2]): group.responses[0] for group in groups}
+    found = {int(group.origin.rpartition(":")[2]): text for group, text in zip(groups, better_of(groups), strict=True)}
     assert [found.get(line) for line in range(1, len(rows) + 1)] == first
     assert len(account.dropped.get("tie", [])) == first.count(None)
+
+
+def test_responses_of_votes_keep_their_order(tmp_path: Path) -> None:
+    rows = [{"prompt": "p", "response_a": "x", "response_b": "y", "winner": winner} for winner in "abb"]
+    groups, _ = read_rows(tmp_path, rows)
+    assert [group.responses for group in groups] == [("x", "y")] * 3
+    assert [(group.judgements[0].better, group.judgements[0].worse) for group in groups] == [(0, 1), (1, 0), (1, 0)]
+
+
+@pytest.mark.parametrize(
+    ("winners", "more", "found"),
+    [
+        ("aaaaaa", {}, "all 6 verdicts are for the response that was shown first"),
+        ("bbbbbbb", {}, "all 7 verdicts are for the response that was shown second"),
+        ("tbbbbbbt", {}, "all 6 verdicts that are not ties are for the response that was shown second"),
+        ("ttt", {}, "all 3 verdicts are ties"),
+        ("aaa", {"probability": 0.5}, "all 3 verdicts are ties"),
+        ("aaaaaa", {"probability": 0.1}, "all 6 verdicts are for the response that was shown second"),
+        ("aaaaab", {}, ""),
+        ("aaaaa", {}, ""),  # may be chance
+        ("tttttttta", {}, ""),
+    ],
+)
+def test_verdicts_that_do_not_depend_on_the_responses_are_noted(
+    tmp_path: Path, winners: str, more: dict[str, float], found: str
+) -> None:
+    words = {"a": "a", "b": "b", "t": "tie"}
+    sides = {"response_a": "x", "response_b": "y"}
+    rows = [{"prompt": f"p{i}", **sides, "winner": words[w], **more} for i, w in enumerate(winners)]
+    _, account = read_rows(tmp_path, rows)
+    assert [note.startswith(found) for note in account.noted] == ([True] if found else [])
+    posts = [{"info": {"post": f"p{i}"}, "summaries": [{"text": "x"}, {"text": "y"}]} for i in range(len(winners))]
+    if "t" not in winners and not more:
+        rows = [{**post, "choice": "ab".index(w)} for post, w in zip(posts, winners, strict=True)]
+        _, account = read_rows(tmp_path, rows)
+        assert [note.startswith(found) for note in account.noted] == ([True] if found else [])
 
 
 @pytest.mark.parametrize(
@@ -359,13 +400,14 @@ def test_winner_values_have_known_sides(tmp_path: Path) -> None:
 def test_columns_of_votes_are_mapped(tmp_path: Path) -> None:
     rows = [{"q": "p", "left": "x", "right": "y", "vote": vote} for vote in ("b", "a")]
     mapping = {"prompt": "q", "response_a": "left", "response_b": "right", "winner": "vote"}
-    assert [group.responses[0] for group in read_rows(tmp_path, rows, columns=mapping)[0]] == ["y", "x"]
+    assert better_of(read_rows(tmp_path, rows, columns=mapping)[0]) == ["y", "x"]
 
 
 def test_shp_counts_the_other_way(tmp_path: Path) -> None:
     row = {"history": "p", "human_ref_A": "x", "human_ref_B": "y", "post_id": "7", "domain": "d", "score_ratio": 2.0}
     groups, _ = read_rows(tmp_path, [{**row, "labels": 1}, {**row, "labels": 0}])
-    assert [(group.prompt, group.responses[0]) for group in groups] == [("p", "x"), ("p", "y")]
+    assert [group.prompt for group in groups] == ["p", "p"]
+    assert better_of(groups) == ["x", "y"]
 
 
 # ---- scores

@@ -25,6 +25,7 @@ def chat(*turns: tuple[str, str]) -> list[dict[str, str]]:
 
 
 PAIR = (Judgement(0, 1),)
+SECOND = (Judgement(1, 0),)
 # format, a row as it is found in the wild, the group it means
 ROWS: list[tuple[str, dict[str, Any], PreferenceGroup]] = [
     ("preference", {"prompt": "p", "chosen": " a", "rejected": " b"}, PreferenceGroup("p", (" a", " b"), PAIR)),
@@ -227,7 +228,7 @@ ROWS: list[tuple[str, dict[str, Any], PreferenceGroup]] = [
     (
         "votes",
         {"prompt": "p", "response_a": "x", "response_b": "y", "winner": "B"},
-        PreferenceGroup("p", ("y", "x"), PAIR),
+        PreferenceGroup("p", ("x", "y"), SECOND),
     ),
     (
         "votes",
@@ -241,7 +242,7 @@ ROWS: list[tuple[str, dict[str, Any], PreferenceGroup]] = [
     (
         "votes",
         {"context": chat(("user", "hi")), "response1": "x", "response2": "y", "overall_preference": 2},
-        PreferenceGroup((U("hi"),), ((A("y"),), (A("x"),)), PAIR),
+        PreferenceGroup((U("hi"),), ((A("x"),), (A("y"),)), SECOND),
     ),
     (
         "summaries",
@@ -250,7 +251,7 @@ ROWS: list[tuple[str, dict[str, Any], PreferenceGroup]] = [
             "summaries": [{"text": "x", "policy": "m"}, {"text": "y", "policy": "n"}],
             "choice": 1,
         },
-        PreferenceGroup("SUBREDDIT: r/cats\n\nTITLE: t\n\nPOST: p\n\nTL;DR:", ("y", "x"), PAIR),
+        PreferenceGroup("SUBREDDIT: r/cats\n\nTITLE: t\n\nPOST: p\n\nTL;DR:", ("x", "y"), SECOND),
     ),
     (
         "sft-completion",

@@ -124,6 +124,19 @@ def test_embeddings_that_the_adapter_lacks_are_refused(tmp_path: Path, model_fol
     assert "resize_token_embeddings(361)" in caught.value.fix
 
 
+@pytest.mark.parametrize("trained", ["embed_tokens", "lm_head"])
+def test_new_rows_of_the_tied_embedding_that_was_not_trained_are_not_made_up(
+    tmp_path: Path, tied_folder: Path, trained: str
+) -> None:
+    """The trained copy alone does not tell what the other embedding's new rows were."""
+    tuned = make_adapter(tmp_path / "a", tied_folder, rows=361, modules_to_save=[trained])
+    assert same(load(tmp_path / "a"), tuned, torch.tensor([[1, 5, 360, 20]]))
+    tuned.save_pretrained(tmp_path / "a", save_embedding_layers=False)
+    with pytest.raises(ModelError, match="the adapter's embedding has 361 rows, the base 360") as caught:
+        load(tmp_path / "a")
+    assert "so the new rows would get random values" in caught.value.why
+
+
 def test_lora_on_a_resized_embedding_needs_the_whole_embedding(tmp_path: Path, model_folder: Path) -> None:
     targets = ["q_proj", "embed_tokens", "lm_head"]
     tuned = make_adapter(tmp_path / "a", model_folder, rows=364, target_modules=targets)
@@ -215,11 +228,11 @@ Q = "base_model.model.model.layers.0.self_attn.q_proj."
     [
         (
             lambda t: t.pop(f"{Q}lora_A.weight"),
-            r"1 of its tensors are missing: model.layers.0.self_attn.q_proj.lora_A.weight",
+            r"1 of its tensors is missing: model.layers.0.self_attn.q_proj.lora_A.weight",
         ),
         (
             lambda t: t.update({f"{Q}lora_A.weight".replace("layers.0", "layers.7"): torch.zeros(4, 32)}),
-            r"1 of its tensors fit nowhere in the base: model.layers.7.self_attn.q_proj.lora_A.weight",
+            r"1 of its tensors fits nowhere in the base: model.layers.7.self_attn.q_proj.lora_A.weight",
         ),
         (
             lambda t: t.update({f"{Q}lora_A.weight": torch.zeros(4, 64)}),
@@ -237,6 +250,31 @@ def test_a_module_to_save_that_is_missing_is_named(tmp_path: Path, model_folder:
     make_adapter(tmp_path / "a", model_folder, modules_to_save=["lm_head"])
     change(tmp_path / "a", lambda tensors: tensors.pop("base_model.model.lm_head.weight"))
     with pytest.raises(ModelError, match=r"1 of its tensors is missing: lm_head.weight"):
+        load(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "lost"),
+    [
+        (
+            peft.LoraConfig,
+            {"target_modules": ["q_proj"], "bias": "lora_only"},
+            "layers.0.self_attn.q_proj.base_layer.bias",
+        ),
+        (peft.LoraConfig, {"target_modules": ["q_proj"], "bias": "all"}, "layers.1.self_attn.k_proj.bias"),
+        (peft.ShiraConfig, {"target_modules": ["q_proj"], "r": 2}, "layers.0.self_attn.q_proj.shira_indices"),
+    ],
+)
+def test_parts_that_peft_passes_over_are_named(
+    tmp_path: Path, tokenizer: Any, kind: Any, settings: dict[str, Any], lost: str
+) -> None:
+    base = tmp_path / "qwen"
+    make_model("qwen2").save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    tuned = make_adapter(tmp_path / "a", base, kind, **settings)
+    assert same(load(tmp_path / "a"), tuned)
+    change(tmp_path / "a", lambda tensors: tensors.pop(f"base_model.model.model.{lost}"))
+    with pytest.raises(ModelError, match=f"1 of its tensors is missing: model.{lost}"):
         load(tmp_path / "a")
 
 

@@ -91,7 +91,7 @@ def write_index(folder: Path, where: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda t: t.pop("model.norm.weight"), "1 of 21 tensors of the model are missing: model.norm.weight"),
+        (lambda t: t.pop("model.norm.weight"), "1 of 21 tensors of the model is missing: model.norm.weight"),
         (lambda t: t.pop("lm_head.weight"), r"missing: lm_head.weight(.|\n)*set tie_word_embeddings to true"),
         (
             lambda t: renamed(t, "model.norm.weight", "model.final_norm.weight"),
@@ -100,7 +100,7 @@ def write_index(folder: Path, where: dict[str, Any]) -> None:
         ),
         (
             lambda t: t.update({"lm_head.weight": torch.zeros(361, 32)}),
-            r"1 of 21 tensors have another shape: lm_head.weight \(361x32 in the file, 360x32 in the model\)",
+            r"1 of 21 tensors has another shape: lm_head.weight \(361x32 in the file, 360x32 in the model\)",
         ),
         (
             lambda t: [t.pop(name) for name in list(t) if "layers.1" in name],
@@ -126,7 +126,8 @@ def test_every_missing_tensor_is_named(tmp_path_factory: Any, names: set[str]) -
     change(folder, lambda tensors: [tensors.pop(name) for name in names])
     with pytest.raises(ModelError) as caught:
         load(folder)
-    assert caught.value.what == f"{len(names)} of 21 tensors of the model are missing: {', '.join(sorted(names))}"
+    are = "is" if len(names) == 1 else "are"
+    assert caught.value.what == f"{len(names)} of 21 tensors of the model {are} missing: {', '.join(sorted(names))}"
 
 
 @pytest.mark.parametrize(
