@@ -160,3 +160,13 @@ def test_every_command_refuses_a_name_to_ignore_that_no_row_has(
     ):
         assert run(command) == 3, command
         assert "data.ignore names 'promt', and no row has a column of that name" in capsys.readouterr().err
+
+
+def test_text_that_a_reward_function_does_not_see_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    def side(text: str) -> list[dict[str, str]]:
+        return [{"role": "assistant", "content": text, "reasoning_content": "because"}]
+
+    asked = [{"role": "user", "content": "why?"}]
+    write_jsonl(Path("thinking.jsonl"), [{"prompt": asked, "chosen": side("so"), "rejected": side("no")}])
+    assert run(["score", "--reward", "length", "--data", "thinking.jsonl"]) == 0
+    assert "'reasoning_content' of a response is not shown" in capsys.readouterr().err

@@ -55,6 +55,14 @@ class Answer:
 Reward = Callable[[Sequence[Answer]], Sequence[float | None]]
 
 
+def note_text_only(groups: Sequence[PreferenceGroup], account: Account) -> None:
+    """Note the groups whose responses say something beside their text, for a judge or reward that reads text alone."""
+    for group in groups:
+        turns = [turn for response in group.responses if not isinstance(response, str) for turn in response]
+        for name in sorted({name for turn in turns for name, _ in turn.extra}):
+            account.note(f"{name!r} of a response is not shown: judge and reward read only its text", group.origin)
+
+
 def answers_of(prompts: Sequence[Prompt], drawn: Sequence[Sampled]) -> list[Answer]:
     """All responses that were sampled for the prompts."""
     return [

@@ -25,7 +25,7 @@ from preftune.data.published import LENGTH, PROMPT, as_published
 from preftune.data.render import Renderer
 from preftune.errors import ConfigError, did_you_mean, require_writable
 from preftune.evaluate.renderers import ChatOptions, renderer_of
-from preftune.evaluate.rewards import Answer, RewardModel, open_reward, rewards_of_groups, why_none
+from preftune.evaluate.rewards import Answer, RewardModel, note_text_only, open_reward, rewards_of_groups, why_none
 from preftune.files import write_json, write_rows
 from preftune.methods.gate import admit
 from preftune.methods.prepare import compute_dtype, device_of, require_positions, require_same_vocabulary
@@ -168,6 +168,7 @@ def rewarded(
         return by_model(reward, scoring.section, groups, marks, account, display)
     for name in sorted(scoring.section.model_fields_set & {"max_length", "max_prompt_length", "overlong"}):
         raise ConfigError("is for a model that reads tokens", where=f"data.{name}", fix="leave it out")
+    note_text_only(groups, account)
     for line in account.lines():
         display.say(line)
     with display.stage("reward", len(groups)) as stage:

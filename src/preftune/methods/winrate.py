@@ -35,7 +35,7 @@ from preftune.evaluate.judges import (
     tokens_of,
 )
 from preftune.evaluate.renderers import ChatOptions
-from preftune.evaluate.rewards import Answer, Reward, open_reward, why_none
+from preftune.evaluate.rewards import Answer, Reward, note_text_only, open_reward, why_none
 from preftune.evaluate.server import Server
 from preftune.evaluate.winrate import WinRate, sides, win_rate
 from preftune.files import write_json, write_rows
@@ -44,7 +44,7 @@ from preftune.methods.pairs import read_samples, score
 from preftune.methods.policies import find_policy, judge_of
 from preftune.methods.prepare import device_of
 from preftune.methods.samples import Wanted
-from preftune.methods.sections import max_dropped_of, options_of, rows_of, section_of
+from preftune.methods.sections import options_of, require_rows, rows_of, section_of
 from preftune.methods.verdicts import Pair, Verdicts, agreement, judged, labels_of, require_read
 from preftune.model.generate import Sampling
 from preftune.report.figures import curves
@@ -169,13 +169,13 @@ def pairs_of(
 
 def judged_groups(contest: Contest) -> tuple[list[PreferenceGroup], list[PreferenceGroup], Account]:
     """One group a prompt, with a preferred response unless a model is the other side; all rows of these prompts."""
-    reading, most = rows_of(contest.section), max_dropped_of(contest.section)
+    reading = rows_of(contest.section)
     if contest.against is not None and only_prompts(contest.data, reading):
         prompts, account = read_prompts(contest.data, reading)
-        account.check(most)
+        require_rows(account, contest.section)
         return prompts[: contest.max_prompts], [], account
     groups, account = read_groups(contest.data, reading)
-    account.check(most)
+    require_rows(account, contest.section)
     distinct: dict[Text, PreferenceGroup] = {}
     for group in groups:
         if group.prompt in distinct:
@@ -186,6 +186,7 @@ def judged_groups(contest: Contest) -> tuple[list[PreferenceGroup], list[Prefere
         for group in first:
             if not group.judgements and len(group.responses) != 1:
                 raise DataError("no response is preferred", where=group.origin, fix="name a model: --against")
+    note_text_only(groups, account)
     taken = {group.prompt for group in first}
     return first, [group for group in groups if group.prompt in taken], account
 
