@@ -71,7 +71,7 @@ def folder_source(folder: Path, target: str, parts: Sequence[str]) -> Source:
         raise DataError(f"the folder holds no data file; it has {listed(every) or 'no file'}", where=name, fix=fix)
     layout = _layout(folder, target, data)
     names = list(layout.configs)
-    config, split = choose(target, parts, names, layout.default, lambda config: list(layout.configs[config]))
+    config, split = _chosen(folder, target, parts, layout)
     files = layout.configs[config][split]
     if not files:
         raise DataError(f"no file of split {split!r} is there", where=name, fix=f"see data_files in {target}/README.md")
@@ -82,6 +82,19 @@ def folder_source(folder: Path, target: str, parts: Sequence[str]) -> Source:
         folder,
         notes=(*notes, *_left_out(every, data, layout)),
     )
+
+
+def _chosen(folder: Path, target: str, parts: Sequence[str], layout: Layout) -> tuple[str, str]:
+    """Config and split that the name means. A subfolder is neither: the error then says how to write it."""
+    try:
+        return choose(target, parts, list(layout.configs), layout.default, lambda config: list(layout.configs[config]))
+    except DataError as error:
+        if parts and (folder / parts[0]).is_dir():
+            name = ":".join([_join(target, parts[0]), *parts[1:]])
+            raise DataError(
+                error.what, where=error.where, why=error.why, fix=f"for the subfolder write {name}"
+            ) from None
+        raise
 
 
 def _join(target: str, file: str) -> str:

@@ -297,3 +297,15 @@ def test_the_account_has_the_notes(tmp_path: Path) -> None:
     _, account = read_groups(str(tmp_path))
     assert account.kept == 1
     assert f"  note    only split 'train' is used here; not used here: test (as in {tmp_path}:test)" in account.lines()
+
+
+def test_a_subfolder_is_not_a_config_and_the_error_says_how_to_write_it(tmp_path: Path) -> None:
+    for part in ("helpful", "harmless"):
+        (tmp_path / "hh" / part).mkdir(parents=True)
+        (tmp_path / "hh" / part / "train.jsonl").write_text('{"text": "x"}\n')
+    for part in ("helpful", "helpful:train"):
+        with pytest.raises(DataError) as caught:
+            list(read(f"{tmp_path}/hh:{part}"))
+        name = caught.value.fix.removeprefix("for the subfolder write ")
+        assert name == f"{tmp_path}/hh/{part}"
+        assert len(list(read(name))) == 1
