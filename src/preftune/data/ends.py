@@ -60,6 +60,11 @@ class Ends:
             rest = rest.removeprefix(self.gap) if first else rest
         return rest, rest is not text
 
+    def has_bos(self, content: str) -> bool:
+        """Whether a message's content holds BOS, which no message does that a template has not written."""
+        bos = str(self.tokenizer.bos_token or "")
+        return bool(bos) and bos in content and bos not in self.ends
+
     def closed(self, ids: list[int]) -> tuple[list[int], bool]:
         """The ids up to their end token, if only white space and further end tokens follow it; whether it is there."""
         if not self.end_ids.intersection(ids):

@@ -178,7 +178,7 @@ class Renderer:
             notes += [f"the chat template does not write {', '.join(links)} of the response"] if links else []
             notes += [QUOTED] if quoted(answer, text) else []
             notes += [LEFT_OUT] if lacking else []
-            notes += [INSIDE] if self.ends.bos and self.ends.bos in answer.content else []
+            notes += [INSIDE] if self.ends.has_bos(answer.content) else []
             one.dropped = one.dropped or bool(lacking)
             head, tail = self._parts(text, answer.content.strip())
             beyond = "" if answer.extra else self.ends.beyond(tail)
@@ -201,8 +201,7 @@ class Renderer:
                 notes.append("a message began with BOS; it was removed")
             if content.rstrip().endswith(self.marks):
                 dialogue = (*before, *result, replace(message, content=content), *messages[place + 1 :])
-                tail = self.template.ending(before or messages)[1]
-                turn = [mark for mark in self.marks if mark in tail]
+                turn = self.template.closing(dialogue if before else (*dialogue, Message("assistant", "")), self.marks)
                 closed = self.ends.content(content, self.template.render(dialogue, generation=False), turn)
                 notes += [CLOSED] if closed is not content else []
                 content = closed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Literal
 
@@ -125,6 +125,16 @@ class Template:
         if not found:
             raise RefusedByTemplate("the chat template does not write the content of an answer")
         return head.removeprefix(before) if head.startswith(before) else head, tail
+
+    def closing(self, dialogue: Sequence[Message], marks: Sequence[str]) -> list[str]:
+        """Those of the special tokens `marks` with which the template ends the turns of a dialogue.
+
+        Of a turn in the middle, it is the first token after the content: others may begin the next turn.
+        """
+        probes = [replace(message, content=PROBE) for message in dialogue]
+        *inner, last = self.render(probes, generation=False).split(PROBE)[1:] or [""]
+        first = [mark for mark in marks if any(text.lstrip().startswith(mark) for text in inner)]
+        return [*first, *(mark for mark in marks if mark in last)]
 
     def kept(self, prompt: Sequence[Message], text: str, answer: Message, ended: bool) -> str:
         """The answer after the rendered prompt `text` with its reasoning as it is in the data, closed by the template.

@@ -139,6 +139,28 @@ def test_an_end_of_turn_that_no_config_names_is_not_doubled() -> None:
     assert notes == (REMOVED, "the chat template ends no turn; EOS was added")
 
 
+def test_turns_that_end_otherwise_than_the_last_are_not_closed_twice() -> None:
+    """As in GPT-OSS: the last turn ends with a token of its own, and those before it with another."""
+    tokenizer = with_markers()
+    tokenizer.chat_template = CHATML.replace(
+        "'<|im_end|>\n'", "(eos_token if loop.last and m.role == 'assistant' else '<|im_end|>')"
+    )
+    earlier = (Message("user", "hi<|im_end|>"), Message("assistant", "yes<|im_end|>"), Message("user", "why?"))
+    answers = ((Message("assistant", "so<|im_end|>"),), (Message("assistant", "no"),))
+    prompt, responses, notes = encode(tokenizer, earlier, *answers)
+    assert prompt.count("<|im_end|>") == 3
+    assert [text.strip() for text in responses] == ["so</s>", "no</s>"]
+    assert notes == (REMOVED,)
+
+
+@pytest.mark.parametrize("template_writes_it", [False, True])
+def test_bos_in_a_message_of_the_response_is_noted(template_writes_it: bool) -> None:
+    """Whether or not the tokenizer writes BOS at the beginning of a text."""
+    tokenizer = with_markers(bos="<|im_start|>" if template_writes_it else "<s>", eos="<|im_end|>")
+    _, _, notes = encode(tokenizer, *chat("hi", f"yes{tokenizer.bos_token}no", "no"))
+    assert notes == ("a response holds BOS after its beginning",)
+
+
 def test_an_end_of_turn_that_the_template_leaves_to_the_content_stays() -> None:
     tokenizer = with_markers(eos="<|im_end|>")
     tokenizer.chat_template = CHATML.replace("<|im_end|>\n", "\n")
