@@ -10,7 +10,7 @@
       IncompleteError          9  samples or verdicts are missing; what was paid for is kept
       Stopped                 75  stopped on request; the same command resumes
 
-A message has up to four parts: where, what, why it matters, how to fix it.
+A message has up to four parts: where, what, why it matters, how to fix it (after a clean stop: what to do next).
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ class PreftuneError(Exception):
     """Base of everything that is reported to the user without a traceback."""
 
     exit_code = 1
+    label = "fix"
 
     def __init__(self, what: str, *, where: str = "", why: str = "", fix: str = "") -> None:
         self.what, self.where, self.why, self.fix = what, where, why, fix
         first = f"{where}: {what}" if where else what
-        super().__init__("\n".join([first, *(f"  {part}" for part in (why, fix and f"fix: {fix}") if part)]))
+        super().__init__("\n".join([first, *(f"  {part}" for part in (why, fix and f"{self.label}: {fix}") if part)]))
 
 
 class ConfigError(PreftuneError, ValueError):
@@ -79,6 +80,7 @@ class Stopped(PreftuneError, RuntimeError):
     """The user asked to stop; what was trained so far is saved."""
 
     exit_code = 75
+    label = "next"
 
 
 @contextmanager

@@ -1,9 +1,10 @@
-"""Rows and functions that a caller passes in memory, under names that a config can hold.
+"""Rows, functions and models that a caller passes in memory, under names that a config can hold.
 
 A config names its data, losses, rewards and formats by text. While `holding` is open, a name stands for an object;
-data/read.py looks up rows here, and resolve.py functions.
+data/read.py looks up rows here, resolve.py functions, and methods/policies.py models.
 
     memory:data-1f2e3a4b5c6d7e8f        rows, by a hash of their content
+    memory:policy-1f2e3a4b5c6d7e8f      a model, by a hash of its weights; it lies in a temporary folder
     python:my_module.my_loss-1f2e3a4b   a function, by a hash of its source
 """
 
@@ -19,12 +20,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
 from types import CodeType, FunctionType, MethodType
 from typing import Any
 
 from preftune.errors import ConfigError, DataError
 
-ROWS, FUNCTION = "memory:", "python:"
+MEMORY, FUNCTION = "memory:", "python:"
 DEPTH = 4  # functions inside functions that enter a hash
 
 
@@ -38,7 +40,7 @@ class Rows:
 
     @property
     def name(self) -> str:
-        return f"{ROWS}{self.label}-{self.digest[:16]}"
+        return f"{MEMORY}{self.label}-{self.digest[:16]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +64,23 @@ class Function:
         return f"{self.name}-{self.digest[:8]}"
 
 
-_HELD: ContextVar[Mapping[str, Rows | Function]] = ContextVar("preftune_objects", default={})  # noqa: B039 - never changed
+@dataclass(frozen=True, slots=True)
+class StoredModel:
+    """A model given in memory, as the folder that it was written to."""
+
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return f"{MEMORY}{self.folder.name}"
+
+
+Object = Rows | Function | StoredModel
+_HELD: ContextVar[Mapping[str, Object]] = ContextVar("preftune_objects", default={})  # noqa: B039 - never changed
 
 
 @contextmanager
-def holding(objects: Mapping[str, Rows | Function]) -> Iterator[None]:
+def holding(objects: Mapping[str, Object]) -> Iterator[None]:
     """Inside, the names stand for these objects, in this thread."""
     token = _HELD.set({**_HELD.get(), **objects})
     try:
@@ -80,7 +94,7 @@ def rows(name: str) -> Rows | None:
 
     Raises DataError for rows that were given in memory to an earlier call.
     """
-    if not name.startswith(ROWS):
+    if not name.startswith(MEMORY):
         return None
     found = _HELD.get().get(name)
     if not isinstance(found, Rows):
@@ -112,9 +126,15 @@ def function(name: str, where: str) -> Callable[..., Any] | None:
 
 
 def digest_of(name: str) -> str:
-    """A hash of the object that a name stands for; empty for other names."""
+    """A hash of the rows or the function that a name stands for; empty for other names."""
     found = _HELD.get().get(name)
-    return found.digest if found else ""
+    return found.digest if isinstance(found, Rows | Function) else ""
+
+
+def model_path(name: str) -> str:
+    """The folder of a model given in memory; another name as it is."""
+    found = _HELD.get().get(name)
+    return str(found.folder) if isinstance(found, StoredModel) else name
 
 
 def as_rows(values: Iterable[Any], label: str) -> Rows:

@@ -8,9 +8,9 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, get_args, get_type_hints
 
-from preftune.errors import ConfigError, PreftuneError
+from preftune.errors import ConfigError, PreftuneError, did_you_mean
 from preftune.resolve import bind, inputs_of, parameters_of
 
 if TYPE_CHECKING:
@@ -23,10 +23,11 @@ R = TypeVar("R")
 def checked(function: Callable[P, R]) -> Callable[P, R]:
     """Check keywords by the function's annotations, and name them in errors that name options of the command line.
 
-    The function then raises ConfigError for an unknown keyword, a wrong type or a value out of range.
+    The function then raises ConfigError for an unknown keyword, a wrong type or a value out of range. The keys of the
+    section `data` that it takes as `**settings` are checked by that section.
     """
-    positional = inputs_of(function)
-    keywords = tuple(parameters_of(function))
+    keywords, data_keys = tuple(parameters_of(function)), _data_keys(function)
+    positional = tuple(name for name in inputs_of(function) if name != "settings")
     where = f"preftune.{function.__name__}"
 
     @functools.wraps(function)
@@ -38,11 +39,24 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
         lacking = [name for name in positional[len(arguments) :] if name not in own]
         if lacking:
             raise ConfigError(f"{function.__name__!r} needs {', '.join(lacking)}", where=where)
+        for key in given:
+            if key not in (*keywords, *data_keys):
+                what = f"{function.__name__!r} has no parameter {key!r}"
+                raise ConfigError(
+                    f"{what}; {did_you_mean(key, [*positional, *keywords, *data_keys])}", where=f"{where}.{key}"
+                )
+        of_data = {key: given.pop(key) for key in tuple(given) if key not in keywords}
         settings = bind(function, given, where, function.__name__)
-        with errors_in_python(keywords):
-            return function(*arguments, **own, **settings)
+        with errors_in_python((*keywords, *data_keys)):
+            return function(*arguments, **own, **settings, **of_data)
 
     return call
+
+
+def _data_keys(function: Callable[..., Any]) -> tuple[str, ...]:
+    """The names in the TypedDict of `**settings`; none if the function does not take it."""
+    kind = get_type_hints(function).get("settings")
+    return tuple(get_args(kind)[0].__annotations__) if kind else ()
 
 
 @contextmanager

@@ -8,9 +8,9 @@ from typing import Any
 
 from preftune.api.results import PairsResult, SampleResult, Table, TrainResult
 from preftune.errors import ConfigError, DataError
-from preftune.objects import Function, Rows, as_function, as_rows
+from preftune.objects import Object, as_function, as_rows
 
-Held = dict[str, Rows | Function]  # what the names of one call stand for
+Held = dict[str, Object]  # what the names of one call stand for
 
 
 def data_name(data: Any, label: str, held: Held) -> Any:
@@ -51,7 +51,7 @@ def folder_name(value: Any, where: str) -> str:
     """A model folder, a run or a Hub id as text. Raises ConfigError for a model in memory."""
     if _is_path(value):
         return str(os.fspath(value))
-    if hasattr(value, "parameters"):
+    if is_model(value):
         raise ConfigError(
             f"a model in memory ({type(value).__name__}), where a folder is needed",
             where=where,
@@ -62,6 +62,11 @@ def folder_name(value: Any, where: str) -> str:
         where=where,
         fix='e.g. "runs/dpo/final"',
     )
+
+
+def is_model(value: Any) -> bool:
+    """Whether an argument is a model in memory, and not a folder, a run or a function."""
+    return callable(getattr(value, "parameters", None)) and callable(getattr(value, "save_pretrained", None))
 
 
 def plain_settings(value: Any) -> Any:

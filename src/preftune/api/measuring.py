@@ -9,12 +9,13 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Unpack
 
 from pydantic import Field
 
 from preftune.api.calls import checked, place
-from preftune.api.inputs import Held, data_name, folder_name, function_name, prompts_name
+from preftune.api.inputs import Held, data_name, folder_name, function_name, is_model, prompts_name
+from preftune.api.models import models
 from preftune.api.results import (
     FrontierResult,
     PairsResult,
@@ -24,6 +25,7 @@ from preftune.api.results import (
     WinrateResult,
     read_table,
 )
+from preftune.api.settings import PromptSettings, ScoreSettings, data_section
 from preftune.errors import ConfigError
 from preftune.objects import holding
 
@@ -44,34 +46,41 @@ def sample(
     seed: Seed = 0,
     max_prompts: Count | None = None,
     dtype: str = "auto",
-    chat_template: str | None = None,
     server: str | None = None,
     api_key_env: str | None = None,
     concurrency: Count = 8,
     timeout: Annotated[float, Field(ge=0.1, le=86400)] = 120.0,
     server_settings: dict[str, Any] | None = None,
+    tokenizer: Any = None,
     out: Any = None,
     quiet: bool = False,
+    **settings: Unpack[PromptSettings],
 ) -> SampleResult:
-    """Sample n responses to each prompt, from a model folder or from a server.
+    """Sample n responses to each prompt, from a model or from a server.
 
-    model    folder, run or Hub id; with `server`, the model's name there
-    prompts  a list of texts or of lists of messages, rows with `prompt`, a file, or data of any format
-    out      file to write; the same call resumes it
+    model      folder, run, Hub id or a model in memory; with `server`, the model's name there
+    prompts    a list of texts or of lists of messages, rows with `prompt`, a file, or data of any format
+    tokenizer  for a model in memory
+    out        file to write; the same call resumes it
+    settings   keys of the section `data`: columns, ignore, chat_template, as_chat, ...
     """
     from preftune.evaluate.server import Server
     from preftune.methods.samples import Wanted, run
     from preftune.model.generate import Sampling
 
     held: Held = {}
-    require_out(server, out, "preftune.sample()")
-    name = folder_name(model, "preftune.sample(): model")
-    asked = Server.asked(server, name, api_key_env, concurrency, timeout, _json(server_settings))
+    where = "preftune.sample()"
+    require_out(server, out, where)
     sampling = Sampling(n, max_new_tokens, temperature, top_p, top_k, seed)
-    source = one_source(prompts_name(prompts, "prompts", held), "preftune.sample(): prompts")
-    with holding(held), place(out, "samples.jsonl", quiet) as (path, display):
-        run(Wanted(name, source, sampling, max_prompts, dtype, chat_template, asked), path, display)
-        return SampleResult(read_table(path), _kept(out))
+    source = one_source(prompts_name(prompts, "prompts", held), f"{where}: prompts")
+    section = data_section(source, settings, held, where)
+    with models(held, tokenizer, where) as name_of:
+        name = folder_name(model, f"{where}: model") if server else name_of(model, "model")
+        asked = Server.asked(server, name, api_key_env, concurrency, timeout, _json(server_settings))
+        wanted = Wanted(name, source, sampling, max_prompts, dtype, server=asked, settings=section)
+        with holding(held), place(out, "samples.jsonl", quiet) as (path, display):
+            run(wanted, path, display)
+            return SampleResult(read_table(path), _kept(out))
 
 
 @checked
@@ -120,44 +129,37 @@ def score(
     beta: Annotated[float, Field(ge=0)] = 0.1,
     tokens: bool = False,
     mode: str = "corrected",
-    format: Any = "auto",
-    max_length: Annotated[int, Field(ge=2)] | None = None,
     dtype: str = "auto",
-    chat_template: str | None = None,
+    tokenizer: Any = None,
     out: Any = None,
     quiet: bool = False,
+    **settings: Unpack[ScoreSettings],
 ) -> ScoreResult:
     """Rewards of preference data: beta log(policy / reference) of each response, or any reward.
 
-    policy, reference  folders, runs or Hub ids; or `reward` alone, as in preftune.pairs
+    policy, reference  folders, runs, Hub ids or models in memory; or `reward` alone, as in preftune.pairs
     tokens             also the reward of every token
+    mode               corrected, or compatible: also RewardBench's own figures
+    tokenizer          for models in memory
     out                file to write, with its summary beside it
+    settings           keys of the section `data`: format, columns, ignore, max_length, chat_template, ...
     """
     from preftune.methods.score import run, scoring_of
 
     held: Held = {}
     where = "preftune.score()"
-    names = [
-        None if m is None else folder_name(m, f"{where}: {n}")
-        for n, m in (("policy", policy), ("reference", reference))
-    ]
     judge = None if reward is None else reward_name(reward, held, f"{where}: reward")
     source = one_source(data_name(data, "data", held), f"{where}: data")
-    wanted = scoring_of(
-        (names[0], names[1], judge),
-        source,
-        beta,
-        tokens,
-        function_name(format, held),
-        max_length,
-        dtype,
-        chat_template,
-        mode,
-    )
-    with holding(held), place(out, "scores.jsonl", quiet) as (path, display):
-        run(wanted, path, display)
-        summary = json.loads(path.with_name(f"{path.stem}.summary.json").read_text())
-        return ScoreResult(read_table(path), summary, _kept(out))
+    section = data_section(source, settings, held, where)
+    with models(held, tokenizer, where) as name_of:
+        tuned = None if policy is None else name_of(policy, "policy")
+        before = None if reference is None else name_of(reference, "reference")
+        own = (source, beta, tokens, "auto", None, dtype, None, mode)
+        wanted = scoring_of((tuned, before, judge), *own, settings=section)
+        with holding(held), place(out, "scores.jsonl", quiet) as (path, display):
+            run(wanted, path, display)
+            summary = json.loads(path.with_name(f"{path.stem}.summary.json").read_text())
+            return ScoreResult(read_table(path), summary, _kept(out))
 
 
 @checked
@@ -180,18 +182,23 @@ def winrate(
     price_out: Annotated[float, Field(ge=0)] = 0.0,
     seed: Seed = 0,
     dtype: str = "auto",
-    chat_template: str | None = None,
     dry_run: bool = False,
+    tokenizer: Any = None,
     out: Any = None,
     quiet: bool = False,
+    **settings: Unpack[PromptSettings],
 ) -> WinrateResult:
     """How often a judge prefers a policy's responses, in both orders, over sampling temperatures.
 
-    policy   one or several folders, runs or Hub ids
-    data     preference data or demonstrations; with `against`, prompts are enough
-    judge    a reward (a function, a folder, a name), lm:FOLDER, first, random; with `judge_url`, a model's name there
-    against  another model; left out, the responses that the data prefer
-    out      folder for samples, verdicts and results; the same call resumes in it
+    policy     one or several folders, runs, Hub ids or models in memory
+    data       preference data or demonstrations; with `against`, prompts are enough
+    judge      a reward (a function, a folder, a name), lm:FOLDER, first, random; with `judge_url`, a model's name there
+    against    another model; left out, the responses that the data prefer
+    task       general, dialogue or summarisation: the instructions of a chat model or lm: as judge
+    dry_run    report what a server would cost and ask it nothing
+    tokenizer  for models in memory
+    out        folder for samples, verdicts and results; the same call resumes in it
+    settings   keys of the section `data`, as in preftune.sample
     """
     from preftune.evaluate.server import Server
     from preftune.methods.winrate import Contest, run
@@ -200,27 +207,30 @@ def winrate(
     where = "preftune.winrate()"
     require_out(judge_url, out, where)
     named = reward_name(judge, held, f"{where}: judge")
-    contest = Contest(
-        tuple(folder_name(one, f"{where}: policy") for one in _several(policy)),
-        one_source(data_name(data, "data", held), f"{where}: data"),
-        named,
-        None if against is None else folder_name(against, f"{where}: against"),
-        tuple(temperatures),
-        max_new_tokens,
-        max_prompts,
-        task,
-        seed,
-        dtype,
-        chat_template,
-        Server.asked(judge_url, named, api_key_env, concurrency, timeout, _json(server_settings)),
-        price_in,
-        price_out,
-    )
-    with holding(held), place(out, "winrate", quiet) as (folder, display):
-        rates = run(contest, folder, display, dry_run)
-        if dry_run:
-            return WinrateResult({}, Table(()), None, None)
-        written = json.loads((folder / "winrate.json").read_text())
+    source = one_source(data_name(data, "data", held), f"{where}: data")
+    section = data_section(source, settings, held, where)
+    with models(held, tokenizer, where) as name_of:
+        contest = Contest(
+            tuple(name_of(one, "policy") for one in _several(policy)),
+            source,
+            named,
+            None if against is None else name_of(against, "against"),
+            tuple(temperatures),
+            max_new_tokens,
+            max_prompts,
+            task,
+            seed,
+            dtype,
+            server=Server.asked(judge_url, named, api_key_env, concurrency, timeout, _json(server_settings)),
+            price_in=price_in,
+            price_out=price_out,
+            settings=section,
+        )
+        with holding(held), place(out, "winrate", quiet) as (folder, display):
+            rates = run(contest, folder, display, dry_run)
+            if dry_run:
+                return WinrateResult({}, Table(()), None, None)
+            written = json.loads((folder / "winrate.json").read_text())
     rows = tuple(
         {"policy": name, "temperature": float(t), **values}
         for name, by in written["win_rates"].items()
@@ -243,45 +253,53 @@ def frontier(
     max_prompts: Count | None = None,
     seed: Seed = 0,
     dtype: str = "auto",
-    chat_template: str | None = None,
+    tokenizer: Any = None,
     out: Any = None,
     quiet: bool = False,
+    **settings: Unpack[PromptSettings],
 ) -> FrontierResult:
     """Reward and KL of policies at several temperatures, beside best of n and the optimum.
 
     reference  what the policies were tuned from
-    policy     one or several folders, runs or Hub ids
+    policy     one or several folders, runs, Hub ids or models in memory
     prompts    as in preftune.sample; `reward` as in preftune.pairs
+    samples    responses per prompt of each policy
+    yardstick  responses per prompt of the reference
+    tokenizer  for models in memory
     out        folder for frontier.json and frontier.html
+    settings   keys of the section `data`, as in preftune.sample
     """
     from preftune.methods.frontier import Frontier, run
 
     held: Held = {}
     where = "preftune.frontier()"
-    wanted = Frontier(
-        folder_name(reference, f"{where}: reference"),
-        tuple(folder_name(one, f"{where}: policy") for one in _several(policy)),
-        one_source(prompts_name(prompts, "prompts", held), f"{where}: prompts"),
-        reward_name(reward, held, f"{where}: reward"),
-        tuple(temperatures),
-        samples,
-        yardstick,
-        max_new_tokens,
-        max_prompts,
-        seed,
-        dtype,
-        chat_template,
-    )
-    with holding(held), place(out, "frontier", quiet) as (folder, display):
-        run(wanted, folder, display)
-        found = json.loads((folder / "frontier.json").read_text())
+    source = one_source(prompts_name(prompts, "prompts", held), f"{where}: prompts")
+    section = data_section(source, settings, held, where)
+    with models(held, tokenizer, where) as name_of:
+        wanted = Frontier(
+            name_of(reference, "reference"),
+            tuple(name_of(one, "policy") for one in _several(policy)),
+            source,
+            reward_name(reward, held, f"{where}: reward"),
+            tuple(temperatures),
+            samples,
+            yardstick,
+            max_new_tokens,
+            max_prompts,
+            seed,
+            dtype,
+            settings=section,
+        )
+        with holding(held), place(out, "frontier", quiet) as (folder, display):
+            run(wanted, folder, display)
+            found = json.loads((folder / "frontier.json").read_text())
     points = tuple(point for series in found["policies"].values() for point in series)
     return FrontierResult(Table(points), Table(tuple(found["best of n"])), Table(tuple(found["optimum"])), _kept(out))
 
 
 def reward_name(reward: Any, held: Held, where: str) -> str:
     """A reward's name; a function by a name that `held` explains."""
-    if callable(reward) and not hasattr(reward, "parameters"):
+    if callable(reward) and not is_model(reward):
         return function_name(reward, held, exact=False)
     return folder_name(reward, where)
 

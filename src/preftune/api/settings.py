@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypedDict, TypeVar
 
 from pydantic import BaseModel
 
+from preftune.api.inputs import Held, function_name, plain_settings
 from preftune.config.load import apply_override, build, read_file
+from preftune.config.schema import DataConfig
 from preftune.errors import ConfigError
 
 C = TypeVar("C", bound=BaseModel)
@@ -59,6 +61,47 @@ class IterateSettings(Tuning, total=False):
     pairs: Section
     lr_decay: float
     stop: Section
+
+
+class PromptSettings(TypedDict, total=False):
+    """Keys of the section `data` for functions that read prompts."""
+
+    format: str | Callable[..., Any]
+    columns: Mapping[str, str]
+    winner_values: Mapping[str, Any]
+    ignore: Sequence[str]
+    bad_rows: Literal["error", "drop"]
+    max_dropped: float
+    allow_empty_prompts: bool
+    max_prompt_length: int | None
+    chat_template: str | None
+    chat_template_kwargs: Mapping[str, Any]
+    as_chat: bool
+
+
+class ScoreSettings(PromptSettings, total=False):
+    """Keys of the section `data` for functions that read responses."""
+
+    max_length: int
+    overlong: Literal["truncate", "drop", "error"]
+    pairs: Literal["all", "best-worst", "adjacent"]
+    margin_from_scores: bool
+    thinking: Literal["template", "keep"]
+    allow_dropped_text: bool
+
+
+class DataSettings(ScoreSettings, total=False):
+    """Keys of the section `data` besides train and eval."""
+
+    allow_overlap: bool
+
+
+def data_section(source: Any, settings: Mapping[str, Any], held: Held, where: str) -> DataConfig:
+    """The section `data` of a call whose keywords are its keys. `held` gets a format given as a function."""
+    section = {**plain_settings(settings), "train": source}
+    if "format" in settings:
+        section["format"] = function_name(settings["format"], held)
+    return build(DataConfig, section, source=where)
 
 
 def resolved(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Unpack
 
 from preftune.api.inputs import Held, data_name, folder_name, function_name, plain_settings
+from preftune.api.models import no_tokenizer
 from preftune.api.results import TrainResult
 from preftune.api.settings import DPOSettings, IterateSettings, PPOSettings, RewardSettings, Tuning, resolved
 from preftune.errors import ConfigError
@@ -179,7 +180,7 @@ def _run(method: str, kind: str, config: Any, sections: dict[str, Any], call: Ca
     path = (getattr(memory["model"], "name_or_path", "") or UNNAMED) if "model" in memory else None
     found = resolved(_schema(kind), config, call.overrides, plain_settings(wanted), where, path)
     if "model" in memory and call.tokenizer is None and found.model.path == UNNAMED:
-        raise ConfigError("a model in memory without its tokenizer", where=where, fix="give tokenizer=... too")
+        raise no_tokenizer(where)
     from preftune.train.display import Display
 
     run = importlib.import_module(f"preftune.methods.{method}").run

@@ -40,7 +40,8 @@ def frontier(
     settings: Settings = None,
 ) -> None:
     """Reward and sequence KL of policies and temperatures, beside best of n and the optimum: table, plot, JSON."""
-    from preftune.cli.settings import NOT_SAMPLED, chat_options, data_section
+    from preftune.cli.settings import chat_options, data_section
+    from preftune.config.schema import NOT_SAMPLED
 
     listed, short = numbers(temperatures), chat_options(chat_template, chat_template_kwargs, as_chat)
     section = data_section(prompts, settings, short, command="preftune eval frontier", unused=NOT_SAMPLED)
@@ -104,7 +105,8 @@ def winrate(
     settings: Settings = None,
 ) -> None:
     """How often a judge prefers a policy's responses, in both orders, over sampling temperatures."""
-    from preftune.cli.settings import NOT_JUDGED, chat_options, data_section
+    from preftune.cli.settings import chat_options, data_section
+    from preftune.config.schema import NOT_JUDGED
 
     listed, short = numbers(temperatures), chat_options(chat_template, chat_template_kwargs, as_chat)
     section = data_section(data, settings, short, command="preftune eval winrate", unused=NOT_JUDGED)

@@ -128,7 +128,8 @@ def sample(
     settings: Settings = None,
 ) -> None:
     """Responses to prompts, from a model here or from a server. The same command goes on where it stopped."""
-    from preftune.cli.settings import NOT_SAMPLED, chat_options, data_section
+    from preftune.cli.settings import chat_options, data_section
+    from preftune.config.schema import NOT_SAMPLED
 
     short = chat_options(chat_template, chat_template_kwargs, as_chat)
     section = data_section(prompts, settings, short, command="preftune sample", unused=NOT_SAMPLED)
@@ -196,7 +197,8 @@ def score(
     settings: Settings = None,
 ) -> None:
     """Implicit rewards beta * log(policy / reference) of every pair, or any reward; accuracy, by subset where known."""
-    from preftune.cli.settings import NOT_SCORED, chat_options, data_section
+    from preftune.cli.settings import chat_options, data_section
+    from preftune.config.schema import NOT_SCORED
 
     short = {
         "--format": data_format,

@@ -28,13 +28,6 @@ from preftune.config.schema import (
 from preftune.errors import ConfigError, did_you_mean
 
 SETTING = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*=")
-#: Settings of a data section that commands have no use for: they split nothing off, and read prompts alone.
-NOT_SCORED = ("eval", "allow_overlap")
-NOT_SAMPLED = (
-    *(*NOT_SCORED, "max_length", "overlong", "pairs", "margin_from_scores"),
-    *("thinking", "allow_dropped_text"),  # of responses
-)
-NOT_JUDGED = (*NOT_SAMPLED, "max_prompt_length")
 #: A config belongs to the first of these that has all its sections.
 KINDS: dict[str, type[Section]] = {
     "dpo": DPOConfig,

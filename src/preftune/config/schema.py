@@ -157,6 +157,15 @@ class DataConfig(Section):
         return share(value)
 
 
+# Keys of DataConfig that commands have no use for: they hold nothing out, and some read prompts alone.
+NOT_SCORED = ("eval", "allow_overlap")
+NOT_SAMPLED = (
+    *(*NOT_SCORED, "max_length", "overlong", "pairs", "margin_from_scores"),
+    *("thinking", "allow_dropped_text"),  # of responses
+)
+NOT_JUDGED = (*NOT_SAMPLED, "max_prompt_length")
+
+
 class OptimConfig(Section):
     name: Literal["adamw", "rmsprop"] = "adamw"
     """adamw is torch's fused AdamW, rmsprop torch's RMSprop with its defaults, as in the DPO paper."""

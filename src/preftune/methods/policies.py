@@ -37,6 +37,7 @@ def find_policy(path: str, where: str) -> Path:
 
     Raises ModelError or RunError for what holds none.
     """
+    path = objects.model_path(path)
     folder = Path(path).expanduser()
     if (folder / STATE).is_file():
         return folder
@@ -52,12 +53,20 @@ def find_policy(path: str, where: str) -> Path:
     return folder
 
 
+def source_of(path: str, where: str) -> load.Source:
+    """Where the model that `path` names lies. Raises RunError for a checkpoint, which is no model folder."""
+    folder = find_policy(path, where)
+    if (folder / STATE).is_file():
+        raise RunError("a checkpoint of a run", where=f"{where} {path}", fix=f"name the run: {folder.parent.parent}")
+    return load.locate(str(folder) if folder.is_dir() else path, where)
+
+
 def chat_record_of(path: str, where: str) -> dict[str, Any]:
     """How the run that made the model rendered chat messages; empty for a model of other origin."""
     folder = find_policy(path, where)
     if (folder / STATE).is_file():
         return load.chat_record(load.Source("", run=str(folder.parent.parent)))
-    return load.chat_record(load.locate(str(folder) if folder.is_dir() else path, where))
+    return load.chat_record(source_of(path, where))
 
 
 def open_policy(path: str, where: str, dtype: torch.dtype, device: torch.device) -> Opened:
@@ -66,14 +75,14 @@ def open_policy(path: str, where: str, dtype: torch.dtype, device: torch.device)
     if (folder / STATE).is_file():
         model, source = _of_checkpoint(folder, dtype)
         return Opened(f"{folder.parent.parent.name}@{_step(folder)}", model.to(device).eval(), source)
-    source = load.locate(str(folder) if folder.is_dir() else path, where)
+    source = source_of(path, where)
     name = folder.parent.name if folder.name == "final" else folder.name
     return Opened(name or path, load.load_model(source, dtype).to(device), source)
 
 
 def weights_of(model: str) -> str:
     """A hash of a model folder's files, so that a model that was trained on is another one; a Hub id as it is."""
-    folder = Path(model).expanduser()
+    folder = Path(objects.model_path(model)).expanduser()
     folder = folder / "final" if (folder / "final").is_dir() else folder
     if not folder.is_dir():
         return model

@@ -128,7 +128,7 @@ def optimise(
         if stop:
             raise Stopped(
                 f"stopped after step {plan.number} of {total}; everything is saved",
-                fix="run the same command again to go on from here",
+                fix="rerun the same command to resume",
             )
 
 

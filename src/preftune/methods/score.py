@@ -28,10 +28,11 @@ from preftune.evaluate.renderers import ChatOptions, renderer_of
 from preftune.evaluate.rewards import Answer, RewardModel, note_text_only, open_reward, rewards_of_groups, why_none
 from preftune.files import write_json, write_rows
 from preftune.methods.gate import admit
+from preftune.methods.policies import source_of
 from preftune.methods.prepare import compute_dtype, device_of, require_positions, require_same_vocabulary
 from preftune.methods.sections import max_dropped_of, options_of, require_rows, rows_of, section_of
 from preftune.methods.summary import Mark, Scored, Tokens, lines_of, marks_of, summary_of
-from preftune.model.load import DTYPES, Source, load_config, load_model, load_tokenizer, locate, positions
+from preftune.model.load import DTYPES, Source, load_config, load_model, load_tokenizer, positions
 from preftune.model.logprobs import Scorer, logps
 from preftune.model.memory import by_group
 from preftune.report.tokens import ShadedPair, shown, write_token_page
@@ -244,7 +245,8 @@ def sources_of(scoring: Scoring) -> dict[str, Source]:
             where="--max-length",
             fix=f"give more than {PROMPT}, or --mode corrected",
         )
-    return {"policy": locate(scoring.policy, "--policy"), "reference": locate(scoring.reference, "--reference")}
+    models = {"policy": scoring.policy, "reference": scoring.reference}
+    return {name: source_of(path, f"--{name}") for name, path in models.items()}
 
 
 def implicit(

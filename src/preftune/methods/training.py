@@ -189,7 +189,7 @@ def stoppable() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as stop:
-        raise Stopped("stopped before the first step", fix="run the same command again") from stop
+        raise Stopped("stopped before the first step", fix="rerun the same command") from stop
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in zip(numbers, before, strict=True):

@@ -354,7 +354,6 @@ def write(
     settings["chat"] = asdict(contest.options)
     settings["data_settings"] = contest.section.model_dump(mode="json", exclude_unset=True)
     settings["server"] = contest.server.record if contest.server else None
-    settings["chat"] = asdict(contest.chat)
     rates = {policy: {t: asdict(rate) for t, rate in by.items()} for policy, by in found.items()}
     known = {"settings": settings, "judge": verdicts.judge, "win_rates": rates, "left_out": left_out}
     write_json(out / "winrate.json", {**known, "agreement_with_labels": human})

@@ -85,7 +85,7 @@ class Run:
                 "the model is not the one this run started from",
                 where=str(folder),
                 why=f"a {end} run belongs to its first weights; a model that was trained since has others",
-                fix="give the original model, or choose another `out`",
+                fix="load the original model again and give that, or choose another `out`",
             )
 
     @staticmethod
