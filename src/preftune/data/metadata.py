@@ -6,7 +6,7 @@ import re
 from functools import lru_cache
 from typing import Any
 
-from preftune.data.values import Fields, peek
+from preftune.data.values import Fields, has_role, is_dialogue, peek
 from preftune.types import PreferenceGroup, Text
 
 #: Columns that describe a row. Nobody trains on them.
@@ -154,6 +154,8 @@ def texts_in(value: Any) -> list[str]:
 @lru_cache(maxsize=4096)
 def _kind_by_name(name: str) -> str:
     """What a column of this name holds, if it describes its row: prose, a label, or a label of few words; else ""."""
+    if name.lower() in ("task", "tasks"):  # a longer one is an instruction
+        return "short"
     if SIDE.sub("", name.lower()) in NAMES or PATTERNS.fullmatch(name):
         return "prose" if PROSE.fullmatch(name.lower()) else "label"
     return "short" if LABELS.fullmatch(name) else ""
@@ -164,10 +166,11 @@ def is_metadata(name: str, row: Fields) -> bool:
     kind = _kind_by_name(name)
     if kind == "prose":
         return True
-    words = max((len(text.split()) for text in texts_in(peek(row, name))), default=0) if kind else 0
-    if kind and words <= (LONGEST if kind == "label" else 3):
+    value = peek(row, name)
+    words = max((len(text.split()) for text in texts_in(value)), default=0) if kind else 0
+    if kind and not has_role(value) and not is_dialogue(value) and words <= (LONGEST if kind == "label" else 3):
         return True
-    if name == "text" and ALPACA.search(str(peek(row, name))):
+    if name == "text" and ALPACA.search(str(value)):
         return {"instruction", "output"} <= row.keys()
     return any(name in columns and marks <= row.keys() for marks, columns in PUBLIC)
 

@@ -30,7 +30,7 @@ def fates(folder: Path, row: dict[str, Any]) -> dict[str, str]:
     [
         *[("generator_1", "m"), ("chosen-source", "m"), ("score_j", 1), ("quality", "high"), ("intent", "ask")],
         *[("chosen_reason", "shorter"), ("gen_input_configs", {"t": "x"}), ("annotator_comment", "fine")],
-        *[("header", {"a": "b"}), ("source", "forum"), ("task", "writing a story about the sea"), ("rationale", LONG)],
+        *[("header", {"a": "b"}), ("source", "forum"), ("task", "open question answering"), ("rationale", LONG)],
         *[("temperature", "0.7"), ("upvotes", "12"), ("verified", "True"), ("share", "12.5%"), ("gap", "nan")],
         *[("subreddit", "AskReddit"), ("meta_origin", "a forum"), ("is_long", "yes"), ("judge_output", LONG)],
         *[("image_id", "x"), ("has_image", False), ("num_images", 0), ("metadata", LONG)],
@@ -46,6 +46,13 @@ def test_metadata(tmp_path: Path, column: str, value: Any) -> None:
 )
 def test_long_text_is_not_a_label(tmp_path: Path, column: str) -> None:
     assert f"{column!r} is not used" in fates(tmp_path, {**PAIR, column: LONG})["error"]
+
+
+@pytest.mark.parametrize(
+    "row", [{"task": "Translate the text to French."}, {"topic": [{"role": "user", "content": "hi"}]}]
+)
+def test_sentences_and_dialogues_are_not_labels(tmp_path: Path, row: dict[str, Any]) -> None:
+    assert f"{next(iter(row))!r} is not used" in fates(tmp_path, {**PAIR, **row})["error"]
 
 
 @pytest.mark.parametrize("column", ["image_url", "image_paths", "Image", "video_path", "Tools", "audio_file"])
