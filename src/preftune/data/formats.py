@@ -37,7 +37,7 @@ from preftune.data.values import (
     peek,
 )
 from preftune.resolve import FAULTS, in_words, place_of
-from preftune.types import Judgement, Message, PreferenceGroup, Text, plain
+from preftune.types import Judgement, Message, PreferenceGroup, Text, message_dict, plain
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,4 +333,10 @@ def _given(value: Any, where: str) -> Text:
         if message.role not in ROLES.values() or not isinstance(message.content, str):
             raise BadRow(f"{where} has a message of unknown role or without text: {brief(message)}")
         clean(message.content, where)
+        try:
+            message_dict(message)
+        except (TypeError, ValueError):
+            raise BadRow(
+                f"{where} has a message whose extra is not ((name, JSON text), ...): {brief(message)}"
+            ) from None
     return tuple(value)

@@ -54,8 +54,9 @@ class Reading:
 
 
 def group_of(prompt: Text, responses: Sequence[Text], **more: Any) -> PreferenceGroup:
-    """A group whose text and chat parts agree: a chat prompt has chat responses.
+    """A group whose text and chat parts agree: a chat prompt has chat responses of one message by the assistant.
 
+    Raises Drop for other responses.
     One empty response of several may stay, it is left out later (values.without_empty), where it can be counted.
     """
     if not isinstance(prompt, str):
@@ -63,6 +64,7 @@ def group_of(prompt: Text, responses: Sequence[Text], **more: Any) -> Preference
     elif not all(isinstance(r, str) for r in responses):
         prompt = (Message("user", prompt),)
         responses = [(Message("assistant", r),) if isinstance(r, str) else r for r in responses]
+    responses = [r if isinstance(r, str) else one_turn(r) for r in responses]
     full = sum(not is_empty(r) for r in responses)
     if full < min(2, len(responses)):
         raise Drop("empty response")

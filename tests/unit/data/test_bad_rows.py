@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from preftune.data.convert import as_groups
 from preftune.data.formats import BY_NAME
 from preftune.data.groups import hold_out, read_groups
 from preftune.data.parsers import Reading
+from preftune.data.prompts import read_prompts
 from preftune.data.values import BadRow, Drop, without_empty
 from preftune.errors import DataError
 from preftune.types import Judgement, PreferenceGroup
@@ -22,6 +24,10 @@ from preftune.types import Judgement, PreferenceGroup
 PAIR: dict[str, Any] = {"prompt": "p", "chosen": "a", "rejected": "b"}
 RANKED: dict[str, Any] = {"prompt": "p", "responses": ["x", "y"], "scores": [1, 2]}
 GROUP: dict[str, Any] = {"prompt": "p", "responses": ["x", "y"], "judgements": [{"better": 0, "worse": 1}]}
+
+
+def said(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
 
 
 def judged(**values: Any) -> dict[str, Any]:
@@ -155,6 +161,11 @@ def mine(row):
         ("PreferenceGroup('p', 'ab')", "responses must be a tuple of texts, not text"),
         ("PreferenceGroup(None, ('a',))", "prompt must be text or a tuple of Message, not null"),
         ("PreferenceGroup((Message('robot', 'x'),), ('a',))", "prompt has a message of unknown role"),
+        (
+            "PreferenceGroup((Message('user', 'x', (('name', 'Ann'),)),), ('a',))",
+            "extra is not ((name, JSON text), ...)",
+        ),
+        ("PreferenceGroup((Message('user', 'x', {'name': 'Ann'}),), ('a',))", "extra is not ((name, JSON text), ...)"),
         ("PreferenceGroup('p\\ud800', ('a',))", "half a surrogate pair"),
         ("PreferenceGroup('p', ('a', 'b'), labels=(1,))", "'labels' has 1 entries for 2 responses"),
         ("PreferenceGroup('p', ('a', 'b'), labels=(1, 2))", "labels[1] must be 1 or -1, not 2"),
@@ -184,6 +195,42 @@ def test_what_a_function_of_the_users_returns_is_checked(tmp_path: Path, result:
     [(reason, origins)] = account.dropped.items()
     assert message in reason
     assert (len(groups), origins) == (1, [f"{path}:2"])
+
+
+def test_prompts_that_cannot_be_read_are_named_or_counted(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"prompt": "a"}, {"prompt": None}, {"prompt": "b"}])
+    with pytest.raises(DataError, match="'prompt' is null") as error:
+        read_prompts(str(path))
+    assert error.value.where == f"{path}:2"
+    groups, account = read_prompts(str(path), Reading(bad_rows="drop"))
+    assert [group.prompt for group in groups] == ["a", "b"]
+    assert account.dropped == {"cannot be read: column 'prompt' is null": [f"{path}:2"]}
+
+
+@pytest.mark.parametrize(
+    ("second", "reason"),
+    [
+        ([said("assistant", "a"), said("user", "b")], "several turns after the prompt"),
+        ([said("assistant", "a"), said("assistant", "b")], "several turns after the prompt"),
+        ([said("user", "b")], "response is not by the assistant"),
+    ],
+)
+def test_a_response_is_one_message_of_the_assistant(tmp_path: Path, second: Any, reason: str) -> None:
+    """In the groups format and in what a user's function returns, as in all other formats."""
+    good = {**GROUP, "prompt": [said("user", "p")], "responses": [[said("assistant", "x")], [said("assistant", "y")]]}
+    path = write_jsonl(tmp_path / "a.jsonl", [good, {**good, "responses": [[said("assistant", "x")], second]}])
+    code = """
+    from preftune import Judgement, Message, PreferenceGroup
+
+    def mine(row):
+        answers = [tuple(Message(m["role"], m["content"]) for m in response) for response in row["responses"]]
+        return PreferenceGroup((Message("user", "p"),), tuple(answers), (Judgement(0, 1),))
+    """
+    (tmp_path / "mine.py").write_text(textwrap.dedent(code))
+    for format in ("groups", f"{tmp_path / 'mine.py'}:mine"):
+        groups, account = read_groups(str(path), Reading(format=format))
+        assert len(groups) == 1
+        assert account.dropped == {reason: [f"{path}:2"]}
 
 
 def test_what_a_function_of_the_users_may_return(tmp_path: Path) -> None:
