@@ -32,6 +32,8 @@ ROSE = 1.0
 rows. They are of the same rows, so the true error is smaller."""
 RISES = 3
 """Evaluations in a row since the lowest one, each above the one before: noise goes up and down."""
+STEADY = 0.1
+"""Share of the usual threshold that such a rise must exceed: a loss that has settled may creep up by very little."""
 ROSE_PER_TOKEN = 0.02
 """Nats per token, for losses per token: their mean is over the same tokens every time, so they need no error."""
 
@@ -154,7 +156,7 @@ def held_out_rose(lines: Sequence[Line]) -> str:
         threshold, how = ROSE_PER_TOKEN, f"by {rise:.3g}"
     since = [line["loss"] for line in lines[lines.index(best) :]]
     steady = len(since) > RISES and all(after > before for before, after in pairwise(since))
-    if rise <= threshold and not steady:
+    if rise <= (STEADY * threshold if steady else threshold):
         return ""
     earlier = (
         "the model before training was better on these rows"

@@ -94,8 +94,9 @@ def corrected_tilt(reward_PM: Tensor, beta: float) -> Tilt:
 
     M samples cannot show a response that is rarer than 1/M, so `tilt` gives the optimum too little reward at a KL of
     more than about 1 nat (M = 24). Of an estimate t_M, this is M t_M - (M - 1) mean of the M estimates without one of
-    the samples, for the reward and for the KL of each prompt. Source: Quenouille 1956, Biometrika 43, "Notes on bias in
-    estimation".
+    the samples, for the reward and for the KL of each prompt. Beyond about log M / 2 nats some of the bias is left. For
+    few prompts, or a small beta, the reward may come out above the largest one of the samples.
+    Source: Quenouille 1956, Biometrika 43, "Notes on bias in estimation".
     """
     reward_PM = reward_PM.double()
     samples = reward_PM.shape[1]

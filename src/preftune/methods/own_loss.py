@@ -19,7 +19,8 @@ UNIT = {"pairs": "preference pair", "responses": "response", "groups": "group", 
 def checked(function: Callable[..., Any], name: str, items: Items) -> Callable[..., Tensor]:
     """`function`, the user's loss `name`, which raises ConfigError for a result that is not one value per item.
 
-    A result without a gradient is an error where its inputs have one.
+    A result without a gradient is an error where its inputs have one. So is one that is nan or infinite at the first
+    call, where its inputs are finite.
     """
 
     seen = False
@@ -40,6 +41,7 @@ def checked(function: Callable[..., Any], name: str, items: Items) -> Callable[.
             raise _refusal(name, f"it returned the shape {tuple(values.shape)}{number}{hint}", items)
         if not seen and torch.is_grad_enabled():
             _require_gradient(values, inputs, name)
+            _require_finite(values, inputs, name, items)
             seen = True
         return values
 
@@ -61,6 +63,19 @@ def _require_gradient(values: Tensor, inputs: dict[str, Any], name: str) -> None
         why="It does not depend on the policy, or detach(), item(), numpy() or no_grad() cut the dependence.",
         fix="compute the loss from `policy` (or another input of the policy) with torch operations",
     )
+
+
+def _require_finite(values: Tensor, inputs: dict[str, Any], name: str, items: Items) -> None:
+    """Raises ConfigError if values are nan or infinite, although the numbers that they are made of are not."""
+    bad = ~torch.isfinite(values)
+    tensors = [tensor for value in inputs.values() for tensor in _tensors(value)]
+    if bool(bad.any()) and all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
+        raise ConfigError(
+            f"it returned {float(values.detach()[bad][0])} for {int(bad.sum())} of {len(values)} {UNIT[items]}s",
+            where=name,
+            why="Its inputs are finite numbers.",
+            fix="look for a division by 0, a log of 0 or an exp that overflows, and compute the loss without them",
+        )
 
 
 def _refusal(name: str, what: str, items: Items) -> ConfigError:

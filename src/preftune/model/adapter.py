@@ -21,8 +21,10 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 OTHER_TASKS = ("SEQ_CLS", "TOKEN_CLS", "SEQ_2_SEQ_LM", "QUESTION_ANS")
 ALL_LINEAR = "all-linear"
 PREFIX = "base_model.model."  # peft's, before every name of the base
-# What peft 0.21 warns of in every run, or where `merged` has taken care of it.
+# What peft 0.21 warns of in every run, or where peft or `merged` has taken care of it.
 HANDLED = (
+    "fan_in_fan_out is set to",
+    "Specified to not save vera_A and vera_B",
     "`is_gradient_checkpointing` is deprecated",
     "Model has `tie_word_embeddings=True` and a tied layer is part of the adapter",
     "Model with `tie_word_embeddings=True` and the tied_target_modules=",

@@ -129,6 +129,8 @@ def evaluation(step: int, loss: float, error: float | None = None) -> dict[str, 
             "the held-out loss rose by 0.1 +- 0.28: it is 0.6 at step 3, and was 0.5 at step 0",
         ),
         ([evaluation(i, loss, 0.2) for i, loss in enumerate((0.5, 0.55, 0.54, 0.6))], ""),
+        ([evaluation(i, loss, 0.2) for i, loss in enumerate((0.5, 0.501, 0.502, 0.503))], ""),  # has settled
+        ([evaluation(i, loss) for i, loss in enumerate((2.2, 2.2001, 2.2002, 2.2003))], ""),
         ([evaluation(0, 0.6931, 0.0), evaluation(10, 0.65, 0.05), evaluation(20, 0.7, 0.05)], ""),  # noise
         ([evaluation(0, 3.1), evaluation(5, 2.2), evaluation(9, 2.21)], ""),
         ([evaluation(0, 0.7, 0.0), evaluation(9, 0.6, 0.01)], ""),

@@ -48,6 +48,9 @@ def number(policy):
 def booleans(policy):
     return policy.chosen > policy.rejected
 
+def undefined(policy, reference):
+    return (policy.chosen - reference.chosen) / (policy.chosen - policy.chosen)
+
 def output(policy):
     return LossOutput(policy.chosen.sum(), torch.tensor(2.0))
 """
@@ -65,6 +68,7 @@ def output(policy):
         ("nothing", "it returned None, not a tensor"),
         ("number", "it returned a float, not a tensor"),
         ("booleans", r"it returned torch.bool, not floating-point numbers"),
+        ("undefined", r"it returned nan for (\d+) of \1 preference pairs"),
         ("output", "it returned a LossOutput, not a tensor; the sum and the count are taken from it"),
     ],
 )

@@ -363,3 +363,13 @@ def test_a_new_adapter_changes_nothing_and_warns_of_nothing(targets: Any, noted:
         tuned = add_lora(make_model(tie_word_embeddings=True), 4, 8.0, targets)
     assert same(tuned, make_model(tie_word_embeddings=True))
     assert noted() == []
+
+
+def test_no_warning_where_linear_modules_are_transposed(noted: Any) -> None:
+    """GPT-2 has Conv1D modules. peft notices that and needs no setting."""
+    small = {"n_embd": 32, "n_head": 4, "n_layer": 2}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tuned = add_lora(make_model("gpt2", **small), 4, 8.0, ["c_attn"])
+    assert same(tuned, make_model("gpt2", **small))
+    assert noted() == []
