@@ -183,7 +183,9 @@ def bind(function: Callable[..., Any], given: Mapping[str, Any], where: str, nam
     for key in given:
         if key not in parameters:
             raise ConfigError(
-                f"{name!r} has no parameter {key!r}; {did_you_mean(key, parameters)}", where=f"{where}.{key}"
+                f"{name!r} has no parameter {key!r}; {did_you_mean(key, parameters)}",
+                where=f"{where}.{key}",
+                fix=f"loss={name} replaces the whole section, its parameters too" if where == "loss" else "",
             )
     try:
         plain, hints = get_type_hints(function), get_type_hints(function, include_extras=True)

@@ -67,6 +67,7 @@ def errors_in_python(names: tuple[str, ...]) -> Iterator[None]:
     except PreftuneError as error:
         parts = {part: _keywords(getattr(error, part), names) for part in ("what", "where", "why")}
         parts["what"] = parts["what"].removeprefix("ModelConfig: ")  # made of dtype
+        parts["where"] = re.sub(r"^preftune (?:eval )?(\w+)$", r"preftune.\1()", parts["where"])
         parts["fix"] = _keywords(error.fix, names, "=...")
         for part, text in parts.items():
             setattr(error, part, text)

@@ -196,9 +196,9 @@ def winrate(
     against    another model; left out, the responses that the data prefer
     task       general, dialogue or summarisation: the instructions of a chat model or lm: as judge
     dry_run    report what a server would cost and ask it nothing
-    tokenizer  for models in memory
     out        folder for samples, verdicts and results; the same call resumes in it
-    settings   keys of the section `data`, as in preftune.sample
+
+    `tokenizer` and the settings are those of preftune.sample.
     """
     from preftune.evaluate.server import Server
     from preftune.methods.winrate import Contest, run
@@ -207,36 +207,17 @@ def winrate(
     where = "preftune.winrate()"
     require_out(judge_url, out, where)
     named = reward_name(judge, held, f"{where}: judge")
+    server = Server.asked(judge_url, named, api_key_env, concurrency, timeout, _json(server_settings))
     source = one_source(data_name(data, "data", held), f"{where}: data")
     section = data_section(source, settings, held, where)
     with models(held, tokenizer, where) as name_of:
-        contest = Contest(
-            tuple(name_of(one, "policy") for one in _several(policy)),
-            source,
-            named,
-            None if against is None else name_of(against, "against"),
-            tuple(temperatures),
-            max_new_tokens,
-            max_prompts,
-            task,
-            seed,
-            dtype,
-            server=Server.asked(judge_url, named, api_key_env, concurrency, timeout, _json(server_settings)),
-            price_in=price_in,
-            price_out=price_out,
-            settings=section,
-        )
+        policies = tuple(name_of(one, "policy") for one in _several(policy))
+        other = None if against is None else name_of(against, "against")
+        who = (policies, source, named, other, tuple(temperatures), max_new_tokens, max_prompts, task, seed, dtype)
+        contest = Contest(*who, server=server, price_in=price_in, price_out=price_out, settings=section)
         with holding(held), place(out, "winrate", quiet) as (folder, display):
             rates = run(contest, folder, display, dry_run)
-            if dry_run:
-                return WinrateResult({}, Table(()), None, None)
-            written = json.loads((folder / "winrate.json").read_text())
-    rows = tuple(
-        {"policy": name, "temperature": float(t), **values}
-        for name, by in written["win_rates"].items()
-        for t, values in by.items()
-    )
-    return WinrateResult(rates, Table(rows), written["agreement_with_labels"], _kept(out))
+            return _wins({} if dry_run else json.loads((folder / "winrate.json").read_text()), rates, out)
 
 
 @checked
@@ -295,6 +276,15 @@ def frontier(
             found = json.loads((folder / "frontier.json").read_text())
     points = tuple(point for series in found["policies"].values() for point in series)
     return FrontierResult(Table(points), Table(tuple(found["best of n"])), Table(tuple(found["optimum"])), _kept(out))
+
+
+def _wins(written: Mapping[str, Any], rates: Any, out: Any) -> WinrateResult:
+    """The result that winrate.json holds; empty after a dry run, which writes none."""
+    if not written:
+        return WinrateResult({}, Table(()), None, None)
+    every = [(name, t, values) for name, by in written["win_rates"].items() for t, values in by.items()]
+    rows = tuple({"policy": name, "temperature": float(t), **values} for name, t, values in every)
+    return WinrateResult(rates, Table(rows), written["agreement_with_labels"], _kept(out))
 
 
 def reward_name(reward: Any, held: Held, where: str) -> str:

@@ -73,7 +73,8 @@ def dpo(
 
     config     a YAML file, a dict or a DPOConfig; left out, the keywords are the config
     overrides  changes to it as on the command line, e.g. ["optim.lr=1e-6"]
-    model      folder, Hub id, dict of the section `model`, or a model in memory, which is trained in place
+    model      folder, Hub id, dict of the section `model`, or a model in memory, which is trained in place;
+               with lora it is left as it was, and the result has the adapter
     data       file, folder, Hub id, list of dicts, datasets.Dataset, DataFrame, or a dict of the section `data`
     eval       held-out data of the same kinds, or a share of the training data below 1
     loss       a name, a function, a dict of a loss and its parameters, or a list of dicts with weights

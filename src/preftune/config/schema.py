@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -271,6 +272,11 @@ class SFTConfig(RunConfig):
     """The run folder. Running the same command again resumes."""
 
 
+def section_of_loss(value: Any) -> Any:
+    """A loss's name alone is short for a section with that name."""
+    return {"name": value} if isinstance(value, str) else value
+
+
 def sound_loss(value: Any) -> Any:
     """The loss section, checked as far as its form goes."""
     if isinstance(value, list) and not value:
@@ -286,7 +292,7 @@ def sound_loss(value: Any) -> Any:
     return value
 
 
-Losses = Annotated[dict[str, Any] | list[dict[str, Any]], AfterValidator(sound_loss)]
+Losses = Annotated[dict[str, Any] | list[dict[str, Any]], BeforeValidator(section_of_loss), AfterValidator(sound_loss)]
 
 
 def terms_of(loss: Losses) -> list[LossTerm]:
@@ -303,7 +309,7 @@ def terms_of(loss: Losses) -> list[LossTerm]:
 
 class DPOConfig(RunConfig):
     loss: Losses = {"name": "sigmoid", "beta": 0.1}
-    """A loss and its parameters, or a list of them with weights (a weighted sum)."""
+    """A loss and its parameters, its name alone, or a list of losses with weights (a weighted sum)."""
     reference: ReferenceConfig = ReferenceConfig()
     monitor: MonitorConfig | None = MonitorConfig()
     out: str = "runs/dpo"

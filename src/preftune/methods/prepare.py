@@ -245,7 +245,7 @@ def _require_usable(model: Any, config: ModelConfig) -> None:
         raise ModelError(
             "a model with an adapter is given",
             why="its reference would be the model without the adapter",
-            fix="load the model without its adapter, or give PeftModel.merge_and_unload(); `lora` adds a new adapter",
+            fix="load the model without the adapter, or give PeftModel.merge_and_unload(); the section lora adds one",
         )
     if config.dtype != "auto" and load.DTYPES[config.dtype] != model.dtype:
         raise ConfigError(

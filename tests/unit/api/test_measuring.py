@@ -11,6 +11,8 @@ import pytest
 from tests.conftest import PAIRS, make_model, write_jsonl
 
 import preftune
+from preftune.api.settings import DataSettings, PromptSettings, ScoreSettings
+from preftune.config.schema import NOT_JUDGED, NOT_SCORED, DataConfig
 from preftune.data.groups import read_groups
 from preftune.data.parsers import Reading
 from preftune.methods import samples as samples_method
@@ -245,3 +247,30 @@ def test_arguments_without_a_name(model_folder: Path) -> None:
         preftune.pairs()  # type: ignore[call-arg]
     with pytest.raises(preftune.ConfigError, match="'sample' needs model"):
         preftune.sample(prompts=PROMPTS)  # type: ignore[call-arg]
+
+
+def test_the_keywords_for_data_are_the_keys_of_the_section() -> None:
+    keys = set(DataConfig.model_fields) - {"train"}
+    for kind, unused in ((PromptSettings, NOT_JUDGED), (ScoreSettings, NOT_SCORED), (DataSettings, ["eval"])):
+        assert set(kind.__annotations__) == keys - set(unused) | ({"max_prompt_length"} & set(kind.__annotations__))
+
+
+def test_settings_of_the_data_section(model_folder: Path) -> None:
+    """sample and score read rows with the settings that a run reads them with."""
+    rows = [{"q": row["prompt"], "a": row["chosen"], "b": row["rejected"], "remark": "see page 3"} for row in PAIRS]
+    columns = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    call: dict[str, Any] = {"reference": model_folder, "policy": model_folder, "quiet": True}
+    with pytest.raises(preftune.DataError, match="'remark' is not used"):
+        preftune.score(data=rows, columns=columns, **call)
+    found = preftune.score(data=rows, columns=columns, ignore=["remark"], max_length=16, **call)
+    assert len(found.rows) == len(PAIRS)
+    prompts = preftune.sample(model=model_folder, prompts=rows, columns=columns, ignore=["remark"], **BRIEF)
+    assert prompts.rows["prompt"] == list(dict.fromkeys(row["prompt"] for row in PAIRS))
+    with pytest.raises(preftune.ConfigError, match="'sample' has no parameter 'overlong'"):
+        preftune.sample(model=model_folder, prompts=PROMPTS, overlong="drop", **BRIEF)
+    with pytest.raises(preftune.ConfigError, match=r"no parameter 'colums'; did you mean 'columns'\?"):
+        preftune.score(data=rows, colums=columns, **call)
+    with pytest.raises(preftune.ConfigError, match=r"preftune.score\(\): needs policy and reference, or reward alone"):
+        preftune.score(data=rows, policy=model_folder)
+    with pytest.raises(preftune.ConfigError, match=r"preftune.score\(\): max_length"):
+        preftune.score(data=rows, max_length=1, **call)

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from preftune.config.load import dump, load
+from preftune.config.load import build, dump, load
 from preftune.config.sampling import IterateConfig, PPOConfig
 from preftune.config.schema import DPOConfig, NoiseConfig, RewardConfig, SFTConfig, TunedConfig
 from preftune.errors import ConfigError
@@ -254,3 +254,10 @@ def test_every_shipped_config_is_valid_and_complete(path: Path) -> None:
         from preftune.methods.dpo import bind_objective, reference_kind
 
         reference_kind(config, bind_objective(config.terms))
+
+
+def test_a_loss_by_its_name_alone() -> None:
+    """`loss=ipo` on the command line is the section {name: ipo}."""
+    config = build(DPOConfig, {"model": {"path": "m"}, "data": {"train": "d"}, "loss": "ipo"})
+    assert config.loss == {"name": "ipo"}
+    assert [(term.name, term.weight) for term in config.terms] == [("ipo", 1.0)]
