@@ -286,4 +286,4 @@ def test_an_interrupt_is_said(
 
     monkeypatch.setattr("preftune.methods.samples.run", interrupted)
     assert run(["sample", "--model", "m", "--prompts", "p.jsonl", "--out", str(tmp_path / "s.jsonl")]) == 130
-    assert "stopped: the same command goes on" in capsys.readouterr().err
+    assert "stopped: rerun the same command to resume" in capsys.readouterr().err

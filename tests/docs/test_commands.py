@@ -13,9 +13,10 @@ import yaml
 from tests.conftest import PAIRS, write_jsonl
 
 from preftune.cli.main import app, run
-from preftune.cli.settings import KINDS, NOT_JUDGED, NOT_SAMPLED, NOT_SCORED, checking, data_section
+from preftune.cli.settings import KINDS, checking, data_section
 from preftune.config.load import load
-from preftune.config.schema import DPOConfig
+from preftune.config.schema import NOT_JUDGED, NOT_SAMPLED, NOT_SCORED, DataConfig, DPOConfig
+from preftune.data.formats import FORMATS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -166,3 +167,16 @@ def test_the_loss_and_the_reward_of_the_pages_run(own_data: Path) -> None:
     config_of("dpo.yaml", Path()).write_text(MINIMAL.replace("MODEL", str(own_data)))
     assert run([*words, "monitor=null"]) == 0
     assert run(["score", "--reward", "my_reward.py:reward", "--data", "test.jsonl"]) == 0
+
+
+def test_the_pages_count_and_list_the_formats() -> None:
+    for page in ("README.md", "CHANGELOG.md"):
+        assert re.findall(r"(\w+) \[?data formats", (ROOT / page).read_text()) == [str(len(FORMATS))], page
+    table = (ROOT / "docs/data.md").read_text().partition("## Formats")[2].partition("\n\nOther names")[0]
+    names = {name for line in table.splitlines() for name in re.findall(r"`([\w-]+)`", line.partition(" | ")[0])}
+    assert {one.name for one in FORMATS} <= names
+
+
+def test_the_changelog_lists_the_settings_of_the_data_section() -> None:
+    listed = set(re.findall(r"`data\.(\w+)", (ROOT / "CHANGELOG.md").read_text()))
+    assert listed <= {*DataConfig.model_fields, "KEY"}

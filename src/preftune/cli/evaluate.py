@@ -20,17 +20,17 @@ def evaluate() -> None:
 @app.command()
 def frontier(
     reference: Annotated[str, typer.Option(help="What the policies were tuned from: folder, run or Hub id.")],
-    policy: Annotated[list[str], typer.Option(help="Tuned model, run folder or checkpoint; may be given often.")],
+    policy: Annotated[list[str], typer.Option(help="Tuned model, run folder or checkpoint; can be repeated.")],
     prompts: Annotated[str, typer.Option(help="Rows with `prompt`, or preference data, whose prompts are taken.")],
     reward: Annotated[
         str, typer.Option(help="Any reward, as in preftune pairs: a folder, vader, file.py:function, ...")
     ],
     out: Annotated[Path, typer.Option(help="Folder for frontier.json and frontier.html.")] = Path("frontier"),
-    temperatures: Annotated[str, typer.Option(help="Sampling temperatures, with commas.")] = "1",
-    samples: Annotated[int, typer.Option(help="Responses a prompt of each policy.", min=1)] = 8,
-    yardstick: Annotated[int, typer.Option(help="Responses a prompt of the reference.", min=2)] = 128,
+    temperatures: Annotated[str, typer.Option(help="Sampling temperatures, separated by commas.")] = "1",
+    samples: Annotated[int, typer.Option(help="Responses per prompt of each policy.", min=1)] = 8,
+    yardstick: Annotated[int, typer.Option(help="Responses per prompt of the reference.", min=2)] = 128,
     max_new_tokens: Annotated[int, typer.Option(help="Where a response is cut off.", min=1)] = 64,
-    max_prompts: Annotated[int | None, typer.Option(help="Take only the first so many prompts.", min=1)] = None,
+    max_prompts: Annotated[int | None, typer.Option(help="Use only the first N prompts.", min=1)] = None,
     seed: Annotated[int, typer.Option(help="Seed of all samples.", min=0)] = 0,
     dtype: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
     chat_template: Annotated[str | None, typer.Option(help="As data.chat_template.")] = None,
@@ -39,7 +39,7 @@ def frontier(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only errors.")] = False,
     settings: Settings = None,
 ) -> None:
-    """Reward and sequence KL of policies and temperatures, beside best of n and the optimum: table, plot, JSON."""
+    """Reward and sequence KL of policies at several temperatures, beside best of n and the optimum."""
     from preftune.cli.settings import chat_options, data_section
     from preftune.config.schema import NOT_SAMPLED
 
@@ -70,7 +70,7 @@ def frontier(
 def winrate(
     policy: Annotated[
         list[str],
-        typer.Option(help="Tuned model, run folder, checkpoint, or best:N,MODEL,REWARD; may be given often."),
+        typer.Option(help="Tuned model, run folder, checkpoint, or best:N,MODEL,REWARD; can be repeated."),
     ],
     data: Annotated[str, typer.Option(help="Preference data or demonstrations: prompts, and what to compare with.")],
     judge: Annotated[
@@ -79,32 +79,32 @@ def winrate(
     against: Annotated[
         str | None, typer.Option(help="Another model; left out, the responses that the data prefer.")
     ] = None,
-    temperatures: Annotated[str, typer.Option(help="Sampling temperatures, with commas.")] = "0.25,0.5,0.75,1",
+    temperatures: Annotated[str, typer.Option(help="Sampling temperatures, separated by commas.")] = "0.25,0.5,0.75,1",
     out: Annotated[Path, typer.Option(help="Folder for samples, verdicts and results.")] = Path("winrate"),
     max_new_tokens: Annotated[int, typer.Option(help="Where a response is cut off.", min=1)] = 128,
-    max_prompts: Annotated[int | None, typer.Option(help="Take only the first so many prompts.", min=1)] = None,
+    max_prompts: Annotated[int | None, typer.Option(help="Use only the first N prompts.", min=1)] = None,
     task: Annotated[
-        str, typer.Option(help="general, dialogue or summarisation: what a chat model or lm: is told.")
+        str, typer.Option(help="general, dialogue or summarisation: the instructions of a chat model or lm: as judge.")
     ] = "general",
     judge_url: Annotated[str | None, typer.Option(help="URL of an OpenAI-compatible server.")] = None,
-    api_key_env: Annotated[str | None, typer.Option(help="Name of the variable that has the server's key.")] = None,
-    concurrency: Annotated[int, typer.Option(help="Requests at a time.", min=1)] = 8,
-    timeout: Annotated[float, typer.Option(help="Seconds that an answer may take.", min=0.1, max=86400)] = 120.0,
+    api_key_env: Annotated[str | None, typer.Option(help="Environment variable with the server's API key.")] = None,
+    concurrency: Annotated[int, typer.Option(help="Requests in parallel.", min=1)] = 8,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for a response.", min=0.1, max=86400)] = 120.0,
     server_settings: Annotated[
-        str | None, typer.Option(help="JSON object that every request has besides; null takes a setting out.")
+        str | None, typer.Option(help="JSON object to add to every request; null removes a setting.")
     ] = None,
-    price_in: Annotated[float, typer.Option(help="Price of a million tokens read, for the estimate.", min=0)] = 0.0,
-    price_out: Annotated[float, typer.Option(help="Price of a million tokens written.", min=0)] = 0.0,
+    price_in: Annotated[float, typer.Option(help="Price per million input tokens, for the estimate.", min=0)] = 0.0,
+    price_out: Annotated[float, typer.Option(help="Price per million output tokens, for the estimate.", min=0)] = 0.0,
     seed: Annotated[int, typer.Option(help="Seed of samples and intervals.", min=0)] = 0,
     dtype: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
     chat_template: Annotated[str | None, typer.Option(help="As data.chat_template.")] = None,
     chat_template_kwargs: Annotated[str | None, typer.Option(help="As data.chat_template_kwargs, in JSON.")] = None,
     as_chat: Annotated[bool, typer.Option("--as-chat", help="As data.as_chat.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what a server would cost, ask nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Report the cost of the server, ask it nothing.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only errors.")] = False,
     settings: Settings = None,
 ) -> None:
-    """How often a judge prefers a policy's responses, in both orders, over sampling temperatures."""
+    """How often a judge prefers a policy's responses, in both orders, at several sampling temperatures."""
     from preftune.cli.settings import chat_options, data_section
     from preftune.config.schema import NOT_JUDGED
 
@@ -138,7 +138,7 @@ def winrate(
 def length_controlled(
     annotations: Annotated[Path, typer.Argument(help="AlpacaEval's annotations.json of one model.")],
     gamed: Annotated[Path, typer.Option(help="df_gamed.csv of the dataset tatsu-lab/alpaca_eval.")],
-    out: Annotated[Path, typer.Option(help="Where the figures go.")] = Path("length-controlled.json"),
+    out: Annotated[Path, typer.Option(help="File to write.")] = Path("length-controlled.json"),
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only errors.")] = False,
 ) -> None:
     """AlpacaEval's length-controlled win rate, from its annotations and its gamed baselines."""

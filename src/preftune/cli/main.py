@@ -85,7 +85,7 @@ def ppo(config: Config, overrides: Overrides = None, dry_run: DryRun = False, qu
 
 @app.command()
 def iterate(config: Config, overrides: Overrides = None, dry_run: DryRun = False, quiet: Quiet = False) -> None:
-    """Rounds of sampling, rewarding, pairing and preference training: the data move with the policy."""
+    """Rounds of sampling, rewarding, pairing and preference training, each with data from the current policy."""
     tune("iterate", "sampling.IterateConfig", config, overrides, dry_run, quiet)
 
 
@@ -105,29 +105,32 @@ def tune(method: str, kind: str, config: Path, overrides: list[str] | None, dry_
 def sample(
     model: Annotated[str, typer.Option(help="Model, run folder or checkpoint; with --server, the model's name there.")],
     prompts: Annotated[str, typer.Option(help="Rows with `prompt`, or preference data, whose prompts are taken.")],
-    out: Annotated[Path, typer.Option(help="File to write, one JSON object a prompt.")] = Path("samples.jsonl"),
-    n: Annotated[int, typer.Option("--n", help="Responses a prompt.", min=1)] = 1,
+    out: Annotated[Path, typer.Option(help="File to write, one JSON object per prompt.")] = Path("samples.jsonl"),
+    n: Annotated[int, typer.Option("--n", help="Responses per prompt.", min=1)] = 1,
     temperature: Annotated[float, typer.Option(help="0 takes the most likely token.", min=0)] = 1.0,
-    top_p: Annotated[float, typer.Option(help="Keep the likeliest tokens up to this share.", min=0, max=1)] = 1.0,
-    top_k: Annotated[int, typer.Option(help="Keep so many tokens; 0 keeps all.", min=0)] = 0,
+    top_p: Annotated[
+        float,
+        typer.Option(help="Sample from the top tokens up to this probability.", min=0, max=1),
+    ] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Sample from the k most likely tokens (0 = no limit).", min=0)] = 0,
     max_new_tokens: Annotated[int, typer.Option(help="Where a response is cut off.", min=1)] = 64,
     seed: Annotated[int, typer.Option(help="Seed of all samples.", min=0)] = 0,
-    max_prompts: Annotated[int | None, typer.Option(help="Take only the first so many prompts.", min=1)] = None,
+    max_prompts: Annotated[int | None, typer.Option(help="Use only the first N prompts.", min=1)] = None,
     dtype: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
     chat_template: Annotated[str | None, typer.Option(help="As data.chat_template.")] = None,
     chat_template_kwargs: Annotated[str | None, typer.Option(help="As data.chat_template_kwargs, in JSON.")] = None,
     as_chat: Annotated[bool, typer.Option("--as-chat", help="As data.as_chat.")] = False,
     server: Annotated[str | None, typer.Option(help="URL of an OpenAI-compatible server.")] = None,
-    api_key_env: Annotated[str | None, typer.Option(help="Name of the variable that has the server's key.")] = None,
-    concurrency: Annotated[int, typer.Option(help="Requests at a time.", min=1)] = 8,
-    timeout: Annotated[float, typer.Option(help="Seconds that an answer may take.", min=0.1, max=86400)] = 120.0,
+    api_key_env: Annotated[str | None, typer.Option(help="Environment variable with the server's API key.")] = None,
+    concurrency: Annotated[int, typer.Option(help="Requests in parallel.", min=1)] = 8,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for a response.", min=0.1, max=86400)] = 120.0,
     server_settings: Annotated[
-        str | None, typer.Option(help="JSON object that every request has besides; null takes a setting out.")
+        str | None, typer.Option(help="JSON object to add to every request; null removes a setting.")
     ] = None,
     quiet: Quiet = False,
     settings: Settings = None,
 ) -> None:
-    """Responses to prompts, from a model here or from a server. The same command goes on where it stopped."""
+    """Sample responses to prompts, from a model or from a server. Rerun the same command to resume."""
     from preftune.cli.settings import chat_options, data_section
     from preftune.config.schema import NOT_SAMPLED
 
@@ -148,17 +151,17 @@ def sample(
 @app.command()
 def pairs(
     samples: Annotated[str, typer.Argument(help="What preftune sample wrote.", metavar="SAMPLES.jsonl")],
-    reward: Annotated[str | None, typer.Option(help="Reward; left out, the samples' own `scores` are taken.")] = None,
+    reward: Annotated[str | None, typer.Option(help="Reward; without it, the samples' own `scores` are used.")] = None,
     select: Annotated[str, typer.Option(help="best-worst, best-random, all, top-k (for sft) or rso.")] = "best-worst",
-    out: Annotated[Path, typer.Option(help="File to write, one group a prompt.")] = Path("prefs.jsonl"),
-    gap: Annotated[float, typer.Option(help="Least difference in score of a pair.", min=0)] = 0.0,
+    out: Annotated[Path, typer.Option(help="File to write, one group per prompt.")] = Path("prefs.jsonl"),
+    gap: Annotated[float, typer.Option(help="Smallest difference in score of a pair.", min=0)] = 0.0,
     soft: Annotated[bool, typer.Option("--soft", help="Label a pair with sigmoid(difference in score).")] = False,
     k: Annotated[int, typer.Option("--k", help="Responses that top-k keeps.", min=1)] = 1,
     beta: Annotated[float, typer.Option(help="Beta of rso.", min=1e-6)] = 0.1,
     seed: Annotated[int, typer.Option(help="For best-random and rso.", min=0)] = 0,
     quiet: Quiet = False,
 ) -> None:
-    """Samples and their rewards become preference data."""
+    """Make preference data of samples and their rewards."""
     from preftune.data.select import selecting
 
     how = selecting(select, gap, soft, k, beta, seed)
@@ -174,9 +177,9 @@ def pairs(
 @app.command()
 def score(
     data: Annotated[str, typer.Option(help="Preference data: file, folder or Hub id.")],
-    policy: Annotated[str | None, typer.Option(help="Tuned model: folder or Hub id.")] = None,
+    policy: Annotated[str | None, typer.Option(help="Tuned model: folder, run or Hub id.")] = None,
     reference: Annotated[str | None, typer.Option(help="What it was tuned from.")] = None,
-    reward: Annotated[str | None, typer.Option(help="Instead of both, a reward, as in preftune pairs.")] = None,
+    reward: Annotated[str | None, typer.Option(help="A reward instead of both, as in preftune pairs.")] = None,
     out: Annotated[Path, typer.Option(help="File to write, one JSON object per pair.")] = Path("scores.jsonl"),
     beta: Annotated[float, typer.Option(help="Scale of the implicit reward.", min=0)] = 0.1,
     tokens: Annotated[
@@ -187,7 +190,7 @@ def score(
     ] = "corrected",
     data_format: Annotated[str | None, typer.Option("--format", help="As data.format.")] = None,
     max_length: Annotated[
-        int | None, typer.Option(help="As data.max_length; left out, 1024 or what the model reads.", min=2)
+        int | None, typer.Option(help="As data.max_length; by default 1024, or less if the model reads less.", min=2)
     ] = None,
     dtype: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
     chat_template: Annotated[str | None, typer.Option(help="As data.chat_template.")] = None,
@@ -252,7 +255,7 @@ def run(arguments: Sequence[str]) -> int:
             traceback.print_exc()
         return code
     if code == INTERRUPTED:  # which typer makes of KeyboardInterrupt
-        print("stopped: the same command goes on from what is kept", file=sys.stderr)
+        print("stopped: rerun the same command to resume", file=sys.stderr)
     return code if isinstance(code, int) else 0
 
 
