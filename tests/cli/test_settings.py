@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import PAIRS, write_jsonl
 
 from preftune.cli.main import run
-from preftune.cli.settings import checking, data_section, parted
+from preftune.cli.settings import chat_options, checking, data_section, parted
 from preftune.config.schema import DataConfig
 from preftune.errors import ConfigError
 
@@ -170,3 +170,10 @@ def test_text_that_a_reward_function_does_not_see_is_named(capsys: pytest.Captur
     write_jsonl(Path("thinking.jsonl"), [{"prompt": asked, "chosen": side("so"), "rejected": side("no")}])
     assert run(["score", "--reward", "length", "--data", "thinking.jsonl"]) == 0
     assert "'reasoning_content' of a response is not shown" in capsys.readouterr().err
+
+
+def test_template_arguments_on_the_command_line_are_a_json_object() -> None:
+    assert chat_options(None, '{"a": false}', True)["--chat-template-kwargs"] == {"a": False}
+    for text in ("{a: false}", "[1]", "nothing"):
+        with pytest.raises(ConfigError, match="--chat-template-kwargs: not a JSON object"):
+            chat_options(None, text, False)

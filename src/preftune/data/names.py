@@ -87,7 +87,7 @@ def names_of(columns: Mapping[str, str], ignore: Sequence[str]) -> Names:
     """The names that data.columns and data.ignore give. Raises ConfigError for a name that no format reads."""
     for name in columns:
         if name not in CANONICAL:
-            fix = f"{did_you_mean(name, CANONICAL)} The order is {{preftune's name: column of the file}}"
+            fix = f"{did_you_mean(name, CANONICAL)}; write data.columns={{NAME OF PREFTUNE: COLUMN OF THE FILE}}"
             raise ConfigError(f"unknown name {name!r}", where="data.columns", fix=fix)
     twice = [column for column, number in Counter(columns.values()).items() if number > 1]
     if twice:
@@ -116,7 +116,7 @@ def _without(fields: Fields, ignored: frozenset[str]) -> Fields:
 
 def no_such_column(column: str, name: str, columns: Mapping[str, Any], source: str) -> DataError:
     """The error for data.columns={name: column} where no row has that column."""
-    fix = f"{did_you_mean(column, columns)} The order is {{preftune's name: column of the file}}"
+    fix = f"{did_you_mean(column, columns)}; write data.columns={{NAME OF PREFTUNE: COLUMN OF THE FILE}}"
     return DataError(f"data.columns reads {name!r} from {column!r}, and no row has it", where=source, fix=fix)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -10,7 +9,6 @@ from typing import Any
 
 from preftune.data.render import Renderer
 from preftune.data.template import ChatSettings, Thinking, require_used, source_of
-from preftune.errors import ConfigError
 from preftune.model import load
 
 
@@ -30,17 +28,6 @@ class ChatOptions:
     moment: str | None = None
     thinking: Thinking | None = None
     allow_dropped_text: bool = False
-
-    @staticmethod
-    def asked(arguments: str | None, as_chat: bool) -> ChatOptions:
-        """The options of a command line; `arguments` is a JSON object. Raises ConfigError for anything else."""
-        try:
-            values = json.loads(arguments) if arguments else None
-        except ValueError as error:
-            raise _not_an_object(str(error)) from None
-        if values is not None and not isinstance(values, dict):
-            raise _not_an_object(f"is {arguments}")
-        return ChatOptions(values, as_chat)
 
     def over(self, saved: ChatSettings) -> ChatSettings:
         """The settings to use for a model that was saved with `saved`."""
@@ -71,9 +58,3 @@ def renderer_of(
     settings = options.over(ChatSettings.of_record(record or load.chat_record(source)))
     require_used(source_of(tokenizer, settings), options.arguments or {}, "--chat-template-kwargs")
     return Renderer.of(tokenizer, load.end_ids(source, tokenizer), settings)
-
-
-def _not_an_object(what: str) -> ConfigError:
-    return ConfigError(
-        f"not a JSON object: {what}", where="--chat-template-kwargs", fix="e.g. '{\"enable_thinking\": false}'"
-    )

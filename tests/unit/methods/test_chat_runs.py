@@ -177,10 +177,3 @@ def test_samples_depend_on_the_arguments(tmp_path: Path, model_folder: Path) -> 
     assert drawn("c.jsonl") != first
     with pytest.raises(RunError, match="other samples"):
         drawn("a.jsonl")
-
-
-def test_arguments_on_the_command_line_are_json() -> None:
-    assert ChatOptions.asked('{"a": false}', True) == ChatOptions({"a": False}, True)
-    for text in ("{a: false}", "[1]", "nothing"):
-        with pytest.raises(ConfigError, match="--chat-template-kwargs: not a JSON object"):
-            ChatOptions.asked(text, False)
