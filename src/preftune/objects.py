@@ -201,7 +201,7 @@ def _as_plain_function(call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _parts(call: Any, depth: int) -> Iterator[str]:
-    """What decides what a function does, as far as it can be read."""
+    """What a function does, for its hash: source text, defaults and captured values, where they can be read."""
     if isinstance(call, functools.partial):
         yield f"partial {_values([call.args, call.keywords])}"
         yield from _parts(call.func, depth)

@@ -17,7 +17,7 @@ HUB_ID = re.compile(r"^(?P<name>[\w.-]+/[\w.-]+)(?P<parts>(?::[\w.-]+){0,2})$")
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name that is no local file can be meant for the Hub: `data/missing.jsonl` is not asked for there."""
+    """Whether a name that is not a local file may be a Hub id. `data/missing.jsonl` is never looked up there."""
     match = HUB_ID.match(name)
     if not match or Path(match["name"]).suffix.lower() in FILE_SUFFIXES:
         return False

@@ -234,7 +234,7 @@ def settled(rows: Iterable[Fields], reading: Reading, where: str) -> Reading:
 
 
 def declared(values: Mapping[str, Any]) -> dict[str, str]:
-    """{a: VALUE, b: VALUE, tie: VALUE or a list of them} turned round: what each value means."""
+    """{a: VALUE, b: VALUE, tie: VALUE or a list of them} inverted: the side that each value names."""
     meaning: dict[str, str] = {}
     for side, given in values.items():
         if side not in ("a", "b", "tie"):

@@ -54,7 +54,7 @@ def find_policy(path: str, where: str) -> Path:
 
 
 def source_of(path: str, where: str) -> load.Source:
-    """Where the model that `path` names lies. Raises RunError for a checkpoint, which is no model folder."""
+    """Where the model that `path` names lies. Raises RunError for a checkpoint, because it is not a model folder."""
     folder = find_policy(path, where)
     if (folder / STATE).is_file():
         raise RunError("a checkpoint of a run", where=f"{where} {path}", fix=f"name the run: {folder.parent.parent}")
