@@ -226,7 +226,7 @@ def _parts(call: Any, depth: int) -> Iterator[str]:
 
 
 def _source(call: Any) -> str:
-    """The text of a function; its code where there is no text, and for a lambda, whose line may hold several."""
+    """The source text of a function. Its bytecode if there is no text, or for a lambda, whose line may hold others."""
     try:
         if getattr(call, "__name__", "") == "<lambda>":
             raise OSError

@@ -63,7 +63,7 @@ def with_mismatches(groups: Sequence[TokenGroup], loss: str) -> list[TokenGroup]
 
     Group i gets response i (modulo their number) of that group, so that chosen and rejected ones take turns. It is cut
     where prompt and response together would be longer than the longest sequence that the groups themselves have.
-    A response that the group has itself is passed over for the next one. Raises DataError where there is no other.
+    Responses that the group already has are skipped. Raises DataError if no other response is left.
     """
     longest = max((len(g.prompt_ids) + max(map(len, g.response_ids)) for g in groups), default=0)
     result = []

@@ -138,9 +138,9 @@ def merged(tuned: Any, where: str) -> Any:
 
 
 def _untie(base: Any) -> None:
-    """Give the output embedding a weight of its own where an adapter is on it or on a tied input embedding.
+    """Untie the output embedding if an adapter changes it or the input embedding that it is tied to.
 
-    Merging changes a weight in place: tied, the adapter of one embedding would change the other, too.
+    Merging changes weights in place, so with tied embeddings the adapter of one would change the other too.
     """
     ends = [base.get_input_embeddings(), base.get_output_embeddings()]
     inner = [_wrapped(module) for module in ends]
