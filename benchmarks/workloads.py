@@ -25,8 +25,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from preftune.data.groups import Limits, read_groups, tokenize
 from preftune.data.render import Renderer
-from preftune.data.values import content
-from preftune.types import Judgement, TokenGroup
+from preftune.types import Judgement, TokenGroup, content
 
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "tiny": ("llama", {"vocab_size": 4096, "hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 2,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.util
 import pkgutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from preftune.config import sampling, schema
 
 SRC = Path(preftune.__file__).parent
 FILES = sorted(SRC.rglob("*.py"))
+ROOT = Path(__file__).resolve().parents[2]
 
 # What each package may import besides itself.
 ALLOWED = {
@@ -126,3 +128,19 @@ def test_no_page_waits_for_a_figure() -> None:
     pages = [*(SRC.parents[1] / "docs").glob("*.md"), SRC.parents[1] / "README.md"]
     assert len(pages) > 8
     assert [page.name for page in pages if "@@" in page.read_text()] == []
+
+
+@pytest.mark.parametrize(
+    "path",
+    [p for folder in ("benchmarks", "examples", "scripts") for p in sorted((ROOT / folder).glob("*.py"))],
+    ids=str,
+)
+def test_scripts_import_what_exists(path: Path) -> None:
+    """Nothing else runs the benchmarks, so a name that moved would be noticed too late."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "preftune":
+            module = importlib.import_module(str(node.module))
+            for alias in node.names:
+                assert hasattr(module, alias.name) or importlib.util.find_spec(f"{node.module}.{alias.name}"), (
+                    alias.name
+                )
