@@ -23,6 +23,7 @@ from sentiment import NAMES, TEMPLATES
 from preftune.config.sampling import IterateConfig, PromptConfig, SampleConfig, SelectConfig
 from preftune.config.schema import BatchConfig, DataConfig, DPOConfig, ModelConfig, OptimConfig, TrainConfig
 from preftune.data.select import Selecting
+from preftune.evaluate.renderers import ChatOptions
 from preftune.evaluate.rewards import open_reward
 from preftune.methods import dpo, iterate, pairs, prepare, samples
 from preftune.methods.samples import Wanted
@@ -131,7 +132,8 @@ def offline(options: argparse.Namespace, prompts: Path, beta: float, seed: int) 
         out=str(folder),
     )
     asked = prepare.read_prompt_data(settings.data).train
-    found = iterate.evaluated(settings, folder / "evaluation.json", str(final), asked, open_reward(options.reward))
+    reward = open_reward(options.reward)
+    found = iterate.evaluated(settings, folder / "evaluation.json", str(final), asked, reward, ChatOptions())
     print(
         f"beta {beta:g}, seed {seed}: offline {found['objective/score']:.3f} at {found['objective/kl']:.2f}", flush=True
     )
