@@ -15,7 +15,7 @@ test: $(READY)  ## all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8
 
 kills: $(READY)  ## preftune iterate, killed at twenty random moments
-	PREFTUNE_KILLS=20 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit/methods/test_iterate.py -k killed
+	PREFTUNE_KILLS=20 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit/workflows/test_iterate.py -k killed
 
 check: $(READY)  ## lint, format and types
 	@scripts/check

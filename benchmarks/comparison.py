@@ -29,13 +29,14 @@ from record import record
 from sentiment import NAMES, TEMPLATES
 from svg import plane
 
+from preftune.chat.render import Renderer
 from preftune.data.prompts import encode_prompts, read_prompts
-from preftune.data.render import Renderer
-from preftune.evaluate.rewards import Answer, open_reward, rewards_of
 from preftune.model.generate import Sampling, sample
 from preftune.model.load import load_model, load_tokenizer, locate
 from preftune.report.figures import frontier
 from preftune.report.page import Section, write_page
+from preftune.rewards.open import open_reward
+from preftune.rewards.reward import Answer, rewards_of
 
 
 class Method(NamedTuple):

@@ -32,10 +32,11 @@ from preftune.config.schema import (
 from preftune.data.convert import as_groups
 from preftune.data.groups import folds, read_groups
 from preftune.files import write_rows
-from preftune.methods import dpo, reward, score, sft
+from preftune.methods import dpo, reward, sft
 from preftune.train.display import Display
 from preftune.train.metrics import Calibration
 from preftune.types import PreferenceGroup, content
+from preftune.workflows import score
 
 QUIET = Display(quiet=True)
 
@@ -120,7 +121,9 @@ def of_fold(
             out=str(folder / f"dpo-{beta:g}"),
         )
         policy = dpo.run(config, display=QUIET)
-        scoring = score.Scoring(str(policy), str(start), str(held), beta, max_length=options.max_length, dtype="fp32")
+        scoring = score.ScoreOptions(
+            str(policy), str(start), str(held), beta, max_length=options.max_length, dtype="fp32"
+        )
         found[f"implicit reward, beta {beta:g}"] = margins(scoring, f"implicit-{beta:g}")
     rewarding = RewardConfig(
         model=model(start),
@@ -132,7 +135,7 @@ def of_fold(
         out=str(folder / "reward"),
     )
     judge = reward.run(rewarding, display=QUIET)
-    found["reward model"] = margins(score.Rewarding(str(judge), str(held)), "reward")
+    found["reward model"] = margins(score.RewardScoreOptions(str(judge), str(held)), "reward")
     return found
 
 

@@ -23,10 +23,11 @@ from preftune.config.schema import BatchConfig, DataConfig, ModelConfig, OptimCo
 from preftune.data.convert import as_groups
 from preftune.data.groups import hold_out, read_groups
 from preftune.data.select import Selecting
-from preftune.evaluate.rewards import open_reward
-from preftune.methods import pairs, reward, score
+from preftune.methods import reward
+from preftune.rewards.open import open_reward
 from preftune.train.display import Display
 from preftune.types import PreferenceGroup, content
+from preftune.workflows import pairs, score
 
 QUIET = Display(quiet=True)
 
@@ -52,8 +53,8 @@ def main() -> None:
         rows = [json.dumps(row) + "\n" for row in as_groups(some)]
         (options.out / f"{name}.jsonl").write_text("".join(rows))
     model = distilled(options)
-    implicit = margins(score.Scoring(options.policy, options.reference, held(options), options.beta), options)
-    scalar = margins(score.Rewarding(str(model), held(options)), options)
+    implicit = margins(score.ScoreOptions(options.policy, options.reference, held(options), options.beta), options)
+    scalar = margins(score.RewardScoreOptions(str(model), held(options)), options)
     figures = {
         "pairs": [len(train), len(held_out)],
         "same_sign": float(np.mean(np.sign(implicit) == np.sign(scalar))),

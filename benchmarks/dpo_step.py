@@ -149,9 +149,9 @@ def run_preftune(options: argparse.Namespace, groups: list[Any], dtype: torch.dt
     """The library's own loop, with a log that notes times and losses."""
     from preftune.config.schema import LossTerm, OptimConfig, TrainConfig
     from preftune.data.layout import Budget, micro_batches
+    from preftune.lifecycle.packing_probe import admit
+    from preftune.lifecycle.task import ResponseTask
     from preftune.methods.dpo import bind_objective
-    from preftune.methods.gate import admit
-    from preftune.methods.task import ResponseTask
     from preftune.model.compile import compile_blocks
     from preftune.model.load import add_lora
     from preftune.model.logprobs import Scorer
@@ -228,14 +228,14 @@ def compile_lengths(task: Any, steps: Sequence[Any]) -> None:
 
 def in_file_order(groups: Sequence[Any], pairs: int) -> list[Any]:
     """Steps of `pairs` judgements, in the order of the list, which is random already and the same for all systems."""
-    from preftune.data.order import Plan
+    from preftune.data.order import Step
 
     found, members, filled = [], [], 0
     for index, group in enumerate(groups):
         members.append(index)
         filled += len(group.judgements)
         if filled >= pairs or index == len(groups) - 1:
-            found.append(Plan(len(found) + 1, 0, tuple(members)))
+            found.append(Step(len(found) + 1, 0, tuple(members)))
             members, filled = [], 0
     return found
 

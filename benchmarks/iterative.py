@@ -20,15 +20,18 @@ from typing import Any
 from record import record
 from sentiment import NAMES, TEMPLATES
 
+from preftune.chat.open import ChatOptions
 from preftune.config.sampling import IterateConfig, PromptConfig, SampleConfig, SelectConfig
 from preftune.config.schema import BatchConfig, DataConfig, DPOConfig, ModelConfig, OptimConfig, TrainConfig
 from preftune.data.select import Selecting
-from preftune.evaluate.renderers import ChatOptions
-from preftune.evaluate.rewards import open_reward
-from preftune.methods import dpo, iterate, pairs, prepare, samples
-from preftune.methods.samples import Wanted
+from preftune.lifecycle import prepare
+from preftune.methods import dpo
 from preftune.model.generate import Sampling
+from preftune.rewards.open import open_reward
 from preftune.train.display import Display
+from preftune.workflows import iterate, pairs
+from preftune.workflows import sample as samples
+from preftune.workflows.sample import SampleOptions
 
 
 def main() -> None:
@@ -107,7 +110,9 @@ def offline(options: argparse.Namespace, prompts: Path, beta: float, seed: int) 
             sampling = Sampling(options.n, options.max_new_tokens, seed=seed * 1000 + part)
             drawn = options.out / f"offline-seed-{seed}-{part}.samples.jsonl"
             samples.run(
-                Wanted(options.offline_model or options.model, str(prompts), sampling, dtype="fp32"), drawn, quiet
+                SampleOptions(options.offline_model or options.model, str(prompts), sampling, dtype="fp32"),
+                drawn,
+                quiet,
             )
             chosen = drawn.with_suffix(".prefs.jsonl")
             pairs.run(str(drawn), chosen, Selecting("all", soft=True), open_reward(options.reward), quiet)

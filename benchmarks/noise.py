@@ -30,9 +30,10 @@ from preftune.config.schema import (
 from preftune.data.convert import as_groups
 from preftune.data.groups import read_groups
 from preftune.files import write_json, write_rows
-from preftune.methods import noise, sft
+from preftune.methods import sft
 from preftune.train.display import Display
 from preftune.types import Judgement, PreferenceGroup
+from preftune.workflows import label_noise
 
 
 def main() -> None:
@@ -111,13 +112,13 @@ def measured(
         confidence=0.501,
         out=str(folder / "noise"),
     )
-    noise.run(config, display=Display(quiet=True))
+    label_noise.run(config, display=Display(quiet=True))
     return scored(config, flipped, {"ranker": ranker, "share": share, "seed": seed})
 
 
 def scored(config: NoiseConfig, flipped: Any, which: dict[str, Any]) -> dict[str, Any]:
     """What the list holds, line by line of the data."""
-    lines = [json.loads(line) for line in (Path(config.out) / "noise.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (Path(config.out) / "label_noise.jsonl").read_text().splitlines()]
     hits = np.array([flipped[int(row["origin"].rpartition(":")[2]) - 1] for row in lines] or [False])
     known = json.loads((Path(config.out) / "summary.json").read_text())
     wanted = int(flipped.sum())

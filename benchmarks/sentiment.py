@@ -24,7 +24,7 @@ from record import record
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from preftune.config.schema import BatchConfig, DataConfig, DPOConfig, ModelConfig, OptimConfig, TrainConfig
-from preftune.evaluate.frontier import Floats, Point, best_of_n, measure, optimum, optimum_at, response_logps
+from preftune.measures.frontier import Floats, Point, best_of_n, measure, optimum, optimum_at, response_logps
 from preftune.methods import dpo
 from preftune.model.generate import Sampled, Sampling, sample
 from preftune.model.load import load_model, load_tokenizer, locate

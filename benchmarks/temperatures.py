@@ -19,13 +19,14 @@ from record import record
 from sentiment import NEW_TOKENS, TEMPLATES
 
 from preftune.data.select import Selecting
-from preftune.evaluate.rewards import open_reward
 from preftune.files import write_rows
-from preftune.methods import pairs, samples, winrate
-from preftune.methods.samples import Wanted
-from preftune.methods.winrate import Contest
 from preftune.model.generate import Sampling
+from preftune.rewards.open import open_reward
 from preftune.train.display import Display
+from preftune.workflows import pairs, winrate
+from preftune.workflows import sample as samples
+from preftune.workflows.sample import SampleOptions
+from preftune.workflows.winrate import WinRateOptions
 
 OTHERS = [
     "Rose", "John", "Emma", "Jake", "Kim", "Bob", "Ann", "Dan", "Sue", "Joe", "Kate", "Nick", "Jane", "Bill", "Mary",
@@ -68,7 +69,7 @@ def opponents(options: argparse.Namespace) -> Path:
     prompts, chosen = options.out / "prompts.jsonl", options.out / "pairs.jsonl"
     if not chosen.is_file():
         write_rows(prompts, ({"prompt": template.format(name)} for template in TEMPLATES for name in OTHERS))
-        wanted = Wanted(options.model, str(prompts), Sampling(2, NEW_TOKENS, seed=99), dtype="fp32")
+        wanted = SampleOptions(options.model, str(prompts), Sampling(2, NEW_TOKENS, seed=99), dtype="fp32")
         drawn = samples.run(wanted, options.out / "samples.jsonl", QUIET)
         pairs.run(str(drawn), chosen, Selecting("best-worst"), open_reward(options.reward), QUIET)
     return chosen
@@ -80,7 +81,7 @@ def of_seed(options: argparse.Namespace, data: Path, judge: str, seed: int) -> d
     named = {"the model": options.model}
     named |= {name: str(folder / name / "final") for name in options.policies}
     named[f"best of {options.n}"] = f"best:{options.n},{options.model},{folder / 'reward-model' / 'final'}"
-    contest = Contest(
+    contest = WinRateOptions(
         tuple(named.values()),
         str(data),
         judge,

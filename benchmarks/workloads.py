@@ -23,8 +23,8 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from preftune.chat.render import Renderer
 from preftune.data.groups import Limits, read_groups, tokenize
-from preftune.data.render import Renderer
 from preftune.types import Judgement, TokenGroup, content
 
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {

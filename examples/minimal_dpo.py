@@ -28,7 +28,7 @@ def encode(tokenizer, pair):
     responses = []
     for text in (pair["chosen"], pair["rejected"]):
         joint = tokenizer(pair["prompt"] + text)["input_ids"]
-        assert joint[: len(prompt)] == prompt, "a merge across the boundary: see preftune.data.render"
+        assert joint[: len(prompt)] == prompt, "a merge across the boundary: see preftune.chat.render"
         responses.append([*joint[len(prompt) :], tokenizer.eos_token_id])
     return prompt, *responses
 

@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
-from preftune.methods.winrate import Contest
+from preftune.workflows.winrate import WinRateOptions
 from tests.conftest import write_jsonl
 from tests.servers import refuse, say
 
@@ -42,7 +42,7 @@ class JudgeServer(BaseHTTPRequestHandler):
         say(self, text)
 
 
-def contest(tmp_path: Path, model_folder: Path, **more: Any) -> Contest:
+def contest(tmp_path: Path, model_folder: Path, **more: Any) -> WinRateOptions:
     rows = [
         {
             "prompt": "the cat",
@@ -54,4 +54,4 @@ def contest(tmp_path: Path, model_folder: Path, **more: Any) -> Contest:
     ]
     data = write_jsonl(tmp_path / "data.jsonl", rows)
     settings = {"judge": "length", "temperatures": (0.5, 1.0), "max_new_tokens": 6, **more}
-    return Contest((str(model_folder),), str(data), **settings)
+    return WinRateOptions((str(model_folder),), str(data), **settings)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from preftune.evaluate.server import REFUSED
+from preftune.client import REFUSED
 
 
 @contextmanager

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from preftune.config.schema import OptimConfig, TrainConfig
 from preftune.data.layout import Budget, micro_batches
-from preftune.data.order import plans
+from preftune.data.order import training_steps
 from preftune.exact.worlds import World
+from preftune.lifecycle.task import ResponseTask
 from preftune.losses import Objective
-from preftune.methods.task import ResponseTask
 from preftune.model.logprobs import Scorer, logps
 from preftune.model.reference import Frozen
 from preftune.train.loop import fit
@@ -89,6 +89,6 @@ def tune(model: Any, objective: Objective, groups: Sequence[TokenGroup], steps: 
     weights = Weights(model)
     optim = OptimConfig(lr=lr, schedule="cosine", warmup=0.05, max_grad_norm=1e6)
     optimizer = build_optimizer(weights.masters, "adamw", lr, 0.0)
-    every = list(plans([1] * len(groups), len(groups), 0, steps))
+    every = list(training_steps([1] * len(groups), len(groups), 0, steps))
     fit(task, every, 0, weights, optimizer, optim, TrainConfig(log_every=steps), Silent())
     return scorer

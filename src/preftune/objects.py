@@ -1,7 +1,7 @@
 """Rows, functions and models that a caller passes in memory, under names that a config can hold.
 
 A config names its data, losses, rewards and formats by text. While `holding` is open, a name stands for an object;
-data/read.py looks up rows here, resolve.py functions, and methods/policies.py models.
+sources/read.py looks up rows here, resolve.py functions, and lifecycle/saved.py models.
 
     memory:data-1f2e3a4b5c6d7e8f        rows, by a hash of their content
     memory:policy-1f2e3a4b5c6d7e8f      a model, by a hash of its weights; it lies in a temporary folder

@@ -11,8 +11,8 @@ import pytest
 from tests.conftest import PAIRS, write_jsonl
 from transformers import AutoTokenizer
 
+from preftune.chat.render import pieces_of
 from preftune.cli.main import run
-from preftune.data.render import pieces_of
 
 
 @pytest.fixture(autouse=True)
@@ -189,7 +189,7 @@ def test_data_convert_loses_nothing(to: str, capsys: pytest.CaptureFixture[str])
     write_jsonl(Path("groups.jsonl"), rows)
     assert run(["data", "convert", "groups.jsonl", "--out", "out.jsonl", "--to", to]) == 0
     from preftune.data.groups import read_groups
-    from preftune.data.parsers import Reading
+    from preftune.formats.parsers import Reading
 
     before, after = (
         read_groups("groups.jsonl")[0],

@@ -248,12 +248,12 @@ def test_bad_command_line(
 def test_an_unexpected_error_is_one_sentence_and_exit_1(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import preftune.methods.prepare
+    import preftune.lifecycle.prepare
 
     def broken(*_: Any, **__: Any) -> Any:
         raise RuntimeError("a defect")
 
-    monkeypatch.setattr(preftune.methods.prepare, "read_groups", broken)
+    monkeypatch.setattr(preftune.lifecycle.prepare, "read_groups", broken)
     assert run(["data", "check", "x.jsonl"]) == 1
     said = capsys.readouterr().err
     assert "internal error: RuntimeError: a defect" in said
@@ -284,6 +284,6 @@ def test_an_interrupt_is_said(
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("preftune.methods.samples.run", interrupted)
+    monkeypatch.setattr("preftune.workflows.sample.run", interrupted)
     assert run(["sample", "--model", "m", "--prompts", "p.jsonl", "--out", str(tmp_path / "s.jsonl")]) == 130
     assert "stopped: rerun the same command to resume" in capsys.readouterr().err

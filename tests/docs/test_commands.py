@@ -16,7 +16,7 @@ from preftune.cli.main import app, run
 from preftune.cli.settings import KINDS, checking, data_section
 from preftune.config.load import load
 from preftune.config.schema import NOT_JUDGED, NOT_SAMPLED, NOT_SCORED, DataConfig, DPOConfig
-from preftune.data.formats import FORMATS
+from preftune.formats.table import FORMATS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

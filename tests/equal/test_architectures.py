@@ -10,10 +10,10 @@ from tests.conftest import random_groups
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from preftune.data.layout import lay_out, to_constant_length
+from preftune.data.layout import batch_of, to_constant_length
 from preftune.errors import ModelError
-from preftune.methods import gate
-from preftune.methods.gate import admit, measure, refusal
+from preftune.lifecycle import packing_probe
+from preftune.lifecycle.packing_probe import admit, measure, refusal
 from preftune.model.attention import NAME, base_of, use_own, use_segments
 from preftune.model.logprobs import Scorer
 
@@ -121,9 +121,9 @@ def test_exact(architecture: str) -> None:
     assert refusal(scorer) == ""
     groups = random_groups(3, responses=3, seed=5, vocabulary=96)
     use_own(scorer.model)
-    values, gradient = measure(scorer, lay_out(groups, "rows"))
+    values, gradient = measure(scorer, batch_of(groups, "rows"))
     assert use_segments(scorer.model)
-    batches = [lay_out(groups, "packed"), lay_out(groups, "shared")]
+    batches = [batch_of(groups, "packed"), batch_of(groups, "shared")]
     batches.append(to_constant_length(batches[-1], 4 * 100))  # 100 is not the length of either
     assert len(batches[-1].ids_T) > len(batches[-2].ids_T)
     for batch in batches:
@@ -136,8 +136,8 @@ def test_exact(architecture: str) -> None:
 def test_the_window_counts(architecture: str) -> None:
     """The sweep would prove nothing for a window that is longer than the sequences."""
     groups = random_groups(3, responses=3, seed=5, vocabulary=96)
-    near = measure(make(architecture, EXACT[architecture]), lay_out(groups, "rows"))[0]
-    far = measure(make(architecture, {**EXACT[architecture], "sliding_window": 100}), lay_out(groups, "rows"))[0]
+    near = measure(make(architecture, EXACT[architecture]), batch_of(groups, "rows"))[0]
+    far = measure(make(architecture, {**EXACT[architecture], "sliding_window": 100}), batch_of(groups, "rows"))[0]
     assert (near - far).abs().max() > 1e-3
 
 
@@ -162,13 +162,13 @@ def test_refused(architecture: str) -> None:
 def test_the_numbers_alone_would_refuse_them(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The probe catches the silent breakers even if transformers called their layers by harmless names."""
     scorer = make(architecture, REFUSED[architecture][0])
-    expected = measure(scorer, lay_out(gate.probe_groups(96), "rows"))
+    expected = measure(scorer, batch_of(packing_probe.probe_groups(96), "rows"))
     use_segments(scorer.model)
     try:
-        found = measure(scorer, lay_out(gate.probe_groups(96), "shared"))
+        found = measure(scorer, batch_of(packing_probe.probe_groups(96), "shared"))
     except Exception:  # an error is not silent
         return
-    assert "change its numbers" in gate.difference(expected, found)
+    assert "change its numbers" in packing_probe.difference(expected, found)
 
 
 def test_a_wrong_attention_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:

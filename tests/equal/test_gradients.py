@@ -12,11 +12,11 @@ from tests.conftest import make_model, random_groups
 
 from preftune.config.schema import LossTerm
 from preftune.data.items import as_labelled, with_mismatches
-from preftune.data.layout import Budget, LayoutName, lay_out
+from preftune.data.layout import Budget, LayoutName, batch_of
+from preftune.lifecycle.packing_probe import admit
+from preftune.lifecycle.task import ResponseTask
 from preftune.losses import PREFERENCE_LOSSES
 from preftune.methods.dpo import bind_objective
-from preftune.methods.gate import admit
-from preftune.methods.task import ResponseTask
 from preftune.model.attention import use_own, use_segments
 from preftune.model.compile import compile_blocks
 from preftune.model.logprobs import Scorer, logps
@@ -176,7 +176,7 @@ def test_compiled_blocks_change_nothing_but_rounding() -> None:
         assert admit(scorer, "shared")[0] == "shared"
         if compiled:
             compile_blocks(model)
-        values = [logps(scorer, lay_out(random_groups(n), "shared")).sum_S for n in (3, 5)]
+        values = [logps(scorer, batch_of(random_groups(n), "shared")).sum_S for n in (3, 5)]
         torch.cat(values).square().sum().backward()
         found.append([torch.cat(values).detach(), *(p.grad for p in model.parameters())])
         use_own(model)

@@ -10,8 +10,8 @@ from tests.conftest import random_groups
 from tests.equal.test_architectures import EXACT, make
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
-from preftune.data.layout import lay_out
-from preftune.methods.gate import admit, state_values
+from preftune.data.layout import batch_of
+from preftune.lifecycle.packing_probe import admit, state_values
 from preftune.model.attention import use_own
 from preftune.model.scalar import readable, reward_logps, scalar_scorer, scalar_twin
 
@@ -48,7 +48,7 @@ def test_rewards_are_those_of_transformers(architecture: str) -> None:
     for layout in ("shared", "packed", "rows"):
         if layout == "rows":
             use_own(model)
-        found = reward_logps(scorer, lay_out(readable(groups), layout)).sum_S  # type: ignore[arg-type]
+        found = reward_logps(scorer, batch_of(readable(groups), layout)).sum_S  # type: ignore[arg-type]
         assert torch.allclose(found, reward, atol=2e-5), layout
         gradients = torch.autograd.grad((weights * found).sum(), list(model.parameters()), allow_unused=True)
         for ours, theirs in zip(gradients, wanted, strict=True):

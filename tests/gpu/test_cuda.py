@@ -14,12 +14,12 @@ from tests.conftest import make_model, random_groups
 
 from preftune.config.load import build
 from preftune.config.schema import DPOConfig, LossTerm, OptimConfig, TrainConfig
-from preftune.data.layout import Budget, LayoutName, lay_out
-from preftune.data.order import plans, size_of
+from preftune.data.layout import Budget, LayoutName, batch_of
+from preftune.data.order import size_of, training_steps
+from preftune.lifecycle.packing_probe import admit
+from preftune.lifecycle.task import ResponseTask
 from preftune.methods import dpo
 from preftune.methods.dpo import bind_objective
-from preftune.methods.gate import admit
-from preftune.methods.task import ResponseTask
 from preftune.model import segments, token_logprobs
 from preftune.model.attention import use_own, use_segments
 from preftune.model.compile import compile_blocks
@@ -72,7 +72,7 @@ def attended(way: Any, layout: Packed, slots: int, dtype: torch.dtype, *more: An
 
 
 def packed(layout: LayoutName, responses: int = 3) -> tuple[Packed, int]:
-    batch = lay_out(random_groups(12, responses, longest=90), layout)
+    batch = batch_of(random_groups(12, responses, longest=90), layout)
     assert isinstance(batch.layout, Packed)
     return batch.layout, len(batch.ids_T)
 
@@ -117,7 +117,7 @@ def gradients(
     weights = None if dtype == torch.float64 else Weights(policy)
     batches = task.layout(groups)
     with torch.no_grad():
-        said = logps(task.scorer, lay_out(groups[:3], layout).to(device)).sum_S
+        said = logps(task.scorer, batch_of(groups[:3], layout).to(device)).sum_S
     _accumulate(task, batches, torch.stack([task.count(b) for b in batches]).sum())
     return [said, *(weights.gradients() if weights else (p.grad for p in policy.parameters() if p.grad is not None))]
 
@@ -154,7 +154,7 @@ def test_the_gate_admits_what_it_admits_on_a_cpu(architecture: str) -> None:
     here = Scorer.of(make_model(architecture, **changes))
     expected, why = admit(here, "auto")
     assert expected == "shared", why
-    batch = lay_out(random_groups(5, 3), "shared")
+    batch = batch_of(random_groups(5, 3), "shared")
     with torch.no_grad():
         there = logps(here, batch).sum_S
     use_own(here.model)
@@ -239,7 +239,7 @@ def trained(limit: float | None) -> tuple[Notes, torch.Tensor]:
     task = ResponseTask(scorer, None, objective, groups, [], Budget("shared", 1 << 20))
     weights = Weights(policy)
     optimizer = build_optimizer(weights.masters, "adamw", 1e-4, 0.0)
-    steps = list(plans([size_of(g) for g in groups], 32, 0, 1, None))
+    steps = list(training_steps([size_of(g) for g in groups], 32, 0, 1, None))
     notes = Notes()
     torch.cuda.empty_cache()
     if limit is not None:

@@ -11,10 +11,10 @@ import pytest
 import torch
 from tests.conftest import PAIRS, make_model, write_jsonl
 
+from preftune.chat.render import Renderer
 from preftune.config.schema import BatchConfig, DataConfig, DPOConfig, ModelConfig, OptimConfig, TrainConfig
 from preftune.data.groups import Limits, read_groups, tokenize
-from preftune.data.order import plans, size_of
-from preftune.data.render import Renderer
+from preftune.data.order import size_of, training_steps
 from preftune.methods import dpo
 from preftune.train.display import Display
 
@@ -61,7 +61,7 @@ def test_50_steps(tmp_path: Path, tokenizer: Any, kind: str) -> None:
     oracle = minimal()
     groups, account = read_groups(str(data))
     tokens = tokenize(groups, Renderer.of(tokenizer), Limits(), account)
-    order = plans([size_of(g) for g in tokens], 3, 0, STEPS, STEPS)
+    order = training_steps([size_of(g) for g in tokens], 3, 0, STEPS, STEPS)
     batches = [[oracle.encode(tokenizer, PAIRS[i]) for i in plan.members] for plan in order]
     theirs = make_model()
     for line, expected in zip(lines, oracle.train(theirs, batches, learning_rate=1e-3), strict=True):
@@ -80,7 +80,7 @@ def test_5_steps_to_the_fifth_digit(tmp_path: Path, tokenizer: Any) -> None:
     changes = {"train": TrainConfig(epochs=5, max_steps=5), "optim": OptimConfig(lr=1e-4, warmup=0)}
     settings = settings.model_copy(update=changes)
     dpo.run(settings, model=ours, tokenizer=tokenizer, display=Display(quiet=True))
-    order = plans([1] * len(PAIRS), 3, 0, 5, 5)
+    order = training_steps([1] * len(PAIRS), 3, 0, 5, 5)
     batches = [[oracle.encode(tokenizer, PAIRS[i]) for i in plan.members] for plan in order]
     list(oracle.train(theirs, batches, learning_rate=1e-4))
     difference = max((a - b).abs().max().item() for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))

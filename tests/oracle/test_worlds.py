@@ -17,9 +17,8 @@ from torch import Tensor
 from preftune.config.sampling import PPOConfig, PPOParameters, PromptConfig, RolloutConfig
 from preftune.config.schema import LossTerm, ModelConfig, OptimConfig
 from preftune.data.layout import Budget
-from preftune.data.order import plans
+from preftune.data.order import training_steps
 from preftune.data.prompts import Prompt, Prompts
-from preftune.evaluate.rewards import Answer
 from preftune.exact.optimum import ipo_optimum, optimal_policy
 from preftune.exact.worlds import bradley_terry, flipped, kl
 from preftune.methods.dpo import bind_objective
@@ -27,6 +26,7 @@ from preftune.methods.ppo_loop import optimise
 from preftune.methods.rollouts import Actors, Critic
 from preftune.model.logprobs import Scorer
 from preftune.model.reference import Frozen
+from preftune.rewards.reward import Answer
 from preftune.train.optim import Weights, build_optimizer
 
 NOISE = 0.2
@@ -163,7 +163,7 @@ def tuned_by_ppo(reward: Tensor, settings: PPOParameters) -> tuple[Tensor, Tenso
     ]
     weights = Weights(torch.nn.ModuleDict({"policy": model, "value": critic.module}))
     optimizer = build_optimizer(weights.masters, "adamw", 1e-2, 0.0)
-    steps = list(plans([1, 1], 2, 0, 60))
+    steps = list(training_steps([1, 1], 2, 0, 60))
     optimise(actors, Prompts(prompts, []), steps, config, Budget("rows", 1 << 20), weights, optimizer, Silent())
     return log_ref, table(scorer, WORLD)
 

@@ -27,10 +27,10 @@ from preftune.config.schema import (
     SFTConfig,
     TrainConfig,
 )
-from preftune.data.read import fingerprint
 from preftune.errors import RunError, Stopped
+from preftune.lifecycle.training import stoppable
 from preftune.methods import dpo, sft
-from preftune.methods.training import stoppable
+from preftune.sources.read import fingerprint
 from preftune.train.display import Display
 from preftune.train.run import Run, run_identity
 

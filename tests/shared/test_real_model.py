@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from preftune import DPOConfig, SFTConfig, dpo, load_config, sft
 from preftune.data.groups import Limits, read_groups, tokenize
-from preftune.data.render import Renderer
-from preftune.methods import score
+from preftune.chat.render import Renderer
+from preftune.workflows import score
 from preftune.model.load import end_ids, load_tokenizer, locate
 from preftune.train.display import Display
 
@@ -68,7 +68,7 @@ def test_sft_dpo_score_and_load(story_model: str, hh: str, tmp_path: Path) -> No
     assert model.generate(**prompt, max_new_tokens=5, do_sample=False).shape[1] > prompt["input_ids"].shape[1]
 
     out = score.run(
-        score.Scoring(str(final), str(started), hh, max_length=512), tmp_path / "scores.jsonl", Display(quiet=True)
+        score.ScoreOptions(str(final), str(started), hh, max_length=512), tmp_path / "scores.jsonl", Display(quiet=True)
     )
     reference = AutoModelForCausalLM.from_pretrained(started)
     rendered = Renderer.of(load_tokenizer(locate(str(final))), end_ids(locate(str(final))))

@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from preftune import objects
-from preftune.data.read import fingerprint, read
 from preftune.errors import ConfigError, DataError
 from preftune.objects import as_function, as_rows, holding
 from preftune.resolve import bind, inputs_of, resolve
+from preftune.sources.read import fingerprint, read
 
 SCALARS = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False) | st.text(max_size=8)
 VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner))

@@ -174,7 +174,7 @@ def test_a_format_that_fails_is_a_bad_row_with_the_users_line(capsys: pytest.Cap
 
 def test_a_format_that_returns_the_wrong_thing_for_every_row_is_told_what_to_return() -> None:
     from preftune.data.groups import read_groups
-    from preftune.data.parsers import Reading
+    from preftune.formats.parsers import Reading
 
     Path("fmt.py").write_text("def f(row):\n    return row['prompt']\n\ndef none(row):\n    return None\n")
     with pytest.raises(DataError) as error:
@@ -191,7 +191,7 @@ def test_a_format_that_returns_the_wrong_thing_for_every_row_is_told_what_to_ret
 
 def test_none_drops_the_row_and_is_counted() -> None:
     from preftune.data.groups import read_groups
-    from preftune.data.parsers import Reading
+    from preftune.formats.parsers import Reading
 
     Path("fmt.py").write_text(
         "from preftune import Judgement, PreferenceGroup\ndef f(row):\n"
@@ -206,7 +206,7 @@ def test_none_drops_the_row_and_is_counted() -> None:
 @pytest.mark.parametrize("signature", ["row, more", "", "*, row"])
 def test_a_format_function_takes_a_row(signature: str) -> None:
     from preftune.data.groups import read_groups
-    from preftune.data.parsers import Reading
+    from preftune.formats.parsers import Reading
 
     Path("fmt.py").write_text(f"def f({signature}):\n    return None\n")
     with pytest.raises(ConfigError, match=r"fmt\.py:1: fmt\.py:f cannot be called with a row alone"):

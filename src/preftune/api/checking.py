@@ -46,9 +46,9 @@ def check_data(
     config = data_section(data_name(data, "data", held), keys, held, where)
     shell = {"model": {"path": "-"}, "data": config.model_dump(), "loss": loss_section(loss or "sigmoid", held)}
     terms = build(DPOConfig, shell, source=where).terms
-    from preftune.methods.chat import load_renderer
-    from preftune.methods.check import check
+    from preftune.chat.open import load_renderer
     from preftune.model.load import load_config, locate, positions
+    from preftune.workflows.check_data import check
 
     renderer = limit = None
     with holding(held):

@@ -64,9 +64,9 @@ def sample(
     out        file to write; the same call resumes it
     settings   keys of the section `data`: columns, ignore, chat_template, as_chat, ...
     """
-    from preftune.evaluate.server import Server
-    from preftune.methods.samples import Wanted, run
+    from preftune.client import Client
     from preftune.model.generate import Sampling
+    from preftune.workflows.sample import SampleOptions, run
 
     held: Held = {}
     where = "preftune.sample()"
@@ -76,8 +76,8 @@ def sample(
     section = data_section(source, settings, held, where)
     with models(held, tokenizer, where) as name_of:
         name = folder_name(model, f"{where}: model") if server else name_of(model, "model")
-        asked = Server.asked(server, name, api_key_env, concurrency, timeout, _json(server_settings))
-        wanted = Wanted(name, source, sampling, max_prompts, dtype, server=asked, settings=section)
+        asked = Client.from_options(server, name, api_key_env, concurrency, timeout, _json(server_settings))
+        wanted = SampleOptions(name, source, sampling, max_prompts, dtype, server=asked, settings=section)
         with holding(held), place(out, "samples.jsonl", quiet) as (path, display):
             run(wanted, path, display)
             return SampleResult(read_table(path), _kept(out))
@@ -105,9 +105,9 @@ def pairs(
     out      file to write
     """
     from preftune.data.select import selecting
-    from preftune.evaluate.rewards import open_reward
-    from preftune.methods.pairs import run
-    from preftune.methods.prepare import device_of
+    from preftune.lifecycle.prepare import device_of
+    from preftune.rewards.open import open_reward
+    from preftune.workflows.pairs import run
 
     held: Held = {}
     how = selecting(select, gap, soft, k, beta, seed)
@@ -144,7 +144,7 @@ def score(
     out                file to write, with its summary beside it
     settings           keys of the section `data`: format, columns, ignore, max_length, chat_template, ...
     """
-    from preftune.methods.score import run, scoring_of
+    from preftune.workflows.score import run, scoring_of
 
     held: Held = {}
     where = "preftune.score()"
@@ -200,21 +200,21 @@ def winrate(
 
     `tokenizer` and the settings are those of preftune.sample.
     """
-    from preftune.evaluate.server import Server
-    from preftune.methods.winrate import Contest, run
+    from preftune.client import Client
+    from preftune.workflows.winrate import WinRateOptions, run
 
     held: Held = {}
     where = "preftune.winrate()"
     require_out(judge_url, out, where)
     named = reward_name(judge, held, f"{where}: judge")
-    server = Server.asked(judge_url, named, api_key_env, concurrency, timeout, _json(server_settings))
+    server = Client.from_options(judge_url, named, api_key_env, concurrency, timeout, _json(server_settings))
     source = one_source(data_name(data, "data", held), f"{where}: data")
     section = data_section(source, settings, held, where)
     with models(held, tokenizer, where) as name_of:
         policies = tuple(name_of(one, "policy") for one in _several(policy))
         other = None if against is None else name_of(against, "against")
         who = (policies, source, named, other, tuple(temperatures), max_new_tokens, max_prompts, task, seed, dtype)
-        contest = Contest(*who, server=server, price_in=price_in, price_out=price_out, settings=section)
+        contest = WinRateOptions(*who, server=server, price_in=price_in, price_out=price_out, settings=section)
         with holding(held), place(out, "winrate", quiet) as (folder, display):
             rates = run(contest, folder, display, dry_run)
             return _wins({} if dry_run else json.loads((folder / "winrate.json").read_text()), rates, out)
@@ -250,14 +250,14 @@ def frontier(
     out        folder for frontier.json and frontier.html
     settings   keys of the section `data`, as in preftune.sample
     """
-    from preftune.methods.frontier import Frontier, run
+    from preftune.workflows.frontier import FrontierOptions, run
 
     held: Held = {}
     where = "preftune.frontier()"
     source = one_source(prompts_name(prompts, "prompts", held), f"{where}: prompts")
     section = data_section(source, settings, held, where)
     with models(held, tokenizer, where) as name_of:
-        wanted = Frontier(
+        wanted = FrontierOptions(
             name_of(reference, "reference"),
             tuple(name_of(one, "policy") for one in _several(policy)),
             source,

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, overload
 from preftune.errors import ConfigError
 
 if TYPE_CHECKING:
-    from preftune.data.account import Account
     from preftune.data.audit import Audit
-    from preftune.evaluate.winrate import WinRate
+    from preftune.formats.account import Account
+    from preftune.measures.win_rate import WinRate
 
 SHOWN = 5  # rows of a table in its repr
 FIGURES = ("step", "loss", "rewards/margins", "rewards/accuracies", "objective/score", "objective/kl", "drift/gap")

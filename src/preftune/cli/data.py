@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from preftune.chat.render import Renderer
     from preftune.cli.settings import Checking
     from preftune.config.schema import DataConfig
     from preftune.data.audit import Lengths
-    from preftune.data.render import Renderer
-    from preftune.methods.check import Checked
     from preftune.model.load import Source
+    from preftune.workflows.check_data import Checked
 
 app = typer.Typer(help="Look at preference data before training on them.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -56,8 +56,8 @@ def check(
     }
     wanted = checking(arguments or (), config, short, "preftune data check")
     from preftune.config.schema import terms_of
-    from preftune.methods.check import check as check_data
     from preftune.model.load import load_config, positions
+    from preftune.workflows.check_data import check as check_data
 
     terms = terms_of(wanted.loss or {"name": "sigmoid"})
     source, renderer = _model_of(wanted)
@@ -98,7 +98,7 @@ def show(
     wanted = checking(arguments or (), config, short, "preftune data show")
     from preftune.data.groups import read_groups
     from preftune.errors import DataError
-    from preftune.methods.prepare import reading_of
+    from preftune.lifecycle.prepare import reading_of
 
     data = wanted.data
     groups, account = read_groups(data.train, reading_of(data.model_copy(update={"bad_rows": "drop"})))
@@ -131,7 +131,7 @@ def convert(
         raise ConfigError(f"unknown target {to!r}", where="--to", fix=f"use one of {', '.join(writers)}")
     wanted = checking(arguments or (), config, {"--format": data_format}, "preftune data convert")
     from preftune.data.groups import read_groups
-    from preftune.methods.prepare import reading_of
+    from preftune.lifecycle.prepare import reading_of
 
     groups, account = read_groups(wanted.data.train, reading_of(wanted.data))
     account.check(1.0)
@@ -154,15 +154,15 @@ def noise(
     from preftune.config.schema import NoiseConfig
 
     resolved = load(NoiseConfig, config, overrides or ())
-    from preftune.methods.noise import run
     from preftune.train.display import Display
+    from preftune.workflows.label_noise import run
 
     run(resolved, display=Display(quiet), dry_run=dry_run)
 
 
 def _model_of(wanted: Checking) -> tuple[Source | None, Renderer | None]:
     """Where the model lies that counts the tokens, and its tokenizer; None without one."""
-    from preftune.methods.chat import load_renderer
+    from preftune.chat.open import load_renderer
     from preftune.model.load import locate
 
     if wanted.model is None:
@@ -204,7 +204,7 @@ def _as_json(checked: Checked) -> dict[str, Any]:
 
 def _lines(checked: Checked, wanted: Checking, limit: int | None) -> list[str]:
     """The report in words."""
-    from preftune.data.account import places
+    from preftune.formats.account import places
 
     def row(name: str, lengths: Lengths | None) -> list[str]:
         if lengths is None:

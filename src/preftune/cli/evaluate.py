@@ -45,11 +45,11 @@ def frontier(
 
     listed, short = numbers(temperatures), chat_options(chat_template, chat_template_kwargs, as_chat)
     section = data_section(prompts, settings, short, command="preftune eval frontier", unused=NOT_SAMPLED)
-    from preftune.methods.frontier import Frontier
-    from preftune.methods.frontier import run as run_frontier
     from preftune.train.display import Display
+    from preftune.workflows.frontier import FrontierOptions
+    from preftune.workflows.frontier import run as run_frontier
 
-    wanted = Frontier(
+    wanted = FrontierOptions(
         reference,
         tuple(policy),
         prompts,
@@ -110,12 +110,12 @@ def winrate(
 
     listed, short = numbers(temperatures), chat_options(chat_template, chat_template_kwargs, as_chat)
     section = data_section(data, settings, short, command="preftune eval winrate", unused=NOT_JUDGED)
-    from preftune.evaluate.server import Server
-    from preftune.methods.winrate import Contest
-    from preftune.methods.winrate import run as run_winrate
+    from preftune.client import Client
     from preftune.train.display import Display
+    from preftune.workflows.winrate import WinRateOptions
+    from preftune.workflows.winrate import run as run_winrate
 
-    contest = Contest(
+    contest = WinRateOptions(
         tuple(policy),
         data,
         judge,
@@ -126,7 +126,7 @@ def winrate(
         task,
         seed,
         dtype,
-        server=Server.asked(judge_url, judge, api_key_env, concurrency, timeout, server_settings),
+        server=Client.from_options(judge_url, judge, api_key_env, concurrency, timeout, server_settings),
         price_in=price_in,
         price_out=price_out,
         settings=section,
@@ -142,8 +142,8 @@ def length_controlled(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only errors.")] = False,
 ) -> None:
     """AlpacaEval's length-controlled win rate, from its annotations and its gamed baselines."""
-    from preftune.methods.alpaca import run as run_alpaca
     from preftune.train.display import Display
+    from preftune.workflows.length_controlled import run as run_alpaca
 
     run_alpaca(annotations, gamed, out, Display(quiet))
 

@@ -136,15 +136,15 @@ def sample(
 
     short = chat_options(chat_template, chat_template_kwargs, as_chat)
     section = data_section(prompts, settings, short, command="preftune sample", unused=NOT_SAMPLED)
-    from preftune.evaluate.server import Server
-    from preftune.methods.samples import Wanted
-    from preftune.methods.samples import run as run_sample
+    from preftune.client import Client
     from preftune.model.generate import Sampling
     from preftune.train.display import Display
+    from preftune.workflows.sample import SampleOptions
+    from preftune.workflows.sample import run as run_sample
 
-    asked = Server.asked(server, model, api_key_env, concurrency, timeout, server_settings)
+    asked = Client.from_options(server, model, api_key_env, concurrency, timeout, server_settings)
     sampling = Sampling(n, max_new_tokens, temperature, top_p, top_k, seed)
-    wanted = Wanted(model, prompts, sampling, max_prompts, dtype, server=asked, settings=section)
+    wanted = SampleOptions(model, prompts, sampling, max_prompts, dtype, server=asked, settings=section)
     run_sample(wanted, out, Display(quiet))
 
 
@@ -165,10 +165,10 @@ def pairs(
     from preftune.data.select import selecting
 
     how = selecting(select, gap, soft, k, beta, seed)
-    from preftune.evaluate.rewards import open_reward
-    from preftune.methods.pairs import run as run_pairs
-    from preftune.methods.prepare import device_of
+    from preftune.lifecycle.prepare import device_of
+    from preftune.rewards.open import open_reward
     from preftune.train.display import Display
+    from preftune.workflows.pairs import run as run_pairs
 
     judge = open_reward(reward, "--reward", device=device_of(None)) if reward else None
     run_pairs(samples, out, how, judge, Display(quiet))
@@ -209,9 +209,9 @@ def score(
         **chat_options(chat_template, chat_template_kwargs, as_chat),
     }
     section = data_section(data, settings, short, command="preftune score", unused=NOT_SCORED)
-    from preftune.methods.score import run as run_score
-    from preftune.methods.score import scoring_of
     from preftune.train.display import Display
+    from preftune.workflows.score import run as run_score
+    from preftune.workflows.score import scoring_of
 
     models = policy, reference, reward
     scoring = scoring_of(models, data, beta, tokens, "auto", None, dtype, None, mode, settings=section)

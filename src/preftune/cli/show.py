@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from rich.text import Text
 
-from preftune.data.account import Account
+from preftune.chat.render import Renderer, pieces_of
 from preftune.data.groups import Limits, tokenize
-from preftune.data.render import Renderer, pieces_of
+from preftune.formats.account import Account
 from preftune.types import PreferenceGroup
 
 LONGEST = 1200  # characters of a prompt or response that are shown

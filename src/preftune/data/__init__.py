@@ -1,1 +1,1 @@
-"""From files to token groups and batches: read -> formats -> render -> groups -> order -> layout."""
+"""Groups of token ids, the order in which they are trained on, and the batches they are laid out in."""

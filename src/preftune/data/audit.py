@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from preftune.data.across import uninformative
 from preftune.data.groups import asked, prompt_key
+from preftune.formats.all_rows import uninformative
 from preftune.types import PreferenceGroup, TokenGroup, content
 
 

@@ -11,8 +11,12 @@ from typing import Literal
 
 import numpy as np
 
-from preftune.data.account import Account
-from preftune.data.across import (
+from preftune.chat.faults import Fault, settle
+from preftune.chat.render import Encoded, Renderer
+from preftune.chat.turns import in_turns
+from preftune.errors import DataError
+from preftune.formats.account import Account
+from preftune.formats.all_rows import (
     all_chats,
     bad_row,
     function_failed,
@@ -21,18 +25,14 @@ from preftune.data.across import (
     require_prompts,
     with_margins,
 )
-from preftune.data.cells import decoded
-from preftune.data.columns import Ledger, Tracked
-from preftune.data.faults import Fault, settle
-from preftune.data.formats import BY_NAME, FunctionFault, by_function, detect
-from preftune.data.names import Names, names_of, no_such_column
-from preftune.data.parsers import Reading
-from preftune.data.read import Row, read
-from preftune.data.render import Encoded, Renderer
-from preftune.data.turns import in_turns
-from preftune.data.values import BadRow, Drop, Fields, states_margin, without_empty
-from preftune.errors import DataError
+from preftune.formats.cells import decoded
+from preftune.formats.columns import Ledger, Tracked
+from preftune.formats.names import Names, names_of, no_such_column
+from preftune.formats.parsers import Reading
+from preftune.formats.table import BY_NAME, FunctionFault, by_function, detect
+from preftune.formats.values import BadRow, Drop, Fields, states_margin, without_empty
 from preftune.resolve import require_one_argument, resolve
+from preftune.sources.read import Row, read
 from preftune.types import Judgement, PreferenceGroup, TokenGroup
 
 DETECTION_ROWS = 20

@@ -48,7 +48,7 @@ def micro_batches(groups: Sequence[TokenGroup], budget: Budget) -> list[Batch]:
         even = shares(sizes, len(bins))
         if not budget.constant and all(sum(sizes[i] for i in share) <= budget.tokens for share in even):
             bins = [[groups[i] for i in share] for share in even]  # as few, and none larger than it must be
-    batches = [lay_out(members, budget.layout) for members in bins]
+    batches = [batch_of(members, budget.layout) for members in bins]
     return [to_constant_length(batch, budget.tokens) for batch in batches] if budget.constant else batches
 
 
@@ -68,7 +68,7 @@ def to_constant_length(batch: Batch, tokens: int) -> Batch:
     )
 
 
-def lay_out(groups: Sequence[TokenGroup], layout: LayoutName) -> Batch:
+def batch_of(groups: Sequence[TokenGroup], layout: LayoutName) -> Batch:
     """`groups` as one batch."""
     lay: dict[str, Callable[[Sequence[TokenGroup]], Batch]] = {"rows": rows, "packed": packed, "shared": shared}
     return lay[layout](groups)

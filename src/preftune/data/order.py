@@ -14,7 +14,7 @@ from preftune.types import TokenGroup
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class Step:
     """One optimizer step: its number (from 1), its epoch (from 0) and the groups in it."""
 
     number: int
@@ -32,7 +32,7 @@ def permutation(n: int, seed: int, epoch: int) -> list[int]:
     return [int(i) for i in np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(n)]
 
 
-def plan_epoch(sizes: Sequence[int], pairs: int, seed: int, epoch: int) -> list[tuple[int, ...]]:
+def epoch_steps(sizes: Sequence[int], pairs: int, seed: int, epoch: int) -> list[tuple[int, ...]]:
     """The steps of an epoch, each with at most `pairs` judgements; every group is in exactly one.
 
     A group is never split: one that is larger than `pairs` makes a step of its own, and the last step
@@ -52,12 +52,14 @@ def plan_epoch(sizes: Sequence[int], pairs: int, seed: int, epoch: int) -> list[
     return steps
 
 
-def plans(sizes: Sequence[int], pairs: int, seed: int, epochs: int, max_steps: int | None = None) -> Iterator[Plan]:
+def training_steps(
+    sizes: Sequence[int], pairs: int, seed: int, epochs: int, max_steps: int | None = None
+) -> Iterator[Step]:
     """All steps of a run, in order."""
     number = 0
     for epoch in range(epochs):
-        for members in plan_epoch(sizes, pairs, seed, epoch):
+        for members in epoch_steps(sizes, pairs, seed, epoch):
             number += 1
             if max_steps is not None and number > max_steps:
                 return
-            yield Plan(number, epoch, members)
+            yield Step(number, epoch, members)

@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from preftune.data.account import Account
-from preftune.data.across import all_chats
-from preftune.data.cells import decoded
-from preftune.data.columns import Ledger, Tracked
-from preftune.data.faults import settle
+from preftune.chat.faults import settle
+from preftune.chat.render import Renderer
 from preftune.data.groups import read_groups
-from preftune.data.names import Names, names_of
-from preftune.data.parsers import Reading
-from preftune.data.read import Row, read
-from preftune.data.render import Renderer
-from preftune.data.slots import prompt_of
-from preftune.data.values import BadRow, Fields, text_of
 from preftune.errors import DataError
+from preftune.formats.account import Account
+from preftune.formats.all_rows import all_chats
+from preftune.formats.cells import decoded
+from preftune.formats.columns import Ledger, Tracked
+from preftune.formats.names import Names, names_of
+from preftune.formats.parsers import Reading
+from preftune.formats.slots import prompt_of
+from preftune.formats.values import BadRow, Fields, text_of
+from preftune.sources.read import Row, read
 from preftune.types import PreferenceGroup, Text
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from typing import Literal
 
 import numpy as np
 
-from preftune.data.values import Drop
 from preftune.errors import ConfigError, did_you_mean
+from preftune.formats.values import Drop
 from preftune.types import Judgement
 
 Selection = Literal["best-worst", "best-random", "all", "top-k", "rso"]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from preftune.demo import world
-from preftune.evaluate.frontier import Floats, Point, best_of_n, optimum, optimum_at
+from preftune.measures.frontier import Floats, Point, best_of_n, optimum, optimum_at
 from preftune.report.figures import curves, frontier, loss_curves, scatter
 from preftune.report.page import Section, write_page
 

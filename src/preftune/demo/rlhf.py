@@ -8,7 +8,7 @@ from pathlib import Path
 
 from preftune.config.sampling import PPOConfig, PPOParameters, PromptConfig, RolloutConfig
 from preftune.config.schema import BatchConfig, DataConfig, ModelConfig, OptimConfig, RewardConfig, TrainConfig
-from preftune.evaluate.frontier import Point
+from preftune.measures.frontier import Point
 from preftune.methods import ppo, reward
 from preftune.train.display import Display
 

@@ -28,14 +28,14 @@ from rich.console import Console
 from rich.table import Table
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from preftune.chat.render import Renderer
 from preftune.config.schema import BatchConfig, DataConfig, DPOConfig, ModelConfig, OptimConfig, SFTConfig, TrainConfig
-from preftune.data.account import Account
 from preftune.data.groups import Limits, tokenize
-from preftune.data.render import Renderer
 from preftune.demo import rlhf, world
 from preftune.demo.findings import Finding, Findings, Tuned, write_report
 from preftune.errors import RunError, writing
-from preftune.evaluate.frontier import Floats, Point, measure, response_logps
+from preftune.formats.account import Account
+from preftune.measures.frontier import Floats, Point, measure, response_logps
 from preftune.methods import dpo, sft
 from preftune.model.generate import Sampled, Sampling, sample
 from preftune.model.load import load_model, locate

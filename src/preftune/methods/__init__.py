@@ -1,1 +1,1 @@
-"""Training methods as recipes: what is put together, in which order, and what is refused before the first step."""
+"""The training methods: SFT, preference losses, reward models and PPO. Each reads from top to bottom."""

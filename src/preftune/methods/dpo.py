@@ -13,16 +13,16 @@ from preftune.config.schema import DPOConfig, LossTerm, ReferenceConfig
 from preftune.data.groups import require_vocabulary
 from preftune.data.items import as_labelled, as_pairs, as_rankings, require_columns, with_mismatches
 from preftune.data.layout import micro_batches
-from preftune.data.order import Plan
+from preftune.data.order import Step
 from preftune.errors import ConfigError, NumericError
+from preftune.lifecycle import prepare
+from preftune.lifecycle.monitor import Watched, monitored, watch
+from preftune.lifecycle.packing_probe import admit
+from preftune.lifecycle.task import ResponseTask
+from preftune.lifecycle.training import Method, train
 from preftune.losses import PREFERENCE_LOSSES, Objective, Term
 from preftune.losses.objective import INPUTS, items_of
-from preftune.methods import prepare
-from preftune.methods.gate import admit
-from preftune.methods.monitor import Watched, monitored, watch
 from preftune.methods.own_loss import checked
-from preftune.methods.task import ResponseTask
-from preftune.methods.training import Method, train
 from preftune.model import load
 from preftune.model.compile import compile_blocks
 from preftune.model.logprobs import Scorer, logps
@@ -63,7 +63,7 @@ def run(
             )
         return ResponseTask(policy.scorer, None, objective, adapt(data.train), adapt(data.held_out), policy.budget)
 
-    def complete(task: ResponseTask, policy: prepare.Policy, steps: Sequence[Plan], run: Run) -> ResponseTask:
+    def complete(task: ResponseTask, policy: prepare.Policy, steps: Sequence[Step], run: Run) -> ResponseTask:
         visited = [task.groups[i] for i in sorted({i for plan in steps for i in plan.members})]
         needed = [*visited, *task.held_out]  # a short run does not score all of a large data set
         task = replace(

@@ -11,20 +11,17 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from preftune.chat.open import load_renderer
+from preftune.chat.render import Renderer
 from preftune.config.sampling import PPOConfig
 from preftune.data.groups import require_vocabulary
-from preftune.data.order import Plan, plans
+from preftune.data.order import Step, training_steps
 from preftune.data.prompts import Prompt, Prompts, encode_prompts
-from preftune.data.render import Renderer
 from preftune.errors import DataError
-from preftune.evaluate.rewards import Reward, open_reward
-from preftune.methods import plan, prepare
-from preftune.methods.chat import load_renderer
-from preftune.methods.gate import admit, state_values
-from preftune.methods.policies import another_since, note_reward, reward_models_of, weights_of
-from preftune.methods.ppo_loop import optimise
-from preftune.methods.rollouts import Actors, Critic
-from preftune.methods.training import (
+from preftune.lifecycle import estimate, prepare
+from preftune.lifecycle.packing_probe import admit, state_values
+from preftune.lifecycle.saved import model_fingerprint, note_reward, reward_models_fingerprint, warn_if_reward_changed
+from preftune.lifecycle.training import (
     attention_returned,
     conclude,
     enough_memory,
@@ -33,11 +30,15 @@ from preftune.methods.training import (
     say_plan,
     stoppable,
 )
+from preftune.methods.ppo_loop import optimise
+from preftune.methods.rollouts import Actors, Critic
 from preftune.model import load
 from preftune.model.adapter import matched
 from preftune.model.logprobs import model_size
 from preftune.model.reference import AdapterOff, Frozen
 from preftune.model.scalar import load_scalar, scalar_scorer, scalar_twin
+from preftune.rewards.open import open_reward
+from preftune.rewards.reward import Reward
 from preftune.train.display import Display
 from preftune.train.optim import Weights, build_optimizer
 from preftune.train.run import Run, require_packages, run_identity
@@ -62,9 +63,9 @@ def run(
         source = load.locate(config.model.path) if model is None else load.Source(config.model.path)
         asked = prepare.read_prompt_data(config.data)
         identity = config.model_dump(mode="json")
-        models = {"the reward": reward_models_of(None if reward else config.reward)}
+        models = {"the reward": reward_models_fingerprint(None if reward else config.reward)}
         if config.value.path:
-            models["the first value model"] = weights_of(config.value.path)
+            models["the first value model"] = model_fingerprint(config.value.path)
         Run.check(folder, run_identity(identity, asked.fingerprint, models), type(config))
         if finished(config, source, model, tokenizer):
             display.say(f"{folder} is finished; its model is {folder / 'final'}")
@@ -77,7 +78,7 @@ def run(
         require_room(policy, [*prompts.train, *prompts.held_out], config, source)
         train = config.train
         sizes, size = [1] * len(prompts.train), config.rollout.prompts
-        steps = list(plans(sizes, size, train.seed, train.epochs, train.max_steps))
+        steps = list(training_steps(sizes, size, train.seed, train.epochs, train.max_steps))
         critic = make_critic(config, source, policy, given=model is not None)
         found = footprint(config, policy, critic, prompts.train)
         policy.budget = replace(policy.budget, tokens=slots(config, policy, found))
@@ -87,7 +88,7 @@ def run(
             return folder
         run = Run.open(folder, identity, asked.fingerprint, display, models, type(config))
         if not reward:
-            another_since(run, config.reward)
+            warn_if_reward_changed(run, config.reward)
             note_reward(run, config.reward)
         prepare.require_same_start(run, policy)
         run.note(
@@ -172,17 +173,19 @@ def body_targets(network: Any, config: PPOConfig) -> str | list[str]:
     return targets if isinstance(targets, str) else [name for name in targets if matched(network, name, targets)]
 
 
-def slots(config: PPOConfig, policy: prepare.Policy, found: plan.Footprint) -> int:
+def slots(config: PPOConfig, policy: prepare.Policy, found: estimate.Footprint) -> int:
     """`batch.tokens`; auto is what fits beside four models."""
     if config.batch.tokens != "auto":
         return config.batch.tokens
-    return plan.choose_tokens(found, policy.scorer.device, policy.model.config.get_text_config().hidden_size)
+    return estimate.choose_tokens(found, policy.scorer.device, policy.model.config.get_text_config().hidden_size)
 
 
-def footprint(config: PPOConfig, policy: prepare.Policy, critic: Critic, prompts: Sequence[Prompt]) -> plan.Footprint:
+def footprint(
+    config: PPOConfig, policy: prepare.Policy, critic: Critic, prompts: Sequence[Prompt]
+) -> estimate.Footprint:
     """That of the policy, with a frozen reference and the value model's gradients, moments and activations."""
     groups = imagined(prompts[:64], config)
-    found = plan.footprint(policy.scorer, config, not config.lora, groups, policy.budget.layout)
+    found = estimate.footprint(policy.scorer, config, not config.lora, groups, policy.budget.layout)
     trained = sum(p.numel() for p in critic.module.parameters() if p.requires_grad)
     moments = 2 if config.optim.name == "adamw" else 1
     fixed = {**found.fixed, "value model": 4 * (1 + moments) * trained}
@@ -194,8 +197,8 @@ def describe(
     policy: prepare.Policy,
     critic: Critic,
     prompts: Prompts,
-    steps: Sequence[Plan],
-    found: plan.Footprint,
+    steps: Sequence[Step],
+    found: estimate.Footprint,
     display: Display,
 ) -> None:
     """What is about to happen, in a few lines."""
@@ -215,7 +218,7 @@ def describe(
         f"{config.ppo.epochs * min(config.ppo.minibatches, len(steps[0].members))} updates a step"
     )
     peak = found.peak(tokens, tokens)
-    display.say(f"memory: about {plan.gb(peak)} at the peak; micro-batches of up to {tokens:,} token slots")
+    display.say(f"memory: about {estimate.gb(peak)} at the peak; micro-batches of up to {tokens:,} token slots")
 
 
 def precise(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

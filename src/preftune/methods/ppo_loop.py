@@ -14,13 +14,13 @@ from torch import Tensor
 
 from preftune.config.sampling import PPOConfig, PPOParameters
 from preftune.data.layout import Budget, micro_batches
-from preftune.data.order import Plan, permutation
+from preftune.data.order import Step, permutation
 from preftune.data.prompts import Prompt, Prompts
 from preftune.errors import PreftuneError, Stopped
-from preftune.evaluate.frontier import response_logps
+from preftune.lifecycle.task import halved
 from preftune.losses import ppo
+from preftune.measures.frontier import response_logps
 from preftune.methods.rollouts import Actors, Experience, collect, draw, scores
-from preftune.methods.task import halved
 from preftune.train.loop import update
 from preftune.train.metrics import Tally
 from preftune.train.optim import Weights, lr_at, warmup_steps
@@ -80,7 +80,7 @@ class PPOTask:
 def optimise(
     actors: Actors,
     prompts: Prompts,
-    plans: Sequence[Plan],
+    training_steps: Sequence[Step],
     config: PPOConfig,
     budget: Budget,
     weights: Weights,
@@ -88,11 +88,11 @@ def optimise(
     run: Run,
 ) -> None:
     """Do the steps `plans[run.start:]`. What stops it leaves a checkpoint of the last whole step behind."""
-    total, warmup = len(plans), warmup_steps(config.optim.warmup, len(plans))
+    total, warmup = len(training_steps), warmup_steps(config.optim.warmup, len(training_steps))
     coefficient = run.facts.get("kl_coef", config.ppo.kl_coef)
     if run.start == 0:
         run.evaluation(0, evaluate(actors, prompts.held_out, config, 0))
-    for plan in plans[run.start :]:
+    for plan in training_steps[run.start :]:
         began, lr = perf_counter(), lr_at(plan.number, total, config.optim.lr, config.optim.schedule, warmup)
         run.facts = {"kl_coef": coefficient}
         with _Kept(run, plan.number - 1, budget) as kept:

@@ -11,11 +11,11 @@ import torch
 
 from preftune.config.schema import RewardConfig
 from preftune.data.items import as_pairs
+from preftune.lifecycle import prepare
+from preftune.lifecycle.task import ResponseTask
+from preftune.lifecycle.training import Method, train
 from preftune.losses import Objective, Term
 from preftune.losses.reward import bradley_terry
-from preftune.methods import prepare
-from preftune.methods.task import ResponseTask
-from preftune.methods.training import Method, train
 from preftune.model.memory import in_parts
 from preftune.model.scalar import readable, require_padding, reward_logps
 from preftune.train.display import Display
@@ -55,7 +55,7 @@ def run(
             scale = None
         policy.model.config.reward_scale = scale
 
-    method = Method(task, opening=prepare.SCALAR, finish=finish, merged=True)
+    method = Method(task, opening=prepare.REWARD_MODEL, finish=finish, merged=True)
     return train(config, method, model=model, tokenizer=tokenizer, display=display, dry_run=dry_run)
 
 

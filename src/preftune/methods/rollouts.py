@@ -17,7 +17,6 @@ from preftune.config.sampling import PPOParameters, RolloutConfig
 from preftune.data.layout import Budget, micro_batches
 from preftune.data.prompts import Prompt
 from preftune.errors import NumericError
-from preftune.evaluate.rewards import Reward, answers_of, every_reward
 from preftune.losses import ppo
 from preftune.model.generate import Sampled, Sampling, sample
 from preftune.model.logprobs import Scorer, head_input, logps, sum_responses
@@ -25,6 +24,7 @@ from preftune.model.memory import by_group
 from preftune.model.reference import Live
 from preftune.model.scalar import scalars
 from preftune.model.token_logprobs import token_logprobs
+from preftune.rewards.reward import Reward, answers_of, every_reward
 from preftune.types import Batch, Logps, TokenGroup
 
 BLOWN_UP = 1000.0  # a value so many times the largest reward of a response has lost its way

@@ -9,11 +9,11 @@ from typing import Any
 
 from preftune.config.schema import SFTConfig
 from preftune.data.items import require_columns
+from preftune.lifecycle import prepare
+from preftune.lifecycle.task import ResponseTask
+from preftune.lifecycle.training import Method, train
 from preftune.losses import Objective, Term
 from preftune.losses.supervised import sft as sft_loss
-from preftune.methods import prepare
-from preftune.methods.task import ResponseTask
-from preftune.methods.training import Method, train
 from preftune.train.display import Display
 from preftune.types import TokenGroup
 

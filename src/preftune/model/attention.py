@@ -37,7 +37,7 @@ class Visible:
 
 
 @contextmanager
-def laid_out(layout: Packed) -> Iterator[None]:
+def segmented(layout: Packed) -> Iterator[None]:
     """While open, a forward pass of a model whose attention is NAME runs on this layout."""
     token = _layout.set(layout)
     try:

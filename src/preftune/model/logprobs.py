@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from preftune.model.attention import laid_out, uses_segments
+from preftune.model.attention import segmented, uses_segments
 from preftune.model.head import Head, find_head, intercept, output_layer
 from preftune.model.statistics import HeadInput, statistics
 from preftune.model.token_logprobs import token_logprobs
@@ -96,7 +96,7 @@ def _forward(model: Any, batch: Batch) -> Tensor:
     ids, positions = batch.ids_T[None], batch.positions_T[None]
     # without a mask, transformers would take every jump of the positions for a new document
     everything = torch.ones_like(ids, dtype=torch.bool)
-    with laid_out(batch.layout):
+    with segmented(batch.layout):
         out = model(input_ids=ids, position_ids=positions, attention_mask=everything, use_cache=False)
     return out.logits  # type: ignore[no-any-return]
 

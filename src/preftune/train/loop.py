@@ -13,7 +13,7 @@ import torch
 
 from preftune.config.schema import OptimConfig, TrainConfig
 from preftune.data.layout import Budget
-from preftune.data.order import Plan, size_of
+from preftune.data.order import Step, size_of
 from preftune.errors import NumericError, Stopped
 from preftune.model.memory import out_of_memory, release
 from preftune.train.metrics import Tally
@@ -111,7 +111,7 @@ class Log(Protocol):
 
 def fit(
     task: Task,
-    plans: Sequence[Plan],
+    training_steps: Sequence[Step],
     start: int,
     weights: Weights,
     optimizer: torch.optim.Optimizer,
@@ -123,12 +123,12 @@ def fit(
 
     `log.tally` has what a resumed run had not logged yet.
     """
-    total, warmup = len(plans), warmup_steps(optim.warmup, len(plans))
+    total, warmup = len(training_steps), warmup_steps(optim.warmup, len(training_steps))
     tally, clock = log.tally, _Clock()
     if start == 0:
         log.evaluation(0, task.evaluate())
         clock.read()
-    for plan in plans[start:]:
+    for plan in training_steps[start:]:
         groups = [task.groups[i] for i in plan.members]
         lr = lr_at(plan.number, total, optim.lr, optim.schedule, warmup)
         task, found, grad_norm = update(task, groups, weights, optimizer, lr, optim.max_grad_norm, plan.number, log)

@@ -14,10 +14,10 @@ import preftune
 from preftune.api.settings import DataSettings, PromptSettings, ScoreSettings
 from preftune.config.schema import NOT_JUDGED, NOT_SCORED, DataConfig
 from preftune.data.groups import read_groups
-from preftune.data.parsers import Reading
-from preftune.methods import samples as samples_method
+from preftune.formats.parsers import Reading
 from preftune.model.generate import Sampling
 from preftune.train.display import Display
+from preftune.workflows import sample as samples_method
 
 PROMPTS = ["the cat", "a dog", "we can"]
 BRIEF: dict[str, Any] = {"max_new_tokens": 6, "quiet": True}
@@ -42,7 +42,7 @@ def test_samples_are_those_of_the_command(model_folder: Path, tmp_path: Path) ->
     assert found.path is None
     assert list(tmp_path.iterdir()) == []
     file = write_jsonl(tmp_path / "p.jsonl", [{"prompt": prompt} for prompt in PROMPTS])
-    wanted = samples_method.Wanted(str(model_folder), str(file), Sampling(2, 6, seed=3))
+    wanted = samples_method.SampleOptions(str(model_folder), str(file), Sampling(2, 6, seed=3))
     path = samples_method.run(wanted, tmp_path / "command.jsonl", Display(quiet=True))
     assert found.rows["responses"] == [row["responses"] for row in lines(path)]
     assert found.rows["origin"] == ["prompts[0]", "prompts[1]", "prompts[2]"]

@@ -15,8 +15,8 @@ from tests.conftest import random_groups
 
 from preftune.data.audit import audit
 from preftune.data.items import as_labelled, as_pairs, as_rankings, require_columns, with_mismatches
-from preftune.data.layout import Budget, LayoutName, lay_out, micro_batches, rows, shares, slots_of
-from preftune.data.order import permutation, plan_epoch, plans, size_of
+from preftune.data.layout import Budget, LayoutName, batch_of, micro_batches, rows, shares, slots_of
+from preftune.data.order import epoch_steps, permutation, size_of, training_steps
 from preftune.errors import DataError
 from preftune.types import Judgement, Packed, PreferenceGroup, Segment, TokenGroup
 
@@ -26,7 +26,7 @@ sizes_and_pairs = st.tuples(st.lists(st.integers(1, 9), min_size=1, max_size=60)
 @given(sizes_and_pairs, st.integers(0, 5), st.integers(0, 3))
 def test_an_epoch_has_every_group_once_and_splits_none(data: tuple[list[int], int], seed: int, epoch: int) -> None:
     sizes, pairs = data
-    steps = plan_epoch(sizes, pairs, seed, epoch)
+    steps = epoch_steps(sizes, pairs, seed, epoch)
     assert sorted(i for step in steps for i in step) == list(range(len(sizes)))
     for step in steps:
         assert sum(sizes[i] for i in step) <= pairs or len(step) == 1
@@ -37,8 +37,8 @@ def test_an_epoch_has_every_group_once_and_splits_none(data: tuple[list[int], in
 @given(sizes_and_pairs, st.integers(1, 3), st.integers(1, 30))
 def test_a_shorter_run_is_the_beginning_of_a_longer_one(data: tuple[list[int], int], epochs: int, most: int) -> None:
     sizes, pairs = data
-    whole = list(plans(sizes, pairs, 7, epochs))
-    assert list(plans(sizes, pairs, 7, epochs, most)) == whole[:most]
+    whole = list(training_steps(sizes, pairs, 7, epochs))
+    assert list(training_steps(sizes, pairs, 7, epochs, most)) == whole[:most]
     assert [p.number for p in whole] == list(range(1, len(whole) + 1))
 
 
@@ -85,7 +85,7 @@ def test_rows_say_which_position_predicts_which_token(responses: int) -> None:
 def test_a_packed_row_holds_every_sequence_once(layout: LayoutName, n: int, responses: int, seed: int) -> None:
     """What a slot sees, in order, is its own sequence up to itself; the slot that is read predicts the target."""
     groups = random_groups(n, responses, seed)
-    batch = lay_out(groups, layout)
+    batch = batch_of(groups, layout)
     assert isinstance(batch.layout, Packed)
     seen: dict[int, list[int]] = {}
     for s in batch.layout.segments:
@@ -131,7 +131,7 @@ def test_constant_lengths_are_few_and_change_no_sequence(
     assert Counter(id(g) for b in batches for g in b.groups) == Counter(map(id, groups))
     for batch in batches:
         assert isinstance(batch.layout, Packed)
-        bare, slots = lay_out(batch.groups, layout), len(batch.ids_T)
+        bare, slots = batch_of(batch.groups, layout), len(batch.ids_T)
         assert isinstance(bare.layout, Packed)
         real = len(bare.ids_T)
         assert slots % -(-tokens // 4) == 0 or slots == tokens

@@ -12,7 +12,7 @@ from tests.conftest import write_jsonl
 
 from preftune.cli.main import run as cli
 from preftune.data.select import SELECTIONS, Selecting, Selection, accepted, choose
-from preftune.data.values import Drop
+from preftune.formats.values import Drop
 
 TEXTS = ("a", "b", "c", "d")
 SCORES = (0.1, 0.9, 0.4, 0.4)

@@ -7,7 +7,7 @@ from pathlib import Path
 from tests.conftest import write_jsonl
 
 from preftune.demo import rlhf
-from preftune.evaluate.frontier import Point
+from preftune.measures.frontier import Point
 from preftune.train.display import Display
 
 

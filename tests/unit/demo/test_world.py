@@ -71,7 +71,7 @@ def test_a_page_shows_text_as_text(tmp_path: Path) -> None:
     """What a model wrote cannot become part of the page."""
     from html.parser import HTMLParser
 
-    from preftune.evaluate.frontier import Point
+    from preftune.measures.frontier import Point
     from preftune.report.figures import frontier
 
     evil = "</script><script>alert(1)</script><img src=x onerror=alert(1)>{{ 7 * 7 }}"

@@ -11,19 +11,20 @@ from typing import Any
 import pytest
 from tests.conftest import PAIRS, write_jsonl
 
+from preftune.chat.open import ChatOptions, load_renderer, renderer_of
+from preftune.chat.template import ChatSettings
 from preftune.config.sampling import IterateConfig, PPOConfig, PromptConfig, RolloutConfig, SampleConfig
 from preftune.config.schema import BatchConfig, DataConfig, DPOConfig, ModelConfig, TrainConfig
-from preftune.data.template import ChatSettings
 from preftune.errors import ConfigError, RunError
-from preftune.evaluate.renderers import ChatOptions, renderer_of
-from preftune.methods import dpo, iterate, ppo, samples, score
-from preftune.methods.chat import load_renderer
-from preftune.methods.policies import open_policy
-from preftune.methods.score import Scoring
+from preftune.lifecycle.saved import open_policy
+from preftune.methods import dpo, ppo
 from preftune.model.generate import Sampling
 from preftune.model.load import locate
 from preftune.train.display import Display
 from preftune.types import Message, PreferenceGroup
+from preftune.workflows import iterate, score
+from preftune.workflows import sample as samples
+from preftune.workflows.score import ScoreOptions
 
 QUIET = Display(quiet=True)
 TEMPLATE = (
@@ -70,7 +71,7 @@ def test_a_dated_run_resumes_and_is_evaluated_with_its_date(tmp_path: Path, mode
         renderer = renderer_of(source, str(tmp_path / "t.jinja"))
         (found,) = renderer.encode([GROUP])
         assert renderer.tokenizer.decode(found.prompt_ids).startswith(date)
-    scoring = Scoring(str(final), str(model_folder), str(tmp_path / "pairs.jsonl"), tokens=True)
+    scoring = ScoreOptions(str(final), str(model_folder), str(tmp_path / "pairs.jsonl"), tokens=True)
     score.run(scoring, tmp_path / "scores.jsonl", QUIET)
     assert date in (tmp_path / "scores.html").read_text()
 
@@ -167,7 +168,7 @@ def test_samples_depend_on_the_arguments(tmp_path: Path, model_folder: Path) -> 
     template = str(tmp_path / "t.jinja")
 
     def drawn(name: str, **chat: Any) -> Any:
-        wanted = samples.Wanted(
+        wanted = samples.SampleOptions(
             str(model_folder), str(prompts), Sampling(2, 8), chat_template=template, chat=ChatOptions(**chat)
         )
         return json.loads(samples.run(wanted, tmp_path / name, QUIET).read_text())["responses"]

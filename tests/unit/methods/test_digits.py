@@ -12,11 +12,11 @@ from tests.conftest import PAIRS, make_model, write_jsonl
 from tests.unit.methods.test_dpo import run
 from transformers import AutoModelForCausalLM
 
+from preftune.chat.open import load_renderer
 from preftune.config.schema import DataConfig, LoraConfig, ModelConfig, OptimConfig, RewardConfig, TrainConfig
+from preftune.lifecycle.prepare import REWARD_MODEL, load_policy
+from preftune.lifecycle.saved import open_policy
 from preftune.methods import reward
-from preftune.methods.chat import load_renderer
-from preftune.methods.policies import open_policy
-from preftune.methods.prepare import SCALAR, load_policy
 from preftune.model.load import load_model, locate, source_dtype
 from preftune.train.display import Display
 
@@ -148,7 +148,7 @@ def test_a_reward_model_in_bf16_has_fp32_frequencies(tmp_path: Path, tokenizer: 
     folder = source(tmp_path / "m", "fp32", tokenizer)
     config = RewardConfig(model=ModelConfig(path=str(folder), dtype="bf16"), data=DataConfig(train="x"), out="y")
     where = locate(str(folder))
-    policy = load_policy(config, where, load_renderer(config.data, where), opening=SCALAR)
+    policy = load_policy(config, where, load_renderer(config.data, where), opening=REWARD_MODEL)
     assert policy.model.model.rotary_emb.inv_freq.dtype == FP32
     assert torch.equal(policy.model.model.rotary_emb.inv_freq, make_model().model.rotary_emb.inv_freq)
     assert policy.precise["model.norm.weight"].dtype == FP32

@@ -235,8 +235,8 @@ def test_non_finite_gradients_stop_before_the_update_and_name_the_row(
 
 def test_a_reference_that_differs_is_a_stop(tmp_path: Path) -> None:
     """A cache with a wrong value, or a frozen model that is not the policy: refused before step 1, naming the row."""
+    from preftune.lifecycle.task import ResponseTask
     from preftune.losses import Objective
-    from preftune.methods.task import ResponseTask
     from preftune.model.logprobs import Scorer
     from preftune.model.reference import fill
     from preftune.model.store import Store, response_key

@@ -18,9 +18,9 @@ from transformers import AutoModelForCausalLM
 from preftune.config.sampling import PPOConfig, PPOParameters, PromptConfig, RolloutConfig, ValueConfig
 from preftune.config.schema import LoraConfig, ModelConfig, OptimConfig, TrainConfig
 from preftune.errors import ConfigError, DataError, ModelError, NumericError, PreftuneError, RunError
-from preftune.evaluate.rewards import Answer
+from preftune.lifecycle.saved import open_policy
 from preftune.methods import ppo, ppo_loop, rollouts
-from preftune.methods.policies import open_policy
+from preftune.rewards.reward import Answer
 from preftune.train.display import Display
 
 PROMPTS = ["the cat", "a dog", "once upon", "we can", "maybe", "the answer is"]

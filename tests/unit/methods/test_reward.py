@@ -24,8 +24,10 @@ from preftune.config.schema import (
     TrainConfig,
 )
 from preftune.errors import ConfigError, ModelError, NumericError
-from preftune.evaluate.rewards import Answer, RewardModel, every_reward, open_reward, rewards_of
 from preftune.methods import reward
+from preftune.rewards.models import RewardModel
+from preftune.rewards.open import open_reward
+from preftune.rewards.reward import Answer, every_reward, rewards_of
 from preftune.train.display import Display
 from preftune.train.metrics import Calibration
 

@@ -15,11 +15,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from preftune.config.schema import BatchConfig, DataConfig, ModelConfig, OptimConfig, SFTConfig, TrainConfig
 from preftune.errors import DataError, ModelError
 from preftune.methods import sft
-from preftune.methods.score import Scoring
-from preftune.methods.score import run as score
 from preftune.methods.sft import preferred
 from preftune.train.display import Display
 from preftune.types import Judgement, TokenGroup
+from preftune.workflows.score import ScoreOptions
+from preftune.workflows.score import run as score
 
 
 def train(tmp_path: Path, model: Path, rows: list[Any], epochs: int = 1) -> list[dict[str, Any]]:
@@ -82,7 +82,7 @@ def policy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_scores_equal_plain_transformers(tmp_path: Path, model_folder: Path, policy_folder: Path) -> None:
     """Each response alone through transformers, within 1e-4; margins and token sums add up."""
     data = write_jsonl(tmp_path / "d.jsonl", PAIRS)
-    scoring = Scoring(str(policy_folder), str(model_folder), str(data), beta=0.25, tokens=True)
+    scoring = ScoreOptions(str(policy_folder), str(model_folder), str(data), beta=0.25, tokens=True)
     out = score(scoring, tmp_path / "scores.jsonl", Display(quiet=True))
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
@@ -111,7 +111,9 @@ def test_scores_equal_plain_transformers(tmp_path: Path, model_folder: Path, pol
 
 def test_a_policy_against_itself_scores_zero(tmp_path: Path, model_folder: Path) -> None:
     data = write_jsonl(tmp_path / "d.jsonl", PAIRS)
-    out = score(Scoring(str(model_folder), str(model_folder), str(data)), tmp_path / "s.jsonl", Display(quiet=True))
+    out = score(
+        ScoreOptions(str(model_folder), str(model_folder), str(data)), tmp_path / "s.jsonl", Display(quiet=True)
+    )
     assert all(json.loads(line)["margin"] == 0 for line in out.read_text().splitlines())
 
 
@@ -127,7 +129,7 @@ def test_an_adapter_is_scored_as_it_acts(tmp_path: Path, model_folder: Path) -> 
     tuned.peft_config["default"].base_model_name_or_path = str(model_folder)
     tuned.save_pretrained(tmp_path / "adapter")
     data = write_jsonl(tmp_path / "d.jsonl", PAIRS)
-    scoring = Scoring(str(tmp_path / "adapter"), str(model_folder), str(data))
+    scoring = ScoreOptions(str(tmp_path / "adapter"), str(model_folder), str(data))
     out = score(scoring, tmp_path / "s.jsonl", Display(quiet=True))
     assert all(json.loads(line)["margin"] != 0 for line in out.read_text().splitlines())
 
@@ -140,11 +142,11 @@ def test_another_vocabulary_is_refused(tmp_path: Path, model_folder: Path) -> No
     tokenizer.save_pretrained(other)
     data = write_jsonl(tmp_path / "d.jsonl", PAIRS)
     with pytest.raises(ModelError, match="different vocabularies"):
-        score(Scoring(str(model_folder), str(other), str(data)), tmp_path / "s.jsonl", Display(quiet=True))
+        score(ScoreOptions(str(model_folder), str(other), str(data)), tmp_path / "s.jsonl", Display(quiet=True))
     assert not (tmp_path / "s.jsonl").exists()
 
 
 def test_data_without_pairs_have_no_margins(tmp_path: Path, model_folder: Path) -> None:
     data = write_jsonl(tmp_path / "d.jsonl", [{"prompt": "a", "completion": " b"}])
     with pytest.raises(DataError, match="'score' compares pairs"):
-        score(Scoring(str(model_folder), str(model_folder), str(data)), tmp_path / "s.jsonl", Display(quiet=True))
+        score(ScoreOptions(str(model_folder), str(model_folder), str(data)), tmp_path / "s.jsonl", Display(quiet=True))

@@ -18,10 +18,10 @@ from tests.conftest import make_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from preftune.errors import ModelError
-from preftune.evaluate.rewards import open_reward
 from preftune.model.adapter import add_lora
 from preftune.model.load import load_model, load_tokenizer, locate
 from preftune.model.weights import note
+from preftune.rewards.open import open_reward
 
 IDS = torch.tensor([[1, 5, 9, 20, 33]])
 # peft and transformers are called here, too, and warn

@@ -12,7 +12,7 @@ import torch
 from tests.conftest import make_model, random_groups
 
 from preftune.data.layout import Budget, micro_batches
-from preftune.methods.gate import admit
+from preftune.lifecycle.packing_probe import admit
 from preftune.model.attention import use_own
 from preftune.model.compile import compile_blocks, uncompiled
 from preftune.model.logprobs import Scorer, logps

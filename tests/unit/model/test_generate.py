@@ -11,7 +11,7 @@ from tests.conftest import make_model
 from tests.equal.test_architectures import EXACT, REFUSED, make
 from tests.worlds import WORLD, make_world_model, table
 
-from preftune.evaluate.frontier import tempered
+from preftune.measures.frontier import tempered
 from preftune.model import generate
 from preftune.model.generate import Sampling, continuation, cut, sample
 from preftune.model.logprobs import Scorer
@@ -155,7 +155,7 @@ def test_a_response_keeps_the_space_it_begins_with() -> None:
 
 def test_samples_of_a_real_model_are_tokenised_as_they_were_sampled(shared: Any) -> None:
     """What is written as text comes back as the same ids, but for the few words that a model spells in an odd way."""
-    from preftune.data.render import Renderer
+    from preftune.chat.render import Renderer
     from preftune.model.load import load_model, load_tokenizer, locate
     from preftune.types import PreferenceGroup
 

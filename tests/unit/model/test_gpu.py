@@ -15,8 +15,8 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from preftune.config.schema import LossTerm
 from preftune.data.layout import Budget
+from preftune.lifecycle.task import ResponseTask
 from preftune.methods.dpo import bind_objective
-from preftune.methods.task import ResponseTask
 from preftune.model import segments, token_logprobs
 from preftune.model.attention import use_segments
 from preftune.model.logprobs import Scorer

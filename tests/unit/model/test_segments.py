@@ -9,14 +9,14 @@ import pytest
 import torch
 from tests.conftest import random_groups
 
-from preftune.data.layout import lay_out
+from preftune.data.layout import batch_of
 from preftune.model import segments
 from preftune.model.flex import flex
 from preftune.types import Packed
 
 
 def inputs(layout: str, value_size: int = 8) -> tuple[tuple[torch.Tensor, ...], Packed]:
-    batch = lay_out(random_groups(4, responses=3, seed=2), layout)  # type: ignore[arg-type]
+    batch = batch_of(random_groups(4, responses=3, seed=2), layout)  # type: ignore[arg-type]
     assert isinstance(batch.layout, Packed)
     generator = torch.Generator().manual_seed(1)
     slots = len(batch.ids_T)

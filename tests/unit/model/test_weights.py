@@ -19,11 +19,11 @@ from tests.conftest import make_model
 from transformers import LlamaForSequenceClassification
 
 from preftune.errors import ModelError
-from preftune.evaluate.judges import _local
-from preftune.evaluate.rewards import open_reward
 from preftune.model.load import load_model, locate
 from preftune.model.scalar import load_scalar
 from preftune.model.weights import note, shards_of
+from preftune.rewards.judges import _local
+from preftune.rewards.open import open_reward
 
 Tensors = dict[str, Any]
 

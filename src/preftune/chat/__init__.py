@@ -1,0 +1,1 @@
+"""Chat templates: messages to token ids, with checks that no text of a response is lost."""

@@ -1,0 +1,115 @@
+"""Open the renderer of a model: for a training run from its config, for evaluation as the model was trained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+from preftune.chat.render import Renderer
+from preftune.chat.template import ChatSettings, Thinking, require_used, source_of
+from preftune.chat.turns import in_turns
+from preftune.config.sampling import PromptConfig
+from preftune.config.schema import DataConfig
+from preftune.errors import DataError
+from preftune.formats.values import BadRow
+from preftune.model import load
+from preftune.model.generate import end_ids
+from preftune.model.weights import note
+from preftune.types import PreferenceGroup
+
+
+def as_chat(prompts: Sequence[PreferenceGroup]) -> list[PreferenceGroup]:
+    """Text prompts as chat messages. Raises DataError for an empty one."""
+    result = []
+    for group in prompts:
+        try:
+            result.append(in_turns(group))
+        except BadRow as fault:
+            raise DataError(str(fault), where=group.origin, fix="remove the row, or set data.as_chat=false") from None
+    return result
+
+
+def chat_settings(config: DataConfig | PromptConfig, moment: str | None = None) -> ChatSettings:
+    """How chat messages are rendered. `moment` is what the template writes as the date; None: now."""
+    when = datetime.fromisoformat(moment) if moment else None
+    settings = ChatSettings(config.chat_template_kwargs, config.as_chat, moment=when)
+    if isinstance(config, DataConfig):
+        return replace(settings, thinking=config.thinking, allow_dropped_text=config.allow_dropped_text)
+    return settings
+
+
+def load_renderer(
+    config: DataConfig | PromptConfig,
+    source: load.Source,
+    tokenizer: Any = None,
+    model: Any = None,
+    moment: str | None = None,
+) -> Renderer:
+    """The tokenizer with its chat template, its special tokens and the tokens that end a response.
+
+    Template arguments are those of `config`; a note tells if the model was trained with others.
+    """
+    if tokenizer is None:
+        tokenizer = load.load_tokenizer(source, config.chat_template)
+    elif config.chat_template is not None:
+        tokenizer.chat_template = load.template(config.chat_template)
+    settings = chat_settings(config, moment)
+    trained = {} if model is not None else load.chat_record(source).get("chat_template_kwargs") or {}
+    if trained and trained != settings.arguments:
+        before, now = (json.dumps(arguments, sort_keys=True) for arguments in (trained, settings.arguments))
+        folder = source.adapter or source.run or source.base
+        note(f"{folder} was trained with data.chat_template_kwargs={before}; the chat template now gets {now}")
+    require_used(source_of(tokenizer, settings), settings.arguments, "data.chat_template_kwargs")
+    ends = load.end_ids(source, tokenizer) if model is None else end_ids(model, tokenizer)
+    return Renderer.of(tokenizer, ends, settings)
+
+
+@dataclass(frozen=True, slots=True)
+class ChatOptions:
+    """Chat settings that a command was given; they come before those that are saved with the model.
+
+    arguments  arguments of the chat template; None: as the model was trained
+    as_chat    text prompts are sent through the template
+    moment     what the template writes as the date, in ISO format; None: as the model was trained, else now
+    thinking   who writes the reasoning of a response, the template or "keep"; None: as the model was trained
+    allow_dropped_text  the template may leave out part of a response
+    """
+
+    arguments: Mapping[str, Any] | None = None
+    as_chat: bool = False
+    moment: str | None = None
+    thinking: Thinking | None = None
+    allow_dropped_text: bool = False
+
+    def over(self, saved: ChatSettings) -> ChatSettings:
+        """The settings to use for a model that was saved with `saved`."""
+        return replace(
+            saved,
+            arguments=saved.arguments if self.arguments is None else self.arguments,
+            as_chat=self.as_chat or saved.as_chat,
+            moment=datetime.fromisoformat(self.moment) if self.moment else saved.moment,
+            thinking=self.thinking or saved.thinking,
+            allow_dropped_text=self.allow_dropped_text or saved.allow_dropped_text,
+        )
+
+
+def renderer_of(
+    source: load.Source,
+    chat_template: str | None = None,
+    options: ChatOptions | None = None,
+    *,
+    tokenizer: Any = None,
+    record: Mapping[str, Any] | None = None,
+) -> Renderer:
+    """The renderer of a model folder, or of another model's chat settings if their `record` is not empty.
+
+    Raises ConfigError for an argument that the chat template does not read.
+    """
+    options = options or ChatOptions()
+    tokenizer = tokenizer or load.load_tokenizer(source, chat_template)
+    settings = options.over(ChatSettings.of_record(record or load.chat_record(source)))
+    require_used(source_of(tokenizer, settings), options.arguments or {}, "--chat-template-kwargs")
+    return Renderer.of(tokenizer, load.end_ids(source, tokenizer), settings)

@@ -1,0 +1,96 @@
+"""Rows with one response -> groups: demonstrations, and responses that are labelled good or bad."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from preftune.formats.parse_pairs import after
+from preftune.formats.parsers import Reading, group_of
+from preftune.formats.slots import DIALOGUES, completion_column, prompt_of, with_context
+from preftune.formats.values import BadRow, Drop, Fields, get, messages_of, peek, string, text_of
+from preftune.types import Message, PreferenceGroup, Text
+
+LABEL_COLUMNS = ("label", "kto_tag")
+LABELS = {"true": 1, "1": 1, "1.0": 1, "false": -1, "0": -1, "0.0": -1, "-1": -1, "-1.0": -1}
+
+
+def label_column(row: Fields) -> str | None:
+    """The column that says whether the response is good."""
+    return next((key for key in LABEL_COLUMNS if key in row), None)
+
+
+def is_label(value: Any) -> bool:
+    """Whether a value can be a label: true, false, 1, 0, -1, or one of these as a float or as text."""
+    return str(value).strip().lower() in LABELS
+
+
+def _label_of(row: Fields) -> int:
+    key = label_column(row) or "label"
+    value = get(row, key)
+    if not is_label(value):
+        raise BadRow(f"column {key!r} must be true or false, not {value!r}")
+    return LABELS[str(value).strip().lower()]
+
+
+def unpaired(row: Fields, _reading: Reading) -> list[PreferenceGroup]:
+    """One answer, labelled good or bad."""
+    label = _label_of(row)
+    prompt, response = _answered(row)
+    return [group_of(prompt, (response,), labels=(label,))]
+
+
+def unpaired_messages(row: Fields, _reading: Reading) -> list[PreferenceGroup]:
+    """A dialogue whose last turn is labelled good or bad."""
+    label = _label_of(row)
+    messages = _dialogue(row)
+    if len(messages) < 2 or messages[-1].role != "assistant":
+        raise Drop("the dialogue does not end with an assistant turn after another turn")
+    return [group_of(messages[:-1], (messages[-1:],), labels=(label,))]
+
+
+def sft_completion(row: Fields, _reading: Reading) -> list[PreferenceGroup]:
+    """A demonstration."""
+    prompt, response = _answered(row)
+    return [group_of(prompt, (response,))]
+
+
+def _answered(row: Fields) -> tuple[Text, Text]:
+    """Prompt and response; a response in messages may repeat the prompt."""
+    prompt, response = prompt_of(row), text_of(row, completion_column(row) or "completion")
+    if isinstance(response, str):
+        return prompt, response
+    turns = (Message("user", prompt),) if isinstance(prompt, str) else prompt
+    return turns, after(turns, response)
+
+
+def sft_text(row: Fields, _reading: Reading) -> list[PreferenceGroup]:
+    """A demonstration without a prompt."""
+    return [group_of("", (string(row, "text"),))]
+
+
+def sft_messages(row: Fields, _reading: Reading) -> list[PreferenceGroup]:
+    """One group for every assistant turn, each after the turns before it. Turns of weight 0 are not trained."""
+    messages = _dialogue(row)
+    turns = [i for i, m in enumerate(messages) if m.role == "assistant" and i > 0]
+    if not turns:
+        raise Drop("no assistant turn after another turn")
+    turns = [i for i in turns if _weight_of(messages[i])]
+    if not turns:
+        raise Drop("all assistant turns have weight 0")
+    return [group_of(messages[:i], (messages[i : i + 1],)) for i in turns]
+
+
+def _weight_of(message: Message) -> bool:
+    """Whether a turn is trained: OpenAI's files say so in a field `weight`, which is 0 or 1."""
+    weight = dict(message.extra).get("weight", "1")
+    if weight not in ("0", "1", "0.0", "1.0"):
+        raise BadRow(f"the weight of an assistant turn must be 0 or 1, not {weight}")
+    return weight.startswith("1")
+
+
+def _dialogue(row: Fields) -> tuple[Message, ...]:
+    """The messages of a row, after its system text."""
+    key = next((key for key in DIALOGUES if peek(row, key) is not None), "messages")
+    prompt = with_context(row, messages_of(get(row, key), key), key)
+    assert not isinstance(prompt, str)
+    return prompt

@@ -1,0 +1,342 @@
+"""From a row of a data file to preference groups, one function a format.
+
+A format is found from the rows themselves: the first of FORMATS whose `fits` accepts most of them. A parser raises
+
+    BadRow   the row is not what its format says (missing column, null, wrong type)
+    Drop     the row is well formed but there is nothing to learn from it (tie, empty response, ...)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from reprlib import repr as brief
+from typing import Any
+
+from preftune.formats import parse_pairs, parse_sft, parse_votes, parsers
+from preftune.formats.guess import unknown_columns
+from preftune.formats.parsers import Reading
+from preftune.formats.slots import (
+    DIALOGUES,
+    completion_column,
+    has_chat_prompt,
+    has_text_prompt,
+    pair_columns,
+    prompt_column,
+)
+from preftune.formats.values import (
+    ROLES,
+    BadRow,
+    Drop,
+    Fields,
+    clean,
+    is_dialogue,
+    is_messages,
+    kind_name,
+    knowledge_of,
+    peek,
+)
+from preftune.resolve import FAULTS, in_words, place_of
+from preftune.types import Judgement, Message, PreferenceGroup, Text, message_dict, plain
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """`example` shows one row; `fits` looks at the columns and their shape only.
+
+    `settle` looks at all rows before the first is parsed, where one row alone does not say what it means.
+    """
+
+    name: str
+    example: str
+    columns: tuple[str, ...]
+    fits: Callable[[Fields], bool]
+    parse: Callable[[Fields, Reading], Iterable[PreferenceGroup]]
+    settle: Callable[[Iterable[Fields], Reading, str], Reading] | None = None
+
+
+def _has(*columns: str) -> Callable[[Fields], bool]:
+    return lambda row: all(peek(row, column) is not None for column in columns)
+
+
+def _fits_ranked(row: Fields) -> bool:
+    lists = [key for key in parsers.LISTS if isinstance(row.get(key), list)]
+    return len(lists) == 1 and prompt_column(row) is not None
+
+
+def _two(row: Fields, kind: Callable[[Any], bool]) -> bool:
+    columns = pair_columns(row)
+    return columns is not None and all(kind(row.get(column)) for column in columns)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and len(value) > 0 and all(isinstance(text, str) for text in value)
+
+
+def _has_lists(row: Fields) -> bool:
+    """Whether one side or both are lists of texts; the other one may be a text."""
+    return _two(row, lambda value: _is_text(value) or _are_texts(value)) and not _two(row, _is_text)
+
+
+def _has_answers(row: Fields) -> bool:
+    return pair_columns(row) is not None
+
+
+def _is_sharegpt(row: Fields) -> bool:
+    return prompt_column(row) == "conversations" and _has_answers(row)
+
+
+def _has_votes(row: Fields) -> bool:
+    return parse_votes.sides_of(row) is not None and parse_votes.has_verdict(row)
+
+
+def _is_labelled(row: Fields) -> bool:
+    return (
+        parse_sft.label_column(row) is not None
+        and completion_column(row) is not None
+        and prompt_column(row) not in (None, *DIALOGUES)
+    )
+
+
+def _is_labelled_dialogue(row: Fields) -> bool:
+    label = parse_sft.label_column(row)
+    return label is not None and parse_sft.is_label(row[label]) and any(is_dialogue(row.get(key)) for key in DIALOGUES)
+
+
+def _is_last_turn(row: Fields) -> bool:
+    worse = any(row.get(key) is not None for key in ("rejected_response", "rejected_messages"))
+    return is_messages(row.get("messages")) and worse and not _has_answers(row)
+
+
+def _is_demonstration(row: Fields) -> bool:
+    column = completion_column(row)
+    prompt = prompt_column(row)
+    return column is not None and prompt not in (None, *DIALOGUES) and (prompt != "context" or column == "completion")
+
+
+def _is_sft(*keys: str) -> Callable[[Fields], bool]:
+    return lambda row: not _has_answers(row) and any(row.get(key) is not None for key in keys)
+
+
+FORMATS: tuple[Format, ...] = (
+    Format(
+        "hh",
+        '{"chosen": "\\n\\nHuman: ...\\n\\nAssistant: ...", "rejected": "..."}',
+        ("chosen", "rejected"),
+        lambda row: prompt_column(row) is None and _two(row, parse_pairs.is_transcript),
+        parse_pairs.hh,
+    ),
+    Format(
+        "preference",
+        '{"prompt": "...", "chosen": "...", "rejected": "..."}',
+        ("prompt", "chosen", "rejected"),
+        lambda row: has_text_prompt(row) and _two(row, _is_text),
+        parse_pairs.preference,
+    ),
+    Format(
+        "lists",
+        '{"prompt": "...", "chosen": ["...", ...], "rejected": ["...", ...]}',
+        ("prompt", "chosen", "rejected"),
+        lambda row: prompt_column(row) is not None and _has_lists(row),
+        parse_pairs.lists,
+    ),
+    Format(
+        "ultrafeedback",
+        '{"prompt": "...", "chosen": [message, ...], "rejected": [message, ...]}',
+        ("prompt", "chosen", "rejected"),
+        lambda row: has_text_prompt(row) and _has_answers(row) and not _two(row, _is_text),
+        parse_pairs.ultrafeedback,
+    ),
+    Format(
+        "sharegpt",
+        '{"conversations": [{"from": "human", "value": "..."}, ...], "chosen": {...}, "rejected": {...}}',
+        ("conversations", "chosen", "rejected"),
+        _is_sharegpt,
+        parse_pairs.chat,
+    ),
+    Format(
+        "chat",
+        '{"prompt": [message, ...], "chosen": [message] or message or "...", "rejected": ...}',
+        ("prompt", "chosen", "rejected"),
+        lambda row: has_chat_prompt(row) and _has_answers(row),
+        parse_pairs.chat,
+    ),
+    Format(
+        "openai",
+        '{"input": {"messages": [...]}, "preferred_output": [message], "non_preferred_output": [message]}',
+        ("input", "preferred_output", "non_preferred_output"),
+        _has("input", "preferred_output", "non_preferred_output"),
+        parse_pairs.openai,
+    ),
+    Format(
+        "last-turn",
+        '{"messages": [message, ...], "rejected_response": "..."}',
+        ("messages", "rejected_response"),
+        _is_last_turn,
+        parse_pairs.last_turn,
+    ),
+    Format(
+        "votes",
+        '{"prompt": "...", "response_a": "...", "response_b": "...", "winner": "a"}',
+        ("prompt", "response_a", "response_b", "winner"),
+        _has_votes,
+        parse_votes.votes,
+        parse_votes.settled,
+    ),
+    Format(
+        "summaries",
+        '{"info": {"post": "...", "title": "..."}, "summaries": [{"text": "..."}, ...], "choice": 0}',
+        ("info", "summaries", "choice"),
+        _has("info", "summaries", "choice"),
+        parse_votes.summaries,
+    ),
+    Format(
+        "groups",
+        '{"prompt": "...", "responses": ["...", ...], "judgements": [{"better": 0, "worse": 1}, ...]}',
+        ("prompt", "responses", "judgements"),
+        _has("prompt", "responses", "judgements"),
+        parsers.groups,
+    ),
+    Format(
+        "ranked",
+        '{"prompt": "...", "responses": ["...", ...], "scores": [1.0, ...]}',
+        ("prompt", "responses", "scores"),
+        _fits_ranked,
+        parsers.ranked,
+    ),
+    Format(
+        "unpaired",
+        '{"prompt": "...", "completion": "...", "label": true}',
+        ("prompt", "completion", "label"),
+        _is_labelled,
+        parse_sft.unpaired,
+    ),
+    Format(
+        "unpaired-messages",
+        '{"messages": [message, ...], "label": true}',
+        ("messages", "label"),
+        _is_labelled_dialogue,
+        parse_sft.unpaired_messages,
+    ),
+    Format(
+        "chat-implicit",
+        '{"chosen": [message, ...], "rejected": [message, ...]}',
+        ("chosen", "rejected"),
+        lambda row: prompt_column(row) is None and _has_answers(row) and not _two(row, _is_text),
+        parse_pairs.chat_implicit,
+    ),
+    Format(
+        "preference-implicit",
+        '{"chosen": "prompt and answer", "rejected": "prompt and another answer"}',
+        ("chosen", "rejected"),
+        lambda row: prompt_column(row) is None and _two(row, _is_text),
+        parse_pairs.implicit,
+    ),
+    Format(
+        "sft-completion",
+        '{"prompt": "...", "completion": "..."}',
+        ("prompt", "completion"),
+        _is_demonstration,
+        parse_sft.sft_completion,
+    ),
+    Format(
+        "sft-messages",
+        '{"messages": [message, ...]}',
+        ("messages",),
+        _is_sft("messages"),
+        parse_sft.sft_messages,
+    ),
+    Format(
+        "sft-conversations",
+        '{"conversations": [{"from": "human", "value": "..."}, ...]}',
+        ("conversations",),
+        _is_sft("conversations", "conversation"),
+        parse_sft.sft_messages,
+    ),
+    Format("sft-text", '{"text": "..."}', ("text",), _is_sft("text"), parse_sft.sft_text),
+)
+BY_NAME = {f.name: f for f in FORMATS}
+
+
+def detect(rows: Sequence[Fields], where: str) -> Format:
+    """The format of these rows: the one that fits most of them, the first of several.
+
+    Raises DataError naming the columns found and the mapping to write.
+    """
+    counts = [(sum(map(candidate.fits, rows)), candidate) for candidate in FORMATS]
+    most, best = max(counts, key=lambda item: item[0])
+    if most:
+        return best
+    found = set(rows[0]) if rows else set()
+    # the right columns with wrong values: the parser says what is wrong
+    for candidate in sorted(FORMATS, key=lambda candidate: -len(candidate.columns)):
+        if set(candidate.columns) <= found:
+            return candidate
+    raise unknown_columns(rows, {f.name: (f.columns, f.example) for f in FORMATS}, where)
+
+
+class FunctionFault(BadRow):
+    """The user's function failed on the row, or returned something that no row can be."""
+
+
+RETURN = "return a PreferenceGroup, a list of them, or None"
+
+
+def by_function(function: Callable[..., Any], row: Fields, name: str) -> list[PreferenceGroup]:
+    """Groups from a user's function, as strictly checked as those of a format; its mistakes are bad rows."""
+    try:
+        result = function(row)
+        several = isinstance(result, Iterable) and not isinstance(result, str | bytes | Mapping)
+        groups = list(result) if several else [result]  # a generator runs the function only now
+    except (BadRow, Drop):
+        raise
+    except FAULTS as error:
+        raise FunctionFault(f"{place_of(error, function)}: {in_words(error)}, raised in {name}") from error
+    if result is None or not groups:
+        raise Drop(f"the format function returned {'None' if result is None else 'an empty list'}")
+    for group in groups:
+        if not isinstance(group, PreferenceGroup):
+            what = "None" if group is None else f"a {type(group).__name__}"
+            within = f"a {type(result).__name__} that holds " if several else ""
+            raise FunctionFault(f"{name} returned {within}{what}; {RETURN}")
+    try:
+        return [_sound(group) for group in groups]
+    except BadRow as fault:
+        raise BadRow(f"{name}: {fault}") from None
+
+
+def _sound(group: PreferenceGroup) -> PreferenceGroup:
+    if not isinstance(group.responses, tuple | list):
+        raise BadRow(f"responses must be a tuple of texts, not {kind_name(group.responses)}")
+    texts = [_given(response, f"responses[{i}]") for i, response in enumerate(group.responses)]
+    if not isinstance(group.judgements, tuple | list):
+        raise BadRow(f"judgements must be a tuple of Judgement, not {kind_name(group.judgements)}")
+    known: Fields = {"judgements": [plain(j) if isinstance(j, Judgement) else j for j in group.judgements]}
+    for key in ("labels", "ranks", "ended"):
+        values = getattr(group, key)
+        known[key] = (list(values) or None) if isinstance(values, tuple | list) else values
+    if not texts:  # such a row is counted as one without response
+        return group
+    return parsers.group_of(_given(group.prompt, "prompt"), texts, **knowledge_of(known, len(texts)))
+
+
+def _given(value: Any, where: str) -> Text:
+    if isinstance(value, str):
+        return clean(value, where)
+    if not isinstance(value, tuple | list) or not all(isinstance(m, Message) for m in value) or not value:
+        raise BadRow(f"{where} must be text or a tuple of Message, not {kind_name(value)}")
+    for message in value:
+        if message.role not in ROLES.values() or not isinstance(message.content, str):
+            raise BadRow(f"{where} has a message of unknown role or without text: {brief(message)}")
+        clean(message.content, where)
+        try:
+            message_dict(message)
+        except (TypeError, ValueError):
+            raise BadRow(
+                f"{where} has a message whose extra is not ((name, JSON text), ...): {brief(message)}"
+            ) from None
+    return tuple(value)

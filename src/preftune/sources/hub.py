@@ -1,0 +1,86 @@
+"""Datasets of the Hugging Face Hub and those written by `save_to_disk`, through `datasets`. Their code is never run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from preftune.errors import DataError
+from preftune.sources.files import FILE_SUFFIXES
+from preftune.sources.rows import Row, Source
+from preftune.sources.splits import choose, not_read
+
+HUB_ID = re.compile(r"^(?P<name>[\w.-]+/[\w.-]+)(?P<parts>(?::[\w.-]+){0,2})$")
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name that is not a local file may be a Hub id. `data/missing.jsonl` is never looked up there."""
+    match = HUB_ID.match(name)
+    if not match or Path(match["name"]).suffix.lower() in FILE_SUFFIXES:
+        return False
+    return not Path(name.split("/")[0]).is_dir()
+
+
+@lru_cache(maxsize=16)
+def hub_source(name: str) -> Source:
+    """The split of a Hub dataset that `name` means; it is loaded once per process.
+
+    Raises DataError with configs and splits if the name does not say which, and if the dataset cannot be loaded.
+    """
+    import datasets
+
+    target, *parts = name.split(":")
+    try:
+        configs = list(datasets.get_dataset_config_names(target))
+        default = datasets.get_dataset_default_config_name(target)
+
+        def splits_of(config: str) -> list[str]:
+            return list(datasets.get_dataset_split_names(target, _asked(config, configs)))
+
+        config, split = choose(target, parts, configs, default if default in configs else None, splits_of)
+        loaded = datasets.load_dataset(target, _asked(config, configs), split=split)
+        notes = not_read(target, parts, configs, config, split, splits_of(config))
+    except DataError:
+        raise
+    except Exception as error:  # datasets raises many kinds; each means that these data cannot be had
+        raise _unloaded(name, error) from error
+    return Source(name, hub=loaded, notes=tuple(notes))
+
+
+def _asked(config: str, configs: list[str]) -> str | None:
+    """The config to name; not where there is only one, as a cached dataset does not know it by its name."""
+    return config if len(configs) > 1 else None
+
+
+def hub_rows(source: Source) -> Iterator[Row]:
+    """The rows of a loaded dataset; the number in an origin is that of the row."""
+    yield from _rows(source.hub, source.name)
+
+
+def saved_rows(source: Source) -> Iterator[Row]:
+    """The rows of a dataset that `save_to_disk` wrote."""
+    import datasets
+
+    try:
+        loaded = datasets.load_from_disk(str(source.saved)).with_format(None)
+    except Exception as error:  # as above
+        raise _unloaded(source.name, error) from error
+    yield from _rows(loaded, source.name)
+
+
+def _rows(loaded: Any, name: str) -> Iterator[Row]:
+    for number, value in enumerate(loaded, start=1):
+        yield Row(dict(value), f"{name}:{number}")
+
+
+def _unloaded(name: str, error: Exception) -> DataError:
+    text = str(error).strip() or type(error).__name__
+    return DataError(
+        f"cannot load dataset: {text.splitlines()[0]}",
+        where=name,
+        fix="give a local file or folder, or `org/name:split` or `org/name:config:split` of a dataset "
+        "that this machine can reach",
+    )

@@ -1,0 +1,167 @@
+"""Rows of CSV, TSV, Parquet and Arrow files. A column that is there twice is an error."""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from preftune.errors import DataError
+from preftune.sources.compressed import open_bytes
+from preftune.sources.json_rows import fault_of, loads, text_of_bytes
+from preftune.sources.rows import Row
+
+
+def _given_twice(column: str, where: str) -> DataError:
+    why = "it is not clear which of the two to read"
+    return DataError(f"column {column!r} is there twice", where=where, why=why, fix="remove or rename one of them")
+
+
+def comma_separated(path: Path, name: str) -> Iterator[Row]:
+    """Rows of a CSV file; every cell is text."""
+    return _separated(path, name, ",")
+
+
+def tab_separated(path: Path, name: str) -> Iterator[Row]:
+    """Rows of a TSV file, with the quoting of CSV; every cell is text."""
+    return _separated(path, name, "\t")
+
+
+def _separated(path: Path, name: str, delimiter: str) -> Iterator[Row]:
+    csv.field_size_limit(sys.maxsize)
+    with open_bytes(path) as file:
+        text = text_of_bytes(file.read(), name)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
+    header: list[str] = []
+    begins = 1
+    try:
+        for cells in reader:
+            origin = f"{name}:{begins}"
+            begins = reader.line_num + 1
+            if not cells:  # a blank line
+                continue
+            if not header:
+                header = cells
+                _check_header(header, origin, delimiter)
+            elif len(cells) != len(header):
+                yield Row({}, origin, f"wrong number of columns: {len(cells)}, but the header has {len(header)}")
+            else:
+                yield Row(dict(zip(header, cells, strict=True)), origin)
+    except csv.Error as error:
+        if not header:
+            _check_header(text.splitlines()[:1], f"{name}:1", delimiter)
+        fix = "quote cells that hold quotes, separators or line breaks, and double the quotes inside them"
+        raise DataError(f"broken CSV: {error}", where=f"{name}:{reader.line_num}", fix=fix) from None
+
+
+SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars", ",": "commas"}
+
+
+def _check_header(header: list[str], where: str, delimiter: str) -> None:
+    for other, words in SEPARATORS.items():
+        if len(header) == 1 and other != delimiter and other in header[0]:
+            fix = "save it with commas, or with tabs as .tsv; pandas: pd.read_csv(FILE, sep=...).to_csv(...)"
+            what = f"the columns seem to be separated by {words}, not by {SEPARATORS[delimiter]}: {header[0]!r}"
+            raise DataError(what, where=where, fix=fix)
+    for number, column in enumerate(header, start=1):
+        if not column.strip():
+            fix = "name it, or remove the column (pandas writes its index there: use to_csv(..., index=False))"
+            raise DataError(f"column {number} of {len(header)} has no name", where=where, fix=fix)
+        if column in header[: number - 1]:
+            raise _given_twice(column, where)
+
+
+def parquet(path: Path, name: str) -> Iterator[Row]:
+    """Rows of a Parquet file; the number in an origin is that of the row."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            yield from _records(file.schema_arrow, file.iter_batches(batch_size=1024), name)
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+        raise DataError(f"not a readable Parquet file: {error}", where=name) from error
+
+
+def arrow(path: Path, name: str) -> Iterator[Row]:
+    """Rows of an Arrow file (stream or file format), as the `datasets` library writes them."""
+    import pyarrow
+    import pyarrow.ipc
+
+    try:
+        with pyarrow.memory_map(str(path)) as file:
+            try:
+                reader = pyarrow.ipc.open_stream(file)
+                batches = iter(reader)
+            except pyarrow.ArrowInvalid:
+                reader = pyarrow.ipc.open_file(file)
+                batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
+            yield from _records(reader.schema, batches, name)
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+        raise DataError(f"not a readable Arrow file: {error}", where=name) from error
+
+
+def _records(schema: Any, batches: Iterable[Any], name: str) -> Iterator[Row]:
+    twice = _twice(schema)
+    if twice:
+        raise _given_twice(twice, name)
+    encoded = {field.name: decode for field in schema if (decode := _decoder(field.type))}
+    for number, value in enumerate((value for batch in batches for value in batch.to_pylist()), start=1):
+        origin = f"{name}:{number}"
+        try:
+            value |= {key: decode(value[key]) for key, decode in encoded.items()}
+        except (ValueError, RecursionError) as error:
+            yield Row({}, origin, fault_of(error))
+            continue
+        yield Row(value, origin)
+
+
+def _twice(fields: Iterable[Any], path: str = "") -> str:
+    """The first name that two fields of one struct have, with the names of the columns around it, or ""."""
+    names = set[str]()
+    for field in fields:
+        full = f"{path}{field.name}"
+        if field.name in names:
+            return full
+        names.add(field.name)
+        inner = _twice(_struct_fields(field.type), f"{full}.")
+        if inner:
+            return inner
+    return ""
+
+
+def _struct_fields(kind: Any) -> list[Any]:
+    """The fields of a struct type, or of the structs in a list or map type."""
+    if _is_list(kind):
+        return _struct_fields(kind.value_type)
+    if _types().is_map(kind):
+        return _struct_fields(kind.item_type)
+    return [kind.field(i) for i in range(kind.num_fields)] if _types().is_struct(kind) else []
+
+
+def _is_list(kind: Any) -> bool:
+    types = _types()
+    return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))
+
+
+def _types() -> Any:
+    import pyarrow.types
+
+    return pyarrow.types
+
+
+def _decoder(kind: Any) -> Callable[[Any], Any] | None:
+    """What turns a value of this type into Python where JSON text is part of it (Arrow's type `json`), else None."""
+    if getattr(kind, "extension_name", "") == "arrow.json":
+        return lambda value: None if value is None else loads(value)
+    if _is_list(kind):
+        item = _decoder(kind.value_type)
+        return item and (lambda value: None if value is None else [item(one) for one in value])
+    if _types().is_struct(kind):
+        fields = {f.name: decode for f in _struct_fields(kind) if (decode := _decoder(f.type))}
+        if fields:
+            return lambda value: None if value is None else value | {k: d(value[k]) for k, d in fields.items()}
+    return None

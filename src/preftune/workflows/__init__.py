@@ -1,0 +1,1 @@
+"""Commands that are not training runs: sample, build pairs, score, compare, iterate, find wrong labels."""

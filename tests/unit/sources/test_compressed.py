@@ -1,0 +1,82 @@
+"""Compressed data files: every kind is read, and damage is an error that names the file."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import lzma
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from preftune.errors import DataError
+from preftune.sources.read import read
+
+TEXTS = {
+    "jsonl": '{"a": "é\u2028"}\n\n{"a": "2"}\n',
+    "json": '[{"a": "é\u2028"},\n\n{"a": "2"}]',
+    "csv": "a\né\u2028\n\n2\n",
+    "tsv": "a\né\u2028\n\n2\n",
+}
+LINES = {"jsonl": [1, 3], "json": [1, 3], "csv": [2, 4], "tsv": [2, 4]}
+
+
+def zst(raw: bytes) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(raw)
+    return bytes(sink.getvalue())
+
+
+PACKERS: dict[str, Callable[[bytes], bytes]] = {
+    "gz": gzip.compress,
+    "bz2": bz2.compress,
+    "xz": lzma.compress,
+    "zst": zst,
+    "ZST": zst,
+}
+
+
+def damaged(raw: bytes) -> bytes:
+    return raw[:1000] + bytes(200) + raw[1200:]
+
+
+@pytest.mark.parametrize("kind", TEXTS)
+@pytest.mark.parametrize("packed", PACKERS)
+def test_compressed_files_are_read_like_others(tmp_path: Path, kind: str, packed: str) -> None:
+    path = tmp_path / f"a.b.{kind}.{packed}"
+    path.write_bytes(PACKERS[packed](TEXTS[kind].encode()))
+    rows = list(read(str(path)))
+    assert [row.value for row in rows] == [{"a": "é\u2028"}, {"a": "2"}]
+    assert [row.origin for row in rows] == [f"{path}:{line}" for line in LINES[kind]]
+
+
+def test_a_file_of_several_compressed_parts_is_read_whole(tmp_path: Path) -> None:
+    for packed, pack in PACKERS.items():
+        path = tmp_path / f"a.jsonl.{packed}"
+        path.write_bytes(pack(b'{"a": 1}\n') + pack(b'{"a": 2}\n'))
+        assert [row.value["a"] for row in read(str(path))] == [1, 2]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv"])
+@pytest.mark.parametrize("packed", ["gz", "bz2", "xz", "zst"])
+@pytest.mark.parametrize("harm", [damaged, lambda raw: raw[:1000], lambda raw: b"{" + raw[1:]], ids=["in", "cut", "no"])
+def test_a_damaged_file(tmp_path: Path, kind: str, packed: str, harm: Any) -> None:
+    path = tmp_path / f"a.{kind}.{packed}"
+    lines = [json.dumps({"a": os.urandom(20).hex()}) for _ in range(200)]
+    path.write_bytes(harm(PACKERS[packed]("\n".join(lines).encode())))
+    message = rf"a.{kind}.{packed}: cannot be read: .*\n  fix: the file is damaged or cut short"
+    with pytest.raises(DataError, match=message):
+        list(read(str(path)))
+
+
+def test_parquet_in_a_compressed_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet.gz"
+    path.write_bytes(gzip.compress(b"PAR1"))
+    with pytest.raises(DataError, match=r"a.parquet.gz: .parquet.gz files are not read"):
+        list(read(str(path)))

@@ -1,0 +1,135 @@
+"""Hub datasets: which config and split a name means, what is said when it means none. The Hub itself is replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import datasets
+import pytest
+
+from preftune.errors import DataError
+from preftune.sources.hub import hub_source, is_hub_id
+from preftune.sources.read import fingerprint, read
+
+HUB = {
+    "org/one": {"default": ["train", "test"]},
+    "org/splits": {"default": ["train_prefs", "test_prefs", "train_sft"]},
+    "org/configs": {"helpful": ["train", "test"], "harmless": ["train"]},
+    "org/main": {"main": ["train"], "extra": ["train"]},
+}
+DEFAULTS = {"org/one": "default", "org/splits": "default", "org/configs": None, "org/main": "main"}
+
+
+@pytest.fixture(autouse=True)
+def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    made: list[Any] = []
+
+    def config_of(name: str, config: str | None) -> str:
+        return config or DEFAULTS[name] or next(iter(HUB[name]))
+
+    def load(name: str, config: str | None, split: str) -> datasets.Dataset:
+        made.append((name, config, split))
+        assert split in HUB[name][config_of(name, config)]
+        loaded = datasets.Dataset.from_list([{"x": f"{config_of(name, config)} {split}"}])
+        loaded._fingerprint = f"{name} {config_of(name, config)} {split}"
+        return loaded
+
+    monkeypatch.setattr(datasets, "get_dataset_config_names", lambda name: list(HUB[name]))
+    monkeypatch.setattr(datasets, "get_dataset_default_config_name", lambda name: DEFAULTS[name])
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda name, c=None: HUB[name][config_of(name, c)])
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    hub_source.cache_clear()
+    yield made
+    hub_source.cache_clear()
+
+
+def read_all(name: str) -> tuple[list[str], list[str]]:
+    notes: list[str] = []
+    return [row.value["x"] for row in read(name, lambda text, _: notes.append(text))], notes
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "notes"),
+    [
+        ("org/one", "default train", ["only split 'train' is used here; not used here: test (as in org/one:test)"]),
+        ("org/one:test", "default test", []),
+        (
+            "org/splits:train_prefs",
+            "default train_prefs",
+            [
+                "only split 'train_prefs' is used here; not used here: test_prefs, train_sft "
+                "(as in org/splits:test_prefs)"
+            ],
+        ),
+        ("org/configs:harmless", "harmless train", []),
+        ("org/configs:helpful:test", "helpful test", []),
+        ("org/main", "main train", ["only config 'main' is used here; not used here: extra (as in org/main:extra)"]),
+        ("org/main:extra", "extra train", []),
+    ],
+)
+def test_a_name_means_one_config_and_split(name: str, value: str, notes: list[str]) -> None:
+    assert read_all(name) == ([value], notes)
+    assert [row.origin for row in read(name)] == [f"{name}:1"]
+
+
+@pytest.mark.parametrize(
+    ("name", "what", "fix"),
+    [
+        ("org/splits", "it has no split 'train'; it has train_prefs, test_prefs, train_sft", "org/splits:train_prefs"),
+        ("org/one:tset", "it has no split 'tset'; it has train, test", "org/one:test"),
+        ("org/configs", "it has the configs helpful, harmless", "such as org/configs:helpful:train"),
+        (
+            "org/configs:test",
+            "it has no config 'test'; it has the configs helpful, harmless",
+            "org/configs:CONFIG:SPLIT",
+        ),
+        ("org/configs:harmless:test", "its config 'harmless' has no split 'test'", "org/configs:harmless:train"),
+        ("org/one:x:test", "it has no config 'x'; its only config is 'default'", "org/one:test"),
+    ],
+)
+def test_what_a_dataset_has_is_listed(name: str, what: str, fix: str, calls: list[Any]) -> None:
+    with pytest.raises(DataError) as error:
+        list(read(name))
+    assert what in str(error.value)
+    assert fix in str(error.value)
+    assert calls == []
+
+
+def test_a_dataset_is_loaded_once_per_process(calls: list[Any]) -> None:
+    read_all("org/one")
+    read_all("org/one")
+    fingerprint("org/one")
+    assert calls == [("org/one", None, "train")]
+
+
+def test_the_fingerprint_follows_that_of_datasets() -> None:
+    names = ["org/one", "org/one:test", "org/configs:helpful", "org/configs:harmless"]
+    assert len({fingerprint(name) for name in names}) == len(names)
+
+
+def test_what_cannot_be_loaded_is_refused_with_advice(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(name: str) -> list[str]:
+        raise ConnectionError("offline\nand more")
+
+    monkeypatch.setattr(datasets, "get_dataset_config_names", offline)
+    with pytest.raises(DataError, match=r"org/gone: cannot load dataset: offline\n  fix: .*org/name:config:split"):
+        list(read("org/gone"))
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("org/name", True),
+        ("org/name:test", True),
+        ("org/name:config-1.0:train", True),
+        ("org/name:a:b:c", False),
+        ("org/name:", False),
+        ("name", False),
+        ("data/a.jsonl", False),
+        ("data/a.jsonl.xz", False),
+        ("data/a.csv.zst:train", False),
+    ],
+)
+def test_names_that_can_be_meant_for_the_hub(name: str, meant: bool) -> None:
+    assert is_hub_id(name) is meant

@@ -1,0 +1,144 @@
+"""CSV, TSV, Parquet and Arrow: cells are text, lines are exact, a column that is there twice is refused."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from preftune.errors import DataError
+from preftune.sources.read import read
+
+
+def rows_of(path: Path) -> list[Any]:
+    return [row.value for row in read(str(path))]
+
+
+@pytest.mark.parametrize("cell", ['{"thing": "the sea"}', "[1, 2]", '["a", "b"]', "[" * 100_000 + "]", "1", "null"])
+def test_a_csv_cell_is_text(tmp_path: Path, cell: str) -> None:
+    path = tmp_path / "a.csv"
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([["a", "b"], ["x", cell]])
+    assert rows_of(path) == [{"a": "x", "b": cell}]
+
+
+def test_tab_separated_files_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.tsv"
+    path.write_text('a\tb\n1,5\t"two\tparts"\n\n2\t3\n')
+    rows = list(read(str(path)))
+    assert [row.value for row in rows] == [{"a": "1,5", "b": "two\tparts"}, {"a": "2", "b": "3"}]
+    assert [row.origin for row in rows] == [f"{path}:2", f"{path}:4"]
+
+
+CELLS = st.text(st.characters(codec="utf-8", exclude_characters="\0\r\ufeff"), max_size=6)
+
+
+@given(st.lists(st.lists(CELLS, min_size=2, max_size=2), max_size=4))
+def test_csv_lines_are_those_where_the_record_begins(records: list[list[str]]) -> None:
+    import tempfile
+
+    text, begins = "a,b\n", []
+    for record in records:
+        begins.append(text.count("\n") + 1)
+        line = io.StringIO()
+        csv.writer(line, lineterminator="\n").writerow(record)
+        text += line.getvalue()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.csv"
+        path.write_bytes(text.encode())
+        rows = list(read(str(path)))
+    assert [[row.value["a"], row.value["b"]] for row in rows] == records
+    assert [int(row.origin.rpartition(":")[2]) for row in rows] == begins
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("prompt,chosen,rejected,chosen", r"1: column 'chosen' is there twice"),
+        ("a,a", r"1: column 'a' is there twice"),
+        ("\n\na,a", r"3: column 'a' is there twice"),
+        (",prompt", r"1: column 1 of 2 has no name\n  fix: name it, or remove the column \(pandas"),
+        ("prompt, ,b", r"1: column 2 of 3 has no name"),
+        ("prompt,b,", r"1: column 3 of 3 has no name"),
+    ],
+)
+def test_a_header_that_names_no_column_or_one_twice(tmp_path: Path, header: str, message: str) -> None:
+    for suffix, text in ((".csv", header), (".tsv", header.replace(",", "\t"))):
+        path = tmp_path / f"a{suffix}"
+        path.write_text(f"{text}\n1,2\n")
+        with pytest.raises(DataError, match=f"a{suffix}:{message}"):
+            rows_of(path)
+
+
+def tables() -> dict[str, pa.Table]:
+    text, pair = pa.array(["x"]), [pa.field("role", pa.string())] * 2
+    message = pa.array([None], pa.struct(pair))
+    return {
+        "chosen": pa.Table.from_arrays([text, text, text], names=["chosen", "b", "chosen"]),
+        "m.role": pa.Table.from_arrays([message], names=["m"]),
+        "m.role ": pa.Table.from_arrays([pa.array([None], pa.list_(pa.struct(pair)))], names=["m"]),
+        "m.x.role": pa.Table.from_arrays(
+            [pa.array([None], pa.struct([("x", pa.large_list(message.type))]))], names=["m"]
+        ),
+        "m.role  ": pa.Table.from_arrays([pa.array([None], pa.map_(pa.string(), message.type))], names=["m"]),
+    }
+
+
+@pytest.mark.parametrize("column", tables())
+def test_a_column_or_field_that_a_table_has_twice(tmp_path: Path, column: str) -> None:
+    pyarrow.parquet.write_table(tables()[column], tmp_path / "a.parquet")
+    with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as file, pa.ipc.new_stream(file, tables()[column].schema) as stream:
+        stream.write_table(tables()[column])
+    for name in ("a.parquet", "a.arrow"):
+        with pytest.raises(DataError, match=rf"{name}: column '{column.strip()}' is there twice"):
+            rows_of(tmp_path / name)
+
+
+def test_fields_of_the_same_name_in_different_places_are_fine(tmp_path: Path) -> None:
+    row = {"a": {"a": 1, "b": [{"a": "x"}]}, "b": [{"a": None}]}
+    pyarrow.parquet.write_table(pa.Table.from_pylist([row]), tmp_path / "a.parquet")
+    assert rows_of(tmp_path / "a.parquet") == [row]
+
+
+@pytest.mark.parametrize("kind", ["stream", "file"])
+def test_arrow_files(tmp_path: Path, kind: str) -> None:
+    rows = [{"a": [{"role": "user", "content": "é"}]}, {"a": None}]
+    table = pa.Table.from_pylist(rows)
+    path = tmp_path / "a.arrow"
+    opened = pa.ipc.new_stream if kind == "stream" else pa.ipc.new_file
+    with pa.OSFile(str(path), "wb") as file, opened(file, table.schema) as writer:
+        writer.write_table(table, max_chunksize=1)
+    assert rows_of(path) == rows
+    assert [row.origin for row in read(str(path))] == [f"{path}:1", f"{path}:2"]
+    path.write_bytes(b"nothing")
+    with pytest.raises(DataError, match="not a readable Arrow file"):
+        rows_of(path)
+
+
+def test_json_columns_of_datasets_are_decoded(tmp_path: Path) -> None:
+    """`datasets` stores values of mixed types as Arrow's JSON type."""
+    import datasets
+
+    rows = [{"a": [{"x": 1}, {"y": "2"}], "b": "t"}, {"a": None, "b": "u"}]
+    features = datasets.Features({"a": datasets.List(datasets.Json()), "b": datasets.Value("string")})
+    made = datasets.Dataset.from_dict({key: [row[key] for row in rows] for key in "ab"}, features=features)
+    made.to_parquet(str(tmp_path / "a.parquet"))
+    assert rows_of(tmp_path / "a.parquet") == rows
+
+
+@pytest.mark.parametrize(("separator", "word"), [(";", "semicolons"), ("\t", "tabs"), ("|", "vertical bars")])
+def test_other_separators_are_named(tmp_path: Path, separator: str, word: str) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(f"prompt{separator}chosen{separator}rejected\n")
+    with pytest.raises(DataError, match=f"separated by {word}"):
+        rows_of(path)
+    path.write_text(f'"prompt"{separator}"chosen"\n"a, b"{separator}"c"\n')
+    with pytest.raises(DataError, match=f"separated by {word}"):
+        rows_of(path)

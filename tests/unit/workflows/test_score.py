@@ -1,0 +1,297 @@
+"""preftune score as a reward model's test: RewardBench's figures in both modes, any reward, the page of tokens."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.conftest import PAIRS, make_model, make_tokenizer, write_jsonl
+from transformers import AutoModelForCausalLM
+
+from preftune.cli.main import run as command
+from preftune.errors import ConfigError, DataError, ModelError
+from preftune.model.load import TEMPLATES
+from preftune.report.tokens import ShadedPair, shown, write_token_page
+from preftune.train.display import Display
+from preftune.workflows import score
+from preftune.workflows.score import RewardScoreOptions, ScoreOptions
+
+QUIET = Display(quiet=True)
+HEAD = "{% for m in messages %}{{ '<s>' if loop.first else '' }}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+TEMPLATE = HEAD + "{% if add_generation_prompt %}assistant:{% endif %}"
+BENCH = [
+    {"prompt": "the cat", "chosen": "sat on the mat", "rejected": "no", "subset": "math-prm", "id": 1},
+    {
+        "prompt": "a dog",
+        "chosen": "user: a dog\nran",
+        "rejected": "<s>user: a dog\nto the hill",
+        "subset": "hep-go",
+        "id": 2,
+    },
+    {"prompt": "we can", "chosen": "guess it.", "rejected": "not.", "subset": "hep-go", "id": 3},
+    {"prompt": "look at the moon", "chosen": "a house", "rejected": "a house in the wood", "subset": "xstest", "id": 4},
+]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A policy and its reference, with a chat template that writes BOS itself."""
+    found = {}
+    for seed, name in enumerate(("policy", "reference")):
+        found[name] = tmp_path_factory.mktemp(name)
+        make_model(seed=seed).save_pretrained(found[name])
+        tokenizer = make_tokenizer()
+        tokenizer.chat_template = TEMPLATE
+        tokenizer.save_pretrained(found[name])
+    return found
+
+
+def scoring(models: dict[str, Path], data: Path, **more: Any) -> ScoreOptions:
+    return ScoreOptions(str(models["policy"]), str(models["reference"]), str(data), **more)
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def summary(out: Path) -> dict[str, Any]:
+    return dict(json.loads(out.with_name("s.summary.json").read_text()))
+
+
+def oracle(models: dict[str, Path], prompt: list[int], response: list[int]) -> float:
+    """Log-ratio of a response by plain transformers."""
+    found = []
+    for name in ("policy", "reference"):
+        model = AutoModelForCausalLM.from_pretrained(models[name])
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        found.append(float(logits.gather(1, torch.tensor(response)[:, None]).sum()))
+    return found[0] - found[1]
+
+
+def published_ids(row: dict[str, Any], side: str, limit: int = 2048) -> tuple[list[int], list[int]]:
+    """The published reading of one response, step by step, for the template above."""
+    tokenizer = make_tokenizer()
+
+    def ids(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    prompt = f"<s>user: {row['prompt']}\n"
+    answers = {name: f"{prompt}assistant: {row[name]}\n".replace(prompt, "") for name in ("chosen", "rejected")}
+    whole = {}
+    for name, answer in answers.items():
+        joint, begin = ids(prompt + answer), len(ids(prompt))
+        if joint[:begin] != ids(prompt):
+            begin -= 1
+        whole[name] = ([1, *joint[:begin]], [*joint[begin:], 2])
+    head, response = whole[side]
+    longest = max(len(r) for _, r in whole.values())
+    if len(head) + longest > limit:
+        head = head[-128:]
+    return head, response[: limit - 128] if len(head) + longest > limit else response
+
+
+def test_compatible_rewards_are_those_of_the_published_reading(tmp_path: Path, models: dict[str, Path]) -> None:
+    """Two BOS, the header scored, the prompt taken out of the second answers; corrected stands beside it."""
+    data, out = write_jsonl(tmp_path / "bench.jsonl", BENCH), tmp_path / "s.jsonl"
+    score.run(scoring(models, data, mode="compatible", beta=1.0), out, QUIET)
+    found = lines(out)
+    right = []
+    for row, line in zip(BENCH, found, strict=True):
+        for side in ("chosen", "rejected"):
+            prompt, response = published_ids(row, side)
+            assert prompt[:2] == [1, 1]
+            assert line[f"reward_{side}"] == pytest.approx(oracle(models, prompt, response), abs=1e-4)
+            assert line[f"{side}_tokens"] == len(response)
+        right.append(line["margin"] > 0)
+        assert (line["subset"], line["id"]) == (row["subset"], str(row["id"]))
+    known = summary(out)
+    assert known["compatible"]["subsets"]["hep-go"] == {"prompts": 2, "score": sum(right[1:3]) / 2}
+    assert known["corrected"]["subsets"].keys() == known["compatible"]["subsets"].keys()
+
+
+def test_corrected_rewards_render_the_prompt_as_what_a_user_says(tmp_path: Path, models: dict[str, Path]) -> None:
+    """One BOS, the header belongs to the prompt, the answer is left as it is."""
+    data, out = write_jsonl(tmp_path / "bench.jsonl", BENCH), tmp_path / "s.jsonl"
+    score.run(scoring(models, data, beta=1.0), out, QUIET)
+    tokenizer = make_tokenizer()
+    for row, line in zip(BENCH, lines(out), strict=True):
+        head = f"<s>user: {row['prompt']}\nassistant:"
+        prompt = tokenizer(head, add_special_tokens=False)["input_ids"]
+        joint = tokenizer(f"{head} {row['chosen']}\n", add_special_tokens=False)["input_ids"]
+        assert joint[: len(prompt)] == prompt
+        assert line["reward_chosen"] == pytest.approx(oracle(models, prompt, [*joint[len(prompt) :], 2]), abs=1e-4)
+    assert "compatible" not in summary(out)
+
+
+def test_a_long_row_loses_its_prompt_only_in_the_published_reading(tmp_path: Path, models: dict[str, Path]) -> None:
+    row = {"prompt": "the moon " * 80, "chosen": "yes", "rejected": "no", "subset": "mine"}
+    data, out = write_jsonl(tmp_path / "bench.jsonl", [row]), tmp_path / "s.jsonl"
+    score.run(scoring(models, data, mode="compatible", beta=1.0, max_length=170), out, QUIET)
+    prompt, response = published_ids(row, "chosen", 170)
+    assert len(prompt) == 128
+    assert lines(out)[0]["reward_chosen"] == pytest.approx(oracle(models, prompt, response), abs=1e-4)
+
+
+def test_the_difference_is_said_without_subsets_too(tmp_path: Path, models: dict[str, Path]) -> None:
+    rows = [{key: row[key] for key in ("prompt", "chosen", "rejected")} for row in BENCH]
+    data, out = write_jsonl(tmp_path / "p.jsonl", rows), tmp_path / "s.jsonl"
+    score.run(scoring(models, data, mode="compatible"), out, QUIET)
+    assert summary(out)["corrected"]["prompts"] == summary(out)["compatible"]["prompts"] == 4
+    assert "subset" not in lines(out)[0]
+
+
+def test_lists_are_right_if_the_best_reward_is_a_chosen_one(tmp_path: Path, models: dict[str, Path]) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("def reward(prompts, responses):\n    return [float(len(r)) for r in responses]\n")
+    rows = [
+        {"prompt": "a", "chosen": ["xxxx"], "rejected": ["x", "xx", "xxx"], "subset": "Math", "id": "1"},
+        {"prompt": "b", "chosen": ["xxx"], "rejected": ["x", "xx", "xxxx"], "subset": "Math", "id": "2"},
+        {"prompt": "c", "chosen": ["xxx"], "rejected": ["yyy", "xx", "x"], "subset": "Focus", "id": "3"},
+    ]
+    data, out = write_jsonl(tmp_path / "v2.jsonl", rows), tmp_path / "s.jsonl"
+    score.run(RewardScoreOptions(f"{file}:reward", str(data)), out, QUIET)
+    known = summary(out)
+    assert known["corrected"]["subsets"] == {
+        "Focus": {"prompts": 1, "score": 0.5},
+        "Math": {"prompts": 2, "score": 0.5},
+    }
+    assert (known["pairs"], known["ties"], known["accuracy"]) == (9, 1, pytest.approx(7.5 / 9))
+    assert [line["margin"] for line in lines(out)[:3]] == [3.0, 2.0, 1.0]
+    assert "policy_chosen_logp" not in lines(out)[0]
+
+
+def test_soft_labels_say_which_is_better(tmp_path: Path) -> None:
+    """Below one half the other response is the better one; at one half neither is, and the row is half right."""
+    rows = [
+        {"prompt": "a", "chosen": "x", "rejected": "yyy", "probability": 0.1, "subset": "Math"},
+        {"prompt": "b", "chosen": "xx", "rejected": "y", "probability": 0.9, "subset": "Math"},
+        {"prompt": "c", "chosen": "xxxxx", "rejected": "y", "probability": 0.5, "subset": "Focus"},
+    ]
+    out = tmp_path / "s.jsonl"
+    score.run(RewardScoreOptions("length", str(write_jsonl(tmp_path / "soft.jsonl", rows))), out, QUIET)
+    known = summary(out)
+    assert (known["pairs"], known["ties"]) == (3, 1)
+    assert known["accuracy"] == pytest.approx(2.5 / 3)
+    assert known["margin"] == pytest.approx((2 + 1 + 0) / 3)
+    assert known["corrected"]["subsets"] == {
+        "Focus": {"prompts": 1, "score": 0.5},
+        "Math": {"prompts": 2, "score": 1.0},
+    }
+
+
+def test_a_group_without_a_right_answer_is_refused(tmp_path: Path) -> None:
+    """A beats B and B beats A: nobody can say which of them should have the most reward."""
+    both = [{"better": 0, "worse": 1}, {"better": 1, "worse": 0}]
+    rows = [{"prompt": "a", "responses": ["x", "yy"], "judgements": both, "subset": "Ties", "id": "tied:1"}]
+    data = write_jsonl(tmp_path / "circle.jsonl", rows)
+    with pytest.raises(DataError, match="none is right"):
+        score.run(RewardScoreOptions("length", str(data)), tmp_path / "s.jsonl", QUIET)
+
+
+def test_compatible_needs_a_chat_template(tmp_path: Path, model_folder: Path) -> None:
+    data, out = write_jsonl(tmp_path / "bench.jsonl", BENCH), tmp_path / "s.jsonl"
+    both = {"policy": model_folder, "reference": model_folder}
+    with pytest.raises(ModelError, match="no chat template"):
+        score.run(scoring(both, data, mode="compatible"), out, QUIET)
+    assert not out.exists()
+    score.run(scoring(both, data, mode="compatible", chat_template="dialogue"), out, QUIET)
+    assert summary(out)["compatible"]["accuracy"] == 0.0  # all tie
+    assert summary(out)["corrected"]["accuracy"] == 0.5
+    assert "dialogue" in TEMPLATES
+
+
+def test_the_table_says_the_difference(tmp_path: Path, models: dict[str, Path], capsys: Any) -> None:
+    data = write_jsonl(tmp_path / "bench.jsonl", BENCH)
+    arguments = ["--policy", str(models["policy"]), "--reference", str(models["reference"]), "--data", str(data)]
+    assert command(["score", *arguments, "--out", str(tmp_path / "s.jsonl"), "--mode", "compatible"]) == 0
+    said = capsys.readouterr().err
+    assert re.search(r"subset +prompts +corrected +compatible +difference", said)
+    assert re.search(r"section Reasoning \(2 of 7 subsets\) ( +-?\d\.\d{4}){3}", said)
+    assert "published: the header of the assistant's turn is scored" in said
+    assert "published: the prompt stands in an answer too" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--policy", "a"], "needs --policy and --reference, or --reward alone"),
+        (["--policy", "a", "--reference", "b", "--reward", "length"], "or --reward alone"),
+        (["--reward", "length", "--tokens"], "--tokens: is for an implicit reward"),
+        (["--policy", "a", "--reference", "b", "--mode", "compat"], "unknown mode; did you mean 'compatible'?"),
+        (["--reward", "length", "--beta", "7"], "--beta: is for an implicit reward"),
+        (["--policy", "a", "--reference", "b", "--mode", "compatible", "--max-length", "120"], "give more than 128"),
+        (["--reward", "implicit:a,b"], "give it as --policy and --reference"),
+    ],
+)
+def test_options_that_do_not_go_together(tmp_path: Path, arguments: list[str], message: str, capsys: Any) -> None:
+    data = write_jsonl(tmp_path / "p.jsonl", PAIRS)
+    assert command(["score", *arguments, "--data", str(data), "--out", str(tmp_path / "s.jsonl")]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_page_of_tokens_is_offline_and_escaped(tmp_path: Path, models: dict[str, Path]) -> None:
+    rows = [{"prompt": "the <b>cat</b>", "chosen": " <script>alert(1)</script>", "rejected": " no\nand no"}, *PAIRS]
+    data, out = write_jsonl(tmp_path / "p.jsonl", rows), tmp_path / "s.jsonl"
+    score.run(scoring(models, data, tokens=True), out, QUIET)
+    page = out.with_suffix(".html").read_text()
+    assert "<script" not in page
+    assert "default-src 'none'" in page
+    assert "://" not in page
+    first = lines(out)[0]
+    assert f"chosen: {first['reward_chosen']:.3f} in {first['chosen_tokens']} tokens" in page
+    assert f'title="{first["chosen_token_rewards"][3]:+.4f}"' in page
+    spans = page.count("<span")
+    assert spans >= sum(row["chosen_tokens"] + row["rejected_tokens"] for row in lines(out))
+
+
+def test_the_strongest_tokens_have_the_strongest_shade(tmp_path: Path) -> None:
+    pair = ShadedPair("d:1", "p", (("good", 0.5), ("half", 0.25)), (("bad", -0.5), ("none", 0.0)))
+    write_token_page(tmp_path / "t.html", "t", [pair], [])
+    page = tmp_path / "t.html"
+    found = dict(
+        (text, (way, strength))
+        for way, strength, text in re.findall(
+            r'class="(up|down)"\s+style="--a: ([\d.]+)"[^>]*>(\w+)<', page.read_text()
+        )
+    )
+    assert found["good"] == ("up", "0.75")
+    assert found["bad"] == ("down", "0.75")
+    assert float(found["half"][1]) == pytest.approx(0.375, abs=0.01)
+    assert float(found["none"][1]) == 0
+
+
+def test_the_page_shows_the_first_and_the_most_wrong_pairs(tmp_path: Path) -> None:
+    """Of 100 pairs the first 20, and the 20 with the lowest margins below 0."""
+    first, worst = shown([50.0 - i for i in range(100)])
+    assert first == list(range(20))
+    assert worst == list(range(99, 79, -1))
+    assert shown([1.0, -1.0, 0.0]) == ([0, 1, 2], [1])
+    pairs = [ShadedPair(f"d:{i}.", "p", (("a", 0.0),), (("b", 1.0),)) for i in (1, 2)]
+    write_token_page(tmp_path / "t.html", "t", pairs[:1], pairs[1:])
+    assert re.findall(r"<h2>(?:Wrong: )?d:(\d+)\.</h2>", (tmp_path / "t.html").read_text()) == ["2", "1"]
+
+
+def test_an_implicit_reward_as_the_reward_is_refused(tmp_path: Path) -> None:
+    data = write_jsonl(tmp_path / "p.jsonl", PAIRS)
+    with pytest.raises(ConfigError, match="as --policy and --reference"):
+        score.run(RewardScoreOptions("implicit:a,b", str(data)), tmp_path / "s.jsonl", QUIET)
+
+
+def test_groups_that_a_reward_leaves_out_are_dropped_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.py").write_text(
+        "def some(prompts, responses):\n    return [None if 'no' in r else float(len(r)) for r in responses]\n"
+        "def none(prompts, responses):\n    return [None] * len(responses)\n"
+    )
+    data, out = str(write_jsonl(tmp_path / "b.jsonl", BENCH)), tmp_path / "s.jsonl"
+    arguments = ["score", "--data", data, "--out", str(out), "--reward"]
+    assert command([*arguments, f"{tmp_path / 'mine.py'}:some"]) == 0
+    assert "dropped 2 (lines 1, 3): a response without a reward" in " ".join(capsys.readouterr().err.split())
+    assert [json.loads(line)["id"] for line in out.read_text().splitlines()] == ["2", "4"]
+    assert command([*arguments, f"{tmp_path / 'mine.py'}:none"]) == 3
