@@ -151,7 +151,7 @@ def run_preftune(options: argparse.Namespace, groups: list[Any], dtype: torch.dt
     from preftune.data.layout import Budget, micro_batches
     from preftune.lifecycle.packing_probe import admit
     from preftune.lifecycle.task import ResponseTask
-    from preftune.methods.dpo import bind_objective
+    from preftune.methods.objective import bind_objective
     from preftune.model.compile import compile_blocks
     from preftune.model.load import add_lora
     from preftune.model.logprobs import Scorer
@@ -191,7 +191,8 @@ def run_preftune(options: argparse.Namespace, groups: list[Any], dtype: torch.dt
 
     notes = Notes()
     optim = OptimConfig(lr=LR, schedule="constant", warmup=0)
-    fit(task, in_order, 0, weights, optimizer, optim, TrainConfig(), notes)
+    for _ in fit(task, in_order, 0, weights, optimizer, optim, TrainConfig(), notes):
+        pass
     return {"step_s": np.diff(notes.times).tolist(), "losses": notes.losses, "reference_s": cached_s}
 
 
@@ -220,7 +221,7 @@ class Notes:
 
 def compile_lengths(task: Any, steps: Sequence[Any]) -> None:
     """One pass over a batch of each length that the steps have: what a run compiles once is not part of a step."""
-    laid = [batch for plan in steps for batch in task.layout([task.groups[i] for i in plan.members])]
+    laid = [batch for plan in steps for batch in task.micro_batches([task.groups[i] for i in plan.members])]
     for batch in {len(batch.ids_T): batch for batch in laid}.values():
         task.loss_of(batch).loss_sum.backward()
     task.scorer.model.zero_grad()

@@ -24,7 +24,7 @@ from preftune.chat.open import ChatOptions
 from preftune.config.sampling import IterateConfig, PromptConfig, SampleConfig, SelectConfig
 from preftune.config.schema import BatchConfig, DataConfig, DPOConfig, ModelConfig, OptimConfig, TrainConfig
 from preftune.data.select import Selecting
-from preftune.lifecycle import prepare
+from preftune.lifecycle.data import read_prompt_data
 from preftune.methods import dpo
 from preftune.model.generate import Sampling
 from preftune.rewards.open import open_reward
@@ -136,7 +136,7 @@ def offline(options: argparse.Namespace, prompts: Path, beta: float, seed: int) 
         train=TrainConfig(seed=seed),
         out=str(folder),
     )
-    asked = prepare.read_prompt_data(settings.data).train
+    asked = read_prompt_data(settings.data).train
     reward = open_reward(options.reward)
     found = iterate.evaluated(settings, folder / "evaluation.json", str(final), asked, reward, ChatOptions())
     print(

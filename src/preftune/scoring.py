@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from preftune.data.layout import Budget, LayoutName, micro_batches
+from preftune.data.layout import Budget, micro_batches
 from preftune.model.compile import uncompiled
 from preftune.model.logprobs import Scorer, logps
 from preftune.model.memory import by_group
@@ -19,6 +19,7 @@ from preftune.types import Batch, Logps, TokenGroup
 
 Floats = npt.NDArray[np.float64]
 SLOTS = 4096  # token slots of a micro-batch
+ROWS = Budget("rows", SLOTS)
 
 
 @torch.no_grad()
@@ -26,14 +27,13 @@ def score_responses(
     ask: Callable[[Batch], Logps],
     groups: Sequence[TokenGroup],
     device: torch.device,
-    layout: LayoutName = "rows",
-    slots: int = SLOTS,
+    budget: Budget = ROWS,
 ) -> list[Floats]:
     """Return for each group the (S,) summed log-probs, or rewards, of its responses.
 
     `ask` is what a model says about a micro-batch, for example `partial(logps, scorer)`.
     """
-    batches = partial(micro_batches, budget=Budget(layout, slots))
+    batches = partial(micro_batches, budget=budget)
     rows = by_group(lambda batch: (ask(batch.to(device)).sum_S.double().cpu(),), groups, batches)
     return [sum_S.numpy() for (sum_S,) in rows]
 
@@ -43,11 +43,11 @@ def score_tokens(
     ask: Callable[[Batch], Logps],
     groups: Sequence[TokenGroup],
     device: torch.device,
-    layout: LayoutName = "rows",
+    budget: Budget = ROWS,
     progress: Callable[[int], None] = lambda number: None,
 ) -> list[list[Tensor]]:
     """Return for each group one tensor of token log-probs for each of its responses."""
-    batches = partial(micro_batches, budget=Budget(layout, SLOTS))
+    batches = partial(micro_batches, budget=budget)
     rows = by_group(lambda batch: (ask(batch.to(device)).token_N.double().cpu(),), groups, batches, progress)
     return [
         list(torch.split(token_N, [len(ids) for ids in group.response_ids]))
@@ -55,9 +55,9 @@ def score_tokens(
     ]
 
 
-def response_logps(model: Scorer | Live, groups: Sequence[TokenGroup], slots: int = SLOTS) -> Floats:
+def response_logps(model: Scorer | Live, groups: Sequence[TokenGroup], budget: Budget = ROWS) -> Floats:
     """Return the (P, M) summed log-probs of the M responses of each group under a model or a reference."""
     scorer = model if isinstance(model, Scorer) else model.scorer
     ask = partial(logps, scorer) if isinstance(model, Scorer) else model.logps
     with uncompiled(scorer.model):
-        return np.array(score_responses(ask, groups, scorer.device, slots=slots))
+        return np.array(score_responses(ask, groups, scorer.device, budget))

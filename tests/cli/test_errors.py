@@ -248,12 +248,12 @@ def test_bad_command_line(
 def test_an_unexpected_error_is_one_sentence_and_exit_1(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import preftune.lifecycle.prepare
+    import preftune.lifecycle.data
 
     def broken(*_: Any, **__: Any) -> Any:
         raise RuntimeError("a defect")
 
-    monkeypatch.setattr(preftune.lifecycle.prepare, "read_groups", broken)
+    monkeypatch.setattr(preftune.lifecycle.data, "read_groups", broken)
     assert run(["data", "check", "x.jsonl"]) == 1
     said = capsys.readouterr().err
     assert "internal error: RuntimeError: a defect" in said

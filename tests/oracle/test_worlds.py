@@ -21,7 +21,7 @@ from preftune.data.order import training_steps
 from preftune.data.prompts import Prompt, Prompts
 from preftune.exact.optimum import ipo_optimum, optimal_policy
 from preftune.exact.worlds import bradley_terry, flipped, kl
-from preftune.methods.dpo import bind_objective
+from preftune.methods.objective import bind_objective
 from preftune.methods.ppo_loop import optimise
 from preftune.methods.rollouts import Actors, Critic
 from preftune.model.logprobs import Scorer
@@ -165,7 +165,9 @@ def tuned_by_ppo(reward: Tensor, settings: PPOParameters) -> tuple[Tensor, Tenso
     weights = Weights(torch.nn.ModuleDict({"policy": model, "value": critic.module}))
     optimizer = build_optimizer(weights.masters, "adamw", 1e-2, 0.0)
     steps = list(training_steps([1, 1], 2, 0, 60))
-    optimise(actors, Prompts(prompts, []), steps, config, Budget("rows", 1 << 20), weights, optimizer, Silent())
+    budget = Budget("rows", 1 << 20)
+    for _ in optimise(actors, Prompts(prompts, []), steps, config, budget, weights, optimizer, Silent()):
+        pass
     return log_ref, table(scorer, WORLD)
 
 

@@ -105,7 +105,7 @@ def pairs(
     out      file to write
     """
     from preftune.data.select import selecting
-    from preftune.lifecycle.prepare import device_of
+    from preftune.lifecycle.policy import device_of
     from preftune.rewards.open import open_reward
     from preftune.workflows.pairs import run
 

@@ -98,7 +98,7 @@ def show(
     wanted = checking(arguments or (), config, short, "preftune data show")
     from preftune.data.groups import read_groups
     from preftune.errors import DataError
-    from preftune.lifecycle.prepare import reading_of
+    from preftune.lifecycle.data import reading_of
 
     data = wanted.data
     groups, account = read_groups(data.train, reading_of(data.model_copy(update={"bad_rows": "drop"})))
@@ -131,7 +131,7 @@ def convert(
         raise ConfigError(f"unknown target {to!r}", where="--to", fix=f"use one of {', '.join(writers)}")
     wanted = checking(arguments or (), config, {"--format": data_format}, "preftune data convert")
     from preftune.data.groups import read_groups
-    from preftune.lifecycle.prepare import reading_of
+    from preftune.lifecycle.data import reading_of
 
     groups, account = read_groups(wanted.data.train, reading_of(wanted.data))
     account.check(1.0)

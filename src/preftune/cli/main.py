@@ -166,7 +166,7 @@ def pairs(
     from preftune.data.select import selecting
 
     how = selecting(select, gap, soft, k, beta, seed)
-    from preftune.lifecycle.prepare import device_of
+    from preftune.lifecycle.policy import device_of
     from preftune.rewards.open import open_reward
     from preftune.train.display import Display
     from preftune.workflows.pairs import run as run_pairs

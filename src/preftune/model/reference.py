@@ -106,15 +106,10 @@ class AdapterOff:
 
 @dataclass(slots=True)
 class Cached:
-    """Log-probs from a store that has been filled for every group of the run.
-
-    is_policy   until the first update the policy is the reference: its own log-probs are used then, as those in the
-                store differ in the last digits, which depend on what else is in a forward pass
-    """
+    """Log-probs from a store that has been filled for every group of the run."""
 
     store: Store
     device: torch.device
-    is_policy: bool = False
 
     def logps(self, batch: Batch) -> Logps:
         token_N = sent(

@@ -23,7 +23,8 @@ from preftune.data.prompts import Prompt, read_prompts
 from preftune.errors import ConfigError, require_writable
 from preftune.exact.optimum import tilt
 from preftune.files import write_json
-from preftune.lifecycle.prepare import compute_dtype, device_of, prompts_that_fit, require_same_vocabulary
+from preftune.lifecycle.data import prompts_that_fit
+from preftune.lifecycle.policy import compute_dtype, device_of, require_same_vocabulary
 from preftune.lifecycle.saved import chat_record_of, find_policy, open_policy
 from preftune.lifecycle.sections import UNLIMITED, max_dropped_of, options_of, require_rows, rows_of, section_of
 from preftune.measures.frontier import Floats, Point, best_of_n, beta_at, measure, optimum, optimum_at, tempered

@@ -33,7 +33,9 @@ from preftune.errors import writing
 from preftune.files import digest, write_json, write_rows
 from preftune.formats.account import Account
 from preftune.formulas import step_seed
-from preftune.lifecycle.prepare import compute_dtype, device_of, prompts_that_fit, read_prompt_data
+from preftune.lifecycle.data import prompts_that_fit, read_prompt_data
+from preftune.lifecycle.plan import print_plan
+from preftune.lifecycle.policy import compute_dtype, device_of
 from preftune.lifecycle.saved import (
     model_fingerprint,
     note_reward,
@@ -42,9 +44,9 @@ from preftune.lifecycle.saved import (
     reward_models_fingerprint,
     warn_if_reward_changed,
 )
-from preftune.lifecycle.training import say_plan
 from preftune.measures.drift import figures
 from preftune.methods import dpo
+from preftune.methods.objective import bind_objective
 from preftune.model import load
 from preftune.model.generate import Sampling, sample
 from preftune.model.logprobs import Scorer
@@ -68,7 +70,7 @@ def run(
     """Do the rounds and return the folder of the last policy. A reward may be given in memory."""
     display, out = display or Display(), Path(config.out)
     load.locate(config.model.path)
-    dpo.bind_objective(config.terms)
+    bind_objective(config.terms)
     asked = read_prompt_data(config.data)
     moment = Run.manifest(out).get("rendered_at") or datetime.now().isoformat()  # what chat templates write as the date
     train = fitting(config, asked.train, asked.accounts[0], moment)
@@ -77,7 +79,8 @@ def run(
         for line in account.lines():
             display.say(line)
     identity, sources = config.model_dump(mode="json"), sources_of(config, reward)
-    Run.check(out, run_identity(identity, asked.fingerprint, sources), type(config))
+    identity = run_identity(identity, asked.fingerprint, sources)
+    Run.check(out, identity, type(config))
     judge = reward or open_reward(config.reward, "reward", device=device_of(None))
     if Run.finished(out):
         display.say(f"{out} is finished; its model is {out / 'final'}")
@@ -92,9 +95,8 @@ def run(
     if wanted:
         display.say(f"reward: {wanted.in_words()}")
     if dry_run:
-        say_plan(config, [], display)
-        return out
-    log = Run.open(out, identity, asked.fingerprint, display, sources, type(config))
+        return print_plan(config, [], display)
+    log = Run.open(out, identity, display, type(config))
     log.note(rendered_at=moment)
     if not reward:
         if warn_if_reward_changed(log, config.reward):  # figures of two rewards cannot be compared

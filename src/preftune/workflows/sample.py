@@ -22,7 +22,8 @@ from preftune.data.prompts import read_prompts
 from preftune.errors import ConfigError, IncompleteError, RunError, require_writable, writing
 from preftune.files import Journal, write_json, write_rows
 from preftune.formats.account import Account
-from preftune.lifecycle.prepare import compute_dtype, device_of, prompts_that_fit
+from preftune.lifecycle.data import prompts_that_fit
+from preftune.lifecycle.policy import compute_dtype, device_of
 from preftune.lifecycle.saved import model_fingerprint, open_policy
 from preftune.lifecycle.sections import UNLIMITED, max_dropped_of, options_of, require_rows, rows_of, section_of
 from preftune.model.generate import Sampling, sample

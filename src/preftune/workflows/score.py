@@ -21,13 +21,14 @@ from preftune.chat.render import Renderer
 from preftune.config.schema import DataConfig, ModelConfig
 from preftune.data.groups import Limits, read_groups, require_vocabulary, tokenize
 from preftune.data.items import as_pairs, require_judged
+from preftune.data.layout import Budget
 from preftune.data.rewardbench_tokens import LENGTH, PROMPT, as_published
 from preftune.errors import ConfigError, did_you_mean, require_writable
 from preftune.files import write_json, write_rows
 from preftune.formats.account import Account, places
 from preftune.formulas import implicit_reward
 from preftune.lifecycle.packing_probe import admit
-from preftune.lifecycle.prepare import compute_dtype, device_of, require_positions, require_same_vocabulary
+from preftune.lifecycle.policy import compute_dtype, device_of, require_positions, require_same_vocabulary
 from preftune.lifecycle.saved import source_of
 from preftune.lifecycle.sections import max_dropped_of, options_of, require_rows, rows_of, section_of
 from preftune.model.load import DTYPES, Source, load_config, load_model, load_tokenizer, positions
@@ -36,7 +37,7 @@ from preftune.report.tokens import ShadedPair, shown, write_token_page
 from preftune.rewards.models import RewardModel
 from preftune.rewards.open import open_reward
 from preftune.rewards.reward import Answer, note_text_only, rewards_of_groups, why_none
-from preftune.scoring import score_tokens
+from preftune.scoring import SLOTS, score_tokens
 from preftune.train.display import Display
 from preftune.types import Message, PreferenceGroup, TokenGroup, content
 from preftune.workflows.summary import Mark, Scored, Tokens, lines_of, marks_of, summary_of
@@ -325,7 +326,7 @@ def token_logps(scorer: Scorer, groups: Sequence[TokenGroup], display: Display, 
     """For each group, a float64 tensor of token log-probs for each response."""
     layout, _ = admit(scorer, "auto")
     with display.stage(f"score {name}", len(groups)) as stage:
-        return score_tokens(partial(logps, scorer), groups, scorer.device, layout, stage.advance)
+        return score_tokens(partial(logps, scorer), groups, scorer.device, Budget(layout, SLOTS), stage.advance)
 
 
 def rows(

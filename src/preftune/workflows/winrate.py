@@ -27,7 +27,7 @@ from preftune.formats.cells import decoded
 from preftune.formats.names import names_of
 from preftune.formats.parsers import Reading
 from preftune.formats.table import FORMATS
-from preftune.lifecycle.prepare import device_of
+from preftune.lifecycle.policy import device_of
 from preftune.lifecycle.saved import find_policy, reward_fingerprint
 from preftune.lifecycle.sections import options_of, require_rows, rows_of, section_of
 from preftune.measures.win_rate import WinRate, sides, win_rate

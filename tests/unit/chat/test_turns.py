@@ -13,7 +13,7 @@ from preftune.chat.turns import in_turns
 from preftune.config.sampling import PromptConfig
 from preftune.config.schema import DataConfig
 from preftune.errors import DataError, ModelError
-from preftune.lifecycle.prepare import read_data, read_prompt_data
+from preftune.lifecycle.data import read_data, read_prompt_data
 from preftune.types import Judgement, Message, PreferenceGroup
 
 PAIR = (Judgement(0, 1),)

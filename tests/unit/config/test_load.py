@@ -251,7 +251,8 @@ def test_every_shipped_config_is_valid_and_complete(path: Path) -> None:
     }
     config = load(by_name.get(path.stem) or (DPOConfig if "loss" in raw else SFTConfig), path)
     if isinstance(config, DPOConfig):
-        from preftune.methods.dpo import bind_objective, reference_kind
+        from preftune.methods.objective import bind_objective
+        from preftune.methods.reference import reference_kind
 
         reference_kind(config, bind_objective(config.terms))
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.conftest import make_model, random_groups
 
-from preftune.data.layout import rows
+from preftune.data.layout import Budget, rows
 from preftune.exact.optimum import corrected_tilt, optimal_policy, tilt
 from preftune.measures.frontier import best_of_n, measure, optimum, optimum_at
 from preftune.model.logprobs import Scorer, logps
@@ -109,6 +109,6 @@ def test_a_point_has_errors_over_prompts() -> None:
 
 def test_response_logps_come_back_in_order() -> None:
     scorer, groups = Scorer.of(make_model()), random_groups(6, responses=3)
-    found = response_logps(scorer, groups, slots=40)
+    found = response_logps(scorer, groups, Budget("rows", 40))
     for row, group in zip(found, groups, strict=True):
         assert row == pytest.approx(logps(scorer, rows([group])).sum_S.tolist(), abs=1e-5)

@@ -312,8 +312,8 @@ def test_rounds_are_tracked(tmp_path: Path, model_folder: Path, monkeypatch: pyt
         def close(self) -> None: ...
 
     monkeypatch.setattr(iterate, "open_trackers", lambda names, folder, _: [Tracker(folder)] if names else [])
-    monkeypatch.setattr("preftune.lifecycle.training.open_trackers", lambda *_: [])
-    monkeypatch.setattr("preftune.lifecycle.training.require_packages", lambda _: None)
+    monkeypatch.setattr("preftune.lifecycle.finish.open_trackers", lambda *_: [])
+    monkeypatch.setattr("preftune.lifecycle.start.require_packages", lambda _: None)
     run(config(tmp_path, model_folder, track=["tensorboard"]))
     assert seen == {str(tmp_path / "run"): [0, 1, 2]}
 
