@@ -125,7 +125,7 @@ CASES: list[tuple[str, str, list[str], int, list[str]]] = [
         GOOD + '\n{"prompt": "a", "chosen": "b", "rejected": "c", "n": ' + "1" * 5000 + "}",
         [],
         3,
-        ["pairs.jsonl:2: broken JSON: an integer of more digits", "fix:"],
+        ["pairs.jsonl:2: broken JSON: an integer has more digits", "fix:"],
     ),
     (
         "a margin in some rows",

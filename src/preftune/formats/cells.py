@@ -20,7 +20,7 @@ from typing import Any
 from preftune.formats.parsers import Reading
 from preftune.formats.table import BY_NAME
 from preftune.formats.values import CONTENT_KEYS, ROLE_KEYS, ROLES, Fields, has_role, is_messages
-from preftune.sources.json_rows import KeyTwiceError, fault_of, loads, refuse_twice
+from preftune.sources.json_rows import DuplicateKeyError, describe_json_error, loads, object_with_unique_keys
 from preftune.sources.rows import Row
 
 LOOKED_AT = 20
@@ -164,17 +164,17 @@ def _parse(cell: str) -> tuple[Any, str]:
     try:
         return loads(text), ""
     except (ValueError, RecursionError) as error:
-        fault = fault_of(error)
+        fault = describe_json_error(error)
         if not isinstance(error, JSONDecodeError):
             return None, fault
     try:
         with warnings.catch_warnings(action="ignore"):  # Python warns of backslashes in text
             tree = ast.parse(text, mode="eval")
             for keys in [node.keys for node in ast.walk(tree) if isinstance(node, ast.Dict)]:
-                refuse_twice([(str(key.value), None) for key in keys if isinstance(key, ast.Constant)])
+                object_with_unique_keys([(str(key.value), None) for key in keys if isinstance(key, ast.Constant)])
             return ast.literal_eval(tree), ""
-    except KeyTwiceError as error:
-        return None, fault_of(error)
+    except DuplicateKeyError as error:
+        return None, describe_json_error(error)
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         hint = "; write such cells with json.dumps" if MESSAGES.match(cell) else ""
         return None, f"{fault}{hint}"

@@ -112,8 +112,8 @@ def test_text_after_dialogues_is_not_taken_for_one(tmp_path: Path) -> None:
     for cell, fault in (
         ("plain", "column 'chosen' must be a list of messages, not text"),
         ('[{"role": "user", "content": "a', "column 'chosen': broken JSON: Unterminated string"),
-        ('[{"role": "user", "role": "user", "content": "a"}]', "column 'chosen': key 'role' is there twice"),
-        ("[{'role': 'user', 'role': 'user', 'content': 'a'}]", "column 'chosen': key 'role' is there twice"),
+        ('[{"role": "user", "role": "user", "content": "a"}]', "column 'chosen': key 'role' appears twice"),
+        ("[{'role': 'user', 'role': 'user', 'content': 'a'}]", "column 'chosen': key 'role' appears twice"),
         ("[{'role': 'user', 'content': 'a'}\n {'role': 'assistant'}]", "write such cells with json.dumps"),
     ):
         source = write("csv", tmp_path, [*rows, {"chosen": cell, "rejected": rows[0]["rejected"]}])
@@ -157,7 +157,7 @@ def test_a_first_row_that_cannot_be_decoded_is_bad(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("cell", "fault"), [("[" * 100_000 + "]", "too deep"), (f"[{'1' * 5000}]", "an integer of more digits")]
+    ("cell", "fault"), [("[" * 100_000 + "]", "nested too deeply"), (f"[{'1' * 5000}]", "an integer has more digits")]
 )
 def test_a_list_that_python_cannot_read(tmp_path: Path, cell: str, fault: str) -> None:
     rows = [{"messages": json.dumps(ASKED + GOOD)}, {"messages": cell}]
