@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from preftune import objects
@@ -13,11 +13,9 @@ from preftune.sources.files import read_file
 from preftune.sources.folders import folder_source
 from preftune.sources.hub import hub_rows, hub_source, is_hub_id, saved_rows
 from preftune.sources.json_rows import as_row
-from preftune.sources.rows import Row, Source
+from preftune.sources.rows import Note, Row, Source
 
 __all__ = ["Row", "fingerprint", "read"]
-
-Note = Callable[[str, str], None]
 
 
 def read(source: str | Sequence[str], note: Note | None = None) -> Iterator[Row]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+Note = Callable[[str, str], None]  # called with a message to the user and an origin
 
 
 @dataclass(frozen=True, slots=True)

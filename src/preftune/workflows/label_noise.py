@@ -29,7 +29,7 @@ from preftune.data.items import require_judged
 from preftune.data.layout import Budget, micro_batches
 from preftune.errors import ConfigError, DataError
 from preftune.files import write_json, write_rows
-from preftune.formats.account import Account, places
+from preftune.formats.account import Account, format_origins
 from preftune.lifecycle import prepare
 from preftune.lifecycle.packing_probe import Values, admit, state_values, token_values
 from preftune.lifecycle.prepare import limits_of
@@ -161,7 +161,7 @@ def ranked(
     numbered = [replace(group, origin=str(place)) for place, group in enumerate(held_out)]
     groups = tokenize(numbered, renderer, limits, account)
     for reason, at in account.dropped.items():
-        display.say(f"not ranked {len(at)} ({places([held_out[int(place)].origin for place in at])}): {reason}")
+        display.say(f"not ranked {len(at)} ({format_origins([held_out[int(place)].origin for place in at])}): {reason}")
     dtype, device = prepare.compute_dtype(config.model), prepare.device_of(None)
     if config.ranker == "reward":
         scorer = scalar_scorer(load_scalar(source, dtype).to(device))

@@ -18,7 +18,7 @@ from preftune.data.prompts import read_prompts
 from preftune.errors import DataError
 from preftune.formats.parsers import Reading
 from preftune.formats.table import BY_NAME
-from preftune.formats.values import BadRow, Drop, without_empty
+from preftune.formats.values import BadRow, Drop, drop_empty_responses
 from preftune.types import Judgement, PreferenceGroup
 
 PAIR: dict[str, Any] = {"prompt": "p", "chosen": "a", "rejected": "b"}
@@ -50,20 +50,20 @@ BAD: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("groups", GROUP, {**GROUP, "judgements": 3}, "'judgements' must be a list, not a number"),
     ("groups", GROUP, {**GROUP, "judgements": None}, "'judgements' is null"),
     ("groups", GROUP, {**GROUP, "judgements": ["0>1"]}, "judgements[0] must be an object with better and worse"),
-    ("groups", GROUP, judged(better=[0]), "judgements[0] names a response that does not exist"),
-    ("groups", GROUP, judged(better=True, worse=0), "judgements[0] names a response that does not exist"),
-    ("groups", GROUP, judged(worse=0), "judgements[0] calls response 0 better than itself"),
+    ("groups", GROUP, judged(better=[0]), "judgements[0] refers to a response that does not exist"),
+    ("groups", GROUP, judged(better=True, worse=0), "judgements[0] refers to a response that does not exist"),
+    ("groups", GROUP, judged(worse=0), "judgements[0] says that response 0 is better than itself"),
     ("groups", GROUP, judged(weight="x"), "judgements[0].weight must be a number, not 'x'"),
-    ("groups", GROUP, judged(weight=-3), "judgements[0].weight must not be below 0, got -3"),
+    ("groups", GROUP, judged(weight=-3), "judgements[0].weight must be at least 0, not -3"),
     ("groups", GROUP, judged(weight=0), "judgements[0].weight must be above 0"),
-    ("groups", GROUP, judged(probability=7), "judgements[0].probability must lie between 0 and 1, not 7"),
+    ("groups", GROUP, judged(probability=7), "judgements[0].probability must be between 0 and 1, not 7"),
     ("groups", GROUP, judged(margin=float("nan")), "judgements[0].margin must be a finite number"),
     ("groups", GROUP, {**GROUP, "responses": [3, "y"]}, "'responses[0]' must be a list of messages, not a number"),
     ("preference", PAIR, {**PAIR, "weight": "x"}, "'weight' must be a number, not 'x'"),
-    ("preference", PAIR, {**PAIR, "weight": -3}, "'weight' must not be below 0, got -3"),
+    ("preference", PAIR, {**PAIR, "weight": -3}, "'weight' must be at least 0, not -3"),
     ("preference", PAIR, {**PAIR, "weight": float("inf")}, "'weight' must be a finite number"),
     ("preference", PAIR, {**PAIR, "weight": True}, "'weight' must be a finite number, not True"),
-    ("preference", PAIR, {**PAIR, "probability": -0.1}, "'probability' must lie between 0 and 1"),
+    ("preference", PAIR, {**PAIR, "probability": -0.1}, "'probability' must be between 0 and 1"),
     ("preference", PAIR, {**PAIR, "probability": float("nan")}, "'probability' must be a finite number"),
     ("preference", PAIR, {**PAIR, "margin": 10**400}, "'margin' must be a finite number"),
     ("preference", PAIR, {**PAIR, "margin": 1e39}, "'margin' must be a finite number"),  # not in fp32
@@ -91,7 +91,7 @@ def test_a_bad_row_is_named_or_dropped(
 
 def test_a_ranking_without_its_list_is_named_in_a_file_of_one_row(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [{"prompt": "p", "scores": [1, 2]}])
-    with pytest.raises(DataError, match=r"a.jsonl:1: no column with a list of responses"):
+    with pytest.raises(DataError, match=r"a.jsonl:1: the row has no column with a list of responses"):
         read_groups(str(path), Reading(format="ranked"))
 
 
@@ -128,7 +128,7 @@ def test_no_row_breaks_a_parser(seed: int) -> None:
             pairs=chance.choice(["all", "best-worst", "adjacent"]), margin_from_scores=chance.random() < 0.2
         )
         try:
-            groups = [without_empty(group) for group in BY_NAME[name].parse(bad, reading)]
+            groups = [drop_empty_responses(group) for group in BY_NAME[name].parse(bad, reading)]
             for written in as_groups(groups):
                 json.dumps(written, allow_nan=False, ensure_ascii=False).encode()
             kinds.add("kept")
@@ -149,33 +149,39 @@ def mine(row):
 @pytest.mark.parametrize(
     ("result", "message"),
     [
-        ("PreferenceGroup('p', ('a', 'b'), (Judgement(0, 5),))", "judgements[0] names a response that does not exist"),
-        ("PreferenceGroup('p', ('a', 'b'), (Judgement(-1, 0),))", "names a response that does not exist: [-1, 0] of 2"),
+        (
+            "PreferenceGroup('p', ('a', 'b'), (Judgement(0, 5),))",
+            "judgements[0] refers to a response that does not exist",
+        ),
+        (
+            "PreferenceGroup('p', ('a', 'b'), (Judgement(-1, 0),))",
+            "refers to a response that does not exist: [-1, 0] of 2",
+        ),
         ("PreferenceGroup('p', ('a', 'b'), (Judgement(0, 1, 'x'),))", "judgements[0].weight must be a number"),
-        ("PreferenceGroup('p', ('a', 'b'), (Judgement(0, 1, -1.0),))", "judgements[0].weight must not be below 0"),
-        ("PreferenceGroup('p', ('a', 'b'), (Judgement(0, 1, 1, 7),))", "judgements[0].probability must lie between"),
+        ("PreferenceGroup('p', ('a', 'b'), (Judgement(0, 1, -1.0),))", "judgements[0].weight must be at least 0"),
+        ("PreferenceGroup('p', ('a', 'b'), (Judgement(0, 1, 1, 7),))", "judgements[0].probability must be between"),
         ("PreferenceGroup('p', ('a', 'b'), ((0, 1),))", "judgements[0] must be an object with better and worse"),
         ("PreferenceGroup('p', ('a', 'b'), 3)", "judgements must be a tuple of Judgement, not a number"),
         ("PreferenceGroup('p', ('a', 5), (Judgement(0, 1),))", "responses[1] must be text or a tuple of Message"),
         ("PreferenceGroup('p', ('a', {'role': 'user'}))", "responses[1] must be text or a tuple of Message, not an"),
         ("PreferenceGroup('p', 'ab')", "responses must be a tuple of texts, not text"),
         ("PreferenceGroup(None, ('a',))", "prompt must be text or a tuple of Message, not null"),
-        ("PreferenceGroup((Message('robot', 'x'),), ('a',))", "prompt has a message of unknown role"),
+        ("PreferenceGroup((Message('robot', 'x'),), ('a',))", "prompt has a message with an unknown role"),
         (
             "PreferenceGroup((Message('user', 'x', (('name', 'Ann'),)),), ('a',))",
             "extra is not ((name, JSON text), ...)",
         ),
         ("PreferenceGroup((Message('user', 'x', {'name': 'Ann'}),), ('a',))", "extra is not ((name, JSON text), ...)"),
-        ("PreferenceGroup('p\\ud800', ('a',))", "half a surrogate pair"),
+        ("PreferenceGroup('p\\ud800', ('a',))", "a lone surrogate"),
         ("PreferenceGroup('p', ('a', 'b'), labels=(1,))", "'labels' has 1 entries for 2 responses"),
         ("PreferenceGroup('p', ('a', 'b'), labels=(1, 2))", "labels[1] must be 1 or -1, not 2"),
         ("PreferenceGroup('p', ('a', 'b'), ranks=(1, 2, 3))", "'ranks' has 3 entries for 2 responses"),
-        ("PreferenceGroup('p', ('a', 'b'), ended=(True,))", "'ended' must be a list of 2 times true or false"),
-        ("'text'", "returned a str; return a PreferenceGroup, a list of them, or None"),
-        ("dict(prompt='p')", "returned a dict; return"),
-        ("{'p'}", "returned a set that holds a str; return"),
-        ("[None]", "returned a list that holds None; return"),
-        ("(1,)", "returned a tuple that holds a int; return"),
+        ("PreferenceGroup('p', ('a', 'b'), ended=(True,))", "'ended' must be a list of 2 values true or false"),
+        ("'text'", "returned a value of type str; return a PreferenceGroup, a list of them, or None"),
+        ("dict(prompt='p')", "returned a value of type dict; return"),
+        ("{'p'}", "returned a set with an item of type str; return"),
+        ("[None]", "returned a list with an item of type NoneType; return"),
+        ("(1,)", "returned a tuple with an item of type int; return"),
         ("1 / 0", "mine.py:6: ZeroDivisionError: division by zero, raised in"),
         ("row['answers']", "mine.py:6: KeyError: 'answers'"),
         ("(_ for _ in [exit(0)])", "mine.py:6: SystemExit: 0"),
@@ -263,11 +269,11 @@ def test_a_margin_in_some_rows_only_is_a_fault_of_the_others(
     tmp_path: Path, name: str, with_margin: dict[str, Any], without: dict[str, Any]
 ) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [without, with_margin, without, with_margin])
-    with pytest.raises(DataError, match=r"a.jsonl:1: no margin, but other rows have one \(.*a.jsonl:2\)"):
+    with pytest.raises(DataError, match=r"a.jsonl:1: the row has no margin, but other rows have one \(.*a.jsonl:2\)"):
         read_groups(str(path))
     groups, account = read_groups(str(path), Reading(bad_rows="drop"))
     assert [g.origin for g in groups] == [f"{path}:2", f"{path}:4"]
-    assert account.dropped == {"no margin, but other rows have one": [f"{path}:1", f"{path}:3"]}
+    assert account.dropped == {"the row has no margin, but other rows have one": [f"{path}:1", f"{path}:3"]}
     assert account.format == name
     for all_alike in (with_margin, without):
         assert len(read_groups(str(write_jsonl(path, [all_alike] * 3)))[0]) == 3
@@ -276,7 +282,9 @@ def test_a_margin_in_some_rows_only_is_a_fault_of_the_others(
 def test_margins_within_a_group_are_there_for_all_or_none(tmp_path: Path) -> None:
     judgements = [{"better": 0, "worse": 1, "margin": 1.0}, {"better": 0, "worse": 2}]
     path = write_jsonl(tmp_path / "a.jsonl", [{"prompt": "p", "responses": ["x", "y", "z"], "judgements": judgements}])
-    with pytest.raises(DataError, match=r"a.jsonl:1: judgements\[1\] has no margin, but others of the row have one"):
+    with pytest.raises(
+        DataError, match=r"a.jsonl:1: judgements\[1\] has no margin, but other judgements of the row have one"
+    ):
         read_groups(str(path))
 
 

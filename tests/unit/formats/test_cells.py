@@ -1,4 +1,4 @@
-"""Messages and lists that are stored as text: decoded where the format wants them, and nowhere else."""
+"""Messages and lists that are stored as text: decode_cells where the format wants them, and nowhere else."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.conftest import write_jsonl
 from preftune.data.groups import read_groups
 from preftune.data.prompts import read_prompts
 from preftune.errors import DataError
-from preftune.formats.cells import decoded
+from preftune.formats.cells import decode_cells
 from preftune.formats.parsers import Reading
 from preftune.sources.read import Row
 from preftune.types import Message, PreferenceGroup
@@ -94,7 +94,9 @@ def test_a_named_format_of_text_takes_dialogues_as_text_and_says_so(tmp_path: Pa
     groups, account = read_groups(source, Reading("preference"))
     assert groups[0].responses == (json.dumps(GOOD), "no")
     assert account.noted == {
-        "column 'chosen' holds messages as JSON text, which stays plain text": [f"{source}:{2 if kind == 'csv' else 1}"]
+        "column 'chosen' contains messages as JSON text, which stays plain text": [
+            f"{source}:{2 if kind == 'csv' else 1}"
+        ]
     }
 
 
@@ -180,8 +182,8 @@ def test_columns_by_their_mapped_names(tmp_path: Path) -> None:
     row = {"replies": '["a", "b"]', "answers": '["c"]', "messages": "["}
     rows = [Row(row, "a:1")]
     mapped = Reading(columns={"responses": "replies", "chosen": "answers"}, ignore=("messages",))
-    assert next(decoded(rows, mapped)).value == row | {"replies": ["a", "b"]}
-    assert next(decoded(rows, Reading())).fault.startswith("column 'messages': broken JSON")
+    assert next(decode_cells(rows, mapped)).value == row | {"replies": ["a", "b"]}
+    assert next(decode_cells(rows, Reading())).fault.startswith("column 'messages': broken JSON")
 
 
 def test_prompts_stored_as_text_are_dialogues(tmp_path: Path) -> None:
@@ -206,4 +208,4 @@ def test_text_that_holds_no_messages_is_never_changed(cells: list[Any]) -> None:
     rows = [
         Row({"prompt": "p", "chosen": dump(value), "rejected": "r"}, f"a:{i}") for i, (value, dump) in enumerate(cells)
     ]
-    assert list(decoded(rows, Reading())) == rows
+    assert list(decode_cells(rows, Reading())) == rows

@@ -16,7 +16,7 @@ from preftune.data.groups import read_groups
 from preftune.data.prompts import read_prompts
 from preftune.errors import ConfigError, DataError
 from preftune.formats.account import Account, require_matched
-from preftune.formats.columns import FATES
+from preftune.formats.columns import STATUS_TEXT
 from preftune.formats.parsers import Reading
 from preftune.formats.values import is_blank
 from preftune.types import PreferenceGroup
@@ -61,7 +61,7 @@ def test_used_and_metadata_and_ignored_and_refused_are_all(
         assert not set(named) & set(ignore)
         return
     assert set(account.columns) == set(row)
-    assert set(account.columns.values()) <= set(FATES.values())
+    assert set(account.columns.values()) <= set(STATUS_TEXT.values())
     assert {name for name, fate in account.columns.items() if fate == "ignored"} == set(ignore) & set(row)
     assert {name for name, fate in account.columns.items() if fate == "empty"} == {
         name for name in row if is_blank(row[name]) and name not in ignore
@@ -100,7 +100,7 @@ def test_a_used_column_changes_the_groups(tmp_path: Path, column: str) -> None:
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"promt": "p", "chosen": "a", "rejected": "b"}, "'promt' is not used (did you mean 'prompt'?)", "{prompt: promt}"),
     ({**PAIR, "tools": [{"name": "f"}]}, "'tools' describes tools", "data.ignore=[tools]"),
-    ({**PAIR, "images": ["x.png"]}, "'images' holds images", "data.ignore=[images]"),
+    ({**PAIR, "images": ["x.png"]}, "'images' contains images", "data.ignore=[images]"),
     ({**PAIR, "chat_template_kwargs": {"a": 1}}, "'chat_template_kwargs' has template arguments", "ignore=[chat_t"),
     ({**PAIR, "question": "Another?"}, "'question' is not used", "data.ignore=[question]"),
     ({**PAIR, "context": "c"}, "'context' belongs to the prompt", "{input: context}"),
@@ -108,7 +108,11 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({**PAIR, "reply": "r"}, "'reply' is not used", "data.ignore=[reply]"),
     ({**PAIR, "label": 1}, "'label' has no meaning in the format 'preference'", "data.ignore=[label]"),
     ({"prompt": "p", "completion": "c", "weight": 2}, "'weight' has no meaning", "data.ignore=[weight]"),
-    ({"prompt": "p", "response": "c", "helpfulness": 4}, "'helpfulness' says how good", "data.ignore=[helpfulness]"),
+    (
+        {"prompt": "p", "response": "c", "helpfulness": 4},
+        "'helpfulness' rates the response",
+        "data.ignore=[helpfulness]",
+    ),
     ({"messages": chat(("user", "x"), ("assistant", "y")), "rejected": "z"}, "'rejected' is not used", "ignore=[rejec"),
     (
         {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: a\n\nAssistant: c", "system": "s"},
@@ -144,7 +148,7 @@ def test_a_refused_column_of_few_rows_can_be_dropped_with_its_rows(tmp_path: Pat
     groups, account = read_rows(tmp_path, rows, bad_rows="drop")
     assert len(groups) == 2
     [(reason, origins)] = account.dropped.items()
-    assert reason == "cannot be read: column 'images' holds images, and preftune trains on text"
+    assert reason == "cannot be read: column 'images' contains images, but preftune trains on text only"
     assert origins == [f"{tmp_path / 'rows.jsonl'}:2"]
 
 
@@ -180,7 +184,7 @@ def test_columns_of_rows_that_cannot_be_read_are_listed_too(tmp_path: Path) -> N
 
 def test_names_to_ignore_must_be_there(tmp_path: Path) -> None:
     accounts = [read_rows(tmp_path, [{**PAIR, "source": "x"}], ignore=("sorce",))[1] for _ in range(2)]
-    with pytest.raises(DataError, match=r"data.ignore names 'sorce'(.|\n)*did you mean 'source'"):
+    with pytest.raises(DataError, match=r"data.ignore names the column 'sorce'(.|\n)*did you mean 'source'"):
         require_matched(tuple(accounts))
     with_it = read_rows(tmp_path, [{**PAIR, "sorce": "x"}], ignore=("sorce",))[1]
     require_matched((accounts[0], with_it))  # one of the files has it
@@ -210,14 +214,14 @@ def test_a_system_text_in_some_rows_makes_all_prompts_chats(tmp_path: Path) -> N
     assert [group.prompt for group in groups] == [(U("Say it."),), (S("Be kind."), U("Say it."))]
     assert [group.responses[0] for group in groups] == [(A("good words"),)] * 2
     [(note, origins)] = account.noted.items()
-    assert "made a chat" in note
+    assert "converted to a chat" in note
     assert origins == [f"{tmp_path / 'rows.jsonl'}:1"]
     assert read_rows(tmp_path, rows[:1])[0][0].prompt == "Say it."
 
 
 def test_two_system_texts_that_differ_are_refused(tmp_path: Path) -> None:
     row = {**PAIR, "prompt": chat(("system", "a"), ("user", "x")), "system": "b"}
-    with pytest.raises(DataError, match="the system column and the system message of the prompt differ"):
+    with pytest.raises(DataError, match="the system column differs from the system message of the prompt"):
         read_rows(tmp_path, [row])
     assert read_rows(tmp_path, [{**row, "system": "a"}])[0][0].prompt == (S("a"), U("x"))
 
@@ -252,11 +256,11 @@ def test_two_columns_can_swap_their_names(tmp_path: Path) -> None:
 def test_columns_that_cannot_be_mapped(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"unknown name 'promt'(.|\n)*did you mean 'prompt'"):
         read_rows(tmp_path, [PAIR], columns={"promt": "question"})
-    with pytest.raises(DataError, match=r"'prompt' from 'questoin', and no row has it(.|\n)*mean 'question'"):
+    with pytest.raises(DataError, match=r"'prompt' from 'questoin', which no row has(.|\n)*mean 'question'"):
         read_rows(tmp_path, [{"question": "q", "chosen": "a", "rejected": "b"}], columns={"prompt": "questoin"})
     with pytest.raises(ConfigError, match="column 'x' has two names"):
         read_rows(tmp_path, [PAIR], columns={"prompt": "x", "chosen": "x"})
-    with pytest.raises(DataError, match="another column the name 'prompt', which the row has already"):
+    with pytest.raises(DataError, match="another column the name 'prompt', which the row already has"):
         read_rows(tmp_path, [{**PAIR, "question": "q"}], columns={"prompt": "question"})
     groups, _ = read_rows(tmp_path, [{**PAIR, "question": "q"}], columns={"prompt": "question"}, ignore=("prompt",))
     assert groups[0].prompt == "q"
@@ -310,7 +314,7 @@ def test_unknown_columns_get_the_mapping_to_write(tmp_path: Path, row: dict[str,
 
 
 def test_a_file_of_prompts_is_no_preference_data(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"the rows have a prompt and no response(.|\n)*preftune sample"):
+    with pytest.raises(DataError, match=r"the rows have a prompt but no response(.|\n)*preftune sample"):
         read_rows(tmp_path, [{"prompt": "p", "id": 1}])
 
 
@@ -356,12 +360,12 @@ def test_responses_of_votes_keep_their_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("winners", "more", "found"),
     [
-        ("aaaaaa", {}, "all 6 verdicts are for the response that was shown first"),
-        ("bbbbbbb", {}, "all 7 verdicts are for the response that was shown second"),
-        ("tbbbbbbt", {}, "all 6 verdicts that are not ties are for the response that was shown second"),
+        ("aaaaaa", {}, "all 6 verdicts favour the response shown first"),
+        ("bbbbbbb", {}, "all 7 verdicts favour the response shown second"),
+        ("tbbbbbbt", {}, "all 6 verdicts that are not ties favour the response shown second"),
         ("ttt", {}, "all 3 verdicts are ties"),
         ("aaa", {"probability": 0.5}, "all 3 verdicts are ties"),
-        ("aaaaaa", {"probability": 0.1}, "all 6 verdicts are for the response that was shown second"),
+        ("aaaaaa", {"probability": 0.1}, "all 6 verdicts favour the response shown second"),
         ("aaaaab", {}, ""),
         ("aaaaa", {}, ""),  # may be chance
         ("tttttttta", {}, ""),
@@ -393,7 +397,7 @@ def test_numbers_with_two_meanings_must_be_declared(tmp_path: Path, column: str,
 def test_winner_values_have_known_sides(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"data.winner_values: unknown side 'A'"):
         read_rows(tmp_path, [{**SIDES, "winner": "l"}], winner_values={"A": "l"})
-    with pytest.raises(ConfigError, match="'l' is declared twice"):
+    with pytest.raises(ConfigError, match="'l' has two meanings"):
         read_rows(tmp_path, [{**SIDES, "winner": "l"}], winner_values={"a": "l", "b": "l"})
 
 
@@ -465,7 +469,7 @@ def test_dialogues_that_are_cut_short_are_bad_rows(tmp_path: Path) -> None:
 def test_messages_in_few_rows_stay_text_with_a_note(tmp_path: Path) -> None:
     groups, account = read_rows(tmp_path, [PAIR, {**PAIR, "chosen": json.dumps(SIDE["chosen"])}])
     assert isinstance(groups[1].responses[0], str)
-    assert list(account.noted) == ["column 'chosen' holds messages as JSON text, which stays plain text"]
+    assert list(account.noted) == ["column 'chosen' contains messages as JSON text, which stays plain text"]
 
 
 # ---- prompts
@@ -477,6 +481,6 @@ def test_prompts_take_context_names_and_refuse_what_belongs_to_them(tmp_path: Pa
     assert [group.prompt for group in groups] == [(S("s"), U("q"))]
     assert account.columns == {"question": "used", "system": "used", "answer": "metadata"}
     path = write_jsonl(tmp_path / "p.jsonl", [{"ask": "q", "images": ["x.png"]}])
-    with pytest.raises(DataError, match="'images' holds images"):
+    with pytest.raises(DataError, match="'images' contains images"):
         read_prompts(str(path), Reading(columns={"prompt": "ask"}))
     assert read_prompts(str(path), Reading(columns={"prompt": "ask"}, ignore=("images",)))[0][0].prompt == "q"

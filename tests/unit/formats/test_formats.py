@@ -11,10 +11,10 @@ from tests.conftest import write_jsonl
 
 from preftune.data.groups import hold_out, read_groups, refuse_overlap
 from preftune.errors import DataError
-from preftune.formats import parse_votes, slots
-from preftune.formats.parsers import Reading, judge
+from preftune.formats import column_roles, parse_votes
+from preftune.formats.parsers import Reading, judgements_from_scores
 from preftune.formats.table import BY_NAME, FORMATS, detect
-from preftune.formats.values import BadRow, Drop, message_of, without_empty
+from preftune.formats.values import BadRow, Drop, drop_empty_responses, message_of
 from preftune.types import Judgement, Message, PreferenceGroup, as_json
 
 U, A, S = (lambda text, role=role: Message(role, text) for role in ("user", "assistant", "system"))
@@ -309,7 +309,7 @@ def test_a_response_of_a_tool_call_or_of_reasoning_alone_is_not_empty() -> None:
     chosen = {"role": "assistant", "content": None, "tool_calls": [TOOL_CALL]}
     rejected = {"role": "assistant", "content": "", "thinking": "hm"}
     [group] = BY_NAME["chat"].parse({"prompt": chat(("user", "x")), "chosen": chosen, "rejected": rejected}, Reading())
-    assert without_empty(group) == group
+    assert drop_empty_responses(group) == group
     same = {"prompt": chat(("user", "x")), "chosen": {**chosen, "id": 1}, "rejected": {**chosen, "id": 2}}
     with pytest.raises(Drop, match="identical responses"):  # an id is nothing that the model would say
         list(BY_NAME["chat"].parse(same, Reading()))
@@ -334,8 +334,14 @@ def test_every_format_has_a_row() -> None:
 
 def test_every_format_and_every_other_name_of_a_column_is_in_the_docs() -> None:
     page = (Path(__file__).parents[3] / "docs" / "data.md").read_text()
-    names = [*BY_NAME, *slots.COMPLETIONS, *slots.SYSTEMS, *slots.KINDS_OF_SCORE, *parse_votes.STRENGTHS]
-    assert [name for name in (*names, *slots.PROMPTS) if f"`{name}`" not in page] == []
+    names = [
+        *BY_NAME,
+        *column_roles.COMPLETIONS,
+        *column_roles.SYSTEMS,
+        *column_roles.KINDS_OF_SCORE,
+        *parse_votes.STRENGTHS,
+    ]
+    assert [name for name in (*names, *column_roles.PROMPTS) if f"`{name}`" not in page] == []
 
 
 def test_every_example_is_json_with_its_columns() -> None:
@@ -429,17 +435,21 @@ BAD = [
     ("preference", {"prompt": None, "chosen": "a", "rejected": "b"}, "'prompt' is null"),
     ("preference", {"prompt": "p", "chosen": 3, "rejected": "b"}, "'chosen' must be text, not a number"),
     ("preference", {"prompt": "p", "chosen": ["a"], "rejected": "b"}, "'chosen' must be text, not a list"),
-    ("preference", {"prompt": "p", "chosen": "a\ud800", "rejected": "b"}, "half a surrogate pair at character 1"),
+    ("preference", {"prompt": "p", "chosen": "a\ud800", "rejected": "b"}, "a lone surrogate at character 1"),
     ("preference", {"prompt": "p", "chosen": "a", "rejected": "b", "margin": "big"}, "'margin' must be a number"),
     ("preference", {"prompt": "p", "chosen": "a", "rejected": "b", "probability": 2}, "between 0 and 1"),
     ("ultrafeedback", BY_EXAMPLE["ultrafeedback"] | {"score_rejected": 9.0}, "rejected response has the higher score"),
     (
         "chat",
         {"prompt": [{"role": "robot", "content": "x"}], "chosen": "a", "rejected": "b"},
-        r"prompt\[0\] has unknown role 'robot'",
+        r"prompt\[0\] has the unknown role 'robot'",
     ),
-    ("chat", {"prompt": [{"role": "user", "content": None}], "chosen": "a", "rejected": "b"}, "wrong type: null"),
-    ("chat", {"prompt": chat(("user", "x")), "chosen": {"role": "assistant"}, "rejected": "b"}, "wrong type: null"),
+    ("chat", {"prompt": [{"role": "user", "content": None}], "chosen": "a", "rejected": "b"}, "must be text, not null"),
+    (
+        "chat",
+        {"prompt": chat(("user", "x")), "chosen": {"role": "assistant"}, "rejected": "b"},
+        "must be text, not null",
+    ),
     (
         "chat",
         {"prompt": [{"role": "user", "content": [{"type": "image"}]}], "chosen": "a", "rejected": "b"},
@@ -448,7 +458,7 @@ BAD = [
     (
         "sharegpt",
         {"conversations": [{"from": "function_call", "value": "look it up"}], "chosen": "a", "rejected": "b"},
-        r"conversations\[0\] has role 'function_call', but its text is not JSON",
+        r"conversations\[0\] has the role 'function_call', but its text is not JSON",
     ),
     (
         "chat",
@@ -457,8 +467,16 @@ BAD = [
     ),
     ("preference", {"prompt": "p", "system": ["s"], "chosen": "a", "rejected": "b"}, "'system' must be text"),
     ("preference", {"prompt": "p", "history": ["q"], "chosen": "a", "rejected": "b"}, "'history' must be a list of"),
-    ("preference", {"prompt": "p", "input": ["q"], "chosen": "a", "rejected": "b"}, "'input' beside 'prompt' must be"),
-    ("chat-implicit", {"chosen": chat(("assistant", "a")), "rejected": chat(("assistant", "b"))}, "no prompt"),
+    (
+        "preference",
+        {"prompt": "p", "input": ["q"], "chosen": "a", "rejected": "b"},
+        "'input', which is appended to 'prompt', must be",
+    ),
+    (
+        "chat-implicit",
+        {"chosen": chat(("assistant", "a")), "rejected": chat(("assistant", "b"))},
+        "the row has no prompt",
+    ),
     ("votes", {"prompt": "p", "response_a": "x", "response_b": "y", "winner": "left"}, "not 'left'"),
     ("votes", {"prompt": "p", "response_a": "x", "response_b": "y", "winner": None}, "'winner' is null"),
     ("summaries", {"info": {"post": "p"}, "summaries": [{"text": "x"}], "choice": 0}, "a list of two"),
@@ -466,13 +484,13 @@ BAD = [
     (
         "ranked",
         {"prompt": "p", "answers": [{"text": "x", "reasoning": "r", "rank": 1}, {"text": "y", "rank": 2}]},
-        "only one of them can be the response",
+        "only one field can be the response",
     ),
     ("openai", {"input": {"messages": chat(("user", "x")), "functions": [1]}, "preferred_output": []}, "'functions'"),
-    ("ranked", {"prompt": "p", "responses": ["x", "y"]}, "none is better than another"),
+    ("ranked", {"prompt": "p", "responses": ["x", "y"]}, "they cannot be compared"),
     ("ranked", {"prompt": "p", "responses": ["x", "y"], "scores": [1]}, "'scores' has 1 entries for 2 responses"),
     ("ranked", {"prompt": "p", "responses": ["x", "y"], "scores": [1, None]}, r"scores\[1\] is null"),
-    ("ranked", {"prompt": "p", "responses": ["x", "y"], "scores": [1, 2], "ended": [True]}, "list of 2 times"),
+    ("ranked", {"prompt": "p", "responses": ["x", "y"], "scores": [1, 2], "ended": [True]}, "list of 2 values"),
     ("unpaired", {"prompt": "p", "completion": "c", "label": "perhaps"}, "true or false, not 'perhaps'"),
     ("groups", {"prompt": "p", "responses": ["x"], "judgements": [{"better": 0, "worse": 1}]}, "does not exist"),
     ("groups", {"prompt": "p", "responses": ["x"], "judgements": [{"bettr": 0}]}, "an object with better and worse"),
@@ -488,22 +506,22 @@ def test_broken_row(name: str, row: dict[str, Any], message: str) -> None:
 
 def test_pairing_of_rankings() -> None:
     scores = [3.0, 1.0, 2.0, 2.0]
-    assert {(j.better, j.worse) for j in judge(scores, Reading(pairs="all"))} == {
+    assert {(j.better, j.worse) for j in judgements_from_scores(scores, Reading(pairs="all"))} == {
         (0, 1),
         (0, 2),
         (0, 3),
         (2, 1),
         (3, 1),
     }
-    assert {(j.better, j.worse) for j in judge(scores, Reading(pairs="best-worst"))} == {(0, 1)}
-    assert {(j.better, j.worse) for j in judge(scores, Reading(pairs="adjacent"))} == {(0, 2), (3, 1)}
-    assert [j.margin for j in judge([1.0, 4.0], Reading(margin_from_scores=True))] == [3.0]
+    assert {(j.better, j.worse) for j in judgements_from_scores(scores, Reading(pairs="best-worst"))} == {(0, 1)}
+    assert {(j.better, j.worse) for j in judgements_from_scores(scores, Reading(pairs="adjacent"))} == {(0, 2), (3, 1)}
+    assert [j.margin for j in judgements_from_scores([1.0, 4.0], Reading(margin_from_scores=True))] == [3.0]
 
 
 def test_margin_from_scores_of_pairs() -> None:
     group = next(iter(BY_NAME["ultrafeedback"].parse(BY_EXAMPLE["ultrafeedback"], Reading(margin_from_scores=True))))
     assert group.judgements[0].margin == 1.5
-    with pytest.raises(BadRow, match="needs score_chosen"):
+    with pytest.raises(BadRow, match="needs the columns score_chosen"):
         list(BY_NAME["preference"].parse(ROWS[0][1], Reading(margin_from_scores=True)))
 
 
@@ -569,7 +587,7 @@ def test_a_function_of_the_users(tmp_path: Path) -> None:
     [(reason, origins)] = account.dropped.items()
     assert "no votes" in reason
     assert origins == [f"{path}:2"]
-    with pytest.raises(DataError, match="returned a list that holds a int; return a PreferenceGroup"):
+    with pytest.raises(DataError, match="returned a list with an item of type int; return a PreferenceGroup"):
         read_groups(str(path), Reading(format=f"{tmp_path / 'mine.py'}:wrong"))
 
 

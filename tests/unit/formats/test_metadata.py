@@ -130,7 +130,7 @@ def test_columns_of_rows_without_anything_to_learn_are_named(tmp_path: Path) -> 
     ask, good = {"role": "user", "content": "Say it."}, {"role": "assistant", "content": "good words"}
     path = write_jsonl(tmp_path / "rows.jsonl", [{"messages": [ask], "positive_messages": [good]}])
     _, account = read_groups(str(path))
-    with pytest.raises(DataError, match=r"none of its 1 rows(.|\n)*not used: 'positive_messages'"):
+    with pytest.raises(DataError, match=r"none of the 1 rows(.|\n)*not used: 'positive_messages'"):
         account.check(1.0)
 
 
