@@ -59,7 +59,7 @@ def function_error(failed: dict[str, list[str]], account: Account) -> DataError:
 
 
 def text_prompts_to_chats(groups: list[PreferenceGroup], account: Account) -> list[PreferenceGroup]:
-    """Convert the remaining text prompts to chats, used if a system text or history made other rows chats."""
+    """Convert text prompts to chats. Needed if a system text or a history made chats of other rows."""
     result = []
     for group in groups:
         if isinstance(group.prompt, str):

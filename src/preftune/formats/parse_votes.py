@@ -105,7 +105,7 @@ def _verdict(row: Fields, sides: tuple[str, str], reading: Reading) -> tuple[str
     key = verdict_column(row)
     scored, lead = _better_by_score(row)
     if key is None and row.keys() >= ONE_HOT.keys():
-        marked = [side for name, side in ONE_HOT.items() if _word(row[name]) in ("1", "true")]
+        marked = [side for name, side in ONE_HOT.items() if _normalise(row[name]) in ("1", "true")]
         if len(marked) != 1:
             raise BadRow(f"exactly one of the columns {', '.join(ONE_HOT)} must be 1")
         return marked[0], 0.0
@@ -162,7 +162,7 @@ def _texts(row: Fields, first: str, second: str) -> tuple[Text, Text, Text]:
 
 def _side(value: Any, key: str, sides: tuple[str, str], reading: Reading) -> str:
     """Return the side that a verdict names: "a", "b" or "tie". Raises BadRow if the verdict is unknown."""
-    word = _word(value)
+    word = _normalise(value)
     if word in reading.winner_values:
         return str(reading.winner_values[word])
     if str(value) in _names(sides, reading):
@@ -189,7 +189,7 @@ def _side_by_word(word: str) -> str:
     return {"a": "a", "first": "a", "b": "b", "second": "b"}.get(word, "")
 
 
-def _word(value: Any) -> str:
+def _normalise(value: Any) -> str:
     """Normalise a verdict: 1, 1.0, "1" and "model_1" become "1"; "A" and "model_a" become "a"."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
@@ -207,13 +207,13 @@ def with_winner_values(rows: Iterable[Fields], reading: Reading, where: str) -> 
     """
     if reading.winner_values:
         return replace(reading, winner_values=sides_by_value(reading.winner_values))
-    words: set[str] = set()
+    values: set[str] = set()
     sides, key = SIDES[0], "winner"
     for row in rows:
         key, sides = verdict_column(row) or key, response_columns(row) or sides
         if row.get(key) is not None and key not in STRENGTHS and row[key] not in _names(sides, reading):
-            words.add(_word(row[key]))
-    numbers = {word for word in words if re.fullmatch(r"-?\d+", word)}
+            values.add(_normalise(row[key]))
+    numbers = {word for word in values if re.fullmatch(r"-?\d+", word)}
     if not numbers:
         return reading
     if sides == ("human_ref_A", "human_ref_B"):  # SHP: 1 means that A is better
@@ -243,7 +243,7 @@ def sides_by_value(winner_values: Mapping[str, Any]) -> dict[str, str]:
             fix = f"use a, b and tie; {did_you_mean(side, ('a', 'b', 'tie'))}"
             raise ConfigError(f"unknown side {side!r}", where="data.winner_values", fix=fix)
         for value in values if isinstance(values, list) else [values]:
-            if sides.setdefault(_word(value), side) != side:
+            if sides.setdefault(_normalise(value), side) != side:
                 raise ConfigError(f"{value!r} has two meanings", where="data.winner_values", fix="list it once")
     return sides
 
@@ -255,7 +255,7 @@ def summaries(row: Fields, _reading: Reading) -> list[PreferenceGroup]:
         raise BadRow(
             f"'info' must be an object and 'summaries' a list of two, not {kind_name(info)} and {kind_name(items)}"
         )
-    choice = _word(get(row, "choice"))
+    choice = _normalise(get(row, "choice"))
     if choice not in ("0", "1"):
         raise BadRow(f"column 'choice' must be 0 or 1, not {row['choice']!r}")
     if not info.get("post"):

@@ -86,7 +86,7 @@ def judgements_from_scores(scores: Sequence[float], reading: Reading) -> tuple[J
     )
 
 
-LISTS = ("responses", "completions", "answers", "outputs")
+RESPONSE_LISTS = ("responses", "completions", "answers", "outputs")
 TEXT_FIELDS = ("text", "content", "response", "answer", "completion", "output")
 OTHER_FIELDS = ("reasoning_content", "reasoning", "thinking", "tool_calls")  # parts of a response besides its text
 SCORES = ("score", "overall_score", "rating", "reward", "pm_score")
@@ -95,10 +95,10 @@ SCORES = ("score", "overall_score", "rating", "reward", "pm_score")
 def ranked(row: Fields, reading: Reading) -> list[PreferenceGroup]:
     """Parse several responses, each with a rank (lower is better) or a score (higher is better)."""
     prompt = prompt_of(row)
-    key = next((key for key in LISTS if key in row), None)
+    key = next((key for key in RESPONSE_LISTS if key in row), None)
     if key is None:
-        names = ", ".join(LISTS)
-        raise BadRow(f"the row has no column with a list of responses ({names}); {did_you_mean(LISTS[0], row)}")
+        names = ", ".join(RESPONSE_LISTS)
+        raise BadRow(f"the row has no column with a list of responses ({names}); {did_you_mean(RESPONSE_LISTS[0], row)}")
     items = get(row, key)
     if not isinstance(items, list):
         raise BadRow(f"column {key!r} must be a list, not {kind_name(items)}")

@@ -64,7 +64,7 @@ def _has(*columns: str) -> Callable[[Fields], bool]:
 
 
 def _fits_ranked(row: Fields) -> bool:
-    lists = [key for key in parsers.LISTS if isinstance(row.get(key), list)]
+    lists = [key for key in parsers.RESPONSE_LISTS if isinstance(row.get(key), list)]
     return len(lists) == 1 and prompt_column(row) is not None
 
 
@@ -325,7 +325,7 @@ def _checked(group: PreferenceGroup) -> PreferenceGroup:
     for key in ("labels", "ranks", "ended"):
         values = getattr(group, key)
         fields[key] = (list(values) or None) if isinstance(values, tuple | list) else values
-    if not texts:  # the row is dropped later, with a reason of its own
+    if not texts:  # the row is dropped later, as a row without a response
         return group
     return parsers.group_of(_checked_text(group.prompt, "prompt"), texts, **annotations_of(fields, len(texts)))
 
