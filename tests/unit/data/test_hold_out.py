@@ -22,14 +22,14 @@ def test_a_prompt_is_never_on_both_sides() -> None:
 
 
 def dialogue(*words: str, origin: str) -> list[PreferenceGroup]:
-    """The groups of a demonstration of several turns."""
+    """Return the groups of a demonstration with several turns."""
     turns = [make(word) for word in words for make in (U, A)]
     return [PreferenceGroup(tuple(turns[:i]), ((turns[i],),), origin=origin) for i in range(1, len(turns), 2)]
 
 
 @pytest.mark.parametrize("share", [0.01, 0.1, 0.3, 0.5, 0.8])
 def test_a_row_and_its_prompts_are_never_on_both_sides(share: float) -> None:
-    """Rows of one to four turns, some with the same beginning."""
+    """The rows have one to four turns, and some begin with the same turn."""
     groups = [
         group
         for i in range(60)
@@ -40,7 +40,7 @@ def test_a_row_and_its_prompts_are_never_on_both_sides(share: float) -> None:
     assert {g.prompt for g in train}.isdisjoint(g.prompt for g in held)
     assert len(train) + len(held) == len(groups)
     prompts = len({g.prompt for g in groups})
-    assert abs(len({g.prompt for g in held}) - share * prompts) <= 7  # a family has at most 7 prompts
+    assert abs(len({g.prompt for g in held}) - share * prompts) <= 7  # at most 7 prompts are connected by rows
     assert hold_out(groups[::-1], share)[1] == held[::-1]
 
 

@@ -33,11 +33,11 @@ def read_rows(folder: Path, rows: list[dict[str, Any]], **reading: Any) -> tuple
 
 
 def better_responses(groups: list[PreferenceGroup]) -> list[Any]:
-    """The better response of each pair."""
+    """Return the better response of each pair."""
     return [group.responses[group.judgements[0].better] for group in groups]
 
 
-# format, a row as it is found in the wild, the group it means
+# format, a row as in real data, the expected group
 EXAMPLES: list[tuple[str, dict[str, Any], PreferenceGroup]] = [
     (
         "preference",

@@ -30,7 +30,7 @@ def judged(**values: Any) -> dict[str, Any]:
     return {**GROUP, "judgements": [{"better": 0, "worse": 1, **values}]}
 
 
-# format, a good row, the bad one, what is turn of it
+# format, a good row, a bad row, part of the message
 BAD: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("ranked", RANKED, {"prompt": "p", "scores": [1, 2]}, "no column with a list of responses (responses, completions"),
     ("ranked", RANKED, {"prompt": "p", "respones": ["x"]}, "did you mean 'respones'?"),
@@ -70,7 +70,7 @@ BAD: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
 def test_a_bad_row_is_an_error_with_its_line_or_dropped(
     tmp_path: Path, name: str, good: dict[str, Any], bad: dict[str, Any], message: str
 ) -> None:
-    """Also where it comes after the rows that the format was found from."""
+    """The bad row comes after the rows from which the format is detected."""
     path = write_jsonl(tmp_path / "a.jsonl", [good] * 25 + [bad])
     with pytest.raises(DataError) as error:
         read_groups(str(path))

@@ -225,10 +225,13 @@ def test_dialogues_in_json_or_python_syntax_are_decoded(tmp_path: Path, write: A
     assert account.format == "chat-implicit"
     assert groups[0].prompt == (U("hi?"),)
     rows = [{"prompt": write(chat(("user", "hi?"))), "chosen": "[1, 2]", "rejected": "[]"}]
-    assert read_rows(tmp_path, rows)[0][0].responses == ((A("[1, 2]"),), (A("[]"),))  # answers that are JSON stay text
-    asked = {"input": write({"messages": chat(("user", "hi?"))}), "preferred_output": write(chat(("assistant", "\\d"))),
-             "non_preferred_output": write(chat(("assistant", "b")))}  # fmt: skip
-    assert read_rows(tmp_path, [asked])[0][0].responses == ((A("\\d"),), (A("b"),))
+    assert read_rows(tmp_path, rows)[0][0].responses == ((A("[1, 2]"),), (A("[]"),))  # responses stay text
+    openai = {
+        "input": write({"messages": chat(("user", "hi?"))}),
+        "preferred_output": write(chat(("assistant", "\\d"))),
+        "non_preferred_output": write(chat(("assistant", "b"))),
+    }
+    assert read_rows(tmp_path, [openai])[0][0].responses == ((A("\\d"),), (A("b"),))
     ranked = [{"prompt": "p", "responses": write(["a", "b"]), "scores": write([1, 2])}]
     assert read_rows(tmp_path, ranked)[0][0].responses == ("a", "b")
 

@@ -49,15 +49,15 @@ def test_every_column_has_a_status_or_is_named_in_an_error(
     folder = tmp_path_factory.mktemp("columns")
     try:
         _, account = read_rows(folder, [row], ignore=ignore)
-    except DataError as error:  # the message names the column at fault, and says how to leave it out
+    except DataError as error:  # the message names the refused column
         named = [name for name in row if f"{name!r}" in error.what]
         assert named
         assert not set(named) & set(ignore)
         return
     assert set(account.columns) == set(row)
     assert set(account.columns.values()) <= set(STATUS_TEXT.values())
-    assert {name for name, fate in account.columns.items() if fate == "ignored"} == set(ignore) & set(row)
-    assert {name for name, fate in account.columns.items() if fate == "empty"} == {
+    assert {name for name, status in account.columns.items() if status == "ignored"} == set(ignore) & set(row)
+    assert {name for name, status in account.columns.items() if status == "empty"} == {
         name for name in row if is_blank(row[name]) and name not in ignore
     }
 
@@ -71,11 +71,11 @@ def test_an_unused_column_does_not_change_the_groups(
         groups, account = read_rows(folder, [row], ignore=("notes", "persona"))
     except DataError:
         return
-    for column, fate in account.columns.items():
-        if fate in ("metadata", "ignored"):
+    for column, status in account.columns.items():
+        if status in ("metadata", "ignored"):
             try:
                 again, _ = read_rows(folder, [{**row, column: value}], ignore=("notes", "persona"))
-            except DataError:  # a value of another kind may be refused, but it is not trained on
+            except DataError:  # a value of another type may be refused
                 continue
             assert again == groups
 
@@ -153,7 +153,9 @@ def test_columns_that_repeat_used_columns_are_accepted(tmp_path: Path) -> None:
         "candidates": ["good words", "bad words", "others"],
     }
     _, account = read_rows(tmp_path, [row])
-    assert {name for name, fate in account.columns.items() if fate.startswith("repeated")} == set(row) - set(PAIR_ROW)
+    assert {name for name, status in account.columns.items() if status.startswith("repeated")} == set(row) - set(
+        PAIR_ROW
+    )
 
 
 def test_a_prompt_that_differs_from_the_dialogues_is_noted(tmp_path: Path) -> None:
@@ -183,8 +185,8 @@ def test_ignoring_a_column_that_no_row_has_is_an_error(tmp_path: Path) -> None:
     accounts = [read_rows(tmp_path, [{**PAIR_ROW, "source": "x"}], ignore=("sorce",))[1] for _ in range(2)]
     with pytest.raises(DataError, match=r"data.ignore names the column 'sorce'(.|\n)*did you mean 'source'"):
         require_matched(tuple(accounts))
-    with_it = read_rows(tmp_path, [{**PAIR_ROW, "sorce": "x"}], ignore=("sorce",))[1]
-    require_matched((accounts[0], with_it))  # one of the files has it
+    matched = read_rows(tmp_path, [{**PAIR_ROW, "sorce": "x"}], ignore=("sorce",))[1]
+    require_matched((accounts[0], matched))  # one of the files has the column
 
 
 def test_columns_of_prompts_are_used_metadata_or_refused(tmp_path: Path) -> None:
@@ -204,7 +206,7 @@ def test_an_ignored_column_is_not_checked(tmp_path: Path) -> None:
 
 
 def test_ignored_fields_are_removed_from_judgements(tmp_path: Path) -> None:
-    """The fix that a loss without soft labels suggests works on groups as it does on pairs."""
+    """Losses without soft labels suggest data.ignore=[probability], which must also work for groups."""
     judgement = {"better": 0, "worse": 1, "probability": 0.8}
     path = write_jsonl(tmp_path / "a.jsonl", [{"prompt": "p", "responses": ["x", "y"], "judgements": [judgement]}])
     (group,), _ = read_groups(str(path), Reading(ignore=("probability",)))

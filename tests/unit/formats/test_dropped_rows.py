@@ -16,7 +16,7 @@ from preftune.formats.table import BY_NAME
 from preftune.formats.values import Drop
 from preftune.types import Judgement, PreferenceGroup
 
-# format, row, reason that it is counted under
+# format, row, reason
 DROPPED = [
     (
         "chat",
@@ -129,7 +129,7 @@ def test_empty_responses_of_groups_are_removed_with_their_judgements(tmp_path: P
     both = [{"better": 2, "worse": 0}, {"better": 1, "worse": 2}]
     rows = [
         {"prompt": "p", "responses": ["x", "", "z"], "judgements": both, "labels": [1, 1, -1], "ranks": [3, 1, 2]},
-        {"prompt": "p", "responses": ["x", "", "z"], "judgements": both[1:]},  # its only judgement goes
+        {"prompt": "p", "responses": ["x", "", "z"], "judgements": both[1:]},  # has no judgement left
         {"prompt": "p", "responses": ["x", ""], "judgements": [{"better": 0, "worse": 1}]},
     ]
     path = write_jsonl(tmp_path / "a.jsonl", rows)
@@ -141,7 +141,7 @@ def test_empty_responses_of_groups_are_removed_with_their_judgements(tmp_path: P
 
 
 def test_rare_reasons_are_combined_in_one_line(tmp_path: Path) -> None:
-    """The most frequent ones; the others are counted together, and nothing is lost from the account itself."""
+    """The lines list the most frequent reasons; the account itself has all of them."""
     rows = [*({"prompt": 1}, {"prompt": 2}), *({**PAIR_ROW, "probability": f"x{i}"} for i in range(30)), PAIR_ROW]
     path = write_jsonl(tmp_path / "a.jsonl", rows)
     _, account = read_groups(str(path), Reading(bad_rows="drop"))

@@ -12,14 +12,14 @@ from tests.unit.formats.examples import PAIR_ROW
 from preftune.data.groups import read_groups
 from preftune.errors import DataError
 
-SHOWN = {"instruction": "Say it.", "output": "good words"}
+DEMONSTRATION = {"instruction": "Say it.", "output": "good words"}
 
 
 LONG = "A long article about the sea. " * 9
 
 
 def statuses(folder: Path, row: dict[str, Any]) -> dict[str, str]:
-    """What became of the columns of a row; those that are refused are in the error's text under "error"."""
+    """Return the status of each column of a row, or {"error": message} if a column is refused."""
     try:
         return read_groups(str(write_jsonl(folder / "rows.jsonl", [row])))[1].columns
     except DataError as error:
@@ -83,16 +83,16 @@ def test_a_dialogue_column_is_suggested_as_missing_prompt(tmp_path: Path) -> Non
     ],
 )
 def test_the_text_column_of_a_demonstration_must_repeat_the_row(tmp_path: Path, text: str, repeats: bool) -> None:
-    found = statuses(tmp_path, {**SHOWN, "text": text})
-    assert ("error" not in found) == repeats
-    assert repeats or "data.columns={input: text}" in found["error"]
+    columns = statuses(tmp_path, {**DEMONSTRATION, "text": text})
+    assert ("error" not in columns) == repeats
+    assert repeats or "data.columns={input: text}" in columns["error"]
 
 
 @pytest.mark.parametrize("column", ["desirable", "correct", "liked", "is_good"])
 @pytest.mark.parametrize("value", [False, "false", 0])
 def test_a_demonstration_marked_as_bad_is_refused(tmp_path: Path, column: str, value: Any) -> None:
-    assert f"data.columns={{label: {column}}}" in statuses(tmp_path, {**SHOWN, column: value})["error"]
-    assert statuses(tmp_path, {**SHOWN, column: True})[column] == "metadata"
+    assert f"data.columns={{label: {column}}}" in statuses(tmp_path, {**DEMONSTRATION, column: value})["error"]
+    assert statuses(tmp_path, {**DEMONSTRATION, column: True})[column] == "metadata"
     assert statuses(tmp_path, {**PAIR_ROW, column: value})[column] == "metadata"
 
 

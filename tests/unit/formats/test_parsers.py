@@ -58,7 +58,7 @@ def test_a_response_with_only_a_tool_call_or_reasoning_is_not_empty() -> None:
     [group] = BY_NAME["chat"].parse({"prompt": chat(("user", "x")), "chosen": chosen, "rejected": rejected}, Reading())
     assert drop_empty_responses(group) == group
     same = {"prompt": chat(("user", "x")), "chosen": {**chosen, "id": 1}, "rejected": {**chosen, "id": 2}}
-    with pytest.raises(Drop, match="identical responses"):  # an id is nothing that the model would say
+    with pytest.raises(Drop, match="identical responses"):  # an id is not part of the response
         list(BY_NAME["chat"].parse(same, Reading()))
 
 
@@ -105,7 +105,7 @@ def test_the_margin_of_a_pair_can_come_from_its_scores() -> None:
 
 @pytest.mark.parametrize("row", [{"query": "q"}, {"messages": [{"role": "user", "content": "q"}]}])
 def test_pairs_of_ms_swift_are_parsed(tmp_path: Path, row: dict[str, Any]) -> None:
-    """The chosen response is `response`, or the last message; there may be several rejected ones."""
+    """The chosen response is `response` or the last message. There may be several rejected responses."""
     if "query" in row:
         row = {**row, "response": "good", "rejected_response": "bad"}
     else:

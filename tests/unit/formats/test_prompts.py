@@ -16,8 +16,8 @@ def test_empty_prompts_are_an_error_unless_allowed(tmp_path: Path) -> None:
     rows = [{"chosen": "so it is", "rejected": "no"}] * 3
     with pytest.raises(DataError, match="the prompt is empty in 3 of 3 rows"):
         read_rows(tmp_path, rows)
-    for asked in ({"allow_empty_prompts": True}, {"format": "preference-implicit"}):
-        assert len(read_rows(tmp_path, rows, **asked)[0]) == 3
+    for setting in ({"allow_empty_prompts": True}, {"format": "preference-implicit"}):
+        assert len(read_rows(tmp_path, rows, **setting)[0]) == 3
     assert len(read_rows(tmp_path, [{"text": "once"}])[0]) == 1
     with pytest.raises(DataError, match=r"empty in 2 of 3(.|\n)*not used: 'source'"):
         read_rows(tmp_path, [{**PAIR_ROW, "prompt": "", "source": "s"}] * 2 + [PAIR_ROW])

@@ -26,7 +26,7 @@ COLUMNS = ("margin", "weight", "probability", "ended", "labels", "ranks", "score
 
 
 def corrupted(value: Any, random_source: random.Random) -> Any:
-    """`value` with something else at one place of it."""
+    """Return `value` with one element removed or replaced."""
     if isinstance(value, dict) and value and random_source.random() < 0.7:
         key = random_source.choice(sorted(value))
         rest = {k: v for k, v in value.items() if k != key}
@@ -39,7 +39,7 @@ def corrupted(value: Any, random_source: random.Random) -> Any:
 
 @pytest.mark.parametrize("seed", range(len(EXAMPLES)), ids=[f"{i}-{row[0]}" for i, row in enumerate(EXAMPLES)])
 def test_a_corrupted_row_gives_valid_groups_or_a_known_error(seed: int) -> None:
-    """Whatever a row holds, it becomes groups that can be written as JSON, a bad row, or one with nothing in it."""
+    """Every row gives groups that can be written as JSON, or raises BadRow or Drop."""
     name, row, _ = EXAMPLES[seed]
     random_source, kinds = random.Random(seed), set()
     for _ in range(500):

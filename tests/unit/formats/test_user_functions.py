@@ -110,7 +110,7 @@ def test_a_wrong_return_value_of_a_user_function_is_an_error_or_dropped(
 
 
 def test_a_user_function_may_return_lists_numpy_numbers_or_a_generator(tmp_path: Path) -> None:
-    """Lists, numbers of numpy, text beside messages, a generator."""
+    """The generator yields lists, numpy numbers and a mix of text and messages."""
     (tmp_path / "mine.py").write_text(
         "import numpy as np\nfrom preftune import Judgement, PreferenceGroup\nfrom preftune.types import Message\n"
         "def mine(row):\n"
@@ -135,7 +135,7 @@ def test_a_user_function_may_return_lists_numpy_numbers_or_a_generator(tmp_path:
     ],
 )
 def test_a_chat_response_must_be_one_assistant_message(tmp_path: Path, second: Any, reason: str) -> None:
-    """In the groups format and in what a user's function returns, as in all other formats."""
+    """The rule applies to the format `groups` and to user functions."""
     good = {**GROUP, "prompt": [turn("user", "p")], "responses": [[turn("assistant", "x")], [turn("assistant", "y")]]}
     path = write_jsonl(tmp_path / "a.jsonl", [good, {**good, "responses": [[turn("assistant", "x")], second]}])
     code = """

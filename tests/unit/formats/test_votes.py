@@ -46,10 +46,10 @@ def test_verdicts_of_all_spellings_name_the_better_response(
 ) -> None:
     rows = [{"prompt": "p", columns[0]: "x", columns[1]: "y", "winner": winner} for winner in winners]
     groups, account = read_rows(tmp_path, rows, winner_values=settings)
-    found = {
+    by_line = {
         int(group.origin.rpartition(":")[2]): text for group, text in zip(groups, better_responses(groups), strict=True)
     }
-    assert [found.get(line) for line in range(1, len(rows) + 1)] == first
+    assert [by_line.get(line) for line in range(1, len(rows) + 1)] == first
     assert len(account.dropped.get("tie", [])) == first.count(None)
 
 
@@ -153,7 +153,7 @@ def test_a_different_safer_response_is_noted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("winners", "more", "found"),
+    ("winners", "more", "note"),
     [
         ("aaaaaa", {}, "all 6 verdicts favour the response shown first"),
         ("bbbbbbb", {}, "all 7 verdicts favour the response shown second"),
@@ -162,18 +162,18 @@ def test_a_different_safer_response_is_noted(tmp_path: Path) -> None:
         ("aaa", {"probability": 0.5}, "all 3 verdicts are ties"),
         ("aaaaaa", {"probability": 0.1}, "all 6 verdicts favour the response shown second"),
         ("aaaaab", {}, ""),
-        ("aaaaa", {}, ""),  # may be chance
+        ("aaaaa", {}, ""),  # too few
         ("tttttttta", {}, ""),
     ],
 )
-def test_one_sided_verdicts_are_noted(tmp_path: Path, winners: str, more: dict[str, float], found: str) -> None:
+def test_one_sided_verdicts_are_noted(tmp_path: Path, winners: str, more: dict[str, float], note: str) -> None:
     words = {"a": "a", "b": "b", "t": "tie"}
     sides = {"response_a": "x", "response_b": "y"}
     rows = [{"prompt": f"p{i}", **sides, "winner": words[w], **more} for i, w in enumerate(winners)]
     _, account = read_rows(tmp_path, rows)
-    assert [note.startswith(found) for note in account.noted] == ([True] if found else [])
+    assert [noted.startswith(note) for noted in account.noted] == ([True] if note else [])
     posts = [{"info": {"post": f"p{i}"}, "summaries": [{"text": "x"}, {"text": "y"}]} for i in range(len(winners))]
     if "t" not in winners and not more:
         rows = [{**post, "choice": "ab".index(w)} for post, w in zip(posts, winners, strict=True)]
         _, account = read_rows(tmp_path, rows)
-        assert [note.startswith(found) for note in account.noted] == ([True] if found else [])
+        assert [noted.startswith(note) for noted in account.noted] == ([True] if note else [])
