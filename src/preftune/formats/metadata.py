@@ -37,8 +37,8 @@ PATTERNS = re.compile(
     re.IGNORECASE,
 )
 #: Columns with these prefixes describe a row if their text is a label.
-LABELS = re.compile(r"(is|has|num|n|meta)[_-].+", re.IGNORECASE)
-SIDE = re.compile(r"^(chosen|rejected)[_-]|[_-]([abjk01234]|chosen|rejected)$")
+LABEL_PREFIXES = re.compile(r"(is|has|num|n|meta)[_-].+", re.IGNORECASE)
+SIDE_AFFIX = re.compile(r"^(chosen|rejected)[_-]|[_-]([abjk01234]|chosen|rejected)$")
 #: Columns of NAMES and PATTERNS that may contain sentences. In the others, long text may belong to the prompt.
 PROSE = re.compile(
     r"(.+[_-])?(rationales?|meta|metadata|annotations|moderation|headers?|comments?|reason|critiques?|feedback|configs?|"
@@ -127,9 +127,9 @@ def _kind_by_name(name: str) -> str:
     """
     if name.lower() in ("task", "tasks"):  # longer text is an instruction
         return "short"
-    if SIDE.sub("", name.lower()) in NAMES or PATTERNS.fullmatch(name):
+    if SIDE_AFFIX.sub("", name.lower()) in NAMES or PATTERNS.fullmatch(name):
         return "prose" if PROSE.fullmatch(name.lower()) else "label"
-    return "short" if LABELS.fullmatch(name) else ""
+    return "short" if LABEL_PREFIXES.fullmatch(name) else ""
 
 
 def is_metadata(name: str, row: Fields) -> bool:

@@ -98,7 +98,9 @@ def ranked(row: Fields, reading: Reading) -> list[PreferenceGroup]:
     key = next((key for key in RESPONSE_LISTS if key in row), None)
     if key is None:
         names = ", ".join(RESPONSE_LISTS)
-        raise BadRow(f"the row has no column with a list of responses ({names}); {did_you_mean(RESPONSE_LISTS[0], row)}")
+        raise BadRow(
+            f"the row has no column with a list of responses ({names}); {did_you_mean(RESPONSE_LISTS[0], row)}"
+        )
     items = get(row, key)
     if not isinstance(items, list):
         raise BadRow(f"column {key!r} must be a list, not {kind_name(items)}")

@@ -137,7 +137,11 @@ ROLE_KEYS = ("role", "from", "speaker")
 CONTENT_KEYS = ("content", "value", "message", "text")
 #: Fields that identify a message without being part of its content; comparisons ignore them.
 ID_FIELDS = {"id", "message_id", "parent_id", "uuid", "index", "turn", "date", "timestamp", "created_at", "model"}
-LABELS = {"name", "tool_call_id", "finish_reason"}  # fields that describe a turn; a turn with only these is empty
+DESCRIPTIVE_FIELDS = {
+    "name",
+    "tool_call_id",
+    "finish_reason",
+}  # fields that describe a turn; a turn with only these is empty
 
 
 def message_of(value: Any, key: str) -> Message:
@@ -214,7 +218,10 @@ def is_empty(text: Text) -> bool:
     """Whether a text or chat has no text, no tool call and no reasoning."""
     if isinstance(text, str):
         return not text.strip()
-    return all(not content.strip() and {name for name, _ in extra} <= LABELS for _, content, extra in comparable(text))
+    return all(
+        not content.strip() and {name for name, _ in extra} <= DESCRIPTIVE_FIELDS
+        for _, content, extra in comparable(text)
+    )
 
 
 def has_role(value: Any) -> bool:

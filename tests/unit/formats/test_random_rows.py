@@ -25,32 +25,29 @@ VALUES: list[Any] = [
 COLUMNS = ("margin", "weight", "probability", "ended", "labels", "ranks", "scores", "score_chosen", "system", "label")
 
 
-def corrupted(value: Any, random_source: random.Random) -> Any:
+def corrupted(value: Any, rng: random.Random) -> Any:
     """Return `value` with one element removed or replaced."""
-    if isinstance(value, dict) and value and random_source.random() < 0.7:
-        key = random_source.choice(sorted(value))
+    if isinstance(value, dict) and value and rng.random() < 0.7:
+        key = rng.choice(sorted(value))
         rest = {k: v for k, v in value.items() if k != key}
-        return rest if random_source.random() < 0.2 else {**rest, key: corrupted(value[key], random_source)}
-    if isinstance(value, list) and value and random_source.random() < 0.7:
-        place = random_source.randrange(len(value))
-        return [*value[:place], corrupted(value[place], random_source), *value[place + 1 :]]
-    return random_source.choice(VALUES)
+        return rest if rng.random() < 0.2 else {**rest, key: corrupted(value[key], rng)}
+    if isinstance(value, list) and value and rng.random() < 0.7:
+        place = rng.randrange(len(value))
+        return [*value[:place], corrupted(value[place], rng), *value[place + 1 :]]
+    return rng.choice(VALUES)
 
 
 @pytest.mark.parametrize("seed", range(len(EXAMPLES)), ids=[f"{i}-{row[0]}" for i, row in enumerate(EXAMPLES)])
 def test_a_corrupted_row_gives_valid_groups_or_a_known_error(seed: int) -> None:
     """Every row gives groups that can be written as JSON, or raises BadRow or Drop."""
     name, row, _ = EXAMPLES[seed]
-    random_source, kinds = random.Random(seed), set()
+    rng, kinds = random.Random(seed), set()
     for _ in range(500):
-        bad = {
-            key: corrupted(value, random_source) if random_source.random() < 0.4 else value
-            for key, value in row.items()
-        }
-        bad |= {key: random_source.choice(VALUES) for key in COLUMNS if random_source.random() < 0.05}
+        bad = {key: corrupted(value, rng) if rng.random() < 0.4 else value for key, value in row.items()}
+        bad |= {key: rng.choice(VALUES) for key in COLUMNS if rng.random() < 0.05}
         reading = Reading(
-            pairs=random_source.choice(["all", "best-worst", "adjacent"]),
-            margin_from_scores=random_source.random() < 0.2,
+            pairs=rng.choice(["all", "best-worst", "adjacent"]),
+            margin_from_scores=rng.random() < 0.2,
         )
         try:
             groups = [drop_empty_responses(group) for group in BY_NAME[name].parse(bad, reading)]
