@@ -10,7 +10,6 @@ from preftune.formats.values import (
     BadRow,
     Fields,
     as_number,
-    clean,
     get,
     has_role,
     is_blank,
@@ -19,6 +18,7 @@ from preftune.formats.values import (
     messages_of,
     number,
     peek,
+    require_utf8,
     text_of,
 )
 from preftune.types import Message, Text
@@ -90,7 +90,7 @@ def prompt_of(row: Fields, text_only: bool = False) -> Text:
     """
     key = prompt_column(row) or "prompt"
     if isinstance(get(row, key), str):
-        prompt: Text = _with_input(row, key, clean(row[key], key))
+        prompt: Text = _with_input(row, key, require_utf8(row[key], key))
     elif text_only:
         raise BadRow(f"column {key!r} must be text, not {kind_name(row[key])}")
     else:
@@ -104,7 +104,7 @@ def _with_input(row: Fields, key: str, prompt: str) -> str:
         return prompt
     if not isinstance(text, str):
         raise BadRow(f"column 'input', which is appended to {key!r}, must be text, not {kind_name(text)}")
-    return "\n".join(part for part in (prompt, clean(text, "input")) if part)
+    return "\n".join(part for part in (prompt, require_utf8(text, "input")) if part)
 
 
 def add_context(row: Fields, prompt: Text, key: str = "prompt") -> Text:
@@ -127,7 +127,7 @@ def _system_of(row: Fields) -> str:
             raise BadRow(f"column {key!r} must be text, not {kind_name(text)}")
     if len({str(text).strip() for text in texts.values()}) > 1:
         raise BadRow(f"the columns {' and '.join(map(repr, texts))} contain different system texts")
-    return next((clean(str(text), key) for key, text in texts.items() if str(text).strip()), "")
+    return next((require_utf8(str(text), key) for key, text in texts.items() if str(text).strip()), "")
 
 
 def _history_of(row: Fields) -> tuple[Message, ...]:
@@ -144,9 +144,8 @@ def _history_of(row: Fields) -> tuple[Message, ...]:
                 "column 'history' must be a list of messages or of [question, answer] pairs of text",
                 fix="rewrite the column, or omit it with data.ignore=[history]",
             )
-        turns += [
-            Message(role, clean(text, f"history[{i}]")) for role, text in zip(("user", "assistant"), pair, strict=True)
-        ]
+        texts = [require_utf8(text, f"history[{i}]") for text in pair]
+        turns += [Message("user", texts[0]), Message("assistant", texts[1])]
     return tuple(turns)
 
 

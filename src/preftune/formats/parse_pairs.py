@@ -11,7 +11,6 @@ from preftune.formats.values import (
     BadRow,
     Drop,
     Fields,
-    clean,
     comparable,
     get,
     is_dialogue,
@@ -20,6 +19,7 @@ from preftune.formats.values import (
     messages_of,
     one_turn,
     peek,
+    require_utf8,
     string,
     text_of,
 )
@@ -68,11 +68,11 @@ def implicit(row: Fields, reading: Reading) -> list[PreferenceGroup]:
     """Parse two texts. Their common beginning up to a word boundary, without trailing space, is the prompt."""
     better, worse = columns_of(row)
     chosen, rejected = string(row, better), string(row, worse)
-    n = common_text(chosen, rejected)
+    n = common_prefix_length(chosen, rejected)
     return pair_group(row, add_context(row, chosen[:n]), chosen[n:], rejected[n:], reading)
 
 
-def common_text(chosen: str, rejected: str) -> int:
+def common_prefix_length(chosen: str, rejected: str) -> int:
     """Return the length of the common beginning of two texts, without trailing white space."""
     if chosen == rejected:
         raise Drop("identical responses")
@@ -158,11 +158,11 @@ def _dialogues(
             "the row has no prompt: each response is a single assistant message, and no known column has the prompt",
             fix=f"set data.columns={{prompt: {others[0] if others else 'COLUMN'}}}",
         )
-    n = common_turns(chosen, rejected)
+    n = common_turn_count(chosen, rejected)
     return pair_group(row, add_context(row, chosen[:n]), one_turn(chosen[n:]), one_turn(rejected[n:]), reading)
 
 
-def common_turns(chosen: tuple[Message, ...], rejected: tuple[Message, ...]) -> int:
+def common_turn_count(chosen: tuple[Message, ...], rejected: tuple[Message, ...]) -> int:
     """Return the number of turns in the common beginning of two dialogues."""
     sides = comparable(chosen), comparable(rejected)
     if sides[0] == sides[1]:
@@ -205,7 +205,7 @@ def _texts(row: Fields, key: str) -> list[str]:
     values = [row[key]] if isinstance(get(row, key), str) else row[key]
     if not isinstance(values, list) or not values or not all(isinstance(value, str) for value in values):
         raise BadRow(f"column {key!r} must be a non-empty list of texts")
-    return [clean(value, f"{key}[{i}]") for i, value in enumerate(values)]
+    return [require_utf8(value, f"{key}[{i}]") for i, value in enumerate(values)]
 
 
 OPENAI_SETTINGS = {"messages", "tools", "parallel_tool_calls", "tool_choice", "model", "temperature", "store"}
@@ -237,7 +237,7 @@ def last_turn(row: Fields, reading: Reading) -> list[PreferenceGroup]:
     worse = get(row, key)
     if not isinstance(worse, list) or not worse or not all(isinstance(text, str) for text in worse):
         return pair_group(row, prompt, messages[-1:], response_after(turns, text_of(row, key)), reading)
-    texts = [clean(text, f"{key}[{i}]") for i, text in enumerate(worse)]
+    texts = [require_utf8(text, f"{key}[{i}]") for i, text in enumerate(worse)]
     judgements = tuple(Judgement(0, i) for i, text in enumerate(texts, start=1) if text != messages[-1].content)
     if not judgements:
         raise Drop("identical responses")

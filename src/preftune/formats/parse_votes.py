@@ -12,20 +12,20 @@ from typing import Any
 
 from preftune.errors import ConfigError, DataError, did_you_mean
 from preftune.formats.column_roles import add_context, prompt_column, prompt_of
-from preftune.formats.parse_pairs import common_text, common_turns, two_response_group
+from preftune.formats.parse_pairs import common_prefix_length, common_turn_count, two_response_group
 from preftune.formats.parsers import Reading
 from preftune.formats.values import (
     BadRow,
     Drop,
     Fields,
     as_number,
-    clean,
     get,
     judgement_numbers,
     kind_name,
     number,
     one_turn,
     peek,
+    require_utf8,
     string,
     text_of,
 )
@@ -148,10 +148,10 @@ def _texts(row: Fields, first: str, second: str) -> tuple[Text, Text, Text]:
     """Return the prompt and the two responses."""
     a, b = text_of(row, first), text_of(row, second)
     if not isinstance(a, str) and not isinstance(b, str) and min(len(a), len(b)) > 1:
-        n = common_turns(a, b)
+        n = common_turn_count(a, b)
         return add_context(row, a[:n]), one_turn(a[n:]), one_turn(b[n:])
     if prompt_column(row) is None and isinstance(a, str) and isinstance(b, str):
-        n = common_text(a, b)
+        n = common_prefix_length(a, b)
         return add_context(row, a[:n]), a[n:], b[n:]
     prompt = prompt_of(row)
     if isinstance(prompt, str) and not (isinstance(a, str) and isinstance(b, str)):
@@ -261,6 +261,6 @@ def summaries(row: Fields, _reading: Reading) -> list[PreferenceGroup]:
     if not info.get("post"):
         raise BadRow("column 'info' has no post; only summaries of posts are supported")
     parts = [("SUBREDDIT: r/", "subreddit"), ("TITLE: ", "title"), ("POST: ", "post")]
-    lines = [lead + clean(str(info[key]), f"info.{key}") for lead, key in parts if info.get(key)]
+    lines = [lead + require_utf8(str(info[key]), f"info.{key}") for lead, key in parts if info.get(key)]
     first, second = (string(item if isinstance(item, dict) else {}, "text") for item in items)
     return two_response_group("\n\n".join([*lines, "TL;DR:"]), (first, second), Judgement(int(choice), 1 - int(choice)))

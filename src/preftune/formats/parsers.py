@@ -18,7 +18,6 @@ from preftune.formats.values import (
     Fields,
     annotations_of,
     as_number,
-    clean,
     comparable,
     ended_flags,
     get,
@@ -28,6 +27,7 @@ from preftune.formats.values import (
     messages_of,
     one_turn,
     peek,
+    require_utf8,
     required_number,
     response_of,
     text_of,
@@ -97,10 +97,8 @@ def ranked(row: Fields, reading: Reading) -> list[PreferenceGroup]:
     prompt = prompt_of(row)
     key = next((key for key in RESPONSE_LISTS if key in row), None)
     if key is None:
-        names = ", ".join(RESPONSE_LISTS)
-        raise BadRow(
-            f"the row has no column with a list of responses ({names}); {did_you_mean(RESPONSE_LISTS[0], row)}"
-        )
+        what = f"the row has no column with a list of responses ({', '.join(RESPONSE_LISTS)})"
+        raise BadRow(f"{what}; {did_you_mean(RESPONSE_LISTS[0], row)}")
     items = get(row, key)
     if not isinstance(items, list):
         raise BadRow(f"column {key!r} must be a list, not {kind_name(items)}")
@@ -124,7 +122,7 @@ def ranked(row: Fields, reading: Reading) -> list[PreferenceGroup]:
 
 def _response(item: Any, where: str) -> Text:
     if isinstance(item, str):
-        return clean(item, where)
+        return require_utf8(item, where)
     if isinstance(item, list):
         return one_turn(messages_of(item, where))
     if not isinstance(item, dict):

@@ -30,11 +30,11 @@ from preftune.formats.values import (
     Drop,
     Fields,
     annotations_of,
-    clean,
     is_dialogue,
     is_messages,
     kind_name,
     peek,
+    require_utf8,
 )
 from preftune.resolve import FAULTS, in_words, place_of
 from preftune.types import Judgement, Message, PreferenceGroup, Text, message_dict, plain
@@ -332,13 +332,13 @@ def _checked(group: PreferenceGroup) -> PreferenceGroup:
 
 def _checked_text(value: Any, where: str) -> Text:
     if isinstance(value, str):
-        return clean(value, where)
+        return require_utf8(value, where)
     if not isinstance(value, tuple | list) or not all(isinstance(m, Message) for m in value) or not value:
         raise BadRow(f"{where} must be text or a tuple of Message, not {kind_name(value)}")
     for message in value:
         if message.role not in ROLES.values() or not isinstance(message.content, str):
             raise BadRow(f"{where} has a message with an unknown role or without text: {brief(message)}")
-        clean(message.content, where)
+        require_utf8(message.content, where)
         try:
             message_dict(message)
         except (TypeError, ValueError):

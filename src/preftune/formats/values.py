@@ -60,10 +60,10 @@ def string(row: Fields, key: str) -> str:
     value = get(row, key)
     if not isinstance(value, str):
         raise BadRow(f"column {key!r} must be text, not {kind_name(value)}")
-    return clean(value, key)
+    return require_utf8(value, key)
 
 
-def clean(text: str, key: str) -> str:
+def require_utf8(text: str, key: str) -> str:
     """Return `text`, or raise BadRow if it cannot be encoded as UTF-8."""
     try:
         text.encode("utf-8")
@@ -137,11 +137,7 @@ ROLE_KEYS = ("role", "from", "speaker")
 CONTENT_KEYS = ("content", "value", "message", "text")
 #: Fields that identify a message without being part of its content; comparisons ignore them.
 ID_FIELDS = {"id", "message_id", "parent_id", "uuid", "index", "turn", "date", "timestamp", "created_at", "model"}
-DESCRIPTIVE_FIELDS = {
-    "name",
-    "tool_call_id",
-    "finish_reason",
-}  # fields that describe a turn; a turn with only these is empty
+INFO_FIELDS = {"name", "tool_call_id", "finish_reason"}  # a turn with only these fields is empty
 
 
 def message_of(value: Any, key: str) -> Message:
@@ -170,8 +166,8 @@ def message_of(value: Any, key: str) -> Message:
         content = "".join(_part(part, f"{key}.{content_key}[{i}]") for i, part in enumerate(content))
     if not isinstance(content, str):
         raise BadRow(f"the content of {key} must be text, not {kind_name(content)}")
-    extra = {name: clean(json.dumps(item, ensure_ascii=False, default=str), key) for name, item in rest.items()}
-    return Message(ROLES[role.strip().lower()], clean(content, key), tuple(sorted(extra.items())))
+    extra = {name: require_utf8(json.dumps(item, ensure_ascii=False, default=str), key) for name, item in rest.items()}
+    return Message(ROLES[role.strip().lower()], require_utf8(content, key), tuple(sorted(extra.items())))
 
 
 def _part(part: Any, where: str) -> str:
@@ -219,8 +215,7 @@ def is_empty(text: Text) -> bool:
     if isinstance(text, str):
         return not text.strip()
     return all(
-        not content.strip() and {name for name, _ in extra} <= DESCRIPTIVE_FIELDS
-        for _, content, extra in comparable(text)
+        not content.strip() and {name for name, _ in extra} <= INFO_FIELDS for _, content, extra in comparable(text)
     )
 
 
@@ -252,7 +247,7 @@ def text_of(row: Fields, key: str) -> Text:
     """Read a column with text, a message or a list of messages."""
     value = get(row, key)
     if isinstance(value, str):
-        return clean(value, key)
+        return require_utf8(value, key)
     if isinstance(value, dict):
         return (message_of(value, key),)
     return messages_of(value, key)
