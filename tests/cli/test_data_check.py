@@ -239,7 +239,7 @@ def test_several_files_are_read_as_one(capsys: pytest.CaptureFixture[str]) -> No
 @pytest.mark.parametrize(
     ("winners", "found"),
     [
-        ("aaaaaa", "all 6 verdicts are for the response that was shown first"),
+        ("aaaaaa", "all 6 verdicts favour the response shown first"),
         (["tie"] * 6, "all 6 verdicts are ties"),
         ("aaaaab", ""),
     ],

@@ -179,9 +179,9 @@ def test_a_format_that_returns_the_wrong_thing_for_every_row_is_told_what_to_ret
     Path("fmt.py").write_text("def f(row):\n    return row['prompt']\n\ndef none(row):\n    return None\n")
     with pytest.raises(DataError) as error:
         read_groups("pairs.jsonl", Reading("fmt.py:f"))
-    assert "fmt.py:f returned a str; return a PreferenceGroup, a list of them, or None" in str(error.value)
+    assert "fmt.py:f returned a value of type str; return a PreferenceGroup, a list of them" in str(error.value)
     assert "fmt.py:f failed in 8 of 8 rows" in str(error.value)
-    for function, fix in (("f", "returned a str"), ("none", "the format function returned None")):
+    for function, fix in (("f", "returned a value of type str"), ("none", "the format function returned None")):
         _, account = read_groups("pairs.jsonl", Reading(f"fmt.py:{function}", bad_rows="drop"))
         with pytest.raises(DataError) as error:
             account.check(0.2)

@@ -8,7 +8,7 @@ from typing import Literal
 
 from preftune.chat.dropped import LeftOut
 from preftune.errors import DataError, ModelError
-from preftune.formats.account import Account, places
+from preftune.formats.account import Account, format_origins
 
 LEFT_OUT = "the chat template leaves out part of the response"
 NO_EXTENSION = "rendering with the response does not extend the rendering of the prompt"
@@ -78,5 +78,5 @@ def _error(origins: dict[str, list[str]], fixes: list[str], account: Account) ->
         ((reason, [origin]),) = origins.items()
         return DataError(reason, where=origin, fix="; or ".join(dict.fromkeys([*fixes, ROW])))
     counted = [f"{reason} ({len(rows)} row{'s' * (len(rows) > 1)})" for reason, rows in origins.items()]
-    lines = [places(rows, account.source, LISTED) for rows in origins.values()]
+    lines = [format_origins(rows, account.source, LISTED) for rows in origins.values()]
     return DataError("; ".join(counted), where=account.source, why="; ".join(lines), fix="; or ".join(fixes))

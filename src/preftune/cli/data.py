@@ -204,7 +204,7 @@ def _as_json(checked: Checked) -> dict[str, Any]:
 
 def _lines(checked: Checked, wanted: Checking, limit: int | None) -> list[str]:
     """The report in words."""
-    from preftune.formats.account import places
+    from preftune.formats.account import format_origins
 
     def row(name: str, lengths: Lengths | None) -> list[str]:
         if lengths is None:
@@ -226,9 +226,9 @@ def _lines(checked: Checked, wanted: Checking, limit: int | None) -> list[str]:
         number, origins = getattr(found, name), found.origins[name]
         if number is not None:
             source = checked.accounts[-1].source if name == "leaks" else train
-            lines.append(f"{words} {number}" + (f" ({places(origins, source)})" if origins else ""))
+            lines.append(f"{words} {number}" + (f" ({format_origins(origins, source)})" if origins else ""))
     if checked.too_long:
-        rows = places(checked.too_long, train)
+        rows = format_origins(checked.too_long, train)
         what = f"groups longer than the {limit} positions of the model {len(checked.too_long)} ({rows})"
         lines.append(f"{what}: set data.max_length={limit}")
     if found.groups and not found.judgements and wanted.method is None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from preftune.data.groups import asked, prompt_key
-from preftune.formats.all_rows import uninformative
+from preftune.formats.file_checks import uninformative_verdicts
 from preftune.types import PreferenceGroup, TokenGroup, content
 
 
@@ -120,7 +120,7 @@ def _one_sided(groups: Sequence[PreferenceGroup]) -> str:
     """Judgements that are all ties, or labels that are all the same."""
     judgements = [j for g in groups for j in g.judgements]
     if judgements and all(j.probability == 0.5 for j in judgements):
-        return uninformative(0, 0, len(judgements))
+        return uninformative_verdicts(0, 0, len(judgements))
     labels = [label for g in groups for label in g.labels]
     if labels and len(set(labels)) == 1:
         side = "desirable" if labels[0] > 0 else "undesirable"

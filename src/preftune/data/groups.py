@@ -16,21 +16,21 @@ from preftune.chat.render import Encoded, Renderer
 from preftune.chat.turns import in_turns
 from preftune.errors import DataError
 from preftune.formats.account import Account
-from preftune.formats.all_rows import (
-    all_chats,
-    bad_row,
-    function_failed,
-    note_prompts_twice,
-    note_verdicts,
+from preftune.formats.cells import decode_cells
+from preftune.formats.columns import ColumnLedger, TrackedRow
+from preftune.formats.file_checks import (
+    bad_row_error,
+    check_margins,
+    function_error,
+    note_one_sided_verdicts,
+    note_repeated_prompts,
     require_prompts,
-    with_margins,
+    text_prompts_to_chats,
 )
-from preftune.formats.cells import decoded
-from preftune.formats.columns import Ledger, Tracked
-from preftune.formats.names import Names, names_of, no_such_column
+from preftune.formats.names import ColumnNames, column_names, missing_column_error
 from preftune.formats.parsers import Reading
-from preftune.formats.table import BY_NAME, FunctionFault, by_function, detect
-from preftune.formats.values import BadRow, Drop, Fields, states_margin, without_empty
+from preftune.formats.table import BY_NAME, FunctionFault, detect, parse_with_function
+from preftune.formats.values import BadRow, Drop, Fields, drop_empty_responses, has_margin
 from preftune.resolve import require_one_argument, resolve
 from preftune.sources.read import Row, read
 from preftune.types import Judgement, PreferenceGroup, TokenGroup
@@ -51,25 +51,25 @@ def read_groups(source: str | Sequence[str], reading: Reading | None = None) -> 
     reading = reading or Reading()
     name = source if isinstance(source, str) else ", ".join(source)
     account = Account(name)
-    rows = decoded(read(source, account.note), reading, account.note)
+    rows = decode_cells(read(source, account.note), reading, account.note)
     head = list(islice(rows, DETECTION_ROWS))
-    names = names_of(reading.columns, reading.ignore)
+    names = column_names(reading.columns, reading.ignore)
     parse, rows = _parser(_sound(head, names), head, _chain(head, rows), names, reading, account)
-    ledger = Ledger(name, account.format, names)
+    ledger = ColumnLedger(name, account.format, names)
     groups, judged = _parsed(rows, parse, ledger, account, reading)
     _close(ledger, account, reading)
     if account.format in BY_NAME and account.format != "ranked":  # others take margins from elsewhere
-        groups = with_margins(groups, judged, reading, account)
-    if ledger.in_context:
-        groups = all_chats(groups, account)
+        groups = check_margins(groups, judged, reading, account)
+    if ledger.has_context:
+        groups = text_prompts_to_chats(groups, account)
     require_prompts(groups, reading, account)
-    note_prompts_twice(groups, account)
-    note_verdicts(groups, account)
+    note_repeated_prompts(groups, account)
+    note_one_sided_verdicts(groups, account)
     return groups, account
 
 
 def _parsed(
-    rows: Iterable[Row], parse: Parser, ledger: Ledger, account: Account, reading: Reading
+    rows: Iterable[Row], parse: Parser, ledger: ColumnLedger, account: Account, reading: Reading
 ) -> tuple[list[PreferenceGroup], dict[str, bool]]:
     """The groups of all rows and, for the origin of each row with judgements, whether it states a margin."""
     strict = reading.bad_rows == "error"
@@ -82,68 +82,68 @@ def _parsed(
             found = _read_row(row, parse, ledger, account, not strict)
             groups.extend(map(in_turns, found) if reading.as_chat else found)
             if any(group.judgements for group in found):
-                judged[row.origin] = states_margin(ledger.names.row(row.value))
+                judged[row.origin] = has_margin(ledger.names.rename(row.value))
         except Drop as reason:
             account.drop(str(reason), row.origin)
         except BadRow as fault:
             if strict and not isinstance(fault, FunctionFault):
                 ledger.refuse(account.read)  # a column that earlier rows could not use may explain the fault
-                raise bad_row(fault, row.origin, account.format, reading) from None
+                raise bad_row_error(fault, row.origin, account.format, reading) from None
             account.drop(f"cannot be read: {fault}", row.origin)
             failed.setdefault(str(fault), []).append(row.origin)
         if account.read >= DETECTION_ROWS and strict:
             ledger.refuse(account.read)
     if failed and strict:  # all rows are read first: one mistake of a function fails in many of them
-        raise function_failed(failed, account)
+        raise function_error(failed, account)
     return groups, judged
 
 
-def _close(ledger: Ledger, account: Account, reading: Reading) -> None:
+def _close(ledger: ColumnLedger, account: Account, reading: Reading) -> None:
     """The account of the columns, or DataError for those that are refused or missing."""
     if reading.bad_rows == "error" or ledger.refuses_most_of(account.read):
         ledger.refuse(account.read, nothing_kept=account.kept == 0)
     if account.read:
         ledger.require_mapped()
-    account.columns, account.unmatched = ledger.table(), ledger.unmatched() if account.read else []
+    account.columns, account.unmatched = ledger.statuses(), ledger.unmatched() if account.read else []
     account.unread = ledger.unread()
     for what, origin in ledger.notes:
         account.note(what, origin)
 
 
-def _sound(given: Sequence[Row], names: Names) -> list[Fields]:
+def _sound(given: Sequence[Row], names: ColumnNames) -> list[Fields]:
     """Rows under preftune's names, without those that cannot be read."""
     rows = []
     for row in given:
         try:
             if not row.fault:
-                rows.append(names.row(row.value))
+                rows.append(names.rename(row.value))
         except BadRow:  # it is reported when the row is read
             continue
     return rows
 
 
-def _first_fault(row: Row, names: Names) -> DataError:
+def _first_fault(row: Row, names: ColumnNames) -> DataError:
     fault = BadRow(row.fault)
     try:
         if not row.fault:
-            names.row(row.value)
+            names.rename(row.value)
     except BadRow as error:
         fault = error
     return DataError(str(fault), where=row.origin, fix=fault.fix or "repair or remove the row")
 
 
-def _read_row(row: Row, parse: Parser, ledger: Ledger, account: Account, drop: bool) -> list[PreferenceGroup]:
+def _read_row(row: Row, parse: Parser, ledger: ColumnLedger, account: Account, drop: bool) -> list[PreferenceGroup]:
     """The groups of one row, its columns entered into the ledger."""
     if row.fault:
         raise BadRow(row.fault)
     ledger.seen.update(row.value)
-    value = Tracked(ledger.names.row(row.value))
+    value = TrackedRow(ledger.names.rename(row.value))
     try:
         found = _groups_of(row.origin, parse(value), account)
     except Drop:
-        ledger.file(row.value, value, None, row.origin)
+        ledger.record(row.value, value, None, row.origin)
         raise
-    refused = ledger.file(row.value, value, found, row.origin)
+    refused = ledger.record(row.value, value, found, row.origin)
     if refused and drop:
         raise BadRow(f"column {refused[0]!r} {ledger.refused[refused[0]][0]}")
     return found
@@ -154,7 +154,7 @@ def _groups_of(origin: str, parsed: Iterable[PreferenceGroup], account: Account)
     found = [replace(group, origin=origin) for group in parsed if group.responses]
     if not found:
         raise Drop("no response in the row")
-    full = [without_empty(group) for group in found]
+    full = [drop_empty_responses(group) for group in found]
     if full != found:
         account.note("an empty response was left out, with its judgements", origin)
     return full
@@ -166,14 +166,14 @@ def _chain(head: list[Row], rest: Iterator[Row]) -> Iterator[Row]:
 
 
 def _parser(
-    sound: list[Fields], head: list[Row], rows: Iterator[Row], names: Names, reading: Reading, account: Account
+    sound: list[Fields], head: list[Row], rows: Iterator[Row], names: ColumnNames, reading: Reading, account: Account
 ) -> tuple[Parser, Iterator[Row]]:
     """The parser of these rows, and the rows: a format may have to see all of them before the first is parsed."""
     if reading.format != "auto" and reading.format not in BY_NAME:
-        function = resolve(reading.format, dict.fromkeys(BY_NAME, by_function), "data.format")
+        function = resolve(reading.format, dict.fromkeys(BY_NAME, parse_with_function), "data.format")
         require_one_argument(function, reading.format)
         account.format = reading.format
-        return lambda row: by_function(function, dict(row.items()), reading.format), rows
+        return lambda row: parse_with_function(function, dict(row.items()), reading.format), rows
     if not head:
         account.format = account.format if reading.format == "auto" else reading.format
         return lambda row: (), rows
@@ -183,14 +183,14 @@ def _parser(
         where = head[0].origin.rpartition(":")[0] or head[0].origin
         for column, name in names.new_name.items():
             if sound and not any(name in row for row in sound):
-                raise no_such_column(column, name, dict.fromkeys(key for row in sound for key in row), where)
+                raise missing_column_error(column, name, dict.fromkeys(key for row in sound for key in row), where)
         chosen = detect(sound, where)
     else:
         chosen = BY_NAME[reading.format]
     account.format = chosen.name
-    if chosen.settle:
+    if chosen.adjust:
         every = list(rows)
-        reading = chosen.settle(_sound(every, names), reading, account.source)
+        reading = chosen.adjust(_sound(every, names), reading, account.source)
         rows = iter(every)
     return lambda row: chosen.parse(row, reading), rows
 

@@ -14,12 +14,12 @@ from preftune.chat.render import Renderer
 from preftune.data.groups import read_groups
 from preftune.errors import DataError
 from preftune.formats.account import Account
-from preftune.formats.all_rows import all_chats
-from preftune.formats.cells import decoded
-from preftune.formats.columns import Ledger, Tracked
-from preftune.formats.names import Names, names_of
+from preftune.formats.cells import decode_cells
+from preftune.formats.column_roles import prompt_of
+from preftune.formats.columns import ColumnLedger, TrackedRow
+from preftune.formats.file_checks import text_prompts_to_chats
+from preftune.formats.names import ColumnNames, column_names
 from preftune.formats.parsers import Reading
-from preftune.formats.slots import prompt_of
 from preftune.formats.values import BadRow, Fields, text_of
 from preftune.sources.read import Row, read
 from preftune.types import PreferenceGroup, Text
@@ -54,9 +54,9 @@ def read_prompts(source: str | Sequence[str], reading: Reading | None = None) ->
     """The distinct prompts of `source`, in order, as groups without responses. Raises DataError for a row without."""
     reading = reading or Reading()
     account = Account(source if isinstance(source, str) else ", ".join(source), "prompts")
-    rows = decoded(read(source, account.note), reading, account.note)
+    rows = decode_cells(read(source, account.note), reading, account.note)
     head = list(islice(rows, LOOKED_AT))
-    names = names_of(reading.columns, reading.ignore)
+    names = column_names(reading.columns, reading.ignore)
     if reading.format == "auto" and _are_prompts(head, names):
         found = list(_prompts(chain(head, rows), names, account, reading.bad_rows == "drop"))
     else:
@@ -70,15 +70,15 @@ def read_prompts(source: str | Sequence[str], reading: Reading | None = None) ->
     return list(distinct.values()), account
 
 
-def _are_prompts(head: Sequence[Row], names: Names) -> bool:
+def _are_prompts(head: Sequence[Row], names: ColumnNames) -> bool:
     """Whether the rows have a prompt, and no column whose format has to say what belongs to the prompt."""
     found = {names.new_name.get(column, column) for row in head for column in row.value if column not in names.ignored}
     return bool(found & ASKED) and not found & ANSWERS
 
 
-def _prompts(rows: Iterable[Row], names: Names, account: Account, drop: bool) -> Iterator[PreferenceGroup]:
+def _prompts(rows: Iterable[Row], names: ColumnNames, account: Account, drop: bool) -> Iterator[PreferenceGroup]:
     """A group without responses for each row; columns that belong to a prompt and are not read are refused."""
-    ledger = Ledger(account.source, "prompts", names)
+    ledger = ColumnLedger(account.source, "prompts", names)
     groups = []
     for row in rows:
         account.read += 1
@@ -86,9 +86,9 @@ def _prompts(rows: Iterable[Row], names: Names, account: Account, drop: bool) ->
             if row.fault:
                 raise BadRow(row.fault)
             ledger.seen.update(row.value)
-            value = Tracked(names.row(row.value))
+            value = TrackedRow(names.rename(row.value))
             group = PreferenceGroup(prompt_of(value), (), origin=row.origin)
-            ledger.file(row.value, value, [group], row.origin)
+            ledger.record(row.value, value, [group], row.origin)
         except BadRow as fault:
             if not drop:
                 raise DataError(str(fault), where=row.origin, fix=fault.fix or "repair or remove the row") from None
@@ -97,8 +97,8 @@ def _prompts(rows: Iterable[Row], names: Names, account: Account, drop: bool) ->
         groups.append(group)
     ledger.refuse(account.read)
     ledger.require_mapped()
-    account.columns, account.unmatched = ledger.table(), ledger.unmatched()
-    yield from all_chats(groups, account) if ledger.in_context else groups
+    account.columns, account.unmatched = ledger.statuses(), ledger.unmatched()
+    yield from text_prompts_to_chats(groups, account) if ledger.has_context else groups
 
 
 def text_prompt(row: Fields) -> Text:

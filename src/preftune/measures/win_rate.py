@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import expit
 
-from preftune.formats.all_rows import uninformative
+from preftune.formats.file_checks import uninformative_verdicts
 from preftune.types import Judgement
 
 Floats = npt.NDArray[np.float64]
@@ -117,7 +117,7 @@ def why_uninformative(matches: Sequence[Match]) -> str:
     """Why the verdicts say nothing about the responses, or ""."""
     verdicts = for_the_first(matches)
     first, second = sum(v > 0.5 for v in verdicts), sum(v < 0.5 for v in verdicts)
-    return uninformative(first, second, len(verdicts) - first - second)
+    return uninformative_verdicts(first, second, len(verdicts) - first - second)
 
 
 def bootstrap(values: Floats, seed: int = 0) -> tuple[float, float]:

@@ -29,7 +29,7 @@ from preftune.data.items import require_judged
 from preftune.data.layout import Budget
 from preftune.errors import ConfigError, DataError
 from preftune.files import write_json, write_rows
-from preftune.formats.account import Account, places
+from preftune.formats.account import Account, format_origins
 from preftune.formulas import implicit_reward, win
 from preftune.lifecycle.data import limits_of, read_data
 from preftune.lifecycle.packing_probe import admit, state_values
@@ -162,7 +162,7 @@ def ranked(
     numbered = [replace(group, origin=str(place)) for place, group in enumerate(held_out)]
     groups = tokenize(numbered, renderer, limits, account)
     for reason, at in account.dropped.items():
-        display.say(f"not ranked {len(at)} ({places([held_out[int(place)].origin for place in at])}): {reason}")
+        display.say(f"not ranked {len(at)} ({format_origins([held_out[int(place)].origin for place in at])}): {reason}")
     dtype, device = compute_dtype(config.model), device_of(None)
     if config.ranker == "reward":
         scorer = scalar_scorer(load_scalar(source, dtype).to(device))

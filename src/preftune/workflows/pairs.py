@@ -14,9 +14,9 @@ from preftune.data.select import Selecting, choose
 from preftune.errors import ConfigError, DataError, require_writable
 from preftune.files import write_rows
 from preftune.formats.account import Account
-from preftune.formats.cells import decoded
+from preftune.formats.cells import decode_cells
 from preftune.formats.parsers import Reading
-from preftune.formats.values import BadRow, Drop, Fields, answer_of, flags_of, number
+from preftune.formats.values import BadRow, Drop, Fields, ended_flags, number, response_of
 from preftune.rewards import chat_grades
 from preftune.rewards.reward import Answer, Reward, rewards_of_groups, why_none
 from preftune.sources.read import read
@@ -102,7 +102,7 @@ def score(rows: Sequence[Samples], reward: Reward | None, display: Display) -> l
 def read_samples(source: str, account: Account) -> list[Samples]:
     """The rows of samples.jsonl. Raises DataError for a row that is none."""
     found = []
-    for row in decoded(read(source, account.note), Reading()):
+    for row in decode_cells(read(source, account.note), Reading()):
         account.read += 1
         try:
             if row.fault:
@@ -112,7 +112,7 @@ def read_samples(source: str, account: Account) -> list[Samples]:
             if scores and (not isinstance(scores, list) or len(scores) != len(texts)):
                 raise BadRow(f"'scores' must be a list of {len(texts)} numbers")
             values = tuple(number({"score": s}, "score", math.nan, f"scores[{i}]") for i, s in enumerate(scores))
-            ended = flags_of(row.value, len(texts)) or (True,) * len(texts)
+            ended = ended_flags(row.value, len(texts)) or (True,) * len(texts)
             found.append(Samples(text_prompt(row.value), texts, ended, values, row.origin))
         except BadRow as fault:
             raise DataError(str(fault), where=row.origin, fix="samples are what preftune sample writes") from None
@@ -125,7 +125,7 @@ def texts_of(fields: Fields) -> tuple[str, ...]:
     if not isinstance(responses, list) or not responses:
         raise BadRow("column 'responses' must be a list of texts")
     try:
-        answers = [answer_of({"response": one}, "response") for one in responses]
+        answers = [response_of({"response": one}, "response") for one in responses]
     except Drop as reason:
         raise BadRow(str(reason)) from None
     for answer in answers:

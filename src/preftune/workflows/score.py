@@ -25,7 +25,7 @@ from preftune.data.layout import Budget
 from preftune.data.rewardbench_tokens import LENGTH, PROMPT, as_published
 from preftune.errors import ConfigError, did_you_mean, require_writable
 from preftune.files import write_json, write_rows
-from preftune.formats.account import Account, places
+from preftune.formats.account import Account, format_origins
 from preftune.formulas import implicit_reward
 from preftune.lifecycle.packing_probe import admit
 from preftune.lifecycle.policy import compute_dtype, device_of, require_positions, require_same_vocabulary
@@ -185,7 +185,7 @@ def rewarded(
         account.drop(UNREWARDED, lacking)
     if UNREWARDED in account.dropped:
         origins = account.dropped[UNREWARDED]
-        display.say(f"dropped {len(origins)} ({places(origins, scoring.data)}): {UNREWARDED}")
+        display.say(f"dropped {len(origins)} ({format_origins(origins, scoring.data)}): {UNREWARDED}")
         if why_none(reward):
             display.say(f"  without a reward: {why_none(reward)}")
         account.check(1.0, "look at the reward")

@@ -23,8 +23,8 @@ from preftune.data.prompts import ANSWERS, LOOKED_AT, read_prompts
 from preftune.errors import ConfigError, DataError, IncompleteError, require_writable
 from preftune.files import write_json, write_rows
 from preftune.formats.account import Account
-from preftune.formats.cells import decoded
-from preftune.formats.names import names_of
+from preftune.formats.cells import decode_cells
+from preftune.formats.names import column_names
 from preftune.formats.parsers import Reading
 from preftune.formats.table import FORMATS
 from preftune.lifecycle.policy import device_of
@@ -194,9 +194,9 @@ def judged_groups(contest: WinRateOptions) -> tuple[list[PreferenceGroup], list[
 
 def only_prompts(source: str, reading: Reading) -> bool:
     """Whether the first rows have prompts, and nothing that any format of data would read as a response."""
-    rows = [row.value for row in islice(decoded(read(source), reading), LOOKED_AT) if not row.fault]
-    names = names_of(reading.columns, reading.ignore)
-    head = [names.row(row) for row in rows] if reading.format == "auto" else []
+    rows = [row.value for row in islice(decode_cells(read(source), reading), LOOKED_AT) if not row.fault]
+    names = column_names(reading.columns, reading.ignore)
+    head = [names.rename(row) for row in rows] if reading.format == "auto" else []
     answered = any(ANSWERS & set(row) or any(form.fits(row) for form in FORMATS) for row in head)
     return any("prompt" in row for row in head) and not answered
 

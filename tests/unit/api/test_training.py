@@ -294,7 +294,7 @@ def test_wrong_data_are_refused(model_folder: Path) -> None:
         ({"prompt": ["a"], "chosen": ["b"], "rejected": ["c"]}, r"not dict[^$]*Dataset.from_dict"),
         ([], "no rows: the data are empty"),
         (5, "rows are a list of dicts, a datasets.Dataset or a file, not int"),
-        ([5], r"data\[0\]: a row is an object with named fields, not int"),
+        ([5], r"data\[0\]: a row must be an object with named fields, not int"),
         ("none.jsonl", "none.jsonl: no such file"),
     ):
         with pytest.raises(preftune.DataError, match=sentence):

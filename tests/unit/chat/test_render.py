@@ -309,5 +309,5 @@ def test_a_row_dropped_twice_is_one_row() -> None:
         account.note(reason, "f:2")
     assert account.kept == 1
     assert account.noted == {"one": ["f:2"], "two": ["f:2"]}
-    with pytest.raises(DataError, match=r"1 of 2 rows dropped \(50%\)"):
+    with pytest.raises(DataError, match=r"1 of 2 rows were dropped \(50%\)"):
         account.check(0.4)

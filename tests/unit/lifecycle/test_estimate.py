@@ -32,6 +32,7 @@ from preftune.lifecycle import estimate, start
 from preftune.lifecycle.estimate import Footprint, choose_tokens
 from preftune.lifecycle.task import ResponseTask
 from preftune.methods import dpo
+from preftune.methods.objective import bind_objective
 from preftune.model import memory
 from preftune.model.generate import Sampling
 from preftune.model.logprobs import Scorer, logps

@@ -109,9 +109,9 @@ def test_another_seed_gives_the_same_interval_to_a_fifth_of_a_point() -> None:
 @pytest.mark.parametrize(
     ("verdicts", "sentence"),
     [
-        ([(1, 0)] * 3, "all 6 verdicts are for the response that was shown first"),
-        ([(0, 1)] * 4, "all 8 verdicts are for the response that was shown second"),
-        ([(1, 0)] * 3 + [(0.5, 0.5)], "all 6 verdicts that are not ties are for the response that was shown first"),
+        ([(1, 0)] * 3, "all 6 verdicts favour the response shown first"),
+        ([(0, 1)] * 4, "all 8 verdicts favour the response shown second"),
+        ([(1, 0)] * 3 + [(0.5, 0.5)], "all 6 verdicts that are not ties favour the response shown first"),
         ([(0.5, 0.5)] * 2, "all 4 verdicts are ties"),
         ([(1, 1)] * 9, ""),  # ours wins in both orders
         ([(1, 0)] * 9 + [(1, 1)], ""),

@@ -42,7 +42,7 @@ def test_two_models_need_prompts_alone(tmp_path: Path, model_folder: Path) -> No
     (rate,) = winrate.run(wanted, tmp_path / "out", QUIET)[str(model_folder)].values()
     assert rate.ties == 2
     assert json.loads((tmp_path / "out" / "winrate.json").read_text())["agreement_with_labels"] is None
-    with pytest.raises(DataError, match="a prompt and no response"):
+    with pytest.raises(DataError, match="a prompt but no response"):
         winrate.run(replace(wanted, against=None), tmp_path / "out", QUIET)
     misspelt = write_jsonl(tmp_path / "typo.jsonl", [{"prompt": "the cat", "chosen": " sat", "rejcted": " ran"}])
     with pytest.raises(DataError, match="did you mean"):  # not taken for prompts
@@ -85,8 +85,8 @@ def test_prompts_that_are_too_long_are_left_out_and_said(
 def test_controls_show_what_they_are(tmp_path: Path, model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = winrate.run(contest(tmp_path, model_folder, judge="first"), tmp_path / "first", Display())
     said = capsys.readouterr().err
-    assert "all 6 verdicts are for the response that was shown first, so they say nothing about the responses" in said
-    assert "the judge on the data's pairs: all 6 verdicts are for the response that was shown first" in said
+    assert "all 6 verdicts favour the response shown first, so they carry no information" in said
+    assert "the judge on the data's pairs: all 6 verdicts favour the response shown first" in said
     for rate in found[str(model_folder)].values():
         assert (rate.rate, rate.first_shown, rate.consistent) == (0.5, 1.0, 0.0)
     found = winrate.run(contest(tmp_path, model_folder, judge="length"), tmp_path / "length", QUIET)
