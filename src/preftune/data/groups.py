@@ -11,9 +11,9 @@ from typing import Literal
 
 import numpy as np
 
-from preftune.chat.faults import Fault, settle
+from preftune.chat.faults import Fault, report_faults
 from preftune.chat.render import Encoded, Renderer
-from preftune.chat.turns import in_turns
+from preftune.chat.turns import text_to_chat
 from preftune.errors import DataError
 from preftune.formats.account import Account
 from preftune.formats.all_rows import (
@@ -80,7 +80,7 @@ def _parsed(
         account.read += 1
         try:
             found = _read_row(row, parse, ledger, account, not strict)
-            groups.extend(map(in_turns, found) if reading.as_chat else found)
+            groups.extend(map(text_to_chat, found) if reading.as_chat else found)
             if any(group.judgements for group in found):
                 judged[row.origin] = states_margin(ledger.names.row(row.value))
         except Drop as reason:
@@ -318,7 +318,7 @@ def tokenize(
                 result.append(_fit(group, encoded, limits, account, renderer.tokenizer.bos_token_id))
             except Drop as drop:
                 reasons[group.origin] = str(drop)
-    reasons |= settle(faults, len(groups), limits.bad_rows, account)
+    reasons |= report_faults(faults, len(groups), limits.bad_rows, account)
     kept = {group.origin for group in result}
     for origin, reason in reasons.items():
         if origin in kept:  # another turn of the same row is trained on

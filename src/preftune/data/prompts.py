@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from preftune.chat.faults import settle
+from preftune.chat.faults import report_faults
 from preftune.chat.render import Renderer
 from preftune.data.groups import read_groups
 from preftune.errors import DataError
@@ -123,6 +123,6 @@ def encode_prompts(
             account.drop("a prompt without a token", group.origin)
         else:
             result.append(Prompt(group.prompt, np.asarray(encoded.prompt_ids, dtype=np.int32), group.origin))
-    for origin, reason in settle(faults, len(groups), "drop", account).items():
+    for origin, reason in report_faults(faults, len(groups), "drop", account).items():
         account.drop(reason, origin)
     return result
