@@ -22,7 +22,7 @@ from scipy.stats import spearmanr
 from preftune.config.schema import BatchConfig, DataConfig, ModelConfig, OptimConfig, RewardConfig, TrainConfig
 from preftune.data.convert import as_groups
 from preftune.data.groups import hold_out, read_groups
-from preftune.data.select import Selecting
+from preftune.data.select import SelectionOptions
 from preftune.methods import reward
 from preftune.rewards.open import open_reward
 from preftune.train.display import Display
@@ -84,7 +84,7 @@ def distilled(options: argparse.Namespace) -> Path:
     labelled = options.out / "labelled.jsonl"
     if not labelled.is_file():
         judge = open_reward(f"implicit:{options.policy},{options.reference},{options.beta}")
-        pairs.run(str(options.out / "responses.jsonl"), labelled, Selecting("all", soft=True), judge, QUIET)
+        pairs.run(str(options.out / "responses.jsonl"), labelled, SelectionOptions("all", soft=True), judge, QUIET)
     config = RewardConfig(
         model=ModelConfig(path=options.reference, dtype="fp32"),
         data=DataConfig(train=str(labelled), max_length=options.max_length),

@@ -1,4 +1,4 @@
-"""Groups -> rows of preftune's own two formats, for `data convert`."""
+"""Convert groups to rows of preftune's two formats, for `preftune data convert`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from preftune.types import PreferenceGroup, as_json, plain
 
 
 def as_pairs(groups: Sequence[PreferenceGroup]) -> Iterator[dict[str, Any]]:
-    """One row a judgement, labelled response or demonstration."""
-    margins = any(j.margin for group in groups for j in group.judgements)  # in all rows or in none
+    """Yield one row per judgement, labelled response or demonstration."""
+    margins = any(j.margin for group in groups for j in group.judgements)  # in every row, or in none
     for group in groups:
         prompt = as_json(group.prompt)
         for j in group.judgements:
@@ -29,7 +29,7 @@ def as_pairs(groups: Sequence[PreferenceGroup]) -> Iterator[dict[str, Any]]:
 
 
 def as_groups(groups: Sequence[PreferenceGroup]) -> Iterator[dict[str, Any]]:
-    """One row a group; nothing of the record is lost."""
+    """Yield one row per group, with all its fields except the origin."""
     for group in groups:
         yield {
             "prompt": as_json(group.prompt),

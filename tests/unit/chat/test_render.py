@@ -203,7 +203,7 @@ def test_a_long_prompt_is_truncated_at_its_beginning_but_keeps_its_bos(tokenizer
     [group], account = fit("abcdefghijklmnop", ("q", "r"), Limits(max_length=10), tokenizer)
     assert group.prompt_ids.tolist() == [1, *whole[-7:]]  # the longest response leaves 8
     assert [r.tolist()[-1] for r in group.response_ids] == [2, 2]
-    assert list(account.noted) == ["the prompt lost its beginning (max_length 10)"]
+    assert list(account.noted) == ["the beginning of the prompt was truncated (max_length 10)"]
 
 
 def test_max_prompt_length_limits_the_prompt(tokenizer: Any) -> None:
@@ -216,13 +216,13 @@ def test_a_long_response_is_truncated_at_its_end_and_counted(tokenizer: Any) -> 
     assert len(group.prompt_ids) + len(group.response_ids[0]) == 9
     assert 2 not in group.response_ids[0].tolist()
     assert group.response_ids[1].tolist()[-1] == 2
-    assert list(account.noted) == ["a response lost its end and its EOS (max_length 9)"]
+    assert list(account.noted) == ["the end of a response, with its EOS, was truncated (max_length 9)"]
 
 
 def test_responses_that_differ_only_after_truncation_are_dropped(tokenizer: Any) -> None:
     groups, account = fit("ab", ("01234567", "01234568"), Limits(max_length=8), tokenizer)
     assert groups == []
-    assert account.dropped == {"identical after truncation": ["f:1"]}
+    assert account.dropped == {"the responses are identical after truncation": ["f:1"]}
 
 
 def test_overlong_can_be_dropped_or_refused(tokenizer: Any) -> None:
@@ -245,7 +245,7 @@ def test_an_empty_prompt_without_bos_starts_from_the_first_token() -> None:
     assert group.prompt_ids.tolist() + group.response_ids[0].tolist() == [*ids, 2]
     groups, account = fit("", ("the cat", "a dog"), Limits(), plain)
     assert groups == []
-    assert list(account.dropped) == ["empty prompt, and the tokenizer has no BOS to start from"]
+    assert list(account.dropped) == ["the prompt is empty, and the tokenizer has no BOS to begin with"]
 
 
 @settings(max_examples=100, deadline=None)
@@ -295,7 +295,7 @@ def test_a_row_with_several_turns_is_counted_once(tokenizer: Any) -> None:
     assert len(groups) == 12  # the first turns
     assert account.kept == 12
     assert account.noted == {
-        "one of its turns was dropped: longer than max_length 60": [g.origin for g in [*train, *held][::2]]
+        "one turn of the row was dropped: longer than max_length 60": [g.origin for g in [*train, *held][::2]]
     }
     account.check(0.0)
 
