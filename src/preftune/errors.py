@@ -10,11 +10,8 @@
       IncompleteError          9  samples or verdicts are missing; completed results are saved
       Stopped                 75  stopped on request; rerun the same command to resume
 
-A message has up to four parts, printed as follows ("next" instead of "fix" for Stopped):
-
-    WHERE: WHAT HAPPENED
-      WHY IT MATTERS
-      fix: WHAT TO DO
+A message says where, what happened, why it matters and what to do: `where: what`, then indented lines with `why` and
+`fix: ...` (for Stopped, `next: ...`).
 """
 
 from __future__ import annotations

@@ -68,9 +68,7 @@ class Journal:
             return json.loads(line)
         except ValueError as error:
             raise RunError(
-                f"the line is not valid JSON: {error}",
-                where=f"{self.path}:{number}",
-                fix="remove the line; its result is then computed again",
+                f"invalid JSON: {error}", where=f"{self.path}:{number}", fix="remove the line to redo its request"
             ) from error
 
     def add(self, row: Any) -> None:

@@ -53,9 +53,8 @@ class Function:
     @property
     def name(self) -> str:
         """The module and name of the function, without the hash."""
-        base = self.call
-        module = getattr(base, "__module__", None) or "?"
-        name = getattr(base, "__qualname__", type(base).__qualname__)
+        module = getattr(self.call, "__module__", None) or "?"
+        name = getattr(self.call, "__qualname__", type(self.call).__qualname__)
         return f"{FUNCTION}{module}.{name}"
 
     @property
@@ -168,11 +167,7 @@ def _stable_text(value: Any) -> str:
     """Text of an object without a JSON type, for the hash. It has no memory address, which differs between runs."""
     if callable(getattr(value, "tobytes", None)):
         return f"{type(value).__qualname__} {hashlib.sha256(value.tobytes()).hexdigest()}"
-    return f"{type(value).__qualname__} {_without_address(repr(value))}"
-
-
-def _without_address(text: str) -> str:
-    return re.sub(r" at 0x[0-9a-fA-F]+", "", text)
+    return f"{type(value).__qualname__} {re.sub(r' at 0x[0-9a-fA-F]+', '', repr(value))}"
 
 
 def as_function(call: Callable[..., Any]) -> Function:

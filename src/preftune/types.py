@@ -110,8 +110,7 @@ class TokenGroup:
 class Judged:
     """The labels and ranks of the S responses of a batch, and the P judgements between them.
 
-    label_S  +1, -1, or 0 without a label: data without labels, or a mismatched response, which is used only to
-             estimate a baseline (see losses.unpaired.kto)
+    label_S  +1, -1, or 0 for no label; a mismatched response (see losses.unpaired.kto) has none
     rank_S   0 without a rank
     group_S  index of the response's group in the batch
     """
@@ -153,9 +152,8 @@ class Segment(NamedTuple):
 class Packed:
     """Layout with one row of T slots, divided into segments that do not attend to each other (except to a prefix).
 
-    Shared prompts: a group is stored as [prompt | r1 | r2 | ... | rn]. [prompt | r1] is one segment, and each further
-    response is a segment with the prompt as its prefix. Otherwise, every [prompt | response] is a segment. Padding, if
-    there is any, is the last segment.
+    With shared prompts, a group is [prompt | r1 | r2 | ... | rn]: [prompt | r1] is a segment, and every other response
+    is one with the prompt as its prefix. Otherwise each [prompt | response] is a segment. Padding is the last segment.
     """
 
     segments: tuple[Segment, ...]

@@ -20,11 +20,8 @@ QUOTED = (
 def other_forms(group: PreferenceGroup) -> Iterator[tuple[PreferenceGroup, str]]:
     """Yield the group with all tool-call arguments decoded, then encoded, each with a note, if that changes it."""
     for convert, note in ((_decode, AS_OBJECTS), (_encode, AS_TEXT)):
-        changed = replace(
-            group,
-            prompt=_convert_text(group.prompt, convert),
-            responses=tuple(_convert_text(r, convert) for r in group.responses),
-        )
+        responses = tuple(_convert_text(r, convert) for r in group.responses)
+        changed = replace(group, prompt=_convert_text(group.prompt, convert), responses=responses)
         if changed != group:
             yield changed, note
 

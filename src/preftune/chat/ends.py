@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# Notes for the account of the data.
 BOS_TWICE = "began with BOS twice; one was removed"
 HAD_EOS = "the text already ended with EOS; none was added"
 HAD_END = "the message already ended with the template's end token; one was removed"

@@ -24,8 +24,7 @@ from preftune.errors import ModelError
 from preftune.formats.values import BadRow
 from preftune.types import Message, PreferenceGroup
 
-#: Texts before a response that is tokenised separately: they keep the tokenizer from adding a leading space.
-ANCHORS = ("\n", ".", ":", "a", "0", "-")
+ANCHORS = ("\n", ".", ":", "a", "0", "-")  # after one of them, the tokenizer adds no leading space
 PLAIN = (
     "the prompts are plain text, so the model's chat template is not applied; set data.as_chat=true "
     "(--as-chat) to apply it"
@@ -34,9 +33,8 @@ PLAIN = (
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """The token ids of one group.
+    """The token ids of one group. `notes` lists unexpected properties of the text and changes that were made to it.
 
-    notes    unexpected properties of the text, and changes that were made to it
     fault    why the chat template cannot render the group, which then has no ids
     dropped  whether the chat template leaves out part of a response
     """
@@ -49,7 +47,7 @@ class Encoded:
 
 
 @dataclass(slots=True)
-class Rendered:
+class Texts:
     """A group as the texts to tokenise.
 
     inner   for each chat response, the number of end tokens before the one that the template writes
@@ -125,21 +123,21 @@ class Renderer:
                 encoded.append(self._assemble(group, one, next(prompts), [next(joint) for _ in one.responses]))
         return encoded
 
-    def _render(self, group: PreferenceGroup) -> Rendered:
+    def _render(self, group: PreferenceGroup) -> Texts:
         try:
             group = text_to_chat(group) if self.template.settings.as_chat else group
             return self._render_text(group) if isinstance(group.prompt, str) else self._render_chat(group)
         except BadRow as fault:
-            return Rendered("", [], fault=Fault(str(fault)))
+            return Texts("", [], fault=Fault(str(fault)))
         except RefusedByTemplate as fault:
             for other, note in other_forms(group):
                 with suppress(RefusedByTemplate):
                     one = self._render_chat(other)
                     one.notes.append(note)
                     return one
-            return Rendered("", [], fault=Fault(str(fault)))
+            return Texts("", [], fault=Fault(str(fault)))
 
-    def _render_text(self, group: PreferenceGroup) -> Rendered:
+    def _render_text(self, group: PreferenceGroup) -> Texts:
         """Return plain text without the BOS that the tokenizer adds."""
         prompt, twice = self.ends.without_bos(str(group.prompt))
         notes = [f"the prompt {BOS_TWICE}"] if twice else []
@@ -153,14 +151,14 @@ class Renderer:
                 notes.append("a response began with BOS; it was removed" if group.prompt else f"the text {BOS_TWICE}")
             if self.ends.bos and self.ends.bos in text and self.ends.bos not in self.ends.ends:
                 notes.append(BOS_INSIDE)
-        return Rendered(prompt, responses, notes=notes)
+        return Texts(prompt, responses, notes=notes)
 
-    def _render_chat(self, group: PreferenceGroup) -> Rendered:
+    def _render_chat(self, group: PreferenceGroup) -> Texts:
         """Render the prompt with the template, and for each response the text that it adds to the prompt."""
         notes: list[str] = []
         messages = self._without_duplicates(group.prompt, notes)  # type: ignore[arg-type]
         prompt = self.template.render(messages, generation=True)
-        one = Rendered(prompt, [], chat=True, notes=notes)
+        one = Texts(prompt, [], chat=True, notes=notes)
         if find_missing(messages, prompt):
             notes.append("the chat template leaves out part of the prompt")
         if any("name" in unwritten_links(m, prompt) for m in messages if m.extra and m.role != "tool"):
@@ -197,6 +195,7 @@ class Renderer:
         self, messages: tuple[Message, ...], notes: list[str], before: tuple[Message, ...] = ()
     ) -> tuple[Message, ...]:
         """Remove BOS from the beginning, and the template's end tokens from the end, of the contents of `messages`."""
+        next_turn = () if before else (Message("assistant", ""),)
         result: list[Message] = []
         for place, message in enumerate(messages):
             content, had_bos = self.ends.without_bos(message.content, first=False)
@@ -204,9 +203,7 @@ class Renderer:
                 notes.append("a message began with BOS; it was removed")
             if content.rstrip().endswith(self.special):
                 dialogue = (*before, *result, replace(message, content=content), *messages[place + 1 :])
-                turn = self.template.turn_ends(
-                    dialogue if before else (*dialogue, Message("assistant", "")), self.special
-                )
+                turn = self.template.turn_ends((*dialogue, *next_turn), self.special)
                 without = self.ends.without_end(content, self.template.render(dialogue, generation=False), turn)
                 notes += [HAD_END] if without is not content else []
                 content = without
@@ -220,7 +217,7 @@ class Renderer:
             at = max((text.rfind(end) for end in self.ends.ends), default=-1)
         return (text[:at], text[at:]) if at >= 0 else (text, "")
 
-    def _header_note(self, groups: Sequence[PreferenceGroup], rendered: Sequence[Rendered]) -> str:
+    def _header_note(self, groups: Sequence[PreferenceGroup], rendered: Sequence[Texts]) -> str:
         """Return a note if the template has no generation prompt, so that the model must generate the header."""
         group = next((g for g, one in zip(groups, rendered, strict=True) if one.chat and not one.fault), None)
         if group is None:
@@ -247,9 +244,7 @@ class Renderer:
                     result[i] = ids if chat or not self.suffix else ids[: -self.suffix]
         return result
 
-    def _assemble(
-        self, group: PreferenceGroup, one: Rendered, prompt_ids: list[int], joint: list[list[int]]
-    ) -> Encoded:
+    def _assemble(self, group: PreferenceGroup, one: Texts, prompt_ids: list[int], joint: list[list[int]]) -> Encoded:
         notes = one.notes
         response_ids = []
         for place, (text, joined) in enumerate(zip(one.responses, joint, strict=True)):
@@ -271,7 +266,7 @@ class Renderer:
             notes.append(f"the prompt {BOS_TWICE}")
         return Encoded(prompt_ids, response_ids, tuple(dict.fromkeys(notes)), dropped=one.dropped)
 
-    def _with_eos(self, ids: list[int], one: Rendered, place: int, notes: list[str]) -> list[int]:
+    def _with_eos(self, ids: list[int], one: Texts, place: int, notes: list[str]) -> list[int]:
         """Return the response with the end token of its text or template, or with EOS added if it has none."""
         if one.chat and one.closes[place]:
             notes += [END_INSIDE] if one.inner[place] else []
@@ -285,7 +280,7 @@ class Renderer:
         notes += [END_INSIDE] if self.end_ids.intersection(ids[:-1]) else []
         return ids
 
-    def _without_eos(self, ids: list[int], one: Rendered, place: int) -> list[int]:
+    def _without_eos(self, ids: list[int], one: Texts, place: int) -> list[int]:
         """Return the response, which was cut off, without the end token of its text or template."""
         if one.chat and one.closes[place]:
             ends = [at for at, i in enumerate(ids) if i in self.end_ids]

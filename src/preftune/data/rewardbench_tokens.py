@@ -1,6 +1,6 @@
 """Tokenise groups exactly as RewardBench's own program does for a policy and its reference, including its errors.
 
-The differences to `chat.render`:
+Differences from `chat.render`:
 
 - The prompt is rendered without the generation prompt, so the header of the assistant's turn is scored.
 - Every occurrence of the rendered prompt is removed from the rendered dialogue, also inside the answer.
@@ -58,17 +58,13 @@ def as_published(group: PreferenceGroup, tokenizer: Any, limit: int, account: Ac
         rendered = str(tokenizer.apply_chat_template(whole, tokenize=False))
         _note(account, group.origin, rendered.count(head), head, opened)
         answers.append(rendered.replace(head, ""))
-    responses = [_ids(head, answer, tokenizer) for answer in answers]
-    longest = max(len(ids.response) for ids in responses)
-    if any(len(ids.prompt) + longest > limit for ids in responses):
-        account.note(
-            f"published: the row is longer than {limit} tokens; the prompt is truncated to its last {PROMPT}",
-            group.origin,
-        )
-        responses = [_truncate(ids, longest, limit) for ids in responses]
+    rows = [_ids(head, answer, tokenizer) for answer in answers]
+    longest = max(len(ids.response) for ids in rows)
+    if any(len(ids.prompt) + longest > limit for ids in rows):
+        account.note(f"published: longer than {limit} tokens; the prompt is cut to its last {PROMPT}", group.origin)
+        rows = [_truncate(ids, longest, limit) for ids in rows]
     return [
-        TokenGroup(_array(ids.prompt), (_array(ids.response),), group.judgements, origin=group.origin)
-        for ids in responses
+        TokenGroup(_array(ids.prompt), (_array(ids.response),), group.judgements, origin=group.origin) for ids in rows
     ]
 
 
@@ -76,7 +72,7 @@ def _note(account: Account, origin: str, times: int, head: str, opened: str) -> 
     if times > 1:
         account.note("published: the prompt also occurs in an answer and is removed there", origin)
     if times == 0:
-        account.note("published: the dialogue does not begin with the prompt, which is therefore read twice", origin)
+        account.note("published: the dialogue does not contain the prompt as rendered, which is read twice", origin)
     if len(opened) > len(head):
         account.note("published: the header of the assistant's turn is scored", origin)
 

@@ -31,12 +31,9 @@ SELECTIONS: tuple[str, ...] = ("best-worst", "best-random", "all", "top-k", "rso
 
 @dataclass(frozen=True, slots=True)
 class SelectionOptions:
-    """Options of a selection.
+    """Options of a selection: `k` is for top-k, `beta` for rso, `seed` for best-random and rso.
 
-    gap   minimum difference in score of a pair
-    soft  use sigmoid(difference in score) as the probability of a judgement, instead of 1
-    k     number of responses for top-k
-    beta  temperature of rso
+    `gap` is the minimum difference in score of a pair. `soft` makes sigmoid(difference) the probability of a pair.
     """
 
     select: Selection = "best-worst"
@@ -80,7 +77,7 @@ def select_responses(texts: Sequence[str], scores: Sequence[float], options: Sel
     scored = [i for i in range(len(texts)) if not math.isnan(scores[i])]
     if not scored:
         raise Drop("no response got a reward")
-    drawn = rejection_sample(_ranked(scored, scores), scores, options, prompt) if options.select == "rso" else scored
+    drawn = rso_sample(_ranked(scored, scores), scores, options, prompt) if options.select == "rso" else scored
     first = {text: i for i, text in reversed([(i, texts[i]) for i in sorted(drawn)])}  # the first of each text
     times = Counter(first[texts[i]] for i in drawn)
     order = _ranked(first.values(), scores)
@@ -112,9 +109,8 @@ def select_responses(texts: Sequence[str], scores: Sequence[float], options: Sel
         Judgement(place[b], place[w], weight / total, _sigmoid(scores[b] - scores[w]) if options.soft else 1.0)
         for (b, w), weight in zip(wide, weights, strict=True)
     )
-    return Selected(
-        tuple(members), judgements, {**left_out, "ties": ties, "below the gap": len(pairs) - ties - len(wide)}
-    )
+    left_out |= {"ties": ties, "below the gap": len(pairs) - ties - len(wide)}
+    return Selected(tuple(members), judgements, left_out)
 
 
 def _ranked(members: Iterable[int], scores: Sequence[float]) -> list[int]:
@@ -122,9 +118,7 @@ def _ranked(members: Iterable[int], scores: Sequence[float]) -> list[int]:
     return sorted(sorted(members), key=lambda i: -scores[i])
 
 
-def rejection_sample(
-    order: Sequence[int], scores: Sequence[float], options: SelectionOptions, prompt: str
-) -> list[int]:
+def rso_sample(order: Sequence[int], scores: Sequence[float], options: SelectionOptions, prompt: str) -> list[int]:
     """Accept each response with probability exp((score - best score) / beta). The best one is always accepted."""
     best = scores[order[0]]
     numbers = _random(options, prompt).random(len(order))

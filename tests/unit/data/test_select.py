@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.conftest import write_jsonl
 
 from preftune.cli.main import run as cli
-from preftune.data.select import SELECTIONS, Selection, SelectionOptions, rejection_sample, select_responses
+from preftune.data.select import SELECTIONS, Selection, SelectionOptions, rso_sample, select_responses
 from preftune.formats.values import Drop
 
 TEXTS = ("a", "b", "c", "d")
@@ -89,7 +89,7 @@ def test_accepted_responses_are_samples_of_the_optimal_policy() -> None:
     beta, scores = 0.5, [0.0, 0.6, 1.0]
     counts = [0, 0, 0]
     for i in range(4000):
-        for member in rejection_sample([2, 1, 0], scores, SelectionOptions("rso", beta=beta), f"prompt {i}"):
+        for member in rso_sample([2, 1, 0], scores, SelectionOptions("rso", beta=beta), f"prompt {i}"):
             counts[member] += 1
     for i in (0, 1):
         assert counts[i] / counts[2] == pytest.approx(math.exp((scores[i] - 1.0) / beta), abs=0.04)
