@@ -20,7 +20,7 @@ from record import record
 from scipy.stats import spearmanr
 
 from preftune.config.schema import BatchConfig, DataConfig, ModelConfig, OptimConfig, RewardConfig, TrainConfig
-from preftune.data.convert import as_groups
+from preftune.data.convert import group_rows
 from preftune.data.groups import hold_out, read_groups
 from preftune.data.select import SelectionOptions
 from preftune.methods import reward
@@ -50,7 +50,7 @@ def main() -> None:
     groups = [group for group in read_groups(options.data)[0] if longest(group) <= options.characters]
     train, held_out = hold_out(groups, options.held_out)
     for name, some in (("responses", train), ("held-out", held_out)):
-        rows = [json.dumps(row) + "\n" for row in as_groups(some)]
+        rows = [json.dumps(row) + "\n" for row in group_rows(some)]
         (options.out / f"{name}.jsonl").write_text("".join(rows))
     model = distilled(options)
     implicit = margins(score.ScoreOptions(options.policy, options.reference, held(options), options.beta), options)

@@ -114,7 +114,7 @@ class Template:
                 self.dates[date_format] = self.moment.strftime(date_format)
 
     def around_content(self, prompt: Sequence[Message], extra: Fields = ()) -> tuple[str, str]:
-        """Return what the template writes before (after the rendered prompt) and after the content of an answer.
+        """Return the text that the template writes between prompt and content of an answer, and after the content.
 
         `extra` holds the answer's other fields, as many templates write tool calls after the content. Raises
         RefusedByTemplate if the template does not write the content of an answer.

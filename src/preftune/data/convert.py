@@ -8,7 +8,7 @@ from typing import Any
 from preftune.types import PreferenceGroup, as_json, plain
 
 
-def as_pairs(groups: Sequence[PreferenceGroup]) -> Iterator[dict[str, Any]]:
+def pair_rows(groups: Sequence[PreferenceGroup]) -> Iterator[dict[str, Any]]:
     """Yield one row per judgement, labelled response or demonstration."""
     margins = any(j.margin for group in groups for j in group.judgements)  # in every row, or in none
     for group in groups:
@@ -28,7 +28,7 @@ def as_pairs(groups: Sequence[PreferenceGroup]) -> Iterator[dict[str, Any]]:
                 yield {**row, "label": group.labels[index] > 0} if group.labels else row
 
 
-def as_groups(groups: Sequence[PreferenceGroup]) -> Iterator[dict[str, Any]]:
+def group_rows(groups: Sequence[PreferenceGroup]) -> Iterator[dict[str, Any]]:
     """Yield one row per group, with all its fields except the origin."""
     for group in groups:
         yield {

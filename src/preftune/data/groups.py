@@ -58,7 +58,7 @@ def read_groups(source: str | Sequence[str], reading: Reading | None = None) -> 
     ledger = Ledger(name, account.format, names)
     groups, judged = _parse_rows(rows, parse, ledger, account, reading)
     _finish_account(ledger, account, reading)
-    if account.format in BY_NAME and account.format != "ranked":  # other formats have margins of another origin
+    if account.format in BY_NAME and account.format != "ranked":  # others do not read margins from a column
         groups = with_margins(groups, judged, reading, account)
     if ledger.in_context:
         groups = all_chats(groups, account)
@@ -75,7 +75,7 @@ def _parse_rows(
     strict = reading.bad_rows == "error"
     groups: list[PreferenceGroup] = []
     judged: dict[str, bool] = {}
-    failed: dict[str, list[str]] = {}  # by error of the user's function, the origins of the rows
+    failed: dict[str, list[str]] = {}  # error message -> origins of the rows
     for row in rows:
         account.read += 1
         try:
@@ -93,7 +93,7 @@ def _parse_rows(
             failed.setdefault(str(fault), []).append(row.origin)
         if account.read >= DETECTION_ROWS and strict:
             ledger.refuse(account.read)
-    if failed and strict:  # raised after the last row, as one mistake in a function fails in many rows
+    if failed and strict:  # reported together: one mistake in a function usually affects many rows
         raise function_failed(failed, account)
     return groups, judged
 
@@ -203,7 +203,7 @@ def hold_out(groups: Sequence[PreferenceGroup], share: float) -> tuple[list[Pref
             held.update(component)
     held = held or set(min(components, key=len, default=()))
     if len(held) == len(set(keys)):
-        same = f"all {len(groups)} examples have the same {'' if groups and groups[0].prompt else '(empty) '}prompt"
+        same = f"all {len(groups)} groups have the same {'' if groups and groups[0].prompt else '(empty) '}prompt"
         raise DataError(
             "cannot hold out a share of the prompts",
             where=groups[0].origin.rpartition(":")[0] or groups[0].origin if groups else "",
@@ -327,9 +327,9 @@ def tokenize(
 
 def _fit(group: PreferenceGroup, encoded: Encoded, limits: Limits, account: Account, bos: int | None) -> TokenGroup:
     prompt, responses = encoded.prompt_ids, encoded.response_ids
-    if not prompt:  # no token predicts the first one, so it becomes the context instead
+    if not prompt:  # nothing predicts the first token, so it becomes the prompt
         if len({r[0] for r in responses}) > 1 or min(map(len, responses)) < 2:
-            raise Drop("the prompt is empty, and the tokenizer has no BOS to begin with")
+            raise Drop("the prompt is empty, and the tokenizer has no BOS")
         prompt, responses = responses[0][:1], [r[1:] for r in responses]
     longest = max(map(len, responses))
     if len(prompt) + longest > limits.max_length:
@@ -382,9 +382,7 @@ def _truncate(
         account.note(f"the beginning of the prompt was truncated (max_length {limits.max_length})", group.origin)
     room = limits.max_length - len(prompt)
     if any(len(r) > room for r in responses):
-        account.note(
-            f"the end of a response, with its EOS, was truncated (max_length {limits.max_length})", group.origin
-        )
+        account.note(f"a response was truncated, so it has no EOS (max_length {limits.max_length})", group.origin)
         responses = [r[:room] for r in responses]
     return prompt, responses
 

@@ -216,7 +216,7 @@ def test_a_long_response_is_truncated_at_its_end_and_counted(tokenizer: Any) -> 
     assert len(group.prompt_ids) + len(group.response_ids[0]) == 9
     assert 2 not in group.response_ids[0].tolist()
     assert group.response_ids[1].tolist()[-1] == 2
-    assert list(account.noted) == ["the end of a response, with its EOS, was truncated (max_length 9)"]
+    assert list(account.noted) == ["a response was truncated, so it has no EOS (max_length 9)"]
 
 
 def test_responses_that_differ_only_after_truncation_are_dropped(tokenizer: Any) -> None:
@@ -245,7 +245,7 @@ def test_an_empty_prompt_without_bos_starts_from_the_first_token() -> None:
     assert group.prompt_ids.tolist() + group.response_ids[0].tolist() == [*ids, 2]
     groups, account = fit("", ("the cat", "a dog"), Limits(), plain)
     assert groups == []
-    assert list(account.dropped) == ["the prompt is empty, and the tokenizer has no BOS to begin with"]
+    assert list(account.dropped) == ["the prompt is empty, and the tokenizer has no BOS"]
 
 
 @settings(max_examples=100, deadline=None)

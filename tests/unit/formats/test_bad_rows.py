@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import write_jsonl
 from tests.unit.data.test_formats import ROWS, A, U, chat
 
-from preftune.data.convert import as_groups
+from preftune.data.convert import group_rows
 from preftune.data.groups import hold_out, read_groups
 from preftune.data.prompts import read_prompts
 from preftune.errors import DataError
@@ -129,7 +129,7 @@ def test_no_row_breaks_a_parser(seed: int) -> None:
         )
         try:
             groups = [without_empty(group) for group in BY_NAME[name].parse(bad, reading)]
-            for written in as_groups(groups):
+            for written in group_rows(groups):
                 json.dumps(written, allow_nan=False, ensure_ascii=False).encode()
             kinds.add("kept")
         except (BadRow, Drop) as reason:
