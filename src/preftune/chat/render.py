@@ -66,7 +66,7 @@ class Texts:
 
 @dataclass(frozen=True)
 class Renderer:
-    """Converts groups to token ids with a tokenizer and its chat template.
+    """A tokenizer with its chat template, which converts groups to token ids.
 
     ends     BOS and the tokens that end a response
     suffix   number of tokens that the tokenizer adds at the end of a text
