@@ -23,7 +23,7 @@ from sentiment import NAMES, TEMPLATES
 from preftune.chat.open import ChatOptions
 from preftune.config.sampling import IterateConfig, PromptConfig, SampleConfig, SelectConfig
 from preftune.config.schema import BatchConfig, DataConfig, DPOConfig, ModelConfig, OptimConfig, TrainConfig
-from preftune.data.select import Selecting
+from preftune.data.select import SelectionOptions
 from preftune.lifecycle.data import read_prompt_data
 from preftune.methods import dpo
 from preftune.model.generate import Sampling
@@ -115,7 +115,7 @@ def offline(options: argparse.Namespace, prompts: Path, beta: float, seed: int) 
                 quiet,
             )
             chosen = drawn.with_suffix(".prefs.jsonl")
-            pairs.run(str(drawn), chosen, Selecting("all", soft=True), open_reward(options.reward), quiet)
+            pairs.run(str(drawn), chosen, SelectionOptions("all", soft=True), open_reward(options.reward), quiet)
             text += chosen.read_text()
         prefs.write_text(text)
     config = DPOConfig(

@@ -27,7 +27,7 @@ from preftune.config.schema import (
     SFTConfig,
     TrainConfig,
 )
-from preftune.data.convert import as_groups
+from preftune.data.convert import group_rows
 from preftune.data.groups import read_groups
 from preftune.files import write_json, write_rows
 from preftune.methods import sft
@@ -100,7 +100,7 @@ def measured(
         PreferenceGroup(g.prompt, g.responses, (Judgement(1, 0),) if turn else g.judgements)
         for g, turn in zip(groups, flipped, strict=True)
     ]
-    write_rows(folder / "prefs.jsonl", list(as_groups(turned)))
+    write_rows(folder / "prefs.jsonl", list(group_rows(turned)))
     config = NoiseConfig(
         model=ModelConfig(path=str(start), dtype="fp32"),
         data=limits(options, folder / "prefs.jsonl"),

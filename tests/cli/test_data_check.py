@@ -107,7 +107,12 @@ def test_it_fails_exactly_where_a_run_fails(
     [
         (PAIRS, "{name: odpo}", 3, "'odpo' needs a margin for each judgement, and no row has one"),
         (PAIRS, "{name: kto}", 0, ""),
-        ([{**p, "margin": 1.0} for p in PAIRS], "{name: sigmoid}", 3, "'sigmoid' has no place for a margin"),
+        (
+            [{**p, "margin": 1.0} for p in PAIRS],
+            "{name: sigmoid}",
+            3,
+            "the data have a margin, which 'sigmoid' does not use",
+        ),
         (
             [{"prompt": "p", "completion": "c", "label": True}] * 2,
             "{name: sigmoid}",

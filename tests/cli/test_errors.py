@@ -213,7 +213,7 @@ def test_a_boundary_that_does_not_extend_is_exit_4(
     )
     assert run(["dpo", "run.yaml"]) == 4
     said = capsys.readouterr().err
-    assert "pairs.jsonl:1: rendering with the response does not extend the rendering of the prompt" in said
+    assert "pairs.jsonl:1: the rendered dialogue does not begin with the rendered prompt" in said
     assert "fix:" in said
 
 

@@ -68,7 +68,7 @@ def test_prompts_that_are_too_long_are_dropped_and_counted(
 ) -> None:
     arguments = ["--model", str(model_folder), "--prompts", "pairs.jsonl", "--max-new-tokens", "2"]
     assert run(["sample", *arguments, "data.max_prompt_length=5", "--out", "a.jsonl"]) == 0
-    assert "a prompt of more than 5 tokens" in capsys.readouterr().err
+    assert "the prompt is longer than 5 tokens" in capsys.readouterr().err
     assert run(["sample", *arguments, "data.max_prompt_length=5", "data.max_dropped=0.1", "--out", "b.jsonl"]) == 3
     assert "rows were dropped" in capsys.readouterr().err
     assert run(["sample", *arguments, "--out", "a.jsonl"]) == 0  # other prompts are other samples

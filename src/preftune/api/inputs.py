@@ -38,7 +38,7 @@ def function_name(value: Any, held: Held, exact: bool = True) -> str:
     if not callable(value):
         return os.fspath(value) if isinstance(value, os.PathLike) else value  # type: ignore[no-any-return]
     function = as_function(value)
-    name = base = function.exact if exact else function.name
+    name = base = function.name_with_hash if exact else function.name
     number = 1
     while name in held and held[name] != function:  # two of one source, made with different objects
         number += 1

@@ -104,13 +104,13 @@ def pairs(
              left out, the samples' own `scores`
     out      file to write
     """
-    from preftune.data.select import selecting
+    from preftune.data.select import selection_options
     from preftune.lifecycle.policy import device_of
     from preftune.rewards.open import open_reward
     from preftune.workflows.pairs import run
 
     held: Held = {}
-    how = selecting(select, gap, soft, k, beta, seed)
+    how = selection_options(select, gap, soft, k, beta, seed)
     source = one_source(data_name(samples, "samples", held), "preftune.pairs(): samples")
     name = None if reward is None else reward_name(reward, held, "preftune.pairs(): reward")
     with holding(held), place(out, "prefs.jsonl", quiet) as (path, display):

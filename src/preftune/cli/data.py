@@ -122,11 +122,11 @@ def convert(
 ) -> None:
     """Write any known format as preftune's own: prompt/chosen/rejected pairs, or groups."""
     from preftune.cli.settings import checking
-    from preftune.data.convert import as_groups, as_pairs
+    from preftune.data.convert import group_rows, pair_rows
     from preftune.errors import ConfigError
     from preftune.files import write_rows
 
-    writers = {"pairs": as_pairs, "groups": as_groups}
+    writers = {"pairs": pair_rows, "groups": group_rows}
     if to not in writers:
         raise ConfigError(f"unknown target {to!r}", where="--to", fix=f"use one of {', '.join(writers)}")
     wanted = checking(arguments or (), config, {"--format": data_format}, "preftune data convert")

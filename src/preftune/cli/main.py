@@ -163,9 +163,9 @@ def pairs(
     quiet: Quiet = False,
 ) -> None:
     """Make preference data of samples and their rewards."""
-    from preftune.data.select import selecting
+    from preftune.data.select import selection_options
 
-    how = selecting(select, gap, soft, k, beta, seed)
+    how = selection_options(select, gap, soft, k, beta, seed)
     from preftune.lifecycle.policy import device_of
     from preftune.rewards.open import open_reward
     from preftune.train.display import Display

@@ -23,7 +23,7 @@ from preftune.model.logprobs import Scorer, head_input, logps, sum_responses
 from preftune.model.memory import in_parts
 from preftune.model.statistics import HeadInput
 from preftune.model.store import Store, response_key
-from preftune.types import Batch, Logps, TokenGroup, sent
+from preftune.types import Batch, Logps, TokenGroup, to_device
 
 Layout = Callable[[Sequence[TokenGroup]], list[Batch]]
 BLOCK = 2048  # groups that are laid out at a time
@@ -112,7 +112,7 @@ class Cached:
     device: torch.device
 
     def logps(self, batch: Batch) -> Logps:
-        token_N = sent(
+        token_N = to_device(
             torch.from_numpy(np.concatenate([self.store.get(key) for key in batch_keys(batch)])), self.device
         )
         length_S = batch.length_S.to(self.device)

@@ -28,7 +28,7 @@ from preftune.config.sampling import IterateConfig
 from preftune.config.schema import DataConfig, DPOConfig, ReferenceConfig
 from preftune.data.order import permutation
 from preftune.data.prompts import encode_prompts
-from preftune.data.select import Selecting
+from preftune.data.select import SelectionOptions
 from preftune.errors import writing
 from preftune.files import digest, write_json, write_rows
 from preftune.formats.account import Account
@@ -213,7 +213,8 @@ def one_round(
     drawn = samples.run(wanted, folder / "samples.jsonl", display)
     prefs = folder / "prefs.jsonl"
     if not prefs.is_file():
-        how = Selecting(config.pairs.select, config.pairs.gap, config.pairs.soft, beta=config.pairs.beta, seed=seed)
+        options = config.pairs
+        how = SelectionOptions(options.select, options.gap, options.soft, beta=options.beta, seed=seed)
         pairs.run(str(drawn), prefs, how, judge, display)
     base = config.model.path if config.reference == "fixed" and number > 1 else None
     tuning = DPOConfig(

@@ -23,7 +23,7 @@ import torch
 
 from preftune.chat.open import load_renderer
 from preftune.config.schema import DPOConfig, NoiseConfig, RewardConfig
-from preftune.data.convert import as_groups
+from preftune.data.convert import group_rows
 from preftune.data.groups import folds, tokenize
 from preftune.data.items import require_judged
 from preftune.data.layout import Budget
@@ -124,7 +124,7 @@ def margins_of_fold(
     path = folder / "margins.json"
     if not path.is_file():
         display.say(f"fold {number} of {config.folds}: {len(others)} groups to learn from, {len(held_out)} to rank")
-        write_json(folder / "train.json", list(as_groups(others)))
+        write_json(folder / "train.json", list(group_rows(others)))
         final = trained(config, folder, display)
         write_json(path, ranked(config, final, held_out, display))
     return [

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from preftune.data.prompts import text_prompt
-from preftune.data.select import Selecting, choose
+from preftune.data.select import SelectionOptions, select_responses
 from preftune.errors import ConfigError, DataError, require_writable
 from preftune.files import write_rows
 from preftune.formats.account import Account
@@ -35,7 +35,7 @@ class Samples:
     origin: str
 
 
-def run(samples: str, out: Path, how: Selecting, reward: Reward | None, display: Display) -> Account:
+def run(samples: str, out: Path, how: SelectionOptions, reward: Reward | None, display: Display) -> Account:
     """Write `out`, one group a prompt, and return the account. Without a reward the samples must have scores."""
     require_writable(out)
     account = Account(samples, "samples")
@@ -44,7 +44,7 @@ def run(samples: str, out: Path, how: Selecting, reward: Reward | None, display:
     written, judgements, left_out = [], 0, Counter[str]()
     for row in scored:
         try:
-            chosen = choose(row.texts, row.scores, how, repr(row.prompt))
+            chosen = select_responses(row.texts, row.scores, how, repr(row.prompt))
         except Drop as reason:
             account.drop(str(reason), row.origin)
             continue

@@ -164,7 +164,7 @@ def test_check_data_knows_the_run_that_the_data_are_for(model_folder: Path) -> N
     for model in (None, model_folder):
         assert preftune.check_data(demonstrations, method="sft", model=model).ok
         refusal = preftune.check_data(demonstrations, model=model).refusal
-        assert "compares pairs, but the data hold demonstrations" in str(refusal)
+        assert "needs preference pairs, but the data contain demonstrations" in str(refusal)
         assert preftune.check_data(labelled, loss="kto", model=model).ok
         assert not preftune.check_data(labelled, method="reward", model=model).ok
     assert "max_length=256" in str(
@@ -208,7 +208,7 @@ WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
         {"select": "bestworst"},
         r"^select: unknown selection 'bestworst'; did you mean 'best-worst'",
     ),
-    "unused": ("pairs", {"k": 3}, r"^k: means nothing to best-worst"),
+    "unused": ("pairs", {"k": 3}, r"^k: is not used by 'best-worst'"),
     "reward": ("pairs", {"reward": "lenght"}, r"^reward: unknown name 'lenght'; did you mean 'length'\?"),
     "signature": ("pairs", {"reward": lambda a, b: [0.0, 0.0]}, r"has the arguments a, b"),
     "half": ("score", {"policy": "m"}, r"needs policy and reference, or reward alone"),

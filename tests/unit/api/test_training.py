@@ -122,7 +122,7 @@ def test_rows_in_memory_resume_and_notice_a_change(model_folder: Path, capsys: p
     changed = [*PAIRS[:-1], {**PAIRS[-1], "rejected": " changed"}]
     with pytest.raises(preftune.RunError, match="the data files have changed"):
         preftune.dpo(data=changed, **call)
-    with pytest.raises(preftune.DataError, match="these data were given in memory"):
+    with pytest.raises(preftune.DataError, match="these rows were passed in memory"):
         preftune.dpo("run/config.yaml", quiet=True)
     preftune.dpo("run/config.yaml", data=PAIRS, quiet=True)
 
@@ -331,5 +331,5 @@ def test_the_typed_keywords_are_those_of_the_configs() -> None:
 def test_a_config_with_a_function_is_a_readable_file(model_folder: Path) -> None:
     result = preftune.dpo(model=model_folder, data=PAIRS, loss=half, out="run", **SHORT)
     assert "python:" in dump(result.config)
-    with pytest.raises(preftune.ConfigError, match="was given as a Python function"):
+    with pytest.raises(preftune.ConfigError, match="was passed as a Python function"):
         preftune.dpo("run/config.yaml", data=write_jsonl(Path("p.jsonl"), PAIRS), out="again", quiet=True)

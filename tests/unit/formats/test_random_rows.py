@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tests.unit.formats.examples import EXAMPLES, chat
 
-from preftune.data.convert import as_groups
+from preftune.data.convert import group_rows
 from preftune.formats.parsers import Reading
 from preftune.formats.table import BY_NAME
 from preftune.formats.values import BadRow, Drop, drop_empty_responses
@@ -51,7 +51,7 @@ def test_a_corrupted_row_gives_valid_groups_or_a_known_error(seed: int) -> None:
         )
         try:
             groups = [drop_empty_responses(group) for group in BY_NAME[name].parse(bad, reading)]
-            for written in as_groups(groups):
+            for written in group_rows(groups):
                 json.dumps(written, allow_nan=False, ensure_ascii=False).encode()
             kinds.add("kept")
         except (BadRow, Drop) as reason:

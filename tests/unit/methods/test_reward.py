@@ -327,7 +327,7 @@ def test_scores_of_pairs_that_are_too_long_are_those_of_what_training_would_read
     data = write_jsonl(tmp_path / "long.jsonl", [long, {**long, "prompt": "and"}])
     assert cli(["score", "--reward", str(final), "--data", str(data), "--out", str(tmp_path / "s.jsonl"), "-q"]) == 0
     assert cli(["score", "--reward", str(final), "--data", str(data), "--out", str(tmp_path / "s.jsonl")]) == 0
-    assert "the prompt lost its beginning (max_length 256)" in capsys.readouterr().err
+    assert "the beginning of the prompt was truncated (max_length 256)" in capsys.readouterr().err
     scores = [json.loads(line) for line in (tmp_path / "s.jsonl").read_text().splitlines()]
     assert scores[1]["reward_chosen"] == pytest.approx(open_reward(str(final))([Answer("and", " sat on")])[0], abs=1e-4)
     assert all(math.isfinite(row["margin"]) for row in scores)

@@ -117,7 +117,7 @@ def test_long_prompts_are_dropped_before_anything_is_sampled(
         iterate.run(asked, reward=vowels, display=Display(), dry_run=True)
         said = " ".join(capsys.readouterr().err.split())
         assert "of 6 prompts, 6 responses each" in said
-    assert "dropped 2 (lines 7, 8): a prompt of more than 10 tokens" in said
+    assert "dropped 2 (lines 7, 8): the prompt is longer than 10 tokens" in said
     tight = wanted.model_copy(update={"sample": SampleConfig(n=2, max_new_tokens=300, evaluation=2)})
     with pytest.raises(ConfigError, match="built for 256"):
         iterate.run(tight, reward=vowels, display=Display(quiet=True), dry_run=True)

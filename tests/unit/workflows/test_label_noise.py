@@ -128,7 +128,7 @@ def test_a_soft_label_below_one_half_prefers_the_other_response(tmp_path: Path, 
     ("changes", "error", "message"),
     [
         ({"data": {"eval": 0.1}}, ConfigError, "held out once"),
-        ({"folds": 13}, DataError, "12 distinct prompts cannot be parted into 13"),
+        ({"folds": 13}, DataError, "cannot split 12 distinct prompts into 13 folds"),
         ({"loss": {"name": "kto"}}, ConfigError, "ranks pairs by no reward"),
         ({"loss": {"name": "simpo"}}, ConfigError, "ranks pairs by no reward"),  # its margins would be lengths
         ({"reference": {"kind": "adapter-off"}}, ConfigError, "no adapter without lora"),

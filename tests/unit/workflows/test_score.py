@@ -213,7 +213,7 @@ def test_the_table_says_the_difference(tmp_path: Path, models: dict[str, Path], 
     assert re.search(r"subset +prompts +corrected +compatible +difference", said)
     assert re.search(r"section Reasoning \(2 of 7 subsets\) ( +-?\d\.\d{4}){3}", said)
     assert "published: the header of the assistant's turn is scored" in said
-    assert "published: the prompt stands in an answer too" in said
+    assert "published: the prompt also occurs in an answer" in said
 
 
 @pytest.mark.parametrize(
