@@ -1,4 +1,4 @@
-"""Score groups of responses: the log-probs or rewards of any number of groups, in float64 on the CPU."""
+"""Compute log-probs or rewards of many groups in micro-batches, as float64 on the CPU."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from preftune.model.reference import Live
 from preftune.types import Batch, Logps, TokenGroup
 
 Floats = npt.NDArray[np.float64]
-SLOTS = 4096  # token slots of a micro-batch
+SLOTS = 4096  # token slots per micro-batch
 
 
 @torch.no_grad()
 def score_responses(
-    ask: Callable[[Batch], Logps],
+    forward: Callable[[Batch], Logps],
     groups: Sequence[TokenGroup],
     device: torch.device,
     layout: LayoutName = "rows",
@@ -31,33 +31,33 @@ def score_responses(
 ) -> list[Floats]:
     """Return for each group the (S,) summed log-probs, or rewards, of its responses.
 
-    `ask` is what a model says about a micro-batch, for example `partial(logps, scorer)`.
+    `forward` runs a model on one micro-batch, for example `partial(logps, scorer)`.
     """
     batches = partial(micro_batches, budget=Budget(layout, slots))
-    rows = by_group(lambda batch: (ask(batch.to(device)).sum_S.double().cpu(),), groups, batches)
-    return [sum_S.numpy() for (sum_S,) in rows]
+    values = by_group(lambda batch: (forward(batch.to(device)).sum_S.double().cpu(),), groups, batches)
+    return [sum_S.numpy() for (sum_S,) in values]
 
 
 @torch.no_grad()
 def score_tokens(
-    ask: Callable[[Batch], Logps],
+    forward: Callable[[Batch], Logps],
     groups: Sequence[TokenGroup],
     device: torch.device,
     layout: LayoutName = "rows",
     progress: Callable[[int], None] = lambda number: None,
 ) -> list[list[Tensor]]:
-    """Return for each group one tensor of token log-probs for each of its responses."""
+    """Return for each group a list with the token log-probs of each response."""
     batches = partial(micro_batches, budget=Budget(layout, SLOTS))
-    rows = by_group(lambda batch: (ask(batch.to(device)).token_N.double().cpu(),), groups, batches, progress)
+    values = by_group(lambda batch: (forward(batch.to(device)).token_N.double().cpu(),), groups, batches, progress)
     return [
         list(torch.split(token_N, [len(ids) for ids in group.response_ids]))
-        for group, (token_N,) in zip(groups, rows, strict=True)
+        for group, (token_N,) in zip(groups, values, strict=True)
     ]
 
 
 def response_logps(model: Scorer | Live, groups: Sequence[TokenGroup], slots: int = SLOTS) -> Floats:
     """Return the (P, M) summed log-probs of the M responses of each group under a model or a reference."""
     scorer = model if isinstance(model, Scorer) else model.scorer
-    ask = partial(logps, scorer) if isinstance(model, Scorer) else model.logps
+    forward = partial(logps, scorer) if isinstance(model, Scorer) else model.logps
     with uncompiled(scorer.model):
-        return np.array(score_responses(ask, groups, scorer.device, slots=slots))
+        return np.array(score_responses(forward, groups, scorer.device, slots=slots))
