@@ -242,10 +242,7 @@ class Client:
 
 
 def parse_settings(text: str, where: str) -> dict[str, Any]:
-    """Parse a server's settings from JSON.
-
-    Raises ConfigError if `text` is not a JSON object, or sets the model, the prompt or another reserved name.
-    """
+    """Parse a server's settings. Raises ConfigError if they are not a JSON object or set a reserved name."""
 
     def reject_constant(constant: str) -> None:
         raise ValueError(f"{constant} is not valid JSON")
@@ -266,17 +263,16 @@ def parse_settings(text: str, where: str) -> dict[str, Any]:
 
 
 def _permanent_error(error: Any, url: str) -> ConfigError:
-    """Return the error for a status that a retry cannot change."""
     what = f"{REFUSED_MESSAGE}: {error.status_code} {_message(error)}"
     if error.status_code in REFUSED_STATUSES:
         return RefusedError(
             what,
             where=url,
             fix="check the prompt's length and the settings; remove a setting that this model does not accept by "
-            "setting it to null (--server-settings, or SETTINGS in judge:URL,MODEL,VARIABLE,SETTINGS). Completed "
-            "results are saved",
+            "setting it to null (--server-settings, or SETTINGS in judge:URL,MODEL,VARIABLE,SETTINGS); "
+            "completed results are saved",
         )
-    fix = "check the model's name, the key and the settings. Completed results are saved"
+    fix = "check the model's name, the key and the settings; completed results are saved"
     return ConfigError(what, where=url, fix=fix)
 
 
@@ -300,7 +296,6 @@ def _retry_after(error: Exception) -> float | None:
 
 
 def _count(usage: Any, name: str) -> int:
-    """Return a token count, or 0 if it is missing or not an integer."""
     count = getattr(usage, name, 0)
     return count if isinstance(count, int) else 0
 

@@ -9,13 +9,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-Numbers = TypeVar("Numbers", float, torch.Tensor, npt.NDArray[np.float64])
+Floats = npt.NDArray[np.float64]
+Numbers = TypeVar("Numbers", float, torch.Tensor, Floats)
 
 
 def implicit_reward(log_policy: Numbers, log_reference: Numbers, beta: float) -> Numbers:
-    """Return the implicit reward beta (log pi - log ref), which is defined up to a constant per prompt.
+    """Return the implicit reward beta (log pi - log ref), defined up to a constant per prompt.
 
-    Works on floats, arrays and tensors of any shape.
     Source: Rafailov et al. 2023, arXiv:2305.18290, section 5.1.
     """
     return beta * (log_policy - log_reference)
@@ -28,11 +28,8 @@ def win(margin: Numbers) -> Numbers:
     return 0.5 * (1 + np.sign(margin))  # type: ignore[no-any-return]
 
 
-def mean_and_error(value_PM: npt.NDArray[np.float64]) -> tuple[float, float]:
-    """Return the mean of M values for each of P prompts, and its standard error over prompts.
-
-    With a single prompt, the standard error is taken over its M values.
-    """
+def mean_and_error(value_PM: Floats) -> tuple[float, float]:
+    """Return the mean of M values for each of P prompts, and its standard error over prompts (P = 1: over values)."""
     means = value_PM.mean(axis=1) if len(value_PM) > 1 else value_PM[0]
     return float(means.mean()), float(means.std(ddof=1) / math.sqrt(len(means))) if len(means) > 1 else 0.0
 

@@ -12,8 +12,8 @@ GAP = 20.0
 """Nats. A response in the data is then e^20 times less likely than the policy's own ones, so training on it teaches
 little about them. With 32 prompts the standard error is a few nats."""
 KL = 10.0
-"""Nats per response. Best of n reaches a KL of log n - (n - 1)/n, so 10 nats mean n = 60,000: preference data of the
-usual size cannot tell such responses apart."""
+"""Nats per response. Best of n has a KL of log n - (n - 1)/n, so 10 nats correspond to n = 60,000: more selection than
+preference data of the usual size can support."""
 DISPLACED = 0.5
 """Share of pairs. Above it, chosen and rejected have both become less likely in most pairs."""
 FALL = 0.01
@@ -85,10 +85,9 @@ def _far_from_reference(now: Line) -> str:
     kl = now.get("drift/kl", 0.0)
     if kl <= KL:
         return ""
-    error = now["drift/kl_se"]
     return (
-        f"the policy has a KL of {kl:.1f} +- {error:.1f} nats per response from the reference (warning above {KL:g}). "
-        f"{GENTLER}."
+        f"the policy has a KL of {kl:.1f} +- {now['drift/kl_se']:.1f} nats per response from the reference (warning "
+        f"above {KL:g}). {GENTLER}."
     )
 
 
@@ -107,9 +106,8 @@ def _longer(now: Line, first: Line) -> str:
     if length <= LENGTH * before:
         return ""
     return (
-        f"the policy's responses have become longer: {length:.0f} tokens on average ({before:.0f} at step "
-        f"{first['step']}, warning above {LENGTH:g} times that). Use loss r_dpo or ld_dpo, and compare the lengths in "
-        "your data with preftune data check."
+        f"the policy's responses have {length:.0f} tokens on average ({before:.0f} at step {first['step']}, warning "
+        f"above {LENGTH:g} times that). Use loss r_dpo or ld_dpo; preftune data check compares lengths in your data."
     )
 
 

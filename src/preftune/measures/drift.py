@@ -6,11 +6,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
-import numpy.typing as npt
 
-from preftune.formulas import mean_and_error
-
-Floats = npt.NDArray[np.float64]
+from preftune.formulas import Floats, mean_and_error
 
 
 def figures(texts: Sequence[str], ended: Sequence[bool]) -> dict[str, float]:
@@ -36,9 +33,7 @@ def figures(texts: Sequence[str], ended: Sequence[bool]) -> dict[str, float]:
 def likelihood(own_S: Floats, own_length_S: Floats, data_S: Floats, data_length_S: Floats) -> dict[str, float]:
     """Compare a policy's log-probs of its own samples and of the responses in the data.
 
-    own_S, data_S                                summed log-probs of the responses
-    own_length_S, data_length_S                  numbers of tokens of the responses
-
+    own_S, data_S, own_length_S, data_length_S   summed log-probs and numbers of tokens of the responses
     drift/own_logps, drift/data_logps            mean log-prob per response
     drift/own_per_token, drift/data_per_token    mean log-prob per token
     drift/gap    (own_per_token - data_per_token) * mean number of tokens of the data's responses: by how many nats a
@@ -55,11 +50,10 @@ def likelihood(own_S: Floats, own_length_S: Floats, data_S: Floats, data_length_
 
 
 def divergence(policy_PM: Floats, reference_PM: Floats) -> dict[str, float]:
-    """Estimate KL(policy || reference) in nats per response from M samples of the policy for each of P prompts.
+    """Estimate KL(policy || reference) in nats per response from the log-probs of M policy samples per prompt.
 
-    policy_PM, reference_PM    log-probs of the samples under the policy and the reference
-    drift/kl                   mean of log pi - log ref, an unbiased estimate
-    drift/kl_se                its standard error over prompts
+    drift/kl       mean of log pi - log ref, an unbiased estimate
+    drift/kl_se    its standard error over prompts
     """
     kl, error = mean_and_error(policy_PM - reference_PM)
     return {"drift/kl": kl, "drift/kl_se": error}

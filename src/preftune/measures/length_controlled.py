@@ -3,9 +3,8 @@
     logit P(the model wins | prompt) = phi tanh(d / std(d)) + psi difficulty + theta
 
 d is the length of the baseline's response minus that of the model's, in characters. The weights phi, psi and theta
-minimise the log loss of the preferences plus an L1 penalty. The fit also uses the rows of two gamed baselines (the
-baseline prompted to be verbose, and to be concise), with weight 0.2 / 2 and without theta. The result is the mean of P
-at d = 0.
+minimise the log loss plus an L1 penalty. The fit also uses the rows of two gamed baselines (the baseline prompted to be
+verbose, and to be concise), with weight 0.2 / 2 and without theta. The result is the mean of P at d = 0.
 
 Source: Dubois et al. 2024, arXiv:2404.04475, and tatsu-lab/alpaca_eval, metrics/glm_winrate.py, where this form is
 called length_controlled_v1.
@@ -46,11 +45,10 @@ class Gamed:
 
 @dataclass(frozen=True, slots=True)
 class LengthControlled:
-    """The win rate as a share, and the fit behind it.
+    """The win rate as a share, with the standard error of the mean prediction over prompts, as in AlpacaEval.
 
-    standard_error  of the mean prediction over prompts, as AlpacaEval prints it
-    strength        weight of the log loss relative to the penalty, chosen by cross-validation
-    weights         phi, psi, theta
+    strength  weight of the log loss relative to the penalty, chosen by cross-validation
+    weights   phi, psi, theta
     """
 
     rate: float

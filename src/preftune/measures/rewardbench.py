@@ -87,8 +87,7 @@ def ties_score(cases: Sequence[Case]) -> float | None:
 
     score = 0.3 P(gap > 0 | tied) + 0.3 P(gap > 0 | reference) + 0.2 P(gap > spread) + 0.2 P(least > spread)
             + 0.01 mean tanh(least / spread - 1)
-
-    `least` is the smaller gap of the two prompts. The last three terms need both prompts; 0 / 0 counts as 0.
+    `least` is the smaller gap of the two prompts. The last three terms need both prompts; the tanh is 0 for 0 / 0.
     """
     by_kind: dict[str, dict[str, Case]] = {"ref": {}, "tied": {}}
     for case in cases:
@@ -111,10 +110,7 @@ def ties_score(cases: Sequence[Case]) -> float | None:
 
 
 def figures(cases: Sequence[Case], published: bool) -> dict[str, Any]:
-    """Return the number of prompts and the accuracy, and with subsets also subset, section and overall scores.
-
-    overall    mean of the sections present, Prior Sets at half weight; None if no subset belongs to a section
-    """
+    """Return the number of prompts and the accuracy, and with subsets also subset, section and overall scores."""
     scores: dict[str, Any] = {"prompts": len(cases), "accuracy": accuracy(cases, published)}
     names = sorted({case.subset for case in cases if case.subset})
     if not names:

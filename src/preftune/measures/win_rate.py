@@ -14,9 +14,9 @@ import numpy.typing as npt
 from scipy.special import expit
 
 from preftune.formats.all_rows import uninformative
+from preftune.formulas import Floats
 from preftune.types import Judgement
 
-Floats = npt.NDArray[np.float64]
 RESAMPLES = 10_000
 """Bootstrap resamples per interval. Another seed moves each end by about 1.4 % of the half-width: 0.05 points for a win
 rate of one half on 805 prompts."""
@@ -34,10 +34,7 @@ def sides(judgement: Judgement) -> tuple[int, int] | None:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """The two verdicts on one pair, and the lengths of the responses in words.
-
-    forward, backward   verdict with our response shown first, and second; None if it could not be read
-    """
+    """The verdicts with our response shown first (`forward`) and second; None if unreadable. Lengths are in words."""
 
     forward: float | None
     backward: float | None
@@ -53,11 +50,10 @@ class Match:
 
 @dataclass(frozen=True, slots=True)
 class WinRate:
-    """Result of `win_rate`. Shares are over the matches with at least one verdict that could be read.
+    """Shares are over matches with a readable verdict; `low` and `high` are a 95 % bootstrap interval over matches.
 
-    low, high        95 % bootstrap interval of `rate` over matches
-    unread           number of verdicts that could not be read; each of the `matches` has two verdicts
-    length_adjusted  see `length_adjusted`; AlpacaEval's length-controlled win rate is in length_controlled.py
+    unread           number of unreadable verdicts; each of the `matches` has two verdicts
+    length_adjusted  see `fitted`; AlpacaEval's length-controlled win rate is in length_controlled.py
     first_shown      share of verdicts for the response that was shown first
     consistent       share of pairs with the same verdict in both orders
     uninformative    why the verdicts carry no information about the responses, or ""
@@ -144,24 +140,18 @@ def interval(chunks: Sequence[Floats]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def length_adjusted(outcome: Floats, longer: Floats, penalty: float = PENALTY) -> float:
-    """Estimate the win rate between responses of equal length by a logistic fit.
+def fitted(
+    outcome: Floats, longer: Floats, penalty: float, start: tuple[float, float] = (0.0, 0.0)
+) -> tuple[Floats, Floats]:
+    """Fit P(win) = sigmoid(theta + phi tanh(d / std(d))), d = our length - the other's, B times to n matches each.
 
-    P(win) = sigmoid(theta + phi tanh(d / std(d))), d = our length - the other's. The result is sigmoid(theta). Only phi
-    is penalised, so without length differences the result equals the win rate.
+    Returns (B,) theta and phi, by Newton's method from `start`. sigmoid(theta) is the length-adjusted win rate, that
+    between responses of equal length. Only phi is penalised: without length differences it is the plain win rate.
 
     This is not AlpacaEval's length-controlled win rate, which also needs instruction difficulties and gamed baselines
     that exist only for its own prompts; see measures.length_controlled.
     Source of the form: Dubois et al. 2024, arXiv:2404.04475.
     """
-    theta, _ = fitted(outcome[None], longer[None], penalty)
-    return float(expit(theta[0]))
-
-
-def fitted(
-    outcome: Floats, longer: Floats, penalty: float, start: tuple[float, float] = (0.0, 0.0)
-) -> tuple[Floats, Floats]:
-    """Return (B,) theta and phi of B fits to n matches each, by Newton's method from `start`."""
     spread = longer.std(axis=1, keepdims=True)
     x = np.tanh(np.divide(longer, spread, out=np.zeros_like(longer), where=spread > 0))
     theta, phi = (np.full(len(outcome), value) for value in start)

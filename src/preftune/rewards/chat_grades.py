@@ -88,14 +88,12 @@ class ChatGrades:
         if new and new <= refused.keys():  # all new requests: probably wrong settings, so do not return None for all
             raise next(error for key, error in refused.items() if key in new)
         if ungraded:
-            raise self._ungraded_error(ungraded, missing, len(refused))
+            self._raise_ungraded(ungraded, missing, len(refused))
         return [grades.get(cache_key(r)) for r in responses]
 
-    def _ungraded_error(
-        self, ungraded: dict[str, str], missing: Sequence[PromptResponse], refused: int
-    ) -> IncompleteError:
+    def _raise_ungraded(self, ungraded: dict[str, str], missing: Sequence[PromptResponse], refused: int) -> None:
         first = next(r for r in missing if cache_key(r) in ungraded)
-        return IncompleteError(
+        raise IncompleteError(
             f"{self.server.model} gave no grade for {len(ungraded)} of {len(missing)} responses"
             + (f", and the server refused {refused}" if refused else ""),
             where=first.origin or self.server.url,
@@ -116,9 +114,7 @@ def open_chat_grades(name: str, where: str) -> ChatGrades:
         )
     url, model, variable, settings = [*parts, "", ""][:4]
     if variable.startswith("{"):
-        raise ConfigError(
-            "the settings are in the place of the key's variable", where=where, fix="write judge:URL,MODEL,,{JSON}"
-        )
+        raise ConfigError("VARIABLE is missing before SETTINGS", where=where, fix="write judge:URL,MODEL,,{JSON}")
     server = Client(url, model, variable or None, settings=parse_settings(settings, where) if settings else {})
     server.connect()  # to report a missing package or key at once
     digest = hashlib.sha256(f"{VERSION} {server.name}".encode()).hexdigest()
@@ -127,9 +123,9 @@ def open_chat_grades(name: str, where: str) -> ChatGrades:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Number of requests to a server, with their approximate input tokens and maximum output tokens.
+    """Requests to a server, about how many input tokens and at most how many output tokens they take.
 
-    A request is repeated up to `attempts` times if the reply cannot be read; repetitions are not counted.
+    A request is made up to `attempts` times if replies cannot be read; repetitions are not counted.
     """
 
     requests: int

@@ -1,4 +1,4 @@
-"""Judges, which decide which of two responses is better.
+"""Judges that decide which of two responses is better.
 
 server model   a chat model behind an OpenAI-compatible API. The responses are sent as JSON strings, so that they cannot
                pose as instructions, and only the last line of the reply is read
@@ -123,10 +123,8 @@ def server_judge(server: Client, task: str) -> Judge:
     """
 
     def judge(questions: Sequence[Question]) -> Iterator[tuple[int, float | None, str]]:
-        jobs = [
-            lambda q=q: server.complete(messages_for(q, task), temperature=0.0, max_tokens=MAX_TOKENS)
-            for q in questions
-        ]
+        complete = partial(server.complete, temperature=0.0, max_tokens=MAX_TOKENS)
+        jobs = [partial(complete, messages_for(q, task)) for q in questions]
         refused, errors = list[tuple[int, str]](), list[IncompleteError]()
 
         def on_failure(number: int, error: RefusedError | IncompleteError) -> None:

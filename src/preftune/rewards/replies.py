@@ -6,8 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from preftune.types import Message
 
-#: Markdown and brackets allowed around the parts of the last line. A lone quotation mark is not allowed, because it may
-#: end a quotation of the text that is judged.
+# allowed around the parts of the last line; no lone quotation mark, which may end a quotation of a response
 MARKUP = r"[\s*_`#()\[\]{}<]*"
 MARKUP_AT_END = r"[\s*_`()\[\]{}>.!]*"
 MAX_TOKENS = 300  # of a reply

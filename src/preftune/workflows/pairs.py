@@ -88,10 +88,7 @@ def score(rows: Sequence[Samples], reward: Reward | None, display: Display) -> l
         if lacking:
             raise ConfigError("the samples have no scores", where=lacking.origin, fix="name a reward: --reward")
         return list(rows)
-    answers = [
-        [PromptResponse(r.prompt, *text_ended, r.origin) for text_ended in zip(r.texts, r.ended, strict=True)]
-        for r in rows
-    ]
+    answers = [[PromptResponse(r.prompt, *pair, r.origin) for pair in zip(r.texts, r.ended, strict=True)] for r in rows]
     wanted = chat_grades.estimate(reward, (answer for group in answers for answer in group))
     if wanted:
         display.say(f"reward: {wanted.describe()}")

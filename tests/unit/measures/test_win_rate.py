@@ -8,8 +8,14 @@ import numpy as np
 import pytest
 from scipy import stats
 from scipy.optimize import minimize
+from scipy.special import expit
 
-from preftune.measures.win_rate import RESAMPLES, Match, bootstrap, fitted, length_adjusted, win_rate
+from preftune.measures.win_rate import PENALTY, RESAMPLES, Match, bootstrap, fitted, win_rate
+
+
+def length_adjusted(outcome: Any, longer: Any, penalty: float = PENALTY) -> float:
+    theta, _ = fitted(outcome[None], longer[None], penalty)
+    return float(expit(theta[0]))
 
 
 def test_the_win_rate_of_five_matches_equals_the_hand_calculation() -> None:

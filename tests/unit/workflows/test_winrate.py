@@ -176,5 +176,5 @@ def test_wrong_names_are_said_with_their_option(tmp_path: Path, model_folder: Pa
         winrate.run(replace(wanted, policies=("nope",)), tmp_path / "out", QUIET)
     with pytest.raises(ModelError, match="--against nope"):
         winrate.run(replace(wanted, against="best:4,nope,length"), tmp_path / "out", QUIET)
-    with pytest.raises(ConfigError, match="a model behind a server needs --judge-url"):
+    with pytest.raises(ConfigError, match="for a model behind a server, set --judge-url"):
         winrate.run(replace(wanted, judge="mymodel"), tmp_path / "out", QUIET)
