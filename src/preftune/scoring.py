@@ -1,4 +1,4 @@
-"""Score groups of responses: the log-probs or rewards of any number of groups, in float64 on the CPU."""
+"""Compute log-probs or rewards of many groups in micro-batches, as float64 on the CPU."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ ROWS = Budget("rows", SLOTS)
 
 @torch.no_grad()
 def score_responses(
-    ask: Callable[[Batch], Logps],
+    forward: Callable[[Batch], Logps],
     groups: Sequence[TokenGroup],
     device: torch.device,
     budget: Budget = ROWS,
 ) -> list[Floats]:
     """Return for each group the (S,) summed log-probs, or rewards, of its responses.
 
-    `ask` is what a model says about a micro-batch, for example `partial(logps, scorer)`.
+    `forward` runs a model on one micro-batch, for example `partial(logps, scorer)`.
     """
     batches = partial(micro_batches, budget=budget)
-    rows = by_group(lambda batch: (ask(batch.to(device)).sum_S.double().cpu(),), groups, batches)
-    return [sum_S.numpy() for (sum_S,) in rows]
+    values = by_group(lambda batch: (forward(batch.to(device)).sum_S.double().cpu(),), groups, batches)
+    return [sum_S.numpy() for (sum_S,) in values]
 
 
 @torch.no_grad()
 def score_tokens(
-    ask: Callable[[Batch], Logps],
+    forward: Callable[[Batch], Logps],
     groups: Sequence[TokenGroup],
     device: torch.device,
     budget: Budget = ROWS,
@@ -48,16 +48,16 @@ def score_tokens(
 ) -> list[list[Tensor]]:
     """Return for each group one tensor of token log-probs for each of its responses."""
     batches = partial(micro_batches, budget=budget)
-    rows = by_group(lambda batch: (ask(batch.to(device)).token_N.double().cpu(),), groups, batches, progress)
+    values = by_group(lambda batch: (forward(batch.to(device)).token_N.double().cpu(),), groups, batches, progress)
     return [
         list(torch.split(token_N, [len(ids) for ids in group.response_ids]))
-        for group, (token_N,) in zip(groups, rows, strict=True)
+        for group, (token_N,) in zip(groups, values, strict=True)
     ]
 
 
 def response_logps(model: Scorer | Live, groups: Sequence[TokenGroup], budget: Budget = ROWS) -> Floats:
     """Return the (P, M) summed log-probs of the M responses of each group under a model or a reference."""
     scorer = model if isinstance(model, Scorer) else model.scorer
-    ask = partial(logps, scorer) if isinstance(model, Scorer) else model.logps
+    forward = partial(logps, scorer) if isinstance(model, Scorer) else model.logps
     with uncompiled(scorer.model):
-        return np.array(score_responses(ask, groups, scorer.device, budget))
+        return np.array(score_responses(forward, groups, scorer.device, budget))

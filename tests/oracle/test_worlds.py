@@ -26,7 +26,7 @@ from preftune.methods.ppo_loop import optimise
 from preftune.methods.rollouts import Actors, Critic
 from preftune.model.logprobs import Scorer
 from preftune.model.reference import Frozen
-from preftune.rewards.reward import Answer
+from preftune.rewards.reward import PromptResponse
 from preftune.train.optim import Weights, build_optimizer
 
 NOISE = 0.2
@@ -143,7 +143,7 @@ def tuned_by_ppo(reward: Tensor, settings: PPOParameters) -> tuple[Tensor, Tenso
         for r, response in enumerate(WORLD.responses)
     }
 
-    def judge(answers: Sequence[Answer]) -> list[float]:
+    def judge(answers: Sequence[PromptResponse]) -> list[float]:
         return [known[world_key(a)] for a in answers]
 
     scorer = Scorer.of(model)
@@ -171,7 +171,7 @@ def tuned_by_ppo(reward: Tensor, settings: PPOParameters) -> tuple[Tensor, Tenso
     return log_ref, table(scorer, WORLD)
 
 
-def world_key(answer: Answer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def world_key(answer: PromptResponse) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """(prompt, response) in token ids."""
     ids = [int(letter) for letter in answer.response]
     return tuple(map(int, str(answer.prompt))), (*ids, 0) if answer.ended else tuple(ids)

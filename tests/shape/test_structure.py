@@ -40,7 +40,7 @@ ALLOWED = {
     "scoring": "types model data",
     "train": "types errors formulas files config model data",
     "rewards": "types errors formulas files objects resolve model client formats chat data scoring",
-    "measures": "types errors exact model formats",
+    "measures": "types errors formulas exact model formats",
     "report": "files",
     "lifecycle": "types errors files objects config losses model sources formats chat data scoring train "
     "measures report",

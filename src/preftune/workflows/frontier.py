@@ -34,7 +34,7 @@ from preftune.model.logprobs import Scorer
 from preftune.report.figures import frontier
 from preftune.report.page import Section, write_page
 from preftune.rewards.open import open_reward
-from preftune.rewards.reward import Reward, answers_of, every_reward
+from preftune.rewards.reward import Reward, require_rewards, responses_of
 from preftune.scoring import response_logps
 from preftune.train.display import Display
 
@@ -87,7 +87,7 @@ class Asking:
 
     def rewards(self, drawn: Sequence[Sampled], when: str) -> Floats:
         """(P, M)"""
-        return every_reward(self.reward, answers_of(self.prompts, drawn), when).reshape(len(self.prompts), -1)
+        return require_rewards(self.reward, responses_of(self.prompts, drawn), when).reshape(len(self.prompts), -1)
 
 
 def run(wanted: FrontierOptions, out: Path, display: Display) -> dict[str, list[Point]]:

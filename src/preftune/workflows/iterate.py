@@ -53,7 +53,7 @@ from preftune.model.logprobs import Scorer
 from preftune.report.run import write_run_page
 from preftune.rewards import chat_grades
 from preftune.rewards.open import open_reward
-from preftune.rewards.reward import Answer, Floats, Reward, answers_of, lacking, rewards_of, why_none
+from preftune.rewards.reward import Floats, PromptResponse, Reward, missing_error, responses_of, rewards_of, why_missing
 from preftune.scoring import response_logps
 from preftune.train.display import Display
 from preftune.train.run import Run, run_identity
@@ -93,7 +93,7 @@ def run(
     )
     wanted = chat_grades.estimate(judge, stand_ins(config, train, held_out or train))
     if wanted:
-        display.say(f"reward: {wanted.in_words()}")
+        display.say(f"reward: {wanted.describe()}")
     if dry_run:
         return print_plan(config, [], display)
     log = Run.open(out, identity, display, type(config))
@@ -148,13 +148,13 @@ def rounds(
 
 def stand_ins(
     config: IterateConfig, train: Sequence[PreferenceGroup], asked: Sequence[PreferenceGroup]
-) -> Iterator[Answer]:
+) -> Iterator[PromptResponse]:
     """As many answers as all rounds will have rewarded, each as long as it may be, four characters a token."""
     for number in range(config.rounds + 1):
         drawn = [train[i] for i in prompts_of_round(config, number, len(train))] if number else []
         for group, n in [*((g, config.sample.n) for g in drawn), *((g, config.sample.evaluation) for g in asked)]:
             for k in range(n):
-                yield Answer(group.prompt, f"{number} {k} {n}".rjust(4 * config.sample.max_new_tokens, "x"))
+                yield PromptResponse(group.prompt, f"{number} {k} {n}".rjust(4 * config.sample.max_new_tokens, "x"))
 
 
 @contextmanager
@@ -279,11 +279,11 @@ def evaluated(
     prompts = encode_prompts(asked, renderer, 1 << 20, Account("evaluation"))
     sampling = Sampling(config.sample.evaluation, config.sample.max_new_tokens, seed=config.train.seed)
     drawn = sample(opened.model, tokenizer, [p.ids.tolist() for p in prompts], sampling)
-    answers = answers_of(prompts, drawn)
+    answers = responses_of(prompts, drawn)
     when = f"evaluation of {policy}"
     rewards = rewards_of(judge, answers, when)
     if np.isnan(rewards).all():
-        raise lacking(judge, answers, rewards, when)
+        raise missing_error(judge, answers, rewards, when)
     groups = [sampled.group for sampled in drawn]
     own = response_logps(Scorer.of(opened.model), groups)
     del opened
@@ -311,7 +311,7 @@ def say_unrewarded(log: Run, found: dict[str, float], judge: Reward) -> None:
     """How many responses of an evaluation are not part of its mean."""
     if "objective/unrewarded" in found:
         number = found["objective/unrewarded"]
-        log.display.say(f"{number:g} responses of the evaluation got no reward: {why_none(judge)}".rstrip(": "))
+        log.display.say(f"{number:g} responses of the evaluation got no reward: {why_missing(judge)}".rstrip(": "))
 
 
 def enough(config: IterateConfig, before: dict[str, float], after: dict[str, float]) -> str:

@@ -18,7 +18,7 @@ from preftune.formats.cells import decode_cells
 from preftune.formats.parsers import Reading
 from preftune.formats.values import BadRow, Drop, Fields, ended_flags, number, response_of
 from preftune.rewards import chat_grades
-from preftune.rewards.reward import Answer, Reward, rewards_of_groups, why_none
+from preftune.rewards.reward import PromptResponse, Reward, rewards_by_group, why_missing
 from preftune.sources.read import read
 from preftune.train.display import Display
 from preftune.types import Message, Text, as_json, content
@@ -70,8 +70,8 @@ def run(samples: str, out: Path, how: SelectionOptions, reward: Reward | None, d
     if any(left_out.values()):
         said = ", ".join(f"{number:,} {what}" for what, number in left_out.items() if number)
         display.say(f"  of the prompts that are kept, left out: {said}")
-    if why_none(reward):
-        display.say(f"  without a reward: {why_none(reward)}")
+    if why_missing(reward):
+        display.say(f"  without a reward: {why_missing(reward)}")
     return account
 
 
@@ -88,14 +88,12 @@ def score(rows: Sequence[Samples], reward: Reward | None, display: Display) -> l
         if lacking:
             raise ConfigError("the samples have no scores", where=lacking.origin, fix="name a reward: --reward")
         return list(rows)
-    answers = [
-        [Answer(r.prompt, text, end, r.origin) for text, end in zip(r.texts, r.ended, strict=True)] for r in rows
-    ]
+    answers = [[PromptResponse(r.prompt, *pair, r.origin) for pair in zip(r.texts, r.ended, strict=True)] for r in rows]
     wanted = chat_grades.estimate(reward, (answer for group in answers for answer in group))
     if wanted:
-        display.say(f"reward: {wanted.in_words()}")
+        display.say(f"reward: {wanted.describe()}")
     with display.stage("reward", len(rows)) as stage:
-        found = rewards_of_groups(reward, answers, "rewards", stage.advance)
+        found = rewards_by_group(reward, answers, "rewards", stage.advance)
     return [replace(row, scores=tuple(scores)) for row, scores in zip(rows, found, strict=True)]
 
 

@@ -36,7 +36,7 @@ from preftune.model.logprobs import Scorer, logps
 from preftune.report.tokens import ShadedPair, shown, write_token_page
 from preftune.rewards.models import RewardModel
 from preftune.rewards.open import open_reward
-from preftune.rewards.reward import Answer, note_text_only, rewards_of_groups, why_none
+from preftune.rewards.reward import PromptResponse, note_text_only, rewards_by_group, why_missing
 from preftune.scoring import SLOTS, score_tokens
 from preftune.train.display import Display
 from preftune.types import Message, PreferenceGroup, TokenGroup, content
@@ -179,15 +179,15 @@ def rewarded(
     for line in account.lines():
         display.say(line)
     with display.stage("reward", len(groups)) as stage:
-        found = rewards_of_groups(reward, answers_of_groups(groups), "rewards", stage.advance)
+        found = rewards_by_group(reward, answers_of_groups(groups), "rewards", stage.advance)
     both = list(zip(groups, found, strict=True))
     for lacking in [group.origin for group, rewards in both if any(map(math.isnan, rewards))]:
         account.drop(UNREWARDED, lacking)
     if UNREWARDED in account.dropped:
         origins = account.dropped[UNREWARDED]
         display.say(f"dropped {len(origins)} ({format_origins(origins, scoring.data)}): {UNREWARDED}")
-        if why_none(reward):
-            display.say(f"  without a reward: {why_none(reward)}")
+        if why_missing(reward):
+            display.say(f"  without a reward: {why_missing(reward)}")
         account.check(1.0, "look at the reward")
     return [Scored(g.origin, g.judgements, rewards) for g, rewards in both if not any(map(math.isnan, rewards))]
 
@@ -202,14 +202,14 @@ def by_model(
 ) -> list[Scored]:
     """The groups with the rewards of a reward model; what is too long for it is cut as for an implicit reward."""
     turned = [as_turns(group, marks) for group in groups] if reward.renderer.tokenizer.chat_template else groups
-    limits = limits_of(section, min(MAX_LENGTH, reward.longest))
+    limits = limits_of(section, min(MAX_LENGTH, reward.max_length))
     tokens = as_pairs(tokenize(turned, reward.renderer, limits, account), "score")
     for line in account.lines():
         display.say(line)
     account.check(max_dropped_of(section))
     require_positions(reward.scorer.model, tokens, "--max-length")
     with display.stage("reward", len(tokens)) as stage:
-        found = reward.of_groups(tokens)
+        found = reward.score_groups(tokens)
         stage.advance(len(tokens))
     return [Scored(group.origin, group.judgements, rewards) for group, rewards in zip(tokens, found, strict=True)]
 
@@ -220,11 +220,11 @@ def limits_of(section: DataConfig, longest: int) -> Limits:
     return Limits(most, section.max_prompt_length, section.overlong, section.bad_rows)
 
 
-def answers_of_groups(groups: Sequence[PreferenceGroup]) -> list[list[Answer]]:
+def answers_of_groups(groups: Sequence[PreferenceGroup]) -> list[list[PromptResponse]]:
     """The responses of each group, to be rewarded."""
     return [
         [
-            Answer(group.prompt, content(response), end, group.origin)
+            PromptResponse(group.prompt, content(response), end, group.origin)
             for response, end in zip(group.responses, group.ended or (True,) * len(group.responses), strict=True)
         ]
         for group in groups

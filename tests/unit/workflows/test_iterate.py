@@ -24,7 +24,7 @@ from preftune.config.schema import BatchConfig, LoraConfig, ModelConfig, OptimCo
 from preftune.errors import ConfigError, ModelError, RunError
 from preftune.lifecycle.saved import reward_models_fingerprint
 from preftune.measures.drift import figures
-from preftune.rewards.reward import Answer
+from preftune.rewards.reward import PromptResponse
 from preftune.train.display import Display
 from preftune.workflows import iterate
 from preftune.workflows.iterate import enough, prompts_of_round
@@ -33,7 +33,7 @@ KILLS = int(os.environ.get("PREFTUNE_KILLS", "4"))  # `make kills`: 20
 PROMPTS = ["the cat", "a dog", "once upon", "we can", "maybe", "the answer is"]
 
 
-def vowels(answers: Sequence[Answer]) -> list[float]:
+def vowels(answers: Sequence[PromptResponse]) -> list[float]:
     return [20 * a.response.count("a") / max(1, len(a.response)) for a in answers]
 
 
@@ -81,7 +81,7 @@ def test_rounds_raise_the_reward(tmp_path: Path, model_folder: Path, reference: 
 def test_responses_without_a_reward_are_left_out_and_counted(tmp_path: Path, model_folder: Path) -> None:
     """What has none is neither trained on nor part of the mean; if nothing has one, that is an error."""
 
-    def often(answers: Sequence[Answer]) -> list[float | None]:
+    def often(answers: Sequence[PromptResponse]) -> list[float | None]:
         return [None if len(a.response) % 3 == 0 else float(len(a.response)) for a in answers]
 
     iterate.run(config(tmp_path, model_folder, rounds=1), reward=often, display=Display(quiet=True))

@@ -60,7 +60,7 @@ def test_what_grades_will_take_is_said_first(
     winrate.run(wanted, tmp_path / "out", Display(), dry_run=True)
     said = capsys.readouterr().err
     assert "judge: at most 9 requests" in said  # 3 responses to be sampled, 3 chosen and 3 rejected ones
-    assert "at most 2,700 to write (up to 3 times that if replies cannot be read), about 0.0" in said
+    assert "at most 2,700 output tokens (up to 3 times that if replies cannot be read), about 0.0" in said
     assert judge_server.asked == []
     winrate.run(wanted, tmp_path / "out", QUIET)
     assert len(judge_server.asked) <= 9
@@ -125,7 +125,7 @@ def test_the_command(tmp_path: Path, model_folder: Path, judge_server: Any, caps
     assert cli([*common, *price]) == 0
     said = capsys.readouterr().err
     assert "at most 30 requests" in said
-    assert "at the prices given" in said
+    assert "at the given prices" in said
     assert judge_server.asked == []
     assert cli([*common, "--judge", "length", "--task", "poetry"]) == 2
 
@@ -176,5 +176,5 @@ def test_wrong_names_are_said_with_their_option(tmp_path: Path, model_folder: Pa
         winrate.run(replace(wanted, policies=("nope",)), tmp_path / "out", QUIET)
     with pytest.raises(ModelError, match="--against nope"):
         winrate.run(replace(wanted, against="best:4,nope,length"), tmp_path / "out", QUIET)
-    with pytest.raises(ConfigError, match="a model behind a server needs --judge-url"):
+    with pytest.raises(ConfigError, match="for a model behind a server, set --judge-url"):
         winrate.run(replace(wanted, judge="mymodel"), tmp_path / "out", QUIET)
