@@ -80,7 +80,8 @@ loss:                                                  # a weighted sum
 ```
 
 The default is `sigmoid`, the DPO loss. A sum combines losses of the same kind only: pairs, responses or groups (the
-column "is a function of"). A parameter that a loss does not have is an error. You can also [write a loss](#your-own-loss).
+column "is a function of"). A parameter that a loss does not have is an error. You can also write
+[your own loss](#your-own-loss).
 
 ## Notation
 
@@ -152,8 +153,8 @@ Return a tensor with one value per pair (or per labelled response, or per rankin
 
 **Parameters** are the arguments after the `*`. The config can set exactly these.
 
-If the loss couples the pairs of a step (a batch mean, a sort), decorate it with `preftune.losses.joint`. The file is run
-as Python code, so only use files that you trust.
+If the loss couples the pairs of a step (a batch mean, a sort), decorate it with `preftune.losses.joint`. The file is
+run as Python code, so only use files that you trust.
 """
 
 
@@ -204,7 +205,9 @@ def config() -> str:
     for one in shared:
         out.append(f"| {one.link} | {' | '.join('yes' if name in one.commands else '' for name, _ in COMMANDS)} |")
     out.append(CONFIG_SHARED)
-    everywhere = [name for name in COMMANDS[0][1].model_fields if all(name in fields_of(model) for _, model in COMMANDS)]
+    everywhere = [
+        name for name in COMMANDS[0][1].model_fields if all(name in fields_of(model) for _, model in COMMANDS)
+    ]
     out += HEAD
     for name in everywhere:
         defaults = dict.fromkeys(shown(model.model_fields[name].default) for _, model in COMMANDS)
