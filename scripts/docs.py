@@ -33,11 +33,11 @@ COLUMNS = ("probability", "margin")
 
 def losses() -> str:
     families = [
-        ("Pairwise losses on the log-ratio to a reference", pairwise.TABLE),
-        ("Pairwise losses without a reference", reference_free.TABLE),
-        ("Pairwise losses on other quantities than the two log-ratios", tokenwise.TABLE),
-        ("Losses for labelled responses", unpaired.TABLE),
-        ("Losses for rankings", listwise.TABLE),
+        ("Pairwise losses on the log-ratio to a reference", "", pairwise.TABLE),
+        ("Pairwise losses without a reference", "", reference_free.TABLE),
+        ("Pairwise losses on other quantities than the two log-ratios", "", tokenwise.TABLE),
+        ("Losses for labelled responses", UNPAIRED, unpaired.TABLE),
+        ("Losses for rankings", RANKINGS, listwise.TABLE),
     ]
     out = [GENERATED, "# Losses\n", INTRODUCTION]
     out += [
@@ -50,8 +50,8 @@ def losses() -> str:
         taken = ", ".join(f"`{c}`" for c in COLUMNS if c in inputs) or ""
         items = items_of(inputs) + (", whole step" if is_joint(function) else "")
         out.append(f"| [`{name}`](#{name}) | {parameters(function)} | {reference} | {items} | {taken} |")
-    for title, table in families:
-        out.append(f"\n## {title}\n")
+    for title, text, table in families:
+        out.append(f"\n## {title}\n\n{text}" if text else f"\n## {title}\n")
         out += [entry(name, function) for name, function in table.items()]
     out += ["\n## Other methods\n", METHODS, entry("sft", sft), entry("bradley_terry", bradley_terry)]
     out += ["\n## PPO\n", PPO_TEXT, *(entry(function.__name__, function) for function in PPO), OWN]
@@ -107,6 +107,15 @@ How to read the table:
   data that have it. List the column in `data.ignore` to train without it.
 - The column `weight` multiplies a judgement. Every loss over pairs uses it, except those over the whole step.
 - For DPO without a reference, use `sigmoid` with `reference.kind: none`.
+"""
+
+UNPAIRED = """\
+These losses also read preference pairs: the chosen response counts as good, the rejected one as bad. The mismatched
+responses of `kto` are responses of the next prompt, chosen and rejected in turn, without those that the row itself has.
+"""
+
+RANKINGS = """\
+These losses need a different rank for each response of a prompt. A preference pair is a ranking of two.
 """
 
 METHODS = """\
