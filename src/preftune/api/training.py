@@ -184,7 +184,8 @@ def _run(method: str, kind: str, config: Any, sections: dict[str, Any], call: Ca
         raise no_tokenizer(where)
     from preftune.train.display import Display
 
-    run = importlib.import_module(f"preftune.methods.{method}").run
+    room = "workflows" if method == "iterate" else "methods"
+    run = importlib.import_module(f"preftune.{room}.{method}").run
     with holding(held):
         run(found, display=call.display or Display(call.quiet), dry_run=call.dry_run, **memory)
     return TrainResult.of(found, call.dry_run)

@@ -97,7 +97,8 @@ def tune(method: str, kind: str, config: Path, overrides: list[str] | None, dry_
     resolved = load(getattr(importlib.import_module(f"preftune.config.{module}"), name), config, overrides or ())
     from preftune.train.display import Display
 
-    run_method = importlib.import_module(f"preftune.methods.{method}").run
+    room = "workflows" if method == "iterate" else "methods"
+    run_method = importlib.import_module(f"preftune.{room}.{method}").run
     run_method(resolved, display=Display(quiet), dry_run=dry_run)
 
 

@@ -35,11 +35,13 @@ from preftune.demo import rlhf, world
 from preftune.demo.findings import Finding, Findings, Tuned, write_report
 from preftune.errors import RunError, writing
 from preftune.formats.account import Account
-from preftune.measures.frontier import Floats, Point, measure, response_logps
+from preftune.formulas import implicit_reward
+from preftune.measures.frontier import Floats, Point, measure
 from preftune.methods import dpo, sft
 from preftune.model.generate import Sampled, Sampling, sample
 from preftune.model.load import load_model, locate
 from preftune.model.logprobs import Scorer
+from preftune.scoring import response_logps
 from preftune.train.display import Display
 from preftune.types import PreferenceGroup
 
@@ -234,7 +236,7 @@ def judge_policy(
 ) -> Tuned:
     """Reward and KL on the policy's own samples; implicit against true reward on new samples of the reference."""
     new = [s.group for s in unseen]
-    implicit = beta * (response_logps(policy, new) - response_logps(reference, new))
+    implicit = implicit_reward(response_logps(policy, new), response_logps(reference, new), beta)
     lines = [json.loads(line) for line in (out / f"dpo-beta-{beta:g}" / "metrics.jsonl").read_text().splitlines()]
     point = point_of(f"DPO, beta {beta:g}", policy, reference, fresh)
     return Tuned(beta, point, implicit, rewards(unseen), lines, [s.texts for s in fresh])

@@ -23,12 +23,13 @@ from preftune.lifecycle.prepare import Policy
 from preftune.lifecycle.task import ResponseTask
 from preftune.measures.advice import advice, held_out_rose
 from preftune.measures.drift import divergence, figures, likelihood
-from preftune.measures.frontier import Floats, response_logps
+from preftune.measures.frontier import Floats
 from preftune.model import load
 from preftune.model.generate import Sampled, Sampling, sample
 from preftune.model.logprobs import Scorer, sum_responses
 from preftune.model.memory import in_parts, out_of_memory, release
 from preftune.model.reference import AdapterOff, Cached, Live
+from preftune.scoring import response_logps
 from preftune.train.metrics import Tally, preference_metrics
 from preftune.train.run import Run
 from preftune.types import TokenGroup

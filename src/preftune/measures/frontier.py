@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from preftune.data.layout import Budget, micro_batches
 from preftune.errors import ConfigError
 from preftune.exact.optimum import corrected_tilt
-from preftune.model.compile import uncompiled
-from preftune.model.logprobs import Scorer, logps
-from preftune.model.memory import by_group
-from preftune.model.reference import Live
-from preftune.types import TokenGroup
+from preftune.model.logprobs import Scorer
 
 Floats = npt.NDArray[np.float64]
 
@@ -58,17 +52,6 @@ def tempered(scorer: Scorer, temperature: float) -> Scorer:
         )
     head = scorer.head
     return replace(scorer, head=replace(head, scale=head.scale / temperature, softcap=head.softcap / temperature))
-
-
-@torch.no_grad()
-def response_logps(model: Scorer | Live, groups: Sequence[TokenGroup], slots: int = 4096) -> Floats:
-    """(P, M) summed log-probs of the M responses of each group under a model or a reference."""
-    scorer = model if isinstance(model, Scorer) else model.scorer
-    says = (lambda batch: logps(scorer, batch)) if isinstance(model, Scorer) else model.logps
-    lay = partial(micro_batches, budget=Budget("rows", slots))
-    with uncompiled(scorer.model):
-        found = by_group(lambda batch: (says(batch.to(scorer.device)).sum_S.double().cpu(),), groups, lay)
-    return np.array([sum_M.numpy() for (sum_M,) in found])
 
 
 def best_of_n(reward_PM: Floats, n: int) -> Point:

@@ -17,10 +17,11 @@ from preftune.data.layout import Budget, micro_batches
 from preftune.data.order import Step, permutation
 from preftune.data.prompts import Prompt, Prompts
 from preftune.errors import PreftuneError, Stopped
+from preftune.formulas import step_seed
 from preftune.lifecycle.task import halved
 from preftune.losses import ppo
-from preftune.measures.frontier import response_logps
 from preftune.methods.rollouts import Actors, Experience, collect, draw, scores
+from preftune.scoring import response_logps
 from preftune.train.loop import update
 from preftune.train.metrics import Tally
 from preftune.train.optim import Weights, lr_at, warmup_steps
@@ -97,7 +98,7 @@ def optimise(
         run.facts = {"kl_coef": coefficient}
         with _Kept(run, plan.number - 1, budget) as kept:
             asked = [prompts.train[i] for i in plan.members]
-            seed = config.train.seed * 1_000_003 + plan.number
+            seed = step_seed(config.train.seed, plan.number)
             found = collect(actors, asked, config.rollout, config.ppo, coefficient, budget, seed, plan.number)
             task, tally = PPOTask(actors, found, config.ppo, budget), Tally()
             kept.changed = True
@@ -169,7 +170,7 @@ def evaluate(actors: Actors, held_out: Sequence[Prompt], config: PPOConfig, step
     """Reward and sequence KL of fresh responses to the held-out prompts, always with the same random numbers."""
     if not held_out:
         return {}
-    drawn = draw(actors, held_out, config.rollout, config.train.seed * 1_000_003)
+    drawn = draw(actors, held_out, config.rollout, step_seed(config.train.seed, 0))
     score_S, ended_S = scores(actors, held_out, drawn, config.rollout, f"evaluation at step {step}")
     groups = [sampled.group for sampled in drawn]
     policy = response_logps(actors.policy, groups)

@@ -15,6 +15,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,14 +23,15 @@ import torch
 from preftune.chat.render import Renderer
 from preftune.client import REFUSES, Client, RefusedError
 from preftune.data.groups import Limits, tokenize
-from preftune.data.layout import Budget, micro_batches
 from preftune.errors import ConfigError, IncompleteError
 from preftune.formats.account import Account
+from preftune.formulas import win
 from preftune.model import load
 from preftune.model.logprobs import Scorer, logps
 from preftune.rewards.open import open_reward
 from preftune.rewards.replies import AFTER, AROUND, last_line
 from preftune.rewards.reward import Answer, rewards_of
+from preftune.scoring import score_responses
 from preftune.types import Message, PreferenceGroup, Text, as_json
 
 VERSION = 2  # of the instructions below and of what is handed over
@@ -104,7 +106,7 @@ def open_judge(name: str, where: str, *, device: Any = None, seed: int = 0, task
             if math.isnan(first + second):
                 yield i, None, UNREWARDED
             else:
-                yield i, 0.5 + 0.5 * ((first > second) - (first < second)), f"{first:.4g} {second:.4g}"
+                yield i, win(first - second), f"{first:.4g} {second:.4g}"
 
     return judge
 
@@ -193,8 +195,7 @@ def _local(path: str, where: str, device: Any, task: str) -> Judge:
             if not found:
                 yield number, None, TOO_LONG
                 continue
-            (batch,) = micro_batches(found, Budget("rows", 1 << 20))
-            first, second = logps(scorer, batch.to(scorer.device)).sum_S.tolist()
-            yield number, 0.5 + 0.5 * ((first > second) - (first < second)), f"{first:.4g} {second:.4g}"
+            [[first, second]] = score_responses(partial(logps, scorer), found, scorer.device)
+            yield number, win(first - second), f"{first:.4g} {second:.4g}"
 
     return judge

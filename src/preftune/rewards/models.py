@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -14,17 +14,15 @@ import torch
 from preftune.chat.open import renderer_of
 from preftune.chat.render import Renderer
 from preftune.data.groups import Limits, tokenize
-from preftune.data.layout import Budget, micro_batches
 from preftune.errors import ConfigError, ModelError
 from preftune.formats.account import Account
+from preftune.formulas import implicit_reward
 from preftune.model import load
 from preftune.model.logprobs import Scorer, logps
-from preftune.model.memory import by_group
 from preftune.model.scalar import load_scalar, no_adapter, readable, reward_logps, scalar_scorer, scale_of
 from preftune.rewards.reward import Answer, Reward
-from preftune.types import Batch, Logps, Message, PreferenceGroup, Text, TokenGroup
-
-SLOTS = 4096
+from preftune.scoring import score_responses
+from preftune.types import Message, PreferenceGroup, Text, TokenGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +60,8 @@ class RewardModel:
     def of_groups(self, groups: Sequence[TokenGroup]) -> list[list[float]]:
         """The rewards of each group's responses."""
         scale = scale_of(self.scorer.model)
-        found = _sums(lambda batch: reward_logps(self.scorer, batch.to(self.scorer.device)), readable(groups))
-        return [[(value - scale.mean) / scale.std for value in values] for values in found]
+        found = score_responses(partial(reward_logps, self.scorer), readable(groups), self.scorer.device)
+        return [[(value - scale.mean) / scale.std for value in values.tolist()] for values in found]
 
 
 def tokens_of(
@@ -86,12 +84,6 @@ def in_place(tokens: Iterable[int], values: Sequence[float], number: int) -> lis
     return [known.get(place) for place in range(number)]
 
 
-def _sums(says: Callable[[Batch], Logps], groups: Sequence[TokenGroup]) -> list[list[float]]:
-    """A number for each response of each group."""
-    lay = partial(micro_batches, budget=Budget("rows", SLOTS))
-    return [values.tolist() for (values,) in by_group(lambda batch: (says(batch).sum_S.double(),), groups, lay)]
-
-
 def implicit(name: str, where: str, dtype: torch.dtype, device: Any = None) -> Reward:
     """beta (log policy - log reference) of the response, from "POLICY,REFERENCE,BETA"; without BETA it is 1."""
     paths, beta = models_of(name, where)
@@ -107,8 +99,9 @@ def implicit(name: str, where: str, dtype: torch.dtype, device: Any = None) -> R
     def reward(answers: Sequence[Answer]) -> Sequence[float | None]:
         tokens = tokens_of(answers, renderer, longest, reasons)
         groups = list(tokens.values())
-        own, base = (_sums(lambda batch, s=scorer: logps(s, batch.to(s.device)), groups) for scorer in scorers)  # type: ignore[misc]
-        return in_place(tokens, [beta * (p - r) for [p], [r] in zip(own, base, strict=True)], len(answers))
+        own, base = (score_responses(partial(logps, s), groups, s.device) for s in scorers)
+        values = [float(implicit_reward(p, r, beta)) for [p], [r] in zip(own, base, strict=True)]
+        return in_place(tokens, values, len(answers))
 
     reward.reasons = reasons  # type: ignore[attr-defined]
     return reward

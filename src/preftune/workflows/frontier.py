@@ -26,17 +26,7 @@ from preftune.files import write_json
 from preftune.lifecycle.prepare import compute_dtype, device_of, prompts_that_fit, require_same_vocabulary
 from preftune.lifecycle.saved import chat_record_of, find_policy, open_policy
 from preftune.lifecycle.sections import UNLIMITED, max_dropped_of, options_of, require_rows, rows_of, section_of
-from preftune.measures.frontier import (
-    Floats,
-    Point,
-    best_of_n,
-    beta_at,
-    measure,
-    optimum,
-    optimum_at,
-    response_logps,
-    tempered,
-)
+from preftune.measures.frontier import Floats, Point, best_of_n, beta_at, measure, optimum, optimum_at, tempered
 from preftune.model import load
 from preftune.model.generate import Sampled, Sampling, sample
 from preftune.model.logprobs import Scorer
@@ -44,6 +34,7 @@ from preftune.report.figures import frontier
 from preftune.report.page import Section, write_page
 from preftune.rewards.open import open_reward
 from preftune.rewards.reward import Reward, answers_of, every_reward
+from preftune.scoring import response_logps
 from preftune.train.display import Display
 
 NS = (1, 2, 4, 8, 16, 32, 64, 128)

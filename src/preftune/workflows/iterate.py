@@ -32,6 +32,7 @@ from preftune.data.select import Selecting
 from preftune.errors import writing
 from preftune.files import digest, write_json, write_rows
 from preftune.formats.account import Account
+from preftune.formulas import step_seed
 from preftune.lifecycle.prepare import compute_dtype, device_of, prompts_that_fit, read_prompt_data
 from preftune.lifecycle.saved import (
     model_fingerprint,
@@ -43,7 +44,6 @@ from preftune.lifecycle.saved import (
 )
 from preftune.lifecycle.training import say_plan
 from preftune.measures.drift import figures
-from preftune.measures.frontier import response_logps
 from preftune.methods import dpo
 from preftune.model import load
 from preftune.model.generate import Sampling, sample
@@ -52,6 +52,7 @@ from preftune.report.run import write_run_page
 from preftune.rewards import chat_grades
 from preftune.rewards.open import open_reward
 from preftune.rewards.reward import Answer, Floats, Reward, answers_of, lacking, rewards_of, why_none
+from preftune.scoring import response_logps
 from preftune.train.display import Display
 from preftune.train.run import Run, run_identity
 from preftune.train.track import open_trackers
@@ -203,7 +204,7 @@ def one_round(
     asked = folder / "prompts.jsonl"
     write_rows(asked, ({"prompt": as_json(train[i].prompt)} for i in chosen))
     settings = config.sample
-    seed = config.train.seed * 1_000_003 + number
+    seed = step_seed(config.train.seed, number)
     sampling = Sampling(settings.n, settings.max_new_tokens, settings.temperature, settings.top_p, seed=seed)
     dtype, template = config.model.dtype, config.data.chat_template
     wanted = SampleOptions(policy, str(asked), sampling, dtype=dtype, chat_template=template, chat=chat)

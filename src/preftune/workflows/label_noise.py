@@ -12,7 +12,7 @@ Every piece is finished or not there, so the same command goes on wherever it wa
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,25 +26,24 @@ from preftune.config.schema import DPOConfig, NoiseConfig, RewardConfig
 from preftune.data.convert import as_groups
 from preftune.data.groups import folds, tokenize
 from preftune.data.items import require_judged
-from preftune.data.layout import Budget, micro_batches
 from preftune.errors import ConfigError, DataError
 from preftune.files import write_json, write_rows
 from preftune.formats.account import Account, places
+from preftune.formulas import implicit_reward, win
 from preftune.lifecycle import prepare
-from preftune.lifecycle.packing_probe import Values, admit, state_values, token_values
+from preftune.lifecycle.packing_probe import admit, state_values
 from preftune.lifecycle.prepare import limits_of
 from preftune.lifecycle.training import say_plan
 from preftune.measures.label_noise import Floats, confidence, slope
 from preftune.methods import dpo, reward
 from preftune.model import load
 from preftune.model.logprobs import Scorer, logps
-from preftune.model.memory import by_group
 from preftune.model.scalar import load_scalar, readable, reward_logps, scalar_scorer
+from preftune.scoring import score_responses
 from preftune.train.display import Display
 from preftune.train.run import Run, run_identity
-from preftune.types import Batch, Judgement, Logps, PreferenceGroup, TokenGroup, content, plain
+from preftune.types import Judgement, PreferenceGroup, TokenGroup, content, plain
 
-SLOTS = 4096
 CENTRE = 0.01  # keeps rewards near 0 without a say in the margins
 SHOWN = 200  # characters of a text in noise.jsonl
 
@@ -165,12 +164,12 @@ def ranked(
     dtype, device = prepare.compute_dtype(config.model), prepare.device_of(None)
     if config.ranker == "reward":
         scorer = scalar_scorer(load_scalar(source, dtype).to(device))
-        rewards = sums(scorer, readable(groups), reward_logps, state_values)
+        layout, _ = admit(scorer, "auto", state_values)
+        rewards = score_responses(partial(reward_logps, scorer), readable(groups), scorer.device, layout)
     else:
-        rewards = sums(Scorer.of(load.load_model(source, dtype).to(device)), groups, logps, token_values)
-        base = load.load_model(load.locate(config.reference.path or config.model.path), dtype).to(device)
-        before = sums(Scorer.of(base), groups, logps, token_values)
-        rewards = [p - r for p, r in zip(rewards, before, strict=True)]
+        base = load.locate(config.reference.path or config.model.path)
+        policy, reference = (logps_of(Scorer.of(load.load_model(s, dtype).to(device)), groups) for s in (source, base))
+        rewards = [implicit_reward(p, r, beta=1.0) for p, r in zip(policy, reference, strict=True)]
     return [
         {"group": int(group.origin), "judgement": plain(j), "margin": float(values[j.better] - values[j.worse])}
         for group, values in zip(groups, rewards, strict=True)
@@ -178,14 +177,10 @@ def ranked(
     ]
 
 
-def sums(
-    scorer: Scorer, groups: Sequence[TokenGroup], says: Callable[[Scorer, Batch], Logps], values: Values
-) -> list[Floats]:
-    """For each group the log-probs, or rewards, of its responses."""
-    layout, _ = admit(scorer, "auto", values)
-    lay = partial(micro_batches, budget=Budget(layout, SLOTS))
-    found = by_group(lambda batch: (says(scorer, batch.to(scorer.device)).sum_S.double().cpu(),), groups, lay)
-    return [sum_S.numpy() for (sum_S,) in found]
+def logps_of(scorer: Scorer, groups: Sequence[TokenGroup]) -> list[Floats]:
+    """The summed log-probs of each group's responses, in the fastest layout that the model allows."""
+    layout, _ = admit(scorer, "auto")
+    return score_responses(partial(logps, scorer), groups, scorer.device, layout)
 
 
 def report(config: NoiseConfig, held: Sequence[Held], lost: int, out: Path) -> tuple[Path, dict[str, Any]]:
@@ -201,7 +196,7 @@ def report(config: NoiseConfig, held: Sequence[Held], lost: int, out: Path) -> t
     summary = {
         "judgements": len(held),
         "not_ranked": lost,
-        "accuracy": float(np.mean((1 + np.sign(turned)) / 2)),
+        "accuracy": float(np.mean(win(turned))),
         "slope": steepness,
         "backwards": int(np.sum(turned < 0)),
         "surest": float(sure.max()),

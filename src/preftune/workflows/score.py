@@ -21,27 +21,26 @@ from preftune.chat.render import Renderer
 from preftune.config.schema import DataConfig, ModelConfig
 from preftune.data.groups import Limits, read_groups, require_vocabulary, tokenize
 from preftune.data.items import as_pairs, require_judged
-from preftune.data.layout import Budget, micro_batches
 from preftune.data.rewardbench_tokens import LENGTH, PROMPT, as_published
 from preftune.errors import ConfigError, did_you_mean, require_writable
 from preftune.files import write_json, write_rows
 from preftune.formats.account import Account, places
+from preftune.formulas import implicit_reward
 from preftune.lifecycle.packing_probe import admit
 from preftune.lifecycle.prepare import compute_dtype, device_of, require_positions, require_same_vocabulary
 from preftune.lifecycle.saved import source_of
 from preftune.lifecycle.sections import max_dropped_of, options_of, require_rows, rows_of, section_of
 from preftune.model.load import DTYPES, Source, load_config, load_model, load_tokenizer, positions
 from preftune.model.logprobs import Scorer, logps
-from preftune.model.memory import by_group
 from preftune.report.tokens import ShadedPair, shown, write_token_page
 from preftune.rewards.models import RewardModel
 from preftune.rewards.open import open_reward
 from preftune.rewards.reward import Answer, note_text_only, rewards_of_groups, why_none
+from preftune.scoring import score_tokens
 from preftune.train.display import Display
-from preftune.types import Batch, Message, PreferenceGroup, TokenGroup, content
+from preftune.types import Message, PreferenceGroup, TokenGroup, content
 from preftune.workflows.summary import Mark, Scored, Tokens, lines_of, marks_of, summary_of
 
-SLOTS = 4096
 MAX_LENGTH = 1024
 MODES = ("corrected", "compatible")
 UNREWARDED = "a response without a reward"
@@ -317,26 +316,16 @@ def joined(parts: Sequence[TokenGroup]) -> TokenGroup:
 
 def scored(group: TokenGroup, policy: Sequence[Any], reference: Sequence[Any], beta: float) -> Scored:
     """Sums are taken in fp64 of the fp32 token log-probs."""
-    tokens = [beta * (p - r) for p, r in zip(policy, reference, strict=True)]
+    tokens = [implicit_reward(p, r, beta) for p, r in zip(policy, reference, strict=True)]
     sums = [float(values.sum()) for values in tokens]
     return Scored(group.origin, group.judgements, sums, Tokens(group, policy, reference, tokens))
 
 
-@torch.no_grad()
 def token_logps(scorer: Scorer, groups: Sequence[TokenGroup], display: Display, name: str) -> list[list[torch.Tensor]]:
     """For each group, a float64 tensor of token log-probs for each response."""
     layout, _ = admit(scorer, "auto")
-    lay = partial(micro_batches, budget=Budget(layout, SLOTS))
-
-    def says(batch: Batch) -> tuple[torch.Tensor]:
-        return (logps(scorer, batch.to(scorer.device)).token_N.double().cpu(),)
-
     with display.stage(f"score {name}", len(groups)) as stage:
-        found = by_group(says, groups, lay, stage.advance)
-    return [
-        list(torch.split(token_N, [len(ids) for ids in group.response_ids]))
-        for group, (token_N,) in zip(groups, found, strict=True)
-    ]
+        return score_tokens(partial(logps, scorer), groups, scorer.device, layout, stage.advance)
 
 
 def rows(

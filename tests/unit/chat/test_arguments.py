@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from tests.unit.data.test_template import GENERATE, answer, renderer, texts
+from tests.unit.chat.test_template import GENERATE, answer, renderer, texts
 
 from preftune.chat.arguments import AS_OBJECTS, AS_TEXT, QUOTED
 from preftune.chat.render import Encoded

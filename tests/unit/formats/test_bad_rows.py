@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from tests.conftest import write_jsonl
-from tests.unit.data.test_formats import ROWS, A, U, chat
+from tests.unit.formats.test_formats import ROWS, A, U, chat
 
 from preftune.data.convert import as_groups
 from preftune.data.groups import hold_out, read_groups

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.conftest import write_jsonl
-from tests.unit.data.test_formats import A, S, U, chat
+from tests.unit.formats.test_formats import A, S, U, chat
 
 from preftune.data.groups import read_groups
 from preftune.data.prompts import read_prompts

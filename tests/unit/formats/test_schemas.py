@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from tests.conftest import write_jsonl
-from tests.unit.data.test_formats import chat
+from tests.unit.formats.test_formats import chat
 
 from preftune.data.groups import read_groups
 from preftune.errors import DataError

@@ -116,7 +116,7 @@ from tests.conftest import random_groups
 from transformers import AutoModelForCausalLM
 from preftune.config.schema import (LossTerm, OptimConfig, TrainConfig)
 from preftune.data.layout import Budget
-from preftune.data.order import Plan
+from preftune.data.order import Step
 from preftune.methods.dpo import bind_objective
 from preftune.lifecycle.task import ResponseTask
 from preftune.model.logprobs import Scorer
@@ -141,7 +141,7 @@ weights = Weights(model)
 optimizer = build_optimizer(weights.masters, "adamw", 1e-3, 0.0)
 pages = int(open("/proc/self/statm").read().split()[0])
 resource.setrlimit(resource.RLIMIT_AS, (pages * 4096 + 160_000_000,) * 2)
-fit(task, [Plan(1, 0, tuple(range(64)))], 0, weights, optimizer, OptimConfig(), TrainConfig(), Log())
+fit(task, [Step(1, 0, tuple(range(64)))], 0, weights, optimizer, OptimConfig(), TrainConfig(), Log())
 print("cut", Log.cut)
 """
     if not Path("/proc/self/statm").is_file():

@@ -14,8 +14,9 @@ from tests.conftest import make_model, random_groups
 
 from preftune.data.layout import rows
 from preftune.exact.optimum import corrected_tilt, optimal_policy, tilt
-from preftune.measures.frontier import best_of_n, measure, optimum, optimum_at, response_logps
+from preftune.measures.frontier import best_of_n, measure, optimum, optimum_at
 from preftune.model.logprobs import Scorer, logps
+from preftune.scoring import response_logps
 
 
 def test_the_optimum_of_two_responses_by_hand() -> None:

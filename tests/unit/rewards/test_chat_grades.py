@@ -125,7 +125,7 @@ def test_settings_where_the_variable_stands() -> None:
 
 def test_how_long_an_answer_may_be() -> None:
     def most(**settings: int | None) -> int:
-        return Client("u", "m", settings=settings).most(300)
+        return Client("u", "m", settings=settings).max_tokens(300)
 
     assert (most(), most(max_tokens=None), most(max_tokens=50)) == (300, 300, 50)
     assert most(max_completion_tokens=None, max_tokens=900) == 900

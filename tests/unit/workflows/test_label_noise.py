@@ -102,7 +102,7 @@ def test_a_stopped_command_goes_on(tmp_path: Path, model_folder: Path, monkeypat
     wanted = config(tmp_path, model_folder, confidence=0.6)
     whole = label_noise.run(wanted, display=QUIET).read_text()
     out = tmp_path / "noise"
-    (out / "label_noise.jsonl").unlink()
+    (out / "noise.jsonl").unlink()
     (out / "fold-3" / "margins.json").unlink()
     real, calls = label_noise.ranked, []
     monkeypatch.setattr(label_noise, "ranked", lambda *given: calls.append(given[1].parent.parent) or real(*given))
