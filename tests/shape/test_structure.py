@@ -138,7 +138,7 @@ def test_public_functions_and_classes_are_documented() -> None:
 
 
 def test_generated_pages_are_current() -> None:
-    """docs/losses.md and docs/config.md say what the code says."""
+    """docs/losses.md and docs/configuration.md are what scripts/docs.py writes."""
     script = SRC.parents[1] / "scripts" / "docs.py"
     done = subprocess.run([sys.executable, str(script), "--check"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -146,7 +146,7 @@ def test_generated_pages_are_current() -> None:
 
 def test_no_page_waits_for_a_figure() -> None:
     """What is still to be filled in is marked @@...@@ while a page is written, and never committed."""
-    pages = [*(SRC.parents[1] / "docs").glob("*.md"), SRC.parents[1] / "README.md"]
+    pages = [*(ROOT / "docs").rglob("*.md"), ROOT / "README.md"]
     assert len(pages) > 8
     assert [page.name for page in pages if "@@" in page.read_text()] == []
 

@@ -19,7 +19,7 @@ Section = Mapping[str, Any]
 
 
 class Tuning(TypedDict, total=False):
-    """Sections and keys of every training config (docs/config.md)."""
+    """Sections and keys of every training config (docs/configuration.md)."""
 
     optim: Section
     train: Section

@@ -1,6 +1,6 @@
 """The sections of a run's config. Unknown keys are errors; every field has a reader.
 
-Field descriptions are the reference documentation (docs/config.md is made from them).
+Field descriptions are the reference documentation (docs/configuration.md is made from them).
 """
 
 from __future__ import annotations
