@@ -13,15 +13,21 @@ import yaml
 from tests.conftest import PAIRS, write_jsonl
 
 from preftune.cli.main import app, run
-from preftune.cli.settings import KINDS, checking, data_section
+from preftune.cli.settings import check_settings, data_section
+from preftune.config.commands import CONFIGS
 from preftune.config.load import load
-from preftune.config.schema import NOT_JUDGED, NOT_SAMPLED, NOT_SCORED, DataConfig, DPOConfig
+from preftune.config.schema import UNUSED_BY_SAMPLE, UNUSED_BY_SCORE, UNUSED_BY_WINRATE, DataConfig, DPOConfig
 from preftune.formats.table import FORMATS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 QWEN = "Qwen/Qwen2.5-0.5B-Instruct"
-UNUSED = {"score": NOT_SCORED, "sample": NOT_SAMPLED, "frontier": NOT_SAMPLED, "winrate": NOT_JUDGED}
+UNUSED = {
+    "score": UNUSED_BY_SCORE,
+    "sample": UNUSED_BY_SAMPLE,
+    "frontier": UNUSED_BY_SAMPLE,
+    "winrate": UNUSED_BY_WINRATE,
+}
 MINIMAL = "model: {path: MODEL}\ndata: {train: prefs.jsonl}\n"
 
 
@@ -70,11 +76,11 @@ def test_a_command_line_parses(page: Path, line: str, tmp_path: Path) -> None:
     assert names, line
     given = command.make_context(names[-1], words).params
     name = names[-1]
-    if name in KINDS:
-        load(KINDS[name], config_of(str(given["config"]), tmp_path), given["overrides"] or ())
+    if name in CONFIGS:
+        load(CONFIGS[name], config_of(str(given["config"]), tmp_path), given["overrides"] or ())
     elif name in ("check", "show", "convert"):
         config = config_of(str(given["config"]), tmp_path) if given.get("config") else None
-        checking(given["arguments"] or (), config, {}, line)
+        check_settings(given["arguments"] or (), config, {}, line)
     elif name in UNUSED:
         source = given.get("data") or given["prompts"]
         data_section(source, given["settings"], {}, command=line, unused=UNUSED[name])

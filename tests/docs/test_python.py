@@ -27,7 +27,7 @@ def test_every_snippet_of_the_python_page_runs(
     assert len(blocks) > 8
     for block in blocks:
         exec(compile(block.replace(MODEL, str(model_folder)), "docs/python.md", "exec"), names)
-    assert "unknown key; did you mean loss.beta?" in capsys.readouterr().out
+    assert "unknown key 'beta'; did you mean loss.beta?" in capsys.readouterr().out
 
 
 def test_the_snippet_of_the_readme_runs(
