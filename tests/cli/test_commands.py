@@ -219,7 +219,7 @@ def test_the_fast_demo_has_the_expected_results(capsys: pytest.CaptureFixture[st
     assert run(["demo", "--fast", "--out", "first"]) == 0
     printed = capsys.readouterr().out
     assert "NOT AS EXPECTED" not in printed
-    assert "expected and found" in printed
+    assert "expected and measured" in printed
     assert "preftune dpo" in printed.splitlines()[-1]
     page = Path("first/report.html").read_text()
     assert "closed-form optimum" in page

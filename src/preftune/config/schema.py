@@ -67,7 +67,7 @@ def check_template_arguments(value: dict[str, Any]) -> dict[str, Any]:
     """Check `data.chat_template_kwargs`."""
     reserved = sorted(RESERVED & set(value))
     if reserved:
-        raise ValueError(f"preftune sets {reserved[0]}; remove it")
+        raise ValueError(f"{reserved[0]} is set by preftune; remove it")
     return value
 
 
