@@ -52,7 +52,7 @@ def check(
     chat_template: ChatTemplate = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON with all line numbers.")] = False,
 ) -> None:
-    """Report the rows read and dropped, lengths, duplicates and leaks. Fails if training on the data would fail."""
+    """Report dropped rows, lengths, duplicates and leaks. Fails if training on the data would fail."""
     from preftune.cli.settings import check_settings
 
     options = {
@@ -130,7 +130,7 @@ def convert(
     config: ConfigOption = None,
     data_format: DataFormat = None,
 ) -> None:
-    """Convert data of any known format to JSONL with prompt/chosen/rejected pairs, or with groups."""
+    """Convert data of any known format to JSONL. The rows are prompt/chosen/rejected pairs, or groups."""
     from preftune.cli.settings import check_settings
     from preftune.data.convert import as_groups, as_pairs
     from preftune.errors import ConfigError
@@ -152,7 +152,7 @@ def convert(
 
 @app.command()
 def noise(config: Config, overrides: Overrides = None, dry_run: DryRun = False, quiet: Quiet = False) -> None:
-    """List pairs whose label is probably wrong, according to models trained on the other parts of the data."""
+    """List pairs whose label is probably wrong. Each pair is ranked by a model trained on other parts of the data."""
     from preftune.config.load import load
     from preftune.config.schema import NoiseConfig
 

@@ -55,7 +55,7 @@ def frontier(
     quiet: Quiet = False,
     settings: Settings = None,
 ) -> None:
-    """Measure reward and KL of policies at several temperatures, and compare with best-of-n and the optimum."""
+    """Measure reward and KL of policies. They are compared with best-of-n and the optimum."""
     from preftune.cli.settings import chat_options, data_section
     from preftune.config.schema import UNUSED_BY_SAMPLE
 
@@ -120,7 +120,7 @@ def winrate(
     quiet: Quiet = False,
     settings: Settings = None,
 ) -> None:
-    """Measure how often a judge prefers a policy's responses, in both orders, at several sampling temperatures."""
+    """Measure how often a judge prefers a policy's responses. Every pair is judged in both orders."""
     from preftune.cli.settings import chat_options, data_section
     from preftune.config.schema import UNUSED_BY_WINRATE
 
@@ -152,12 +152,15 @@ def winrate(
 
 @app.command("length-controlled")
 def length_controlled(
-    annotations: Annotated[Path, typer.Argument(help="File annotations.json of one model, written by AlpacaEval.")],
+    annotations: Annotated[
+        Path,
+        typer.Argument(help="File annotations.json of one model, written by AlpacaEval.", metavar="ANNOTATIONS.json"),
+    ],
     gamed: Annotated[Path, typer.Option(help="File df_gamed.csv of the dataset tatsu-lab/alpaca_eval.")],
     out: Annotated[Path, typer.Option(help="File to write.")] = Path("length-controlled.json"),
     quiet: Quiet = False,
 ) -> None:
-    """Compute AlpacaEval's length-controlled win rate from its annotations and its gamed baselines."""
+    """Compute AlpacaEval's length-controlled win rate. It needs the annotations and the gamed baselines."""
     from preftune.train.display import Display
     from preftune.workflows.length_controlled import run as run_alpaca
 

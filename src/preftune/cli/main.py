@@ -70,7 +70,7 @@ def demo(
         bool, typer.Option("--with-ppo", help="Also train a reward model and run PPO, for comparison.")
     ] = False,
 ) -> None:
-    """Train a small language model on preferences and report the result (about 90 seconds, offline)."""
+    """Train a small language model on preferences, offline. Takes about 90 seconds and reports the result."""
     from preftune.demo.run import run as run_demo
 
     run_demo(out, fast=fast, with_ppo=with_ppo)
@@ -78,31 +78,31 @@ def demo(
 
 @app.command()
 def sft(config: Config, overrides: Overrides = None, dry_run: DryRun = False, quiet: Quiet = False) -> None:
-    """Fine-tune a model on demonstrations, or on the chosen responses of preference data."""
+    """Fine-tune a model on demonstrations. With preference data, it is fine-tuned on the chosen responses."""
     train("methods.sft", config, overrides, dry_run, quiet)
 
 
 @app.command()
 def dpo(config: Config, overrides: Overrides = None, dry_run: DryRun = False, quiet: Quiet = False) -> None:
-    """Train a model on preferences with DPO or another loss of docs/losses.md."""
+    """Train a model on preferences with DPO or another loss. docs/losses.md lists all losses."""
     train("methods.dpo", config, overrides, dry_run, quiet)
 
 
 @app.command()
 def reward(config: Config, overrides: Overrides = None, dry_run: DryRun = False, quiet: Quiet = False) -> None:
-    """Train a Bradley-Terry reward model: a language model with a scalar head, on preference data."""
+    """Train a Bradley-Terry reward model on preference data. It is a language model with a scalar head."""
     train("methods.reward", config, overrides, dry_run, quiet)
 
 
 @app.command()
 def ppo(config: Config, overrides: Overrides = None, dry_run: DryRun = False, quiet: Quiet = False) -> None:
-    """Train a model with PPO against a reward model, VADER or your own reward function."""
+    """Train a model with PPO. The reward is a reward model, VADER or your own function."""
     train("methods.ppo", config, overrides, dry_run, quiet)
 
 
 @app.command()
 def iterate(config: Config, overrides: Overrides = None, dry_run: DryRun = False, quiet: Quiet = False) -> None:
-    """Run rounds of sampling, rewarding, pairing and preference training, each on data from the current policy."""
+    """Run rounds of sampling and preference training. Each round trains on pairs of samples of the current policy."""
     train("workflows.iterate", config, overrides, dry_run, quiet)
 
 
@@ -225,7 +225,7 @@ def score(
     quiet: Quiet = False,
     settings: Settings = None,
 ) -> None:
-    """Score preference pairs with the implicit reward beta * log(policy / reference) or any other reward."""
+    """Score preference pairs with a reward. The implicit reward is beta * log(policy / reference)."""
     from preftune.cli.settings import chat_options, data_section
     from preftune.config.schema import UNUSED_BY_SCORE
 
@@ -243,7 +243,7 @@ def score(
 
 @app.command()
 def doctor() -> None:
-    """Print versions, devices, precision, threads and caches, for advice and for bug reports."""
+    """Print versions, devices, speed and caches of this machine. Add the output to bug reports."""
     from preftune.cli.doctor import report
 
     print(report())
