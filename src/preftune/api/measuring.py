@@ -37,27 +37,13 @@ Timeout = Annotated[float, Field(ge=0.1, le=86400)]
 
 @checked
 def sample(
-    *,
-    model: Any,
-    prompts: Any,
-    n: Count = 1,
-    temperature: NonNegative = 1.0,
-    top_p: Annotated[float, Field(ge=0, le=1)] = 1.0,
-    top_k: Annotated[int, Field(ge=0)] = 0,
-    max_new_tokens: Count = 64,
-    seed: Seed = 0,
-    max_prompts: Count | None = None,
-    dtype: str = "auto",
-    server: str | None = None,
-    api_key_env: str | None = None,
-    concurrency: Count = 8,
-    timeout: Timeout = 120.0,
-    server_settings: dict[str, Any] | None = None,
-    tokenizer: Any = None,
-    out: Any = None,
-    quiet: bool = False,
+    *, model: Any, prompts: Any, n: Count = 1, temperature: NonNegative = 1.0,
+    top_p: Annotated[float, Field(ge=0, le=1)] = 1.0, top_k: Annotated[int, Field(ge=0)] = 0,
+    max_new_tokens: Count = 64, seed: Seed = 0, max_prompts: Count | None = None, dtype: str = "auto",
+    server: str | None = None, api_key_env: str | None = None, concurrency: Count = 8, timeout: Timeout = 120.0,
+    server_settings: dict[str, Any] | None = None, tokenizer: Any = None, out: Any = None, quiet: bool = False,
     **settings: Unpack[PromptSettings],
-) -> SampleResult:
+) -> SampleResult:  # fmt: skip
     """Sample n responses to each prompt from a model or a server.
 
     model      folder, run, Hub id or model in memory; with `server`, the model's name there
@@ -88,18 +74,10 @@ def sample(
 
 @checked
 def pairs(
-    samples: Any,
-    *,
-    reward: Any = None,
-    select: str = "best-worst",
-    gap: NonNegative = 0.0,
-    soft: bool = False,
-    k: Count = 1,
-    beta: Annotated[float, Field(ge=1e-6)] = 0.1,
-    seed: Seed = 0,
-    out: Any = None,
+    samples: Any, *, reward: Any = None, select: str = "best-worst", gap: NonNegative = 0.0, soft: bool = False,
+    k: Count = 1, beta: Annotated[float, Field(ge=1e-6)] = 0.1, seed: Seed = 0, out: Any = None,
     quiet: bool = False,
-) -> PairsResult:
+) -> PairsResult:  # fmt: skip
     """Make preference data from samples and their rewards.
 
     samples  result of preftune.sample, its file, or rows with prompt and responses
@@ -125,20 +103,10 @@ def pairs(
 
 @checked
 def score(
-    *,
-    data: Any,
-    policy: Any = None,
-    reference: Any = None,
-    reward: Any = None,
-    beta: NonNegative = 0.1,
-    tokens: bool = False,
-    mode: str = "corrected",
-    dtype: str = "auto",
-    tokenizer: Any = None,
-    out: Any = None,
-    quiet: bool = False,
-    **settings: Unpack[ScoreSettings],
-) -> ScoreResult:
+    *, data: Any, policy: Any = None, reference: Any = None, reward: Any = None, beta: NonNegative = 0.1,
+    tokens: bool = False, mode: str = "corrected", dtype: str = "auto", tokenizer: Any = None, out: Any = None,
+    quiet: bool = False, **settings: Unpack[ScoreSettings],
+) -> ScoreResult:  # fmt: skip
     """Score preference data with the implicit reward beta log(policy / reference) or any other reward.
 
     policy, reference  folders, runs, Hub ids or models in memory
@@ -170,30 +138,14 @@ def score(
 
 @checked
 def winrate(
-    *,
-    policy: Any,
-    data: Any,
-    judge: Any,
-    against: Any = None,
-    temperatures: Sequence[float] = (0.25, 0.5, 0.75, 1.0),
-    max_new_tokens: Count = 128,
-    max_prompts: Count | None = None,
-    task: str = "general",
-    judge_url: str | None = None,
-    api_key_env: str | None = None,
-    concurrency: Count = 8,
-    timeout: Timeout = 120.0,
-    server_settings: dict[str, Any] | None = None,
-    price_in: NonNegative = 0.0,
-    price_out: NonNegative = 0.0,
-    seed: Seed = 0,
-    dtype: str = "auto",
-    dry_run: bool = False,
-    tokenizer: Any = None,
-    out: Any = None,
-    quiet: bool = False,
-    **settings: Unpack[PromptSettings],
-) -> WinrateResult:
+    *, policy: Any, data: Any, judge: Any, against: Any = None,
+    temperatures: Sequence[float] = (0.25, 0.5, 0.75, 1.0), max_new_tokens: Count = 128,
+    max_prompts: Count | None = None, task: str = "general", judge_url: str | None = None,
+    api_key_env: str | None = None, concurrency: Count = 8, timeout: Timeout = 120.0,
+    server_settings: dict[str, Any] | None = None, price_in: NonNegative = 0.0, price_out: NonNegative = 0.0,
+    seed: Seed = 0, dtype: str = "auto", dry_run: bool = False, tokenizer: Any = None, out: Any = None,
+    quiet: bool = False, **settings: Unpack[PromptSettings],
+) -> WinrateResult:  # fmt: skip
     """Measure how often a judge prefers a policy's responses, in both orders, at several sampling temperatures.
 
     policy     one or several folders, runs, Hub ids or models in memory
@@ -229,23 +181,11 @@ def winrate(
 
 @checked
 def frontier(
-    *,
-    reference: Any,
-    policy: Any,
-    prompts: Any,
-    reward: Any,
-    temperatures: Sequence[float] = (1.0,),
-    samples: Count = 8,
-    yardstick: Annotated[int, Field(ge=2)] = 128,
-    max_new_tokens: Count = 64,
-    max_prompts: Count | None = None,
-    seed: Seed = 0,
-    dtype: str = "auto",
-    tokenizer: Any = None,
-    out: Any = None,
-    quiet: bool = False,
-    **settings: Unpack[PromptSettings],
-) -> FrontierResult:
+    *, reference: Any, policy: Any, prompts: Any, reward: Any, temperatures: Sequence[float] = (1.0,),
+    samples: Count = 8, yardstick: Annotated[int, Field(ge=2)] = 128, max_new_tokens: Count = 64,
+    max_prompts: Count | None = None, seed: Seed = 0, dtype: str = "auto", tokenizer: Any = None, out: Any = None,
+    quiet: bool = False, **settings: Unpack[PromptSettings],
+) -> FrontierResult:  # fmt: skip
     """Measure reward and KL of policies at several temperatures, and compare with best-of-n and the optimum.
 
     reference  model that the policies were trained from

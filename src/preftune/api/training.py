@@ -24,20 +24,10 @@ CONTROLS = ("config", "overrides", "tokenizer", "dry_run", "quiet", "display")  
 
 
 def sft(
-    config: Any = None,
-    overrides: Sequence[str] = (),
-    *,
-    model: Any = None,
-    data: Any = None,
-    eval: Any = None,
-    format: str | Callable[..., Any] | None = None,
-    out: Any = None,
-    tokenizer: Any = None,
-    dry_run: bool = False,
-    quiet: bool = False,
-    display: Display | None = None,
-    **settings: Unpack[Tuning],
-) -> TrainResult:
+    config: Any = None, overrides: Sequence[str] = (), *, model: Any = None, data: Any = None, eval: Any = None,
+    format: str | Callable[..., Any] | None = None, out: Any = None, tokenizer: Any = None, dry_run: bool = False,
+    quiet: bool = False, display: Display | None = None, **settings: Unpack[Tuning],
+) -> TrainResult:  # fmt: skip
     """Fine-tune a model on demonstrations, or on the chosen responses of preference data.
 
     The arguments are those of preftune.dpo.
@@ -46,21 +36,11 @@ def sft(
 
 
 def dpo(
-    config: Any = None,
-    overrides: Sequence[str] = (),
-    *,
-    model: Any = None,
-    data: Any = None,
-    eval: Any = None,
-    loss: Loss | None = None,
-    format: str | Callable[..., Any] | None = None,
-    out: Any = None,
-    tokenizer: Any = None,
-    dry_run: bool = False,
-    quiet: bool = False,
-    display: Display | None = None,
+    config: Any = None, overrides: Sequence[str] = (), *, model: Any = None, data: Any = None, eval: Any = None,
+    loss: Loss | None = None, format: str | Callable[..., Any] | None = None, out: Any = None,
+    tokenizer: Any = None, dry_run: bool = False, quiet: bool = False, display: Display | None = None,
     **settings: Unpack[DPOSettings],
-) -> TrainResult:
+) -> TrainResult:  # fmt: skip
     """Train a model on preferences with any loss.
 
     config     YAML file, dict or DPOConfig; by default, the keywords are the config
@@ -83,39 +63,19 @@ def dpo(
 
 
 def reward(
-    config: Any = None,
-    overrides: Sequence[str] = (),
-    *,
-    model: Any = None,
-    data: Any = None,
-    eval: Any = None,
-    format: str | Callable[..., Any] | None = None,
-    out: Any = None,
-    tokenizer: Any = None,
-    dry_run: bool = False,
-    quiet: bool = False,
-    display: Display | None = None,
-    **settings: Unpack[RewardSettings],
-) -> TrainResult:
+    config: Any = None, overrides: Sequence[str] = (), *, model: Any = None, data: Any = None, eval: Any = None,
+    format: str | Callable[..., Any] | None = None, out: Any = None, tokenizer: Any = None, dry_run: bool = False,
+    quiet: bool = False, display: Display | None = None, **settings: Unpack[RewardSettings],
+) -> TrainResult:  # fmt: skip
     """Train a reward model on preferences. The arguments are those of preftune.dpo."""
     return _run("methods.reward", locals())
 
 
 def ppo(
-    config: Any = None,
-    overrides: Sequence[str] = (),
-    *,
-    model: Any = None,
-    data: Any = None,
-    eval: Any = None,
-    reward: Any = None,
-    out: Any = None,
-    tokenizer: Any = None,
-    dry_run: bool = False,
-    quiet: bool = False,
-    display: Display | None = None,
-    **settings: Unpack[PPOSettings],
-) -> TrainResult:
+    config: Any = None, overrides: Sequence[str] = (), *, model: Any = None, data: Any = None, eval: Any = None,
+    reward: Any = None, out: Any = None, tokenizer: Any = None, dry_run: bool = False, quiet: bool = False,
+    display: Display | None = None, **settings: Unpack[PPOSettings],
+) -> TrainResult:  # fmt: skip
     """Train a model with PPO. The arguments are those of preftune.dpo, but `data` are prompts.
 
     reward   a function (prompts, responses) -> rewards, a reward model's folder or run, or another name of a reward
@@ -124,20 +84,10 @@ def ppo(
 
 
 def iterate(
-    config: Any = None,
-    overrides: Sequence[str] = (),
-    *,
-    model: Any = None,
-    data: Any = None,
-    eval: Any = None,
-    reward: Any = None,
-    loss: Loss | None = None,
-    out: Any = None,
-    dry_run: bool = False,
-    quiet: bool = False,
-    display: Display | None = None,
-    **settings: Unpack[IterateSettings],
-) -> TrainResult:
+    config: Any = None, overrides: Sequence[str] = (), *, model: Any = None, data: Any = None, eval: Any = None,
+    reward: Any = None, loss: Loss | None = None, out: Any = None, dry_run: bool = False, quiet: bool = False,
+    display: Display | None = None, **settings: Unpack[IterateSettings],
+) -> TrainResult:  # fmt: skip
     """Run rounds of sampling, rewarding, pairing and preference training.
 
     `data` are prompts, `reward` is as in preftune.ppo, and `model` is a folder or Hub id, because each round loads the

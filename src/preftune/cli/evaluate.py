@@ -7,23 +7,7 @@ from typing import Annotated
 
 import typer
 
-from preftune.cli.options import (
-    ApiKeyEnv,
-    AsChat,
-    ChatTemplate,
-    ChatTemplateKwargs,
-    Concurrency,
-    Dtype,
-    MaxNewTokens,
-    MaxPrompts,
-    Quiet,
-    Seed,
-    ServerSettings,
-    ServerUrl,
-    Settings,
-    Temperatures,
-    Timeout,
-)
+from preftune.cli import options as opt
 
 app = typer.Typer(help="Measure trained models: frontier, winrate, length-controlled.", no_args_is_help=True)
 
@@ -42,18 +26,18 @@ def frontier(
         str, typer.Option(help="Reward: a reward model's folder, vader, file.py:function, or another name.")
     ],
     out: Annotated[Path, typer.Option(help="Folder for frontier.json and frontier.html.")] = Path("frontier"),
-    temperatures: Temperatures = "1",
+    temperatures: opt.Temperatures = "1",
     samples: Annotated[int, typer.Option(help="Responses per prompt from each policy.", min=1)] = 8,
     yardstick: Annotated[int, typer.Option(help="Responses per prompt from the reference.", min=2)] = 128,
-    max_new_tokens: MaxNewTokens = 64,
-    max_prompts: MaxPrompts = None,
-    seed: Seed = 0,
-    dtype: Dtype = "auto",
-    chat_template: ChatTemplate = None,
-    chat_template_kwargs: ChatTemplateKwargs = None,
-    as_chat: AsChat = False,
-    quiet: Quiet = False,
-    settings: Settings = None,
+    max_new_tokens: opt.MaxNewTokens = 64,
+    max_prompts: opt.MaxPrompts = None,
+    seed: opt.Seed = 0,
+    dtype: opt.Dtype = "auto",
+    chat_template: opt.ChatTemplate = None,
+    chat_template_kwargs: opt.ChatTemplateKwargs = None,
+    as_chat: opt.AsChat = False,
+    quiet: opt.Quiet = False,
+    settings: opt.Settings = None,
 ) -> None:
     """Measure reward and KL of policies. They are compared with best-of-n and the optimum."""
     from preftune.cli.settings import chat_options, data_section
@@ -95,30 +79,30 @@ def winrate(
     against: Annotated[
         str | None, typer.Option(help="Model to compare with. By default: the preferred responses in the data.")
     ] = None,
-    temperatures: Temperatures = "0.25,0.5,0.75,1",
+    temperatures: opt.Temperatures = "0.25,0.5,0.75,1",
     out: Annotated[Path, typer.Option(help="Folder for samples, verdicts and results.")] = Path("winrate"),
-    max_new_tokens: MaxNewTokens = 128,
-    max_prompts: MaxPrompts = None,
+    max_new_tokens: opt.MaxNewTokens = 128,
+    max_prompts: opt.MaxPrompts = None,
     task: Annotated[
         str, typer.Option(help="Instructions for a language model as judge: general, dialogue or summarisation.")
     ] = "general",
-    judge_url: ServerUrl = None,
-    api_key_env: ApiKeyEnv = None,
-    concurrency: Concurrency = 8,
-    timeout: Timeout = 120.0,
-    server_settings: ServerSettings = None,
+    judge_url: opt.ServerUrl = None,
+    api_key_env: opt.ApiKeyEnv = None,
+    concurrency: opt.Concurrency = 8,
+    timeout: opt.Timeout = 120.0,
+    server_settings: opt.ServerSettings = None,
     price_in: Annotated[float, typer.Option(help="Price per million input tokens, for the estimate.", min=0)] = 0.0,
     price_out: Annotated[float, typer.Option(help="Price per million output tokens, for the estimate.", min=0)] = 0.0,
-    seed: Seed = 0,
-    dtype: Dtype = "auto",
-    chat_template: ChatTemplate = None,
-    chat_template_kwargs: ChatTemplateKwargs = None,
-    as_chat: AsChat = False,
+    seed: opt.Seed = 0,
+    dtype: opt.Dtype = "auto",
+    chat_template: opt.ChatTemplate = None,
+    chat_template_kwargs: opt.ChatTemplateKwargs = None,
+    as_chat: opt.AsChat = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Estimate the cost of the judge's server without sending requests.")
     ] = False,
-    quiet: Quiet = False,
-    settings: Settings = None,
+    quiet: opt.Quiet = False,
+    settings: opt.Settings = None,
 ) -> None:
     """Measure how often a judge prefers a policy's responses. Every pair is judged in both orders."""
     from preftune.cli.settings import chat_options, data_section
@@ -158,7 +142,7 @@ def length_controlled(
     ],
     gamed: Annotated[Path, typer.Option(help="File df_gamed.csv of the dataset tatsu-lab/alpaca_eval.")],
     out: Annotated[Path, typer.Option(help="File to write.")] = Path("length-controlled.json"),
-    quiet: Quiet = False,
+    quiet: opt.Quiet = False,
 ) -> None:
     """Compute AlpacaEval's length-controlled win rate. It needs the annotations and the gamed baselines."""
     from preftune.train.display import Display

@@ -14,26 +14,8 @@ import typer
 
 from preftune.cli import data as data_commands
 from preftune.cli import evaluate as evaluate_commands
-from preftune.cli.options import (
-    ApiKeyEnv,
-    AsChat,
-    ChatTemplate,
-    ChatTemplateKwargs,
-    Concurrency,
-    Config,
-    DataFormat,
-    DryRun,
-    Dtype,
-    MaxNewTokens,
-    MaxPrompts,
-    Overrides,
-    Quiet,
-    Seed,
-    ServerSettings,
-    ServerUrl,
-    Settings,
-    Timeout,
-)
+from preftune.cli import options as opt
+from preftune.cli.options import Config, DryRun, Overrides, Quiet
 from preftune.errors import ConfigError, PreftuneError
 
 app = typer.Typer(
@@ -51,7 +33,7 @@ UsageError: Any = typer.BadParameter.__bases__[0]  # click's class, or the copy 
 
 
 @app.callback(invoke_without_command=True)
-def options(
+def root(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Print the traceback of an error.")] = False,  # noqa: ARG001
 ) -> None:
@@ -131,20 +113,20 @@ def sample(
         typer.Option(help="Sample from the most likely tokens whose probabilities add up to this.", min=0, max=1),
     ] = 1.0,
     top_k: Annotated[int, typer.Option(help="Sample from the k most likely tokens (0 = no limit).", min=0)] = 0,
-    max_new_tokens: MaxNewTokens = 64,
-    seed: Seed = 0,
-    max_prompts: MaxPrompts = None,
-    dtype: Dtype = "auto",
-    chat_template: ChatTemplate = None,
-    chat_template_kwargs: ChatTemplateKwargs = None,
-    as_chat: AsChat = False,
-    server: ServerUrl = None,
-    api_key_env: ApiKeyEnv = None,
-    concurrency: Concurrency = 8,
-    timeout: Timeout = 120.0,
-    server_settings: ServerSettings = None,
+    max_new_tokens: opt.MaxNewTokens = 64,
+    seed: opt.Seed = 0,
+    max_prompts: opt.MaxPrompts = None,
+    dtype: opt.Dtype = "auto",
+    chat_template: opt.ChatTemplate = None,
+    chat_template_kwargs: opt.ChatTemplateKwargs = None,
+    as_chat: opt.AsChat = False,
+    server: opt.ServerUrl = None,
+    api_key_env: opt.ApiKeyEnv = None,
+    concurrency: opt.Concurrency = 8,
+    timeout: opt.Timeout = 120.0,
+    server_settings: opt.ServerSettings = None,
     quiet: Quiet = False,
-    settings: Settings = None,
+    settings: opt.Settings = None,
 ) -> None:
     """Sample responses to prompts from a model or a server. Rerun the same command to resume."""
     from preftune.cli.settings import chat_options, data_section
@@ -214,16 +196,16 @@ def score(
     mode: Annotated[
         str, typer.Option(help="corrected; or compatible, which adds the scores as RewardBench computes them.")
     ] = "corrected",
-    data_format: DataFormat = None,
+    data_format: opt.DataFormat = None,
     max_length: Annotated[
         int | None, typer.Option(help="Maximum number of tokens. By default: 1024, or the model's limit.", min=2)
     ] = None,
-    dtype: Dtype = "auto",
-    chat_template: ChatTemplate = None,
-    chat_template_kwargs: ChatTemplateKwargs = None,
-    as_chat: AsChat = False,
+    dtype: opt.Dtype = "auto",
+    chat_template: opt.ChatTemplate = None,
+    chat_template_kwargs: opt.ChatTemplateKwargs = None,
+    as_chat: opt.AsChat = False,
     quiet: Quiet = False,
-    settings: Settings = None,
+    settings: opt.Settings = None,
 ) -> None:
     """Score preference pairs with a reward. The implicit reward is beta * log(policy / reference)."""
     from preftune.cli.settings import chat_options, data_section

@@ -98,9 +98,7 @@ def run(out: Path, *, fast: bool = False, with_ppo: bool = False, console: Conso
         sft_nats, entropy = compare_with_grammar(Scorer.of(reference), tokenizer, prompts)
         console.print(f"      held-out loss {sft_nats:.2f} nats per review (best possible: {entropy:.2f})")
 
-        console.print(
-            f"[3/5] sampling {scale.samples} reviews per prompt ({len(prompts)} prompts), labelled by true reward"
-        )
+        console.print(f"[3/5] sampling {scale.samples} reviews for each of {len(prompts)} prompts, and labelling them")
         ids = [tokenizer(p)["input_ids"] for p in prompts]
         drawn = sample(reference, tokenizer, ids, Sampling(scale.samples, seed=1))
         write_groups(out / "preferences.jsonl", prompts, drawn, scale.group)
