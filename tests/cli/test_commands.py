@@ -233,6 +233,7 @@ def test_demo_refuses_a_folder_with_other_files(capsys: pytest.CaptureFixture[st
     Path("mine").mkdir()
     Path("mine/thesis.tex").write_text("x")
     assert run(["demo", "--fast", "--out", "mine"]) == 5
+    assert "mine: the folder is not empty and not from a demo" in capsys.readouterr().err
     assert Path("mine/thesis.tex").read_text() == "x"
 
 
@@ -276,3 +277,18 @@ def test_reward_then_ppo_then_the_frontier(model_folder: Path, capsys: pytest.Ca
     assert run(["ppo", "ppo.yaml", "out=other", "reward=runs/nothing"]) == 4
     assert run(["ppo", "ppo.yaml", "out=other", "ppo.klcoef=1"]) == 2
     assert "unknown key 'ppo.klcoef'; did you mean ppo.kl_coef?" in capsys.readouterr().err
+
+
+def test_iterate_plans_its_rounds(model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = f"model: {{path: {model_folder}}}\ndata: {{train: pairs.jsonl}}\nreward: length\n"
+    Path("iterate.yaml").write_text(config + "sample: {n: 2, max_new_tokens: 4}\n")
+    assert run(["iterate", "iterate.yaml", "--dry-run"]) == 0
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("command", ["", "data", "eval"])
+def test_the_summary_of_every_command_is_a_complete_sentence(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    run([*command.split(), "--help"])
+    summaries = [line for line in capsys.readouterr().out.partition("Commands:\n")[2].splitlines() if line.strip()]
+    assert summaries
+    assert all(line.endswith(".") and not line.endswith("...") for line in summaries)

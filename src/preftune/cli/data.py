@@ -130,7 +130,7 @@ def convert(
     config: ConfigOption = None,
     data_format: DataFormat = None,
 ) -> None:
-    """Convert data of any known format to JSONL. The rows are prompt/chosen/rejected pairs, or groups."""
+    """Convert data of any supported format to JSONL. The rows are prompt/chosen/rejected pairs, or groups."""
     from preftune.cli.settings import check_settings
     from preftune.data.convert import as_groups, as_pairs
     from preftune.errors import ConfigError

@@ -29,7 +29,7 @@ class PromptConfig(Section):
     eval: str | float | None = None
     """Held-out prompts: a file, or a share of the training prompts between 0 and 1."""
     columns: dict[str, str] = Field({})
-    """Your names of preftune's columns, e.g. {prompt: question}."""
+    """Columns of your data for preftune's fields, e.g. {prompt: question}."""
     ignore: list[str] = Field([])
     """Columns to ignore."""
     chat_template: str | None = None

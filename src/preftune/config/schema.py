@@ -112,10 +112,10 @@ class DataConfig(Section):
     format: str = "auto"
     """Name of the data format, or `file.py:function` for your own. auto: detect the format from the rows."""
     columns: dict[str, str] = {}
-    """Your names of preftune's columns, e.g. {prompt: question, chosen: answer_a, rejected: answer_b}."""
+    """Columns of your data for preftune's fields, e.g. {prompt: question, chosen: answer_a, rejected: answer_b}."""
     winner_values: dict[str, Any] = {}
-    """Meaning of the values in the column `winner` if they are not recognised, e.g. {a: left, b: right, tie: none}. A
-    meaning may have a list of values."""
+    """Meaning of the values in the column `winner` if they are not recognised, e.g. {a: left, b: right, tie: none}. An
+    entry may be a list of values."""
     chat_template: str | None = None
     """Chat template to use instead of the tokenizer's: a .jinja file, or `dialogue` for models without a template. It
     is saved with the model."""

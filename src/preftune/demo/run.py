@@ -98,7 +98,7 @@ def run(out: Path, *, fast: bool = False, with_ppo: bool = False, console: Conso
         sft_nats, entropy = compare_with_grammar(Scorer.of(reference), tokenizer, prompts)
         console.print(f"      held-out loss {sft_nats:.2f} nats per review (best possible: {entropy:.2f})")
 
-        console.print(f"[3/5] sampling {scale.samples} reviews for each of {len(prompts)} prompts, and labelling them")
+        console.print(f"[3/5] sampling {scale.samples} reviews for each of {len(prompts)} prompts, and labelling pairs")
         ids = [tokenizer(p)["input_ids"] for p in prompts]
         drawn = sample(reference, tokenizer, ids, Sampling(scale.samples, seed=1))
         write_groups(out / "preferences.jsonl", prompts, drawn, scale.group)
@@ -297,9 +297,7 @@ def _make_empty(out: Path) -> None:
     """Create the folder, or empty it if it holds an earlier demo. Raises RunError for other contents."""
     if out.is_dir() and any(out.iterdir()):
         if not (out / MARK).is_file():
-            raise RunError(
-                "the folder has other files than those of a demo", where=str(out), fix="choose another --out"
-            )
+            raise RunError("the folder is not empty and not from a demo", where=str(out), fix="choose another --out")
         shutil.rmtree(out)
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)

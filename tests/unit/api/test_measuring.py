@@ -209,6 +209,7 @@ WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
     "unused": ("pairs", {"k": 3}, r"^k: means nothing to best-worst"),
     "reward": ("pairs", {"reward": "lenght"}, r"^reward: unknown name 'lenght'; did you mean 'length'\?"),
     "signature": ("pairs", {"reward": lambda a, b: [0.0, 0.0]}, r"has the arguments a, b"),
+    "several files": ("score", {"data": ["a.jsonl", "b.jsonl"]}, r"score\(\): data: expected one file, got 2"),
     "half": ("score", {"policy": "m"}, r"needs policy and reference, or reward alone"),
     "not for a reward": ("score", {"reward": "length", "tokens": True}, r"^tokens: is for an implicit reward"),
     "temperature": ("frontier", {"temperatures": [0]}, r"^temperatures: temperatures lie above 0"),

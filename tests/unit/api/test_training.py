@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import threading
@@ -339,3 +340,10 @@ def test_a_saved_config_names_its_functions(model_folder: Path) -> None:
     assert "python:" in dump(result.config)
     with pytest.raises(preftune.ConfigError, match="was given as a Python function"):
         preftune.dpo("run/config.yaml", data=write_jsonl(Path("p.jsonl"), PAIRS), out="again", quiet=True)
+
+
+def test_help_shows_the_typed_keywords() -> None:
+    for function in (preftune.sft, preftune.dpo, preftune.reward, preftune.ppo, preftune.iterate):
+        parameters = inspect.signature(function).parameters
+        assert {"config", "overrides", "model", "data", "eval", "out", "dry_run", "quiet"} <= set(parameters)
+        assert "Unpack" in str(parameters["settings"].annotation)

@@ -154,6 +154,12 @@ def test_a_wrong_override_is_refused_with_its_text(tmp_path: Path, override: str
     assert message in str(error.value)
 
 
+def test_an_override_of_a_missing_list_entry_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL + "loss: [{name: sigmoid}]\n")
+    with pytest.raises(ConfigError, match="1 is not an index of this list, which has 1 entries"):
+        load(DPOConfig, path, ["loss.1.weight=2"])
+
+
 def test_a_yaml_bomb_is_refused(tmp_path: Path) -> None:
     bomb = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
         f"{chr(98 + i)}: &{chr(98 + i)} [{','.join(['*' + chr(97 + i)] * 10)}]\n" for i in range(8)
