@@ -47,7 +47,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
                 )
         data_settings = {key: values.pop(key) for key in tuple(values) if key not in keywords}
         settings = bind(function, values, where, function.__name__)
-        with errors_in_python((*keywords, *data_keys)):
+        with name_keywords_in_errors((*keywords, *data_keys)):
             return function(*arguments, **named, **settings, **data_settings)
 
     return call
@@ -60,7 +60,7 @@ def _data_keys(function: Callable[..., Any]) -> tuple[str, ...]:
 
 
 @contextmanager
-def errors_in_python(names: tuple[str, ...]) -> Iterator[None]:
+def name_keywords_in_errors(names: tuple[str, ...]) -> Iterator[None]:
     """Replace options in the errors of the block by keywords: --max-length becomes max_length."""
     try:
         yield

@@ -18,7 +18,7 @@ C = TypeVar("C", bound=BaseModel)
 Section = Mapping[str, Any]
 
 
-class Tuning(TypedDict, total=False):
+class CommonSettings(TypedDict, total=False):
     """Config keys that all training functions accept as keywords (docs/config.md)."""
 
     optim: Section
@@ -28,21 +28,21 @@ class Tuning(TypedDict, total=False):
     track: Sequence[str]
 
 
-class DPOSettings(Tuning, total=False):
+class DPOSettings(CommonSettings, total=False):
     """Config keys that preftune.dpo accepts as keywords."""
 
     reference: Section
     monitor: Section | bool | None
 
 
-class RewardSettings(Tuning, total=False):
+class RewardSettings(CommonSettings, total=False):
     """Config keys that preftune.reward accepts as keywords."""
 
     centre: float
     normalise: bool
 
 
-class PPOSettings(Tuning, total=False):
+class PPOSettings(CommonSettings, total=False):
     """Config keys that preftune.ppo accepts as keywords."""
 
     value: Section
@@ -50,7 +50,7 @@ class PPOSettings(Tuning, total=False):
     ppo: Section
 
 
-class IterateSettings(Tuning, total=False):
+class IterateSettings(CommonSettings, total=False):
     """Config keys that preftune.iterate accepts as keywords."""
 
     rounds: int

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any, Unpack
 from preftune.api.inputs import Held, data_name, folder_name, function_name, plain_settings
 from preftune.api.models import no_tokenizer
 from preftune.api.results import TrainResult
-from preftune.api.settings import DPOSettings, IterateSettings, PPOSettings, RewardSettings, Tuning, resolve_config
+from preftune.api.settings import (
+    CommonSettings,
+    DPOSettings,
+    IterateSettings,
+    PPOSettings,
+    RewardSettings,
+    resolve_config,
+)
 from preftune.config.commands import CONFIGS
 from preftune.errors import ConfigError
 from preftune.objects import holding
@@ -26,7 +33,7 @@ CONTROLS = ("config", "overrides", "tokenizer", "dry_run", "quiet", "display")  
 def sft(
     config: Any = None, overrides: Sequence[str] = (), *, model: Any = None, data: Any = None, eval: Any = None,
     format: str | Callable[..., Any] | None = None, out: Any = None, tokenizer: Any = None, dry_run: bool = False,
-    quiet: bool = False, display: Display | None = None, **settings: Unpack[Tuning],
+    quiet: bool = False, display: Display | None = None, **settings: Unpack[CommonSettings],
 ) -> TrainResult:  # fmt: skip
     """Fine-tune a model on demonstrations, or on the chosen responses of preference data.
 

@@ -19,6 +19,7 @@ from preftune.config.schema import DataConfig, Losses, ModelConfig, Section
 from preftune.errors import ConfigError, did_you_mean
 
 SETTING = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*=")
+MAIN_KEYS = {"data": "train", "model": "path", "loss": "name"}
 
 
 class CheckSettings(Section):
@@ -135,10 +136,10 @@ def _apply(
     """Apply settings and options to `raw`. Raises ConfigError for an unknown section and for a key with two values."""
     values: dict[str, Any] = {}
     for setting in settings:
-        name, equals, _ = setting.partition("=")
+        name, equals, text = setting.partition("=")
         section, dot, key = name.partition(".")
         if not (equals and dot and key and section in sections):
-            raise ConfigError(_not_a_setting(name, equals, sections), where=f"{command} {setting}")
+            raise ConfigError(_not_a_setting(name, equals, text, sections), where=f"{command} {setting}")
         apply_override(raw, places, setting)
         value: Any = raw
         for part in name.split("."):
@@ -153,10 +154,12 @@ def _apply(
         places[(section, key)] = option
 
 
-def _not_a_setting(name: str, equals: str, sections: Sequence[str]) -> str:
+def _not_a_setting(name: str, equals: str, value: str, sections: Sequence[str]) -> str:
     """Describe an argument that is not a setting of one of the sections."""
     if not equals:
         return f"this is not a setting; write {sections[0]}.KEY=VALUE"
+    if name in sections:
+        return f"{name} is a section; write {name}.{MAIN_KEYS[name]}={value}"
     close = difflib.get_close_matches(name.rpartition(".")[2], list(DataConfig.model_fields), n=1, cutoff=0.75)
     hint = f"did you mean data.{close[0]}?" if close else did_you_mean(name.partition(".")[0], sections)
     return f"{name!r} is not a setting of {', '.join(sections)}; {hint}"
