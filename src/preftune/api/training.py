@@ -35,10 +35,7 @@ def sft(
     format: str | Callable[..., Any] | None = None, out: Any = None, tokenizer: Any = None, dry_run: bool = False,
     quiet: bool = False, display: Display | None = None, **settings: Unpack[CommonSettings],
 ) -> TrainResult:  # fmt: skip
-    """Fine-tune a model on demonstrations, or on the chosen responses of preference data.
-
-    The arguments are those of preftune.dpo.
-    """
+    """Fine-tune a model on demonstrations or chosen responses. The arguments are those of preftune.dpo."""
     return _run("methods.sft", locals())
 
 
