@@ -13,9 +13,17 @@ import yaml
 from tests.conftest import PAIRS, write_jsonl
 
 from preftune.cli.main import app, run
-from preftune.cli.settings import KINDS, checking, data_section
+from preftune.cli.settings import check_settings, data_section
+from preftune.config.commands import CONFIGS
 from preftune.config.load import load
-from preftune.config.schema import NOT_JUDGED, NOT_SAMPLED, NOT_SCORED, DataConfig, DPOConfig, SFTConfig
+from preftune.config.schema import (
+    UNUSED_BY_SAMPLE,
+    UNUSED_BY_SCORE,
+    UNUSED_BY_WINRATE,
+    DataConfig,
+    DPOConfig,
+    SFTConfig,
+)
 from preftune.formats.table import FORMATS
 from preftune.losses import PREFERENCE_LOSSES
 
@@ -24,7 +32,12 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 FIRST_RUN = ROOT / "docs" / "first-run.md"
 TRAINING = ROOT / "docs" / "training.md"
 QWEN = "Qwen/Qwen2.5-0.5B-Instruct"
-UNUSED = {"score": NOT_SCORED, "sample": NOT_SAMPLED, "frontier": NOT_SAMPLED, "winrate": NOT_JUDGED}
+UNUSED = {
+    "score": UNUSED_BY_SCORE,
+    "sample": UNUSED_BY_SAMPLE,
+    "frontier": UNUSED_BY_SAMPLE,
+    "winrate": UNUSED_BY_WINRATE,
+}
 MINIMAL = "model: {path: MODEL}\ndata: {train: prefs.jsonl}\n"
 
 
@@ -73,11 +86,11 @@ def test_a_command_line_parses(page: Path, line: str, tmp_path: Path) -> None:
     assert names, line
     name = names[-1]
     options = command.make_context(name, words).params
-    if name in KINDS:
-        load(KINDS[name], config_of(str(options["config"]), tmp_path), options["overrides"] or ())
+    if name in CONFIGS:
+        load(CONFIGS[name], config_of(str(options["config"]), tmp_path), options["overrides"] or ())
     elif name in ("check", "show", "convert"):
         config = config_of(str(options["config"]), tmp_path) if options.get("config") else None
-        checking(options["arguments"] or (), config, {}, line)
+        check_settings(options["arguments"] or (), config, {}, line)
     elif name in UNUSED:
         source = options.get("data") or options["prompts"]
         data_section(source, options["settings"], {}, command=line, unused=UNUSED[name])
@@ -138,11 +151,11 @@ def complete(config: object) -> bool:
     return isinstance(config, dict) and "path" in (config.get("model") or {}) and "train" in (config.get("data") or {})
 
 
-CONFIGS = [(page, text) for page in PAGES for text in blocks(page, "yaml") if complete(yaml.safe_load(text))]
+YAML_BLOCKS = [(page, text) for page in PAGES for text in blocks(page, "yaml") if complete(yaml.safe_load(text))]
 
 
 def test_the_configs_of_the_training_page_are_accepted(own_data: Path, tmp_path: Path) -> None:
-    texts = [text for page, text in CONFIGS if page == TRAINING]
+    texts = [text for page, text in YAML_BLOCKS if page == TRAINING]
     assert texts
     for text in texts:
         (tmp_path / "page.yaml").write_text(text.replace(QWEN, str(own_data)))
@@ -155,7 +168,7 @@ def test_learning_rates_are_those_that_the_first_run_page_recommends() -> None:
     assert table
     full, lora = map(float, table.groups())
     assert DPOConfig.model_fields["optim"].default.lr == full
-    configs = [yaml.safe_load(text) for _, text in CONFIGS if "loss" in yaml.safe_load(text)]
+    configs = [yaml.safe_load(text) for _, text in YAML_BLOCKS if "loss" in yaml.safe_load(text)]
     configs += [yaml.safe_load((ROOT / "configs" / name).read_text()) for name in ("dpo.yaml", "dpo-lora.yaml")]
     assert any(config.get("lora") for config in configs)
     for config in configs:

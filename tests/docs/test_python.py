@@ -51,4 +51,4 @@ def test_the_snippets_of_a_page_run(
             code = code.replace("prefs.jsonl", str(pairs_file))
         exec(compile(code, str(page), "exec"), names)
     if page.name == "python.md":
-        assert "unknown key; did you mean loss.beta?" in capsys.readouterr().out
+        assert "unknown key 'beta'; did you mean loss.beta?" in capsys.readouterr().out

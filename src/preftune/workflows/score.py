@@ -33,7 +33,7 @@ from preftune.lifecycle.saved import source_of
 from preftune.lifecycle.sections import max_dropped_of, options_of, require_rows, rows_of, section_of
 from preftune.model.load import DTYPES, Source, load_config, load_model, load_tokenizer, positions
 from preftune.model.logprobs import Scorer, logps
-from preftune.report.tokens import ShadedPair, shown, write_token_page
+from preftune.report.tokens import ShadedPair, pairs_to_show, write_token_page
 from preftune.rewards.models import RewardModel
 from preftune.rewards.open import open_reward
 from preftune.rewards.reward import PromptResponse, note_text_only, rewards_by_group, why_missing
@@ -366,5 +366,5 @@ def pages_of(found: Sequence[Scored], tokenizer: Any) -> tuple[list[ShadedPair],
         ]
         return ShadedPair(one.origin, prompt, sides[0], sides[1])
 
-    first, worst = shown([one.rewards[j.better] - one.rewards[j.worse] for one, j in judged])
+    first, worst = pairs_to_show([one.rewards[j.better] - one.rewards[j.worse] for one, j in judged])
     return [shaded(place) for place in first], [shaded(place) for place in worst]

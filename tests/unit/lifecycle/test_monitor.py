@@ -261,7 +261,7 @@ def test_advice_is_said_once_and_kept(tmp_path: Path, model_folder: Path, monkey
     assert kept["kl"]["step"] == last["step"]
     assert f"{last['drift/kl']:.1f} +- {last['drift/kl_se']:.1f} nats" in kept["kl"]["text"]
     page = (tmp_path / "run" / "report.html").read_text()
-    assert "<h2>Distribution shift</h2>" in page
+    assert "<h2>Distance from data and reference</h2>" in page
     assert "nats per response from the reference (warning above 0.5). Lower optim.lr or raise loss.beta.</td>" in page
 
 
@@ -269,7 +269,7 @@ def test_a_run_that_stays_gets_no_advice(tmp_path: Path, model_folder: Path, mon
     monkeypatch.setattr("preftune.measures.advice.GAP", 1e6)  # a random model is far from every text
     run(tmp_path, model_folder, optim=OptimConfig(lr=1e-6))
     assert "advice" not in json.loads((tmp_path / "run" / "manifest.json").read_text())
-    assert "No figure has passed a threshold." in (tmp_path / "run" / "report.html").read_text()
+    assert "No metric has exceeded its threshold." in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_a_run_does_not_end_for_its_monitor(
