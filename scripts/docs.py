@@ -126,7 +126,7 @@ PPO = (
     ppo.policy_loss,
     ppo.value_loss,
     ppo.explained_variance,
-    ppo.steered,
+    ppo.adapt_kl_coefficient,
 )
 
 

@@ -20,7 +20,7 @@ from preftune.data.layout import Budget
 from preftune.data.order import training_steps
 from preftune.data.prompts import Prompt, Prompts
 from preftune.exact.optimum import ipo_optimum, optimal_policy
-from preftune.exact.worlds import bradley_terry, flipped, kl
+from preftune.exact.worlds import bradley_terry, flip_preferences, kl
 from preftune.methods.dpo import bind_objective
 from preftune.methods.ppo_loop import optimise
 from preftune.methods.rollouts import Actors, Critic
@@ -71,7 +71,7 @@ def test_a_mistake_is_far_from_the_optimum(mistake: str) -> None:
 def test_robust_dpo_sees_through_flipped_labels() -> None:
     """A fifth of the judgements turned round: robust DPO still finds pi*, plain DPO does not."""
     reward = rewards()
-    noisy = flipped(bradley_terry(reward), NOISE)
+    noisy = flip_preferences(bradley_terry(reward), NOISE)
     log_ref, robust = tuned("robust", noisy, hard=True, beta=1.0, label_smoothing=NOISE)
     optimum, _ = optimal_policy(log_ref, reward, 1.0)
     assert float(kl(robust, optimum).max()) < 1e-3
@@ -81,7 +81,7 @@ def test_robust_dpo_sees_through_flipped_labels() -> None:
 
 def test_summed_ipo_finds_its_own_optimum_under_noise() -> None:
     """ref exp(P(y beats ref) / beta) / Z, with the noisy judgements' own probabilities."""
-    noisy = flipped(bradley_terry(rewards()), NOISE)
+    noisy = flip_preferences(bradley_terry(rewards()), NOISE)
     log_ref, log_pi = tuned("ipo", noisy, beta=0.3, average=False)
     optimum = ipo_optimum(log_ref, log_ref, noisy, 0.3)
     assert float(kl(log_ref, optimum).max()) > 0.02

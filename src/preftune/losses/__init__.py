@@ -1,7 +1,4 @@
-"""Every loss of the project as a pure function on tensors, and the weighted sum that a run trains on.
-
-Nothing here knows about models, batches in memory, configs or speed.
-"""
+"""All losses as pure functions on tensors, and `Objective`, the weighted sum of losses that a run trains on."""
 
 from collections.abc import Callable
 
@@ -36,7 +33,7 @@ from preftune.losses.reference_free import cpo, nll, orpo, simpo, unlikelihood
 from preftune.losses.tokenwise import ld_dpo, odpo, tdpo1, tdpo2, wpo
 from preftune.losses.unpaired import bco, kto
 
-#: Names for `loss.name` of preference training.
+#: The values of `loss.name` for preference training.
 PREFERENCE_LOSSES: dict[str, Callable[..., Tensor]] = {
     **pairwise.TABLE,
     **reference_free.TABLE,

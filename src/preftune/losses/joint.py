@@ -1,7 +1,7 @@
-"""A mark for losses that couple all items of an optimizer step, e.g. by sorting or by a baseline over the batch.
+"""A decorator for losses that couple all items of an optimizer step, such as losses that sort or use a mean.
 
-Such a loss is not a sum over micro-batches. The loop then computes it on the log-probs of the whole step
-(one more forward pass where a step has several micro-batches), so that the gradient never depends on the split.
+Such a loss is not a sum over micro-batches. The training loop computes it on the log-probs of the whole step, with an
+extra forward pass if the step has several micro-batches, so the gradient does not depend on the micro-batches.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _MARK = "couples_whole_step"
 
 
 def joint(loss: F) -> F:
-    """Mark `loss` as one that must see all items of an optimizer step at once."""
+    """Mark `loss` as a loss that needs all items of an optimizer step at once."""
     setattr(loss, _MARK, True)
     return loss
 

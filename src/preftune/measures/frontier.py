@@ -13,7 +13,7 @@ import torch
 
 from preftune.data.layout import Budget, micro_batches
 from preftune.errors import ConfigError
-from preftune.exact.optimum import corrected_tilt
+from preftune.exact.optimum import estimate_optimum_jackknife
 from preftune.model.compile import uncompiled
 from preftune.model.logprobs import Scorer, logps
 from preftune.model.memory import by_group
@@ -95,7 +95,11 @@ def measure_curve(name: str, kl: float, reward_P: Floats) -> Point:
 def optimum(reward_PM: Floats, betas: Iterable[float]) -> list[Point]:
     """The closed-form optimum at each beta, estimated from samples of the reference and corrected for their number."""
     rewards = torch.from_numpy(reward_PM)
-    return [Point(f"optimum, beta {beta:g}", t.kl, t.reward) for beta in betas for t in [corrected_tilt(rewards, beta)]]
+    return [
+        Point(f"optimum, beta {beta:g}", t.kl, t.reward)
+        for beta in betas
+        for t in [estimate_optimum_jackknife(rewards, beta)]
+    ]
 
 
 def beta_at(reward_PM: Floats, kl: float) -> float:
@@ -105,10 +109,10 @@ def beta_at(reward_PM: Floats, kl: float) -> float:
     low, high = 1e-4 * scale, 1e4 * scale
     for _ in range(60):
         middle = math.sqrt(low * high)
-        low, high = (middle, high) if corrected_tilt(rewards, middle).kl > kl else (low, middle)
+        low, high = (middle, high) if estimate_optimum_jackknife(rewards, middle).kl > kl else (low, middle)
     return high
 
 
 def optimum_at(reward_PM: Floats, kl: float) -> float:
     """The most reward that any policy can have at this KL, as `optimum` estimates it."""
-    return corrected_tilt(torch.from_numpy(reward_PM), beta_at(reward_PM, kl)).reward
+    return estimate_optimum_jackknife(torch.from_numpy(reward_PM), beta_at(reward_PM, kl)).reward

@@ -9,8 +9,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preftune.exact.optimum import implicit_reward, ipo_optimum, optimal_policy, representative, tilt, value_of
-from preftune.exact.worlds import World, bradley_terry, flipped, kl
+from preftune.exact.optimum import (
+    estimate_optimum,
+    implicit_reward,
+    ipo_optimum,
+    normalised_reward,
+    optimal_policy,
+    value_of,
+)
+from preftune.exact.worlds import World, bradley_terry, flip_preferences, kl
 
 
 def tables(seed: int, prompts: int = 2, responses: int = 7) -> tuple[torch.Tensor, torch.Tensor]:
@@ -41,8 +48,8 @@ def test_rewards_of_one_class(seed: int, beta: float) -> None:
     log_pi = optimal_policy(log_ref, reward, beta)[0]
     assert torch.allclose(log_pi, optimal_policy(log_ref, shifted, beta)[0])
     assert torch.allclose(bradley_terry(reward), bradley_terry(shifted))
-    one = representative(log_ref, reward, beta)
-    assert torch.allclose(one, representative(log_ref, shifted, beta))
+    one = normalised_reward(log_ref, reward, beta)
+    assert torch.allclose(one, normalised_reward(log_ref, shifted, beta))
     assert torch.allclose(one, implicit_reward(log_pi, log_ref, beta))
     assert torch.allclose(optimal_policy(log_ref, one, beta)[1], torch.zeros(2, dtype=torch.float64), atol=1e-9)
 
@@ -62,7 +69,7 @@ def test_importance_weights_find_the_optimum() -> None:
     effective = []
     for beta in (2.0, 1.0, 0.5):
         exact = value_of(optimal_policy(log_ref, reward, beta)[0], log_ref, reward, beta)
-        found = tilt(reward[0, draws][None], beta)
+        found = estimate_optimum(reward[0, draws][None], beta)
         assert found.reward == pytest.approx(float(exact.reward), abs=0.02)
         assert found.kl == pytest.approx(float(exact.kl), abs=0.02)
         effective.append(found.effective)
@@ -91,7 +98,7 @@ def test_population_weights() -> None:
     """A pair's weight is how often it is drawn; hard labels split it by its probability."""
     world = World(2, eos=0, length=2, prompts=((1,),))
     log_mu = torch.log(torch.tensor([[0.5, 0.3, 0.2]], dtype=torch.float64))
-    preference = flipped(bradley_terry(torch.tensor([[0.0, 1.0, 2.0]], dtype=torch.float64)), 0.1)
+    preference = flip_preferences(bradley_terry(torch.tensor([[0.0, 1.0, 2.0]], dtype=torch.float64)), 0.1)
     (soft,) = world.population(log_mu, preference)
     (hard,) = world.population(log_mu, preference, hard=True)
     assert sum(j.weight for j in soft.judgements) == pytest.approx(3)

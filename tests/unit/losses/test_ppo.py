@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from preftune.losses.ppo import (
+    adapt_kl_coefficient,
     advantages,
     explained_variance,
     kl_estimate,
     policy_loss,
-    steered,
     token_rewards,
     value_loss,
     whiten,
@@ -140,7 +140,11 @@ def test_whitening() -> None:
 
 def test_the_coefficient_follows_the_kl() -> None:
     """Ziegler et al.: proportional to the relative error, cut at 20 %."""
-    assert steered(0.1, kl=6.6, target=6.0, responses=100, horizon=1000) == pytest.approx(0.1 * (1 + 0.1 * 0.1))
-    assert steered(0.1, kl=60.0, target=6.0, responses=100, horizon=1000) == pytest.approx(0.1 * 1.02)
-    assert steered(0.1, kl=0.0, target=6.0, responses=100, horizon=1000) == pytest.approx(0.1 * 0.98)
-    assert steered(0.1, kl=0.0, target=6.0, responses=6000, horizon=1) == pytest.approx(0.08)  # never below 0
+    assert adapt_kl_coefficient(0.1, kl=6.6, target=6.0, responses=100, horizon=1000) == pytest.approx(
+        0.1 * (1 + 0.1 * 0.1)
+    )
+    assert adapt_kl_coefficient(0.1, kl=60.0, target=6.0, responses=100, horizon=1000) == pytest.approx(0.1 * 1.02)
+    assert adapt_kl_coefficient(0.1, kl=0.0, target=6.0, responses=100, horizon=1000) == pytest.approx(0.1 * 0.98)
+    assert adapt_kl_coefficient(0.1, kl=0.0, target=6.0, responses=6000, horizon=1) == pytest.approx(
+        0.08
+    )  # never below 0
