@@ -14,7 +14,7 @@ from preftune.data.layout import batch_of, to_constant_length
 from preftune.errors import ModelError
 from preftune.lifecycle import packing_probe
 from preftune.lifecycle.packing_probe import admit, measure, refusal
-from preftune.model.attention import NAME, base_of, use_own, use_segments
+from preftune.model.attention import NAME, base_of, restore_attention, use_segments
 from preftune.model.logprobs import Scorer
 
 WINDOW = {"sliding_window": 6}
@@ -120,7 +120,7 @@ def test_exact(architecture: str) -> None:
     scorer = make(architecture, EXACT[architecture])
     assert refusal(scorer) == ""
     groups = random_groups(3, responses=3, seed=5, vocabulary=96)
-    use_own(scorer.model)
+    restore_attention(scorer.model)
     values, gradient = measure(scorer, batch_of(groups, "rows"))
     assert use_segments(scorer.model)
     batches = [batch_of(groups, "packed"), batch_of(groups, "shared")]

@@ -17,7 +17,7 @@ from preftune.lifecycle.packing_probe import admit
 from preftune.lifecycle.task import ResponseTask
 from preftune.losses import PREFERENCE_LOSSES
 from preftune.methods.dpo import bind_objective
-from preftune.model.attention import use_own, use_segments
+from preftune.model.attention import restore_attention, use_segments
 from preftune.model.compile import compile_blocks
 from preftune.model.logprobs import Scorer, logps
 from preftune.model.reference import Frozen
@@ -179,6 +179,6 @@ def test_compiled_blocks_change_nothing_but_rounding() -> None:
         values = [logps(scorer, batch_of(random_groups(n), "shared")).sum_S for n in (3, 5)]
         torch.cat(values).square().sum().backward()
         found.append([torch.cat(values).detach(), *(p.grad for p in model.parameters())])
-        use_own(model)
+        restore_attention(model)
     for plain, fast in zip(*found, strict=True):
         assert torch.allclose(plain, fast, rtol=1e-4, atol=1e-5 * float(plain.abs().max()))

@@ -12,8 +12,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICA
 
 from preftune.data.layout import batch_of
 from preftune.lifecycle.packing_probe import admit, state_values
-from preftune.model.attention import use_own
-from preftune.model.scalar import readable, reward_logps, scalar_scorer, scalar_twin
+from preftune.model.attention import restore_attention
+from preftune.model.scalar import reward_logps, scalar_scorer, scalar_twin, with_reward_slot
 
 CLASSIFIERS = sorted(set(EXACT) & set(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES))
 
@@ -47,8 +47,8 @@ def test_rewards_are_those_of_transformers(architecture: str) -> None:
     assert admit(scorer, "auto", state_values) == ("shared", "")
     for layout in ("shared", "packed", "rows"):
         if layout == "rows":
-            use_own(model)
-        found = reward_logps(scorer, batch_of(readable(groups), layout)).sum_S  # type: ignore[arg-type]
+            restore_attention(model)
+        found = reward_logps(scorer, batch_of(with_reward_slot(groups), layout)).sum_S  # type: ignore[arg-type]
         assert torch.allclose(found, reward, atol=2e-5), layout
         gradients = torch.autograd.grad((weights * found).sum(), list(model.parameters()), allow_unused=True)
         for ours, theirs in zip(gradients, wanted, strict=True):

@@ -21,7 +21,7 @@ from preftune.lifecycle.task import ResponseTask
 from preftune.methods import dpo
 from preftune.methods.dpo import bind_objective
 from preftune.model import segments, token_logprobs
-from preftune.model.attention import use_own, use_segments
+from preftune.model.attention import restore_attention, use_segments
 from preftune.model.compile import compile_blocks
 from preftune.model.flex import flex
 from preftune.model.logprobs import Scorer, logps
@@ -62,7 +62,7 @@ def attended(way: Any, layout: Packed, slots: int, dtype: torch.dtype, *more: An
     given = [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
     weight = torch.randn((1, slots, Q_HEADS, value), generator=generator).to(dtype)
     sides = []
-    for function, device, kind in ((way, CUDA, dtype), (segments.each, torch.device("cpu"), torch.float64)):
+    for function, device, kind in ((way, CUDA, dtype), (segments.one_by_one, torch.device("cpu"), torch.float64)):
         qkv = [x.to(device, kind).requires_grad_() for x in given]
         sent = [x.to(device, kind) if isinstance(x, torch.Tensor) else x for x in more]
         out = function(*qkv, layout, *sent)
@@ -157,7 +157,7 @@ def test_the_gate_admits_what_it_admits_on_a_cpu(architecture: str) -> None:
     batch = batch_of(random_groups(5, 3), "shared")
     with torch.no_grad():
         there = logps(here, batch).sum_S
-    use_own(here.model)
+    restore_attention(here.model)
     for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 3e-2)):
         scorer = Scorer.of(copy.deepcopy(here.model).to(CUDA, dtype))
         found, why = admit(scorer, "auto")
@@ -166,18 +166,18 @@ def test_the_gate_admits_what_it_admits_on_a_cpu(architecture: str) -> None:
             assert relative(logps(scorer, batch.to(CUDA)).sum_S, there) < tolerance
 
 
-@pytest.mark.parametrize("mode", ["none", "frozen", "kept", "recomputed"])
+@pytest.mark.parametrize("mode", ["none", "frozen", "stored", "recomputed"])
 def test_heads_in_bf16(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Log-probs and gradients of 3000 tokens over 20000 pieces, the product in fp32."""
     generator = torch.Generator().manual_seed(0)
     hidden, weight = torch.randn(3000, 256, generator=generator), torch.randn(20000, 256, generator=generator) / 16
     target = torch.randint(20000, (3000,), generator=generator)
     share = torch.randn(3000, generator=generator)
-    monkeypatch.setattr(token_logprobs, "keep_bytes", lambda _device: 1 << 40 if mode == "kept" else 0)
+    monkeypatch.setattr(token_logprobs, "max_stored_bytes", lambda _device: 1 << 40 if mode == "stored" else 0)
     results = []
     for device, dtype in ((CUDA, torch.bfloat16), (torch.device("cpu"), torch.float64)):
         states = hidden.bfloat16().to(device, dtype).requires_grad_(mode != "none")
-        layer = weight.bfloat16().to(device, dtype).requires_grad_(mode in ("kept", "recomputed"))
+        layer = weight.bfloat16().to(device, dtype).requires_grad_(mode in ("stored", "recomputed"))
         if device == CUDA:
             out = token_logprobs.token_logprobs(states, token_logprobs.Head(layer), target.to(device))
         else:

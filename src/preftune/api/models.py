@@ -40,7 +40,7 @@ def no_tokenizer(where: str) -> ConfigError:
 
 def _written(model: Any, tokenizer: Any, folder: Path, name: str, where: str) -> Path:
     """The folder of the model. It is named by its weights, so that the same call resumes where it has `out`."""
-    from preftune.model.adapter import merged
+    from preftune.model.adapter import merge_adapter
     from preftune.model.load import load_tokenizer, locate, save_model, weights_hash
 
     if tokenizer is None:
@@ -49,7 +49,7 @@ def _written(model: Any, tokenizer: Any, folder: Path, name: str, where: str) ->
             raise no_tokenizer(where)
         tokenizer = load_tokenizer(locate(path, where))
     if hasattr(model, "merge_and_unload"):  # its base may differ from the one on disk: the adapter is not enough
-        model = merged(copy.deepcopy(model).float(), where)
+        model = merge_adapter(copy.deepcopy(model).float(), where)
     elif hasattr(model, "peft_config"):
         raise ModelError(
             "a model with an adapter in its layers",

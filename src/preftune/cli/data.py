@@ -56,13 +56,13 @@ def check(
     }
     wanted = checking(arguments or (), config, short, "preftune data check")
     from preftune.config.schema import terms_of
-    from preftune.model.load import load_config, positions
+    from preftune.model.load import load_config, max_positions
     from preftune.workflows.check_data import check as check_data
 
     terms = terms_of(wanted.loss or {"name": "sigmoid"})
     source, renderer = _model_of(wanted)
     model_config = load_config(source) if source else None
-    limit = positions(model_config) if source else None
+    limit = max_positions(model_config) if source else None
     rows = model_config.get_text_config().vocab_size if model_config and source and not source.adapter else None
     checked = check_data(wanted.data, wanted.method, terms, renderer, limit, rows, source.base if source else "")
     if as_json:

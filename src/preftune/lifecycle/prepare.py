@@ -34,11 +34,11 @@ from preftune.formats.account import Account, require_matched
 from preftune.formats.parsers import Reading
 from preftune.lifecycle.packing_probe import Values, admit, state_values, token_values
 from preftune.model import load
-from preftune.model.adapter import merged as merge
-from preftune.model.attention import use_own
+from preftune.model.adapter import add_lora, merge_adapter
+from preftune.model.attention import restore_attention
 from preftune.model.compile import compile_blocks
 from preftune.model.logprobs import Scorer
-from preftune.model.precision import exact_base, exact_in, exact_state, in_dtypes, save_dtype_of
+from preftune.model.precision import cast_to, exact_in, exact_state, restore_base, save_dtype_of
 from preftune.model.scalar import load_scalar, scalar_scorer
 from preftune.model.weights import note
 from preftune.sources.read import fingerprint
@@ -208,7 +208,7 @@ def load_policy(
         dtypes, save_dtype = {}, load.DTYPES[config.model.save_dtype]
     model.config.use_cache = False
     if config.lora:
-        model = load.add_lora(model, config.lora.rank, config.lora.alpha, config.lora.targets, opening.adapter)
+        model = add_lora(model, config.lora.rank, config.lora.alpha, config.lora.targets, opening.adapter)
     model.to(device_of(model if given else None))
     scorer = opening.scorer(model)
     layout, note = admit(scorer, config.model.attention, opening.values)
@@ -297,7 +297,7 @@ def device_of(given: Any) -> torch.device:
 def check_policy(policy: Policy, data: TokenData, source: load.Source) -> None:
     """Raises where tokens and model do not fit each other."""
     rows = policy.model.get_input_embeddings().weight.shape[0]
-    require_fit(data, rows, load.positions(policy.model.config), source)
+    require_fit(data, rows, load.max_positions(policy.model.config), source)
 
 
 def require_fit(data: TokenData, rows: int, limit: int | None, source: load.Source) -> None:
@@ -309,7 +309,7 @@ def require_fit(data: TokenData, rows: int, limit: int | None, source: load.Sour
 
 def require_positions(model: Any, groups: Sequence[TokenGroup], where: str) -> None:
     """Raises ConfigError for sequences that are longer than the model was built for."""
-    require_length(groups, load.positions(model.config), where)
+    require_length(groups, load.max_positions(model.config), where)
 
 
 def require_length(groups: Sequence[TokenGroup], limit: int | None, where: str) -> None:
@@ -336,7 +336,7 @@ def prompts_that_fit(
 
     Raises ConfigError where no prompt could, DataError where none does.
     """
-    limit = load.positions(config)
+    limit = load.max_positions(config)
     if limit and new_tokens >= limit:
         raise ConfigError(
             f"{new_tokens} new tokens after a prompt, but the model was built for {limit}",
@@ -383,23 +383,23 @@ def export(policy: Policy, weights: Weights, folder: Path, merged: bool = False)
     `merged`: an adapter goes into the model's weights.
     """
     final, model = folder / "final", policy.model
-    use_own(model)
+    restore_attention(model)
     part = folder / f"final.part-{os.getpid()}"
     saved = (policy.dtypes, policy.save_dtype, policy.precise)
     for parameter, master in zip(weights.parameters, weights.masters, strict=True):
         parameter.data = master.detach()
     model.config.use_cache = True
     if hasattr(model, "peft_config") and merged:
-        model = merge(exact_base(model, policy.precise), str(final))
+        model = merge_adapter(restore_base(model, policy.precise), str(final))
     if hasattr(model, "peft_config"):
         base = folder / "base" if policy.base_unsaved else Path(model.name_or_path)
         if policy.base_unsaved or base.is_dir():  # a relative path would only hold where this command ran
             model.peft_config["default"].base_model_name_or_path = str(base.resolve())
         load.save_model(model, policy.tokenizer, part, save_embedding_layers=False)
         if policy.base_unsaved:
-            load.save_model(in_dtypes(exact_base(model, policy.precise).unload(), *saved), policy.tokenizer, base)
+            load.save_model(cast_to(restore_base(model, policy.precise).unload(), *saved), policy.tokenizer, base)
     else:
-        load.save_model(in_dtypes(model, *saved), policy.tokenizer, part)
+        load.save_model(cast_to(model, *saved), policy.tokenizer, part)
     record = policy.renderer.settings.record()
     if record != ChatSettings().record():  # the template alone does not say how it was used
         write_json(part / load.CHAT_RECORD, record)

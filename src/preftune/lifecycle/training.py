@@ -22,7 +22,7 @@ from preftune.lifecycle import estimate, prepare
 from preftune.lifecycle.monitor import Watched, advise_at_the_end
 from preftune.lifecycle.task import ResponseTask
 from preftune.model import load
-from preftune.model.attention import use_own
+from preftune.model.attention import restore_attention
 from preftune.model.logprobs import model_size
 from preftune.model.memory import out_of_memory
 from preftune.report.run import write_run_page
@@ -105,7 +105,7 @@ def train(
             say_plan(config, estimate.in_words(found, task, steps, time_lines), display)
             return folder
         run = prepare.open_run(config, text, data, display, policy)
-        run.note(model_files=load.files_of(source) if model is None else None)
+        run.note(model_files=load.file_stamps(source) if model is None else None)
         task = sized(config, policy, task, found, run.tokens)
         weights = Weights(policy.model, policy.precise)
         optimizer = build_optimizer(weights.masters, config.optim.name, config.optim.lr, config.optim.weight_decay)
@@ -136,7 +136,7 @@ def finished(
         return False
     if model is not None:
         Run.require_start(folder, load.weights_hash(model))
-    elif Run.manifest(folder).get("model_files") not in (None, load.files_of(source)):
+    elif Run.manifest(folder).get("model_files") not in (None, load.file_stamps(source)):
         renderer = load_renderer(config.data, source, tokenizer)  # type: ignore[attr-defined]
         Run.require_start(folder, prepare.load_policy(config, source, renderer, None, opening).start_hash)
     return True
@@ -154,7 +154,7 @@ def running(run: Run, policy: prepare.Policy, weights: Weights, stage: str, tota
     finally:
         for tracker in run.trackers:
             tracker.close()
-        use_own(policy.model)
+        restore_attention(policy.model)
         weights.close()
 
 
@@ -175,7 +175,7 @@ def attention_returned(model: Any) -> Iterator[None]:
         yield
     except BaseException:
         if model is not None:
-            use_own(model)
+            restore_attention(model)
         raise
 
 

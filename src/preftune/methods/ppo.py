@@ -33,7 +33,7 @@ from preftune.lifecycle.training import (
 from preftune.methods.ppo_loop import optimise
 from preftune.methods.rollouts import Actors, Critic
 from preftune.model import load
-from preftune.model.adapter import matched
+from preftune.model.adapter import add_lora, matches_module
 from preftune.model.logprobs import model_size
 from preftune.model.reference import AdapterOff, Frozen
 from preftune.model.scalar import load_scalar, scalar_scorer, scalar_twin
@@ -94,7 +94,7 @@ def run(
         run.note(
             chat=renderer.settings.record(),
             start_weights=policy.start_hash,
-            model_files=load.files_of(source) if model is None else None,
+            model_files=load.file_stamps(source) if model is None else None,
             data={a.source: {"read": a.read, "kept": a.kept} for a in asked.accounts},
         )
         if run.tokens:  # a larger one would change last digits, or run out of memory again
@@ -156,7 +156,7 @@ def make_critic(config: PPOConfig, source: load.Source, policy: prepare.Policy, 
     network.config.use_cache = False
     network.requires_grad_(True)
     if config.lora:
-        network = load.add_lora(network, config.lora.rank, config.lora.alpha, body_targets(network, config), "SEQ_CLS")
+        network = add_lora(network, config.lora.rank, config.lora.alpha, body_targets(network, config), "SEQ_CLS")
     network.to(policy.scorer.device)
     scorer = scalar_scorer(network)
     if policy.budget.layout != "rows":
@@ -170,7 +170,7 @@ def body_targets(network: Any, config: PPOConfig) -> str | list[str]:
     """`lora.targets` without names that only the policy has, such as its head; that each matches there is checked."""
     assert config.lora
     targets = config.lora.targets
-    return targets if isinstance(targets, str) else [name for name in targets if matched(network, name, targets)]
+    return targets if isinstance(targets, str) else [name for name in targets if matches_module(network, name, targets)]
 
 
 def slots(config: PPOConfig, policy: prepare.Policy, found: estimate.Footprint) -> int:

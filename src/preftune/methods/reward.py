@@ -16,8 +16,8 @@ from preftune.lifecycle.task import ResponseTask
 from preftune.lifecycle.training import Method, train
 from preftune.losses import Objective, Term
 from preftune.losses.reward import bradley_terry
-from preftune.model.memory import in_parts
-from preftune.model.scalar import readable, require_padding, reward_logps
+from preftune.model.memory import compute_in_parts
+from preftune.model.scalar import require_padding, reward_logps, with_reward_slot
 from preftune.train.display import Display
 from preftune.types import TokenGroup
 
@@ -63,7 +63,7 @@ def judged(groups: Sequence[TokenGroup]) -> list[TokenGroup]:
     """Groups with judgements, with a slot to read each reward at."""
     if not groups:
         return []
-    return readable([replace(group, labels=(), ranks=()) for group in as_pairs(groups, "reward")])
+    return with_reward_slot([replace(group, labels=(), ranks=()) for group in as_pairs(groups, "reward")])
 
 
 @torch.no_grad()
@@ -71,7 +71,7 @@ def measured_scale(task: ResponseTask) -> dict[str, float]:
     """Mean and standard deviation of the rewards of the training responses, or of every k-th group of many."""
     rewards = []
     for whole in task.lay(task.groups[:: 1 + len(task.groups) // ENOUGH]):
-        for _, found in in_parts(lambda batch: task.measure(batch.to(task.scorer.device)), whole, task.lay):
+        for _, found in compute_in_parts(lambda batch: task.measure(batch.to(task.scorer.device)), whole, task.lay):
             rewards.append(found.policy.sum_S.double().cpu())
     everything = torch.cat(rewards)
     return {"mean": float(everything.mean()), "std": float(everything.std(correction=0))}

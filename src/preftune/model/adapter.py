@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from preftune.errors import ModelError
-from preftune.model.weights import header, listed, note, refused
+from preftune.model.weights import load_error, note, read_header, shortened
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 OTHER_TASKS = ("SEQ_CLS", "TOKEN_CLS", "SEQ_2_SEQ_LM", "QUESTION_ANS")
@@ -51,7 +51,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     return dict(config)
 
 
-def merge(model: Any, folder: str) -> Any:
+def load_and_merge(model: Any, folder: str) -> Any:
     """`model` with the adapter in `folder` merged into its weights.
 
     Raises ModelError for an adapter that does not fit the model, is not complete, or cannot be merged.
@@ -74,14 +74,14 @@ def merge(model: Any, folder: str) -> Any:
     except Exception as error:
         raise _does_not_fit(folder, error) from error
     _require_complete(folder, [*found.missing_keys, *_passed_over(tuned, folder)], found.unexpected_keys)
-    return merged(tuned, folder)
+    return merge_adapter(tuned, folder)
 
 
 def _passed_over(tuned: Any, folder: str) -> list[str]:
     """Trained biases and positions of trained weights that the adapter's file lacks. peft does not report them."""
     import peft
 
-    stored = header(Path(folder) / WEIGHTS)
+    stored = read_header(Path(folder) / WEIGHTS)
     expected = peft.get_peft_model_state_dict(tuned, save_embedding_layers=False)
     return [name for name in expected if name.endswith(("bias", "_indices")) and name not in stored]
 
@@ -112,7 +112,7 @@ def cannot_be_merged(kind: str, folder: str) -> ModelError:
     )
 
 
-def merged(tuned: Any, where: str) -> Any:
+def merge_adapter(tuned: Any, where: str) -> Any:
     """The model below a peft model, the adapter merged into its weights."""
     base = tuned.get_base_model()
     tied = bool(base.config.get_text_config().tie_word_embeddings)
@@ -124,7 +124,7 @@ def merged(tuned: Any, where: str) -> Any:
     except NotImplementedError as error:
         raise cannot_be_merged(kind, where) from error
     except Exception as error:
-        raise refused("adapter", where, error) from error
+        raise load_error("adapter", where, error) from error
     first, last = model.get_input_embeddings(), model.get_output_embeddings()
     if tied and last is not None and torch.equal(first.weight, last.weight):
         last.weight = first.weight
@@ -162,7 +162,7 @@ def resize_for(model: Any, config: Mapping[str, Any], folder: Path) -> None:
 
     Raises ModelError unless the adapter has all values of the rows that are new.
     """
-    shapes = {name.removeprefix(PREFIX): shape for name, (_, shape) in header(folder / WEIGHTS).items()}
+    shapes = {name.removeprefix(PREFIX): shape for name, (_, shape) in read_header(folder / WEIGHTS).items()}
     first, last = model.get_input_embeddings(), model.get_output_embeddings()
     own = first.weight.shape[0]
     ends = {name: module for name, module in model.named_modules() if module is first or module is last}
@@ -180,7 +180,7 @@ def resize_for(model: Any, config: Mapping[str, Any], folder: Path) -> None:
     if len(wanted) > 1:
         raise ModelError(f"{what}, and its own tensors differ: {sorted(wanted)}", where=str(folder), fix=fix)
     if len(lacking) == len(rows) or (lacking and not shared):
-        why = f"The adapter's file lacks {listed(lacking)}, so the new rows would get random values."
+        why = f"The adapter's file lacks {shortened(lacking)}, so the new rows would get random values."
         raise ModelError(what, where=str(folder), why=why, fix=fix)
     _require_tokens(folder, number, what)
     model.resize_token_embeddings(number, mean_resizing=False)
@@ -231,7 +231,7 @@ def _require_tokens(folder: Path, rows: int, what: str) -> None:
     try:
         tokens = len(transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
     except Exception as error:
-        raise refused("tokenizer", str(folder), error) from error
+        raise load_error("tokenizer", str(folder), error) from error
     if tokens > rows:
         raise ModelError(
             f"the adapter's tokenizer has {tokens} tokens, its embedding {rows} rows",
@@ -244,7 +244,7 @@ def _require_complete(folder: str, missing: Sequence[str], unexpected: Sequence[
     """Raises ModelError if a tensor of the adapter is missing, or has no place in the base."""
     lost = [name.removeprefix(PREFIX).replace(".default", "") for name in missing]
     # peft saves a trained copy of a resized embedding a second time, under the name that it has inside peft
-    stored = header(Path(folder) / WEIGHTS)
+    stored = read_header(Path(folder) / WEIGHTS)
     infix = ".modules_to_save"
     again = [name for name in unexpected if infix in name and name.replace(infix, "") in stored]
     left = [name.removeprefix(PREFIX).replace(".default", "") for name in unexpected if name not in again]
@@ -252,10 +252,10 @@ def _require_complete(folder: str, missing: Sequence[str], unexpected: Sequence[
         return
     parts = []
     if lost:
-        parts.append(f"{len(lost)} of its tensors {'is' if len(lost) == 1 else 'are'} missing: {listed(lost)}")
+        parts.append(f"{len(lost)} of its tensors {'is' if len(lost) == 1 else 'are'} missing: {shortened(lost)}")
     if left:
         parts.append(
-            f"{len(left)} of its tensors {'fits' if len(left) == 1 else 'fit'} nowhere in the base: {listed(left)}"
+            f"{len(left)} of its tensors {'fits' if len(left) == 1 else 'fit'} nowhere in the base: {shortened(left)}"
         )
     raise ModelError(
         f"the adapter does not fit its base: {'; '.join(parts)}",
@@ -277,14 +277,14 @@ def _does_not_fit(folder: str, error: Exception) -> ModelError:
     shape = r"torch\.Size\(\[([\d, ]*)\]\)"
     sizes = re.findall(rf"size mismatch for (\S+): copying a param with shape {shape} .*? is {shape}", str(error))
     if not sizes:
-        return refused("adapter", folder, error)
+        return load_error("adapter", folder, error)
     told = [
         f"{name.removeprefix(PREFIX).replace('.default', '')} ({stored.replace(', ', 'x')} in the adapter, "
         f"{needed.replace(', ', 'x')} in the base)"
         for name, stored, needed in sizes
     ]
     return ModelError(
-        f"the adapter does not fit its base: {len(told)} tensors have another shape: {listed(told)}",
+        f"the adapter does not fit its base: {len(told)} tensors have another shape: {shortened(told)}",
         where=folder,
         fix=f"correct base_model_name_or_path or the rank in {CONFIG}",
     )
@@ -312,7 +312,7 @@ def require_targets(model: Any, targets: str | list[str]) -> None:
     if isinstance(targets, str) and targets.lower() == ALL_LINEAR:
         return
     named = [targets] if isinstance(targets, str) else targets
-    lost = [target for target in named if not matched(model, target, targets)]
+    lost = [target for target in named if not matches_module(model, target, targets)]
     if not lost and named:
         return
     told = [f"{name!r}{_suggestion(model, name, targets)}" for name in lost]
@@ -335,7 +335,7 @@ def _suggestion(model: Any, name: str, targets: str | list[str]) -> str:
     return f" (did you mean targets: [{close[0]}]?)" if isinstance(targets, str) else f" (did you mean {close[0]!r}?)"
 
 
-def matched(model: Any, target: str, targets: str | list[str]) -> bool:
+def matches_module(model: Any, target: str, targets: str | list[str]) -> bool:
     """Whether a target matches a module, by peft's rule for lists of names and for patterns."""
     names = [name for name, _ in model.named_modules() if name]
     if isinstance(targets, list):

@@ -47,7 +47,7 @@ def segmented(layout: Packed) -> Iterator[None]:
 
 
 @contextmanager
-def counted() -> Iterator[list[int]]:
+def record_attention_calls() -> Iterator[list[int]]:
     """The number of slots of each attention call that is made while open."""
     calls: list[int] = []
     token = _calls.set(calls)
@@ -76,7 +76,7 @@ def uses_segments(model: Any) -> bool:
     return bool(base_of(model).config._attn_implementation == NAME)
 
 
-def use_own(model: Any) -> None:
+def restore_attention(model: Any) -> None:
     """Give `model` back the attention that it came with."""
     base = base_of(model)
     if base in _own:
@@ -129,4 +129,4 @@ def segment_attention(
             return flex(*qkv, *seen, softcap, s_aux), None
         case "cpu" if plain:
             return segments.fused(*qkv, *seen), None
-    return segments.each(*qkv, *seen, softcap, s_aux), None
+    return segments.one_by_one(*qkv, *seen, softcap, s_aux), None

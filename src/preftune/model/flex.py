@@ -22,7 +22,7 @@ def flex(
     softcap: float | None = None,
     sinks_H: Tensor | None = None,
 ) -> Tensor:
-    """(1, H, T, D), (1, K, T, D) -> (1, T, H, D); the numbers are those of `segments.each`."""
+    """(1, H, T, D), (1, K, T, D) -> (1, T, H, D); the numbers are those of `segments.one_by_one`."""
     mask = block_mask(layout, window, query.device)
     attend: Any = _compiled() if query.device.type == "cuda" else flex_attention
 

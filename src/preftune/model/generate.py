@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from preftune.model.compile import uncompiled
-from preftune.model.load import as_ids, special_ids
-from preftune.model.memory import out_of_memory, release
+from preftune.model.load import id_list, special_ids
+from preftune.model.memory import free_memory, out_of_memory
 from preftune.types import TokenGroup
 
 
@@ -85,7 +85,7 @@ def _try(model: Any, tokenizer: Any, jobs: Sequence[tuple[tuple[int, ...], int]]
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-    release()
+    free_memory()
     return None
 
 
@@ -160,7 +160,9 @@ class _Drawn:
     def __call__(self, ids: Tensor, logits: Tensor) -> Tensor:
         if self.sampling.temperature == 0:
             return logits
-        probability = cut(torch.softmax(logits.double() / self.sampling.temperature, dim=-1), self.sampling)
+        probability = truncate_distribution(
+            torch.softmax(logits.double() / self.sampling.temperature, dim=-1), self.sampling
+        )
         total = probability.cumsum(dim=-1)
         number = self.numbers[:, ids.shape[1] - self.width, None] * total[:, -1:]
         token = torch.searchsorted(total, number, right=True)
@@ -169,7 +171,7 @@ class _Drawn:
         return torch.full_like(logits, -torch.inf).scatter_(-1, torch.minimum(token, last), 0.0)
 
 
-def cut(probability: Tensor, sampling: Sampling) -> Tensor:
+def truncate_distribution(probability: Tensor, sampling: Sampling) -> Tensor:
     """Top-k, then the smallest set of most likely tokens whose probability reaches top_p; the rest becomes 0."""
     if 0 < sampling.top_k < probability.shape[-1]:
         least = probability.topk(sampling.top_k, dim=-1).values[..., -1:]
@@ -184,8 +186,8 @@ def cut(probability: Tensor, sampling: Sampling) -> Tensor:
 
 def end_ids(model: Any, tokenizer: Any) -> list[int]:
     """All tokens that end a response: the tokenizer's EOS and the ends that the model's own settings name."""
-    ends = {tokenizer.eos_token_id, *as_ids(model.generation_config.eos_token_id)}
-    more = set(as_ids(getattr(model.config.get_text_config(), "eos_token_id", None))) - ends
+    ends = {tokenizer.eos_token_id, *id_list(model.generation_config.eos_token_id)}
+    more = set(id_list(getattr(model.config.get_text_config(), "eos_token_id", None))) - ends
     return sorted(ends | (more & special_ids(tokenizer) if more else more))
 
 

@@ -23,14 +23,13 @@ from torch import Tensor, nn
 
 from preftune.errors import ModelError, writing
 from preftune.model.adapter import CONFIG as ADAPTER_CONFIG
-from preftune.model.adapter import add_lora as add_lora
-from preftune.model.adapter import merge, read_config
-from preftune.model.precision import base_name, round_like, widest
+from preftune.model.adapter import load_and_merge, read_config
+from preftune.model.precision import base_name, cast_like, smallest_exact_dtype
 from preftune.model.weights import (
-    quiet,
+    load_error,
     read_model,
-    refused,
     require_complete,
+    silence_transformers,
     stored_dtypes,
     weight_files,
 )
@@ -160,7 +159,7 @@ def load_tokenizer(source: Source, chat_template: str | None = None) -> Any:
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(where, revision=source.revision, trust_remote_code=False)
     except Exception as error:
-        raise refused("tokenizer", where, error) from error
+        raise load_error("tokenizer", where, error) from error
     if chat_template is not None:
         tokenizer.chat_template = template(chat_template)
     return tokenizer
@@ -192,10 +191,10 @@ def end_ids(source: Source, tokenizer: Any = None) -> list[int]:
     found: list[int] = []
     with suppress(OSError):
         config = transformers.GenerationConfig.from_pretrained(source.base, revision=source.revision)
-        found = as_ids(config.eos_token_id)
+        found = id_list(config.eos_token_id)
     with suppress(OSError):
         raw, _ = transformers.PretrainedConfig.get_config_dict(source.base, revision=source.revision)
-        more = as_ids(raw.get("eos_token_id")) + as_ids((raw.get("text_config") or {}).get("eos_token_id"))
+        more = id_list(raw.get("eos_token_id")) + id_list((raw.get("text_config") or {}).get("eos_token_id"))
         found += [i for i in more if tokenizer is None or i in special_ids(tokenizer)]
     return list(dict.fromkeys(found))
 
@@ -222,7 +221,7 @@ def _json(path: Path) -> dict[str, Any]:
     return dict(found)
 
 
-def as_ids(ids: Any) -> list[int]:
+def id_list(ids: Any) -> list[int]:
     """Token ids as a list, however a generation config spells them."""
     return [] if ids is None else [int(i) for i in (ids if isinstance(ids, list) else [ids])]
 
@@ -234,12 +233,12 @@ def load_model(source: Source, dtype: torch.dtype) -> Any:
     """
     if not source.adapter:
         return _read(source, dtype)
-    return rounded(merge(_read(source, torch.float32), source.adapter), source, dtype).eval()
+    return cast_like_source(load_and_merge(_read(source, torch.float32), source.adapter), source, dtype).eval()
 
 
-def rounded(model: Any, source: Source, dtype: torch.dtype) -> Any:
+def cast_like_source(model: Any, source: Source, dtype: torch.dtype) -> Any:
     """`model`, the fp32 model of `source` with an adapter merged into it, as it would be read in `dtype`."""
-    return model if dtype == torch.float32 else round_like(model, _read(source, dtype), dtype)
+    return model if dtype == torch.float32 else cast_like(model, _read(source, dtype), dtype)
 
 
 def _read(source: Source, dtype: torch.dtype) -> Any:
@@ -258,7 +257,7 @@ def load_config(source: Source) -> Any:
     return transformers.AutoConfig.from_pretrained(source.base, revision=source.revision, trust_remote_code=False)
 
 
-def positions(config: Any) -> int | None:
+def max_positions(config: Any) -> int | None:
     """Longest sequence that the model was built for, if its config says so."""
     limit: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
     return limit
@@ -273,12 +272,12 @@ def source_dtype(source: Source) -> torch.dtype:
     """The precision that the weights were saved in; of mixed ones the smallest that holds all their numbers."""
     stored = source_dtypes(source)
     if stored:
-        return widest(set(stored.values()))
+        return smallest_exact_dtype(set(stored.values()))
     config = load_config(source).dtype
     return config if isinstance(config, torch.dtype) else torch.float32
 
 
-def no_dropout(model: nn.Module) -> None:
+def disable_dropout(model: nn.Module) -> None:
     """Make dropout impossible, so that training mode (which gradient checkpointing needs) computes the same."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
@@ -290,7 +289,7 @@ def no_dropout(model: nn.Module) -> None:
 
 def checkpoint_activations(model: Any) -> None:
     """Recompute activations in the backward pass. transformers does so in training mode only, so dropout is removed."""
-    no_dropout(model)
+    disable_dropout(model)
     if hasattr(model, "activation_checkpointing_enable"):  # the name in newer transformers
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     else:
@@ -314,7 +313,7 @@ def weights_hash(model: Any) -> str:
     return digest.hexdigest()
 
 
-def files_of(source: Source) -> dict[str, list[int]]:
+def file_stamps(source: Source) -> dict[str, list[int]]:
     """Size and time of change of the files that hold the weights and configs of model folders; empty for a Hub id."""
     folders = [Path(name).expanduser() for name in (source.base, source.adapter) if name]
     files = [file for folder in folders for suffix in ("*.safetensors", "*config.json") for file in folder.glob(suffix)]
@@ -336,7 +335,7 @@ def _bytes(tensor: Tensor) -> memoryview:
 
 def save_model(model: Any, tokenizer: Any, folder: Path, **options: Any) -> None:
     """Write a folder that `from_pretrained` loads: a full model, or for a PEFT model its adapter."""
-    quiet()
+    silence_transformers()
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(folder, **options)

@@ -24,7 +24,7 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in said)
 
 
-def release() -> None:
+def free_memory() -> None:
     """Give back what failed computations still hold."""
     gc.collect()
     if torch.cuda.is_available():
@@ -82,7 +82,7 @@ def _number(path: Path) -> int | None:
         return None
 
 
-def kept_for_backward(scorer: Scorer, batch: Batch) -> int:
+def activation_bytes(scorer: Scorer, batch: Batch) -> int:
     """Bytes of activations that a forward pass of the body keeps for its backward pass; weights do not count.
 
     Gradient checkpointing is off meanwhile: it works in training mode only.
@@ -106,7 +106,7 @@ def kept_for_backward(scorer: Scorer, batch: Batch) -> int:
     return sum(seen.values())
 
 
-def in_parts(
+def compute_in_parts(
     compute: Callable[[Batch], Result], batch: Batch, layout: Callable[[Sequence[TokenGroup]], list[Batch]]
 ) -> Iterator[tuple[Batch, Result]]:
     """compute(batch); where it does not fit in memory, its groups in two halves, and so on. Not for gradients."""
@@ -119,11 +119,11 @@ def in_parts(
     if result is not None:
         yield batch, result
         return
-    release()  # after the handler: the error holds what the computation had allocated
+    free_memory()  # after the handler: the error holds what the computation had allocated
     middle = len(batch.groups) // 2
     for half in (batch.groups[:middle], batch.groups[middle:]):
         for part in layout(half):
-            yield from in_parts(compute, part, layout)
+            yield from compute_in_parts(compute, part, layout)
 
 
 def by_group(
@@ -135,7 +135,7 @@ def by_group(
     """For each group its part of what `says` gives for a batch: one value a response, (S,), or a token, (N,)."""
     found: dict[int, tuple[Tensor, ...]] = {}
     for whole in layout(groups):
-        for batch, values in in_parts(says, whole, layout):
+        for batch, values in compute_in_parts(says, whole, layout):
             responses = [len(group.response_ids) for group in batch.groups]
             tokens = [sum(map(len, group.response_ids)) for group in batch.groups]
             cut = [torch.split(v, responses if len(v) == sum(responses) else tokens) for v in values]

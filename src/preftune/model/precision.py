@@ -22,7 +22,7 @@ def exact_in(dtypes: Iterable[torch.dtype], dtype: torch.dtype) -> bool:
     return set(dtypes) <= CONTAINS[dtype]
 
 
-def widest(dtypes: Iterable[torch.dtype]) -> torch.dtype:
+def smallest_exact_dtype(dtypes: Iterable[torch.dtype]) -> torch.dtype:
     """The smallest precision that holds numbers of all `dtypes` without rounding; fp32 for none."""
     order = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
     return next(one for one in order if exact_in(dtypes, one)) if dtypes else torch.float32
@@ -35,7 +35,7 @@ def exact_state(model: Any) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in [*model.named_parameters(), *buffers.items()]}
 
 
-def round_like(model: Any, plain: Any, dtype: torch.dtype) -> Any:
+def cast_like(model: Any, plain: Any, dtype: torch.dtype) -> Any:
     """`model` in the precisions of `plain`, the same architecture read in `dtype`; its tensors are changed in place.
 
     `model.to(dtype)` would round buffers that transformers keeps in fp32, such as rotary frequencies.
@@ -60,7 +60,7 @@ def save_dtype_of(model: Any, stored: Mapping[str, torch.dtype]) -> torch.dtype:
     """
     own = exact_state(model)
     others = [dtype for name, dtype in stored.items() if name not in own]
-    return widest(others if others and any(name not in stored for name in own) else stored.values())
+    return smallest_exact_dtype(others if others and any(name not in stored for name in own) else stored.values())
 
 
 def base_name(name: str) -> str:
@@ -68,7 +68,7 @@ def base_name(name: str) -> str:
     return name.replace("base_model.model.", "").replace(".base_layer", "")
 
 
-def exact_base(model: Any, precise: Mapping[str, Tensor]) -> Any:
+def restore_base(model: Any, precise: Mapping[str, Tensor]) -> Any:
     """`model` with the weights below its adapter in fp32, with all digits of their source."""
     for name, parameter in model.named_parameters():
         if ".lora_" not in name:
@@ -76,9 +76,7 @@ def exact_base(model: Any, precise: Mapping[str, Tensor]) -> Any:
     return model
 
 
-def in_dtypes(
-    model: Any, dtypes: Mapping[str, torch.dtype], default: torch.dtype, precise: Mapping[str, Tensor]
-) -> Any:
+def cast_to(model: Any, dtypes: Mapping[str, torch.dtype], default: torch.dtype, precise: Mapping[str, Tensor]) -> Any:
     """`model` with every parameter in the precision that `dtypes` or `default` names; in place.
 
     Saved buffers that have a precision there take it, from `precise` where that has more digits. Others stay.

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from preftune.model.logprobs import Scorer, head_input, logps, sum_responses
-from preftune.model.memory import in_parts
+from preftune.model.memory import compute_in_parts
 from preftune.model.statistics import HeadInput
 from preftune.model.store import Store, response_key
 from preftune.types import Batch, Logps, TokenGroup, sent
@@ -165,4 +165,4 @@ def fill(
 
 def _scored(scorer: Scorer, groups: Sequence[TokenGroup], layout: Layout) -> Iterator[tuple[Batch, Logps]]:
     for batch in layout(groups):
-        yield from in_parts(lambda some: logps(scorer, some.to(scorer.device)), batch, layout)
+        yield from compute_in_parts(lambda some: logps(scorer, some.to(scorer.device)), batch, layout)

@@ -41,7 +41,7 @@ def load_scalar(source: Source, dtype: torch.dtype, new_head: bool = False) -> A
     import transformers
 
     if source.adapter:
-        raise no_adapter(source.adapter)
+        raise adapter_unsupported(source.adapter)
     auto = transformers.AutoModelForSequenceClassification
     base = source.base
     model, unread = read_model(auto, "model with a scalar head", base, source.revision, dtype, num_labels=1)
@@ -76,7 +76,7 @@ def load_scalar(source: Source, dtype: torch.dtype, new_head: bool = False) -> A
     return model.eval()
 
 
-def no_adapter(folder: str) -> ModelError:
+def adapter_unsupported(folder: str) -> ModelError:
     """The error for an adapter where a model with a scalar head is asked for."""
     return ModelError(
         "an adapter folder cannot be opened with a scalar head",
@@ -132,7 +132,7 @@ def reward_logps(scorer: Scorer, batch: Batch, _wanted: object = ()) -> Logps:
     return Logps(reward_S, reward_S, torch.ones_like(batch.length_S))
 
 
-def readable(groups: Sequence[TokenGroup]) -> list[TokenGroup]:
+def with_reward_slot(groups: Sequence[TokenGroup]) -> list[TokenGroup]:
     """The groups with one more token after each response: its last one then has a slot, where the reward is read."""
 
     def longer(ids: Any) -> Any:

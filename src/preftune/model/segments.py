@@ -108,7 +108,7 @@ def _seen(queries: int, prompt: int, window: int | None, device: torch.device) -
     return seen if window is None else seen.triu(prompt - window + 1)
 
 
-def each(
+def one_by_one(
     query: Tensor,
     key: Tensor,
     value: Tensor,

@@ -4,7 +4,7 @@ A token's log-prob depends on its own hidden state alone, so its gradient is kno
 any loss is: that of the output with respect to the loss. With H multiply-adds a token for one product with the head:
 
     frozen     the head is not trained: d logp / d hidden is kept, (N, H) like the states; 2 products, nothing again
-    kept       log-probs of all tokens over the vocabulary are kept, if they fit `keep_bytes`; 3 products
+    kept       log-probs of all tokens over the vocabulary are kept, if they fit `max_stored_bytes`; 3 products
     recomputed only what does not grow with the vocabulary is kept, logits are made a second time; 4 products
 
 Logits live in chunks of `chunk_tokens`. Log-softmax and log-probs are fp32 for every dtype, and the head's gradient is
@@ -22,12 +22,12 @@ from torch import Tensor
 
 from preftune.model.head import Head
 
-Mode = Literal["none", "frozen", "kept", "recomputed"]
+Mode = Literal["none", "frozen", "stored", "recomputed"]
 
 
 def token_logprobs(hidden_NH: Tensor, head: Head, target_N: Tensor) -> Tensor:
     """(N,) fp32 log-probs of the targets, differentiable in the states and the head; never (N, V) in memory at once,
-    unless that fits `keep_bytes`."""
+    unless that fits `max_stored_bytes`."""
     out: Tensor = TokenLogprobs.apply(  # type: ignore[no-untyped-call]
         hidden_NH, head.weight, head.bias, target_N, head.scale, head.softcap, mode_of(hidden_NH, head)
     )
@@ -41,11 +41,11 @@ def mode_of(hidden_NH: Tensor, head: Head) -> Mode:
         return "none"
     if not trained:
         return "frozen"
-    return "kept" if 4 * len(hidden_NH) * len(head.weight) <= keep_bytes(hidden_NH.device) else "recomputed"
+    return "stored" if 4 * len(hidden_NH) * len(head.weight) <= max_stored_bytes(hidden_NH.device) else "recomputed"
 
 
-def keep_bytes(device: torch.device) -> int:
-    """Most bytes of the mode `kept`: a twentieth of the device's memory, on a CPU at most 1 GB.
+def max_stored_bytes(device: torch.device) -> int:
+    """Most bytes of the mode `stored`: a twentieth of the device's memory, on a CPU at most 1 GB.
 
     Of all its memory, not of what is free: the mode decides about last digits, and a resumed run must have the same.
     """
@@ -83,7 +83,7 @@ class TokenLogprobs(torch.autograd.Function):
             if slopes_NH is not None:
                 slope = _slope(logp, sum_N[part], target_N[part], head)
                 torch.mm(slope.to(weight_VH.dtype), weight_VH, out=slopes_NH[part])
-            if mode == "kept":
+            if mode == "stored":
                 kept.append(logp)
             del logits, logp
         ctx.mode, ctx.scale, ctx.softcap, ctx.kept = mode, scale, softcap, kept
@@ -104,7 +104,7 @@ class TokenLogprobs(torch.autograd.Function):
         d_weight = torch.zeros_like(weight_VH, dtype=torch.float32) if wants_weight else None
         d_bias = torch.zeros_like(bias_V, dtype=torch.float32) if wants_bias else None
         for number, part in enumerate(chunks(len(target_N), len(weight_VH), hidden_NH.device)):
-            if ctx.mode == "kept":
+            if ctx.mode == "stored":
                 if ctx.kept[number] is None:
                     raise RuntimeError("the log-probs of a batch have one backward pass: run the forward pass again")
                 logp, ctx.kept[number] = ctx.kept[number], None

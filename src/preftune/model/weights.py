@@ -27,16 +27,16 @@ Shapes = tuple[Sequence[int], Sequence[int]]
 
 
 @dataclass(frozen=True, slots=True)
-class Unread:
+class TensorMismatch:
     """What the files and the model do not share: tensor names, and for `reshaped` the shapes in file and model."""
 
     missing: tuple[str, ...]
     unused: tuple[str, ...]
     reshaped: Mapping[str, Shapes]
 
-    def without(self, names: Collection[str]) -> Unread:
+    def without(self, names: Collection[str]) -> TensorMismatch:
         """The same without the tensors that are called `names`."""
-        return Unread(
+        return TensorMismatch(
             tuple(name for name in self.missing if name not in names),
             tuple(name for name in self.unused if name not in names),
             {name: shapes for name, shapes in self.reshaped.items() if name not in names},
@@ -48,7 +48,7 @@ def read_model(auto: Any, what: str, base: str, revision: str | None, dtype: tor
 
     Raises ModelError for files that cannot be read. Tensors that are missing are for the caller to judge.
     """
-    quiet()
+    silence_transformers()
     weight_files(base, revision)
     with _load_report() as report:
         try:
@@ -65,20 +65,20 @@ def read_model(auto: Any, what: str, base: str, revision: str | None, dtype: tor
         except Exception as error:
             parts = sorted(set(re.findall(r"^(\S+)\s*\|\s*CONVERSION", "\n".join(report), re.MULTILINE)))
             if not parts:
-                raise refused(what, base, error) from error
+                raise load_error(what, base, error) from error
             raise ModelError(
-                f"the parts of {listed(parts)} do not fit together",
+                f"the parts of {shortened(parts)} do not fit together",
                 where=base,
                 why="a tensor that is one part of it is missing or has another shape",
                 fix="save the model again with all its weights",
             ) from error
     reshaped = {name: (tuple(stored), tuple(needed)) for name, stored, needed in found["mismatched_keys"]}
     missing = set(found["missing_keys"]) - set(reshaped)
-    settle_ties(model, base)
-    return model, Unread(tuple(sorted(missing)), tuple(sorted(found["unexpected_keys"])), reshaped)
+    resolve_ties(model, base)
+    return model, TensorMismatch(tuple(sorted(missing)), tuple(sorted(found["unexpected_keys"])), reshaped)
 
 
-def require_complete(model: Any, unread: Unread, where: str) -> None:
+def require_complete(model: Any, unread: TensorMismatch, where: str) -> None:
     """Raises ModelError if a tensor is missing or has another shape. Reports the tensors that are not used."""
     if not unread.missing and not unread.reshaped:
         if unread.unused:
@@ -88,14 +88,14 @@ def require_complete(model: Any, unread: Unread, where: str) -> None:
     what = []
     if unread.missing:
         are = "is" if len(unread.missing) == 1 else "are"
-        what.append(f"{len(unread.missing)} of {total} tensors of the model {are} missing: {listed(unread.missing)}")
+        what.append(f"{len(unread.missing)} of {total} tensors of the model {are} missing: {shortened(unread.missing)}")
     if unread.reshaped:
         shapes = [
             f"{name} ({_shape(stored)} in the file, {_shape(needed)} in the model)"
             for name, (stored, needed) in sorted(unread.reshaped.items())
         ]
         have = "has" if len(shapes) == 1 else "have"
-        what.append(f"{len(shapes)} of {total} tensors {have} another shape: {listed(shapes)}")
+        what.append(f"{len(shapes)} of {total} tensors {have} another shape: {shortened(shapes)}")
     why = "They would get random values."
     if unread.unused:
         why += f" {_not_used(unread.unused, 'files')}."
@@ -103,7 +103,7 @@ def require_complete(model: Any, unread: Unread, where: str) -> None:
     raise ModelError("; ".join(what), where=where, why=why, fix=_fix(model, unread))
 
 
-def _fix(model: Any, unread: Unread) -> str:
+def _fix(model: Any, unread: TensorMismatch) -> str:
     head = model.get_output_embeddings()
     own = {name for name, p in model.named_parameters() if head is not None and any(p is q for q in head.parameters())}
     if unread.missing and set(unread.missing) <= own and not unread.reshaped:
@@ -120,10 +120,10 @@ def _near(missing: Sequence[str], unused: Sequence[str]) -> str:
         close = difflib.get_close_matches(name, unused, n=1, cutoff=0.6)
         if close:
             pairs.append(f"{close[0]} for {name}")
-    return f" Perhaps renamed: {listed(pairs, 2)}." if pairs else ""
+    return f" Perhaps renamed: {shortened(pairs, 2)}." if pairs else ""
 
 
-def settle_ties(model: Any, where: str) -> None:
+def resolve_ties(model: Any, where: str) -> None:
     """Let the model's config tell whether input and output embedding are one tensor, as other programs believe it."""
     config = model.config.get_text_config()
     first, last = model.get_input_embeddings(), model.get_output_embeddings()
@@ -154,7 +154,10 @@ def weight_files(base: str, revision: str | None = None) -> list[Path]:
     if not (folder / INDEX).is_file():
         there = sorted(path.name for path in folder.glob("*.safetensors"))
         raise ModelError(
-            f"neither {SINGLE} nor {INDEX}", where=base, why=f"found: {listed(there)}" if there else "", fix="rename it"
+            f"neither {SINGLE} nor {INDEX}",
+            where=base,
+            why=f"found: {shortened(there)}" if there else "",
+            fix="rename it",
         )
     names = shards_of(folder / INDEX)
     for name in names:
@@ -162,7 +165,7 @@ def weight_files(base: str, revision: str | None = None) -> list[Path]:
     lost = [name for name in names if not (folder / name).is_file()]
     if lost:
         raise ModelError(
-            f"{len(lost)} of {len(names)} weight files are missing: {listed(lost)}",
+            f"{len(lost)} of {len(names)} weight files are missing: {shortened(lost)}",
             where=base,
             why=f"{INDEX} names them",
             fix="copy them into the folder",
@@ -202,7 +205,7 @@ def shards_of(index: Path) -> list[str]:
             raise _outside(index, name)
     wrong = [str(name) for name in names if not plain or not name.endswith(".safetensors")]
     if wrong or not names:
-        what = f"it names files that are not safetensors: {listed(wrong)}" if wrong else "it names no files"
+        what = f"it names files that are not safetensors: {shortened(wrong)}" if wrong else "it names no files"
         raise ModelError(what, where=str(index), fix="convert the weights to safetensors: pickles can run code")
     return names
 
@@ -236,13 +239,13 @@ def stored_dtypes(base: str, revision: str | None = None) -> dict[str, torch.dty
     """The precision of every floating-point tensor in the files, by name; empty where the files cannot be had."""
     found = {}
     for path in weight_files(base, revision):
-        for name, (kind, _) in header(path).items():
+        for name, (kind, _) in read_header(path).items():
             if kind in FLOATS:
                 found[name] = FLOATS[kind]
     return found
 
 
-def header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     """safetensors' name of the precision, and the shape, of every tensor in a file."""
     from safetensors import SafetensorError, safe_open
 
@@ -256,7 +259,7 @@ def header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
         ) from error
 
 
-def refused(what: str, where: str, error: Exception) -> ModelError:
+def load_error(what: str, where: str, error: Exception) -> ModelError:
     """What a library said when it could not load something, as our error."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = " ".join(lines[:2]) or type(error).__name__
@@ -268,7 +271,7 @@ def refused(what: str, where: str, error: Exception) -> ModelError:
     return ModelError(f"cannot load the {what}: {text}", where=where, fix=fix)
 
 
-def quiet() -> None:
+def silence_transformers() -> None:
     """transformers draws a bar while it loads weights; the run has its own display."""
     import transformers
 
@@ -303,13 +306,13 @@ def note(text: str) -> None:
 
 def _not_used(names: Sequence[str], where: str) -> str:
     number = f"1 tensor of the {where} is" if len(names) == 1 else f"{len(names)} tensors of the {where} are"
-    return f"{number} not used: {listed(names)}"
+    return f"{number} not used: {shortened(names)}"
 
 
-def listed(names: Sequence[str], most: int = 4) -> str:
+def shortened(names: Sequence[str], limit: int = 4) -> str:
     """The first names, and how many more there are."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
 
 
 def _shape(sizes: Sequence[int]) -> str:

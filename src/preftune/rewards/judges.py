@@ -181,7 +181,7 @@ def _local(path: str, where: str, device: Any, task: str) -> Judge:
     # the question is plain text for every model
     tokenizer = load.load_tokenizer(source)
     renderer = Renderer.of(tokenizer, load.end_ids(source, tokenizer))
-    limit = load.positions(model.config) or 1 << 20
+    limit = load.max_positions(model.config) or 1 << 20
 
     @torch.no_grad()
     def judge(questions: Sequence[Question]) -> Iterator[tuple[int, float | None, str]]:

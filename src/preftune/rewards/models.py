@@ -20,7 +20,14 @@ from preftune.formats.account import Account
 from preftune.model import load
 from preftune.model.logprobs import Scorer, logps
 from preftune.model.memory import by_group
-from preftune.model.scalar import load_scalar, no_adapter, readable, reward_logps, scalar_scorer, scale_of
+from preftune.model.scalar import (
+    adapter_unsupported,
+    load_scalar,
+    reward_logps,
+    scalar_scorer,
+    scale_of,
+    with_reward_slot,
+)
 from preftune.rewards.reward import Answer, Reward
 from preftune.types import Batch, Logps, Message, PreferenceGroup, Text, TokenGroup
 
@@ -40,7 +47,7 @@ class RewardModel:
     def open(path: str, where: str, dtype: torch.dtype, device: Any = None) -> RewardModel:
         source = load.locate(path, where)
         if source.adapter:
-            raise no_adapter(source.adapter)
+            raise adapter_unsupported(source.adapter)
         architectures = getattr(load.load_config(source), "architectures", None) or []
         if not any(name.endswith("ForSequenceClassification") for name in architectures):
             raise ModelError(
@@ -50,7 +57,7 @@ class RewardModel:
             )
         model = load_scalar(source, dtype)
         model.to(device or "cpu").requires_grad_(False)
-        longest = load.positions(model.config) or 1 << 20
+        longest = load.max_positions(model.config) or 1 << 20
         return RewardModel(scalar_scorer(model), renderer_of(source), longest)
 
     @torch.no_grad()
@@ -62,7 +69,7 @@ class RewardModel:
     def of_groups(self, groups: Sequence[TokenGroup]) -> list[list[float]]:
         """The rewards of each group's responses."""
         scale = scale_of(self.scorer.model)
-        found = _sums(lambda batch: reward_logps(self.scorer, batch.to(self.scorer.device)), readable(groups))
+        found = _sums(lambda batch: reward_logps(self.scorer, batch.to(self.scorer.device)), with_reward_slot(groups))
         return [[(value - scale.mean) / scale.std for value in values] for values in found]
 
 
@@ -101,7 +108,7 @@ def implicit(name: str, where: str, dtype: torch.dtype, device: Any = None) -> R
         raise ModelError("policy and reference have different vocabularies", where=where)
     scorers = [Scorer.of(load.load_model(source, dtype).to(device or "cpu")) for source in sources]
     renderer = renderer_of(sources[0], tokenizer=tokenizers[0])
-    longest, reasons = load.positions(scorers[0].model.config) or 1 << 20, Counter[str]()
+    longest, reasons = load.max_positions(scorers[0].model.config) or 1 << 20, Counter[str]()
 
     @torch.no_grad()
     def reward(answers: Sequence[Answer]) -> Sequence[float | None]:

@@ -39,7 +39,7 @@ from preftune.methods import dpo, reward
 from preftune.model import load
 from preftune.model.logprobs import Scorer, logps
 from preftune.model.memory import by_group
-from preftune.model.scalar import load_scalar, readable, reward_logps, scalar_scorer
+from preftune.model.scalar import load_scalar, reward_logps, scalar_scorer, with_reward_slot
 from preftune.train.display import Display
 from preftune.train.run import Run, run_identity
 from preftune.types import Batch, Judgement, Logps, PreferenceGroup, TokenGroup, content, plain
@@ -165,7 +165,7 @@ def ranked(
     dtype, device = prepare.compute_dtype(config.model), prepare.device_of(None)
     if config.ranker == "reward":
         scorer = scalar_scorer(load_scalar(source, dtype).to(device))
-        rewards = sums(scorer, readable(groups), reward_logps, state_values)
+        rewards = sums(scorer, with_reward_slot(groups), reward_logps, state_values)
     else:
         rewards = sums(Scorer.of(load.load_model(source, dtype).to(device)), groups, logps, token_values)
         base = load.load_model(load.locate(config.reference.path or config.model.path), dtype).to(device)

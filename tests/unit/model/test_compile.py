@@ -13,7 +13,7 @@ from tests.conftest import make_model, random_groups
 
 from preftune.data.layout import Budget, micro_batches
 from preftune.lifecycle.packing_probe import admit
-from preftune.model.attention import use_own
+from preftune.model.attention import restore_attention
 from preftune.model.compile import compile_blocks, uncompiled
 from preftune.model.logprobs import Scorer, logps
 
@@ -56,7 +56,7 @@ def test_constant_lengths_are_compiled_once_each(graphs: list[Any]) -> None:
             first = len(graphs)
     assert first > 0
     assert len(graphs) == 2 * first
-    use_own(scorer.model)
+    restore_attention(scorer.model)
 
 
 def test_other_lengths_share_one_compilation(graphs: list[Any]) -> None:
@@ -69,7 +69,7 @@ def test_other_lengths_share_one_compilation(graphs: list[Any]) -> None:
         counts.append(len(graphs))
     assert counts[0] > 0
     assert counts[-1] == counts[0]
-    use_own(scorer.model)
+    restore_attention(scorer.model)
 
 
 def test_nothing_is_compiled_for_lengths_that_never_come_again(graphs: list[Any]) -> None:
@@ -80,4 +80,4 @@ def test_nothing_is_compiled_for_lengths_that_never_come_again(graphs: list[Any]
     assert not graphs
     scorer.model(input_ids=ids)
     assert graphs
-    use_own(scorer.model)
+    restore_attention(scorer.model)

@@ -13,7 +13,7 @@ from tests.worlds import WORLD, make_world_model, table
 
 from preftune.measures.frontier import tempered
 from preftune.model import generate
-from preftune.model.generate import Sampling, continuation, cut, sample
+from preftune.model.generate import Sampling, continuation, sample, truncate_distribution
 from preftune.model.logprobs import Scorer
 
 
@@ -67,11 +67,11 @@ def test_temperature_0_is_the_most_likely_token(tokenizer: Any) -> None:
 
 def test_cutting_off() -> None:
     p = torch.tensor([[0.4, 0.3, 0.2, 0.1]], dtype=torch.float64)
-    assert cut(p, Sampling(top_k=2)).tolist() == [[0.4, 0.3, 0, 0]]
-    assert cut(p, Sampling(top_p=0.6)).tolist() == [[0.4, 0.3, 0, 0]]
-    assert cut(p, Sampling(top_p=0.75)).tolist() == [[0.4, 0.3, 0.2, 0]]
-    assert cut(p, Sampling(top_p=0.1)).tolist() == [[0.4, 0, 0, 0]]
-    assert cut(p, Sampling()).tolist() == p.tolist()
+    assert truncate_distribution(p, Sampling(top_k=2)).tolist() == [[0.4, 0.3, 0, 0]]
+    assert truncate_distribution(p, Sampling(top_p=0.6)).tolist() == [[0.4, 0.3, 0, 0]]
+    assert truncate_distribution(p, Sampling(top_p=0.75)).tolist() == [[0.4, 0.3, 0.2, 0]]
+    assert truncate_distribution(p, Sampling(top_p=0.1)).tolist() == [[0.4, 0, 0, 0]]
+    assert truncate_distribution(p, Sampling()).tolist() == p.tolist()
 
 
 def test_the_models_own_settings_do_not_bend_the_samples(tokenizer: Any) -> None:

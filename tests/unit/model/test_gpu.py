@@ -64,7 +64,7 @@ def step(loss: str) -> ResponseTask:
 def test_a_micro_batch_asks_the_device_for_nothing(
     loss: str, kept: int, calls: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(token_logprobs, "keep_bytes", lambda _device: kept)
+    monkeypatch.setattr(token_logprobs, "max_stored_bytes", lambda _device: kept)
     task = step(loss)
     assert calls == [4] * 4  # two layers of two models
     assert all(p.grad is not None and p.grad.dtype == torch.bfloat16 for p in task.scorer.model.parameters())

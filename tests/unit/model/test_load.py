@@ -110,7 +110,7 @@ def test_chat_template_by_name_or_file(model_folder: Path, tmp_path: Path) -> No
 def test_an_adapter_folder_names_its_base(copy: Path, tmp_path: Path) -> None:
     import peft
 
-    from preftune.model.load import add_lora
+    from preftune.model.adapter import add_lora
 
     tuned = add_lora(make_model(), 4, 8.0, "all-linear")
     with torch.no_grad():
@@ -128,7 +128,7 @@ def test_an_adapter_folder_names_its_base(copy: Path, tmp_path: Path) -> None:
 
 
 def test_unknown_lora_targets_list_the_modules() -> None:
-    from preftune.model.load import add_lora
+    from preftune.model.adapter import add_lora
 
     with pytest.raises(ModelError, match=r"linear modules here: .*q_proj"):
         add_lora(make_model(), 4, 8.0, ["query"])

@@ -114,7 +114,7 @@ def dense(hidden: Tensor, head: Head, target: Tensor) -> Tensor:
     return z.log_softmax(-1)[torch.arange(len(target)), target]
 
 
-@pytest.mark.parametrize("mode", ["frozen", "kept", "recomputed"])
+@pytest.mark.parametrize("mode", ["frozen", "stored", "recomputed"])
 @pytest.mark.parametrize("chunk", [1, 7, 64, 1000])
 @pytest.mark.parametrize(("bias", "scale", "softcap"), [(False, 1.0, 0.0), (True, 0.3, 0.0), (True, 2.0, 4.0)])
 def test_chunked_head_equals_dense(
@@ -123,7 +123,7 @@ def test_chunked_head_equals_dense(
     """Values and the gradients of hidden states, weight and bias, against fp64, for a loss that is not linear."""
     vocabulary, width, n = 50, 16, 40
     monkeypatch.setattr(token_module, "chunk_tokens", lambda *_: chunk)
-    monkeypatch.setattr(token_module, "keep_bytes", lambda _device: 0 if mode == "recomputed" else 1 << 30)
+    monkeypatch.setattr(token_module, "max_stored_bytes", lambda _device: 0 if mode == "recomputed" else 1 << 30)
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> Tensor:
@@ -167,7 +167,7 @@ def test_no_tensor_of_all_tokens_times_vocabulary_exists(monkeypatch: pytest.Mon
 
     n, vocabulary, width, chunk = 400, 300, 8, 20
     monkeypatch.setattr(token_module, "chunk_tokens", lambda *_: chunk)
-    monkeypatch.setattr(token_module, "keep_bytes", lambda _device: 0)
+    monkeypatch.setattr(token_module, "max_stored_bytes", lambda _device: 0)
     hidden = torch.randn(n, width, requires_grad=True)
     weight = torch.randn(vocabulary, width, requires_grad=True)
     with Watch():

@@ -11,7 +11,8 @@ import torch
 from tests.conftest import make_model, random_groups
 
 from preftune.data.layout import Budget, micro_batches, rows
-from preftune.model.load import add_lora, weights_hash
+from preftune.model.adapter import add_lora
+from preftune.model.load import weights_hash
 from preftune.model.logprobs import Scorer, logps
 from preftune.model.reference import AdapterOff, Cached, Frozen, Live, batch_keys, fill, store_key
 from preftune.model.store import Store, response_key

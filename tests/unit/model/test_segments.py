@@ -33,7 +33,7 @@ def test_flex_attention_equals_one_segment_after_another(
     """Values; torch has no FlexAttention backward on a CPU."""
     qkv, packed = inputs(layout, value_size=6)
     sinks_H = torch.tensor([0.5, -1.0, 2.0, 0.0]) if sinks else None
-    expected = segments.each(*qkv, packed, window, 0.3, softcap, sinks_H)
+    expected = segments.one_by_one(*qkv, packed, window, 0.3, softcap, sinks_H)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it is not compiled
         found = flex(*qkv, packed, window, 0.3, softcap, sinks_H)
@@ -71,5 +71,5 @@ def test_the_ragged_form_says_the_same(
     monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", kernel)
     monkeypatch.setattr(segments, "_settings", lambda _: {"scale", "window_size", *(["enable_gqa"] if grouped else [])})
     qkv, packed = inputs(layout)
-    expected = segments.each(*qkv, packed, window, 0.3)
+    expected = segments.one_by_one(*qkv, packed, window, 0.3)
     assert torch.allclose(segments.varlen(*qkv, packed, window, 0.3), expected, atol=1e-5)
