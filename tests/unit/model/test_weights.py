@@ -92,10 +92,10 @@ def write_index(folder: Path, where: dict[str, Any]) -> None:
     ("edit", "message"),
     [
         (lambda t: t.pop("model.norm.weight"), "1 of 21 tensors of the model is missing: model.norm.weight"),
-        (lambda t: t.pop("lm_head.weight"), r"missing: lm_head.weight(.|\n)*set tie_word_embeddings to true"),
+        (lambda t: t.pop("lm_head.weight"), r"missing: lm_head.weight(.|\n)*set tie_word_embeddings: true"),
         (
             lambda t: renamed(t, "model.norm.weight", "model.final_norm.weight"),
-            r"missing: model.norm.weight(.|\n)*1 tensor of the files is not used: model.final_norm.weight"
+            r"missing: model.norm.weight(.|\n)*1 tensor in the files is not used: model.final_norm.weight"
             r"(.|\n)*Perhaps renamed: model.final_norm.weight for model.norm.weight",
         ),
         (
@@ -108,7 +108,7 @@ def write_index(folder: Path, where: dict[str, Any]) -> None:
         ),
         (
             lambda t: [renamed(t, name, f"transformer.{name}") for name in list(t)],
-            r"21 of 21 tensors of the model are missing(.|\n)*21 tensors of the files are not used",
+            r"21 of 21 tensors of the model are missing(.|\n)*21 tensors in the files are not used",
         ),
     ],
 )
@@ -150,7 +150,7 @@ def test_unused_tensors_are_reported_once(folder: Path, noted: Any) -> None:
     load(folder)
     load(folder)
     names = "mtp.0.weight, mtp.1.weight, mtp.2.weight, mtp.3.weight and 1 more"
-    assert noted() == [f"note: {folder}: 5 tensors of the weight files are not used: {names}"]
+    assert noted() == [f"note: {folder}: 5 tensors in the weight files are not used: {names}"]
 
 
 def test_a_tied_head_need_not_be_in_the_file(tmp_path: Path, noted: Any) -> None:
@@ -207,7 +207,7 @@ def test_a_reward_model_without_its_head_gives_no_reward(tmp_path: Path, tokeniz
 @pytest.mark.parametrize("new_head", [True, False])
 def test_a_head_with_several_labels_is_no_reward_model(tmp_path: Path, labels: int, new_head: bool) -> None:
     classifier(tmp_path, labels)
-    with pytest.raises(ModelError, match=f"it has {labels} labels; a reward model has one"):
+    with pytest.raises(ModelError, match=f"the model has {labels} labels, but a reward model has one"):
         load_scalar(locate(str(tmp_path)), torch.float32, new_head)
 
 
@@ -241,7 +241,7 @@ def test_an_index_names_no_file_outside_its_folder(folder: Path, tmp_path: Path,
     shard(folder)
     save_file({"lm_head.weight": torch.zeros(360, 32)}, tmp_path / "other.safetensors")
     write_index(folder, {"lm_head.weight": name, "model.norm.weight": "model-0.safetensors"})
-    with pytest.raises(ModelError, match="it names a file outside its folder: "):
+    with pytest.raises(ModelError, match="the index lists a file outside of its folder: "):
         locate(str(folder))
 
 
@@ -249,7 +249,7 @@ def test_a_link_leads_no_shard_outside_its_folder(folder: Path, tmp_path: Path) 
     first, _ = shard(folder)
     (folder / first).rename(tmp_path / "elsewhere.safetensors")
     (folder / first).symlink_to(tmp_path / "elsewhere.safetensors")
-    with pytest.raises(ModelError, match=f"it names a file outside its folder: {first}"):
+    with pytest.raises(ModelError, match=f"the index lists a file outside of its folder: {first}"):
         load(folder)
 
 
@@ -270,8 +270,8 @@ def test_links_of_the_hubs_cache_are_followed(folder: Path, tmp_path: Path) -> N
         ('{"weight_map": {"a": "pytorch_model.bin"}}', "files that are not safetensors: pytorch_model.bin"),
         ('{"weight_map": {"a": 3}}', "not safetensors: 3"),
         ('{"weight_map": {}}', "names no files"),
-        ('{"weight_map": ["a"]}', "not a shard index"),
-        ("{", "not a shard index"),
+        ('{"weight_map": ["a"]}', "not a valid shard index"),
+        ("{", "not a valid shard index"),
     ],
 )
 def test_an_index_that_is_none(tmp_path: Path, text: str, message: str) -> None:
@@ -283,14 +283,14 @@ def test_an_index_that_is_none(tmp_path: Path, text: str, message: str) -> None:
 
 def test_config_json_cannot_name_a_pickle(folder: Path) -> None:
     torch.save({}, folder / "adapter_model.bin")
-    with pytest.raises(ModelError, match=r"config.json names the weight file 'adapter_model.bin'"):
+    with pytest.raises(ModelError, match=r"config.json has transformers_weights: 'adapter_model.bin'"):
         load(configure(folder, transformers_weights="adapter_model.bin"))
 
 
 def test_safetensors_of_another_name(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "weights.safetensors")
     with pytest.raises(
-        ModelError, match=r"neither model.safetensors nor .*index.json(.|\n)*found: weights.safetensors"
+        ModelError, match=r"neither model.safetensors nor .*index.json(.|\n)*The folder has weights.safetensors"
     ):
         load(folder)
 
