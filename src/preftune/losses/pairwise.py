@@ -338,24 +338,7 @@ def cal_dpo(policy: PairLogps, reference: PairLogps, *, beta: Positive = 0.1, ca
 TABLE = {
     f.__name__: f
     for f in (
-        sigmoid,
-        robust,
-        ipo,
-        hinge,
-        exo_pair,
-        nca_pair,
-        bco_pair,
-        sppo,
-        aot,
-        aot_unpaired,
-        apo_zero,
-        apo_down,
-        discopop,
-        forward_kl,
-        jensen_shannon,
-        alpha_divergence,
-        dpop,
-        r_dpo,
-        cal_dpo,
+        sigmoid, robust, ipo, hinge, exo_pair, nca_pair, bco_pair, sppo, aot, aot_unpaired, apo_zero, apo_down,
+        discopop, forward_kl, jensen_shannon, alpha_divergence, dpop, r_dpo, cal_dpo,
     )
-}
+}  # fmt: skip

@@ -90,9 +90,11 @@ def locate(path: str, where: str = "model.path") -> Source:
             )
         if not any(folder.glob("*.safetensors")):
             pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
-            what = f"the weights are pickle files ({pickles[0]})" if pickles else "the folder has no *.safetensors"
-            why = PICKLES_RUN_CODE if pickles else ""
-            raise ModelError(what, where=str(folder), why=why, fix="convert the weights to safetensors")
+            if not pickles:
+                fix = "copy the weights of the model into the folder"
+                raise ModelError("the folder has no *.safetensors weights", where=str(folder), fix=fix)
+            what = f"the weights are pickle files ({pickles[0]})"
+            raise ModelError(what, where=str(folder), why=PICKLES_RUN_CODE, fix="convert the weights to safetensors")
         weight_files(str(folder))
         return Source(str(folder))
     name, _, revision = path.partition("@")

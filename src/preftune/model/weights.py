@@ -201,9 +201,11 @@ def shards_of(index: Path) -> list[str]:
         parts = re.split(r"[/\\]", name)
         if Path(name).is_absolute() or ".." in parts or ":" in parts[0] or parts[0] in ("", "~"):
             raise _outside(index, name)
+    if not names:
+        raise ModelError("the index does not list any files", where=str(index), fix="save the model again")
     wrong = [str(name) for name in names if not plain or not name.endswith(".safetensors")]
-    if wrong or not names:
-        what = f"the index lists files that are not safetensors: {shortened(wrong)}" if wrong else "the index is empty"
+    if wrong:
+        what = f"the index lists files that are not safetensors: {shortened(wrong)}"
         raise ModelError(what, where=str(index), why=PICKLES_RUN_CODE, fix="convert the weights to safetensors")
     return names
 

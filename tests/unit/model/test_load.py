@@ -56,7 +56,7 @@ def test_a_hub_id_is_left_to_transformers(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("preftune.model.load._reachable", lambda name, revision: True)
     assert locate("org/name@abc").base == "org/name"
     assert locate("org/name@abc").revision == "abc"
-    with pytest.raises(ModelError, match="or a Hub id that this machine can reach"):
+    with pytest.raises(ModelError, match="or a Hub id that this machine can download"):
         load_model(locate("org/nothing"), torch.float32)
 
 

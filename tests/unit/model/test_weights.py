@@ -269,7 +269,7 @@ def test_links_of_the_hubs_cache_are_followed(folder: Path, tmp_path: Path) -> N
     [
         ('{"weight_map": {"a": "pytorch_model.bin"}}', "files that are not safetensors: pytorch_model.bin"),
         ('{"weight_map": {"a": 3}}', "not safetensors: 3"),
-        ('{"weight_map": {}}', "names no files"),
+        ('{"weight_map": {}}', "does not list any files"),
         ('{"weight_map": ["a"]}', "not a valid shard index"),
         ("{", "not a valid shard index"),
     ],
