@@ -1,4 +1,4 @@
-"""Model folders: what is accepted, what is refused and why; hashes; saving; sampling."""
+"""Model folders: loading, errors for invalid folders, hashes, sampling."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def copy(model_folder: Path, tmp_path: Path) -> Path:
     return tmp_path / "m"
 
 
-def test_load(model_folder: Path) -> None:
+def test_a_model_folder_loads_in_evaluation_mode_with_its_tokenizer(model_folder: Path) -> None:
     source = locate(str(model_folder))
     model = load_model(source, torch.float32)
     assert weights_hash(model) == weights_hash(make_model())
@@ -42,17 +42,17 @@ def test_load(model_folder: Path) -> None:
         ("nothing", "no such folder"),
     ],
 )
-def test_a_missing_folder(path: str, message: str) -> None:
+def test_a_missing_folder_is_an_error(path: str, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         locate(path)
 
 
-def test_a_hub_id_that_nobody_answers_is_refused_at_once() -> None:
+def test_an_unreachable_hub_is_an_error_before_loading() -> None:
     with pytest.raises(ModelError, match="the Hub is unreachable and the model is not in the cache"):
         locate("org/name")
 
 
-def test_a_hub_id_is_left_to_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_id_with_revision_is_loaded_by_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("preftune.model.load._reachable", lambda name, revision: True)
     assert locate("org/name@abc").base == "org/name"
     assert locate("org/name@abc").revision == "abc"
@@ -60,7 +60,7 @@ def test_a_hub_id_is_left_to_transformers(monkeypatch: pytest.MonkeyPatch) -> No
         load_model(locate("org/nothing"), torch.float32)
 
 
-def test_a_folder_without_config_or_weights(copy: Path) -> None:
+def test_a_folder_without_config_or_safetensors_is_an_error(copy: Path) -> None:
     (copy / "model.safetensors").rename(copy / "model.bin")
     with pytest.raises(ModelError, match=r"the weights are pickle files \(model.bin\)"):
         locate(str(copy))
@@ -72,14 +72,14 @@ def test_a_folder_without_config_or_weights(copy: Path) -> None:
         locate(str(copy))
 
 
-def test_truncated_weights(copy: Path) -> None:
+def test_truncated_weights_are_an_error(copy: Path) -> None:
     path = copy / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(ModelError, match="cannot load the model"):
         load_model(locate(str(copy)), torch.float32)
 
 
-def test_a_model_with_its_own_code_is_not_run(copy: Path) -> None:
+def test_code_in_a_model_folder_is_not_run(copy: Path) -> None:
     canary = copy / "canary"
     (copy / "modeling.py").write_text(f"open({str(canary)!r}, 'w').close()\n")
     config = json.loads((copy / "config.json").read_text())
@@ -91,14 +91,14 @@ def test_a_model_with_its_own_code_is_not_run(copy: Path) -> None:
     assert not canary.exists()
 
 
-def test_a_folder_without_tokenizer(copy: Path) -> None:
+def test_a_folder_without_tokenizer_is_an_error(copy: Path) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (copy / name).unlink()
     with pytest.raises(ModelError, match="cannot load the tokenizer"):
         load_tokenizer(locate(str(copy)))
 
 
-def test_chat_template_by_name_or_file(model_folder: Path, tmp_path: Path) -> None:
+def test_a_chat_template_is_set_by_name_or_file(model_folder: Path, tmp_path: Path) -> None:
     source = locate(str(model_folder))
     (tmp_path / "t.jinja").write_text("{{ messages }}")
     assert load_tokenizer(source, str(tmp_path / "t.jinja")).chat_template == "{{ messages }}"
@@ -107,7 +107,7 @@ def test_chat_template_by_name_or_file(model_folder: Path, tmp_path: Path) -> No
         load_tokenizer(source, "dialog")
 
 
-def test_an_adapter_folder_names_its_base(copy: Path, tmp_path: Path) -> None:
+def test_an_adapter_is_merged_into_the_base_model_in_its_config(copy: Path, tmp_path: Path) -> None:
     import peft
 
     from preftune.model.adapter import add_lora
@@ -127,7 +127,7 @@ def test_an_adapter_folder_names_its_base(copy: Path, tmp_path: Path) -> None:
     assert not isinstance(merged, peft.PeftModel)
 
 
-def test_unknown_lora_targets_list_the_modules() -> None:
+def test_the_error_for_unknown_lora_targets_lists_the_modules() -> None:
     from preftune.model.adapter import add_lora
 
     with pytest.raises(ModelError, match=r"linear modules: .*q_proj"):
