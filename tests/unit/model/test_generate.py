@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from tests.conftest import make_model
-from tests.equal.test_architectures import EXACT, REFUSED, make
+from tests.equal.test_architectures import SUPPORTED, UNSUPPORTED, make_scorer
 from tests.worlds import WORLD, make_world_model, table
 
 from preftune.measures.frontier import tempered
@@ -101,11 +101,11 @@ def test_the_batch_is_halved_when_memory_runs_out(tokenizer: Any, monkeypatch: p
     assert sizes == [12, 6, 3, 3, 3, 3]
 
 
-@pytest.mark.parametrize("architecture", sorted([*EXACT, *REFUSED]))
+@pytest.mark.parametrize("architecture", sorted([*SUPPORTED, *UNSUPPORTED]))
 def test_a_shared_prompt_cache_does_not_change_samples(architecture: str) -> None:
     """Sliding windows are shorter than the prompts."""
-    changes = EXACT[architecture] if architecture in EXACT else REFUSED[architecture][0]
-    model = make(architecture, changes).model
+    changes = SUPPORTED[architecture] if architecture in SUPPORTED else UNSUPPORTED[architecture][0]
+    model = make_scorer(architecture, changes).model
     prompts = [[1, *range(5, 16)], [1, 7, 9], [1, 30, 31, 32, 33]]
     together = sample(model, Ids(), prompts, Sampling(3, 6))
     alone = sample(model, Ids(), prompts, Sampling(3, 6), rows=1)
