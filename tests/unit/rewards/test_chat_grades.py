@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.servers import refuse, say, serving
+from tests.servers import send_completion, send_rejection, serving
 
 from preftune.client import Client, RefusedError, Reply, settings_of
 from preftune.errors import ConfigError, IncompleteError
@@ -37,14 +37,14 @@ class Grader(BaseHTTPRequestHandler):
         answer = json.loads(body["messages"][-1]["content"])["answer"]
         again = sum(json.loads(b["messages"][-1]["content"])["answer"] == answer for b in self.asked)
         if answer == "filtered":
-            refuse(self, "the content filter")
+            send_rejection(self, "the content filter")
             return
         if not body.keys() >= self.needs or body.keys() & self.refuses:
-            refuse(self, "an unsupported parameter")
+            send_rejection(self, "an unsupported parameter")
             return
         silent = answer == "nothing" or (answer == "riddle" and again == 1)
         text = "I cannot say." if silent else f"It is fine.\nGRADE: {min(10, len(answer.split()))}"
-        say(self, text)
+        send_completion(self, text)
 
 
 @pytest.fixture
