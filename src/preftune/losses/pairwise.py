@@ -57,6 +57,7 @@ def sigmoid(
     parameters  beta (0.1): strength of the pull to the reference; smaller values allow larger changes
                 label_smoothing (0.0): assumed share of flipped labels; above 0, this is conservative DPO
     gradient    (sigmoid(beta h) - q) beta dh/dpi: pairs in the wrong order have the largest weight
+    usage       with reference.kind: none, log ref is 0: reference-free DPO
     source      Rafailov et al. 2023, arXiv:2305.18290 eq. 7; smoothing: Mitchell 2023, "A note on DPO with noisy
                 preferences" eq. 3
     """
@@ -80,12 +81,7 @@ def robust(
 
 
 def ipo(
-    policy: PairLogps,
-    reference: PairLogps,
-    probability: Tensor,
-    *,
-    beta: Positive = 0.1,
-    average: bool = True,
+    policy: PairLogps, reference: PairLogps, probability: Tensor, *, beta: Positive = 0.1, average: bool = True
 ) -> Tensor:
     """IPO: regress the margin on 1/(2 beta), so that it stays finite even if all labels agree.
 
@@ -225,11 +221,7 @@ def apo_down(policy: PairLogps, reference: PairLogps, *, beta: Positive = 0.1) -
 
 
 def discopop(
-    policy: PairLogps,
-    reference: PairLogps,
-    *,
-    beta: Positive = 0.1,
-    tau: Annotated[float, Gt(0), Le(1)] = 0.05,
+    policy: PairLogps, reference: PairLogps, *, beta: Positive = 0.1, tau: Annotated[float, Gt(0), Le(1)] = 0.05
 ) -> Tensor:
     """DiscoPOP: a mixture of the logistic and the exponential loss, discovered by an LLM-driven search.
 
@@ -267,11 +259,7 @@ def jensen_shannon(policy: PairLogps, reference: PairLogps, *, beta: Positive = 
 
 
 def alpha_divergence(
-    policy: PairLogps,
-    reference: PairLogps,
-    *,
-    beta: Positive = 0.1,
-    alpha: Annotated[float, Gt(0), Lt(1)] = 0.5,
+    policy: PairLogps, reference: PairLogps, *, beta: Positive = 0.1, alpha: Annotated[float, Gt(0), Lt(1)] = 0.5
 ) -> Tensor:
     """f-DPO with an alpha-divergence as the regulariser: reverse KL (DPO) at alpha -> 0, forward KL at alpha -> 1.
 
@@ -301,12 +289,7 @@ def dpop(policy: PairLogps, reference: PairLogps, *, beta: Positive = 0.1, penal
 
 
 def r_dpo(
-    policy: PairLogps,
-    reference: PairLogps,
-    probability: Tensor,
-    *,
-    beta: Positive = 0.1,
-    alpha: NonNegative = 0.01,
+    policy: PairLogps, reference: PairLogps, probability: Tensor, *, beta: Positive = 0.1, alpha: NonNegative = 0.01
 ) -> Tensor:
     """R-DPO: DPO with a reward penalty per token, against policies that learn to write longer responses.
 

@@ -48,7 +48,7 @@ def kl_loss(policy_N: Tensor, old_N: Tensor, reference_N: Tensor, estimator: Est
 
     loss        k2: stop-gradient(ratio) d^2 / 2;   k3: ratio (exp(-d) - 1 + d)
                 ratio = exp(log policy - log old),   d = log policy - log reference
-    gradient    ratio d grad log policy for both. Its expectation is exact if `old` sampled the token
+    gradient    ratio d grad log policy for both: exact in expectation over tokens that `old` sampled
     note        k3 without the ratio has the gradient (1 - exp(-d)) grad log policy, the gradient of KL(reference ||
                 policy). The effect of a token on the KL of later tokens is in the advantage, not in this term
     source      Liu et al. 2025, arXiv:2510.01555 (k2 as a loss; the ratio)

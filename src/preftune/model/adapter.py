@@ -240,17 +240,18 @@ def _require_tokens(folder: Path, rows: int, what: str) -> None:
 
 def _require_complete(folder: str, missing: Sequence[str], unexpected: Sequence[str]) -> None:
     """Raise ModelError if a tensor of the adapter is missing, or the base model has no module for it."""
-    lost = [name.removeprefix(PREFIX).replace(".default", "") for name in missing]
+    missing_names = [name.removeprefix(PREFIX).replace(".default", "") for name in missing]
     # peft saves a trained copy of a resized embedding twice, the second time under the name that it has inside peft.
     stored = read_header(Path(folder) / WEIGHTS)
     infix = ".modules_to_save"
     copies = [name for name in unexpected if infix in name and name.replace(infix, "") in stored]
     extra = [name.removeprefix(PREFIX).replace(".default", "") for name in unexpected if name not in copies]
-    if not lost and not extra:
+    if not missing_names and not extra:
         return
     parts = []
-    if lost:
-        parts.append(f"{len(lost)} of its tensors {'is' if len(lost) == 1 else 'are'} missing: {shortened(lost)}")
+    if missing_names:
+        are = "is" if len(missing_names) == 1 else "are"
+        parts.append(f"{len(missing_names)} of its tensors {are} missing: {shortened(missing_names)}")
     if extra:
         match = "matches" if len(extra) == 1 else "match"
         parts.append(f"{len(extra)} of its tensors {match} no module of the base model: {shortened(extra)}")

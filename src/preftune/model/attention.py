@@ -1,7 +1,7 @@
 """Attention for packed layouts, without patching transformers models.
 
 transformers has a registry of mask functions, whose result it passes unchanged to every layer, and one of attention
-functions. `use_segments` registers NAME in both. Inside of `segmented`, the mask is a `Visible` record: it carries the
+functions. `use_segments` registers NAME in both. Inside `segmented`, the mask is a `Visible` record: it carries the
 segments (and the window of layers with sliding-window attention) to the attention function of each layer, also when
 gradient checkpointing recomputes the layer. Outside of it, the mask is an ordinary tensor, so the model can generate.
 """
@@ -37,7 +37,7 @@ class Visible:
 
 @contextmanager
 def segmented(layout: Packed) -> Iterator[None]:
-    """Inside of the block, models with segment attention use this layout."""
+    """Inside the block, models with segment attention use this layout."""
     token = _layout.set(layout)
     try:
         yield
@@ -47,7 +47,7 @@ def segmented(layout: Packed) -> Iterator[None]:
 
 @contextmanager
 def record_attention_calls() -> Iterator[list[int]]:
-    """Record the number of slots of each segment-attention call inside of the block."""
+    """Record the number of slots of each segment-attention call inside the block."""
     calls: list[int] = []
     token = _calls.set(calls)
     try:

@@ -26,7 +26,7 @@ def compile_blocks(model: Any, constant: bool = False) -> None:
 
 @contextmanager
 def uncompiled(model: Any) -> Iterator[None]:
-    """Run `model` without compilation inside of the block, for batches whose lengths do not repeat."""
+    """Run `model` without compilation inside the block, for batches whose lengths do not repeat."""
     if all(module._compiled_call_impl is None for module in model.modules()):
         yield
         return

@@ -54,7 +54,7 @@ def output_layer(model: Any) -> nn.Module:
 
 @contextmanager
 def intercept(layer: nn.Module, change: Any) -> Iterator[None]:
-    """Replace the input of `layer` with change(input) inside of the block."""
+    """Replace the input of `layer` with change(input) inside the block."""
 
     def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (change(args[0]), *args[1:])

@@ -36,15 +36,15 @@ class Scorer:
         return device
 
 
-def logps(scorer: Scorer, batch: Batch, wanted: Collection[str] = (), reference: HeadInput | None = None) -> Logps:
-    """Return the log-probs of the batch's responses, and the sums of the `wanted` statistics (model.statistics)."""
+def logps(scorer: Scorer, batch: Batch, names: Collection[str] = (), reference: HeadInput | None = None) -> Logps:
+    """Return the log-probs of the batch's responses, and the sums of the statistics `names` (model.statistics)."""
     if scorer.head is None:
-        assert not wanted  # methods.dpo reports this as an error before training
+        assert not names  # methods.dpo reports this as an error before training
         token_N = _from_logits(_own_logits(scorer.model, batch), batch.target_N)
         return Logps(token_N, sum_responses(token_N, batch.length_S), batch.length_S)
     states = head_input(scorer, batch)
     token_N = token_logprobs(*states, batch.target_N)
-    statistics_N = statistics(wanted, states, reference)
+    statistics_N = statistics(names, states, reference)
     extra = {name: sum_responses(values_N, batch.length_S) for name, values_N in statistics_N.items()}
     return Logps(token_N, sum_responses(token_N, batch.length_S), batch.length_S, extra)
 

@@ -85,7 +85,7 @@ class AdapterOff:
 
     @contextmanager
     def off(self) -> Iterator[None]:
-        """Disable the adapter inside of the block."""
+        """Disable the adapter inside the block."""
         for layer in self.layers:
             layer._disable_adapters = True
         try:

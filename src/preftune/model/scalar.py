@@ -120,7 +120,7 @@ def scalars(scorer: Scorer, batch: Batch) -> Tensor:
     return scorer.head.logits(hidden_states(scorer.model, batch)).squeeze(-1)
 
 
-def reward_logps(scorer: Scorer, batch: Batch, _wanted: object = ()) -> Logps:
+def reward_logps(scorer: Scorer, batch: Batch, _names: object = ()) -> Logps:
     """Return the reward of each response as a `Logps`. The groups must come from `with_reward_slot`."""
     assert scorer.head is not None
     last_S = batch.length_S.cumsum(0) - 1

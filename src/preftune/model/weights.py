@@ -280,7 +280,7 @@ def silence_transformers() -> None:
 
 @contextmanager
 def _load_report() -> Iterator[list[str]]:
-    """Collect what transformers logs inside of the block: its errors refer to a table in the log."""
+    """Collect what transformers logs inside the block: its errors refer to a table in the log."""
     lines: list[str] = []
     logger = logging.getLogger("transformers.modeling_utils")
     handler = logging.Handler(logging.WARNING)

@@ -234,12 +234,12 @@ def test_a_loss_in_a_users_file_gets_its_inputs_by_name(tmp_path: object) -> Non
         "    return policy.chosen\n"
     )
     policy, _, judgements = data()
-    own = objective({"name": f"{file}:squared", "scale": 3.0})
-    assert own.inputs == {"policy", "margin"}
-    assert not own.uses_reference
+    loss = objective({"name": f"{file}:squared", "scale": 3.0})
+    assert loss.inputs == {"policy", "margin"}
+    assert not loss.uses_reference
     gap = policy.sum_S[judgements.better_P] - policy.sum_S[judgements.worse_P]
     expected = (torch.relu(-gap) ** 2).sum().item()
-    assert own(policy, None, judgements).loss_sum.item() == pytest.approx(expected, rel=1e-5)
+    assert loss(policy, None, judgements).loss_sum.item() == pytest.approx(expected, rel=1e-5)
     with pytest.raises(ConfigError, match="'colour'"):
         objective({"name": f"{file}:strange"})
     with pytest.raises(ConfigError, match="no function 'squarde'; did you mean 'squared'"):

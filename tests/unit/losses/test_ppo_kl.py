@@ -51,10 +51,10 @@ def ppo_gradient(logits: Tensor, reference: Tensor, reward: Tensor, beta: float,
     kl_N = kl_estimate(old_N, reference_N, "k1")
     value_N = normal(99, len(STATES))[STATE_N]  # arbitrary: a baseline does not change the expected gradient
     actual = advantages(token_rewards(reward, kl_N, beta, LENGTH), value_N, LENGTH, gamma=1.0, lam=1.0)
-    own = 0.0 if estimator == "k1" else beta
+    correction = 0.0 if estimator == "k1" else beta
     logits = logits.clone().requires_grad_()
     now_N = token_logps(logits)
-    loss_N, _ = policy_loss(now_N, old_N, actual.advantage_N + own * kl_N, 0.2)
+    loss_N, _ = policy_loss(now_N, old_N, actual.advantage_N + correction * kl_N, 0.2)
     if estimator != "k1":
         loss_N = loss_N + beta * kl_loss(now_N, old_N, reference_N, estimator)
     probability = by_response(old_N).exp()
