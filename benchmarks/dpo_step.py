@@ -152,8 +152,8 @@ def run_preftune(options: argparse.Namespace, groups: list[Any], dtype: torch.dt
     from preftune.lifecycle.packing_probe import admit
     from preftune.lifecycle.task import ResponseTask
     from preftune.methods.objective import bind_objective
+    from preftune.model.adapter import add_lora
     from preftune.model.compile import compile_blocks
-    from preftune.model.load import add_lora
     from preftune.model.logprobs import Scorer
     from preftune.model.reference import AdapterOff, Cached, Frozen, Reference, fill, store_key
     from preftune.model.store import Store

@@ -20,8 +20,7 @@ from pydantic.fields import FieldInfo
 
 from preftune.config import sampling, schema
 from preftune.losses import PREFERENCE_LOSSES, listwise, pairwise, ppo, reference_free, tokenwise, unpaired
-from preftune.losses.joint import is_joint
-from preftune.losses.objective import items_of
+from preftune.losses.objective import is_joint, items_of
 from preftune.losses.reward import bradley_terry
 from preftune.losses.supervised import sft
 from preftune.resolve import inputs_of, parameters_of
@@ -184,7 +183,7 @@ PPO = (
     ppo.policy_loss,
     ppo.value_loss,
     ppo.explained_variance,
-    ppo.steered,
+    ppo.adapt_kl_coefficient,
 )
 
 

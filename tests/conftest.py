@@ -1,4 +1,4 @@
-"""Toys that all tests share: a small tokenizer, small random models, small data. No network, no fixed folders."""
+"""Shared fixtures: a small tokenizer, small random models, small data. Without network and without fixed folders."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from preftune.types import Judgement, TokenGroup
 
 transformers.utils.logging.disable_progress_bar()
-# The same examples on every machine; `pytest --hypothesis-profile default` looks for new ones.
+# Use the same examples on every machine. `pytest --hypothesis-profile default` searches for new ones.
 settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.load_profile("fixed")
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -54,7 +54,7 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def make_tokenizer(bos: bool = True) -> Any:
-    """A byte-level BPE tokenizer with merges, BOS and EOS."""
+    """Return a byte-level BPE tokenizer with merges and EOS, and with BOS by default."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -75,7 +75,7 @@ def tokenizer() -> Any:
 
 
 def make_model(architecture: str = "llama", seed: int = 0, **changes: Any) -> Any:
-    """A tiny random model in fp32."""
+    """Return a tiny random model in fp32."""
     torch.manual_seed(seed)
     settings = {
         "vocab_size": 360,
@@ -92,7 +92,7 @@ def make_model(architecture: str = "llama", seed: int = 0, **changes: Any) -> An
     }
     config = transformers.AutoConfig.for_model(architecture, **settings)
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
-    for parameter in model.parameters():  # the usual initialisation makes all logits alike
+    for parameter in model.parameters():  # with the default initialisation, all logits are similar
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.2)
     return model
@@ -105,7 +105,7 @@ def model() -> Any:
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
-    """The tiny model with its tokenizer, on disk."""
+    """A folder with the tiny model and its tokenizer."""
     folder = tmp_path_factory.mktemp("model")
     make_model().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -142,7 +142,7 @@ def make_groups() -> Callable[..., list[TokenGroup]]:
 def random_groups(
     n: int, responses: int = 2, seed: int = 0, vocabulary: int = 360, longest: int = 8
 ) -> list[TokenGroup]:
-    """Groups of random ids with all judgements between their responses."""
+    """Return groups of random ids with judgements between all pairs of responses."""
     generator = torch.Generator().manual_seed(seed)
 
     def ids(low: int, high: int) -> Any:
@@ -163,9 +163,9 @@ def random_groups(
 
 @pytest.fixture
 def shared() -> Path:
-    """The folder with a real model and real preferences, where it lies beside the project."""
+    """The folder `shared` next to the project, with a pretrained model and human preferences."""
     if not SHARED.is_dir():
-        pytest.skip("no shared model and data beside the project")
+        pytest.skip("the folder shared with model and data does not exist")
     return SHARED
 
 

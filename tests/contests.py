@@ -1,4 +1,4 @@
-"""A small contest for win rates, and the server of its judge."""
+"""A small comparison for win-rate tests, and a server that judges it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from typing import Any
 
 from preftune.workflows.winrate import WinRateOptions
 from tests.conftest import write_jsonl
-from tests.servers import refuse, say
+from tests.servers import send_completion, send_rejection
 
 
 class JudgeServer(BaseHTTPRequestHandler):
-    """A chat model that prefers the candidate with more words, and sometimes says nothing.
+    """A chat model that prefers the response with more words.
 
-    As `grader` it grades every answer.
+    silent   number of first requests without a verdict
+    grader   grade each response instead of comparing two
+    refuses  reject all requests;  refused   reject this number of first requests
     """
 
     asked: list[dict[str, Any]]
@@ -30,16 +32,16 @@ class JudgeServer(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         self.asked.append(body)
         if self.refuses or (len(self.asked) <= self.refused):
-            refuse(self, "unsupported parameter")
+            send_rejection(self, "unsupported parameter")
             return
         data = json.loads(body["messages"][-1]["content"])
         if self.grader:
-            say(self, "GRADE: 5")
+            send_completion(self, "GRADE: 5")
             return
         a, b = len(data["A"].split()), len(data["B"].split())
         word = "A" if a > b else "B" if b > a else "TIE"
         text = "hm" if len(self.asked) <= type(self).silent else f"One is longer.\nVERDICT: {word}"
-        say(self, text)
+        send_completion(self, text)
 
 
 def contest(tmp_path: Path, model_folder: Path, **more: Any) -> WinRateOptions:

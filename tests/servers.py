@@ -1,4 +1,4 @@
-"""Real HTTP servers on loopback."""
+"""HTTP servers on the loopback interface."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from preftune.client import REFUSED_STATUSES
 
 @contextmanager
 def serving(base: type[BaseHTTPRequestHandler], **state: Any) -> Iterator[Any]:
-    """A server whose handler class is `base` with this state of its own and its `url`."""
+    """Run a server. Yields its handler class: a subclass of `base` with the attributes `state` and `url`."""
     handler: Any = type("Handler", (base,), state)
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -30,15 +30,15 @@ def serving(base: type[BaseHTTPRequestHandler], **state: Any) -> Iterator[Any]:
         thread.join()
 
 
-def say(handler: BaseHTTPRequestHandler, text: str) -> None:
-    """The answer of a chat model."""
+def send_completion(handler: BaseHTTPRequestHandler, text: str) -> None:
+    """Send the completion of a chat model."""
     message = {"role": "assistant", "content": text}
     _send(handler, 200, {"choices": [{"message": message, "finish_reason": "stop", "index": 0}]})
 
 
-def refuse(handler: BaseHTTPRequestHandler, why: str) -> None:
-    """The answer to a request that the server does not take."""
-    _send(handler, 400, {"error": {"message": why}})
+def send_rejection(handler: BaseHTTPRequestHandler, reason: str) -> None:
+    """Reject a request with status 400."""
+    _send(handler, 400, {"error": {"message": reason}})
 
 
 def _send(handler: BaseHTTPRequestHandler, status: int, reply: dict[str, Any]) -> None:
@@ -63,12 +63,12 @@ BROKEN = {
 
 
 class Faulty(BaseHTTPRequestHandler):
-    """Answers each prompt in the end, after every kind of failure."""
+    """Completes each prompt after the failures in `failures`."""
 
     protocol_version = "HTTP/1.1"
     failures: list[str]
     seen: list[dict[str, Any]]
-    always: dict[str, str]  # what happens to a prompt every time
+    always: dict[str, str]  # failures of prompts that never succeed, by prompt
     retry_after = "0.05"
     answered = 0
     lock = threading.Lock()
@@ -104,7 +104,7 @@ class Faulty(BaseHTTPRequestHandler):
         self.send_header("content-length", str(len(data)))
         if status == 429:
             self.send_header("retry-after", self.retry_after)
-        if status == 200:  # before who asked can have it
+        if status == 200:  # before the client can receive the response
             with self.lock:
                 type(self).answered += 1
         self.end_headers()

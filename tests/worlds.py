@@ -1,4 +1,4 @@
-"""A small world with a real transformer in it, trained by the real loop."""
+"""A small world, and a small transformer that is trained on it with the real training loop."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from preftune.train.metrics import Tally
 from preftune.train.optim import Weights, build_optimizer
 from preftune.types import TokenGroup
 
-# No prompt may be the beginning of another with a response, where the model would have to say two things; nor may it
-# be one token repeated, which attention without a BOS cannot count.
+# No prompt may equal the beginning of another prompt with a response: the model would need two distributions there.
+# No prompt may repeat one token: without a BOS, attention cannot count repetitions.
 WORLD = World(3, eos=0, length=3, prompts=((1, 2), (2, 1)))
 
 
 def make_world_model(seed: int = 0, vocabulary: int = 3) -> Any:
-    """A Llama of two layers whose distributions are far from uniform."""
+    """Return a Llama of two layers whose distributions are far from uniform."""
     import transformers
 
     torch.manual_seed(seed)
@@ -52,16 +52,16 @@ def make_world_model(seed: int = 0, vocabulary: int = 3) -> Any:
 
 @torch.no_grad()
 def table(scorer: Scorer, world: World) -> Tensor:
-    """(P, R) log-probs of all responses, in fp64."""
-    found = []
+    """Return the (P, R) log-probs of all responses, in fp64."""
+    rows = []
     for group in world.groups():
         (batch,) = micro_batches([group], Budget("rows", 1 << 20))
-        found.append(logps(scorer, batch).sum_S.double())
-    return torch.stack(found)
+        rows.append(logps(scorer, batch).sum_S.double())
+    return torch.stack(rows)
 
 
 class Silent:
-    """A log that keeps the last line."""
+    """A run log that stores the metrics of the last step."""
 
     def __init__(self) -> None:
         self.tally, self.facts, self.start = Tally(), dict[str, float](), 0
@@ -80,14 +80,14 @@ class Silent:
 
 
 def tune(model: Any, objective: Objective, groups: Sequence[TokenGroup], steps: int, lr: float) -> Scorer:
-    """Full-batch training of `model` on all judgements, with the model as it is now as the reference."""
+    """Train `model` on all judgements in each step, with a copy of it as the reference."""
     reference = Frozen.copy_of(model)
     scorer = Scorer.of(model)
     task = ResponseTask(scorer, reference, objective, groups, [], Budget("rows", 1 << 20))
     weights = Weights(model)
     optim = OptimConfig(lr=lr, schedule="cosine", warmup=0.05, max_grad_norm=1e6)
     optimizer = build_optimizer(weights.masters, "adamw", lr, 0.0)
-    every = list(training_steps([1] * len(groups), len(groups), 0, steps))
-    for _ in fit(task, every, 0, weights, optimizer, optim, TrainConfig(log_every=steps), Silent()):
+    all_steps = list(training_steps([1] * len(groups), len(groups), 0, steps))
+    for _ in fit(task, all_steps, 0, weights, optimizer, optim, TrainConfig(log_all_steps=steps), Silent()):
         pass
     return scorer

@@ -1,4 +1,4 @@
-"""Packed batches on unpatched models: exact where the gate admits an architecture, refused where they would not be."""
+"""Packed batches on unpatched models: exact for supported architectures, padded rows for all others."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from preftune.data.layout import batch_of, to_constant_length
 from preftune.errors import ModelError
 from preftune.lifecycle import packing_probe
 from preftune.lifecycle.packing_probe import admit, measure, refusal
-from preftune.model.attention import NAME, base_of, use_own, use_segments
+from preftune.model.attention import NAME, base_of, restore_attention, use_segments
 from preftune.model.logprobs import Scorer
 
 WINDOW = {"sliding_window": 6}
@@ -22,7 +22,7 @@ MIXED = {**WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
 EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 16}
 OLD = {"n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 128, "n_inner": 48}
 
-EXACT: dict[str, dict[str, Any]] = {
+SUPPORTED: dict[str, dict[str, Any]] = {
     "llama": {},
     "qwen2": {},
     "qwen3": {},
@@ -66,7 +66,7 @@ EXACT: dict[str, dict[str, Any]] = {
     },
 }
 
-REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+UNSUPPORTED: dict[str, tuple[dict[str, Any], str]] = {
     "bloom": ({"n_layer": 2, "n_head": 4}, "cannot be replaced"),
     "gptj": ({"n_embd": 32, "n_head": 4, "n_layer": 2, "rotary_dim": 8}, "cannot be replaced"),
     "llama4_text": (
@@ -91,7 +91,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-def make(architecture: str, changes: dict[str, Any]) -> Scorer:
+def make_scorer(architecture: str, changes: dict[str, Any]) -> Scorer:
     torch.manual_seed(0)
     settings = {
         "vocab_size": 96,
@@ -114,65 +114,71 @@ def make(architecture: str, changes: dict[str, Any]) -> Scorer:
     return Scorer.of(model)
 
 
-@pytest.mark.parametrize("architecture", sorted(EXACT))
-def test_exact(architecture: str) -> None:
-    """Log-probs and gradients of packed and shared rows, padded or not, equal those of one padded row a response."""
-    scorer = make(architecture, EXACT[architecture])
+@pytest.mark.parametrize("architecture", sorted(SUPPORTED))
+def test_packed_batches_equal_padded_rows(architecture: str) -> None:
+    """Log-probs and gradients of packed and shared layouts, with and without padding, equal those of padded rows."""
+    scorer = make_scorer(architecture, SUPPORTED[architecture])
     assert refusal(scorer) == ""
     groups = random_groups(3, responses=3, seed=5, vocabulary=96)
-    use_own(scorer.model)
+    restore_attention(scorer.model)
     values, gradient = measure(scorer, batch_of(groups, "rows"))
     assert use_segments(scorer.model)
     batches = [batch_of(groups, "packed"), batch_of(groups, "shared")]
-    batches.append(to_constant_length(batches[-1], 4 * 100))  # 100 is not the length of either
+    batches.append(to_constant_length(batches[-1], 4 * 100))  # longer than both batches
     assert len(batches[-1].ids_T) > len(batches[-2].ids_T)
     for batch in batches:
-        found, found_gradient = measure(scorer, batch)
-        assert (values - found).abs().max() < 1e-5
-        assert (gradient - found_gradient).abs().max() < 1e-5 * gradient.abs().max()
+        actual, actual_gradient = measure(scorer, batch)
+        assert (values - actual).abs().max() < 1e-5
+        assert (gradient - actual_gradient).abs().max() < 1e-5 * gradient.abs().max()
 
 
-@pytest.mark.parametrize("architecture", sorted(name for name, changes in EXACT.items() if "sliding_window" in changes))
-def test_the_window_counts(architecture: str) -> None:
-    """The sweep would prove nothing for a window that is longer than the sequences."""
+@pytest.mark.parametrize(
+    "architecture", sorted(name for name, changes in SUPPORTED.items() if "sliding_window" in changes)
+)
+def test_sliding_windows_are_shorter_than_the_sequences(architecture: str) -> None:
+    """Otherwise, test_packed_batches_equal_padded_rows would not test windows."""
     groups = random_groups(3, responses=3, seed=5, vocabulary=96)
-    near = measure(make(architecture, EXACT[architecture]), batch_of(groups, "rows"))[0]
-    far = measure(make(architecture, {**EXACT[architecture], "sliding_window": 100}), batch_of(groups, "rows"))[0]
-    assert (near - far).abs().max() > 1e-3
+    with_window = measure(make_scorer(architecture, SUPPORTED[architecture]), batch_of(groups, "rows"))[0]
+    without_window = measure(
+        make_scorer(architecture, {**SUPPORTED[architecture], "sliding_window": 100}), batch_of(groups, "rows")
+    )[0]
+    assert (with_window - without_window).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("architecture", sorted(REFUSED))
-def test_refused(architecture: str) -> None:
-    """Architectures that packed rows would silently break keep plain rows, and their own attention."""
-    changes, why = REFUSED[architecture]
-    scorer = make(architecture, changes)
+@pytest.mark.parametrize("architecture", sorted(UNSUPPORTED))
+def test_unsupported_architectures_use_padded_rows(architecture: str) -> None:
+    """They keep their own attention, and asking for a packed layout is an error."""
+    changes, why = UNSUPPORTED[architecture]
+    scorer = make_scorer(architecture, changes)
     before = base_of(scorer.model).config._attn_implementation
     layout, note = admit(scorer, "auto")
     assert layout == "rows"
     assert note.startswith("attention: rows, because")
     assert why in note
     assert base_of(scorer.model).config._attn_implementation == before
-    for named in ("shared", "packed"):
+    for packed_layout in ("shared", "packed"):
         with pytest.raises(ModelError, match=why):
-            admit(scorer, named)
+            admit(scorer, packed_layout)
     assert admit(scorer, "rows") == ("rows", "")
 
 
 @pytest.mark.parametrize("architecture", ["bloom", "llama4_text", "qwen3_next"])
-def test_the_numbers_alone_would_refuse_them(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The probe catches the silent breakers even if transformers called their layers by harmless names."""
-    scorer = make(architecture, REFUSED[architecture][0])
+def test_the_probe_detects_wrong_numbers_of_unsupported_architectures(
+    architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The numbers alone are sufficient, without the names of the layers."""
+    scorer = make_scorer(architecture, UNSUPPORTED[architecture][0])
     expected = measure(scorer, batch_of(packing_probe.probe_groups(96), "rows"))
     use_segments(scorer.model)
     try:
-        found = measure(scorer, batch_of(packing_probe.probe_groups(96), "shared"))
-    except Exception:  # an error is not silent
+        actual = measure(scorer, batch_of(packing_probe.probe_groups(96), "shared"))
+    except Exception:  # a model that fails is not silently wrong
         return
-    assert "change its numbers" in packing_probe.difference(expected, found)
+    assert "change its numbers" in packing_probe.difference(expected, actual)
 
 
-def test_a_wrong_attention_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A kernel that lets one response see another changes the numbers, and the gate says so."""
+def test_the_probe_detects_attention_between_responses(monkeypatch: pytest.MonkeyPatch) -> None:
+
     from preftune.model import segments
 
     def leaky(query: Any, key: Any, value: Any, _layout: Any, _window: Any, scale: float) -> Any:
@@ -180,18 +186,18 @@ def test_a_wrong_attention_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
         return segments.attend(query, key, value, everything, scale)
 
     monkeypatch.setattr(segments, "fused", leaky)
-    assert "change its numbers" in refusal(make("llama", {}))
+    assert "change its numbers" in refusal(make_scorer("llama", {}))
 
 
-def test_bf16_is_admitted() -> None:
-    scorer = make("llama", {})
+def test_the_probe_accepts_bf16_models() -> None:
+    scorer = make_scorer("llama", {})
     assert refusal(Scorer.of(scorer.model.to(torch.bfloat16))) == ""
 
 
-def test_a_switched_model_still_generates() -> None:
-    """Outside packed batches the model gives what it gave before, with a cache and with padding."""
+def test_a_model_with_segment_attention_generates_as_before() -> None:
+    """With a cache and with padding."""
     for architecture in ("llama", "gemma2", "gpt_oss"):
-        scorer = make(architecture, EXACT[architecture])
+        scorer = make_scorer(architecture, SUPPORTED[architecture])
         ids = torch.tensor([[0, 5, 6, 7], [9, 8, 7, 6]])
         mask = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]])
 

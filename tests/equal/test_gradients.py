@@ -1,4 +1,4 @@
-"""One gradient, however the step is cut: micro-batches, accumulation, joint losses, layouts, groups or pairs."""
+"""The gradient of a step does not depend on micro-batches, layouts, padding, or groups versus pairs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from preftune.lifecycle.packing_probe import admit
 from preftune.lifecycle.task import ResponseTask
 from preftune.losses import PREFERENCE_LOSSES
 from preftune.methods.objective import bind_objective
-from preftune.model.attention import use_own, use_segments
+from preftune.model.attention import restore_attention, use_segments
 from preftune.model.compile import compile_blocks
 from preftune.model.logprobs import Scorer, logps
 from preftune.model.reference import Frozen
@@ -44,7 +44,7 @@ def gradients(
     return [p.grad for p in policy.parameters() if p.grad is not None], tally.means(), len(batches)
 
 
-def shaped(name: str, groups: list[TokenGroup]) -> list[TokenGroup]:
+def groups_for_loss(name: str, groups: list[TokenGroup]) -> list[TokenGroup]:
     if name in ("kto", "bco"):
         labelled = as_labelled(groups, name)
         return with_mismatches(labelled, name) if name == "kto" else labelled
@@ -54,9 +54,9 @@ def shaped(name: str, groups: list[TokenGroup]) -> list[TokenGroup]:
 
 
 @pytest.mark.parametrize("name", sorted(PREFERENCE_LOSSES))
-def test_the_split_into_micro_batches_does_not_matter(name: str) -> None:
-    """Every loss, those that sort or average over the whole step included: values, metrics and gradients."""
-    groups = shaped(name, random_groups(7, responses=3))
+def test_the_gradient_does_not_depend_on_micro_batches(name: str) -> None:
+    """Metrics and gradients of every loss, including those that sort or average over the whole step."""
+    groups = groups_for_loss(name, random_groups(7, responses=3))
     whole, metrics, one = gradients(name, groups, 100_000)
     assert one == 1
     for slots in (150, 20):
@@ -70,9 +70,9 @@ def test_the_split_into_micro_batches_does_not_matter(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(PREFERENCE_LOSSES))
 @pytest.mark.parametrize("layout", ["packed", "shared"])
-def test_the_layout_does_not_matter(name: str, layout: LayoutName) -> None:
-    """Packed and shared prompts, in one batch and in several: the values and gradients of padded rows."""
-    groups = shaped(name, random_groups(5, responses=3))
+def test_the_gradient_does_not_depend_on_the_layout(name: str, layout: LayoutName) -> None:
+    """Metrics and gradients of packed and shared layouts, in one batch and in several, equal those of padded rows."""
+    groups = groups_for_loss(name, random_groups(5, responses=3))
     whole, metrics, _ = gradients(name, groups, 100_000)
     for slots in (100_000, 60):
         other, other_metrics, _ = gradients(name, groups, slots, layout)
@@ -83,8 +83,8 @@ def test_the_layout_does_not_matter(name: str, layout: LayoutName) -> None:
 
 
 @pytest.mark.parametrize("layout", ["packed", "shared"])
-def test_padding_to_constant_lengths_does_not_matter(layout: LayoutName) -> None:
-    """Values and gradients of all weights, whether padding is the most of a row or a few slots of it."""
+def test_the_gradient_does_not_depend_on_padding_to_constant_lengths(layout: LayoutName) -> None:
+    """With rows that are mostly padding, and with rows that have a few slots of padding."""
     groups = random_groups(5, responses=3)
     whole, metrics, _ = gradients("sigmoid", groups, 100_000, layout)
     for slots in (4000, 60):
@@ -94,8 +94,8 @@ def test_padding_to_constant_lengths_does_not_matter(layout: LayoutName) -> None
             assert torch.allclose(a, b, atol=1e-5 * float(a.abs().max()), rtol=1e-4)
 
 
-def test_both_layouts_of_accumulation_agree() -> None:
-    """One batch of 8 groups, and 8 batches of one group: the same gradient as a single mean over all pairs."""
+def test_one_batch_of_8_groups_equals_8_batches_of_one_group() -> None:
+
     groups = random_groups(8)
     once, _, _ = gradients("sigmoid", groups, 100_000)
     single, _, batches = gradients("sigmoid", groups, 1)
@@ -104,8 +104,8 @@ def test_both_layouts_of_accumulation_agree() -> None:
         assert torch.allclose(a, b, atol=1e-7)
 
 
-def test_a_group_is_its_pairs() -> None:
-    """Four responses with six judgements give the gradient of the six pairs one by one."""
+def test_the_gradient_of_a_group_is_that_of_its_pairs() -> None:
+    """Groups of four responses with six judgements, compared with six pairs each."""
     groups = random_groups(3, responses=4)
     pairs = [
         TokenGroup(
@@ -120,7 +120,7 @@ def test_a_group_is_its_pairs() -> None:
         assert torch.allclose(a, b, atol=1e-6)
 
 
-def test_weight_two_is_the_pair_twice() -> None:
+def test_a_pair_of_weight_2_equals_the_pair_twice() -> None:
     groups = random_groups(3)
     doubled = [*groups, groups[0]]
     weighted = [replace(groups[0], judgements=(Judgement(0, 1, weight=2.0),)), *groups[1:]]
@@ -131,24 +131,25 @@ def test_weight_two_is_the_pair_twice() -> None:
         assert torch.allclose(a, b, atol=1e-7)
 
 
-def test_evaluation_equals_the_training_loss() -> None:
+def test_evaluation_metrics_equal_training_metrics() -> None:
     groups = random_groups(6, responses=3)
     for name in ("sigmoid", "aot"):
         running = task(name, groups, Budget("rows", 60), make_model(seed=1), make_model(seed=2))
         _, metrics, _ = gradients(name, groups, 100_000)
-        own = ("calibration/", "loss_se")  # of evaluations alone
-        found = {name: value for name, value in running.evaluate().items() if not name.startswith(own)}
-        assert found == pytest.approx(metrics, rel=1e-4, abs=1e-6)
+        evaluation_only = ("calibration/", "loss_se")
+        evaluated = running.evaluate()
+        actual = {name: value for name, value in evaluated.items() if not name.startswith(evaluation_only)}
+        assert actual == pytest.approx(metrics, rel=1e-4, abs=1e-6)
 
 
-def test_the_gradient_against_fp64() -> None:
-    """DPO's gradient from the whole path, in fp32, against the formula in fp64."""
+def test_the_gradient_of_dpo_equals_its_formula_in_fp64() -> None:
+
     groups = random_groups(4)
-    ours, _, _ = gradients("sigmoid", groups, 100_000)
+    actual, _, _ = gradients("sigmoid", groups, 100_000)
     policy, reference = make_model(seed=1).double(), make_model(seed=2).double()
 
-    def logp(model: Any, group: TokenGroup, which: int) -> torch.Tensor:
-        response = torch.tensor(group.response_ids[which].tolist())
+    def logp(model: Any, group: TokenGroup, response_index: int) -> torch.Tensor:
+        response = torch.tensor(group.response_ids[response_index].tolist())
         ids = torch.cat([torch.tensor(group.prompt_ids.tolist()), response])[None]
         scored = model(input_ids=ids).logits[0, len(group.prompt_ids) - 1 : -1].log_softmax(-1)
         return scored.gather(1, response[:, None]).sum()
@@ -160,16 +161,16 @@ def test_the_gradient_against_fp64() -> None:
         margin = logp(policy, group, 0) - logp(policy, group, 1) - offset
         losses.append(-torch.nn.functional.logsigmoid(0.1 * margin))
     torch.stack(losses).mean().backward()
-    for a, b in zip(ours, (p.grad for p in policy.parameters()), strict=True):
+    for a, b in zip(actual, (p.grad for p in policy.parameters()), strict=True):
         assert b is not None
         assert torch.allclose(a.double(), b, atol=1e-6, rtol=1e-4)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
-@pytest.mark.filterwarnings("ignore")  # the compiler reads deprecated things
-def test_compiled_blocks_change_nothing_but_rounding() -> None:
-    """Values and gradients, for batches of several sizes, through segment attention."""
-    found = []
+@pytest.mark.filterwarnings("ignore")  # the compiler uses deprecated functions
+def test_compiled_blocks_have_the_same_log_probs_and_gradients() -> None:
+    """Up to rounding, for batches of several sizes with segment attention."""
+    results = []
     for compiled in (False, True):
         model = make_model()
         scorer = Scorer.of(model)
@@ -178,7 +179,7 @@ def test_compiled_blocks_change_nothing_but_rounding() -> None:
             compile_blocks(model)
         values = [logps(scorer, batch_of(random_groups(n), "shared")).sum_S for n in (3, 5)]
         torch.cat(values).square().sum().backward()
-        found.append([torch.cat(values).detach(), *(p.grad for p in model.parameters())])
-        use_own(model)
-    for plain, fast in zip(*found, strict=True):
-        assert torch.allclose(plain, fast, rtol=1e-4, atol=1e-5 * float(plain.abs().max()))
+        results.append([torch.cat(values).detach(), *(p.grad for p in model.parameters())])
+        restore_attention(model)
+    for expected, actual in zip(*results, strict=True):
+        assert torch.allclose(expected, actual, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))

@@ -1,4 +1,4 @@
-"""On a GPU: kernels, heads, compiled blocks and whole steps say what fp64 on a CPU says. Skipped without one."""
+"""Kernels, heads, compiled blocks and steps on a GPU, compared with fp64 on a CPU. Skipped without a GPU."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from preftune.lifecycle.task import ResponseTask
 from preftune.methods import dpo
 from preftune.methods.objective import bind_objective
 from preftune.model import segments, token_logprobs
-from preftune.model.attention import use_own, use_segments
+from preftune.model.attention import restore_attention, use_segments
 from preftune.model.compile import compile_blocks
 from preftune.model.flex import flex
 from preftune.model.logprobs import Scorer, logps
@@ -35,7 +35,7 @@ from preftune.types import Packed, TokenGroup
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-    pytest.mark.filterwarnings("ignore"),  # compilers read deprecated things
+    pytest.mark.filterwarnings("ignore"),  # compilers use deprecated functions
 ]
 CUDA = torch.device("cuda")
 Q_HEADS, K_HEADS, SIZE = 8, 2, 64
@@ -49,26 +49,26 @@ def _exact() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """||found - expected|| / ||expected||."""
-    found, expected = found.detach().cpu().double(), expected.detach().cpu().double()
-    return float((found - expected).norm() / expected.norm())
+def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """||actual - expected|| / ||expected||."""
+    actual, expected = actual.detach().cpu().double(), expected.detach().cpu().double()
+    return float((actual - expected).norm() / expected.norm())
 
 
-def attended(way: Any, layout: Packed, slots: int, dtype: torch.dtype, *more: Any, value: int = SIZE) -> Any:
-    """Output and gradients of a way to attend, and the same of `each` in fp64 on a CPU with the same inputs."""
+def compare(attention: Any, layout: Packed, slots: int, dtype: torch.dtype, *more: Any, value: int = SIZE) -> Any:
+    """Pairs of (output or gradient of `attention` on the GPU, the same of `one_by_one` in fp64 on the CPU)."""
     generator = torch.Generator().manual_seed(3)
     shapes = ((1, Q_HEADS, slots, SIZE), (1, K_HEADS, slots, SIZE), (1, K_HEADS, slots, value))
-    given = [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+    inputs = [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
     weight = torch.randn((1, slots, Q_HEADS, value), generator=generator).to(dtype)
-    sides = []
-    for function, device, kind in ((way, CUDA, dtype), (segments.each, torch.device("cpu"), torch.float64)):
-        qkv = [x.to(device, kind).requires_grad_() for x in given]
-        sent = [x.to(device, kind) if isinstance(x, torch.Tensor) else x for x in more]
-        out = function(*qkv, layout, *sent)
+    results = []
+    for function, device, kind in ((attention, CUDA, dtype), (segments.one_by_one, torch.device("cpu"), torch.float64)):
+        qkv = [x.to(device, kind).requires_grad_() for x in inputs]
+        settings = [x.to(device, kind) if isinstance(x, torch.Tensor) else x for x in more]
+        out = function(*qkv, layout, *settings)
         (out * weight.to(device, kind)).sum().backward()
-        sides.append([out, *(x.grad for x in qkv)])
-    return zip(*sides, strict=True)
+        results.append([out, *(x.grad for x in qkv)])
+    return zip(*results, strict=True)
 
 
 def packed(layout: LayoutName, responses: int = 3) -> tuple[Packed, int]:
@@ -79,30 +79,30 @@ def packed(layout: LayoutName, responses: int = 3) -> tuple[Packed, int]:
 
 @pytest.mark.parametrize("layout", ["packed", "shared"])
 @pytest.mark.parametrize("window", [None, 7])
-def test_variable_length_attention(layout: LayoutName, window: int | None) -> None:
-    """Values and gradients, grouped queries and windows."""
-    for found, expected in attended(segments.varlen, *packed(layout), torch.bfloat16, window, SIZE**-0.5):
-        assert relative(found, expected) < 6e-3
+def test_varlen_equals_one_by_one(layout: LayoutName, window: int | None) -> None:
+    """Outputs and gradients, with grouped queries and windows."""
+    for actual, expected in compare(segments.varlen, *packed(layout), torch.bfloat16, window, SIZE**-0.5):
+        assert relative(actual, expected) < 6e-3
 
 
 @pytest.mark.parametrize("layout", ["packed", "shared"])
 @pytest.mark.parametrize("window", [None, 7])
 @pytest.mark.parametrize(("softcap", "sinks"), [(None, False), (2.0, False), (None, True), (3.0, True)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_flex_attention(
+def test_flex_equals_one_by_one(
     layout: LayoutName, window: int | None, softcap: float | None, sinks: bool, dtype: torch.dtype
 ) -> None:
-    """Values and gradients, also those that a CPU has no backward pass for."""
+    """Outputs and gradients. FlexAttention has no backward pass on a CPU."""
     sinks_H = torch.linspace(-1, 2, Q_HEADS) if sinks else None
     tolerance = 2e-5 if dtype == torch.float32 else 1e-2
-    for found, expected in attended(flex, *packed(layout), dtype, window, SIZE**-0.5, softcap, sinks_H):
-        assert relative(found, expected) < tolerance
+    for actual, expected in compare(flex, *packed(layout), dtype, window, SIZE**-0.5, softcap, sinks_H):
+        assert relative(actual, expected) < tolerance
 
 
 def gradients(
     groups: list[TokenGroup], layout: LayoutName, device: torch.device, dtype: torch.dtype, **more: Any
 ) -> list[torch.Tensor]:
-    """Log-probs and gradients of a DPO step on a model with heads of 64."""
+    """Return the log-probs and gradients of a DPO step, for a model with a head dimension of 64."""
     sizes = {"hidden_size": 128, "head_dim": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
     policy, reference = (make_model(seed=seed, **sizes).to(device, dtype) for seed in (1, 2))
     reference.requires_grad_(False)
@@ -117,80 +117,80 @@ def gradients(
     weights = None if dtype == torch.float64 else Weights(policy)
     batches = task.micro_batches(groups)
     with torch.no_grad():
-        said = logps(task.scorer, batch_of(groups[:3], layout).to(device)).sum_S
+        sums = logps(task.scorer, batch_of(groups[:3], layout).to(device)).sum_S
     _accumulate(task, batches, torch.stack([task.count(b) for b in batches]).sum())
-    return [said, *(weights.gradients() if weights else (p.grad for p in policy.parameters() if p.grad is not None))]
+    return [sums, *(weights.gradients() if weights else (p.grad for p in policy.parameters() if p.grad is not None))]
 
 
 @pytest.mark.parametrize("layout", ["rows", "packed", "shared"])
 @pytest.mark.parametrize("compiled", [None, "any", "constant"])
-def test_a_step_in_bf16_is_as_near_to_fp64_as_padded_rows_are(layout: LayoutName, compiled: str | None) -> None:
+def test_a_bf16_step_has_at_most_1_5_times_the_error_of_padded_rows(layout: LayoutName, compiled: str | None) -> None:
     groups = random_groups(16, 3, longest=60)
     exact = gradients(groups, "rows", torch.device("cpu"), torch.float64)
     plain = gradients(groups, "rows", CUDA, torch.bfloat16)
-    found = gradients(groups, layout, CUDA, torch.bfloat16, compile=compiled)
-    for ours, rows, expected in zip(found, plain, exact, strict=True):
-        assert relative(ours, expected) < max(1.5 * relative(rows, expected), 2e-3)
+    actual = gradients(groups, layout, CUDA, torch.bfloat16, compile=compiled)
+    for value, rows, expected in zip(actual, plain, exact, strict=True):
+        assert relative(value, expected) < max(1.5 * relative(rows, expected), 2e-3)
 
 
 @pytest.mark.parametrize("layout", ["rows", "packed", "shared"])
 @pytest.mark.parametrize("compiled", [None, "any", "constant"])
-def test_a_step_in_fp32(layout: LayoutName, compiled: str | None) -> None:
+def test_an_fp32_step_equals_an_fp64_step(layout: LayoutName, compiled: str | None) -> None:
     """One micro-batch or several, compiled or not."""
     groups = random_groups(16, 3, longest=60)
     exact = gradients(groups, "rows", torch.device("cpu"), torch.float64)
     for slots in (4096, 600):
-        found = gradients(groups, layout, CUDA, torch.float32, compile=compiled, slots=slots)
-        for ours, expected in zip(found, exact, strict=True):
-            assert relative(ours, expected) < 2e-4
+        actual = gradients(groups, layout, CUDA, torch.float32, compile=compiled, slots=slots)
+        for value, expected in zip(actual, exact, strict=True):
+            assert relative(value, expected) < 2e-4
 
 
 @pytest.mark.parametrize("architecture", ["gemma2", "gpt2", "qwen3", "mistral", "gpt_oss"])
-def test_the_gate_admits_what_it_admits_on_a_cpu(architecture: str) -> None:
-    """Softcaps, learned positions, normalised queries, windows, sinks and experts: on FlexAttention and flash."""
+def test_the_packing_probe_accepts_the_same_architectures_as_on_a_cpu(architecture: str) -> None:
+    """With softcaps, learned positions, normalised queries, windows, sinks and experts."""
     changes: dict[str, Any] = {"head_dim": 16} if architecture in ("gemma2", "qwen3", "gpt_oss") else {}
     if architecture == "gpt_oss":
         changes |= {"num_local_experts": 4, "num_experts_per_tok": 2}
-    here = Scorer.of(make_model(architecture, **changes))
-    expected, why = admit(here, "auto")
+    cpu_scorer = Scorer.of(make_model(architecture, **changes))
+    expected, why = admit(cpu_scorer, "auto")
     assert expected == "shared", why
     batch = batch_of(random_groups(5, 3), "shared")
     with torch.no_grad():
-        there = logps(here, batch).sum_S
-    use_own(here.model)
+        cpu_sums = logps(cpu_scorer, batch).sum_S
+    restore_attention(cpu_scorer.model)
     for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 3e-2)):
-        scorer = Scorer.of(copy.deepcopy(here.model).to(CUDA, dtype))
-        found, why = admit(scorer, "auto")
-        assert found == "shared", why
+        scorer = Scorer.of(copy.deepcopy(cpu_scorer.model).to(CUDA, dtype))
+        actual, why = admit(scorer, "auto")
+        assert actual == "shared", why
         with torch.no_grad():
-            assert relative(logps(scorer, batch.to(CUDA)).sum_S, there) < tolerance
+            assert relative(logps(scorer, batch.to(CUDA)).sum_S, cpu_sums) < tolerance
 
 
-@pytest.mark.parametrize("mode", ["none", "frozen", "kept", "recomputed"])
-def test_heads_in_bf16(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Log-probs and gradients of 3000 tokens over 20000 pieces, the product in fp32."""
+@pytest.mark.parametrize("mode", ["none", "frozen", "stored", "recomputed"])
+def test_bf16_heads_equal_fp64_heads(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Log-probs and gradients of 3000 tokens with a vocabulary of 20000."""
     generator = torch.Generator().manual_seed(0)
     hidden, weight = torch.randn(3000, 256, generator=generator), torch.randn(20000, 256, generator=generator) / 16
     target = torch.randint(20000, (3000,), generator=generator)
-    share = torch.randn(3000, generator=generator)
-    monkeypatch.setattr(token_logprobs, "keep_bytes", lambda _device: 1 << 40 if mode == "kept" else 0)
+    weight_N = torch.randn(3000, generator=generator)
+    monkeypatch.setattr(token_logprobs, "max_stored_bytes", lambda _device: 1 << 40 if mode == "stored" else 0)
     results = []
     for device, dtype in ((CUDA, torch.bfloat16), (torch.device("cpu"), torch.float64)):
         states = hidden.bfloat16().to(device, dtype).requires_grad_(mode != "none")
-        layer = weight.bfloat16().to(device, dtype).requires_grad_(mode in ("kept", "recomputed"))
+        layer = weight.bfloat16().to(device, dtype).requires_grad_(mode in ("stored", "recomputed"))
         if device == CUDA:
             out = token_logprobs.token_logprobs(states, token_logprobs.Head(layer), target.to(device))
         else:
             out = torch.log_softmax(states @ layer.t(), 1).gather(1, target[:, None])[:, 0]
         if mode != "none":
-            (out * share.to(device)).sum().backward()
+            (out * weight_N.to(device)).sum().backward()
         results.append([x for x in (out, states.grad, layer.grad) if x is not None])
     assert results[0][0].dtype == torch.float32
-    for place, (found, expected) in enumerate(zip(*results, strict=True)):
-        assert relative(found, expected) < (1e-5 if place == 0 else 4e-3)
+    for index, (actual, expected) in enumerate(zip(*results, strict=True)):
+        assert relative(actual, expected) < (1e-5 if index == 0 else 4e-3)
 
 
-def test_between_forward_and_backward_nothing_waits_for_the_gpu() -> None:
+def test_a_micro_batch_does_not_synchronise_with_the_gpu() -> None:
     groups = random_groups(8, 3)
     policy = make_model(head_dim=16).to(CUDA, torch.bfloat16)
     reference = Frozen.copy_of(policy)
@@ -209,11 +209,11 @@ def test_between_forward_and_backward_nothing_waits_for_the_gpu() -> None:
         torch.cuda.set_sync_debug_mode("default")
 
 
-class Notes:
-    """A log that remembers losses and smaller micro-batches."""
+class RecordingLog:
+    """A run log that records losses and reductions of the micro-batch."""
 
     def __init__(self) -> None:
-        self.tally, self.losses, self.smaller = Tally(), list[float](), list[int]()
+        self.tally, self.losses, self.reductions = Tally(), list[float](), list[int]()
 
     def train(self, _step: int, metrics: dict[str, float]) -> None:
         self.losses.append(metrics["loss"])
@@ -223,14 +223,14 @@ class Notes:
     def save(self, *_: Any) -> None: ...
 
     def halved(self, _step: int, tokens: int) -> None:
-        self.smaller.append(tokens)
+        self.reductions.append(tokens)
 
     def stop_requested(self) -> bool:
         return False
 
 
-def trained(limit: float | None) -> tuple[Notes, torch.Tensor]:
-    """Three steps of a model whose vocabulary fills the memory, with all of it or a little."""
+def trained(limit: float | None) -> tuple[RecordingLog, torch.Tensor]:
+    """Train a model for three steps, with `limit` bytes of free GPU memory (None: all of it)."""
     groups = random_groups(96, 2, vocabulary=5000, longest=120)
     policy = make_model(vocab_size=5000, hidden_size=256, intermediate_size=4096, num_hidden_layers=4).to(CUDA)
     scorer = Scorer.of(policy)
@@ -240,36 +240,36 @@ def trained(limit: float | None) -> tuple[Notes, torch.Tensor]:
     weights = Weights(policy)
     optimizer = build_optimizer(weights.masters, "adamw", 1e-4, 0.0)
     steps = list(training_steps([size_of(g) for g in groups], 32, 0, 1, None))
-    notes = Notes()
+    log = RecordingLog()
     torch.cuda.empty_cache()
     if limit is not None:
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_allocated() + limit) / total)
     try:
-        for _ in fit(task, steps, 0, weights, optimizer, OptimConfig(lr=1e-4), TrainConfig(), notes):  # type: ignore[arg-type]
+        for _ in fit(task, steps, 0, weights, optimizer, OptimConfig(lr=1e-4), TrainConfig(), log):  # type: ignore[arg-type]
             pass
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-    return notes, torch.cat([p.detach().flatten() for p in policy.parameters()])
+    return log, torch.cat([p.detach().flatten() for p in policy.parameters()])
 
 
-def test_a_step_that_does_not_fit_is_done_in_smaller_pieces() -> None:
-    """With the same losses and weights."""
-    plenty, expected = trained(None)
-    little, found = trained(700e6)
-    assert not plenty.smaller
-    assert little.smaller
-    assert little.losses == pytest.approx(plenty.losses, rel=1e-5)
-    assert relative(found, expected) < 1e-5
+def test_a_step_that_exceeds_memory_runs_in_smaller_micro_batches() -> None:
+    """Losses and weights are the same."""
+    unlimited, expected = trained(None)
+    limited, actual = trained(700e6)
+    assert not unlimited.reductions
+    assert limited.reductions
+    assert limited.losses == pytest.approx(unlimited.losses, rel=1e-5)
+    assert relative(actual, expected) < 1e-5
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
 @pytest.mark.parametrize("lora", [None, {"rank": 4}])
 @pytest.mark.parametrize("compiled", [False, True])
-def test_a_whole_run(
+def test_a_run_starts_at_log_2_learns_and_saves_a_model(
     tmp_path: Path, model_folder: Path, pairs_file: Path, dtype: str, lora: dict[str, Any] | None, compiled: bool
 ) -> None:
-    """It begins at log 2, learns, and exports what transformers loads."""
+
     import transformers
 
     settings = {

@@ -1,4 +1,4 @@
-"""The library against `examples/minimal_dpo.py`, which is plain torch and transformers and reads like the paper."""
+"""The library compared with `examples/minimal_dpo.py`, an independent implementation in plain torch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from preftune.train.display import Display
 STEPS = 50
 
 
-def minimal() -> Any:
+def minimal_dpo() -> Any:
     path = Path(__file__).parents[2] / "examples" / "minimal_dpo.py"
     spec = importlib.util.spec_from_file_location("minimal_dpo", path)
     assert spec is not None
@@ -59,13 +59,13 @@ def assert_same_training(ours: Any, theirs: Any, tolerance: float = 1e-4) -> Non
 
 
 @pytest.mark.parametrize("kind", ["frozen", "cached"])
-def test_50_steps(tmp_path: Path, tokenizer: Any, kind: str) -> None:
-    """Loss, margin and gradient norm at every step, and the weights at the end."""
+def test_50_steps_equal_those_of_minimal_dpo(tmp_path: Path, tokenizer: Any, kind: str) -> None:
+    """Loss, margin and gradient norm of every step, and the final weights."""
     data = write_jsonl(tmp_path / "pairs.jsonl", PAIRS)
-    ours = make_model()
+    model = make_model()
     dpo.run(
         config(data, tmp_path / "run", reference={"kind": kind}),
-        model=ours,
+        model=model,
         tokenizer=tokenizer,
         display=Display(quiet=True),
     )
@@ -73,34 +73,34 @@ def test_50_steps(tmp_path: Path, tokenizer: Any, kind: str) -> None:
     lines = [line for line in lines if line["split"] == "train"]
     assert len(lines) == STEPS
 
-    oracle = minimal()
+    oracle = minimal_dpo()
     groups, account = read_groups(str(data))
     tokens = tokenize(groups, Renderer.of(tokenizer), Limits(), account)
     order = training_steps([size_of(g) for g in tokens], 3, 0, STEPS, STEPS)
-    batches = [[oracle.encode(tokenizer, PAIRS[i]) for i in plan.members] for plan in order]
-    theirs = make_model()
-    for line, expected in zip(lines, oracle.train(theirs, batches, learning_rate=1e-3), strict=True):
+    batches = [[oracle.encode(tokenizer, PAIRS[i]) for i in step.members] for step in order]
+    oracle_model = make_model()
+    for line, expected in zip(lines, oracle.train(oracle_model, batches, learning_rate=1e-3), strict=True):
         assert line["step"] == expected["step"]
         for name in ("loss", "rewards/margins", "grad_norm"):
             assert line[name] == pytest.approx(expected[name], abs=2e-4, rel=2e-3), (name, line["step"])
-    assert_same_training(ours, theirs)
+    assert_same_training(model, oracle_model)
 
 
-def test_5_steps_to_the_fifth_digit(tmp_path: Path, tokenizer: Any) -> None:
-    """After 5 steps the weights are those of the independent implementation within 1e-5."""
+def test_weights_after_5_steps_equal_those_of_minimal_dpo_within_1e_5(tmp_path: Path, tokenizer: Any) -> None:
+
     data = write_jsonl(tmp_path / "pairs.jsonl", PAIRS)
-    ours, theirs, oracle = make_model(), make_model(), minimal()
+    model, oracle_model, oracle = make_model(), make_model(), minimal_dpo()
     settings = config(data, tmp_path / "run")
     changes = {"train": TrainConfig(epochs=5, max_steps=5), "optim": OptimConfig(lr=1e-4, warmup=0)}
     settings = settings.model_copy(update=changes)
-    dpo.run(settings, model=ours, tokenizer=tokenizer, display=Display(quiet=True))
+    dpo.run(settings, model=model, tokenizer=tokenizer, display=Display(quiet=True))
     order = training_steps([1] * len(PAIRS), 3, 0, 5, 5)
-    batches = [[oracle.encode(tokenizer, PAIRS[i]) for i in plan.members] for plan in order]
-    list(oracle.train(theirs, batches, learning_rate=1e-4))
-    assert_same_training(ours, theirs, tolerance=1e-5)
+    batches = [[oracle.encode(tokenizer, PAIRS[i]) for i in step.members] for step in order]
+    list(oracle.train(oracle_model, batches, learning_rate=1e-4))
+    assert_same_training(model, oracle_model, tolerance=1e-5)
 
 
-def test_the_example_runs_as_a_script(model_folder: Path, pairs_file: Path, tmp_path: Path) -> None:
+def test_minimal_dpo_runs_as_a_script(model_folder: Path, pairs_file: Path, tmp_path: Path) -> None:
     import subprocess
     import sys
 

@@ -1,6 +1,7 @@
-"""Real transformers, trained by the real loop on population preferences, against optima in closed form.
+"""Transformers trained by the real training loop, compared with optimal policies in closed form.
 
-With infinitely many judged pairs the minimum of each loss is known. A transformer that can represent it must get there.
+The training data are the judgements of all pairs, weighted by their probability. The optimum of each loss is then
+known, and training must reach it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from preftune.data.layout import Budget
 from preftune.data.order import training_steps
 from preftune.data.prompts import Prompt, Prompts
 from preftune.exact.optimum import ipo_optimum, optimal_policy
-from preftune.exact.worlds import bradley_terry, flipped, kl
+from preftune.exact.worlds import bradley_terry, flip_preferences, kl
 from preftune.methods.objective import bind_objective
 from preftune.methods.ppo_loop import optimise
 from preftune.methods.rollouts import Actors, Critic
@@ -37,10 +38,10 @@ def rewards(seed: int = 0) -> Tensor:
     return torch.randn(len(WORLD.prompts), len(WORLD.responses), generator=generator, dtype=torch.float64)
 
 
-def tuned(
+def train(
     name: str, preference: Tensor, hard: bool = False, steps: int = 300, lr: float = 5e-3, **parameters: Any
 ) -> tuple[Tensor, Tensor]:
-    """(log reference, log policy) tables after training with this loss; pairs are drawn from the reference."""
+    """Train with this loss on pairs from the reference. Returns the tables (log reference, log policy)."""
     model = make_world_model()
     log_ref = table(Scorer.of(model), WORLD)
     objective = bind_objective([LossTerm(name=name, parameters=parameters)])
@@ -49,102 +50,102 @@ def tuned(
 
 
 @pytest.mark.parametrize("beta", [0.5, 1.0, 3.0])
-def test_dpo_finds_the_optimal_policy(beta: float) -> None:
+def test_dpo_reaches_the_optimal_policy(beta: float) -> None:
     reward = rewards()
-    log_ref, log_pi = tuned("sigmoid", bradley_terry(reward), beta=beta)
+    log_ref, log_pi = train("sigmoid", bradley_terry(reward), beta=beta)
     optimum, _ = optimal_policy(log_ref, reward, beta)
-    assert float(kl(log_ref, optimum).max()) > 0.02, "the world is no test if the reference is the optimum"
+    assert float(kl(log_ref, optimum).max()) > 0.02, "the reference must differ from the optimum"
     assert float(kl(log_pi, optimum).max()) < 1e-3
-    assert float((log_pi - optimum).abs().max()) < 0.5  # response by response
+    assert float((log_pi - optimum).abs().max()) < 0.5  # for every response
 
 
 @pytest.mark.parametrize("mistake", ["sign", "beta"])
-def test_a_mistake_is_far_from_the_optimum(mistake: str) -> None:
-    """The yardstick sees judgements turned round, and half of the beta."""
+def test_flipped_judgements_or_a_wrong_beta_miss_the_optimum(mistake: str) -> None:
+    """The tolerance of the other tests is small enough to detect such mistakes."""
     reward = rewards()
     preference = bradley_terry(-reward if mistake == "sign" else reward)
-    log_ref, log_pi = tuned("sigmoid", preference, beta=1.0 if mistake == "sign" else 0.5)
+    log_ref, log_pi = train("sigmoid", preference, beta=1.0 if mistake == "sign" else 0.5)
     optimum, _ = optimal_policy(log_ref, reward, 1.0)
     assert float(kl(log_pi, optimum).max()) > 0.05
 
 
-def test_robust_dpo_sees_through_flipped_labels() -> None:
-    """A fifth of the judgements turned round: robust DPO still finds pi*, plain DPO does not."""
+def test_robust_dpo_reaches_the_optimum_with_flipped_labels() -> None:
+    """With 20 % flipped judgements, robust DPO reaches pi* and plain DPO does not."""
     reward = rewards()
-    noisy = flipped(bradley_terry(reward), NOISE)
-    log_ref, robust = tuned("robust", noisy, hard=True, beta=1.0, label_smoothing=NOISE)
+    noisy = flip_preferences(bradley_terry(reward), NOISE)
+    log_ref, robust = train("robust", noisy, hard=True, beta=1.0, label_smoothing=NOISE)
     optimum, _ = optimal_policy(log_ref, reward, 1.0)
     assert float(kl(robust, optimum).max()) < 1e-3
-    _, plain = tuned("sigmoid", noisy, beta=1.0)
+    _, plain = train("sigmoid", noisy, beta=1.0)
     assert float(kl(plain, optimum).max()) > 0.05
 
 
-def test_summed_ipo_finds_its_own_optimum_under_noise() -> None:
-    """ref exp(P(y beats ref) / beta) / Z, with the noisy judgements' own probabilities."""
-    noisy = flipped(bradley_terry(rewards()), NOISE)
-    log_ref, log_pi = tuned("ipo", noisy, beta=0.3, average=False)
+def test_summed_ipo_reaches_its_optimum_with_flipped_labels() -> None:
+    """The optimum is ref exp(P(y beats ref) / beta) / Z, with the probabilities of the noisy judgements."""
+    noisy = flip_preferences(bradley_terry(rewards()), NOISE)
+    log_ref, log_pi = train("ipo", noisy, beta=0.3, average=False)
     optimum = ipo_optimum(log_ref, log_ref, noisy, 0.3)
     assert float(kl(log_ref, optimum).max()) > 0.02
     assert float(kl(log_pi, optimum).max()) < 1e-3
 
 
-def test_conservative_dpo_finds_its_own_optimum() -> None:
-    """Certain labels, smoothed: the minimum over tables of log-ratios, found in fp64, is its optimum."""
+def test_conservative_dpo_reaches_its_optimum() -> None:
+    """For smoothed hard labels. The optimum is computed in fp64, see `smoothed_optimum`."""
     certain = (bradley_terry(rewards()) > 0.5).double()
-    log_ref, log_pi = tuned("sigmoid", certain, beta=1.0, label_smoothing=NOISE)
-    believed = certain * (1 - NOISE) + (1 - certain) * NOISE
-    optimum = torch.stack([smoothed_optimum(r, p) for r, p in zip(log_ref, believed, strict=True)])
+    log_ref, log_pi = train("sigmoid", certain, beta=1.0, label_smoothing=NOISE)
+    smoothed = certain * (1 - NOISE) + (1 - certain) * NOISE
+    optimum = torch.stack([smoothed_optimum(r, p) for r, p in zip(log_ref, smoothed, strict=True)])
     assert float(kl(log_ref, optimum).max()) > 0.1
     assert float(kl(log_pi, optimum).max()) < 1e-3
 
 
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
-def test_ppo_reaches_the_optimum_after_more_updates_than_dpo(estimator: Literal["k1", "k2", "k3"]) -> None:
-    """PPO with the true reward has the optimum that DPO has with its preferences; kl_coef is beta.
+def test_ppo_reaches_the_optimum_in_more_updates_than_dpo(estimator: Literal["k1", "k2", "k3"]) -> None:
+    """PPO with the true reward and kl_coef = beta has the same optimum as DPO with the preferences.
 
-    After 120 updates, for which it had to sample 30,720 responses, it is farther from it than DPO after as many.
+    After 120 updates with 30,720 sampled responses, it is farther from the optimum than DPO after 120 updates.
     """
     reward = rewards()
     ppo = PPOParameters(
         kl_coef=1.0, kl_estimator=estimator, lam=1.0, epochs=2, minibatches=1, whiten_advantages=False, value_clip=None
     )
-    log_ref, log_pi = tuned_by_ppo(reward, ppo)
+    log_ref, log_pi = train_by_ppo(reward, ppo)
     optimum, _ = optimal_policy(log_ref, reward, 1.0)
-    after = kl(log_pi, optimum)
+    distance = kl(log_pi, optimum)
     assert float(kl(log_ref, optimum).max()) > 0.3
-    assert float(after.mean()) < 0.01
-    assert float(after.max()) < 0.02
-    _, by_dpo = tuned("sigmoid", bradley_terry(reward), steps=120, lr=1e-2, beta=1.0)
-    assert float(kl(by_dpo, optimum).max()) < float(after.max())
+    assert float(distance.mean()) < 0.01
+    assert float(distance.max()) < 0.02
+    _, by_dpo = train("sigmoid", bradley_terry(reward), steps=120, lr=1e-2, beta=1.0)
+    assert float(kl(by_dpo, optimum).max()) < float(distance.max())
 
 
 @pytest.mark.parametrize("estimator", ["k2", "k3"])
-def test_the_kl_as_a_loss_term_has_the_optimum_of_beta_with_whitened_advantages(
+def test_whitened_advantages_with_the_kl_as_a_loss_term_have_the_same_optimum(
     estimator: Literal["k2", "k3"],
 ) -> None:
-    """Whitening changes the scale of the advantages and of the KL term alike, or the optimum would be another one."""
+    """Whitening must scale the KL term like the advantages, because the optimum depends on their ratio."""
     reward = rewards()
     ppo = PPOParameters(
         kl_coef=0.5, kl_estimator=estimator, lam=1.0, epochs=2, minibatches=1, whiten_advantages=True, value_clip=None
     )
-    log_ref, log_pi = tuned_by_ppo(reward, ppo)
+    log_ref, log_pi = train_by_ppo(reward, ppo)
     optimum, _ = optimal_policy(log_ref, reward, 0.5)
     assert float(kl(log_ref, optimum).max()) > 2
     assert float(kl(log_pi, optimum).max()) < 0.1
 
 
-def tuned_by_ppo(reward: Tensor, settings: PPOParameters) -> tuple[Tensor, Tensor]:
-    """log reference and log policy tables after 60 steps of PPO with these rewards of all responses."""
+def train_by_ppo(reward: Tensor, settings: PPOParameters) -> tuple[Tensor, Tensor]:
+    """Train for 60 steps of PPO with these rewards. Returns the tables (log reference, log policy)."""
     model = make_world_model()
     log_ref = table(Scorer.of(model), WORLD)
-    known = {
+    reward_of = {
         (prompt, response): float(reward[p, r])
         for p, prompt in enumerate(WORLD.prompts)
         for r, response in enumerate(WORLD.responses)
     }
 
     def judge(answers: Sequence[PromptResponse]) -> list[float]:
-        return [known[world_key(a)] for a in answers]
+        return [reward_of[world_key(a)] for a in answers]
 
     scorer = Scorer.of(model)
     config = PPOConfig(
@@ -178,7 +179,7 @@ def world_key(answer: PromptResponse) -> tuple[tuple[int, ...], tuple[int, ...]]
 
 
 class Letters:
-    """A tokenizer whose text is the ids."""
+    """A tokenizer that decodes ids to digits."""
 
     eos_token_id = 0
 
@@ -187,8 +188,8 @@ class Letters:
         return "".join(str(i) for i in ids if i)
 
 
-def smoothed_optimum(log_ref_R: Tensor, believed_RR: Tensor) -> Tensor:
-    """log pi of the scores that minimise the cross-entropy of all pairs at beta 1."""
+def smoothed_optimum(log_ref_R: Tensor, preference_RR: Tensor) -> Tensor:
+    """Return log pi of the scores that minimise the cross-entropy of all pairs at beta 1, by LBFGS."""
     mu = log_ref_R.exp()
     weight_RR = mu[:, None] * mu[None, :] * (1 - torch.eye(len(mu), dtype=torch.float64))
     score_R = torch.zeros_like(log_ref_R, requires_grad=True)
@@ -199,7 +200,7 @@ def smoothed_optimum(log_ref_R: Tensor, believed_RR: Tensor) -> Tensor:
     def loss() -> Tensor:
         solver.zero_grad()
         z_RR = score_R[:, None] - score_R[None, :]
-        entropy = -believed_RR * torch.nn.functional.logsigmoid(z_RR)
+        entropy = -preference_RR * torch.nn.functional.logsigmoid(z_RR)
         total = (weight_RR * entropy).sum()
         total.backward()
         return total

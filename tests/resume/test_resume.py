@@ -1,25 +1,19 @@
-"""The same command again: resumes a stopped run, leaves a finished one alone, refuses what is not the same run."""
+"""Rerunning a command resumes an interrupted run: weights and metrics equal those of an uninterrupted one."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from tests.conftest import PAIRS, make_model, write_jsonl
+from tests.conftest import PAIRS, write_jsonl
+from tests.resume.runs import config, metrics, quiet, stop_after, weights
 
 from preftune.config.schema import (
     BatchConfig,
     DataConfig,
-    DPOConfig,
     LoraConfig,
     ModelConfig,
     MonitorConfig,
@@ -28,53 +22,9 @@ from preftune.config.schema import (
     TrainConfig,
 )
 from preftune.errors import RunError, Stopped
-from preftune.lifecycle.guard import stoppable
 from preftune.methods import dpo, sft
-from preftune.sources.read import fingerprint
 from preftune.train.display import Display
-from preftune.train.run import Run, run_identity
-
-TIMES = {"pairs_per_s", "tokens_per_s"}
-
-
-def config(source: Path, folder: Path, out: Path, **sections: Any) -> DPOConfig:
-    settings: dict[str, Any] = {
-        "model": ModelConfig(path=str(folder), dtype="fp32"),
-        "data": DataConfig(train=str(source), eval=0.25),
-        "optim": OptimConfig(lr=1e-3),
-        "batch": BatchConfig(pairs=2),
-        "train": TrainConfig(epochs=4, eval_every=3, save_every=3),
-        "monitor": None,
-        "out": str(out),
-        **sections,
-    }
-    return DPOConfig(**settings)
-
-
-def quiet() -> Display:
-    return Display(quiet=True)
-
-
-def metrics(out: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    [path] = folder.glob("*.safetensors")
-    return load_file(path)
-
-
-def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
-    """As if the user had asked to stop during step `steps`."""
-    seen = 0
-
-    def requested(self: Run) -> bool:
-        nonlocal seen
-        seen += 1
-        return seen == steps
-
-    monkeypatch.setattr(Run, "stop_requested", requested)
+from preftune.train.run import Run
 
 
 @pytest.mark.parametrize(
@@ -91,10 +41,10 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     ids=["adamw", "rmsprop", "lora", "bf16", "frozen", "kto", "monitor"],
 )
 @pytest.mark.parametrize("steps", [1, 5])
-def test_stopped_and_resumed_is_uninterrupted(
+def test_a_resumed_run_has_the_weights_and_metrics_of_an_uninterrupted_one(
     tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, sections: dict[str, Any], steps: int
 ) -> None:
-    """Bit-identical weights and metrics."""
+    """They are identical to the last bit."""
     data = write_jsonl(tmp_path / "pairs.jsonl", PAIRS)
     if sections.get("model") == "bf16":
         sections = {"model": ModelConfig(path=str(model_folder), dtype="bf16")}
@@ -111,22 +61,22 @@ def test_stopped_and_resumed_is_uninterrupted(
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_a_killed_run_loses_what_followed_the_checkpoint(
+def test_a_killed_run_repeats_the_steps_after_its_last_checkpoint(
     tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed in step 5 with a checkpoint of step 3: steps 4 and 5 are done again, their lines appear once."""
+    """Killed in step 5 with a checkpoint of step 3. The metrics of steps 4 and 5 appear once."""
     data = write_jsonl(tmp_path / "pairs.jsonl", PAIRS)
     whole = dpo.run(config(data, model_folder, tmp_path / "whole"), display=quiet())
 
     class Killed(BaseException):
         pass
 
-    seen = 0
+    calls = 0
 
     def kill(self: Run) -> bool:
-        nonlocal seen
-        seen += 1
-        if seen == 5:
+        nonlocal calls
+        calls += 1
+        if calls == 5:
             raise Killed
         return False
 
@@ -136,16 +86,16 @@ def test_a_killed_run_loses_what_followed_the_checkpoint(
             dpo.run(config(data, model_folder, tmp_path / "parts"), display=quiet())
     assert [m["step"] for m in metrics(tmp_path / "parts") if m["split"] == "train"] == [1, 2, 3, 4, 5]
     with (tmp_path / "parts" / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 6, "spl')  # a half-written line
+        file.write('{"step": 6, "spl')  # an incomplete line
     parts = dpo.run(config(data, model_folder, tmp_path / "parts"), display=quiet())
     assert metrics(tmp_path / "whole") == metrics(tmp_path / "parts")
     assert all(torch.equal(a, weights(parts)[name]) for name, a in weights(whole).items())
 
 
-def test_stored_references_do_not_depend_on_where_a_run_stopped(
+def test_stored_reference_log_probs_do_not_depend_on_the_step_of_the_stop(
     tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rows of many lengths, seen again in a second epoch, and metrics over windows of three steps."""
+    """With rows of many lengths, several epochs, and metrics averaged over three steps."""
     words = " ".join(row["prompt"] + row["chosen"] for row in PAIRS).split()
     rows = [
         {"prompt": " ".join(words[: 3 * i + 2]), "chosen": " " + words[i], "rejected": " " + " ".join(words[i : 2 * i])}
@@ -169,7 +119,7 @@ def test_stored_references_do_not_depend_on_where_a_run_stopped(
 
 
 @pytest.mark.parametrize("damage", ["short", "flipped", "header", "state"])
-def test_a_damaged_checkpoint_is_named_and_passed_over(
+def test_a_damaged_checkpoint_is_reported_and_an_earlier_one_is_used(
     tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, damage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = write_jsonl(tmp_path / "pairs.jsonl", PAIRS)
@@ -180,14 +130,14 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(
             dpo.run(config(data, model_folder, tmp_path / "parts"), display=quiet())
     newest = tmp_path / "parts" / "checkpoints" / "step-00000008"
     assert newest.is_dir()
-    spoil(newest, damage)
+    damage_file(newest, damage)
     parts = dpo.run(config(data, model_folder, tmp_path / "parts"), display=Display())
     assert "damaged checkpoint is not used: step-00000008" in capsys.readouterr().err
     assert all(torch.equal(a, weights(parts)[name]) for name, a in weights(whole).items())
     assert metrics(tmp_path / "whole") == metrics(tmp_path / "parts")
 
 
-def spoil(checkpoint: Path, damage: str) -> None:
+def damage_file(checkpoint: Path, damage: str) -> None:
     path = checkpoint / ("state.json" if damage == "state" else "weights.safetensors")
     blob = bytearray(path.read_bytes())
     if damage in ("flipped", "header"):
@@ -197,7 +147,7 @@ def spoil(checkpoint: Path, damage: str) -> None:
     path.write_bytes(blob)
 
 
-def test_with_no_whole_checkpoint_nothing_starts_again(
+def test_a_run_whose_checkpoints_are_all_damaged_is_an_error(
     tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = write_jsonl(tmp_path / "pairs.jsonl", PAIRS)
@@ -207,14 +157,14 @@ def test_with_no_whole_checkpoint_nothing_starts_again(
             dpo.run(config(data, model_folder, tmp_path / "run"), display=quiet())
     before = metrics(tmp_path / "run")
     for checkpoint in (tmp_path / "run" / "checkpoints").iterdir():
-        spoil(checkpoint, "flipped")
+        damage_file(checkpoint, "flipped")
     with pytest.raises(RunError, match="no checkpoint is whole"):
         dpo.run(config(data, model_folder, tmp_path / "run"), display=quiet())
     assert metrics(tmp_path / "run") == before
 
 
-def test_a_run_killed_at_its_end_finishes(tmp_path: Path, model_folder: Path) -> None:
-    """Killed between the final model and the note that the run is over."""
+def test_a_run_that_was_killed_after_saving_the_final_model_finishes(tmp_path: Path, model_folder: Path) -> None:
+    """The manifest does not say that the run is finished."""
     data = write_jsonl(tmp_path / "pairs.jsonl", PAIRS)
     settings = config(data, model_folder, tmp_path / "run")
     one = weights(dpo.run(settings, display=quiet()))
@@ -226,152 +176,9 @@ def test_a_run_killed_at_its_end_finishes(tmp_path: Path, model_folder: Path) ->
     assert not list((tmp_path / "run").glob("*.part*"))
 
 
-def test_a_finished_run_is_left_alone(tmp_path: Path, model_folder: Path) -> None:
-    data = write_jsonl(tmp_path / "pairs.jsonl", PAIRS)
-    settings = config(data, model_folder, tmp_path / "run")
-    final = dpo.run(settings, display=quiet())
-    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")}
-    assert dpo.run(settings, display=quiet()) == final
-    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")} == before
-
-
-@pytest.mark.parametrize("lora", [None, LoraConfig(rank=2)])
-def test_a_finished_run_of_one_model_is_not_that_of_another(
-    tmp_path: Path, model_folder: Path, tokenizer: Any, lora: LoraConfig | None
+def test_a_resumed_sft_run_has_the_weights_of_an_uninterrupted_one(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two models in memory under the same config; the first, and its folder, still get the finished run."""
-    data = write_jsonl(tmp_path / "pairs.jsonl", PAIRS)
-    settings = config(data, model_folder, tmp_path / "run", lora=lora)
-    final = dpo.run(settings, model=make_model(), tokenizer=tokenizer, display=quiet())
-    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")}
-    assert dpo.run(settings, model=make_model(), tokenizer=tokenizer, display=quiet()) == final
-    assert dpo.run(settings, display=quiet()) == final
-    with pytest.raises(RunError, match="not the one this run started from"):
-        dpo.run(settings, model=make_model(seed=1), tokenizer=tokenizer, display=quiet())
-    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")} == before
-
-
-def test_a_finished_run_is_not_that_of_a_model_put_in_the_same_folder(tmp_path: Path, tokenizer: Any) -> None:
-    data, model = write_jsonl(tmp_path / "pairs.jsonl", PAIRS), tmp_path / "model"
-    make_model().save_pretrained(model)
-    tokenizer.save_pretrained(model)
-    settings = config(data, model, tmp_path / "run")
-    final = dpo.run(settings, display=quiet())
-    make_model().save_pretrained(model)  # the same weights in new files
-    assert dpo.run(settings, display=quiet()) == final
-    make_model(seed=1).save_pretrained(model)
-    with pytest.raises(RunError, match="not the one this run started from"):
-        dpo.run(settings, display=quiet())
-
-
-@pytest.mark.parametrize("finished", [False, True])
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"loss": {"name": "sigmoid", "beta": 0.2}}, "loss.beta was 0.1, is 0.2"),
-        ({"train": TrainConfig(epochs=5, eval_every=3, save_every=3)}, "train.epochs was 4, is 5"),
-        ({"data": "other"}, "data.train was"),
-        ({"data": "edited"}, "the data files have changed"),
-    ],
-)
-def test_another_run_is_refused(
-    tmp_path: Path,
-    model_folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    change: dict[str, Any],
-    message: str,
-    finished: bool,
-) -> None:
-    data = write_jsonl(tmp_path / "pairs.jsonl", PAIRS)
-    with monkeypatch.context() as patch:
-        stop_after(patch, 99 if finished else 2)
-        try:
-            dpo.run(config(data, model_folder, tmp_path / "run"), display=quiet())
-        except Stopped:
-            assert not finished
-    if change.get("data") == "edited":
-        write_jsonl(data, list(reversed(PAIRS)))
-        change = {}
-    elif change.get("data") == "other":
-        change = {"data": DataConfig(train=str(write_jsonl(tmp_path / "other.jsonl", PAIRS)), eval=0.25)}
-    with pytest.raises(RunError, match=message):
-        dpo.run(config(data, model_folder, tmp_path / "run", **change), display=quiet())
-
-
-@pytest.mark.parametrize("finished", [False, True])
-def test_a_data_folder_whose_content_changed_is_refused(
-    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, finished: bool
-) -> None:
-    """The name of the folder is the same; a file that is not read may change."""
-    folder = tmp_path / "data"
-    folder.mkdir()
-    write_jsonl(folder / "train.jsonl", PAIRS)
-    settings = config(folder, model_folder, tmp_path / "run")
-    with monkeypatch.context() as patch:
-        stop_after(patch, 99 if finished else 2)
-        try:
-            dpo.run(settings, display=quiet())
-        except Stopped:
-            assert not finished
-    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")}
-    (folder / "notes.txt").write_text("changed since")
-    Run.check(tmp_path / "run", run_identity(settings.model_dump(mode="json"), fingerprint(str(folder))))
-    write_jsonl(folder / "train.jsonl", [*PAIRS[1:], PAIRS[0]])
-    with pytest.raises(RunError, match="the data files have changed") as error:
-        dpo.run(settings, display=quiet())
-    assert error.value.exit_code == 5
-    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")} == before
-
-
-def test_what_changes_no_number_may_change(tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = write_jsonl(tmp_path / "pairs.jsonl", PAIRS)
-    with monkeypatch.context() as patch:
-        stop_after(patch, 2)
-        with pytest.raises(Stopped):
-            dpo.run(config(data, model_folder, tmp_path / "run"), display=quiet())
-    free = {"train": TrainConfig(epochs=4, log_every=4, eval_every=None, save_every=5)}
-    assert dpo.run(config(data, model_folder, tmp_path / "run", **free), display=quiet()).is_dir()
-
-
-def test_a_folder_of_something_else_is_not_touched(tmp_path: Path, model_folder: Path) -> None:
-    data = write_jsonl(tmp_path / "pairs.jsonl", PAIRS)
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "thesis.tex").write_text("x")
-    with pytest.raises(RunError, match=r"not empty and is no run: thesis.tex"):
-        dpo.run(config(data, model_folder, tmp_path / "run"), display=quiet())
-    assert [p.name for p in (tmp_path / "run").iterdir()] == ["thesis.tex"]
-
-
-def test_another_tokenizer_is_another_run(
-    tmp_path: Path, model_folder: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data = write_jsonl(tmp_path / "pairs.jsonl", PAIRS)
-    settings = config(data, model_folder, tmp_path / "run")
-    with monkeypatch.context() as patch:
-        stop_after(patch, 2)
-        with pytest.raises(Stopped):
-            dpo.run(settings, display=quiet())
-    from tests.conftest import make_tokenizer
-
-    with pytest.raises(RunError, match="other token ids"):
-        dpo.run(settings, tokenizer=make_tokenizer(bos=False), display=quiet())
-
-
-def test_a_model_in_memory_resumes_only_from_itself(
-    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data = write_jsonl(tmp_path / "pairs.jsonl", PAIRS)
-    settings = config(data, Path("toy"), tmp_path / "run")
-    with monkeypatch.context() as patch:
-        stop_after(patch, 2)
-        with pytest.raises(Stopped):
-            dpo.run(settings, model=make_model(), tokenizer=tokenizer, display=quiet())
-    with pytest.raises(RunError, match="not the one this run started from"):
-        dpo.run(settings, model=make_model(seed=5), tokenizer=tokenizer, display=quiet())
-    dpo.run(settings, model=make_model(), tokenizer=tokenizer, display=quiet())
-
-
-def test_sft_resumes_too(tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = write_jsonl(tmp_path / "pairs.jsonl", PAIRS)
 
     def settings(out: str) -> SFTConfig:
@@ -391,56 +198,13 @@ def test_sft_resumes_too(tmp_path: Path, model_folder: Path, monkeypatch: pytest
     assert all(torch.equal(a, weights(parts)[name]) for name, a in weights(whole).items())
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_exits_75(tmp_path: Path, model_folder: Path, number: int) -> None:
-    """The real process: one signal, a checkpoint, exit code 75; the same command then finishes."""
+def test_a_run_resumes_with_other_logging_evaluation_and_checkpoint_intervals(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = write_jsonl(tmp_path / "pairs.jsonl", PAIRS)
-    (tmp_path / "run.yaml").write_text(
-        f"model: {{path: {model_folder}}}\ndata: {{train: {data}}}\nbatch: {{pairs: 1}}\n"
-        f"train: {{epochs: 400}}\nloss: {{name: sigmoid}}\nout: {tmp_path / 'run'}\n"
-    )
-    command = [sys.executable, "-m", "preftune", "dpo", str(tmp_path / "run.yaml")]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ})
-    log = tmp_path / "run" / "metrics.jsonl"
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not (log.is_file() and log.read_text().count("\n") > 3):
-        time.sleep(0.05)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 75, errors
-    assert "everything is saved" in errors
-    assert "Traceback" not in errors
-    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
-
-
-def test_ctrl_c_before_the_first_step(tmp_path: Path, model_folder: Path) -> None:
-    """Before the loop, too, one signal ends the program with 75, wherever it is, and the same command goes on."""
-    rows = PAIRS * 3000
-    data = write_jsonl(
-        tmp_path / "pairs.jsonl", [{**row, "prompt": f"{i} {row['prompt']}"} for i, row in enumerate(rows)]
-    )
-    (tmp_path / "run.yaml").write_text(
-        f"model: {{path: {model_folder}}}\ndata: {{train: {data}}}\nout: {tmp_path / 'run'}\n"
-    )
-    command = [sys.executable, "-m", "preftune", "dpo", str(tmp_path / "run.yaml")]
-    for number in (signal.SIGINT, signal.SIGTERM):
-        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ}) as process:
-            assert process.stderr is not None
-            assert "rows read as 'preference'" in process.stderr.readline()
-            process.send_signal(number)
-            _, errors = process.communicate()
-        assert process.returncode == 75, errors
-        assert "stopped before the first step" in errors
-        assert "Traceback" not in errors
-
-
-def test_a_signal_that_a_library_swallows_comes_again() -> None:
-    @stoppable()
-    def swallow() -> None:
-        try:
-            os.kill(os.getpid(), signal.SIGINT)
-        except KeyboardInterrupt:
-            time.sleep(30)
-
-    with pytest.raises(Stopped, match="stopped before the first step"):
-        swallow()
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        with pytest.raises(Stopped):
+            dpo.run(config(data, model_folder, tmp_path / "run"), display=quiet())
+    intervals = {"train": TrainConfig(epochs=4, log_every=4, eval_every=None, save_every=5)}
+    assert dpo.run(config(data, model_folder, tmp_path / "run", **intervals), display=quiet()).is_dir()

@@ -1,4 +1,4 @@
-"""A pretrained model and human preferences: the shipped small configs run on them; the numbers are transformers'."""
+"""The configs in configs/small with a pretrained model and human preferences; scores equal plain transformers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def story_model(shared: Path) -> str:
 
 @pytest.fixture
 def hh(shared: Path, tmp_path: Path) -> str:
-    """Short rows of HH harmless."""
+    """The path of a file with 24 short rows of HH harmless."""
     with gzip.open(shared / "data" / "hh_harmless_test.jsonl.gz", "rt") as file:
         lines = [line for line in file if len(line) < 700][:24]
     path = tmp_path / "hh.jsonl"
@@ -42,21 +42,21 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
 
 
 def plain_logp(model: Any, prompt: Any, response: Any) -> float:
-    """log pi(response | prompt), one sequence at a time, with nothing but transformers."""
+    """Return log pi(response | prompt), computed with plain transformers."""
     ids = torch.tensor([[*prompt.tolist(), *response.tolist()]])
     with torch.no_grad():
         logps = model(ids).logits[0].double().log_softmax(-1)
     return float(logps[len(prompt) - 1 : -1].gather(-1, ids[0, len(prompt) :, None]).sum())
 
 
-def test_sft_dpo_score_and_load(story_model: str, hh: str, tmp_path: Path) -> None:
-    """The recipe of configs/small on real rows, to a folder that generates; scores equal plain transformers."""
-    short = [f"data.train={hh}", "batch.pairs=64", "train.epochs=3"]
-    started = sft(
-        load_config(SFTConfig, SMALL / "hh-sft.yaml", [f"model.path={story_model}", *short, f"out={tmp_path / 'sft'}"])
+def test_sft_and_dpo_learn_and_scores_equal_plain_transformers(story_model: str, hh: str, tmp_path: Path) -> None:
+    """With hh-sft.yaml and hh-dpo.yaml. transformers loads the final model and generates with it."""
+    overrides = [f"data.train={hh}", "batch.pairs=64", "train.epochs=3"]
+    sft_model = sft(
+        load_config(SFTConfig, SMALL / "hh-sft.yaml", [f"model.path={story_model}", *overrides, f"out={tmp_path / 'sft'}"])
     )
     final = dpo(
-        load_config(DPOConfig, SMALL / "hh-dpo.yaml", [f"model.path={started}", *short, f"out={tmp_path / 'dpo'}"])
+        load_config(DPOConfig, SMALL / "hh-dpo.yaml", [f"model.path={sft_model}", *overrides, f"out={tmp_path / 'dpo'}"])
     )
     steps = [row for row in lines_of(tmp_path / "dpo" / "metrics.jsonl") if row["split"] == "train"]
     assert steps[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
@@ -68,9 +68,9 @@ def test_sft_dpo_score_and_load(story_model: str, hh: str, tmp_path: Path) -> No
     assert model.generate(**prompt, max_new_tokens=5, do_sample=False).shape[1] > prompt["input_ids"].shape[1]
 
     out = score.run(
-        score.ScoreOptions(str(final), str(started), hh, max_length=512), tmp_path / "scores.jsonl", Display(quiet=True)
+        score.ScoreOptions(str(final), str(sft_model), hh, max_length=512), tmp_path / "scores.jsonl", Display(quiet=True)
     )
-    reference = AutoModelForCausalLM.from_pretrained(started)
+    reference = AutoModelForCausalLM.from_pretrained(sft_model)
     rendered = Renderer.of(load_tokenizer(locate(str(final))), end_ids(locate(str(final))))
     groups, account = read_groups(hh)
     ids = tokenize(groups, rendered, Limits(512), account)
@@ -78,13 +78,13 @@ def test_sft_dpo_score_and_load(story_model: str, hh: str, tmp_path: Path) -> No
     assert len(scores) == len(ids) >= 20
     for row, group in zip(scores[:12], ids, strict=False):
         for name, plain in (("policy", model), ("reference", reference)):
-            for side, response in zip(("chosen", "rejected"), group.response_ids, strict=True):
+            for role, response in zip(("chosen", "rejected"), group.response_ids, strict=True):
                 expected = plain_logp(plain, group.prompt_ids, response)
-                assert row[f"{name}_{side}_logp"] == pytest.approx(expected, abs=1e-4)
+                assert row[f"{name}_{role}_logp"] == pytest.approx(expected, abs=1e-4)
 
 
-def test_chat_pairs(story_model: str, shared: Path, tmp_path: Path) -> None:
-    """ShareGPT-like pairs on a model without chat template, which gets one by name and keeps it."""
+def test_dpo_on_chat_pairs_saves_the_chat_template(story_model: str, shared: Path, tmp_path: Path) -> None:
+    """The model has no chat template; chat-dpo.yaml sets one by name."""
     data = shared / "data" / "dpo_en_demo.json"
     rows = json.loads(data.read_text())[:8]
     (tmp_path / "chat.json").write_text(json.dumps(rows))

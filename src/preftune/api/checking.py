@@ -47,14 +47,14 @@ def check_data(
     raw = {"model": {"path": "-"}, "data": config.model_dump(), "loss": loss_section(loss or "sigmoid", held)}
     terms = build(DPOConfig, raw, source=where).terms
     from preftune.chat.open import load_renderer
-    from preftune.model.load import load_config, locate, positions
+    from preftune.model.load import load_config, locate, max_positions
     from preftune.workflows.check_data import check
 
     renderer = limit = None
     with holding(held):
         if model is not None:
             source = locate(folder_name(model, f"{where}: model"), "model")
-            limit = positions(load_config(source))
+            limit = max_positions(load_config(source))
             renderer = load_renderer(config, source)
         checked = check(config, method, terms, renderer, limit)
     if strict and checked.refusal:

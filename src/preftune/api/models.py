@@ -40,7 +40,7 @@ def no_tokenizer(where: str) -> ConfigError:
 
 def _written(model: Any, tokenizer: Any, folder: Path, name: str, where: str) -> Path:
     """Save the model and return its folder, named after its weights so that the same call with `out` resumes."""
-    from preftune.model.adapter import merged
+    from preftune.model.adapter import merge_adapter
     from preftune.model.load import load_tokenizer, locate, save_model, weights_hash
 
     if tokenizer is None:
@@ -49,7 +49,7 @@ def _written(model: Any, tokenizer: Any, folder: Path, name: str, where: str) ->
             raise no_tokenizer(where)
         tokenizer = load_tokenizer(locate(path, where))
     if hasattr(model, "merge_and_unload"):  # saving the adapter is not enough: its base may differ from the one on disk
-        model = merged(copy.deepcopy(model).float(), where)
+        model = merge_adapter(copy.deepcopy(model).float(), where)
     elif hasattr(model, "peft_config"):
         raise ModelError(
             "the model has an adapter in its layers",

@@ -64,13 +64,13 @@ def check(
     }
     settings = check_settings(arguments or (), config, options, "preftune data check")
     from preftune.config.schema import terms_of
-    from preftune.model.load import load_config, positions
+    from preftune.model.load import load_config, max_positions
     from preftune.workflows.check_data import check as check_data
 
     terms = terms_of(settings.loss or {"name": "sigmoid"})
     source, renderer = _model_of(settings)
     model_config = load_config(source) if source else None
-    limit = positions(model_config) if source else None
+    limit = max_positions(model_config) if source else None
     rows = model_config.get_text_config().vocab_size if model_config and source and not source.adapter else None
     checked = check_data(settings.data, settings.method, terms, renderer, limit, rows, source.base if source else "")
     if as_json:

@@ -1,1 +1,1 @@
-"""Closed forms: what the best policy is, wherever it can be known."""
+"""Closed forms: the optimal policy, for problems small enough to compute it exactly."""

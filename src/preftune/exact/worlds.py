@@ -1,7 +1,7 @@
-"""Small worlds in which everything is known: all responses can be listed, so optima are exact.
+"""Small worlds whose responses can all be enumerated, so that expectations and optimal policies are exact.
 
 A world has a vocabulary of V tokens, one of them EOS, and responses of at most L tokens: those that end in EOS, and
-those that are cut off at L. Their probabilities under any model add up to 1.
+those that are truncated at L. Their probabilities under any model sum to 1.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ class World:
 
     @property
     def responses(self) -> list[tuple[int, ...]]:
-        """All R responses, the shorter ones first."""
+        """All R responses in order of length, the truncated ones last."""
         others = [token for token in range(self.vocabulary) if token != self.eos]
         ended = [(*body, self.eos) for n in range(self.length) for body in product(others, repeat=n)]
         return ended + list(product(others, repeat=self.length))
 
     def rewards(self, reward: Callable[[tuple[int, ...], tuple[int, ...]], float]) -> Tensor:
-        """(P, R) rewards of all responses to all prompts."""
+        """Return the (P, R) rewards of all responses to all prompts."""
         return torch.tensor([[reward(p, r) for r in self.responses] for p in self.prompts], dtype=torch.float64)
 
     def groups(self) -> list[TokenGroup]:
-        """Every prompt with all its responses, without judgements: for measuring a model."""
+        """Return every prompt with all its responses and without judgements, to score them with a model."""
         return [self._group(i, ()) for i in range(len(self.prompts))]
 
     def population(self, log_mu_PR: Tensor, preference_PRR: Tensor, hard: bool = False) -> list[TokenGroup]:
-        """The judgements of infinitely many pairs: each response drawn from mu, judged with these probabilities.
+        """Return the judgements of infinitely many pairs of responses drawn from mu, as weighted judgements.
 
-        preference_PRR[p, i, j] is the probability that response i is preferred to j. Judgement (i, j) has the weight
-        mu_i mu_j, over all pairs of a prompt 1 on average. `hard`: both outcomes as judgements of their own, weighted
-        by their probability, for losses that take no soft label.
+        preference_PRR[p, i, j] is the probability that response i is preferred to j. Judgement (i, j) has a weight
+        proportional to mu_i mu_j; the mean weight per prompt is 1. With `hard`, each pair becomes two judgements, one
+        per outcome, weighted by their probabilities: for losses without soft labels.
         """
         result = []
         for p, (log_mu_R, preference_RR) in enumerate(zip(log_mu_PR, preference_PRR, strict=True)):
@@ -72,15 +72,15 @@ class World:
 
 
 def bradley_terry(reward_PR: Tensor) -> Tensor:
-    """(P, R, R) probability that response i is preferred to j: sigmoid(r_i - r_j)."""
+    """Return the (P, R, R) probabilities that response i is preferred to j: sigmoid(r_i - r_j)."""
     return torch.sigmoid(reward_PR[:, :, None] - reward_PR[:, None, :])
 
 
-def flipped(preference_PRR: Tensor, share: float) -> Tensor:
-    """The same judgements with a share of them turned round."""
+def flip_preferences(preference_PRR: Tensor, share: float) -> Tensor:
+    """Return the preference probabilities if `share` of the judgements are flipped."""
     return preference_PRR * (1 - share) + (1 - preference_PRR) * share
 
 
 def kl(log_p_PR: Tensor, log_q_PR: Tensor) -> Tensor:
-    """(P,) KL(p || q) over all responses, in nats."""
+    """Return the (P,) KL(p || q) over all responses, in nats."""
     return (log_p_PR.exp() * (log_p_PR - log_q_PR)).sum(-1)

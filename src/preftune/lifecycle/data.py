@@ -164,7 +164,7 @@ def prompts_that_fit(
 
     `config` is the model's. Raises ConfigError if no prompt could fit, DataError if none does.
     """
-    limit = load.positions(config)
+    limit = load.max_positions(config)
     if limit and new_tokens >= limit:
         raise ConfigError(
             f"{new_tokens} new tokens do not fit after a prompt: the model has {limit} positions",

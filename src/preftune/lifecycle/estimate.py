@@ -26,7 +26,7 @@ from preftune.model import memory
 from preftune.model.generate import sample
 from preftune.model.head import output_layer
 from preftune.model.logprobs import Scorer, logps
-from preftune.model.token_logprobs import chunk_tokens, keep_bytes
+from preftune.model.token_logprobs import chunk_tokens, max_stored_bytes
 from preftune.train.optim import Weights, build_optimizer, clip
 from preftune.types import Batch, TokenGroup
 
@@ -76,14 +76,14 @@ def footprint(
     }
     probe = sorted(groups, key=lambda g: abs(slots_of(g, layout) - PROBE_SLOTS))[0]
     batch = batch_of([probe], layout)
-    kept = memory.kept_for_backward(scorer, batch) / len(batch.ids_T)  # without gradient checkpointing
+    kept = memory.activation_bytes(scorer, batch) / len(batch.ids_T)  # without gradient checkpointing
     if config.model.gradient_checkpointing:  # each layer's input, and one layer at a time
         text = scorer.model.config.get_text_config()
         kept = text.num_hidden_layers * text.hidden_size * parameters[0].element_size() + kept / text.num_hidden_layers
     if scorer.head is None:  # the model's own code makes the logits of all scored tokens, and they are kept
         return Footprint(fixed, int(kept), 1 << 60, 12 * head.shape[0])
     vocabulary = head.shape[0] if head.requires_grad else 0  # a frozen head keeps no logits
-    return Footprint(fixed, int(kept), keep_bytes(device), 4 * vocabulary)
+    return Footprint(fixed, int(kept), max_stored_bytes(device), 4 * vocabulary)
 
 
 def choose_tokens(found: Footprint, device: torch.device, width: int) -> int:

@@ -15,9 +15,9 @@ from preftune.lifecycle.guard import enough_memory
 from preftune.lifecycle.monitor import advise_at_the_end
 from preftune.lifecycle.policy import Policy
 from preftune.model import load
-from preftune.model.adapter import merged as merge
-from preftune.model.attention import use_own
-from preftune.model.precision import exact_base, in_dtypes
+from preftune.model.adapter import merge_adapter
+from preftune.model.attention import restore_attention
+from preftune.model.precision import cast_to, restore_base
 from preftune.report.run import write_run_page
 from preftune.train.optim import Weights
 from preftune.train.run import Run
@@ -36,7 +36,7 @@ def running(run: Run, policy: Policy, stage: str, steps: int) -> Iterator[None]:
     finally:
         for tracker in run.trackers:
             tracker.close()
-        use_own(policy.model)
+        restore_attention(policy.model)
         _weights(run).close()
 
 
@@ -61,23 +61,23 @@ def export(policy: Policy, weights: Weights, folder: Path, merged: bool = False)
     `merged`: an adapter is merged into the model's weights.
     """
     final, model = folder / "final", policy.model
-    use_own(model)
+    restore_attention(model)
     part = folder / f"final.part-{os.getpid()}"
     saved = (policy.dtypes, policy.save_dtype, policy.precise)
     for parameter, master in zip(weights.parameters, weights.masters, strict=True):
         parameter.data = master.detach()
     model.config.use_cache = True
     if hasattr(model, "peft_config") and merged:
-        model = merge(exact_base(model, policy.precise), str(final))
+        model = merge_adapter(restore_base(model, policy.precise), str(final))
     if hasattr(model, "peft_config"):
         base = folder / "base" if policy.base_unsaved else Path(model.name_or_path)
         if policy.base_unsaved or base.is_dir():  # a relative path holds only in the folder of this command
             model.peft_config["default"].base_model_name_or_path = str(base.resolve())
         load.save_model(model, policy.tokenizer, part, save_embedding_layers=False)
         if policy.base_unsaved:
-            load.save_model(in_dtypes(exact_base(model, policy.precise).unload(), *saved), policy.tokenizer, base)
+            load.save_model(cast_to(restore_base(model, policy.precise).unload(), *saved), policy.tokenizer, base)
     else:
-        load.save_model(in_dtypes(model, *saved), policy.tokenizer, part)
+        load.save_model(cast_to(model, *saved), policy.tokenizer, part)
     record = policy.renderer.settings.record()
     if record != ChatSettings().record():  # the template alone does not show how it was used
         write_json(part / load.CHAT_RECORD, record)

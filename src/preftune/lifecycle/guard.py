@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from preftune.errors import ConfigError, PreftuneError, Stopped
-from preftune.model.attention import use_own
+from preftune.model.attention import restore_attention
 from preftune.model.memory import out_of_memory
 
 REPEAT_S = 4.0  # longer than it takes to write the scores of the reference
@@ -23,7 +23,7 @@ def before_first_step(model: Any = None) -> Iterator[None]:
             yield
         except BaseException:
             if model is not None:
-                use_own(model)
+                restore_attention(model)
             raise
 
 

@@ -26,7 +26,7 @@ from preftune.measures.frontier import Floats
 from preftune.model import load
 from preftune.model.generate import Sampled, Sampling, sample
 from preftune.model.logprobs import Scorer, sum_responses
-from preftune.model.memory import in_parts, out_of_memory, release
+from preftune.model.memory import compute_in_parts, free_memory, out_of_memory
 from preftune.model.reference import AdapterOff, Cached, Live
 from preftune.scoring import response_logps
 from preftune.train.metrics import Tally, preference_metrics
@@ -58,7 +58,7 @@ def monitored(
     if watched is None:
         return None
     groups, sampling = watched.groups, watched.sampling
-    positions, kind = load.positions(policy.model.config), "held-out" if task.held_out else "training"
+    positions, kind = load.max_positions(policy.model.config), "held-out" if task.held_out else "training"
     if len(groups) < 2:
         reason = f"it needs at least 2 distinct prompts, and {len(groups)} of the {kind} prompts can be used"
         if left_out:
@@ -78,7 +78,7 @@ def watch(
     """What a monitor would look at, if there is one, and how many prompts were too long for it."""
     if config.monitor is None:
         return None, 0
-    positions, seed = load.positions(policy.model.config), config.train.seed
+    positions, seed = load.max_positions(policy.model.config), config.train.seed
     sampling = sampling_of(config.monitor, positions, seed)
     source = task.held_out or visited
     groups, left_out = choose(source, config.monitor.prompts, positions, sampling.max_new_tokens, seed)
@@ -157,7 +157,7 @@ def drift(task: ResponseTask, watched: Watched | None, say: Callable[[str], None
         return {}
     found = _figures(task, watched, say)
     if found is None:
-        release()  # out of the handler: the error held what had been allocated
+        free_memory()  # out of the handler: the error held what had been allocated
         say("monitor: out of memory, so this evaluation is without it; set monitor.prompts lower, or monitor=null")
     return found or {}
 
@@ -189,7 +189,7 @@ def of_data(task: ResponseTask, watched: Watched) -> tuple[Floats, Floats, dict[
     """Log-probs and tokens of the data's responses as far as samples go, and the drift metrics of these groups."""
     tally, sums, lengths = Tally(), [], []
     for whole in task.micro_batches(watched.groups):
-        for _, found in in_parts(task.measure, whole, task.micro_batches):
+        for _, found in compute_in_parts(task.measure, whole, task.micro_batches):
             metrics = preference_metrics(found.policy, found.reference, found.judged, task.loss.beta)
             tally.add({name: value for name, value in metrics.items() if name.startswith("drift/")})
             own_S, length_S = beginnings(found.policy.token_N, found.policy.length_S, watched.sampling.max_new_tokens)
@@ -228,7 +228,7 @@ def distance(
             "monitor: no KL: the reference does not fit in memory beside the policy; reference.kind=frozen plans for it"
         )
     finally:
-        release()  # the model that was read for this moment
+        free_memory()  # the model that was read for this moment
     return {}
 
 

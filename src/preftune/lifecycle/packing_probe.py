@@ -17,7 +17,7 @@ from torch import Tensor
 
 from preftune.data.layout import LayoutName, batch_of
 from preftune.errors import ModelError
-from preftune.model.attention import base_of, counted, use_own, use_segments
+from preftune.model.attention import base_of, record_attention_calls, restore_attention, use_segments
 from preftune.model.logprobs import Scorer, hidden_states, logps
 from preftune.types import Batch, TokenGroup
 
@@ -76,7 +76,7 @@ def refusal(scorer: Scorer, values: Values = token_values) -> str:
     reason = ""
     try:
         batch = batch_of(groups, "shared")
-        with counted() as calls:
+        with record_attention_calls() as calls:
             found = measure(scorer, batch, values)
         layers = config.num_hidden_layers
         if calls != [len(batch.ids_T)] * layers:
@@ -86,7 +86,7 @@ def refusal(scorer: Scorer, values: Values = token_values) -> str:
     except Exception as error:
         reason = f"a packed batch fails: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     if reason:
-        use_own(model)
+        restore_attention(model)
     return reason
 
 

@@ -17,6 +17,7 @@ from preftune.errors import ConfigError, ModelError
 from preftune.lifecycle.data import TokenData, require_length
 from preftune.lifecycle.packing_probe import Values, admit, state_values, token_values
 from preftune.model import load
+from preftune.model.adapter import add_lora
 from preftune.model.compile import compile_blocks
 from preftune.model.logprobs import Scorer
 from preftune.model.precision import exact_in, exact_state, save_dtype_of
@@ -92,7 +93,7 @@ def load_policy(
         dtypes, save_dtype = {}, load.DTYPES[config.model.save_dtype]
     model.config.use_cache = False
     if config.lora:
-        model = load.add_lora(model, config.lora.rank, config.lora.alpha, config.lora.targets, kind.adapter)
+        model = add_lora(model, config.lora.rank, config.lora.alpha, config.lora.targets, kind.adapter)
     model.to(device_of(model if in_memory else None))
     scorer = kind.scorer(model)
     layout, layout_note = admit(scorer, config.model.attention, kind.values)
@@ -178,9 +179,9 @@ def check_policy(policy: Policy, data: TokenData, source: load.Source) -> None:
     """Raises for token ids that the model has no embedding for, and for sequences longer than its positions."""
     groups = [*data.train, *data.held_out]
     require_vocabulary(groups, policy.model.get_input_embeddings().weight.shape[0], source.base)
-    require_length(groups, load.positions(policy.model.config), "data.max_length")
+    require_length(groups, load.max_positions(policy.model.config), "data.max_length")
 
 
 def require_positions(model: Any, groups: Sequence[TokenGroup], where: str) -> None:
     """Raises ConfigError for sequences longer than the model's positions."""
-    require_length(groups, load.positions(model.config), where)
+    require_length(groups, load.max_positions(model.config), where)

@@ -18,7 +18,7 @@ from preftune import objects
 from preftune.errors import RunError
 from preftune.files import digest
 from preftune.model import load
-from preftune.model.adapter import merged
+from preftune.model.adapter import add_lora, merge_adapter
 from preftune.train.checkpoint import STATE, WEIGHTS
 from preftune.train.run import Run
 
@@ -154,7 +154,7 @@ def _of_checkpoint(folder: Path, dtype: torch.dtype) -> tuple[Any, load.Source]:
     source = load.locate(path, f"{run / 'config.yaml'} model.path")
     model = load.load_model(source, torch.float32 if lora else dtype)
     if lora:
-        model = load.add_lora(model, lora["rank"], lora["alpha"], lora["targets"])
+        model = add_lora(model, lora["rank"], lora["alpha"], lora["targets"])
     saved = load_file(folder / WEIGHTS)
     if any(name.startswith("policy.") for name in saved):  # PPO saves the value model beside it
         saved = {name.removeprefix("policy."): t for name, t in saved.items() if name.startswith("policy.")}
@@ -165,7 +165,9 @@ def _of_checkpoint(folder: Path, dtype: torch.dtype) -> tuple[Any, load.Source]:
     with torch.no_grad():
         for name, value in saved.items():
             parameters[name].copy_(value)
-    return (load.rounded(merged(model, str(folder)), source, dtype) if lora else model), replace(source, run=str(run))
+    return (load.cast_like_source(merge_adapter(model, str(folder)), source, dtype) if lora else model), replace(
+        source, run=str(run)
+    )
 
 
 def _step(folder: Path) -> int:

@@ -106,7 +106,7 @@ def _require_same_model(start: Start) -> None:
     """
     if start.model is not None:
         Run.require_start(start.folder, load.weights_hash(start.model))
-    elif Run.manifest(start.folder).get("model_files") not in (None, load.files_of(start.source)):
+    elif Run.manifest(start.folder).get("model_files") not in (None, load.file_stamps(start.source)):
         renderer = load_renderer(start.config.data, start.source, start.tokenizer)
         Run.require_start(start.folder, start.policy(renderer).start_hash)
 
@@ -138,7 +138,7 @@ def open_run(start: Start, policy: Policy, data: TokenData | None = None) -> Run
         chat=policy.renderer.settings.record(),
         start_weights=policy.start_hash,
         data={a.source: {"read": a.read, "kept": a.kept, "format": a.format} for a in start.text.accounts},
-        model_files=load.files_of(start.source) if start.model is None else None,
+        model_files=load.file_stamps(start.source) if start.model is None else None,
     )
     return run
 

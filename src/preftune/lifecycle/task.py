@@ -12,7 +12,7 @@ from preftune.data.layout import Budget, micro_batches
 from preftune.errors import ConfigError
 from preftune.losses import Objective
 from preftune.model.logprobs import Scorer, logps, reference_logps
-from preftune.model.memory import in_parts
+from preftune.model.memory import compute_in_parts
 from preftune.model.reference import Cached, Live, Reference
 from preftune.train.loop import Measured, join
 from preftune.train.metrics import Calibration, Spread, Tally, margins, preference_metrics
@@ -90,7 +90,7 @@ class ResponseTask:
         tally, calibration, spread = Tally(), Calibration(), Spread()
         measured = []
         for batch in self.micro_batches(self.held_out):
-            for _, found in in_parts(self.measure, batch, self.micro_batches):
+            for _, found in compute_in_parts(self.measure, batch, self.micro_batches):
                 measured.append(found)
                 if len(found.judged.better_P):
                     calibration.add(*margins(found.policy, found.reference, found.judged, self.loss.beta))

@@ -1,16 +1,12 @@
-"""Every loss of the project as a pure function on tensors, and the weighted sum that a run trains on.
-
-Nothing here knows about models, batches in memory, configs or speed.
-"""
+"""All losses as pure functions on tensors, and `Objective`, the weighted sum of losses that a run trains on."""
 
 from collections.abc import Callable
 
 from torch import Tensor
 
 from preftune.losses import listwise, pairwise, reference_free, tokenwise, unpaired
-from preftune.losses.joint import joint
 from preftune.losses.listwise import plackett_luce
-from preftune.losses.objective import Objective, Term
+from preftune.losses.objective import Objective, Term, joint
 from preftune.losses.pairwise import (
     alpha_divergence,
     aot,
@@ -36,7 +32,7 @@ from preftune.losses.reference_free import cpo, nll, orpo, simpo, unlikelihood
 from preftune.losses.tokenwise import ld_dpo, odpo, tdpo1, tdpo2, wpo
 from preftune.losses.unpaired import bco, kto
 
-#: Names for `loss.name` of preference training.
+#: The values of `loss.name` for preference training.
 PREFERENCE_LOSSES: dict[str, Callable[..., Tensor]] = {
     **pairwise.TABLE,
     **reference_free.TABLE,
@@ -46,40 +42,8 @@ PREFERENCE_LOSSES: dict[str, Callable[..., Tensor]] = {
 }
 
 __all__ = [
-    "PREFERENCE_LOSSES",
-    "Objective",
-    "Term",
-    "alpha_divergence",
-    "aot",
-    "aot_unpaired",
-    "apo_down",
-    "apo_zero",
-    "bco",
-    "bco_pair",
-    "cal_dpo",
-    "cpo",
-    "discopop",
-    "dpop",
-    "exo_pair",
-    "forward_kl",
-    "hinge",
-    "ipo",
-    "jensen_shannon",
-    "joint",
-    "kto",
-    "ld_dpo",
-    "nca_pair",
-    "nll",
-    "odpo",
-    "orpo",
-    "plackett_luce",
-    "r_dpo",
-    "robust",
-    "sigmoid",
-    "simpo",
-    "sppo",
-    "tdpo1",
-    "tdpo2",
-    "unlikelihood",
-    "wpo",
-]
+    "PREFERENCE_LOSSES", "Objective", "Term", "alpha_divergence", "aot", "aot_unpaired", "apo_down", "apo_zero",
+    "bco", "bco_pair", "cal_dpo", "cpo", "discopop", "dpop", "exo_pair", "forward_kl", "hinge", "ipo",
+    "jensen_shannon", "joint", "kto", "ld_dpo", "nca_pair", "nll", "odpo", "orpo", "plackett_luce", "r_dpo",
+    "robust", "sigmoid", "simpo", "sppo", "tdpo1", "tdpo2", "unlikelihood", "wpo",
+]  # fmt: skip

@@ -1,32 +1,33 @@
-"""From a loss function to the number that is differentiated: inputs by name, weights, sums and counts.
+"""Combine loss functions into the value that is differentiated: inputs by name, weights, sums and counts.
 
-A loss asks for what it needs by the names of its arguments:
+A loss declares its inputs by the names of its arguments:
 
-    name               what it gets                                        items (one loss value each)
-    policy, reference  PairLogps, or Logps where the items are not pairs
-    policy_tokens, reference_tokens   Pair of (P, longest) per-token log-probs, 0 beyond a response's end
+    policy, reference  PairLogps for losses on pairs, otherwise Logps
+    policy_tokens, reference_tokens   Pair of (P, longest) per-token log-probs, 0 after the end of a response
     kl                 Pair: sum over tokens of KL(ref(.|context) || pi(.|context))
     collision          Pair: sum over tokens of log sum_v pi(v|context)^2, without gradient
-    reward             Pair of (P,) rewards, from a reward model
-    probability        (P,) soft label that the better response is better
-    margin             (P,) by how much
-    label              (S,) +1, -1 or 0                                    responses
+    reward             Pair of (P,) rewards from a reward model
+    probability        (P,) soft label: probability that the better response is better
+    margin             (P,) how much better it is, from the data
+    label              (S,) +1, -1 or 0; the loss then has one value per response
     mismatched         (S,) true for a response that belongs to another prompt
-    rank, group        (S,) rank within the group, index of the group      groups
+    rank, group        (S,) rank within the group, index of the group; the loss then has one value per group
+
+A loss without `label` and `rank` has one value per pair.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
-from preftune.losses.joint import is_joint
 from preftune.types import Judged, Logps, LossOutput, Pair, PairLogps
 
+F = TypeVar("F", bound=Callable[..., Any])
 Items = Literal["pairs", "responses", "groups", "tokens"]
 
 INPUTS = (
@@ -43,13 +44,27 @@ INPUTS = (
     "rank",
     "group",
 )
-#: Inputs that are token statistics over the whole vocabulary, computed with the log-probs (model.logprobs).
+#: Inputs that are statistics of token distributions over the vocabulary (model.statistics).
 STATISTICS = ("kl", "collision")
+
+
+def joint(loss: F) -> F:
+    """Mark `loss` as a loss that needs all items of an optimizer step at once, for a sort or a mean.
+
+    Such a loss is not a sum over micro-batches. The training loop computes it on the log-probs of the whole step, with
+    an extra forward pass if the step has several micro-batches, so the gradient does not depend on the micro-batches.
+    """
+    loss.couples_whole_step = True  # type: ignore[attr-defined]
+    return loss
+
+
+def is_joint(loss: Callable[..., Any]) -> bool:
+    return bool(getattr(loss, "couples_whole_step", False))
 
 
 @dataclass(frozen=True)
 class Term:
-    """One loss of the sum, with its parameters bound."""
+    """One loss of the sum, with the values of its parameters."""
 
     name: str
     function: Callable[..., Tensor]
@@ -60,7 +75,7 @@ class Term:
 
 
 def items_of(inputs: Sequence[str]) -> Items:
-    """What a loss has one value for, told by what it asks for."""
+    """Return what a loss with these inputs has one value for."""
     if "label" in inputs:
         return "responses"
     return "groups" if "rank" in inputs else "pairs"
@@ -70,7 +85,7 @@ def items_of(inputs: Sequence[str]) -> Items:
 class Objective:
     """A weighted sum of losses over the same items.
 
-    `count` items enter with their weights, so that a judgement of weight 2 is one that stands twice in the data.
+    Both the sum and the count include the weights of judgements: weight 2 equals having the judgement twice.
     """
 
     terms: tuple[Term, ...]
@@ -97,29 +112,29 @@ class Objective:
 
     @property
     def beta(self) -> float:
-        """Scale of the implicit reward in the metrics: the first loss that has a beta names it."""
+        """Scale of the implicit reward in the metrics: the beta of the first loss that has one, otherwise 1."""
         betas = [float(term.parameters["beta"]) for term in self.terms if "beta" in term.parameters]
         return betas[0] if betas else 1.0
 
     def count(self, judged: Judged, length_S: Tensor) -> Tensor:
-        """How many items a batch holds, on its device; the loop adds these up over the step before it divides."""
+        """Return the number of items in a batch, on its device. The loop divides by the sum of it over the step."""
         match self.items:
             case "pairs":
                 return judged.weight_P.sum()
             case "responses":
                 return (judged.label_S != 0).sum().float()
             case "groups":
-                return (judged.group_S.diff() != 0).sum().float() + 1  # responses of a group are adjacent
+                return (judged.group_S.diff() != 0).sum().float() + 1  # the responses of a group are adjacent
             case "tokens":
                 return length_S.sum().float()
 
     def __call__(self, policy: Logps, reference: Logps | None, judged: Judged) -> LossOutput:
-        """Loss sum over the items. `reference` None means reference-free: all its log-probs are 0."""
-        given = _provide(self.inputs, self.items, policy, reference, judged)
+        """Return the sum of the loss over the items. Without a `reference`, all reference log-probs are 0."""
+        inputs = _input_values(self.inputs, self.items, policy, reference, judged)
         total = policy.sum_S.new_zeros(())
         metrics = {}
         for term in self.terms:
-            values = term.function(**{name: given[name] for name in term.inputs}, **term.parameters)
+            values = term.function(**{name: inputs[name] for name in term.inputs}, **term.parameters)
             weighted = (values * judged.weight_P).sum() if self.items == "pairs" else values.sum()
             total = total + term.weight * weighted
             if len(self.terms) > 1:
@@ -129,13 +144,13 @@ class Objective:
 
     @torch.no_grad()
     def by_group(self, policy: Logps, reference: Logps | None, judged: Judged) -> tuple[Tensor, Tensor]:
-        """(G,) loss sums and item counts of each group of a batch, which `__call__` adds up. Not for losses per token.
+        """Return (G,) loss sums and (G,) item counts, one per group of the batch. Not for losses counted by tokens.
 
-        Empty for a loss that has not one value for each item.
+        Both are empty for a loss that does not return one value per item.
         """
-        given = _provide(self.inputs, self.items, policy, reference, judged)
+        inputs = _input_values(self.inputs, self.items, policy, reference, judged)
         values = sum(
-            term.weight * term.function(**{name: given[name] for name in term.inputs}, **term.parameters)
+            term.weight * term.function(**{name: inputs[name] for name in term.inputs}, **term.parameters)
             for term in self.terms
         )
         assert isinstance(values, Tensor)
@@ -152,8 +167,8 @@ class Objective:
         return empty.index_add(0, group, weight * values), empty.index_add(0, group, weight.to(values.dtype))
 
 
-def _provide(
-    wanted: frozenset[str], items: Items, policy: Logps, reference: Logps | None, judged: Judged
+def _input_values(
+    names: frozenset[str], items: Items, policy: Logps, reference: Logps | None, judged: Judged
 ) -> dict[str, Any]:
     if reference is None:
         zero = torch.zeros_like(policy.token_N, requires_grad=False)
@@ -173,11 +188,11 @@ def _provide(
         "rank": lambda: judged.rank_S,
         "group": lambda: judged.group_S,
     }
-    return {name: providers[name]() for name in wanted}
+    return {name: providers[name]() for name in names}
 
 
 def pair_logps(logps: Logps, judged: Judged) -> PairLogps:
-    """The log-probs and lengths of the better and the worse response of each judgement."""
+    """Return the log-probs and lengths of the better and the worse response of each judgement."""
     length = logps.length_S.to(logps.sum_S.dtype)
     better, worse = judged.better_P, judged.worse_P
     return PairLogps(logps.sum_S[better], logps.sum_S[worse], length[better], length[worse])
@@ -189,7 +204,7 @@ def _pair(values_S: Tensor, judged: Judged) -> Pair:
 
 def _pair_tokens(logps: Logps, judged: Judged) -> Pair:
     longest = int(logps.length_S.max())
-    place_SL = torch.arange(longest, device=logps.length_S.device).expand(len(logps.length_S), longest)
-    grid_SL = logps.token_N.new_zeros(place_SL.shape)
-    grid_SL = grid_SL.masked_scatter(place_SL < logps.length_S[:, None], logps.token_N)
-    return Pair(grid_SL[judged.better_P], grid_SL[judged.worse_P])
+    position_SL = torch.arange(longest, device=logps.length_S.device).expand(len(logps.length_S), longest)
+    token_SL = logps.token_N.new_zeros(position_SL.shape)
+    token_SL = token_SL.masked_scatter(position_SL < logps.length_S[:, None], logps.token_N)
+    return Pair(token_SL[judged.better_P], token_SL[judged.worse_P])

@@ -1,15 +1,15 @@
-"""Losses of preference pairs: pure functions of log-probabilities, one value for each of P judgements.
+"""Losses on preference pairs: pure functions of log-probs that return one value for each of P judgements.
 
-Notation, for a judgement that y_w is better than y_l as an answer to x:
+Notation, for a judgement that response y_w to prompt x is better than response y_l:
 
-    lr_y   = log pi(y|x) - log ref(y|x)          the log-ratio; beta * lr_y is the implicit reward
-    h      = lr_w - lr_l                         the margin
+    lr_y   = log pi(y|x) - log ref(y|x)          log-ratio; beta * lr_y is the implicit reward
+    h      = lr_w - lr_l                         margin
     |y|    = number of scored tokens of y
     sg     = stop-gradient
 
-Arguments before the `*` are inputs and are provided by name (see losses.objective.INPUTS): a loss that needs
-no reference does not ask for one. Arguments after it are parameters: the config may set exactly these.
-`probability` is the soft label p(y_w is better); where a loss takes it, the value is the expected loss
+Arguments before the `*` are inputs, which `losses.objective` passes by name. A loss that needs no reference does not
+list one. Arguments after the `*` are parameters, which the config can set.
+`probability` is the soft label p = P(y_w is better). A loss with this input returns the expected loss
 p * loss(y_w, y_l) + (1 - p) * loss(y_l, y_w).
 """
 
@@ -23,23 +23,23 @@ from annotated_types import Gt, Le, Lt
 from torch import Tensor
 from torch.nn.functional import logsigmoid, relu
 
-from preftune.losses.joint import joint
+from preftune.losses.objective import joint
 from preftune.types import BelowHalf, NonNegative, Pair, PairLogps, Positive
 
 
 def log_ratios(policy: PairLogps, reference: PairLogps) -> Pair:
-    """lr_w and lr_l."""
+    """Return lr_w and lr_l."""
     return Pair(policy.chosen - reference.chosen, policy.rejected - reference.rejected)
 
 
 def margin_of(policy: PairLogps, reference: PairLogps) -> Tensor:
-    """h: how much more than the reference the policy prefers y_w to y_l."""
+    """Return h = lr_w - lr_l: how much more strongly than the reference the policy prefers y_w to y_l."""
     chosen, rejected = log_ratios(policy, reference)
     return chosen - rejected
 
 
 def cross_entropy(z: Tensor, probability: Tensor | float) -> Tensor:
-    """-p log sigmoid(z) - (1 - p) log sigmoid(-z)."""
+    """Return the Bradley-Terry negative log-likelihood: -p log sigmoid(z) - (1 - p) log sigmoid(-z)."""
     return -probability * logsigmoid(z) - (1 - probability) * logsigmoid(-z)
 
 
@@ -51,11 +51,15 @@ def sigmoid(
     beta: Positive = 0.1,
     label_smoothing: BelowHalf = 0.0,
 ) -> Tensor:
-    """DPO; with label_smoothing > 0, conservative DPO; with `reference.kind: none`, reference-free DPO.
+    """DPO: raise the margin between chosen and rejected. The standard loss for preference pairs.
 
-    loss      -q log sigmoid(beta h) - (1 - q) log sigmoid(-beta h),   q = p (1 - e) + (1 - p) e,  e = label_smoothing
-    gradient  (sigmoid(beta h) - q) beta dh/dpi: pairs ranked wrongly weigh most
-    source    Rafailov et al. 2023, arXiv:2305.18290 eq. 7; Mitchell 2023, "A note on DPO with noisy preferences" eq. 3
+    loss        -q log sigmoid(beta h) - (1 - q) log sigmoid(-beta h),   q = p (1 - e) + (1 - p) e,  e = label_smoothing
+    parameters  beta (0.1): strength of the pull to the reference; smaller values allow larger changes
+                label_smoothing (0.0): assumed share of flipped labels; above 0, this is conservative DPO
+    gradient    (sigmoid(beta h) - q) beta dh/dpi: pairs in the wrong order have the largest weight
+    usage       with reference.kind: none, log ref is 0: reference-free DPO
+    source      Rafailov et al. 2023, arXiv:2305.18290 eq. 7; smoothing: Mitchell 2023, "A note on DPO with noisy
+                preferences" eq. 3
     """
     target = probability * (1 - label_smoothing) + (1 - probability) * label_smoothing
     return cross_entropy(beta * margin_of(policy, reference), target)
@@ -64,11 +68,12 @@ def sigmoid(
 def robust(
     policy: PairLogps, reference: PairLogps, *, beta: Positive = 0.1, label_smoothing: BelowHalf = 0.1
 ) -> Tensor:
-    """Robust DPO: unbiased under labels that are flipped with probability e.
+    """Robust DPO: for noisy labels. Its expectation is the DPO loss of the clean labels.
 
-    loss      [-(1 - e) log sigmoid(beta h) + e log sigmoid(-beta h)] / (1 - 2e),   e = label_smoothing
-    note      not bounded below: a pair that is confidently right has negative loss
-    source    Chowdhury et al. 2024, arXiv:2403.00409
+    loss        [-(1 - e) log sigmoid(beta h) + e log sigmoid(-beta h)] / (1 - 2e),   e = label_smoothing
+    parameters  beta (0.1): as in `sigmoid`;  label_smoothing (0.1): share of the labels that are flipped
+    note        the loss has no lower bound: it is negative for pairs with a large positive margin
+    source      Chowdhury et al. 2024, arXiv:2403.00409
     """
     z = beta * margin_of(policy, reference)
     e = label_smoothing
@@ -76,20 +81,15 @@ def robust(
 
 
 def ipo(
-    policy: PairLogps,
-    reference: PairLogps,
-    probability: Tensor,
-    *,
-    beta: Positive = 0.1,
-    average: bool = True,
+    policy: PairLogps, reference: PairLogps, probability: Tensor, *, beta: Positive = 0.1, average: bool = True
 ) -> Tensor:
-    """IPO: pulls the margin to 1/(2 beta) instead of to infinity.
+    """IPO: regress the margin on 1/(2 beta), so that it stays finite even if all labels agree.
 
-    loss      p (h' - 1/(2 beta))^2 + (1 - p) (h' + 1/(2 beta))^2
-              average = true: h' = lr_w/|y_w| - lr_l/|y_l|  (per token, as the authors confirmed to later
-              implementers);  average = false: h' = h  (summed, as the paper is written)
-    note      the same beta regularises about |y| times more strongly when summed
-    source    Azar et al. 2023, arXiv:2310.12036 eq. 17 (tau there is beta here)
+    loss        p (h' - 1/(2 beta))^2 + (1 - p) (h' + 1/(2 beta))^2
+    parameters  beta (0.1): strength of the pull to the reference; the paper's tau
+                average (true): h' = lr_w/|y_w| - lr_l/|y_l|, per token, as the authors confirmed to implementers;
+                false: h' = h, summed, as in the paper. With sums, the same beta regularises about |y| times as much
+    source      Azar et al. 2023, arXiv:2310.12036 eq. 17
     """
     chosen, rejected = log_ratios(policy, reference)
     if average:
@@ -99,10 +99,11 @@ def ipo(
 
 
 def hinge(policy: PairLogps, reference: PairLogps, probability: Tensor, *, beta: Positive = 0.1) -> Tensor:
-    """Hinge on the margin: no gradient once the pair is right by 1/beta.
+    """Hinge loss on the margin: a pair has no gradient once its margin exceeds 1/beta.
 
-    loss      p max(0, 1 - beta h) + (1 - p) max(0, 1 + beta h)
-    source    Zhao et al. 2023 (SLiC-HF), arXiv:2305.10425; Liu et al. 2023 (RSO), arXiv:2309.06657
+    loss        p max(0, 1 - beta h) + (1 - p) max(0, 1 + beta h)
+    parameters  beta (0.1): inverse of the margin to reach
+    source      Zhao et al. 2023 (SLiC-HF), arXiv:2305.10425; Liu et al. 2023 (RSO), arXiv:2309.06657
     """
     z = beta * margin_of(policy, reference)
     return probability * relu(1 - z) + (1 - probability) * relu(1 + z)
@@ -115,23 +116,24 @@ def exo_pair(
     beta: Positive = 0.1,
     label_smoothing: Annotated[float, Gt(0), Lt(0.5)] = 1e-3,
 ) -> Tensor:
-    """EXO: the reverse KL from the policy's preference to the smoothed label.
+    """EXO: KL(policy's preference || smoothed label), where DPO uses the KL in the other direction.
 
-    loss      sigmoid(beta h) [log sigmoid(beta h) - log(1 - e)] + sigmoid(-beta h) [log sigmoid(-beta h) - log e],
-              e = label_smoothing
-    source    Ji et al. 2024, arXiv:2402.00856 eq. 16
+    loss        sigmoid(beta h) [log sigmoid(beta h) - log(1 - e)] + sigmoid(-beta h) [log sigmoid(-beta h) - log e]
+    parameters  beta (0.1): as in `sigmoid`;  label_smoothing (0.001): e, smoothing of the label
+    source      Ji et al. 2024, arXiv:2402.00856 eq. 16
     """
     z, e = beta * margin_of(policy, reference), label_smoothing
-    right = torch.sigmoid(z) * (logsigmoid(z) - math.log1p(-e))
-    wrong = torch.sigmoid(-z) * (logsigmoid(-z) - math.log(e))
-    return right + wrong
+    chosen = torch.sigmoid(z) * (logsigmoid(z) - math.log1p(-e))
+    rejected = torch.sigmoid(-z) * (logsigmoid(-z) - math.log(e))
+    return chosen + rejected
 
 
 def nca_pair(policy: PairLogps, reference: PairLogps, *, beta: Positive = 0.1) -> Tensor:
-    """NCA: noise contrastive alignment; holds the chosen reward up by an absolute term.
+    """NCA (noise contrastive alignment): keeps the reward of the chosen response from falling, which DPO does not.
 
-    loss      -log sigmoid(r_w) - 1/2 log sigmoid(-r_w) - 1/2 log sigmoid(-r_l),   r = beta lr
-    source    Chen et al. 2024, arXiv:2402.05369
+    loss        -log sigmoid(r_w) - 1/2 log sigmoid(-r_w) - 1/2 log sigmoid(-r_l),   r = beta lr
+    parameters  beta (0.1): scale of the rewards
+    source      Chen et al. 2024, arXiv:2402.05369
     """
     chosen, rejected = log_ratios(policy, reference)
     r_w, r_l = beta * chosen, beta * rejected
@@ -140,14 +142,14 @@ def nca_pair(policy: PairLogps, reference: PairLogps, *, beta: Positive = 0.1) -
 
 @joint
 def bco_pair(policy: PairLogps, reference: PairLogps, *, beta: Positive = 0.1, threshold: bool = True) -> Tensor:
-    """BCO on pairs: a classifier of good against bad whose threshold is the mean reward of the step.
+    """BCO on pairs: train the implicit reward as a binary classifier of chosen against rejected responses.
 
-    loss      -log sigmoid(r_w - d) - log sigmoid(-(r_l - d)),   r = beta lr,
-              threshold = true: d = sg mean of r_w and r_l over the step;  threshold = false: d = 0
-    note      the paper keeps a moving average of d over steps; here it is the mean over the whole optimizer step,
-              so that the loss has no hidden state and does not depend on the split into micro-batches.
-              TRL's bco_pair has d = 0 since version 0.29: set threshold = false for its loss
-    source    Jung et al. 2024, arXiv:2404.04656
+    loss        -log sigmoid(r_w - d) - log sigmoid(-(r_l - d)),   r = beta lr
+    parameters  beta (0.1): scale of the rewards
+                threshold (true): d = sg mean of all r_w and r_l of the optimizer step;  false: d = 0
+    note        the paper uses a moving average of d over steps. The mean of one step needs no state between steps and
+                does not depend on the micro-batches. TRL's bco_pair has d = 0 since version 0.29: threshold = false
+    source      Jung et al. 2024, arXiv:2404.04656
     """
     chosen, rejected = log_ratios(policy, reference)
     r_w, r_l = beta * chosen, beta * rejected
@@ -156,10 +158,11 @@ def bco_pair(policy: PairLogps, reference: PairLogps, *, beta: Positive = 0.1, t
 
 
 def sppo(policy: PairLogps, reference: PairLogps, probability: Tensor, *, beta: Positive = 1e-3) -> Tensor:
-    """SPPO: each log-ratio is regressed on how often its response wins.
+    """SPPO: regress each log-ratio on the win probability of its response. For iterative training on own samples.
 
-    loss      (lr_w - (p - 1/2)/beta)^2 + (lr_l + (p - 1/2)/beta)^2;   p = 1 is the hard form
-    source    Wu et al. 2024, arXiv:2405.00675 eq. 4.7 (eta there is 1/beta here)
+    loss        (lr_w - (p - 1/2)/beta)^2 + (lr_l + (p - 1/2)/beta)^2;   p = 1 (hard labels) has targets +-1/(2 beta)
+    parameters  beta (0.001): inverse scale of the targets, 1/eta in the paper
+    source      Wu et al. 2024, arXiv:2405.00675 eq. 4.7
     """
     chosen, rejected = log_ratios(policy, reference)
     target = (probability - 0.5) / beta
@@ -168,176 +171,157 @@ def sppo(policy: PairLogps, reference: PairLogps, probability: Tensor, *, beta: 
 
 @joint
 def aot(policy: PairLogps, reference: PairLogps, *, beta: Positive = 0.1, label_smoothing: BelowHalf = 0.0) -> Tensor:
-    """AOT, paired: the policy's margins should dominate the reference's margins as distributions.
+    """AOT, paired: make the distribution of the policy's margins stochastically dominate that of the reference.
 
-    loss      -(1 - e) log sigmoid(beta d) - e log sigmoid(-beta d),   e = label_smoothing,
-              d = sort(log pi_w - log pi_l) - sort(log ref_w - log ref_l), sorted over the whole step
-    source    Melnyk et al. 2024, arXiv:2406.05882
+    loss        -(1 - e) log sigmoid(beta d) - e log sigmoid(-beta d),
+                d = sort(log pi_w - log pi_l) - sort(log ref_w - log ref_l), sorted over the optimizer step
+    parameters  beta (0.1): scale of d;  label_smoothing (0.0): e, as in `sigmoid`
+    source      Melnyk et al. 2024, arXiv:2406.05882
     """
-    of_policy = torch.sort(policy.chosen - policy.rejected).values
-    of_reference = torch.sort(reference.chosen - reference.rejected).values
-    return cross_entropy(beta * (of_policy - of_reference), 1 - label_smoothing)
+    policy_margins = torch.sort(policy.chosen - policy.rejected).values
+    reference_margins = torch.sort(reference.chosen - reference.rejected).values
+    return cross_entropy(beta * (policy_margins - reference_margins), 1 - label_smoothing)
 
 
 @joint
 def aot_unpaired(
     policy: PairLogps, reference: PairLogps, *, beta: Positive = 0.1, label_smoothing: BelowHalf = 0.0
 ) -> Tensor:
-    """AOT, unpaired: the chosen rewards should dominate the rejected rewards as distributions.
+    """AOT, unpaired: make the distribution of chosen rewards stochastically dominate that of rejected rewards.
 
-    loss      -(1 - e) log sigmoid(beta d) - e log sigmoid(-beta d),   e = label_smoothing,
-              d = sort(lr_w) - sort(lr_l), sorted over the whole step
-    source    Melnyk et al. 2024, arXiv:2406.05882
+    loss        -(1 - e) log sigmoid(beta d) - e log sigmoid(-beta d),   d = sort(lr_w) - sort(lr_l),
+                sorted over the optimizer step
+    parameters  beta (0.1): scale of d;  label_smoothing (0.0): e, as in `sigmoid`
+    source      Melnyk et al. 2024, arXiv:2406.05882
     """
     chosen, rejected = log_ratios(policy, reference)
     return cross_entropy(beta * (torch.sort(chosen).values - torch.sort(rejected).values), 1 - label_smoothing)
 
 
 def apo_zero(policy: PairLogps, reference: PairLogps, *, beta: Positive = 0.1) -> Tensor:
-    """APO-zero: raise the chosen and lower the rejected, each on its own. For a policy worse than the chosen data.
+    """APO-zero: raise the chosen and lower the rejected log-ratio. For a policy worse than the chosen responses.
 
-    loss      1 - sigmoid(beta lr_w) + sigmoid(beta lr_l)
-    source    D'Oosterlinck et al. 2024, arXiv:2408.06266
+    loss        1 - sigmoid(beta lr_w) + sigmoid(beta lr_l)
+    parameters  beta (0.1): scale of the log-ratios
+    source      D'Oosterlinck et al. 2024, arXiv:2408.06266
     """
     chosen, rejected = log_ratios(policy, reference)
     return torch.sigmoid(-beta * chosen) + torch.sigmoid(beta * rejected)
 
 
 def apo_down(policy: PairLogps, reference: PairLogps, *, beta: Positive = 0.1) -> Tensor:
-    """APO-down: lower both, the rejected more. For a policy better than the chosen data.
+    """APO-down: lower both log-ratios, the rejected one more. For a policy better than the chosen responses.
 
-    loss      sigmoid(beta lr_w) + 1 - sigmoid(beta (lr_w - lr_l))
-    source    D'Oosterlinck et al. 2024, arXiv:2408.06266
+    loss        sigmoid(beta lr_w) + 1 - sigmoid(beta (lr_w - lr_l))
+    parameters  beta (0.1): scale of the log-ratios
+    source      D'Oosterlinck et al. 2024, arXiv:2408.06266
     """
     chosen, rejected = log_ratios(policy, reference)
     return torch.sigmoid(beta * chosen) + torch.sigmoid(-beta * (chosen - rejected))
 
 
 def discopop(
-    policy: PairLogps,
-    reference: PairLogps,
-    *,
-    beta: Positive = 0.1,
-    tau: Annotated[float, Gt(0), Le(1)] = 0.05,
+    policy: PairLogps, reference: PairLogps, *, beta: Positive = 0.1, tau: Annotated[float, Gt(0), Le(1)] = 0.05
 ) -> Tensor:
-    """DiscoPOP: a blend of logistic and exponential loss that an LLM-driven search found.
+    """DiscoPOP: a mixture of the logistic and the exponential loss, discovered by an LLM-driven search.
 
-    loss      (1 - m) (-log sigmoid(z)) + m exp(-z),   z = beta h,  m = sigmoid(z / tau)
-    gradient  not monotone: with a small tau it pushes a pair at h = 0 the wrong way first, as the paper observes
-    note      m exp(-z) is computed as exp(log sigmoid(z/tau) - z), which cannot overflow for tau <= 1
-    source    Lu et al. 2024, arXiv:2406.08414
+    loss        (1 - m) (-log sigmoid(z)) + m exp(-z),   z = beta h,  m = sigmoid(z / tau)
+    parameters  beta (0.1): as in `sigmoid`;  tau (0.05): width of the transition between the two losses
+    gradient    not monotone: with a small tau, the loss rises with h near h = 0, as the paper notes
+    note        m exp(-z) is computed as exp(log sigmoid(z/tau) - z), which cannot overflow for tau <= 1
+    source      Lu et al. 2024, arXiv:2406.08414
     """
     z = beta * margin_of(policy, reference)
     return torch.sigmoid(-z / tau) * -logsigmoid(z) + torch.exp(logsigmoid(z / tau) - z)
 
 
 def forward_kl(policy: PairLogps, reference: PairLogps, *, beta: Positive = 0.1) -> Tensor:
-    """f-DPO with the forward KL as regulariser.
+    """f-DPO with the forward KL as the regulariser, in place of the reverse KL of DPO.
 
-    loss      -log sigmoid(beta [f'(u_w) - f'(u_l)]),   f'(u) = -1/u,  u = exp(lr)
-    note      exp is continued by its tangent above 40, see `_exp`; the reverse KL is the loss `sigmoid`
-    source    Wang et al. 2023, arXiv:2309.16240
+    loss        -log sigmoid(beta [f'(u_w) - f'(u_l)]),   f'(u) = -1/u,  u = exp(lr)
+    parameters  beta (0.1): strength of the regulariser
+    note        exp(x) is replaced with its tangent above x = 40, so that the loss stays finite
+    source      Wang et al. 2023, arXiv:2309.16240
     """
     chosen, rejected = log_ratios(policy, reference)
     return -logsigmoid(beta * (_exp(-rejected) - _exp(-chosen)))
 
 
 def jensen_shannon(policy: PairLogps, reference: PairLogps, *, beta: Positive = 0.1) -> Tensor:
-    """f-DPO with the Jensen-Shannon divergence as regulariser.
+    """f-DPO with the Jensen-Shannon divergence as the regulariser.
 
-    loss      -log sigmoid(beta [f'(u_w) - f'(u_l)]),   f'(u) = log(2u / (1 + u)) = log 2 + log sigmoid(lr)
-    source    Wang et al. 2023, arXiv:2309.16240
+    loss        -log sigmoid(beta [f'(u_w) - f'(u_l)]),   f'(u) = log(2u / (1 + u)) = log 2 + log sigmoid(lr)
+    parameters  beta (0.1): strength of the regulariser
+    source      Wang et al. 2023, arXiv:2309.16240
     """
     chosen, rejected = log_ratios(policy, reference)
     return -logsigmoid(beta * (logsigmoid(chosen) - logsigmoid(rejected)))
 
 
 def alpha_divergence(
-    policy: PairLogps,
-    reference: PairLogps,
-    *,
-    beta: Positive = 0.1,
-    alpha: Annotated[float, Gt(0), Lt(1)] = 0.5,
+    policy: PairLogps, reference: PairLogps, *, beta: Positive = 0.1, alpha: Annotated[float, Gt(0), Lt(1)] = 0.5
 ) -> Tensor:
-    """f-DPO with an alpha-divergence: between reverse KL (alpha -> 0) and forward KL (alpha -> 1).
+    """f-DPO with an alpha-divergence as the regulariser: reverse KL (DPO) at alpha -> 0, forward KL at alpha -> 1.
 
-    loss      -log sigmoid(beta [f'(u_w) - f'(u_l)]),   f'(u) = (1 - u^-alpha) / alpha,  u = exp(lr)
-    source    Wang et al. 2023, arXiv:2309.16240
+    loss        -log sigmoid(beta [f'(u_w) - f'(u_l)]),   f'(u) = (1 - u^-alpha) / alpha,  u = exp(lr)
+    parameters  beta (0.1): strength of the regulariser;  alpha (0.5): the divergence, 0 < alpha < 1
+    source      Wang et al. 2023, arXiv:2309.16240
     """
     chosen, rejected = log_ratios(policy, reference)
     return -logsigmoid(beta * (_exp(-alpha * rejected) - _exp(-alpha * chosen)) / alpha)
 
 
 def _exp(x: Tensor, limit: float = 40.0) -> Tensor:
-    """exp(x), continued by its tangent above `limit`: finite, monotone and with a gradient everywhere."""
+    """Return exp(x), above `limit` its tangent: finite, monotone, and with a non-zero gradient everywhere."""
     below = torch.exp(x.clamp(max=limit))
     return below * (1 + relu(x - limit))
 
 
 def dpop(policy: PairLogps, reference: PairLogps, *, beta: Positive = 0.1, penalty: NonNegative = 50.0) -> Tensor:
-    """DPOP: DPO that pays for any chosen response which becomes less likely than under the reference.
+    """DPOP: DPO with a penalty on chosen responses that become less likely than under the reference.
 
-    loss      -log sigmoid(beta [h - penalty max(0, log ref_w - log pi_w)])
-    source    Pal et al. 2024, arXiv:2402.13228 (penalty is the paper's lambda)
+    loss        -log sigmoid(beta [h - penalty max(0, log ref_w - log pi_w)])
+    parameters  beta (0.1): as in `sigmoid`;  penalty (50.0): the paper's lambda
+    source      Pal et al. 2024, arXiv:2402.13228
     """
     chosen, rejected = log_ratios(policy, reference)
     return -logsigmoid(beta * (chosen - rejected - penalty * relu(-chosen)))
 
 
 def r_dpo(
-    policy: PairLogps,
-    reference: PairLogps,
-    probability: Tensor,
-    *,
-    beta: Positive = 0.1,
-    alpha: NonNegative = 0.01,
+    policy: PairLogps, reference: PairLogps, probability: Tensor, *, beta: Positive = 0.1, alpha: NonNegative = 0.01
 ) -> Tensor:
-    """R-DPO: DPO whose reward is charged alpha a token, so that length alone is worth nothing.
+    """R-DPO: DPO with a reward penalty per token, against policies that learn to write longer responses.
 
-    loss      cross-entropy of p and sigmoid(z),   z = beta h + alpha (|y_w| - |y_l|)
-    why +     the optimum of E[r - alpha |y|] - beta KL has r = beta lr + alpha |y| + const, and p = sigmoid(r_w - r_l)
-    source    Park et al. 2024, arXiv:2403.19159
+    loss        -p log sigmoid(z) - (1 - p) log sigmoid(-z),   z = beta h + alpha (|y_w| - |y_l|)
+    parameters  beta (0.1): as in `sigmoid`;  alpha (0.01): reward penalty per token
+    note        the sign is +: the optimum of E[r - alpha |y|] - beta KL has r = beta lr + alpha |y| + const,
+                and p = sigmoid(r_w - r_l)
+    source      Park et al. 2024, arXiv:2403.19159
     """
-    longer = policy.chosen_length - policy.rejected_length
-    return cross_entropy(beta * margin_of(policy, reference) + alpha * longer, probability)
+    extra_tokens = policy.chosen_length - policy.rejected_length
+    return cross_entropy(beta * margin_of(policy, reference) + alpha * extra_tokens, probability)
 
 
 def cal_dpo(policy: PairLogps, reference: PairLogps, *, beta: Positive = 0.1, calibration: NonNegative = 1.0) -> Tensor:
-    """Cal-DPO: DPO plus a pull of the implicit rewards to +1/2 and -1/2.
+    """Cal-DPO: DPO with a term that pulls the implicit rewards to +1/2 (chosen) and -1/2 (rejected).
 
-    loss      -log sigmoid(h) + calibration [(lr_w - 1/(2 beta))^2 + (lr_l + 1/(2 beta))^2]
-    note      the contrastive term has no beta in the paper: beta enters by the calibration target alone.
-              The authors' code (tengxiao1/Cal-DPO) weighs the calibration term with one half: set calibration = 0.5,
-              and beta = 0.001 as in its script. The default 1 is the sum as the paper writes it
-    source    Xiao et al. 2024, arXiv:2412.14516
+    loss        -log sigmoid(h) + calibration [(lr_w - 1/(2 beta))^2 + (lr_l + 1/(2 beta))^2]
+    parameters  beta (0.1): sets the targets 1/(2 beta); as in the paper, the contrastive term does not use it
+                calibration (1.0): weight of the second term, 1 in the paper; for the authors' code
+                (tengxiao1/Cal-DPO), set calibration = 0.5 and beta = 0.001
+    source      Xiao et al. 2024, arXiv:2412.14516
     """
     chosen, rejected = log_ratios(policy, reference)
     target = 1 / (2 * beta)
-    pull = (chosen - target) ** 2 + (rejected + target) ** 2
-    return -logsigmoid(chosen - rejected) + calibration * pull
+    squared_error = (chosen - target) ** 2 + (rejected + target) ** 2
+    return -logsigmoid(chosen - rejected) + calibration * squared_error
 
 
 TABLE = {
     f.__name__: f
     for f in (
-        sigmoid,
-        robust,
-        ipo,
-        hinge,
-        exo_pair,
-        nca_pair,
-        bco_pair,
-        sppo,
-        aot,
-        aot_unpaired,
-        apo_zero,
-        apo_down,
-        discopop,
-        forward_kl,
-        jensen_shannon,
-        alpha_divergence,
-        dpop,
-        r_dpo,
-        cal_dpo,
+        sigmoid, robust, ipo, hinge, exo_pair, nca_pair, bco_pair, sppo, aot, aot_unpaired, apo_zero, apo_down,
+        discopop, forward_kl, jensen_shannon, alpha_divergence, dpop, r_dpo, cal_dpo,
     )
-}
+}  # fmt: skip

@@ -1,7 +1,7 @@
-"""The arithmetic of PPO on responses: KL penalty, advantages, clipped losses.
+"""The formulas of PPO on responses: KL penalty, advantages, clipped losses.
 
-All tokens of all responses lie one after another (N), `length_S` tells them apart. Value n is that of the state before
-token n.
+The tokens of all responses are concatenated (N tokens); `length_S` holds the length of each response. Value n is the
+value of the state before token n.
 
 Sources: Schulman et al. 2017, arXiv:1707.06347 (clipping); Schulman et al. 2016, arXiv:1506.02438 (advantages);
 Ziegler et al. 2019, arXiv:1909.08593 (KL penalty and its control); Ouyang et al. 2022, arXiv:2203.02155.
@@ -18,20 +18,20 @@ Estimator = Literal["k1", "k2", "k3"]
 
 
 class Advantages(NamedTuple):
-    """Of every token, and the returns that its value should have predicted."""
+    """The advantage of every token, and the return: the target of its value."""
 
     advantage_N: Tensor
     return_N: Tensor
 
 
 def kl_estimate(policy_N: Tensor, reference_N: Tensor, estimator: Estimator) -> Tensor:
-    """KL(policy || reference) of the next token, estimated from one token that the policy sampled.
+    """Estimate KL(policy || reference) of the next token from one token that the policy sampled.
 
-    d = log policy - log reference.  k1: d, unbiased;  k2: d^2 / 2, never negative, biased;  k3: exp(-d) - 1 + d, never
-    negative, unbiased. Source: Schulman 2020, "Approximating KL divergence", joschu.net/blog/kl-approx.html
-
-    These are estimates of a value. As a token's reward only k1 has the gradient of the KL: E[f(d) grad log pi] is that
-    gradient for f(d) = d, and for no other f. k2 and k3 are loss terms instead, see `kl_loss`.
+    estimator   d = log policy - log reference
+                k1: d, unbiased;  k2: d^2 / 2, never negative, biased;  k3: exp(-d) - 1 + d, never negative, unbiased
+    note        as a penalty in the token rewards, only k1 yields the gradient of the KL: E[f(d) grad log pi] equals
+                this gradient only for f(d) = d. k2 and k3 are used as loss terms, see `kl_loss`
+    source      Schulman 2020, "Approximating KL divergence", joschu.net/blog/kl-approx.html
     """
     d = policy_N - reference_N
     match estimator:
@@ -44,89 +44,88 @@ def kl_estimate(policy_N: Tensor, reference_N: Tensor, estimator: Estimator) -> 
 
 
 def kl_loss(policy_N: Tensor, old_N: Tensor, reference_N: Tensor, estimator: Estimator) -> Tensor:
-    """The KL of each token as a loss term for k2 or k3, with the gradient of KL(policy || reference) of that token.
+    """Return a loss term per token whose expected gradient is that of KL(policy || reference), for k2 or k3.
 
-    ratio = exp(log policy - log old),   d = log policy - log reference
-
-    loss      k2: stop-gradient(ratio) d^2 / 2;   k3: ratio (exp(-d) - 1 + d)
-    gradient  ratio d grad log policy for both: in expectation the true gradient, also when `old` sampled the token
-    note      k3 without its ratio has the gradient (1 - exp(-d)) grad log policy, which is that of KL(reference ||
-              policy), the KL in the other direction. The KL of later tokens is not in this term: it is in the advantage
-    source    Liu et al. 2025, arXiv:2510.01555 (k2 as a loss; the ratio)
+    loss        k2: stop-gradient(ratio) d^2 / 2;   k3: ratio (exp(-d) - 1 + d)
+                ratio = exp(log policy - log old),   d = log policy - log reference
+    gradient    ratio d grad log policy for both: exact in expectation over tokens that `old` sampled
+    note        k3 without the ratio has the gradient (1 - exp(-d)) grad log policy, the gradient of KL(reference ||
+                policy). The effect of a token on the KL of later tokens is in the advantage, not in this term
+    source      Liu et al. 2025, arXiv:2510.01555 (k2 as a loss; the ratio)
     """
     d = policy_N - reference_N
     ratio = torch.exp(policy_N - old_N)
     if estimator == "k2":
         return ratio.detach() * d.square() / 2
-    # ratio exp(-d) = exp(log reference - log old) is constant, and cannot overflow when a token becomes unlikely.
+    # ratio * exp(-d) = exp(log reference - log old) is constant, so it cannot overflow for very unlikely tokens.
     return torch.exp(reference_N - old_N) - ratio + ratio * d
 
 
 def token_rewards(score_S: Tensor, kl_N: Tensor, coefficient: float, length_S: Tensor) -> Tensor:
-    """(N,) -coefficient * KL at every token, and the score of the response at its last one."""
+    """Return (N,) rewards: -coefficient * KL at every token, plus the response's score at its last token."""
     reward_N = -coefficient * kl_N
     return reward_N.index_add(0, length_S.cumsum(0) - 1, score_S.to(reward_N.dtype))
 
 
 def advantages(reward_N: Tensor, value_N: Tensor, length_S: Tensor, gamma: float, lam: float) -> Advantages:
-    """Generalised advantage estimation; after its last token a response is worth 0.
+    """Generalised advantage estimation (GAE). The value after a response's last token is 0.
 
     delta_t = r_t + gamma V_{t+1} - V_t,   A_t = delta_t + gamma lam A_{t+1},   R_t = A_t + V_t
     """
     longest = int(length_S.max())
-    place_L = torch.arange(longest, device=length_S.device)
-    real_SL = place_L < length_S[:, None]
+    position_L = torch.arange(longest, device=length_S.device)
+    is_token_SL = position_L < length_S[:, None]
 
-    def grid(values_N: Tensor) -> Tensor:
-        return values_N.new_zeros(real_SL.shape).masked_scatter(real_SL, values_N)
+    def padded(values_N: Tensor) -> Tensor:
+        return values_N.new_zeros(is_token_SL.shape).masked_scatter(is_token_SL, values_N)
 
-    reward_SL, value_SL = grid(reward_N), grid(value_N)
+    reward_SL, value_SL = padded(reward_N), padded(value_N)
     advantage_SL = torch.zeros_like(value_SL)
-    later, following = torch.zeros_like(value_SL[:, 0]), torch.zeros_like(value_SL[:, 0])
-    for t in range(longest - 1, -1, -1):  # places behind a response's end hold 0, and so does what they hand on
-        delta = reward_SL[:, t] + gamma * following - value_SL[:, t]
-        later = delta + gamma * lam * later
-        advantage_SL[:, t] = later
-        following = value_SL[:, t]
-    advantage_N = advantage_SL[real_SL]
+    next_advantage, next_value = torch.zeros_like(value_SL[:, 0]), torch.zeros_like(value_SL[:, 0])
+    for t in range(longest - 1, -1, -1):  # padding has reward, value and advantage 0
+        delta = reward_SL[:, t] + gamma * next_value - value_SL[:, t]
+        next_advantage = delta + gamma * lam * next_advantage
+        advantage_SL[:, t] = next_advantage
+        next_value = value_SL[:, t]
+    advantage_N = advantage_SL[is_token_SL]
     return Advantages(advantage_N, advantage_N + value_N)
 
 
 def whiten(values_N: Tensor) -> Tensor:
-    """Mean 0 and variance 1; a single value or equal values come to 0."""
+    """Shift and scale the values to mean 0 and variance 1. A single value, or equal values, become 0."""
     return (values_N - values_N.mean()) / (values_N.std(correction=0) + 1e-8)
 
 
 def policy_loss(policy_N: Tensor, old_N: Tensor, advantage_N: Tensor, clip: float) -> tuple[Tensor, Tensor]:
-    """Loss of each token, and whether clipping took its gradient.
+    """Return the clipped policy loss of each token, and whether clipping removed its gradient.
 
     ratio = exp(log policy - log old),   loss = -min(ratio A, clip(ratio, 1 - clip, 1 + clip) A)
     """
     ratio = torch.exp(policy_N - old_N)
-    free, clipped = ratio * advantage_N, ratio.clamp(1 - clip, 1 + clip) * advantage_N
-    return -torch.minimum(free, clipped), clipped < free
+    unclipped, clipped = ratio * advantage_N, ratio.clamp(1 - clip, 1 + clip) * advantage_N
+    return -torch.minimum(unclipped, clipped), clipped < unclipped
 
 
 def value_loss(value_N: Tensor, old_N: Tensor, return_N: Tensor, clip: float | None) -> tuple[Tensor, Tensor]:
-    """Loss of each value, and whether clipping took its gradient.
+    """Return the loss of each value, and whether clipping removed its gradient. `clip` None means no clipping.
 
     loss = max((V - R)^2, (clip(V, V_old - clip, V_old + clip) - R)^2) / 2
     """
-    free = (value_N - return_N).square()
+    unclipped = (value_N - return_N).square()
     if clip is None:
-        return free / 2, torch.zeros_like(free, dtype=torch.bool)
-    near = torch.minimum(torch.maximum(value_N, old_N - clip), old_N + clip)
-    clipped = (near - return_N).square()
-    return torch.maximum(free, clipped) / 2, clipped > free
+        return unclipped / 2, torch.zeros_like(unclipped, dtype=torch.bool)
+    clipped_value = torch.minimum(torch.maximum(value_N, old_N - clip), old_N + clip)
+    clipped = (clipped_value - return_N).square()
+    return torch.maximum(unclipped, clipped) / 2, clipped > unclipped
 
 
 def explained_variance(value_N: Tensor, return_N: Tensor) -> Tensor:
-    """1 - var(R - V) / var(R): 1 is perfect, 0 is no better than a constant, below 0 is worse."""
+    """Return 1 - var(R - V) / var(R): 1 is a perfect value model, 0 as good as a constant, below 0 worse."""
     return 1 - (return_N - value_N).var(correction=0) / return_N.var(correction=0).clamp(min=1e-12)
 
 
-def steered(coefficient: float, kl: float, target: float, responses: int, horizon: int) -> float:
-    """The KL coefficient after `responses` more responses with this mean KL.
+def adapt_kl_coefficient(coefficient: float, kl: float, target: float, responses: int, horizon: int) -> float:
+    """Return the KL coefficient for the next step, after `responses` responses with the mean KL `kl`.
 
     coefficient * (1 + clip(kl / target - 1, -0.2, 0.2) * min(1, responses / horizon))
     """

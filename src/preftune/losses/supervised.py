@@ -8,9 +8,9 @@ from preftune.types import Logps
 
 
 def sft(policy: Logps) -> Tensor:
-    """Negative log-likelihood of each response; the loop divides by the scored tokens of the whole step.
+    """Negative log-likelihood of each response. The step's loss is the mean over all its scored tokens.
 
-    loss      -log pi(y|x),   one value a response, counted by its tokens
-    source    Rafailov et al. 2023, arXiv:2305.18290 section 3
+    loss        -log pi(y|x),   one value per response, divided by the number of scored tokens of the optimizer step
+    source      Rafailov et al. 2023, arXiv:2305.18290 section 3
     """
     return -policy.sum_S

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from preftune.errors import ConfigError
-from preftune.exact.optimum import corrected_tilt
+from preftune.exact.optimum import estimate_optimum_jackknife
 from preftune.formulas import mean_and_error
 from preftune.model.logprobs import Scorer
 
@@ -69,7 +69,11 @@ def best_of_n(reward_PM: Floats, n: int) -> Point:
 def optimum(reward_PM: Floats, betas: Iterable[float]) -> list[Point]:
     """Estimate the closed-form optimum at each beta from samples of the reference, with the jackknife correction."""
     rewards = torch.from_numpy(reward_PM)
-    return [Point(f"optimum, beta {beta:g}", t.kl, t.reward) for beta in betas for t in [corrected_tilt(rewards, beta)]]
+    return [
+        Point(f"optimum, beta {beta:g}", t.kl, t.reward)
+        for beta in betas
+        for t in [estimate_optimum_jackknife(rewards, beta)]
+    ]
 
 
 def beta_at(reward_PM: Floats, kl: float) -> float:
@@ -79,10 +83,10 @@ def beta_at(reward_PM: Floats, kl: float) -> float:
     low, high = 1e-4 * scale, 1e4 * scale
     for _ in range(60):
         middle = math.sqrt(low * high)
-        low, high = (middle, high) if corrected_tilt(rewards, middle).kl > kl else (low, middle)
+        low, high = (middle, high) if estimate_optimum_jackknife(rewards, middle).kl > kl else (low, middle)
     return high
 
 
 def optimum_at(reward_PM: Floats, kl: float) -> float:
     """Estimate the largest expected reward of any policy at this KL, as in `optimum`."""
-    return corrected_tilt(torch.from_numpy(reward_PM), beta_at(reward_PM, kl)).reward
+    return estimate_optimum_jackknife(torch.from_numpy(reward_PM), beta_at(reward_PM, kl)).reward

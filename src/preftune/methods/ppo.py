@@ -28,7 +28,7 @@ from preftune.lifecycle.start import attach_optimizer, open_run, start_run
 from preftune.methods.ppo_loop import evaluate, optimise, saved_on_error
 from preftune.methods.rollouts import Actors, Critic
 from preftune.model import load
-from preftune.model.adapter import matched
+from preftune.model.adapter import add_lora, matches_module
 from preftune.model.logprobs import model_size
 from preftune.model.reference import AdapterOff, Frozen
 from preftune.model.scalar import load_scalar, scalar_scorer, scalar_twin
@@ -134,7 +134,7 @@ def make_critic(config: PPOConfig, source: load.Source, policy: Policy, in_memor
     network.config.use_cache = False
     network.requires_grad_(True)
     if config.lora:
-        network = load.add_lora(network, config.lora.rank, config.lora.alpha, body_targets(network, config), "SEQ_CLS")
+        network = add_lora(network, config.lora.rank, config.lora.alpha, body_targets(network, config), "SEQ_CLS")
     network.to(policy.scorer.device)
     scorer = scalar_scorer(network)
     if policy.budget.layout != "rows":
@@ -148,7 +148,7 @@ def body_targets(network: Any, config: PPOConfig) -> str | list[str]:
     """`lora.targets` without names that only the policy has, such as its head; that each matches there is checked."""
     assert config.lora
     targets = config.lora.targets
-    return targets if isinstance(targets, str) else [name for name in targets if matched(network, name, targets)]
+    return targets if isinstance(targets, str) else [name for name in targets if matches_module(network, name, targets)]
 
 
 def slots(config: PPOConfig, policy: Policy, found: estimate.Footprint) -> int:

@@ -116,7 +116,7 @@ def optimise(
         length_S = [len(ids) for group in experience.groups for ids in group.response_ids]
         if config.ppo.kl_target is not None:
             kl, horizon = experience.metrics["objective/kl"], config.ppo.kl_horizon
-            coefficient = ppo.steered(coefficient, kl, config.ppo.kl_target, len(length_S), horizon)
+            coefficient = ppo.adapt_kl_coefficient(coefficient, kl, config.ppo.kl_target, len(length_S), horizon)
         run.facts = {"kl_coef": coefficient}
         seconds = perf_counter() - began
         rates = {"responses_per_s": len(length_S) / seconds, "tokens_per_s": sum(length_S) / seconds}

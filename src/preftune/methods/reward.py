@@ -21,7 +21,7 @@ from preftune.lifecycle.start import attach_optimizer, load_run, open_run, start
 from preftune.lifecycle.task import ResponseTask
 from preftune.losses import Objective, Term
 from preftune.losses.reward import bradley_terry
-from preftune.model.scalar import readable, require_padding, reward_logps
+from preftune.model.scalar import require_padding, reward_logps, with_reward_slot
 from preftune.scoring import score_responses
 from preftune.train.display import Display
 from preftune.train.loop import fit
@@ -72,7 +72,7 @@ def judged(groups: Sequence[TokenGroup]) -> list[TokenGroup]:
     """Groups with judgements, with a slot to read each reward at."""
     if not groups:
         return []
-    return readable([replace(group, labels=(), ranks=()) for group in as_pairs(groups, "reward")])
+    return with_reward_slot([replace(group, labels=(), ranks=()) for group in as_pairs(groups, "reward")])
 
 
 @torch.no_grad()

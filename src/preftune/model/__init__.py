@@ -1,1 +1,1 @@
-"""From token slots to log-probs: loading, the head, the policy's and the reference's log-probs, sampling."""
+"""Models: load and save, log-probs of the policy and the reference, rewards, sampling."""

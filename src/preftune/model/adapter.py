@@ -1,4 +1,4 @@
-"""PEFT adapters: a fresh one for training, and a saved one that is merged into its base."""
+"""PEFT adapters: create a LoRA adapter for training, or merge a saved adapter into its base model."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ import torch
 from torch import nn
 
 from preftune.errors import ModelError
-from preftune.model.weights import header, listed, note, refused
+from preftune.model.weights import PICKLES_RUN_CODE, load_error, note, read_header, shortened
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 OTHER_TASKS = ("SEQ_CLS", "TOKEN_CLS", "SEQ_2_SEQ_LM", "QUESTION_ANS")
 ALL_LINEAR = "all-linear"
-PREFIX = "base_model.model."  # peft's, before every name of the base
-# What peft 0.21 warns of in every run, or where peft or `merged` has taken care of it.
-HANDLED = (
+PREFIX = "base_model.model."  # peft adds it to the names of the base model's tensors
+SET_BASE = "set base_model_name_or_path to the folder or Hub id of the base model"
+MERGE_FIRST = "load it with peft, save the result of merge_and_unload(), and use that folder"
+# Warnings of peft 0.21 that appear in every run, or about cases that peft or `merge_adapter` handles.
+HANDLED_WARNINGS = (
     "fan_in_fan_out is set to",
     "Specified to not save vera_A and vera_B",
     "`is_gradient_checkpointing` is deprecated",
@@ -34,27 +36,25 @@ HANDLED = (
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """What adapter_config.json says. Raises ModelError if it names no base, or the weights are not safetensors."""
+    """Read adapter_config.json. Raises ModelError if it names no base model or the weights are not in safetensors."""
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         base = config["base_model_name_or_path"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{CONFIG} names no base model", where=str(folder)) from error
+        raise ModelError(f"{CONFIG} does not name a base model", where=str(folder), fix=SET_BASE) from error
     if not isinstance(base, str) or not base:
-        raise ModelError(
-            f"{CONFIG} names no base model", where=str(folder), fix="set base_model_name_or_path to the base's folder"
-        )
+        raise ModelError(f"{CONFIG} does not name a base model", where=str(folder), fix=SET_BASE)
     if not (folder / WEIGHTS).is_file():
         pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
-        what = f"weights only as pickle ({pickles[0]})" if pickles else f"no {WEIGHTS}"
-        raise ModelError(what, where=str(folder), fix="convert the weights to safetensors: pickles can run code")
+        what = f"the weights are pickle files ({pickles[0]})" if pickles else f"the folder has no {WEIGHTS}"
+        raise ModelError(what, where=str(folder), why=PICKLES_RUN_CODE, fix="convert the weights to safetensors")
     return dict(config)
 
 
-def merge(model: Any, folder: str) -> Any:
-    """`model` with the adapter in `folder` merged into its weights.
+def load_and_merge(model: Any, folder: str) -> Any:
+    """Load the adapter in `folder` and return `model` with the adapter merged into its weights.
 
-    Raises ModelError for an adapter that does not fit the model, is not complete, or cannot be merged.
+    Raises ModelError if the adapter does not fit the model, is incomplete, or cannot be merged.
     """
     import peft
 
@@ -67,21 +67,21 @@ def merge(model: Any, folder: str) -> Any:
             settings = peft.PeftConfig.from_pretrained(folder)
             settings.inference_mode = True
             kind = peft.MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(settings.task_type, peft.PeftModel)
-            # as PeftModel.from_pretrained does it, which drops tensors that fit nowhere
+            # The same steps as PeftModel.from_pretrained, which does not report unexpected tensors.
             names = getattr(model, "_checkpoint_conversion_mapping", {})
             tuned = kind(model, settings)
-            found = tuned.load_adapter(folder, "default", torch_device="cpu", key_mapping=names)
+            result = tuned.load_adapter(folder, "default", torch_device="cpu", key_mapping=names)
     except Exception as error:
-        raise _does_not_fit(folder, error) from error
-    _require_complete(folder, [*found.missing_keys, *_passed_over(tuned, folder)], found.unexpected_keys)
-    return merged(tuned, folder)
+        raise _misfit_error(folder, error) from error
+    _require_complete(folder, [*result.missing_keys, *_unreported_missing(tuned, folder)], result.unexpected_keys)
+    return merge_adapter(tuned, folder)
 
 
-def _passed_over(tuned: Any, folder: str) -> list[str]:
-    """Trained biases and positions of trained weights that the adapter's file lacks. peft does not report them."""
+def _unreported_missing(tuned: Any, folder: str) -> list[str]:
+    """Return the trained biases and index tensors that the adapter's file lacks. peft does not report them."""
     import peft
 
-    stored = header(Path(folder) / WEIGHTS)
+    stored = read_header(Path(folder) / WEIGHTS)
     expected = peft.get_peft_model_state_dict(tuned, save_embedding_layers=False)
     return [name for name in expected if name.endswith(("bias", "_indices")) and name not in stored]
 
@@ -91,29 +91,28 @@ def _require_mergeable(kind: str, task: str | None, folder: str) -> None:
 
     if task in OTHER_TASKS:
         raise ModelError(
-            f"the adapter is for models of kind {task}, not for a language model",
-            where=folder,
-            fix="merge it first: load it with peft and save merge_and_unload()",
+            f"the adapter is for models of type {task}, not for a language model", where=folder, fix=MERGE_FIRST
         )
     tuner, config = PEFT_TYPE_TO_TUNER_MAPPING.get(kind), PEFT_TYPE_TO_CONFIG_MAPPING.get(kind)
     if tuner is None or config is None:
-        raise ModelError(f"an adapter of unknown kind {kind}", where=folder, fix="upgrade peft, or merge it first")
+        fix = "upgrade peft, or merge the adapter into its base model first"
+        raise ModelError(f"the installed peft does not support adapters of type {kind}", where=folder, fix=fix)
     if not hasattr(tuner, "merge_and_unload") or kind in ("ADAPTION_PROMPT", "XLORA"):
         raise cannot_be_merged(kind, folder)
 
 
 def cannot_be_merged(kind: str, folder: str) -> ModelError:
-    """The error for an adapter whose effect is not a change of the base's weights."""
+    """Return the error for an adapter that does not change the weights of its base model."""
     return ModelError(
-        f"an adapter of kind {kind} cannot be merged",
+        f"an adapter of type {kind} cannot be merged",
         where=folder,
-        why="preftune trains and scores a model's own weights.",
-        fix="use the base model, or an adapter of a kind that changes weights, such as LORA",
+        why="preftune trains and scores models without adapters, so it merges the adapter into the weights.",
+        fix="use the base model, or an adapter type that changes weights, such as LORA",
     )
 
 
-def merged(tuned: Any, where: str) -> Any:
-    """The model below a peft model, the adapter merged into its weights."""
+def merge_adapter(tuned: Any, where: str) -> Any:
+    """Merge the adapter of a peft model into its weights and return the base model."""
     base = tuned.get_base_model()
     tied = bool(base.config.get_text_config().tie_word_embeddings)
     _untie(base)
@@ -124,86 +123,85 @@ def merged(tuned: Any, where: str) -> Any:
     except NotImplementedError as error:
         raise cannot_be_merged(kind, where) from error
     except Exception as error:
-        raise refused("adapter", where, error) from error
+        raise load_error("adapter", where, error) from error
     first, last = model.get_input_embeddings(), model.get_output_embeddings()
     if tied and last is not None and torch.equal(first.weight, last.weight):
         last.weight = first.weight
         model.config.get_text_config().tie_word_embeddings = model.config.tie_word_embeddings = True
     elif tied and last is not None:
         model.config.get_text_config().tie_word_embeddings = model.config.tie_word_embeddings = False
-        note(
-            f"note: {where}: the adapter is on a tied embedding; the merged model has two, tie_word_embeddings is false"
-        )
+        note(f"note: {where}: the adapter changes a tied embedding; the merged model has tie_word_embeddings: false")
     return model
 
 
 def _untie(base: Any) -> None:
-    """Untie the output embedding if an adapter changes it or the input embedding that it is tied to.
+    """Untie the output embedding from the input embedding if the adapter changes one of them.
 
     Merging changes weights in place, so with tied embeddings the adapter of one would change the other too.
     """
-    ends = [base.get_input_embeddings(), base.get_output_embeddings()]
-    inner = [_wrapped(module) for module in ends]
-    if None in ends or inner[0].weight is not inner[1].weight:
+    embeddings = [base.get_input_embeddings(), base.get_output_embeddings()]
+    inner = [_unwrapped(module) for module in embeddings]
+    if None in embeddings or inner[0].weight is not inner[1].weight:
         return
-    if any(module is not plain for module, plain in zip(ends, inner, strict=True)):
+    if any(module is not plain for module, plain in zip(embeddings, inner, strict=True)):
         weight = inner[1].weight
         inner[1].weight = nn.Parameter(weight.detach().clone(), requires_grad=weight.requires_grad)
 
 
-def _wrapped(module: Any) -> Any:
+def _unwrapped(module: Any) -> Any:
     while hasattr(module, "get_base_layer") or hasattr(module, "original_module"):
         module = module.get_base_layer() if hasattr(module, "get_base_layer") else module.original_module
     return module
 
 
 def resize_for(model: Any, config: Mapping[str, Any], folder: Path) -> None:
-    """Give the model's embedding as many rows as the adapter's has, which was trained with added tokens.
+    """Resize the model's embedding to the adapter's number of rows, for adapters that were trained with added tokens.
 
-    Raises ModelError unless the adapter has all values of the rows that are new.
+    Raises ModelError if the adapter's file does not have all values of the new rows.
     """
-    shapes = {name.removeprefix(PREFIX): shape for name, (_, shape) in header(folder / WEIGHTS).items()}
+    shapes = {name.removeprefix(PREFIX): shape for name, (_, shape) in read_header(folder / WEIGHTS).items()}
     first, last = model.get_input_embeddings(), model.get_output_embeddings()
-    own = first.weight.shape[0]
-    ends = {name: module for name, module in model.named_modules() if module is first or module is last}
-    rows = {name: _rows(name, shapes) for name in ends}
-    wanted = {number for number, _ in rows.values() if number is not None}
-    if wanted <= {own}:
+    base_rows = first.weight.shape[0]
+    embeddings = {name: module for name, module in model.named_modules() if module is first or module is last}
+    rows = {name: _stored_rows(name, shapes) for name in embeddings}
+    adapter_rows = {number for number, _ in rows.values() if number is not None}
+    if adapter_rows <= {base_rows}:
         return
-    number = max(wanted)
-    what = f"the adapter's embedding has {number} rows, the base {own}"
-    fix = f"merge it first, where it was trained: resize_token_embeddings({number}), then save merge_and_unload()"
+    number = max(adapter_rows)
+    what = f"the adapter's embedding has {number} rows, but that of the base model has {base_rows}"
+    fix = f"where it was trained, call resize_token_embeddings({number}) on the base model and save merge_and_unload()"
     shared = (last is None or last.weight is first.weight) and (
-        bool(config.get("ensure_weight_tying")) or any(_has_untrained(name, config, shapes) for name in ends)
+        bool(config.get("ensure_weight_tying")) or any(_has_untrained(name, config, shapes) for name in embeddings)
     )
-    lacking = [f"{name}.weight" for name, (_, whole) in rows.items() if not whole]
-    if len(wanted) > 1:
-        raise ModelError(f"{what}, and its own tensors differ: {sorted(wanted)}", where=str(folder), fix=fix)
-    if len(lacking) == len(rows) or (lacking and not shared):
-        why = f"The adapter's file lacks {listed(lacking)}, so the new rows would get random values."
+    missing = [f"{name}.weight" for name, (_, is_complete) in rows.items() if not is_complete]
+    if len(adapter_rows) > 1:
+        why = f"The adapter's own tensors also differ in their number of rows: {sorted(adapter_rows)}."
+        raise ModelError(what, where=str(folder), why=why, fix=fix)
+    if len(missing) == len(rows) or (missing and not shared):
+        why = f"The adapter's file lacks {shortened(missing)}, so the new rows would get random values."
         raise ModelError(what, where=str(folder), why=why, fix=fix)
     _require_tokens(folder, number, what)
     model.resize_token_embeddings(number, mean_resizing=False)
 
 
 def _require_rows(model: Any, config: Mapping[str, Any], folder: str) -> None:
-    """Raises ModelError if the adapter trains single rows of the embedding that the base does not have."""
-    named = config.get("trainable_token_indices") or config.get("token_indices") or []
-    lists = list(named.values()) if isinstance(named, dict) else [named]
+    """Raise ModelError if the adapter trains single embedding rows that the base model does not have."""
+    trained = config.get("trainable_token_indices") or config.get("token_indices") or []
+    lists = list(trained.values()) if isinstance(trained, dict) else [trained]
     last = max((index for indices in lists for index in indices), default=-1)
     rows = model.get_input_embeddings().weight.shape[0]
     if last >= rows:
         raise ModelError(
-            f"the adapter was trained for token {last}, but the base's embedding has {rows} rows",
+            f"the adapter was trained for token {last}, but the base model's embedding has {rows} rows",
             where=folder,
             why="The adapter's file lacks the other new rows.",
-            fix=f"merge it first, where it was trained: resize_token_embeddings({last + 1}) or more rows, then save "
-            "merge_and_unload()",
+            fix=f"where it was trained, call resize_token_embeddings({last + 1}) (or more rows) on the base model and "
+            "save merge_and_unload()",
         )
 
 
-def _rows(name: str, shapes: Mapping[str, Sequence[int]]) -> tuple[int | None, bool]:
-    """How many rows an embedding has according to the adapter's tensors, and whether all of its values are there."""
+def _stored_rows(name: str, shapes: Mapping[str, Sequence[int]]) -> tuple[int | None, bool]:
+    """Return the number of embedding rows in the adapter's tensors, and whether the file has all of their values."""
     for part in ("modules_to_save.weight", "base_layer.weight", "original_module.weight", "weight"):
         if f"{name}.{part}" in shapes:
             return shapes[f"{name}.{part}"][0], True
@@ -215,119 +213,122 @@ def _rows(name: str, shapes: Mapping[str, Sequence[int]]) -> tuple[int | None, b
 
 
 def _has_untrained(name: str, config: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]) -> bool:
-    """Whether the adapter's file has an embedding as it was before training: that of both, where they are tied."""
+    """Return whether the adapter's file has the embedding from before training, which tied embeddings share."""
     trained = [saved for saved in config.get("modules_to_save") or () if f".{name}".endswith(f".{saved}")]
     parts = ("base_layer.weight", "original_module.weight", *(() if trained else ("weight",)))
     return any(f"{name}.{part}" in shapes for part in parts)
 
 
 def _require_tokens(folder: Path, rows: int, what: str) -> None:
-    """The added rows belong to tokens of the adapter's own tokenizer."""
+    """Raise ModelError if the adapter's tokenizer has more tokens than its embedding has rows."""
     import transformers
 
     if not (folder / "tokenizer_config.json").is_file():
-        note(f"note: {folder}: {what}; the adapter's folder has no tokenizer, so the base's is used")
+        note(f"note: {folder}: {what}; the adapter's folder has no tokenizer, so that of the base model is used")
         return
     try:
         tokens = len(transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
     except Exception as error:
-        raise refused("tokenizer", str(folder), error) from error
+        raise load_error("tokenizer", str(folder), error) from error
     if tokens > rows:
         raise ModelError(
-            f"the adapter's tokenizer has {tokens} tokens, its embedding {rows} rows",
+            f"the adapter's tokenizer has {tokens} tokens, but its embedding has {rows} rows",
             where=str(folder),
-            fix="save the tokenizer that the adapter was trained with into its folder",
+            fix="save the tokenizer that the adapter was trained with in the adapter's folder",
         )
 
 
 def _require_complete(folder: str, missing: Sequence[str], unexpected: Sequence[str]) -> None:
-    """Raises ModelError if a tensor of the adapter is missing, or has no place in the base."""
-    lost = [name.removeprefix(PREFIX).replace(".default", "") for name in missing]
-    # peft saves a trained copy of a resized embedding a second time, under the name that it has inside peft
-    stored = header(Path(folder) / WEIGHTS)
+    """Raise ModelError if a tensor of the adapter is missing, or the base model has no module for it."""
+    missing_names = [name.removeprefix(PREFIX).replace(".default", "") for name in missing]
+    # peft saves a trained copy of a resized embedding twice, the second time under the name that it has inside peft.
+    stored = read_header(Path(folder) / WEIGHTS)
     infix = ".modules_to_save"
-    again = [name for name in unexpected if infix in name and name.replace(infix, "") in stored]
-    left = [name.removeprefix(PREFIX).replace(".default", "") for name in unexpected if name not in again]
-    if not lost and not left:
+    copies = [name for name in unexpected if infix in name and name.replace(infix, "") in stored]
+    extra = [name.removeprefix(PREFIX).replace(".default", "") for name in unexpected if name not in copies]
+    if not missing_names and not extra:
         return
     parts = []
-    if lost:
-        parts.append(f"{len(lost)} of its tensors {'is' if len(lost) == 1 else 'are'} missing: {listed(lost)}")
-    if left:
-        parts.append(
-            f"{len(left)} of its tensors {'fits' if len(left) == 1 else 'fit'} nowhere in the base: {listed(left)}"
-        )
+    if missing_names:
+        are = "is" if len(missing_names) == 1 else "are"
+        parts.append(f"{len(missing_names)} of its tensors {are} missing: {shortened(missing_names)}")
+    if extra:
+        match = "matches" if len(extra) == 1 else "match"
+        parts.append(f"{len(extra)} of its tensors {match} no module of the base model: {shortened(extra)}")
     raise ModelError(
-        f"the adapter does not fit its base: {'; '.join(parts)}",
+        f"the adapter does not fit its base model: {'; '.join(parts)}",
         where=folder,
-        why="The merged model would not be the one that was trained.",
+        why="The merged model would not be the model that was trained.",
         fix=f"correct {CONFIG} (base_model_name_or_path, target_modules), or save the adapter again",
     )
 
 
-def _does_not_fit(folder: str, error: Exception) -> ModelError:
-    """What peft said when the adapter could not be put on its base, as our error."""
+def _misfit_error(folder: str, error: Exception) -> ModelError:
+    """Convert the exception that peft raised when it loaded the adapter to a ModelError."""
     if isinstance(error, KeyError):
         name = str(error.args[0]).removeprefix(PREFIX)
         return ModelError(
-            f"the adapter does not fit its base: 1 of its tensors is missing: {name}",
+            f"the adapter does not fit its base model: 1 of its tensors is missing: {name}",
             where=folder,
             fix=f"save the adapter again, or correct {CONFIG} (modules_to_save)",
         )
     shape = r"torch\.Size\(\[([\d, ]*)\]\)"
     sizes = re.findall(rf"size mismatch for (\S+): copying a param with shape {shape} .*? is {shape}", str(error))
     if not sizes:
-        return refused("adapter", folder, error)
-    told = [
+        return load_error("adapter", folder, error)
+    shapes = [
         f"{name.removeprefix(PREFIX).replace('.default', '')} ({stored.replace(', ', 'x')} in the adapter, "
-        f"{needed.replace(', ', 'x')} in the base)"
+        f"{needed.replace(', ', 'x')} in the base model)"
         for name, stored, needed in sizes
     ]
+    have = "has" if len(shapes) == 1 else "have"
     return ModelError(
-        f"the adapter does not fit its base: {len(told)} tensors have another shape: {listed(told)}",
+        f"the adapter does not fit its base model: {len(shapes)} of its tensors {have} another shape: "
+        f"{shortened(shapes)}",
         where=folder,
         fix=f"correct base_model_name_or_path or the rank in {CONFIG}",
     )
 
 
 def add_lora(model: Any, rank: int, alpha: float, targets: str | list[str], task: str = "CAUSAL_LM") -> Any:
-    """Freeze `model` and put a fresh LoRA adapter on it: at first it changes nothing. `task` is peft's name for it.
+    """Freeze `model` and add a new LoRA adapter, which does not change its outputs at first. `task`: peft's task type.
 
-    Raises ModelError if one of `targets` matches no module.
+    Raises ModelError if one of `targets` does not match any module.
     """
     import peft
 
     require_targets(model, targets)
     config = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, lora_dropout=0.0, task_type=task)
     try:
-        # the adapter keeps the model's dtype: fp32 masters of its weights are the optimizer's business
+        # The adapter has the model's dtype; the optimizer keeps fp32 copies of its weights.
         with _warnings_noted("lora.targets"):
             return peft.get_peft_model(model, config, autocast_adapter_dtype=False).eval()
     except ValueError as error:
-        raise ModelError(str(error), where="lora.targets", fix=f"linear modules here: {_linear(model)}") from error
+        fix = f"choose from the model's linear modules: {_linear(model)}"
+        raise ModelError(str(error), where="lora.targets", fix=fix) from error
 
 
 def require_targets(model: Any, targets: str | list[str]) -> None:
-    """Raises ModelError for a name, or a pattern given as text, that matches no module of the model."""
+    """Raise ModelError if a module name, or a regular expression (a string), does not match any module."""
     if isinstance(targets, str) and targets.lower() == ALL_LINEAR:
         return
-    named = [targets] if isinstance(targets, str) else targets
-    lost = [target for target in named if not matched(model, target, targets)]
-    if not lost and named:
+    names = [targets] if isinstance(targets, str) else targets
+    unmatched = [target for target in names if not matches_module(model, target, targets)]
+    if not unmatched and names:
         return
-    told = [f"{name!r}{_suggestion(model, name, targets)}" for name in lost]
+    quoted = [f"{name!r}{_suggestion(model, name, targets)}" for name in unmatched]
     raise ModelError(
-        f"no module of the model matches {', '.join(told)}" if lost else "the list is empty",
+        f"no module of the model matches {', '.join(quoted)}" if unmatched else "the list is empty",
         where="lora.targets",
-        why="A list holds names of modules; text is all-linear or a regular expression for whole names.",
-        fix=f"linear modules here: {_linear(model)}",
+        why="A list holds module names. A string is all-linear or a regular expression that matches whole names.",
+        fix=f"choose from the model's linear modules: {_linear(model)}",
     )
 
 
 def _suggestion(model: Any, name: str, targets: str | list[str]) -> str:
-    """What was meant by a name that matches nothing, in brackets; empty if nothing is near."""
-    known = sorted({path.rpartition(".")[2] for path, _ in model.named_modules() if path} | {ALL_LINEAR})
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    """Return a suggestion in brackets for a name that matches no module, or "" if no module name is similar."""
+    candidates = sorted({path.rpartition(".")[2] for path, _ in model.named_modules() if path} | {ALL_LINEAR})
+    close = difflib.get_close_matches(name, candidates, n=1, cutoff=0.5)
     if not close:
         return ""
     if close[0] == ALL_LINEAR:
@@ -335,15 +336,15 @@ def _suggestion(model: Any, name: str, targets: str | list[str]) -> str:
     return f" (did you mean targets: [{close[0]}]?)" if isinstance(targets, str) else f" (did you mean {close[0]!r}?)"
 
 
-def matched(model: Any, target: str, targets: str | list[str]) -> bool:
-    """Whether a target matches a module, by peft's rule for lists of names and for patterns."""
+def matches_module(model: Any, target: str, targets: str | list[str]) -> bool:
+    """Return whether `target` matches a module, by peft's rules for lists of names and for regular expressions."""
     names = [name for name, _ in model.named_modules() if name]
     if isinstance(targets, list):
         return any(name == target or name.endswith(f".{target}") for name in names)
     try:
         pattern = re.compile(target)
     except re.error as error:
-        raise ModelError(f"not a regular expression: {target!r}: {error}", where="lora.targets") from error
+        raise ModelError(f"{target!r} is not a valid regular expression: {error}", where="lora.targets") from error
     return any(pattern.fullmatch(name) for name in names)
 
 
@@ -353,11 +354,11 @@ def _linear(model: Any) -> str:
 
 @contextmanager
 def _warnings_noted(where: str) -> Iterator[None]:
-    """Warnings that peft and transformers give while open: one line for each, without those that are `HANDLED`."""
+    """Print each warning of peft and transformers as one line, except HANDLED_WARNINGS."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield
     for warning in caught:
         text = " ".join(str(warning.message).split())
-        if not text.startswith(HANDLED):
+        if not text.startswith(HANDLED_WARNINGS):
             note(f"note: {where}: {text}")

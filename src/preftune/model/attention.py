@@ -1,10 +1,9 @@
-"""Attention for packed layouts, on unpatched transformers models.
+"""Attention for packed layouts, without patching transformers models.
 
-transformers asks two registries: one for the mask, whose value it hands to every layer without looking at it, and one
-for the attention function. Both get an entry NAME with the first model that is switched. While `laid_out` is open, the
-mask is a `Visible` record, which carries the segments (and, for layers with a sliding window, the window) to the
-attention function of each layer, and survives the recomputation of gradient checkpointing. Otherwise the mask is a
-plain one: a model that was switched still generates.
+transformers has a registry of mask functions, whose result it passes unchanged to every layer, and one of attention
+functions. `use_segments` registers NAME in both. Inside `segmented`, the mask is a `Visible` record: it carries the
+segments (and the window of layers with sliding-window attention) to the attention function of each layer, also when
+gradient checkpointing recomputes the layer. Outside of it, the mask is an ordinary tensor, so the model can generate.
 """
 
 from __future__ import annotations
@@ -22,15 +21,15 @@ from torch import Tensor
 from preftune.model import segments
 from preftune.types import Packed
 
-NAME = "preftune_segments"  # no part of it may be a name that transformers dispatches on, such as sdpa
+NAME = "preftune_segments"  # must not contain a name that transformers dispatches on, such as sdpa
 _layout: ContextVar[Packed | None] = ContextVar("layout", default=None)
 _calls: ContextVar[list[int] | None] = ContextVar("calls", default=None)
-_own: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
+_original: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Visible:
-    """In place of a mask: which slots see which. A token sees at most `window` slots back, itself included."""
+    """Replaces the mask: the segments, and the number of slots that a token sees, including itself (None: no limit)."""
 
     layout: Packed
     window: int | None
@@ -38,7 +37,7 @@ class Visible:
 
 @contextmanager
 def segmented(layout: Packed) -> Iterator[None]:
-    """While open, a forward pass of a model whose attention is NAME runs on this layout."""
+    """Inside the block, models with segment attention use this layout."""
     token = _layout.set(layout)
     try:
         yield
@@ -47,8 +46,8 @@ def segmented(layout: Packed) -> Iterator[None]:
 
 
 @contextmanager
-def counted() -> Iterator[list[int]]:
-    """The number of slots of each attention call that is made while open."""
+def record_attention_calls() -> Iterator[list[int]]:
+    """Record the number of slots of each segment-attention call inside the block."""
     calls: list[int] = []
     token = _calls.set(calls)
     try:
@@ -58,38 +57,38 @@ def counted() -> Iterator[list[int]]:
 
 
 def use_segments(model: Any) -> bool:
-    """Let `model` attend by segments from now on; False if it cannot be switched and keeps its own attention."""
+    """Switch `model` to segment attention. Returns False if the model does not support it."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
-    AttentionInterface.register(NAME, torch.compiler.disable(segment_attention))  # it has kernels of its own
+    AttentionInterface.register(NAME, torch.compiler.disable(segment_attention))  # calls fused kernels
     AttentionMaskInterface.register(NAME, visible_slots)
     base = base_of(model)
-    before = base.config._attn_implementation
-    if before != NAME:
+    original = base.config._attn_implementation
+    if original != NAME:
         base.set_attn_implementation(NAME)
-        _own[base] = before
+        _original[base] = original
     return uses_segments(base)
 
 
 def uses_segments(model: Any) -> bool:
-    """Whether `model` attends by segments."""
+    """Return whether `model` uses segment attention."""
     return bool(base_of(model).config._attn_implementation == NAME)
 
 
-def use_own(model: Any) -> None:
-    """Give `model` back the attention that it came with."""
+def restore_attention(model: Any) -> None:
+    """Restore the attention that `model` had before `use_segments`."""
     base = base_of(model)
-    if base in _own:
-        base.set_attn_implementation(_own.pop(base))
+    if base in _original:
+        base.set_attn_implementation(_original.pop(base))
 
 
 def base_of(model: Any) -> Any:
-    """The transformers model, also below an adapter."""
+    """Return the transformers model, without its adapter."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def visible_slots(*args: Any, **kwargs: Any) -> Visible | Tensor:
-    """The mask function: what the layers see; `local_size` is the window of layers that have one."""
+    """The mask function for transformers. `local_size` is the window of layers with sliding-window attention."""
     from transformers.masking_utils import sdpa_mask
 
     layout = _layout.get()
@@ -110,7 +109,7 @@ def segment_attention(
     s_aux: Tensor | None = None,
     **_kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """(B, H, T, D) query and (B, K, T, D) key and value -> (B, T, H, D), as transformers wants it; B = 1 if packed."""
+    """The attention function for transformers: (B, H, T, D), (B, K, T, D) -> (B, T, H, D); B = 1 if packed."""
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if isinstance(attention_mask, Tensor):  # not a packed batch
         return segments.attend(query, key, value, attention_mask, scale, softcap, s_aux), None
@@ -129,4 +128,4 @@ def segment_attention(
             return flex(*qkv, *seen, softcap, s_aux), None
         case "cpu" if plain:
             return segments.fused(*qkv, *seen), None
-    return segments.each(*qkv, *seen, softcap, s_aux), None
+    return segments.one_by_one(*qkv, *seen, softcap, s_aux), None

@@ -1,4 +1,4 @@
-"""torch.compile, one transformer block at a time: blocks are alike, so what the first one compiles serves all."""
+"""torch.compile for each transformer block: the blocks are alike, so they share the code compiled for the first one."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from torch import nn
 from preftune.errors import ModelError
 from preftune.model.attention import base_of
 
-SHAPES = 64  # compilations of one function before torch gives up: 4 lengths, longer groups, with and without gradient
+RECOMPILE_LIMIT = 64  # enough for 4 batch lengths, longer groups, and runs with and without gradient
 
 
 def compile_blocks(model: Any, constant: bool = False) -> None:
-    """Compile each block the first time it runs; attention by segments is left as it is.
+    """Compile each block when it runs for the first time. Segment attention is not compiled.
 
-    `constant`: for each length of a batch apart, of which there should be few; otherwise once for all lengths.
+    constant: compile each batch length separately, for few lengths; otherwise compile once for all lengths
     """
     for block in blocks(model):
-        block.compile(dynamic=not constant, recompile_limit=SHAPES)
+        block.compile(dynamic=not constant, recompile_limit=RECOMPILE_LIMIT)
 
 
 @contextmanager
 def uncompiled(model: Any) -> Iterator[None]:
-    """While open, no block of `model` is compiled: for batches whose lengths never come again."""
+    """Run `model` without compilation inside the block, for batches whose lengths do not repeat."""
     if all(module._compiled_call_impl is None for module in model.modules()):
         yield
         return
@@ -35,10 +35,10 @@ def uncompiled(model: Any) -> Iterator[None]:
 
 
 def blocks(model: Any) -> list[nn.Module]:
-    """The transformer blocks of a model."""
+    """Return the transformer blocks of a model."""
     base = base_of(model)
     count = base.config.get_text_config().num_hidden_layers
     for module in base.modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return list(module)
-    raise ModelError(f"{type(base).__name__} has no list of its {count} blocks", fix="set model.compile=false")
+    raise ModelError(f"{type(base).__name__} has no module list with {count} blocks", fix="set model.compile=false")

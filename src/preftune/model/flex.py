@@ -1,4 +1,4 @@
-"""Attention over segments as one FlexAttention call: for CUDA, where a softcap or a sink rules flash attention out."""
+"""Segment attention with FlexAttention: for CUDA, with a softcap or attention sinks, which flash attention lacks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def flex(
     softcap: float | None = None,
     sinks_H: Tensor | None = None,
 ) -> Tensor:
-    """(1, H, T, D), (1, K, T, D) -> (1, T, H, D); the numbers are those of `segments.each`."""
+    """(1, H, T, D), (1, K, T, D) -> (1, T, H, D). Computes the same function as `segments.one_by_one`."""
     mask = block_mask(layout, window, query.device)
     attend: Any = _compiled() if query.device.type == "cuda" else flex_attention
 
@@ -33,7 +33,7 @@ def flex(
         query, key, value, score_mod=cap if softcap else None, block_mask=mask, scale=scale,
         enable_gqa=query.shape[1] != key.shape[1], return_aux=AuxRequest(lse=True),
     )  # fmt: skip
-    if sinks_H is not None:  # a sink is one more score in the denominator, with no value
+    if sinks_H is not None:  # a sink adds a score to the denominator of the softmax, without a value
         out = out * torch.sigmoid(aux.lse - sinks_H.float()[None, :, None])[..., None].to(out.dtype)
     transposed: Tensor = out.transpose(1, 2)
     return transposed
@@ -46,7 +46,7 @@ def _compiled() -> Any:
 
 @lru_cache(maxsize=4)
 def block_mask(layout: Packed, window: int | None, device: torch.device) -> BlockMask:
-    """Which slots see which; made once for a batch and kind of layer."""
+    """Return the mask of which slots see which. Cached, because all layers of one kind need the same mask."""
     begin, prefix_begin, prefix_end = (
         to_device(torch.cat([torch.full((s.end - s.begin,), getattr(s, name)) for s in layout.segments]), device)
         for name in ("begin", "prefix_begin", "prefix_end")

@@ -1,9 +1,8 @@
-"""The language-model head: how hidden states become logits, found by asking the model.
+"""The language-model head, which turns hidden states into logits.
 
-Some models scale their logits, some bend them with a softcap, and new ones appear every month. So the head is
-not read from a list of architectures: `find_head` runs the model's own code on hidden states of several sizes
-and fits  logits = softcap * tanh(scale * (W h + b) / softcap).  If that does not reproduce the model's logits,
-there is no `Head` and the model's own code computes the logits of the scored positions.
+Some models scale their logits or apply a softcap. Instead of keeping a list of architectures, `find_head` runs the
+model on hidden states of several magnitudes and fits  logits = softcap * tanh(scale * (W h + b) / softcap).  If the
+fit does not reproduce the model's logits, there is no `Head`, and the model's code computes the logits.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from preftune.errors import ModelError
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """logits = softcap * tanh(z / softcap), z = scale * (W h + b); softcap 0 means none."""
+    """logits = softcap * tanh(z / softcap), z = scale * (W h + b). With softcap 0, logits = z."""
 
     weight: Tensor
     bias: Tensor | None = None
@@ -29,7 +28,7 @@ class Head:
     softcap: float = 0.0
 
     def logits(self, hidden_CH: Tensor, wide: bool = False) -> Tensor:
-        """(C, V) logits in fp32; `wide`: on a GPU not rounded to bf16 on the way, which autograd cannot follow."""
+        """Return (C, V) logits in fp32. `wide` avoids rounding to bf16 on a GPU, but does not support autograd."""
         if wide and self.weight.device.type == "cuda" and self.weight.dtype != torch.float32:
             z = torch.mm(hidden_CH, self.weight.t(), out_dtype=torch.float32)
             z = z if self.bias is None else z.add_(self.bias)
@@ -41,21 +40,21 @@ class Head:
 
 
 def output_layer(model: Any) -> nn.Module:
-    """The module that the model calls on its last hidden states: of a language model, or of a classifier."""
+    """Return the module that a language model or classifier applies to its last hidden states."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     layer = base.get_output_embeddings()
     layer = getattr(base, "score", None) if layer is None else layer
     if layer is None:
         raise ModelError(
             f"{type(base).__name__} has neither an output embedding nor a head called `score`",
-            why="it is no causal language model and no classifier on one",
+            why="The model is neither a causal language model nor a sequence classifier.",
         )
     return layer  # type: ignore[no-any-return]
 
 
 @contextmanager
 def intercept(layer: nn.Module, change: Any) -> Iterator[None]:
-    """While open, `layer` sees change(hidden) in place of its input."""
+    """Replace the input of `layer` with change(input) inside the block."""
 
     def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (change(args[0]), *args[1:])
@@ -69,38 +68,38 @@ def intercept(layer: nn.Module, change: Any) -> Iterator[None]:
 
 @torch.no_grad()
 def find_head(model: Any) -> Head | None:
-    """The head of `model`, or None if no scale and softcap reproduce its logits."""
+    """Return the head of `model`, or None if no scale and softcap reproduce its logits."""
     layer = output_layer(model)
     weight = getattr(layer, "weight", None)
     if type(layer) is not nn.Linear or weight is None:
-        return None  # e.g. an adapter on the head
+        return None  # for example, an adapter on the head
     device = weight.device
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, weight.shape[0], (2, 7), generator=generator).to(device)
 
-    def ask(size: float) -> tuple[Tensor, Tensor]:
-        """W h + b and the model's logits for hidden states scaled so that the largest |W h| is `size`."""
-        seen: list[Tensor] = []
+    def probe(size: float) -> tuple[Tensor, Tensor]:
+        """Return W h + b and the model's logits for hidden states scaled so that the largest |W h| is `size`."""
+        scaled: list[Tensor] = []
 
         def resize(hidden: Tensor) -> Tensor:
-            # only the product with W is sized: a bias is part of the layer and stays as it is
+            # Without the bias, which does not scale with the hidden states.
             factor = size / nn.functional.linear(hidden, weight).abs().max().clamp(min=1e-20)
-            seen.append(hidden * factor)
-            return seen[-1]
+            scaled.append(hidden * factor)
+            return scaled[-1]
 
         with intercept(layer, resize):
             logits = model(input_ids=ids, use_cache=False).logits
-        if not seen:
-            raise ModelError(f"{type(model).__name__} does not call its output layer; its logits cannot be followed")
-        return layer(seen[-1]).cpu().double().reshape(-1), logits.cpu().double().reshape(-1)
+        if not scaled:
+            raise ModelError(f"{type(model).__name__} does not call its output layer, so its logits cannot be computed")
+        return layer(scaled[-1]).cpu().double().reshape(-1), logits.cpu().double().reshape(-1)
 
     tolerance = 1e-5 if weight.dtype == torch.float32 else 2e-2
-    small, large = ask(0.5), ask(3000.0)
+    small, large = probe(0.5), probe(3000.0)
     scale = _snap(float((small[0] * small[1]).sum() / (small[0] ** 2).sum()), model)
-    capped = float(large[1].abs().max())
-    bent = abs(capped - abs(scale) * float(large[0].abs().max())) > 0.05 * capped
-    head = Head(weight, getattr(layer, "bias", None), scale, _snap(capped, model) if bent else 0.0)
-    for raw, logits in (small, ask(30.0), large):
+    largest = float(large[1].abs().max())
+    has_softcap = abs(largest - abs(scale) * float(large[0].abs().max())) > 0.05 * largest
+    head = Head(weight, getattr(layer, "bias", None), scale, _snap(largest, model) if has_softcap else 0.0)
+    for raw, logits in (small, probe(30.0), large):
         z = raw * head.scale
         expected = head.softcap * torch.tanh(z / head.softcap) if head.softcap else z
         error = (expected - logits).abs().max() / logits.abs().max().clamp(min=1e-20)
@@ -110,9 +109,9 @@ def find_head(model: Any) -> Head | None:
 
 
 def _snap(value: float, model: Any) -> float:
-    """The number of the model's config (or its inverse) that a fitted value means; 1 or the value itself if none."""
+    """Return the number in the model's config (or its inverse, or 1) closest to a fitted value, if close enough."""
     config = model.config.get_text_config()
-    known = [float(v) for v in vars(config).values() if isinstance(v, int | float) and not isinstance(v, bool)]
-    candidates = [1.0, *known, *(1 / v for v in known if v)]
+    numbers = [float(v) for v in vars(config).values() if isinstance(v, int | float) and not isinstance(v, bool)]
+    candidates = [1.0, *numbers, *(1 / v for v in numbers if v)]
     best = min(candidates, key=lambda c: abs(c - value))
     return best if abs(best - value) <= 5e-3 * abs(value) else value

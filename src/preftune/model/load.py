@@ -1,7 +1,7 @@
-"""Model folders in, model folders out. Weights are safetensors only; no code from a model folder is run.
+"""Load and save model folders. Weights must be safetensors; code in a model folder is never run.
 
-transformers takes seconds to import, so it is imported where it is needed: a mistake in the config or the data is
-reported without it.
+transformers takes seconds to import, so functions import it when they need it. Errors in the config or the data are
+then reported without this delay.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from torch import Tensor, nn
 
 from preftune.errors import ModelError, writing
 from preftune.model.adapter import CONFIG as ADAPTER_CONFIG
-from preftune.model.adapter import add_lora as add_lora
-from preftune.model.adapter import merge, read_config
-from preftune.model.precision import base_name, round_like, widest
+from preftune.model.adapter import MERGE_FIRST, load_and_merge, read_config
+from preftune.model.precision import base_name, cast_like, smallest_exact_dtype
 from preftune.model.weights import (
-    quiet,
+    PICKLES_RUN_CODE,
+    load_error,
     read_model,
-    refused,
     require_complete,
+    silence_transformers,
     stored_dtypes,
     weight_files,
 )
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 TEMPLATES = {
-    # For models that never saw a chat: the transcript form of HH-RLHF, each answer ended by EOS.
+    # For models without chat training: the transcript format of HH-RLHF, with EOS after each response.
     "dialogue": (
         "{{ bos_token }}{% for m in messages %}"
         "{{ '\n\n' + {'user': 'Human', 'assistant': 'Assistant', 'system': 'System'}[m['role']] }}"
@@ -49,7 +49,7 @@ TEMPLATES = {
 
 
 CHAT_RECORD = "chat_settings.json"
-"""File of a model folder with the chat settings that its run was trained with, where they are not the defaults."""
+"""File in a model folder with the chat settings of the run that trained it, if they differ from the defaults."""
 
 NOT_ARITHMETIC = {
     "_name_or_path",
@@ -59,13 +59,13 @@ NOT_ARITHMETIC = {
     "use_cache",
     "_attn_implementation",
 }
-"""Entries of a model's config that do not change its numbers, or are hashed otherwise."""
+"""Entries of a model's config that do not affect its outputs, or that enter the hash in another way."""
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a model comes from. `adapter` is a PEFT folder that sits on `base`, if the path named one; `run` is the run
-    folder of a checkpoint of `base`."""
+    """Where to load a model from: `base` is a folder or Hub id, `adapter` a PEFT folder for this base model, `run` the
+    run folder whose checkpoint is loaded into `base`."""
 
     base: str
     revision: str | None = None
@@ -74,57 +74,57 @@ class Source:
 
 
 def locate(path: str, where: str = "model.path") -> Source:
-    """What `path` names, checked as far as it can be without loading. Raises ModelError for a folder with no model."""
+    """Return the source of the model `path`, after all checks that do not load it. Raises ModelError if one fails."""
     folder = Path(path).expanduser()
     if folder.is_dir():
         if (folder / ADAPTER_CONFIG).is_file():
             return _locate_adapter(folder)
         if not (folder / "config.json").is_file():
             final = folder / "final"
-            of_run = (final / "config.json").is_file() or (final / ADAPTER_CONFIG).is_file()
-            fix = f"{where} names a folder with config.json, *.safetensors and the tokenizer's files"
+            is_run = (final / "config.json").is_file() or (final / ADAPTER_CONFIG).is_file()
+            fix = f"set {where} to a folder with config.json, *.safetensors and the tokenizer's files"
             raise ModelError(
-                "no config.json: not a Hugging Face model folder",
+                "the folder has no config.json, so it is not a Hugging Face model folder",
                 where=str(folder),
-                fix=f"the model of this run is {final}" if of_run else fix,
+                fix=f"use {final}, the model of this run" if is_run else fix,
             )
         if not any(folder.glob("*.safetensors")):
             pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
-            what = f"weights only as pickle ({pickles[0]})" if pickles else "no *.safetensors weights"
-            raise ModelError(what, where=str(folder), fix="convert the weights to safetensors: pickles can run code")
+            if not pickles:
+                fix = "copy the weights of the model into the folder"
+                raise ModelError("the folder has no *.safetensors weights", where=str(folder), fix=fix)
+            what = f"the weights are pickle files ({pickles[0]})"
+            raise ModelError(what, where=str(folder), why=PICKLES_RUN_CODE, fix="convert the weights to safetensors")
         weight_files(str(folder))
         return Source(str(folder))
     name, _, revision = path.partition("@")
     looks_local = path.startswith((".", "/", "~")) or name.count("/") != 1
     if looks_local or folder.parent.is_dir():
-        raise ModelError("no such folder", where=f"{where} {path}", fix=_nearby(folder))
+        fix = f"choose an existing folder ({_similar_folders(folder)})"
+        raise ModelError("no such folder", where=f"{where} {path}", fix=fix)
     if not _reachable(name, revision):
         raise ModelError(
-            "no such folder, and no Hub can be asked for a model of this name",
+            "the Hub is unreachable and the model is not in the cache",
             where=f"{where} {path}",
-            why="the Hub does not answer, and the model is not in the local cache",
-            fix=_nearby(folder),
+            fix=f"set {where} to a local folder ({_similar_folders(folder)})",
         )
     return Source(name, revision or None)
 
 
 def _locate_adapter(folder: Path) -> Source:
-    """An adapter and its base, which must be a whole model: a folder, or a Hub id with the adapter's `revision`."""
+    """Return the source of an adapter. Its base model must be a full model: a folder, or a Hub id."""
     config = read_config(folder)
     path, revision = str(config["base_model_name_or_path"]), config.get("revision")
     pinned = f"{path}@{revision}" if isinstance(revision, str) and revision and not Path(path).is_dir() else path
     base = locate(pinned, f"{folder / ADAPTER_CONFIG} base_model_name_or_path")
     if base.adapter:
-        raise ModelError(
-            f"its base is an adapter, too: {base.adapter}",
-            where=str(folder),
-            fix="merge the base first: load it with peft and save merge_and_unload()",
-        )
+        what = f"the base model of this adapter is itself an adapter: {base.adapter}"
+        raise ModelError(what, where=str(folder), fix=f"merge the base model first: {MERGE_FIRST}")
     return Source(base.base, base.revision, str(folder))
 
 
 def _reachable(name: str, revision: str) -> bool:
-    """Whether a Hub model is in the cache or the Hub answers: its client would try for a minute."""
+    """Return whether a Hub model is in the cache or the Hub responds. The Hub's client would retry for a minute."""
     from huggingface_hub import constants, try_to_load_from_cache
 
     if isinstance(try_to_load_from_cache(name, "config.json", revision=revision or None), str):
@@ -132,7 +132,7 @@ def _reachable(name: str, revision: str) -> bool:
     if constants.HF_HUB_OFFLINE:
         return False
     if any(key.lower() in ("http_proxy", "https_proxy", "all_proxy") for key in os.environ):
-        return True  # only the client knows its way
+        return True  # a plain connection does not use the proxy, so it cannot tell
     address = urlsplit(constants.ENDPOINT)
     try:
         port = address.port or (80 if address.scheme == "http" else 443)
@@ -142,25 +142,25 @@ def _reachable(name: str, revision: str) -> bool:
     return True
 
 
-def _nearby(folder: Path) -> str:
+def _similar_folders(folder: Path) -> str:
     parent = folder.parent
     while not parent.is_dir():
         parent = parent.parent
     names = sorted(p.name for p in parent.iterdir() if p.is_dir() and not p.name.startswith("."))
     missing = folder.relative_to(parent).parts[0] if folder.is_relative_to(parent) else folder.name
-    found = difflib.get_close_matches(missing, names, n=3) or names[:8]
-    return f"folders in {parent}: {', '.join(found) or 'none'}"
+    similar = difflib.get_close_matches(missing, names, n=3) or names[:8]
+    return f"folders in {parent}: {', '.join(similar) or 'none'}"
 
 
 def load_tokenizer(source: Source, chat_template: str | None = None) -> Any:
-    """The tokenizer of a model, with another chat template if asked: a name of TEMPLATES or a .jinja file."""
+    """Load the tokenizer of a model. `chat_template` replaces its template: a name in TEMPLATES or a .jinja file."""
     import transformers
 
     where = source.adapter if source.adapter and _has_tokenizer(source.adapter) else source.base
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(where, revision=source.revision, trust_remote_code=False)
     except Exception as error:
-        raise refused("tokenizer", where, error) from error
+        raise load_error("tokenizer", where, error) from error
     if chat_template is not None:
         tokenizer.chat_template = template(chat_template)
     return tokenizer
@@ -171,42 +171,41 @@ def _has_tokenizer(folder: str) -> bool:
 
 
 def template(name: str) -> str:
-    """A chat template: one of TEMPLATES by name, or the text of a file."""
+    """Return a chat template: an entry of TEMPLATES, or the text of a file."""
     if name in TEMPLATES:
         return TEMPLATES[name]
     if not Path(name).is_file():
-        raise ModelError(
-            f"neither a template's name ({', '.join(TEMPLATES)}) nor a file: {name}",
-            where="data.chat_template",
-        )
+        what = f"{name!r} is neither the name of a template ({', '.join(TEMPLATES)}) nor a file"
+        raise ModelError(what, where="data.chat_template")
     return Path(name).read_text(encoding="utf-8")
 
 
 def end_ids(source: Source, tokenizer: Any = None) -> list[int]:
-    """Token ids that the model's folder names as the end of a generation, in generation_config.json or config.json.
+    """Return the token ids that end a response according to generation_config.json and config.json.
 
-    Of those that only config.json names, the ones that are special tokens of `tokenizer`, if it is given.
+    With a `tokenizer`, ids that are only in config.json count only if they are special tokens: some configs have an
+    ordinary token as EOS, because of a wrong default.
     """
     import transformers
 
-    found: list[int] = []
+    ids: list[int] = []
     with suppress(OSError):
         config = transformers.GenerationConfig.from_pretrained(source.base, revision=source.revision)
-        found = as_ids(config.eos_token_id)
+        ids = id_list(config.eos_token_id)
     with suppress(OSError):
         raw, _ = transformers.PretrainedConfig.get_config_dict(source.base, revision=source.revision)
-        more = as_ids(raw.get("eos_token_id")) + as_ids((raw.get("text_config") or {}).get("eos_token_id"))
-        found += [i for i in more if tokenizer is None or i in special_ids(tokenizer)]
-    return list(dict.fromkeys(found))
+        more = id_list(raw.get("eos_token_id")) + id_list((raw.get("text_config") or {}).get("eos_token_id"))
+        ids += [i for i in more if tokenizer is None or i in special_ids(tokenizer)]
+    return list(dict.fromkeys(ids))
 
 
 def special_ids(tokenizer: Any) -> set[int]:
-    """Ids of the tokens that are not made of text. A config may name an ordinary token as EOS by a wrong default."""
+    """Return the ids of special and added tokens, as opposed to pieces of text."""
     return {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids}
 
 
 def chat_record(source: Source) -> dict[str, Any]:
-    """How the run that made the model rendered chat messages; empty for a model of other origin."""
+    """Return the chat settings of the run that trained the model; empty for models from other programs."""
     if source.run:
         return dict(_json(Path(source.run) / "manifest.json").get("chat") or {})
     return _json(Path(source.adapter or source.base) / CHAT_RECORD)
@@ -214,72 +213,71 @@ def chat_record(source: Source) -> dict[str, Any]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text())
+        return dict(json.loads(path.read_text()))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise ModelError(f"cannot be read: {error}", where=str(path)) from error
-    return dict(found)
+        raise ModelError(f"the file cannot be read: {error}", where=str(path)) from error
 
 
-def as_ids(ids: Any) -> list[int]:
-    """Token ids as a list, however a generation config spells them."""
+def id_list(ids: Any) -> list[int]:
+    """Return the token ids of a config entry as a list. The entry is null, a number or a list."""
     return [] if ids is None else [int(i) for i in (ids if isinstance(ids, list) else [ids])]
 
 
 def load_model(source: Source, dtype: torch.dtype) -> Any:
-    """The model in `dtype`, an adapter merged into it in fp32, in evaluation mode: dropout is off.
+    """Load the model in `dtype` and in evaluation mode, without dropout. An adapter is merged in fp32.
 
-    Raises ModelError if a tensor of the model is missing in its files or has another shape there.
+    Raises ModelError if a tensor of the model is missing in its files or has another shape in them.
     """
     if not source.adapter:
         return _read(source, dtype)
-    return rounded(merge(_read(source, torch.float32), source.adapter), source, dtype).eval()
+    return cast_like_source(load_and_merge(_read(source, torch.float32), source.adapter), source, dtype).eval()
 
 
-def rounded(model: Any, source: Source, dtype: torch.dtype) -> Any:
-    """`model`, the fp32 model of `source` with an adapter merged into it, as it would be read in `dtype`."""
-    return model if dtype == torch.float32 else round_like(model, _read(source, dtype), dtype)
+def cast_like_source(model: Any, source: Source, dtype: torch.dtype) -> Any:
+    """Cast `model`, the fp32 model of `source` with a merged adapter, as if it were loaded in `dtype`."""
+    return model if dtype == torch.float32 else cast_like(model, _read(source, dtype), dtype)
 
 
 def _read(source: Source, dtype: torch.dtype) -> Any:
     import transformers
 
     auto = transformers.AutoModelForCausalLM
-    model, unread = read_model(auto, "model", source.base, source.revision, dtype)
-    require_complete(model, unread, source.base)
+    model, mismatch = read_model(auto, "model", source.base, source.revision, dtype)
+    require_complete(model, mismatch, source.base)
     return model.eval()
 
 
 def load_config(source: Source) -> Any:
-    """The model's config alone."""
+    """Load only the config of a model."""
     import transformers
 
     return transformers.AutoConfig.from_pretrained(source.base, revision=source.revision, trust_remote_code=False)
 
 
-def positions(config: Any) -> int | None:
-    """Longest sequence that the model was built for, if its config says so."""
+def max_positions(config: Any) -> int | None:
+    """Return the longest sequence that the model supports, or None if its config does not have a limit."""
     limit: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
     return limit
 
 
 def source_dtypes(source: Source) -> dict[str, torch.dtype]:
-    """The precision of every tensor of the model as it is stored; empty where the files cannot be had."""
+    """Return the stored dtype of every tensor of the model; empty if its files are not available."""
     return stored_dtypes(source.base, source.revision)
 
 
 def source_dtype(source: Source) -> torch.dtype:
-    """The precision that the weights were saved in; of mixed ones the smallest that holds all their numbers."""
+    """Return the dtype of the stored weights; for mixed dtypes, the smallest that holds all values exactly."""
     stored = source_dtypes(source)
     if stored:
-        return widest(set(stored.values()))
+        return smallest_exact_dtype(set(stored.values()))
     config = load_config(source).dtype
     return config if isinstance(config, torch.dtype) else torch.float32
 
 
-def no_dropout(model: nn.Module) -> None:
-    """Make dropout impossible, so that training mode (which gradient checkpointing needs) computes the same."""
+def disable_dropout(model: nn.Module) -> None:
+    """Set all dropout rates to 0, so that training mode, which gradient checkpointing needs, has the same outputs."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -289,21 +287,21 @@ def no_dropout(model: nn.Module) -> None:
 
 
 def checkpoint_activations(model: Any) -> None:
-    """Recompute activations in the backward pass. transformers does so in training mode only, so dropout is removed."""
-    no_dropout(model)
+    """Enable gradient checkpointing. transformers supports it only in training mode, so dropout is disabled."""
+    disable_dropout(model)
     if hasattr(model, "activation_checkpointing_enable"):  # the name in newer transformers
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     else:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    if hasattr(model, "peft_config"):  # with frozen embeddings, nothing would need a gradient at the first layer
+    if hasattr(model, "peft_config"):  # frozen embeddings: the first layer's input would not require a gradient
         model.enable_input_require_grads()
     model.train()
 
 
 def weights_hash(model: Any) -> str:
-    """sha256 over the model's config and names, shapes, types and bytes of all its weights and buffers.
+    """Return the SHA-256 of the model's config and of the names, shapes, dtypes and bytes of its weights and buffers.
 
-    Only the weights of a fresh adapter are left out, which change nothing.
+    The weights of a LoRA adapter are not included: a new adapter does not change the outputs.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     config = {key: value for key, value in base.config.to_dict().items() if key not in NOT_ARITHMETIC}
@@ -314,8 +312,8 @@ def weights_hash(model: Any) -> str:
     return digest.hexdigest()
 
 
-def files_of(source: Source) -> dict[str, list[int]]:
-    """Size and time of change of the files that hold the weights and configs of model folders; empty for a Hub id."""
+def file_stamps(source: Source) -> dict[str, list[int]]:
+    """Return size and modification time of the weight and config files of a model folder; empty for a Hub id."""
     folders = [Path(name).expanduser() for name in (source.base, source.adapter) if name]
     files = [file for folder in folders for suffix in ("*.safetensors", "*config.json") for file in folder.glob(suffix)]
     stats = ((str(file), file.stat()) for file in sorted(files))
@@ -323,10 +321,10 @@ def files_of(source: Source) -> dict[str, list[int]]:
 
 
 def _base_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
-    everything = [*model.named_parameters(), *model.named_buffers()]
-    named = {name: tensor.detach() for name, tensor in everything if ".lora_" not in name}
-    for name in sorted(named):
-        yield base_name(name), named[name]
+    all_tensors = [*model.named_parameters(), *model.named_buffers()]
+    tensors = {name: tensor.detach() for name, tensor in all_tensors if ".lora_" not in name}
+    for name in sorted(tensors):
+        yield base_name(name), tensors[name]
 
 
 def _bytes(tensor: Tensor) -> memoryview:
@@ -335,8 +333,8 @@ def _bytes(tensor: Tensor) -> memoryview:
 
 
 def save_model(model: Any, tokenizer: Any, folder: Path, **options: Any) -> None:
-    """Write a folder that `from_pretrained` loads: a full model, or for a PEFT model its adapter."""
-    quiet()
+    """Write a folder that `from_pretrained` can load: the full model, or the adapter of a PEFT model."""
+    silence_transformers()
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(folder, **options)

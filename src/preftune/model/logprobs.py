@@ -1,6 +1,6 @@
-"""From a batch to log-probs: one forward pass, and the head at scored positions only.
+"""Compute the log-probs of a batch: one forward pass, with the head at scored positions only.
 
-Log-softmax and sums are fp32 whatever the model's dtype.
+Log-softmax and sums are in fp32 for all model dtypes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from preftune.types import Batch, Logps, Rows
 
 @dataclass(frozen=True, slots=True)
 class Scorer:
-    """A causal language model and its head; `head` None means that the model's own code computes logits."""
+    """A causal language model and its head. If `head` is None, the model's code computes the logits."""
 
     model: Any
     head: Head | None
@@ -36,49 +36,49 @@ class Scorer:
         return device
 
 
-def logps(scorer: Scorer, batch: Batch, wanted: Collection[str] = (), reference: HeadInput | None = None) -> Logps:
-    """Log-probs of the batch's responses, and sums of the token statistics that a loss wants (model.statistics)."""
+def logps(scorer: Scorer, batch: Batch, names: Collection[str] = (), reference: HeadInput | None = None) -> Logps:
+    """Return the log-probs of the batch's responses, and the sums of the statistics `names` (model.statistics)."""
     if scorer.head is None:
-        assert not wanted  # refused before training, see methods.dpo
+        assert not names  # methods.dpo reports this as an error before training
         token_N = _from_logits(_own_logits(scorer.model, batch), batch.target_N)
         return Logps(token_N, sum_responses(token_N, batch.length_S), batch.length_S)
     states = head_input(scorer, batch)
     token_N = token_logprobs(*states, batch.target_N)
-    found = statistics(wanted, states, reference)
-    extra = {name: sum_responses(values, batch.length_S) for name, values in found.items()}
+    statistics_N = statistics(names, states, reference) if names else {}
+    extra = {name: sum_responses(values_N, batch.length_S) for name, values_N in statistics_N.items()}
     return Logps(token_N, sum_responses(token_N, batch.length_S), batch.length_S, extra)
 
 
 @torch.no_grad()
 def reference_logps(states: HeadInput, batch: Batch) -> Logps:
-    """Log-probs from states that were computed for a statistic anyway."""
+    """Return log-probs from hidden states that are already computed."""
     token_N = token_logprobs(*states, batch.target_N)
     return Logps(token_N, sum_responses(token_N, batch.length_S), batch.length_S)
 
 
 def head_input(scorer: Scorer, batch: Batch) -> HeadInput:
-    """Run the model once over the batch."""
+    """Run the model once and return its hidden states at scored positions, with its head."""
     assert scorer.head is not None
     return hidden_states(scorer.model, batch), scorer.head
 
 
 def hidden_states(model: Any, batch: Batch) -> Tensor:
-    """(N, H) last hidden states at the positions that predict scored tokens. The model's own head gets no work."""
-    seen: list[Tensor] = []
+    """Return the (N, H) last hidden states at the slots that predict scored tokens. The model's head is skipped."""
+    captured: list[Tensor] = []
     layer = output_layer(model)
-    scalar = getattr(layer, "out_features", 0) == 1  # a classifier goes on with what its head says; it is one row
+    scalar = getattr(layer, "out_features", 0) == 1  # classifiers need the output of their head, which is cheap
 
-    def take(hidden: Tensor) -> Tensor:
-        seen.append(hidden)
+    def capture(hidden: Tensor) -> Tensor:
+        captured.append(hidden)
         return hidden if scalar else hidden[..., :0, :]
 
-    with intercept(layer, take):
+    with intercept(layer, capture):
         _forward(model, batch)
-    return seen[0].reshape(-1, seen[0].shape[-1])[batch.read_N]
+    return captured[0].reshape(-1, captured[0].shape[-1])[batch.read_N]
 
 
 def _own_logits(model: Any, batch: Batch) -> Tensor:
-    """(N, V) logits from the model's own code, which is given the scored positions only."""
+    """Return the (N, V) logits that the model's code computes at the scored positions."""
 
     def scored(hidden: Tensor) -> Tensor:
         return hidden.reshape(-1, hidden.shape[-1])[batch.read_N][None]
@@ -92,12 +92,12 @@ def _forward(model: Any, batch: Batch) -> Tensor:
         ids = batch.ids_T.view(batch.layout.rows, batch.layout.width)
         return model(input_ids=ids, use_cache=False).logits  # type: ignore[no-any-return]
     if not uses_segments(model):
-        raise RuntimeError("a packed batch for a model that attends to whole rows: its numbers would be wrong")
+        raise RuntimeError("a packed batch needs segment attention: call use_segments(model) first")
     ids, positions = batch.ids_T[None], batch.positions_T[None]
-    # without a mask, transformers would take every jump of the positions for a new document
-    everything = torch.ones_like(ids, dtype=torch.bool)
+    # Without a mask, transformers treats every jump in the positions as the start of a new document.
+    mask = torch.ones_like(ids, dtype=torch.bool)
     with segmented(batch.layout):
-        out = model(input_ids=ids, position_ids=positions, attention_mask=everything, use_cache=False)
+        out = model(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False)
     return out.logits  # type: ignore[no-any-return]
 
 
@@ -107,15 +107,15 @@ def _from_logits(logits_CV: Tensor, target_C: Tensor) -> Tensor:
 
 
 def sum_responses(values_N: Tensor, length_S: Tensor) -> Tensor:
-    """Sum per response; the tokens of a response are adjacent."""
+    """Sum the values of each response. The tokens of a response are adjacent."""
     index_S = torch.arange(len(length_S), device=values_N.device)
-    owner_N = torch.repeat_interleave(index_S, length_S, output_size=len(values_N))  # else a GPU is asked for it
-    # a GPU adds in any order: in fp64 that does not reach the digits of fp32
+    owner_N = torch.repeat_interleave(index_S, length_S, output_size=len(values_N))  # output_size avoids a GPU sync
+    # The order of additions on a GPU varies. In fp64, it does not affect the result after rounding to fp32.
     dtype = torch.float64 if values_N.device.type == "cuda" else values_N.dtype
     return values_N.new_zeros(len(length_S), dtype=dtype).index_add(0, owner_N, values_N.to(dtype)).to(values_N.dtype)
 
 
 def model_size(model: nn.Module) -> tuple[int, int]:
-    """(all parameters, trainable parameters)."""
+    """Return the number of all parameters and of trainable parameters."""
     counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
     return sum(n for n, _ in counts), sum(n for n, trains in counts if trains)

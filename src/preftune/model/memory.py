@@ -1,4 +1,4 @@
-"""Memory: how much there is, what a model and a batch take of it, and what happens when it runs out."""
+"""Memory: how much is available, how much a model and a batch need, and what to do when it runs out."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ Result = TypeVar("Result")
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether torch could not get the memory it asked for."""
-    said = ("can't allocate memory", "out of memory", "ALLOC_FAILED")  # torch's CPU; CUDA, MPS; cuBLAS
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in said)
+    """Return whether `error` means that memory ran out."""
+    messages = ("can't allocate memory", "out of memory", "ALLOC_FAILED")  # torch on a CPU; CUDA and MPS; cuBLAS
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in messages)
 
 
-def release() -> None:
-    """Give back what failed computations still hold."""
+def free_memory() -> None:
+    """Return cached memory, such as that of a failed computation, to the system."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -34,32 +34,32 @@ def release() -> None:
 
 
 def available(device: torch.device) -> int:
-    """Bytes that this process can still get on `device`."""
+    """Return the bytes that this process can still allocate on `device`."""
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + cached
     limits = [_free_on_machine()]
-    for allowed, used in (
+    for limit, used in (
         ("memory.max", "memory.current"),
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):  # a container's limits, version 2 and 1
-        values = [_number(Path("/sys/fs/cgroup") / name) for name in (allowed, used)]
+    ):  # limits of a container, in cgroup v2 and v1
+        values = [_number(Path("/sys/fs/cgroup") / name) for name in (limit, used)]
         if values[0] is not None and values[1] is not None:
             limits.append(max(0, values[0] - values[1] + _reclaimable(used)))
     return min(limits)
 
 
 def _reclaimable(used: str) -> int:
-    """Bytes of a container's use that are only cached files."""
+    """Return the bytes of a container's usage that are file cache and can be reclaimed."""
     path = (Path("/sys/fs/cgroup") / used).with_name("memory.stat")
     if not path.is_file():
         return 0
-    found = dict(line.split() for line in path.read_text().splitlines())
-    return int(found.get("total_inactive_file", found.get("inactive_file", 0)))
+    stat = dict(line.split() for line in path.read_text().splitlines())
+    return int(stat.get("total_inactive_file", stat.get("inactive_file", 0)))
 
 
 def in_use(device: torch.device) -> int:
-    """Bytes that this process has on `device`."""
+    """Return the bytes that this process uses on `device`."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     status = Path("/proc/self/statm")
@@ -67,12 +67,12 @@ def in_use(device: torch.device) -> int:
 
 
 def _free_on_machine() -> int:
-    information = Path("/proc/meminfo")
-    if information.is_file():
-        found = dict(line.split(":", 1) for line in information.read_text().splitlines())
-        return int(found["MemAvailable"].split()[0]) * 1024
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        return int(fields["MemAvailable"].split()[0]) * 1024
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if sys.platform != "win32" else 8 << 30
-    return total // 2  # elsewhere nobody says what is free
+    return total // 2  # without /proc, the free memory is unknown
 
 
 def _number(path: Path) -> int | None:
@@ -82,34 +82,34 @@ def _number(path: Path) -> int | None:
         return None
 
 
-def kept_for_backward(scorer: Scorer, batch: Batch) -> int:
-    """Bytes of activations that a forward pass of the body keeps for its backward pass; weights do not count.
+def activation_bytes(scorer: Scorer, batch: Batch) -> int:
+    """Measure the bytes of activations that a forward pass of the body saves for the backward pass, without weights.
 
-    Gradient checkpointing is off meanwhile: it works in training mode only.
+    Gradient checkpointing is off during the measurement, because it works in training mode only.
     """
     training = scorer.model.training
     scorer.model.eval()
-    seen: dict[int, int] = {}
+    sizes: dict[int, int] = {}
     weights = {parameter.untyped_storage().data_ptr() for parameter in scorer.model.parameters()}
-    held = []
+    saved = []
 
-    def keep(tensor: Tensor) -> Tensor:
+    def record(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
-            seen[storage.data_ptr()] = storage.nbytes()
-            held.append(tensor)  # as long as it lives, its address is not given to another
+            sizes[storage.data_ptr()] = storage.nbytes()
+            saved.append(tensor)  # while the tensor exists, no other tensor can have its address
         return tensor
 
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
         hidden_states(scorer.model, batch.to(scorer.device))
     scorer.model.train(training)
-    return sum(seen.values())
+    return sum(sizes.values())
 
 
-def in_parts(
+def compute_in_parts(
     compute: Callable[[Batch], Result], batch: Batch, layout: Callable[[Sequence[TokenGroup]], list[Batch]]
 ) -> Iterator[tuple[Batch, Result]]:
-    """compute(batch); where it does not fit in memory, its groups in two halves, and so on. Not for gradients."""
+    """Yield (batch, compute(batch)). If memory runs out, split the groups in halves, repeatedly. Not for gradients."""
     try:
         result: Any = compute(batch)
     except (RuntimeError, MemoryError) as error:
@@ -119,26 +119,29 @@ def in_parts(
     if result is not None:
         yield batch, result
         return
-    release()  # after the handler: the error holds what the computation had allocated
+    free_memory()  # outside of the handler, because the exception references the tensors of the computation
     middle = len(batch.groups) // 2
     for half in (batch.groups[:middle], batch.groups[middle:]):
         for part in layout(half):
-            yield from in_parts(compute, part, layout)
+            yield from compute_in_parts(compute, part, layout)
 
 
 def by_group(
-    says: Callable[[Batch], tuple[Tensor, ...]],
+    compute: Callable[[Batch], tuple[Tensor, ...]],
     groups: Sequence[TokenGroup],
     layout: Callable[[Sequence[TokenGroup]], list[Batch]],
-    done: Callable[[int], None] = lambda number: None,
+    progress: Callable[[int], None] = lambda number: None,
 ) -> list[tuple[Tensor, ...]]:
-    """For each group its part of what `says` gives for a batch: one value a response, (S,), or a token, (N,)."""
-    found: dict[int, tuple[Tensor, ...]] = {}
+    """Compute values per response, (S,), or per token, (N,), and return those of each group, in order.
+
+    compute    returns a tuple of such tensors for a batch;  progress   is called with the number of finished groups
+    """
+    values_of: dict[int, tuple[Tensor, ...]] = {}
     for whole in layout(groups):
-        for batch, values in in_parts(says, whole, layout):
+        for batch, values in compute_in_parts(compute, whole, layout):
             responses = [len(group.response_ids) for group in batch.groups]
             tokens = [sum(map(len, group.response_ids)) for group in batch.groups]
-            cut = [torch.split(v, responses if len(v) == sum(responses) else tokens) for v in values]
-            found |= {id(group): parts for group, *parts in zip(batch.groups, *cut, strict=True)}  # type: ignore[misc]
-            done(len(found))
-    return [found[id(group)] for group in groups]
+            split = [torch.split(v, responses if len(v) == sum(responses) else tokens) for v in values]
+            values_of |= {id(g): parts for g, *parts in zip(batch.groups, *split, strict=True)}  # type: ignore[misc]
+            progress(len(values_of))
+    return [values_of[id(group)] for group in groups]

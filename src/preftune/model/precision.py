@@ -1,4 +1,4 @@
-"""Precisions: what rounds what, and how a model keeps the digits of its source from its files to its files."""
+"""Numeric precision: which dtypes hold which values exactly, and how to load and save weights without rounding."""
 
 from __future__ import annotations
 
@@ -14,74 +14,73 @@ CONTAINS = {
     torch.float16: {torch.float16},
     torch.bfloat16: {torch.bfloat16},
 }
-"""Which precisions each precision holds without rounding."""
+"""The dtypes whose values each dtype represents exactly."""
 
 
 def exact_in(dtypes: Iterable[torch.dtype], dtype: torch.dtype) -> bool:
-    """Whether `dtype` holds numbers of all `dtypes` without rounding."""
+    """Return whether `dtype` represents the values of all `dtypes` exactly."""
     return set(dtypes) <= CONTAINS[dtype]
 
 
-def widest(dtypes: Iterable[torch.dtype]) -> torch.dtype:
-    """The smallest precision that holds numbers of all `dtypes` without rounding; fp32 for none."""
+def smallest_exact_dtype(dtypes: Iterable[torch.dtype]) -> torch.dtype:
+    """Return the smallest dtype that represents the values of all `dtypes` exactly; fp32 if there are none."""
     order = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
-    return next(one for one in order if exact_in(dtypes, one)) if dtypes else torch.float32
+    return next(dtype for dtype in order if exact_in(dtypes, dtype)) if dtypes else torch.float32
 
 
 def exact_state(model: Any) -> dict[str, Tensor]:
-    """Parameters and saved buffers of a model by name; a tied tensor once, as in `named_parameters`."""
+    """Return the parameters and saved buffers of a model by name. Tied tensors appear once."""
     saved = model.state_dict(keep_vars=True)
     buffers = {name: tensor for name, tensor in model.named_buffers() if name in saved}
     return {name: tensor.detach() for name, tensor in [*model.named_parameters(), *buffers.items()]}
 
 
-def round_like(model: Any, plain: Any, dtype: torch.dtype) -> Any:
-    """`model` in the precisions of `plain`, the same architecture read in `dtype`; its tensors are changed in place.
+def cast_like(model: Any, plain: Any, dtype: torch.dtype) -> Any:
+    """Cast the tensors of `model` in place to the dtypes of `plain`, the same architecture loaded in `dtype`.
 
-    `model.to(dtype)` would round buffers that transformers keeps in fp32, such as rotary frequencies.
+    `model.to(dtype)` would also round buffers that transformers keeps in fp32, such as rotary frequencies.
     """
-    known = {name: parameter.dtype for name, parameter in plain.named_parameters()}
+    dtypes = {name: parameter.dtype for name, parameter in plain.named_parameters()}
     for name, parameter in model.named_parameters():
-        parameter.data = parameter.data.to(known.get(name, dtype))
+        parameter.data = parameter.data.to(dtypes.get(name, dtype))
     modules = dict(model.named_modules())
     for name, module in plain.named_modules():
         for key, buffer in module._buffers.items():
-            own = modules[name]._buffers if name in modules else {}
-            if buffer is not None and own.get(key) is not None:
-                own[key] = buffer
+            buffers = modules[name]._buffers if name in modules else {}
+            if buffer is not None and buffers.get(key) is not None:
+                buffers[key] = buffer
     model.config.dtype = plain.config.dtype
     return model
 
 
 def save_dtype_of(model: Any, stored: Mapping[str, torch.dtype]) -> torch.dtype:
-    """The precision for tensors that the source's files have under other names or not at all.
+    """Return the dtype in which to save tensors whose names are not in the source's files.
 
-    It holds all numbers of those that the model has under other names, such as experts that transformers stacks.
+    Such tensors can have other names in the files, for example experts that transformers stacks. The dtype represents
+    the values of all stored tensors whose names are not in the model.
     """
-    own = exact_state(model)
-    others = [dtype for name, dtype in stored.items() if name not in own]
-    return widest(others if others and any(name not in stored for name in own) else stored.values())
+    state = exact_state(model)
+    others = [dtype for name, dtype in stored.items() if name not in state]
+    return smallest_exact_dtype(others if others and any(name not in stored for name in state) else stored.values())
 
 
 def base_name(name: str) -> str:
-    """The name of a tensor below an adapter, as its base has it."""
+    """Convert the name of a tensor in a PEFT model to its name in the base model."""
     return name.replace("base_model.model.", "").replace(".base_layer", "")
 
 
-def exact_base(model: Any, precise: Mapping[str, Tensor]) -> Any:
-    """`model` with the weights below its adapter in fp32, with all digits of their source."""
+def restore_base(model: Any, precise: Mapping[str, Tensor]) -> Any:
+    """Set the base weights of a PEFT model to fp32, from the exact values in `precise` where it has them."""
     for name, parameter in model.named_parameters():
         if ".lora_" not in name:
             parameter.data = precise.get(base_name(name), parameter.data).to(parameter.device, torch.float32)
     return model
 
 
-def in_dtypes(
-    model: Any, dtypes: Mapping[str, torch.dtype], default: torch.dtype, precise: Mapping[str, Tensor]
-) -> Any:
-    """`model` with every parameter in the precision that `dtypes` or `default` names; in place.
+def cast_to(model: Any, dtypes: Mapping[str, torch.dtype], default: torch.dtype, precise: Mapping[str, Tensor]) -> Any:
+    """Cast every parameter of `model` in place to its dtype in `dtypes`, or to `default`.
 
-    Saved buffers that have a precision there take it, from `precise` where that has more digits. Others stay.
+    Saved buffers with a dtype in `dtypes` are cast, too, from their exact value in `precise` if there is one.
     """
     parameters = dict(model.named_parameters())
     for name, parameter in parameters.items():

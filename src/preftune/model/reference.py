@@ -1,10 +1,10 @@
-"""The reference: the policy's state at step 0, or another model, as log-probs of a batch's responses.
+"""The reference model, which provides log-probs of responses: the policy at step 0, or another model.
 
     Frozen      a second copy of the weights
-    AdapterOff  the policy itself, its LoRA adapter switched off
-    Cached      log-probs computed once and kept on disk (model.store); no second model in memory
+    AdapterOff  the policy with its LoRA adapter disabled
+    Cached      log-probs that are computed once and stored on disk (model.store); no second model in memory
 
-A run without reference (reference-free losses, `reference.kind: none`) has none of these.
+Runs without a reference (reference-free losses, `reference.kind: none`) use none of these classes.
 """
 
 from __future__ import annotations
@@ -20,32 +20,32 @@ import numpy as np
 import torch
 
 from preftune.model.logprobs import Scorer, head_input, logps, sum_responses
-from preftune.model.memory import in_parts
+from preftune.model.memory import compute_in_parts
 from preftune.model.statistics import HeadInput
 from preftune.model.store import Store, response_key
 from preftune.types import Batch, Logps, TokenGroup, to_device
 
 Layout = Callable[[Sequence[TokenGroup]], list[Batch]]
-BLOCK = 2048  # groups that are laid out at a time
+BLOCK = 2048  # number of groups that `fill` passes to the layout at a time
 
 
 class Reference(Protocol):
-    """What every loss that uses a reference needs of it."""
+    """A source of reference log-probs, for losses that need a reference."""
 
     def logps(self, batch: Batch) -> Logps:
-        """Log-probs of the batch's responses, without gradient."""
+        """Return the log-probs of the batch's responses, without gradient."""
         ...
 
 
 @runtime_checkable
 class Live(Reference, Protocol):
-    """A reference that can be run, for losses that compare whole distributions and for new responses."""
+    """A reference with a model in memory, for losses on token distributions and for scoring new responses."""
 
     @property
     def scorer(self) -> Scorer: ...
 
     def states(self, batch: Batch) -> HeadInput:
-        """What its head reads at the scored positions, and the head."""
+        """Return the hidden states at the scored positions, and the head."""
         ...
 
 
@@ -57,7 +57,7 @@ class Frozen:
 
     @staticmethod
     def copy_of(policy: Any) -> Frozen:
-        """The weights as they are now, whatever file they once came from."""
+        """Copy the current weights of the policy."""
         model = copy.deepcopy(policy).requires_grad_(False).eval()
         return Frozen(Scorer.of(model))
 
@@ -72,7 +72,7 @@ class Frozen:
 
 @dataclass(frozen=True, slots=True)
 class AdapterOff:
-    """The policy without its adapter. The adapter layers are found once: asking PEFT walks the model every time."""
+    """The policy without its adapter. Stores the adapter layers, because PEFT would search the model on every call."""
 
     scorer: Scorer
     layers: tuple[Any, ...]
@@ -85,6 +85,7 @@ class AdapterOff:
 
     @contextmanager
     def off(self) -> Iterator[None]:
+        """Disable the adapter inside the block."""
         for layer in self.layers:
             layer._disable_adapters = True
         try:
@@ -106,7 +107,7 @@ class AdapterOff:
 
 @dataclass(slots=True)
 class Cached:
-    """Log-probs from a store that has been filled for every group of the run."""
+    """Log-probs from a store that `fill` has completed for all groups of the run."""
 
     store: Store
     device: torch.device
@@ -120,12 +121,12 @@ class Cached:
 
 
 def batch_keys(batch: Batch) -> list[bytes]:
-    """The store's keys of the batch's responses, in order."""
+    """Return the store's keys of the batch's responses, in order."""
     return [response_key(g.prompt_ids, r) for g in batch.groups for r in g.response_ids]
 
 
 def store_key(weights: str, dtype: torch.dtype, layout: str) -> str:
-    """Folder name of a model's store. The version changes when the arithmetic of scoring does."""
+    """Return the folder name of a model's store. The version (2) changes when the arithmetic of scoring changes."""
     return hashlib.sha256(f"2 {weights} {dtype} {layout}".encode()).hexdigest()[:32]
 
 
@@ -138,13 +139,13 @@ def fill(
     adapter: AdapterOff | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> int:
-    """Score the groups that the store lacks, the longest first; returns how many. What is done when stopped stays."""
-    lacking = [g for g in groups if any(response_key(g.prompt_ids, r) not in store for r in g.response_ids)]
-    lacking.sort(key=lambda group: -group.tokens)
+    """Score the groups that the store lacks, longest first, and return their number. An interruption saves results."""
+    missing = [g for g in groups if any(response_key(g.prompt_ids, r) not in store for r in g.response_ids)]
+    missing.sort(key=lambda group: -group.tokens)
     done = 0
     try:
         with adapter.off() if adapter else nullcontext():
-            for block in (lacking[begin : begin + BLOCK] for begin in range(0, len(lacking), BLOCK)):
+            for block in (missing[begin : begin + BLOCK] for begin in range(0, len(missing), BLOCK)):
                 for part, values in _scored(scorer, block, layout):
                     tokens = values.token_N.cpu().numpy()
                     ends = np.cumsum(values.length_S.cpu().numpy())
@@ -152,12 +153,12 @@ def fill(
                         if key not in store:
                             store.put(key, tokens[begin:end])
                     done += len(part.groups)
-                    progress(done, len(lacking))
+                    progress(done, len(missing))
     finally:
         store.flush()
-    return len(lacking)
+    return len(missing)
 
 
 def _scored(scorer: Scorer, groups: Sequence[TokenGroup], layout: Layout) -> Iterator[tuple[Batch, Logps]]:
     for batch in layout(groups):
-        yield from in_parts(lambda some: logps(scorer, some.to(scorer.device)), batch, layout)
+        yield from compute_in_parts(lambda part: logps(scorer, part.to(scorer.device)), batch, layout)

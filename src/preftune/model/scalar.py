@@ -1,7 +1,7 @@
-"""Models of one number: rewards of whole responses, values of the states before each token.
+"""Models with a scalar head: rewards of whole responses, and values of the states before each token.
 
-They are transformers' sequence classifiers with one label, a language model's body with a head of one row. So they are
-a `Scorer` too, and every layout, the gate and the memory plan work for them as they do for language models.
+They are sequence classifiers of transformers with one label: the body of a language model with a head of one row.
+`Scorer` also works for them, and with it all batch layouts, the packing probe and the memory estimate.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from preftune.errors import ModelError
+from preftune.model.adapter import MERGE_FIRST
 from preftune.model.attention import base_of
 from preftune.model.head import Head, output_layer
 from preftune.model.load import Source
@@ -26,67 +27,63 @@ from preftune.types import Batch, Logps, TokenGroup
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """Mean and standard deviation of a reward model's rewards on the data that it was trained on."""
+    """Mean and standard deviation of a reward model's rewards on its training data."""
 
     mean: float = 0.0
     std: float = 1.0
 
 
 def load_scalar(source: Source, dtype: torch.dtype, new_head: bool = False) -> Any:
-    """A sequence classifier with one label.
+    """Load a sequence classifier with one label.
 
-    `new_head`: a head that the folder does not have begins at 0, so that all rewards are 0. Raises ModelError for a
-    folder without a head otherwise, for one with several labels, and if another tensor is missing.
+    With `new_head`, a head that the folder lacks is initialised with 0, so that all rewards are 0. Raises ModelError
+    if the folder lacks the head and `new_head` is false, has several labels, or lacks another tensor.
     """
     import transformers
 
     if source.adapter:
-        raise no_adapter(source.adapter)
+        raise adapter_unsupported(source.adapter)
     auto = transformers.AutoModelForSequenceClassification
     base = source.base
-    model, unread = read_model(auto, "model with a scalar head", base, source.revision, dtype, num_labels=1)
+    model, mismatch = read_model(auto, "model with a scalar head", base, source.revision, dtype, num_labels=1)
     head = output_layer(model)
     own = {name for name, p in model.named_parameters() if any(p is q for q in head.parameters())}
-    labels = [stored[0] for name, (stored, _) in unread.reshaped.items() if name in own]
+    labels = [stored[0] for name, (stored, _) in mismatch.reshaped.items() if name in own]
     if labels:
         raise ModelError(
-            f"it has {labels[0]} labels; a reward model has one",
+            f"the model has {labels[0]} labels, but a reward model has one",
             where=base,
-            why="A reward is one number for a response.",
-            fix="train a reward model with preftune reward, from a language model",
+            why="A reward is a single number per response.",
+            fix="train a reward model from a language model with preftune reward",
         )
-    lacking = sorted(own & set(unread.missing))
-    if lacking and not new_head:
+    missing = sorted(own & set(mismatch.missing))
+    if missing and not new_head:
         raise ModelError(
-            f"the reward model has no head: {lacking[0]} is not in its weights",
+            f"the reward model has no head: {missing[0]} is not in its weights",
             where=base,
-            why="Every reward would be the same.",
+            why="All rewards would be equal.",
             fix="train it with preftune reward, or save it with its head",
         )
-    if lacking:
+    if missing:
         for parameter in head.parameters():
             torch.nn.init.zeros_(parameter)
-        # the head that the new one replaces lies outside the body
+        # The head that the new one replaces is not part of the body.
         body = f"{model.base_model_prefix}."
-        own |= {name for name in unread.unused if not name.startswith(body)}
+        own |= {name for name in mismatch.unused if not name.startswith(body)}
     elif not new_head and not any(parameter.any() for parameter in head.parameters()):
-        note(f"note: {base}: the head of the reward model is 0, so every reward is the same")
-    require_complete(model, unread.without(own), base)
-    _let_batches_through(model)
+        note(f"note: {base}: the head of the reward model is 0, so all rewards are equal")
+    require_complete(model, mismatch.without(own), base)
+    _allow_batches(model)
     return model.eval()
 
 
-def no_adapter(folder: str) -> ModelError:
-    """The error for an adapter where a model with a scalar head is asked for."""
-    return ModelError(
-        "an adapter folder cannot be opened with a scalar head",
-        where=folder,
-        fix="merge it first: load it with peft and save merge_and_unload()",
-    )
+def adapter_unsupported(folder: str) -> ModelError:
+    """Return the error for an adapter folder in place of a model with a scalar head."""
+    return ModelError("an adapter folder cannot be loaded with a scalar head", where=folder, fix=MERGE_FIRST)
 
 
 def scalar_twin(model: Any) -> Any:
-    """A classifier with one label on a copy of a language model's body, its adapter left out; its head is 0."""
+    """Return a classifier with one label and a zero head on a copy of a language model's body, without its adapter."""
     import transformers
 
     base = base_of(model)
@@ -99,32 +96,32 @@ def scalar_twin(model: Any) -> Any:
         if ".lora_" not in name
     }
     twin.base_model.load_state_dict(body)
-    _let_batches_through(twin)
+    _allow_batches(twin)
     torch.nn.init.zeros_(output_layer(twin).weight)  # type: ignore[arg-type]
     return twin.to(base.device).eval()
 
 
-def _let_batches_through(model: Any) -> None:
-    """Without a padding token transformers refuses batches, though only its own reading needs one."""
+def _allow_batches(model: Any) -> None:
+    """Set a padding token if there is none: without one, transformers rejects batches. preftune does not use it."""
     text = model.config.get_text_config()
     if text.pad_token_id is None:
         text.pad_token_id = model.config.pad_token_id = 0
 
 
 def scalar_scorer(model: Any) -> Scorer:
-    """The scorer of a model with a scalar head."""
+    """Return the scorer of a model with a scalar head."""
     layer = output_layer(model)
     return Scorer(model, Head(layer.weight, getattr(layer, "bias", None)))  # type: ignore[arg-type]
 
 
 def scalars(scorer: Scorer, batch: Batch) -> Tensor:
-    """(N,) fp32: the head's number at every slot from which a token is predicted, that is, before the token."""
+    """Return the (N,) fp32 outputs of the head at the slots that predict a token, which is before the token."""
     assert scorer.head is not None
     return scorer.head.logits(hidden_states(scorer.model, batch)).squeeze(-1)
 
 
-def reward_logps(scorer: Scorer, batch: Batch, _wanted: object = ()) -> Logps:
-    """The reward of each response of `readable` groups, in the place where a language model has its log-probs."""
+def reward_logps(scorer: Scorer, batch: Batch, _names: object = ()) -> Logps:
+    """Return the reward of each response as a `Logps`. The groups must come from `with_reward_slot`."""
     assert scorer.head is not None
     last_S = batch.length_S.cumsum(0) - 1
     hidden = hidden_states(scorer.model, replace(batch, read_N=batch.read_N[last_S]))
@@ -132,33 +129,33 @@ def reward_logps(scorer: Scorer, batch: Batch, _wanted: object = ()) -> Logps:
     return Logps(reward_S, reward_S, torch.ones_like(batch.length_S))
 
 
-def readable(groups: Sequence[TokenGroup]) -> list[TokenGroup]:
-    """The groups with one more token after each response: its last one then has a slot, where the reward is read."""
+def with_reward_slot(groups: Sequence[TokenGroup]) -> list[TokenGroup]:
+    """Append a token to each response, so that its last token has a slot in the batch: the reward is read there."""
 
-    def longer(ids: Any) -> Any:
+    def extended(ids: Any) -> Any:
         return np.append(ids, 0).astype(np.int32)
 
-    return [replace(group, response_ids=tuple(longer(ids) for ids in group.response_ids)) for group in groups]
+    return [replace(group, response_ids=tuple(extended(ids) for ids in group.response_ids)) for group in groups]
 
 
 def require_padding(model: Any, tokenizer: Any) -> None:
-    """Name a padding token that is not EOS: a classifier reads its number at the last token that is not padding."""
+    """Set a padding token other than EOS: transformers reads the reward at the last token that is not padding."""
     eos = tokenizer.eos_token_id
-    named = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id)
-    found = next((i for i in named if i is not None and i != eos), None)
-    if found is None:
+    candidates = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id)
+    pad = next((i for i in candidates if i is not None and i != eos), None)
+    if pad is None:
         raise ModelError(
-            "the tokenizer has no padding token besides EOS",
+            "the tokenizer has no padding token other than EOS",
             where=str(tokenizer.name_or_path),
-            why="transformers would read the reward before the end of a response",
+            why="transformers would read the reward one token too early, before EOS.",
             fix='add a "pad_token" to its tokenizer_config.json',
         )
-    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(found)
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
     tokenizer.padding_side = "right"
-    model.config.pad_token_id = model.config.get_text_config().pad_token_id = found
+    model.config.pad_token_id = model.config.get_text_config().pad_token_id = pad
 
 
 def scale_of(model: Any) -> Scale:
-    """What `preftune reward` noted in the model's config; a model without is left as it is."""
-    noted = getattr(model.config, "reward_scale", None) or {}
-    return Scale(float(noted.get("mean", 0.0)), float(noted.get("std", 1.0)))
+    """Return the scale that `preftune reward` saved in the model's config; mean 0 and std 1 without one."""
+    saved = getattr(model.config, "reward_scale", None) or {}
+    return Scale(float(saved.get("mean", 0.0)), float(saved.get("std", 1.0)))

@@ -1,12 +1,12 @@
 """Attention over the segments of a packed row.
 
-A segment's queries see its prefix (the shared prompt) and, causally, the segment itself; both are contiguous slots, so
-a segment is ordinary attention of q[begin:end] over k[prefix] ++ k[begin:end], aligned at the lower right.
+The queries of a segment see its prefix (the shared prompt) and, causally, the segment itself. Both are contiguous, so
+a segment is ordinary attention of q[begin:end] over k[prefix] ++ k[begin:end], with a mask aligned at the lower right.
 
-    fused   CPU: torch's fused kernel on each segment; one gradient buffer for the whole row
-    varlen  CUDA: all segments in one flash-attention call
-    each    anywhere, and for softcap and attention sinks, which no fused kernel has: one segment after another
-            (on CUDA these go to model.flex)
+    fused       CPU: the fused kernel of torch on each segment; one gradient buffer for the whole row
+    varlen      CUDA: all segments in one flash-attention call
+    one_by_one  any device, also with softcap and attention sinks, which the fused kernels lack
+                (on CUDA, model.flex handles these)
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 class SegmentAttention(torch.autograd.Function):
-    """The CPU kernel on one segment after another. Shapes: (1, H, T, D), (1, K, T, D) -> (1, T, H, D)."""
+    """Apply the CPU kernel to one segment after another. Shapes: (1, H, T, D), (1, K, T, D) -> (1, T, H, D)."""
 
     @staticmethod
     def forward(
@@ -77,7 +77,7 @@ class SegmentAttention(torch.autograd.Function):
 
 
 def fused(query: Tensor, key: Tensor, value: Tensor, layout: Packed, window: int | None, scale: float) -> Tensor:
-    """The CPU's fused kernel on each segment."""
+    """Apply the fused CPU kernel to each segment."""
     out: Tensor = SegmentAttention.apply(query, key, value, layout, window, scale)  # type: ignore[no-untyped-call]
     return out
 
@@ -88,12 +88,12 @@ def _keys(tensor: Tensor, s: Segment) -> Tensor:
 
 
 def _visible(s: Segment, window: int | None, like: Tensor) -> tuple[bool, Tensor | None]:
-    """(is_causal, additive mask) of a segment; the mask is None where the kernel's causal mode says it all."""
+    """Return (is_causal, additive mask) of a segment. The mask is None if the kernel's causal mode is sufficient."""
     queries, prompt = s.end - s.begin, s.prefix_end - s.prefix_begin
-    beyond = window is not None and prompt + queries > window
-    if not prompt and not beyond:
+    exceeds_window = window is not None and prompt + queries > window
+    if not prompt and not exceeds_window:
         return True, None
-    return False, _additive(queries, prompt, window if beyond else None, like.dtype, like.device)
+    return False, _additive(queries, prompt, window if exceeds_window else None, like.dtype, like.device)
 
 
 @lru_cache(maxsize=32)
@@ -103,12 +103,12 @@ def _additive(queries: int, prompt: int, window: int | None, dtype: torch.dtype,
 
 
 def _seen(queries: int, prompt: int, window: int | None, device: torch.device) -> Tensor:
-    """(queries, prompt + queries), True where a query sees a key."""
+    """Return a (queries, prompt + queries) mask that is True where a query sees a key."""
     seen = torch.ones(queries, prompt + queries, dtype=torch.bool, device=device).tril(prompt)
     return seen if window is None else seen.triu(prompt - window + 1)
 
 
-def each(
+def one_by_one(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -118,7 +118,7 @@ def each(
     softcap: float | None = None,
     sinks_H: Tensor | None = None,
 ) -> Tensor:
-    """One segment after another, with `attend`."""
+    """Apply `attend` to one segment after another."""
     out = []
     for s in layout.segments:
         seen = _seen(s.end - s.begin, s.prefix_end - s.prefix_begin, window, query.device)
@@ -136,8 +136,10 @@ def attend(
     softcap: float | None = None,
     sinks_H: Tensor | None = None,
 ) -> Tensor:
-    """softmax over [scores | sink] where `seen` is True, scores = softcap * tanh(scale * q k / softcap); a sink has no
-    value. (B, H, Q, D) and (B, K, S, D) -> (B, Q, H, D)."""
+    """Return attention with a softmax over [scores | sink] where `seen` is True. A sink has no value.
+
+    scores = softcap * tanh(scale * q k / softcap).  Shapes: (B, H, Q, D) and (B, K, S, D) -> (B, Q, H, D)
+    """
     if not softcap and sinks_H is None:
         out = scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=scale, enable_gqa=True)
         return out.transpose(1, 2)
@@ -146,7 +148,7 @@ def attend(
     scores = (query @ key.transpose(2, 3)).float() * scale
     if softcap:
         scores = softcap * torch.tanh(scores / softcap)
-    scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min)  # padding sees nothing, and must not be nan
+    scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min)  # -inf would make rows of padding nan
     if sinks_H is not None:
         sinks = sinks_H.float()[None, :, None, None].expand(len(scores), -1, scores.shape[2], 1)
         scores = torch.cat([scores, sinks], -1)
@@ -155,7 +157,7 @@ def attend(
 
 
 def varlen(query: Tensor, key: Tensor, value: Tensor, layout: Packed, window: int | None, scale: float) -> Tensor:
-    """Flash attention on all segments at once; the keys of shared prompts are gathered once for each segment."""
+    """Apply flash attention to all segments at once. Gathers the keys of a shared prompt once per segment."""
     from torch.nn.attention.varlen import varlen_attn
 
     gather, starts_q, starts_k, longest_q, longest_k = _ragged(layout, query.device)
@@ -173,7 +175,7 @@ def varlen(query: Tensor, key: Tensor, value: Tensor, layout: Packed, window: in
 
 
 def has_varlen() -> bool:
-    """Whether torch's variable-length attention has windows; torch 2.10's has none."""
+    """Return whether torch's variable-length attention supports windows, which torch 2.10 does not."""
     from torch.nn.attention.varlen import varlen_attn
 
     return _settings(varlen_attn) >= {"scale", "window_size"}
@@ -186,16 +188,16 @@ def _settings(function: Callable[..., Any]) -> frozenset[str]:
 
 @lru_cache(maxsize=4)
 def _ragged(layout: Packed, device: torch.device) -> tuple[Tensor, Tensor, Tensor, int, int]:
-    """Key slots in the order of segments, cumulated lengths of queries and keys, and the longest of each.
+    """Return the key slots in the order of segments, cumulative lengths of queries and keys, and both maximum lengths.
 
-    Made once for a batch: every layer asks with the same layout.
+    Cached, because all layers use the same layout.
     """
     keys = [[*range(s.prefix_begin, s.prefix_end), *range(s.begin, s.end)] for s in layout.segments]
     gather = to_device(torch.tensor([slot for segment in keys for slot in segment]), device)
     queries = [s.end - s.begin for s in layout.segments]
     lengths = [len(segment) for segment in keys]
-    return gather, _cumulated(queries, device), _cumulated(lengths, device), max(queries), max(lengths)
+    return gather, _cumulative(queries, device), _cumulative(lengths, device), max(queries), max(lengths)
 
 
-def _cumulated(lengths: Sequence[int], device: torch.device) -> Tensor:
+def _cumulative(lengths: Sequence[int], device: torch.device) -> Tensor:
     return to_device(torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32), device)

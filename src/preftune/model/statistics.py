@@ -1,9 +1,9 @@
-"""Statistics of a token's whole distribution, for the losses that ask for them.
+"""Statistics of token distributions over the vocabulary, for the losses that need them.
 
     collision   log sum_v pi_v^2, without gradient
     kl          KL(reference || pi), with gradient in the policy
 
-Logits exist for a chunk of tokens at a time, and are made again in the backward pass.
+Logits are computed for one chunk of tokens at a time, and again in the backward pass.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from preftune.model.head import Head
 from preftune.model.token_logprobs import chunks
 
 HeadInput = tuple[Tensor, Head]
-"""(N, H) hidden states that predict the scored tokens, and the head that reads them."""
+"""(N, H) hidden states that predict the scored tokens, and the head that turns them into logits."""
 
 
 def statistics(names: Collection[str], policy: HeadInput, reference: HeadInput | None) -> dict[str, Tensor]:
-    """(N,) fp32 values by name; "kl" needs `reference`."""
+    """Return (N,) fp32 values by name. "kl" needs `reference`."""
     if not names:
         return {}
     (hidden_NH, head), pieces = policy, []

@@ -1,13 +1,14 @@
-"""Reference log-probs on disk: one float32 a scored token, addressed by what they are a function of.
+"""Reference log-probs on disk: one float32 per scored token, addressed by a hash of everything they depend on.
 
     <cache>/reference/<model key>/<sha256 of the file>.safetensors
         keys         (R, 32) uint8   sha256 of prompt ids and response ids
         offsets      (R + 1,) int64  response r owns logps[offsets[r]:offsets[r + 1]]
         logps        (N,) float32
 
-The model key hashes the model's weights, buffers and config, the compute dtype and the layout, so an entry can be
-missing but never stale: beta, loss, learning rate, epochs and the order of the data are free. A file's name is the
-hash of its bytes; a damaged file is found when it is opened, named, and its entries are computed again.
+The model key is a hash of the model's weights, buffers and config, the compute dtype and the layout. So an entry is
+never outdated, and runs that differ only in beta, loss, learning rate, epochs or the order of the data share entries.
+A file is named after the hash of its bytes. If the hash differs, the file is reported as damaged, and its entries are
+computed again.
 """
 
 from __future__ import annotations
@@ -33,14 +34,14 @@ FLUSH_TOKENS = 8_000_000
 
 
 def cache_folder() -> Path:
-    """$PREFTUNE_CACHE, or preftune below the user's cache folder."""
+    """Return $PREFTUNE_CACHE, or the folder preftune in the user's cache folder."""
     own = os.environ.get("PREFTUNE_CACHE")
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return Path(own) if own else base / "preftune"
 
 
 def response_key(prompt_ids: Ids, response_ids: Ids) -> bytes:
-    """What a response's log-probs depend on besides the model."""
+    """Return the key of a response: a hash of the prompt's and the response's token ids."""
     digest = hashlib.sha256(len(prompt_ids).to_bytes(8, "little"))
     digest.update(np.ascontiguousarray(prompt_ids, dtype=np.int32).tobytes())
     digest.update(np.ascontiguousarray(response_ids, dtype=np.int32).tobytes())
@@ -48,12 +49,12 @@ def response_key(prompt_ids: Ids, response_ids: Ids) -> bytes:
 
 
 class Store:
-    """The log-probs of one model. `damaged` names files that were not what their name says."""
+    """The log-probs of one model. `damaged` lists the files whose hash differs from their name."""
 
     def __init__(self, model_key: str, folder: Path | None = None) -> None:
         self.folder = (folder or cache_folder()) / "reference" / model_key
         self.damaged: list[str] = []
-        self._where: dict[bytes, tuple[Floats, int, int]] = {}
+        self._entries: dict[bytes, tuple[Floats, int, int]] = {}
         self._new: list[tuple[bytes, Floats]] = []
         self._pending = 0
         for path in sorted(self.folder.glob("*.safetensors")) if self.folder.is_dir() else ():
@@ -67,26 +68,26 @@ class Store:
         with safe_open(path, framework="numpy") as file:
             keys, offsets, values = (file.get_tensor(name) for name in ("keys", "offsets", "logps"))
         for row, key in enumerate(keys):
-            self._where[key.tobytes()] = (values, int(offsets[row]), int(offsets[row + 1]))
+            self._entries[key.tobytes()] = (values, int(offsets[row]), int(offsets[row + 1]))
 
     def __contains__(self, key: bytes) -> bool:
-        return key in self._where
+        return key in self._entries
 
     def get(self, key: bytes) -> Floats:
-        values, begin, end = self._where[key]
+        values, begin, end = self._entries[key]
         return values[begin:end]
 
     def put(self, key: bytes, logps: Floats) -> None:
-        """Remember an entry; `flush` writes it."""
+        """Add an entry. `flush` writes it to disk."""
         logps = np.ascontiguousarray(logps, dtype=np.float32)
-        self._where[key] = (logps, 0, len(logps))
+        self._entries[key] = (logps, 0, len(logps))
         self._new.append((key, logps))
         self._pending += len(logps)
         if self._pending >= FLUSH_TOKENS:
             self.flush()
 
     def flush(self) -> None:
-        """Write new entries as one more file; it appears under its name only when it is complete."""
+        """Write the new entries to another file, which gets its name only when it is complete."""
         if not self._new:
             return
         lengths = [len(values) for _, values in self._new]
@@ -97,7 +98,7 @@ class Store:
                 "logps": np.concatenate([values for _, values in self._new]),
             }
         )
-        fix = "free some space, set PREFTUNE_CACHE to another folder, or use reference.kind=frozen"
+        fix = "free disk space, set PREFTUNE_CACHE to another folder, or set reference.kind=frozen"
         with writing(self.folder, fix):
             self.folder.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".part", delete=False) as file:

@@ -1,14 +1,15 @@
-"""log pi(target | context) of N scored tokens from their hidden states: the head's three modes.
+"""Compute log pi(target | context) of N scored tokens from their hidden states, with the head in one of three modes.
 
-A token's log-prob depends on its own hidden state alone, so its gradient is known up to one factor per token before
-any loss is: that of the output with respect to the loss. With H multiply-adds a token for one product with the head:
+The log-prob of a token depends only on its own hidden state. So its gradient is known in the forward pass, except for
+one factor per token: the derivative of the loss with respect to the log-prob. The modes differ in what they store for
+the backward pass, and in the number of matrix products with the head:
 
-    frozen     the head is not trained: d logp / d hidden is kept, (N, H) like the states; 2 products, nothing again
-    kept       log-probs of all tokens over the vocabulary are kept, if they fit `keep_bytes`; 3 products
-    recomputed only what does not grow with the vocabulary is kept, logits are made a second time; 4 products
+    frozen      2 products: the head is not trained; stores d logp / d hidden, (N, H) like the hidden states
+    stored      3 products: stores the log-probs of all N tokens over the vocabulary, if they fit `max_stored_bytes`
+    recomputed  4 products: stores nothing that grows with the vocabulary, and computes the logits a second time
 
-Logits live in chunks of `chunk_tokens`. Log-softmax and log-probs are fp32 for every dtype, and the head's gradient is
-added up over the chunks in fp32.
+Logits are computed in chunks of `chunk_tokens`. For all dtypes, the log-softmax and the sum of the head's gradient over
+the chunks are in fp32.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ from torch import Tensor
 
 from preftune.model.head import Head
 
-Mode = Literal["none", "frozen", "kept", "recomputed"]
+Mode = Literal["none", "frozen", "stored", "recomputed"]
 
 
 def token_logprobs(hidden_NH: Tensor, head: Head, target_N: Tensor) -> Tensor:
-    """(N,) fp32 log-probs of the targets, differentiable in the states and the head; never (N, V) in memory at once,
-    unless that fits `keep_bytes`."""
+    """Return the (N,) fp32 log-probs of the targets, differentiable in the hidden states and the head.
+
+    Holds an (N, V) tensor in memory only if it fits `max_stored_bytes`.
+    """
     out: Tensor = TokenLogprobs.apply(  # type: ignore[no-untyped-call]
         hidden_NH, head.weight, head.bias, target_N, head.scale, head.softcap, mode_of(hidden_NH, head)
     )
@@ -35,19 +38,19 @@ def token_logprobs(hidden_NH: Tensor, head: Head, target_N: Tensor) -> Tensor:
 
 
 def mode_of(hidden_NH: Tensor, head: Head) -> Mode:
-    """The cheapest mode that is possible for these states."""
+    """Return the cheapest mode that is possible for these hidden states."""
     trained = head.weight.requires_grad or (head.bias is not None and head.bias.requires_grad)
     if not torch.is_grad_enabled() or not (trained or hidden_NH.requires_grad):
         return "none"
     if not trained:
         return "frozen"
-    return "kept" if 4 * len(hidden_NH) * len(head.weight) <= keep_bytes(hidden_NH.device) else "recomputed"
+    return "stored" if 4 * len(hidden_NH) * len(head.weight) <= max_stored_bytes(hidden_NH.device) else "recomputed"
 
 
-def keep_bytes(device: torch.device) -> int:
-    """Most bytes of the mode `kept`: a twentieth of the device's memory, on a CPU at most 1 GB.
+def max_stored_bytes(device: torch.device) -> int:
+    """Return the memory limit of the mode `stored`: 5 % of the device's total memory, on a CPU at most 1 GB.
 
-    Of all its memory, not of what is free: the mode decides about last digits, and a resumed run must have the same.
+    The limit must not depend on the free memory: the mode affects the last digits, and a resumed run must repeat them.
     """
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory) // 20
@@ -57,7 +60,7 @@ def keep_bytes(device: torch.device) -> int:
 
 
 class TokenLogprobs(torch.autograd.Function):
-    """See `token_logprobs`; z = scale * (W h + b), logits = softcap * tanh(z / softcap)."""
+    """Implements `token_logprobs` with z = scale * (W h + b), logits = softcap * tanh(z / softcap)."""
 
     @staticmethod
     def forward(
@@ -73,7 +76,7 @@ class TokenLogprobs(torch.autograd.Function):
         head = Head(weight_VH, bias_V, scale, softcap)
         out_N = hidden_NH.new_empty(len(target_N), dtype=torch.float32)
         sum_N = torch.empty_like(out_N)  # log-sum-exp of each token's logits
-        kept, slopes_NH = [], torch.empty_like(hidden_NH) if mode == "frozen" else None
+        stored, slopes_NH = [], torch.empty_like(hidden_NH) if mode == "frozen" else None
         for part in chunks(len(target_N), len(weight_VH), hidden_NH.device):
             logits = head.logits(hidden_NH[part], wide=True)
             chosen = logits.gather(1, target_N[part, None]).squeeze(1)
@@ -83,10 +86,10 @@ class TokenLogprobs(torch.autograd.Function):
             if slopes_NH is not None:
                 slope = _slope(logp, sum_N[part], target_N[part], head)
                 torch.mm(slope.to(weight_VH.dtype), weight_VH, out=slopes_NH[part])
-            if mode == "kept":
-                kept.append(logp)
+            if mode == "stored":
+                stored.append(logp)
             del logits, logp
-        ctx.mode, ctx.scale, ctx.softcap, ctx.kept = mode, scale, softcap, kept
+        ctx.mode, ctx.scale, ctx.softcap, ctx.stored = mode, scale, softcap, stored
         states = slopes_NH if mode == "frozen" else hidden_NH
         if mode != "none":
             ctx.save_for_backward(states, weight_VH, bias_V, target_N, sum_N)
@@ -104,10 +107,10 @@ class TokenLogprobs(torch.autograd.Function):
         d_weight = torch.zeros_like(weight_VH, dtype=torch.float32) if wants_weight else None
         d_bias = torch.zeros_like(bias_V, dtype=torch.float32) if wants_bias else None
         for number, part in enumerate(chunks(len(target_N), len(weight_VH), hidden_NH.device)):
-            if ctx.mode == "kept":
-                if ctx.kept[number] is None:
-                    raise RuntimeError("the log-probs of a batch have one backward pass: run the forward pass again")
-                logp, ctx.kept[number] = ctx.kept[number], None
+            if ctx.mode == "stored":
+                if ctx.stored[number] is None:
+                    raise RuntimeError("the backward pass can run only once per forward pass: run the forward again")
+                logp, ctx.stored[number] = ctx.stored[number], None
             else:
                 logp = head.logits(hidden_NH[part], wide=True).sub_(sum_N[part, None])
             d_z = _slope(logp, sum_N[part], target_N[part], head).mul_(grad_N[part, None])
@@ -128,33 +131,33 @@ class TokenLogprobs(torch.autograd.Function):
 
 
 def chunk_tokens(vocabulary: int, device: torch.device) -> int:
-    """Tokens of a chunk: on a CPU 16 MB of logits, which are reused without page faults, on a GPU 512 MB.
+    """Return the tokens per chunk: 16 MB of logits on a CPU, which avoids page faults, and 512 MB on a GPU.
 
-    At least 128 tokens, since each chunk adds to the whole gradient of the head.
+    At least 128 tokens, because each chunk is added to the gradient of the whole head.
     """
     return max(128, (512_000_000 if device.type == "cuda" else 16_000_000) // (4 * vocabulary))
 
 
 def chunks(n: int, vocabulary: int, device: torch.device) -> Iterator[slice]:
-    """Slices of n tokens."""
+    """Yield the slices of n tokens, one per chunk."""
     size = chunk_tokens(vocabulary, device)
     return (slice(begin, begin + size) for begin in range(0, n, size))
 
 
 def _slope(logp_CV: Tensor, sum_C: Tensor, target_C: Tensor, head: Head) -> Tensor:
     """d logp(target) / d (W h + b) = (onehot - softmax) * d logits / d z * scale; overwrites `logp_CV`."""
-    bend_CV = None
+    softcap_slope_CV = None
     if head.softcap:  # d logits / d z = 1 - (logits / softcap)^2
-        bend_CV = 1 - ((logp_CV + sum_C[:, None]) / head.softcap).square_()
+        softcap_slope_CV = 1 - ((logp_CV + sum_C[:, None]) / head.softcap).square_()
     slope_CV = logp_CV.exp_().neg_()
     slope_CV.scatter_add_(1, target_C[:, None], torch.ones_like(sum_C)[:, None])
-    if bend_CV is not None:
-        slope_CV *= bend_CV
+    if softcap_slope_CV is not None:
+        slope_CV *= softcap_slope_CV
     return slope_CV if head.scale == 1.0 else slope_CV.mul_(head.scale)
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left @ right, added in fp32."""
+    """Compute total += left @ right, with the addition in fp32."""
     if left.dtype == torch.float32:
         total.addmm_(left, right)
     elif left.device.type == "cuda":

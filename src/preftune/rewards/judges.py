@@ -182,7 +182,7 @@ def _local_judge(path: str, where: str, device: Any, task: str) -> Judge:
     # no chat template: the question is plain text for every model
     tokenizer = load.load_tokenizer(source)
     renderer = Renderer.of(tokenizer, load.end_ids(source, tokenizer))
-    max_length = load.positions(model.config) or 1 << 20
+    max_length = load.max_positions(model.config) or 1 << 20
 
     @torch.no_grad()
     def judge(questions: Sequence[Question]) -> Iterator[tuple[int, float | None, str]]:

@@ -19,7 +19,14 @@ from preftune.formats.account import Account
 from preftune.formulas import implicit_reward
 from preftune.model import load
 from preftune.model.logprobs import Scorer, logps
-from preftune.model.scalar import load_scalar, no_adapter, readable, reward_logps, scalar_scorer, scale_of
+from preftune.model.scalar import (
+    adapter_unsupported,
+    load_scalar,
+    reward_logps,
+    scalar_scorer,
+    scale_of,
+    with_reward_slot,
+)
 from preftune.rewards.reward import PromptResponse, Reward
 from preftune.scoring import score_responses
 from preftune.types import Message, PreferenceGroup, Text, TokenGroup
@@ -38,7 +45,7 @@ class RewardModel:
     def open(path: str, where: str, dtype: torch.dtype, device: Any = None) -> RewardModel:
         source = load.locate(path, where)
         if source.adapter:
-            raise no_adapter(source.adapter)
+            raise adapter_unsupported(source.adapter)
         architectures = getattr(load.load_config(source), "architectures", None) or []
         if not any(name.endswith("ForSequenceClassification") for name in architectures):
             raise ModelError(
@@ -48,7 +55,7 @@ class RewardModel:
             )
         model = load_scalar(source, dtype)
         model.to(device or "cpu").requires_grad_(False)
-        max_length = load.positions(model.config) or 1 << 20
+        max_length = load.max_positions(model.config) or 1 << 20
         return RewardModel(scalar_scorer(model), renderer_of(source), max_length)
 
     @torch.no_grad()
@@ -60,7 +67,7 @@ class RewardModel:
     def score_groups(self, groups: Sequence[TokenGroup]) -> list[list[float]]:
         """Return the scaled rewards of each group's responses."""
         scale = scale_of(self.scorer.model)
-        rewards = score_responses(partial(reward_logps, self.scorer), readable(groups), self.scorer.device)
+        rewards = score_responses(partial(reward_logps, self.scorer), with_reward_slot(groups), self.scorer.device)
         return [[(value - scale.mean) / scale.std for value in values.tolist()] for values in rewards]
 
 
@@ -93,7 +100,7 @@ def open_implicit(name: str, where: str, dtype: torch.dtype, device: Any = None)
         raise ModelError("policy and reference have different vocabularies", where=where)
     scorers = [Scorer.of(load.load_model(source, dtype).to(device or "cpu")) for source in sources]
     renderer = renderer_of(sources[0], tokenizer=tokenizers[0])
-    max_length, reasons = load.positions(scorers[0].model.config) or 1 << 20, Counter[str]()
+    max_length, reasons = load.max_positions(scorers[0].model.config) or 1 << 20, Counter[str]()
 
     @torch.no_grad()
     def reward(responses: Sequence[PromptResponse]) -> Sequence[float | None]:

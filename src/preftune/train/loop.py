@@ -15,7 +15,7 @@ from preftune.config.schema import OptimConfig, TrainConfig
 from preftune.data.layout import Budget
 from preftune.data.order import Step, size_of
 from preftune.errors import NumericError, Stopped
-from preftune.model.memory import out_of_memory, release
+from preftune.model.memory import free_memory, out_of_memory
 from preftune.train.metrics import Tally
 from preftune.train.optim import Weights, clip, lr_at, warmup_steps
 from preftune.types import Batch, Judged, Logps, LossOutput, TokenGroup
@@ -195,7 +195,7 @@ def _gradients(
         weights.clear_gradients()  # after the handler: the error holds what had been allocated
         task = task.halved(batches)
         log.halved(step, task.budget.tokens)
-        release()
+        free_memory()
 
 
 def _accumulate(task: Losses, batches: Sequence[Batch], count: torch.Tensor) -> Tally:

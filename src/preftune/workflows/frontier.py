@@ -21,7 +21,7 @@ from preftune.chat.render import Renderer
 from preftune.config.schema import DataConfig, ModelConfig
 from preftune.data.prompts import Prompt, read_prompts
 from preftune.errors import ConfigError, require_writable
-from preftune.exact.optimum import tilt
+from preftune.exact.optimum import estimate_optimum
 from preftune.files import write_json
 from preftune.lifecycle.data import prompts_that_fit
 from preftune.lifecycle.policy import compute_dtype, device_of, require_same_vocabulary
@@ -196,7 +196,7 @@ def write(wanted: FrontierOptions, out: Path, series: dict[str, list[Point]], ya
         "policies": {name: [_figures(p) for p in points] for name, points in series.items()},
         "best of n": [_figures(p) for p in chosen],
         "optimum": [
-            {**_figures(p), "beta": b, "effective_samples": tilt(rewards, b).effective}
+            {**_figures(p), "beta": b, "effective_samples": estimate_optimum(rewards, b).effective}
             for b, p in zip(betas, best, strict=True)
         ],
     }

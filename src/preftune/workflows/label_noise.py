@@ -41,7 +41,7 @@ from preftune.methods.objective import bind_objective
 from preftune.methods.reference import reference_kind
 from preftune.model import load
 from preftune.model.logprobs import Scorer, logps
-from preftune.model.scalar import load_scalar, readable, reward_logps, scalar_scorer
+from preftune.model.scalar import load_scalar, reward_logps, scalar_scorer, with_reward_slot
 from preftune.scoring import SLOTS, score_responses
 from preftune.train.display import Display
 from preftune.train.run import Run, run_identity
@@ -167,7 +167,9 @@ def ranked(
     if config.ranker == "reward":
         scorer = scalar_scorer(load_scalar(source, dtype).to(device))
         layout, _ = admit(scorer, "auto", state_values)
-        rewards = score_responses(partial(reward_logps, scorer), readable(groups), scorer.device, Budget(layout, SLOTS))
+        rewards = score_responses(
+            partial(reward_logps, scorer), with_reward_slot(groups), scorer.device, Budget(layout, SLOTS)
+        )
     else:
         base = load.locate(config.reference.path or config.model.path)
         policy, reference = (logps_of(Scorer.of(load.load_model(s, dtype).to(device)), groups) for s in (source, base))

@@ -31,7 +31,7 @@ from preftune.lifecycle.packing_probe import admit
 from preftune.lifecycle.policy import compute_dtype, device_of, require_positions, require_same_vocabulary
 from preftune.lifecycle.saved import source_of
 from preftune.lifecycle.sections import max_dropped_of, options_of, require_rows, rows_of, section_of
-from preftune.model.load import DTYPES, Source, load_config, load_model, load_tokenizer, positions
+from preftune.model.load import DTYPES, Source, load_config, load_model, load_tokenizer, max_positions
 from preftune.model.logprobs import Scorer, logps
 from preftune.report.tokens import ShadedPair, pairs_to_show, write_token_page
 from preftune.rewards.models import RewardModel
@@ -267,7 +267,7 @@ def implicit(
     renderer = renderer_of(sources["policy"], scoring.section.chat_template, scoring.options)
     tokenizer = renderer.tokenizer
     require_same_vocabulary(tokenizer, load_tokenizer(sources["reference"]), scoring.reference)
-    longest = min(MAX_LENGTH, *(positions(load_config(source)) or MAX_LENGTH for source in sources.values()))
+    longest = min(MAX_LENGTH, *(max_positions(load_config(source)) or MAX_LENGTH for source in sources.values()))
     readings = readings_of(scoring, groups, marks, renderer, longest, account)
     for line in account.lines():
         display.say(line)

@@ -167,12 +167,12 @@ def test_scoring_goes_on_in_halves(monkeypatch: pytest.MonkeyPatch) -> None:
         return logps(scorer, batch)
 
     [whole] = lay(groups)
-    parts = list(memory.in_parts(compute, whole, lay))
+    parts = list(memory.compute_in_parts(compute, whole, lay))
     assert [group for batch, _ in parts for group in batch.groups] == list(whole.groups)
     found = torch.cat([values.sum_S for _, values in parts])
     assert torch.allclose(found, logps(scorer, whole).sum_S, atol=1e-4)
     with pytest.raises(RuntimeError, match="a defect"):
-        list(memory.in_parts(lambda _: (_ for _ in ()).throw(RuntimeError("a defect")), whole, lay))
+        list(memory.compute_in_parts(lambda _: (_ for _ in ()).throw(RuntimeError("a defect")), whole, lay))
 
 
 def test_auto_takes_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,7 +192,7 @@ def test_activations_are_counted_once_and_grow_with_the_slots(architecture: str)
     sizes = []
     for n in (4, 8):
         batch = batch_of(random_groups(n), "rows")
-        sizes.append(memory.kept_for_backward(scorer, batch) / len(batch.ids_T))
+        sizes.append(memory.activation_bytes(scorer, batch) / len(batch.ids_T))
     assert sizes[0] == pytest.approx(sizes[1], rel=0.3)
     config = scorer.model.config
     assert sizes[1] > 4 * config.num_hidden_layers * config.hidden_size  # at least what enters each layer

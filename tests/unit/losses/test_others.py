@@ -1,4 +1,4 @@
-"""Unpaired, list-wise, supervised and reward losses; the weighted sum; inputs by name."""
+"""Unpaired, list-wise, supervised and reward losses, and `Objective`: weighted sums and inputs by name."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def logps(*values: float) -> Logps:
     return Logps(total, total, length)
 
 
-def test_kto_by_hand() -> None:
-    """lr = 1 desirable, -2 undesirable, 0.4 mismatched: z = 0.4."""
+def test_kto_equals_the_hand_computed_value() -> None:
+    """Log-ratios: desirable 1, undesirable -2, mismatched 0.4. So z = 0.4."""
     label = torch.tensor([1, -1, 0])
     value = kto(logps(1, -2, 0.4), logps(0, 0, 0), label, label == 0, beta=0.5)
     assert value.tolist() == pytest.approx([0.425557483, 0.231475217, 0.0], abs=1e-8)
@@ -38,26 +38,26 @@ def test_kto_by_hand() -> None:
     assert doubled.tolist() == pytest.approx([2 * 0.425557483, 0.231475217, 0.0], abs=1e-8)
 
 
-def test_kto_baseline_is_never_negative() -> None:
+def test_kto_clamps_a_negative_baseline_to_0() -> None:
     label = torch.tensor([1, 0])
     value = kto(logps(1, -3), logps(0, 0), label, label == 0, beta=1.0)
     assert value[0].item() == pytest.approx(1 / (1 + math.e))
 
 
-def test_bco_by_hand() -> None:
-    """r = 0.5 and -1: the threshold is -0.25, both are 0.75 on the right side of it."""
+def test_bco_equals_the_hand_computed_value() -> None:
+    """Rewards 0.5 and -1 have the threshold -0.25. Both are 0.75 away from it, on the correct side."""
     value = bco(logps(1, -2), logps(0, 0), torch.tensor([1, -1]), beta=0.5)
     assert value.tolist() == pytest.approx([0.386871006, 0.386871006], abs=1e-8)
 
 
-def test_plackett_luce_by_hand() -> None:
-    """Scores 0.5, 0, -0.5 in order; given in another order and in two groups."""
+def test_plackett_luce_equals_the_hand_computed_value() -> None:
+    """One group has the scores 0.5, 0, -0.5 in order of rank. The rows are not sorted by rank."""
     rank, group = torch.tensor([2.0, 1.0, 3.0, 2.0, 1.0]), torch.tensor([0, 0, 0, 1, 1])
     value = plackett_luce(logps(0, 1, -1, -2, 1), logps(0, 0, 0, 0, 0), rank, group, beta=0.5)
     assert value.tolist() == pytest.approx([1.154346655, 0.201413278], abs=1e-8)
 
 
-def test_plackett_luce_of_two_is_dpo() -> None:
+def test_plackett_luce_of_two_responses_is_dpo() -> None:
     value = plackett_luce(logps(-10, -14), logps(-11, -12), torch.tensor([1.0, 2.0]), torch.zeros(2).long(), beta=0.5)
     assert value.item() == pytest.approx(0.201413278, abs=1e-8)
 
@@ -77,7 +77,7 @@ def test_plackett_luce_gradient_is_finite_and_sums_to_zero(scores: list[float]) 
 
 
 @pytest.mark.parametrize("extreme", [-1e4, 0.0, 1e4])
-def test_unpaired_losses_are_finite_far_out(extreme: float) -> None:
+def test_unpaired_losses_are_finite_for_extreme_log_ratios(extreme: float) -> None:
     leaf = torch.tensor([extreme, -extreme, 1.0], requires_grad=True)
     policy = Logps(leaf, leaf, torch.ones(3).long())
     zero = Logps(torch.zeros(3), torch.zeros(3), torch.ones(3).long())
@@ -90,16 +90,15 @@ def test_unpaired_losses_are_finite_far_out(extreme: float) -> None:
         assert bool(torch.isfinite(leaf.grad).all())
 
 
-def test_unpaired_gradients_against_finite_differences() -> None:
+def test_unpaired_gradients_match_their_formulas() -> None:
     label = torch.tensor([1, -1, 1, -1])
 
-    def of_bco(values: torch.Tensor) -> torch.Tensor:
-        fixed = Logps(values, values, torch.ones(4).long())
-        # the threshold has a stop-gradient: with these responses it does not move under the perturbation below
-        return bco(fixed, logps(0, 0, 0, 0), label, beta=0.3)
+    def bco_of(values: torch.Tensor) -> torch.Tensor:
+        policy = Logps(values, values, torch.ones(4).long())
+        return bco(policy, logps(0, 0, 0, 0), label, beta=0.3)
 
     point = torch.tensor([1.0, -2.0, 0.5, 0.1], dtype=torch.float64, requires_grad=True)
-    of_bco(point).sum().backward()
+    bco_of(point).sum().backward()
     r = 0.3 * point.detach()
     threshold = (r[[0, 2]].mean() + r[[1, 3]].mean()) / 2
     expected = -0.3 * label * torch.sigmoid(-label * (r - threshold))
@@ -116,7 +115,7 @@ def test_unpaired_gradients_against_finite_differences() -> None:
     )
 
 
-def test_bradley_terry_by_hand() -> None:
+def test_bradley_terry_equals_the_hand_computed_value() -> None:
     pair = Pair(torch.tensor([2.0]), torch.tensor([0.5]))
     one, margin = torch.ones(1), torch.tensor([0.3])
     assert bradley_terry(pair, one, margin).item() == pytest.approx(0.263282467, abs=1e-7)
@@ -126,7 +125,7 @@ def test_bradley_terry_by_hand() -> None:
 
 
 @pytest.mark.parametrize("gap", [-1e4, 0.0, 1e4])
-def test_bradley_terry_gradient(gap: float) -> None:
+def test_bradley_terry_gradient_matches_its_formula(gap: float) -> None:
     reward = torch.tensor([gap], dtype=torch.float64, requires_grad=True)
     zero, one = torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
     loss = bradley_terry(Pair(reward, zero), one, zero)
@@ -165,45 +164,43 @@ def data() -> tuple[Logps, Logps, Judged]:
     return random(), random(), judged(groups)
 
 
-def test_the_sum_counts_weights() -> None:
-    """A judgement of weight 2 is one that stands twice."""
-    policy, reference, known = data()
-    plain = objective({"name": "sigmoid"})(policy, reference, known)
+def test_a_judgement_of_weight_2_counts_twice_in_sum_and_count() -> None:
+    policy, reference, judgements = data()
+    plain = objective({"name": "sigmoid"})(policy, reference, judgements)
     assert plain.count == 9
     heavy = Judged(
-        **{**{f: getattr(known, f) for f in Judged.__dataclass_fields__}, "weight_P": known.weight_P.clone()}
+        **{**{f: getattr(judgements, f) for f in Judged.__dataclass_fields__}, "weight_P": judgements.weight_P.clone()}
     )
     heavy.weight_P[0] = 2.0
     out = objective({"name": "sigmoid"})(policy, reference, heavy)
-    first = torch.nn.functional.softplus(
-        -0.1
-        * ((policy.sum_S - reference.sum_S)[known.better_P[0]] - (policy.sum_S - reference.sum_S)[known.worse_P[0]])
-    )
+    log_ratio_S = policy.sum_S - reference.sum_S
+    margin = log_ratio_S[judgements.better_P[0]] - log_ratio_S[judgements.worse_P[0]]
+    first = torch.nn.functional.softplus(-0.1 * margin)
     assert out.count == 10
     assert out.loss_sum.item() == pytest.approx(plain.loss_sum.item() + first.item(), rel=1e-6)
 
 
-def test_a_mixture_is_the_weighted_sum_of_its_terms() -> None:
-    policy, reference, known = data()
+def test_several_losses_add_up_with_their_weights() -> None:
+    policy, reference, judgements = data()
     mixed = objective({"name": "sigmoid", "beta": 0.2}, {"name": "nll", "weight": 0.3})
-    both = mixed(policy, reference, known)
+    both = mixed(policy, reference, judgements)
     alone = [
-        objective({"name": "sigmoid", "beta": 0.2})(policy, reference, known).loss_sum,
-        objective({"name": "nll"})(policy, reference, known).loss_sum,
+        objective({"name": "sigmoid", "beta": 0.2})(policy, reference, judgements).loss_sum,
+        objective({"name": "nll"})(policy, reference, judgements).loss_sum,
     ]
     assert both.loss_sum.item() == pytest.approx((alone[0] + 0.3 * alone[1]).item(), rel=1e-6)
     assert set(both.metrics) == {"loss/sigmoid", "loss/nll"}
     assert mixed.beta == 0.2
 
 
-def test_reference_free_means_a_reference_of_zero() -> None:
-    policy, _, known = data()
-    free = objective({"name": "sigmoid", "beta": 0.5})(policy, None, known).loss_sum
-    cpo = objective({"name": "cpo", "beta": 0.5, "alpha": 0.0})(policy, None, known).loss_sum
+def test_without_a_reference_its_log_probs_are_0() -> None:
+    policy, _, judgements = data()
+    free = objective({"name": "sigmoid", "beta": 0.5})(policy, None, judgements).loss_sum
+    cpo = objective({"name": "cpo", "beta": 0.5, "alpha": 0.0})(policy, None, judgements).loss_sum
     assert free.item() == pytest.approx(cpo.item(), rel=1e-6)
 
 
-def test_losses_of_different_things_do_not_mix() -> None:
+def test_losses_on_pairs_and_on_responses_cannot_be_combined() -> None:
     with pytest.raises(ConfigError, match="pairs and responses"):
         objective({"name": "sigmoid"}, {"name": "kto"})
 
@@ -220,12 +217,12 @@ def test_losses_of_different_things_do_not_mix() -> None:
         ({"name": "sft"}, "unknown name 'sft'"),
     ],
 )
-def test_a_parameter_of_another_loss_is_an_error(term: dict[str, object], message: str) -> None:
+def test_an_invalid_loss_name_or_parameter_is_an_error(term: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         objective(term)
 
 
-def test_a_users_own_loss(tmp_path: object) -> None:
+def test_a_loss_in_a_users_file_gets_its_inputs_by_name(tmp_path: object) -> None:
     from pathlib import Path
 
     file = Path(str(tmp_path)) / "mine.py"
@@ -236,40 +233,41 @@ def test_a_users_own_loss(tmp_path: object) -> None:
         "def strange(policy, colour):\n"
         "    return policy.chosen\n"
     )
-    policy, _, known = data()
-    own = objective({"name": f"{file}:squared", "scale": 3.0})
-    assert own.inputs == {"policy", "margin"}
-    assert not own.uses_reference
-    gap = policy.sum_S[known.better_P] - policy.sum_S[known.worse_P]
-    assert own(policy, None, known).loss_sum.item() == pytest.approx((torch.relu(-gap) ** 2).sum().item(), rel=1e-5)
+    policy, _, judgements = data()
+    loss = objective({"name": f"{file}:squared", "scale": 3.0})
+    assert loss.inputs == {"policy", "margin"}
+    assert not loss.uses_reference
+    gap = policy.sum_S[judgements.better_P] - policy.sum_S[judgements.worse_P]
+    expected = (torch.relu(-gap) ** 2).sum().item()
+    assert loss(policy, None, judgements).loss_sum.item() == pytest.approx(expected, rel=1e-5)
     with pytest.raises(ConfigError, match="'colour'"):
         objective({"name": f"{file}:strange"})
     with pytest.raises(ConfigError, match="no function 'squarde'; did you mean 'squared'"):
         objective({"name": f"{file}:squarde"})
 
 
-def test_all_losses_have_distinct_names() -> None:
+def test_no_loss_name_is_overwritten_by_another_loss() -> None:
     assert len(PREFERENCE_LOSSES) == 32
 
 
 @pytest.mark.parametrize("name", sorted(set(PREFERENCE_LOSSES) - {"kto"}))
-def test_losses_by_group_add_up_to_the_loss(name: str) -> None:
-    """Sums and counts of the groups are those of the batch, for every loss; held-out lines take their error from it."""
+def test_sums_and_counts_by_group_add_up_to_those_of_the_batch(name: str) -> None:
     objective = bind_objective([LossTerm(name=name)])
     groups = random_groups(5, responses=3)
     statistics = {key: torch.rand(15) for key in objective.statistics}
     token_N = -torch.rand(15)
     policy = Logps(token_N, token_N.clone(), torch.ones(15, dtype=torch.int64), statistics)
     reference = Logps(-torch.rand(15), -torch.rand(15), torch.ones(15, dtype=torch.int64))
-    asked = labelled_or_ranked(judged(groups))
-    sums, counts = objective.by_group(policy, reference, asked)
-    out = objective(policy, reference, asked)
+    judgements = with_labels_and_ranks(judged(groups))
+    sums, counts = objective.by_group(policy, reference, judgements)
+    out = objective(policy, reference, judgements)
     assert len(sums) == 5
     assert float(sums.sum()) == pytest.approx(float(out.loss_sum), rel=1e-5)
     assert float(counts.sum()) == pytest.approx(float(out.count))
 
 
-def labelled_or_ranked(given: Judged) -> Judged:
-    """The same with a label and a rank for every response."""
-    place = torch.arange(len(given.group_S)) % 3
-    return replace(given, label_S=torch.where(place == 0, 1, -1), rank_S=place.float() + 1, margin_P=given.margin_P + 1)
+def with_labels_and_ranks(judgements: Judged) -> Judged:
+    """Add a label and a rank to every response."""
+    place = torch.arange(len(judgements.group_S)) % 3
+    label_S, rank_S = torch.where(place == 0, 1, -1), place.float() + 1
+    return replace(judgements, label_S=label_S, rank_S=rank_S, margin_P=judgements.margin_P + 1)

@@ -1,6 +1,6 @@
-"""Every pairwise loss: hand-computed values, gradients, finiteness, documentation.
+"""Pairwise losses: hand-computed values, gradients, finiteness, documentation.
 
-The pair of the table:  log pi = -10, -14;  log ref = -11, -12;  lengths 4, 8.
+All values are for one pair:  log pi = -10, -14;  log ref = -11, -12;  lengths 4, 8.
 So lr_w = 1, lr_l = -2, h = 3; with beta = 0.5, z = beta h = 1.5.
 """
 
@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
 from preftune.losses import PREFERENCE_LOSSES, pairwise, reference_free, tokenwise
+from preftune.losses.reward import bradley_terry
+from preftune.losses.supervised import sft
 from preftune.resolve import inputs_of, parameters_of
 from preftune.types import Pair, PairLogps
 
@@ -37,7 +40,7 @@ VALUES = [
     ("bco_pair", {"beta": 0.5, "threshold": False}, 1.0, 0.787338672),  # log(1 + e^-0.5) + log(1 + e^-1)
     ("sppo", {"beta": 0.5}, 1.0, 1.0),  # (1 - 1)^2 + (-2 + 1)^2
     ("sppo", {"beta": 0.5}, 0.7, 2.92),  # target 0.4
-    ("aot", {"beta": 0.5}, 1.0, 0.201413278),  # one pair: nothing to sort
+    ("aot", {"beta": 0.5}, 1.0, 0.201413278),  # with one pair, sorting changes nothing
     ("aot_unpaired", {"beta": 0.5}, 1.0, 0.201413278),
     ("apo_zero", {"beta": 0.5}, 1.0, 0.646482090),
     ("apo_down", {"beta": 0.5}, 1.0, 0.804884855),
@@ -50,7 +53,7 @@ VALUES = [
     ("simpo", {"beta": 2.0, "gamma": 0.5}, 1.0, 2.126928011),
     ("cpo", {"beta": 0.5, "alpha": 1.0}, 1.0, 2.626928011),  # log(1 + e^-2) + 2.5
     ("orpo", {"beta": 0.5}, 1.0, 3.104768190),
-    ("dpop", {"beta": 0.5}, 1.0, 0.201413278),  # the chosen one did not fall
+    ("dpop", {"beta": 0.5}, 1.0, 0.201413278),  # no penalty: the chosen response is above the reference
     ("r_dpo", {"beta": 0.5, "alpha": 0.01}, 1.0, 0.208830628),  # z = 1.5 + 0.01 (4 - 8)
     ("r_dpo", {"beta": 0.5, "alpha": 0.5}, 1.0, 0.974076984),
     ("ld_dpo", {"beta": 0.5, "alpha": 0.5}, 1.0, 0.225412652),  # rejected: -1.5 + 0.5 (-0.5)
@@ -58,7 +61,7 @@ VALUES = [
     ("wpo", {"beta": 0.5, "clamp": True}, 1.0, 0.201413278),  # weight 1
     ("odpo", {"beta": 0.5}, 1.0, 0.474076984),  # margin 1: log(1 + e^-0.5)
     ("cal_dpo", {"beta": 0.5}, 1.0, 1.048587352),  # log(1 + e^-3) + 0 + 1
-    ("cal_dpo", {"beta": 0.5, "calibration": 0.5}, 1.0, 0.548587352),  # as the authors' code weighs it
+    ("cal_dpo", {"beta": 0.5, "calibration": 0.5}, 1.0, 0.548587352),  # the weight in the authors' code
     ("tdpo1", {"beta": 0.5}, 1.0, 0.251929081),  # kl 0.3, 0.8: z = 1.5 - 0.25
     ("tdpo2", {"beta": 0.5, "alpha": 0.5}, 1.0, 0.225412652),
     ("nll", {}, 1.0, 2.5),
@@ -67,8 +70,8 @@ VALUES = [
 ]
 
 
-def given(probability: float = 1.0, n: int = 1) -> dict[str, Any]:
-    """All inputs of the table's pair, n times, in fp64."""
+def inputs_of_pair(probability: float = 1.0, n: int = 1) -> dict[str, Any]:
+    """Return all inputs for the pair above, repeated n times, in fp64."""
 
     def column(value: float) -> torch.Tensor:
         return torch.full((n,), value, dtype=torch.float64)
@@ -95,34 +98,36 @@ def call(name: str, inputs: dict[str, Any], **parameters: Any) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("name", "parameters", "probability", "value"), VALUES)
-def test_value(name: str, parameters: dict[str, Any], probability: float, value: float) -> None:
-    assert call(name, given(probability), **parameters).item() == pytest.approx(value, abs=1e-8)
+def test_value_equals_the_hand_computed_one(
+    name: str, parameters: dict[str, Any], probability: float, value: float
+) -> None:
+    assert call(name, inputs_of_pair(probability), **parameters).item() == pytest.approx(value, abs=1e-8)
 
 
-def test_the_table_has_every_loss() -> None:
+def test_every_pairwise_loss_has_a_hand_computed_value() -> None:
     assert {row[0] for row in VALUES} == set(TABLE)
 
 
-def test_odpo_can_take_the_logarithm_of_the_margin() -> None:
-    inputs = given() | {"margin": torch.tensor([2.0], dtype=torch.float64)}
+def test_odpo_with_log_uses_the_logarithm_of_the_margin() -> None:
+    inputs = inputs_of_pair() | {"margin": torch.tensor([2.0], dtype=torch.float64)}
     assert call("odpo", inputs, beta=0.5, log=True).item() == pytest.approx(0.368981135, abs=1e-8)
 
 
-def test_dpop_pays_for_a_chosen_response_that_fell() -> None:
-    inputs = given()
+def test_dpop_penalises_a_chosen_response_below_the_reference() -> None:
+    inputs = inputs_of_pair()
     inputs["policy"] = inputs["policy"]._replace(chosen=torch.tensor([-12.0], dtype=torch.float64))  # lr_w = -1
     # 0.5 (1 - 2 * 1) = -0.5
     assert call("dpop", inputs, beta=0.5, penalty=2.0).item() == pytest.approx(0.974076984, abs=1e-8)
 
 
 def test_dpo_at_the_reference_is_ln_2() -> None:
-    inputs = given()
+    inputs = inputs_of_pair()
     inputs["policy"] = inputs["reference"]
     assert call("sigmoid", inputs, beta=0.1).item() == pytest.approx(math.log(2), abs=1e-15)
 
 
-def test_aot_sorts_over_all_pairs() -> None:
-    """Margins of policy 1, 5 and of reference 4, 0: sorted 1, 5 against 0, 4."""
+def test_aot_sorts_the_margins_of_all_pairs() -> None:
+    """Policy margins 1, 5 and reference margins 4, 0 are compared as 1, 5 and 0, 4."""
     zero, length = torch.zeros(2), torch.ones(2)
     policy = PairLogps(torch.tensor([1.0, 5.0]), zero, length, length)
     reference = PairLogps(torch.tensor([4.0, 0.0]), zero, length, length)
@@ -131,16 +136,13 @@ def test_aot_sorts_over_all_pairs() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(TABLE))
-def test_gradient_is_that_of_the_formula(name: str) -> None:
-    """fp64 finite differences with respect to both log-probs, at several points off the kinks.
-
-    Detached quantities (weights, thresholds) are held still by construction of the points.
-    """
+def test_gradient_matches_finite_differences(name: str) -> None:
+    """In fp64, with respect to both log-probs, at points where the loss is differentiable."""
     if name in ("wpo", "tdpo2", "bco_pair"):
-        pytest.skip("has a stop-gradient; see the next test")
+        pytest.skip("has a stop-gradient: see test_detached_quantities_have_no_gradient")
     generator = torch.Generator().manual_seed(0)
     points = [torch.rand(5, dtype=torch.float64, generator=generator) * 6 - 12 for _ in range(2)]
-    inputs = given(0.8, n=5)
+    inputs = inputs_of_pair(0.8, n=5)
 
     def loss(chosen: torch.Tensor, rejected: torch.Tensor) -> torch.Tensor:
         moved = dict(inputs)
@@ -151,9 +153,9 @@ def test_gradient_is_that_of_the_formula(name: str) -> None:
     assert torch.autograd.gradcheck(loss, [p.requires_grad_() for p in points], atol=1e-7)
 
 
-def test_stop_gradients() -> None:
-    """WPO's weight, TDPO2's chosen KL and BCO's threshold pass no gradient."""
-    inputs = given()
+def test_detached_quantities_have_no_gradient() -> None:
+    """WPO's weight, TDPO2's KL of the chosen response and BCO's threshold are detached."""
+    inputs = inputs_of_pair()
     collision = Pair(*(t.clone().requires_grad_() for t in inputs["collision"]))
     policy = PairLogps(*(t.clone().requires_grad_() for t in inputs["policy"]))
     loss = call("wpo", inputs | {"collision": collision, "policy": policy}, beta=0.5)
@@ -178,8 +180,8 @@ def test_stop_gradients() -> None:
 @pytest.mark.parametrize("name", sorted(TABLE))
 @pytest.mark.parametrize("chosen", [-1e4, 0.0, 1e4])
 @pytest.mark.parametrize("rejected", [-1e4, 0.0, 1e4])
-def test_finite_for_extreme_log_ratios(name: str, chosen: float, rejected: float) -> None:
-    """Values and gradients, in fp32, with log-ratios of +-1e4 and 0."""
+def test_value_and_gradient_are_finite_for_extreme_log_ratios(name: str, chosen: float, rejected: float) -> None:
+    """In fp32, with log-ratios of -1e4, 0 and 1e4."""
 
     def column(value: float) -> torch.Tensor:
         return torch.tensor([value])
@@ -203,23 +205,23 @@ def test_finite_for_extreme_log_ratios(name: str, chosen: float, rejected: float
     loss.sum().backward()
     assert loss.dtype == torch.float32
     assert bool(torch.isfinite(loss).all())
-    for side in (policy.chosen, policy.rejected):
-        assert side.grad is None or bool(torch.isfinite(side.grad).all())
+    for log_prob in (policy.chosen, policy.rejected):
+        assert log_prob.grad is None or bool(torch.isfinite(log_prob.grad).all())
 
 
-@pytest.mark.parametrize("name", sorted(PREFERENCE_LOSSES))
-def test_documentation_names_formula_and_source(name: str) -> None:
-    text = inspect.getdoc(PREFERENCE_LOSSES[name]) or ""
-    assert "loss      " in text
-    assert "source    " in text
-    for parameter in parameters_of(PREFERENCE_LOSSES[name]):
-        assert parameter in text or parameter in ("beta", "average"), f"{parameter} is not explained"
+@pytest.mark.parametrize("loss", [*PREFERENCE_LOSSES.values(), sft, bradley_terry])
+def test_docstring_has_formula_source_and_parameters_with_defaults(loss: Callable[..., Any]) -> None:
+    text = inspect.getdoc(loss) or ""
+    assert "loss        " in text
+    assert "source      " in text
+    for name, parameter in parameters_of(loss).items():
+        assert f"{name} ({str(parameter.default).lower()})" in text
 
 
 @pytest.mark.parametrize("name", ["sigmoid", "robust", "ipo", "hinge", "dpop", "cal_dpo", "simpo", "orpo", "apo_zero"])
-def test_descent_raises_the_chosen_and_lowers_the_rejected(name: str) -> None:
-    """At the reference, the gradient points that way for every loss that claims it."""
-    inputs = given()
+def test_gradient_descent_raises_the_chosen_and_lowers_the_rejected_response(name: str) -> None:
+    """Checked at the reference."""
+    inputs = inputs_of_pair()
     start = inputs["reference"]
     chosen, rejected = start.chosen.clone().requires_grad_(), start.rejected.clone().requires_grad_()
     call(name, inputs | {"policy": start._replace(chosen=chosen, rejected=rejected)}).sum().backward()

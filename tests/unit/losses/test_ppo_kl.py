@@ -1,4 +1,4 @@
-"""The gradient of the KL penalty, exactly: expectations over all responses of a small world, in fp64."""
+"""The gradient of the KL penalty, compared with exact expectations over all responses of a small world in fp64."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def normal(seed: int, *shape: int) -> Tensor:
 
 
 def token_logps(logits: Tensor) -> Tensor:
-    """Log-prob of every token of every response under a table of one distribution for each state."""
+    """Log-prob of every token of every response, under a table with one distribution per state."""
     return torch.log_softmax(logits, -1)[STATE_N, TOKEN_N]
 
 
@@ -38,7 +38,7 @@ def by_response(values_N: Tensor) -> Tensor:
 
 
 def true_gradient(logits: Tensor, reference: Tensor, reward: Tensor, beta: float) -> Tensor:
-    """Of -(E[r] - beta KL(pi || ref)), from its definition."""
+    """Gradient of -(E[r] - beta KL(pi || ref)), from its definition."""
     logits = logits.clone().requires_grad_()
     log_pi, log_ref = by_response(token_logps(logits)), by_response(token_logps(reference))
     value = (log_pi.exp() * (reward - beta * (log_pi - log_ref))).sum()
@@ -46,15 +46,15 @@ def true_gradient(logits: Tensor, reference: Tensor, reward: Tensor, beta: float
 
 
 def ppo_gradient(logits: Tensor, reference: Tensor, reward: Tensor, beta: float, estimator: Estimator) -> Tensor:
-    """The expected gradient of the first update, put together as methods.rollouts and methods.ppo_loop do it."""
+    """Expected gradient of the first update, computed as in methods.rollouts and methods.ppo_loop."""
     old_N, reference_N = token_logps(logits), token_logps(reference)
     kl_N = kl_estimate(old_N, reference_N, "k1")
-    value_N = normal(99, len(STATES))[STATE_N]  # any function of the state: a baseline changes no expected gradient
-    found = advantages(token_rewards(reward, kl_N, beta, LENGTH), value_N, LENGTH, gamma=1.0, lam=1.0)
-    own = 0.0 if estimator == "k1" else beta
+    value_N = normal(99, len(STATES))[STATE_N]  # arbitrary: a baseline does not change the expected gradient
+    actual = advantages(token_rewards(reward, kl_N, beta, LENGTH), value_N, LENGTH, gamma=1.0, lam=1.0)
+    correction = 0.0 if estimator == "k1" else beta
     logits = logits.clone().requires_grad_()
     now_N = token_logps(logits)
-    loss_N, _ = policy_loss(now_N, old_N, found.advantage_N + own * kl_N, 0.2)
+    loss_N, _ = policy_loss(now_N, old_N, actual.advantage_N + correction * kl_N, 0.2)
     if estimator != "k1":
         loss_N = loss_N + beta * kl_loss(now_N, old_N, reference_N, estimator)
     probability = by_response(old_N).exp()
@@ -64,47 +64,47 @@ def ppo_gradient(logits: Tensor, reference: Tensor, reward: Tensor, beta: float,
 @settings(deadline=None)
 @given(st.integers(0, 10_000), st.floats(0.01, 5), st.sampled_from(["k1", "k2", "k3"]))
 def test_the_expected_gradient_is_that_of_reward_minus_beta_kl(seed: int, beta: float, estimator: Estimator) -> None:
-    """For all three settings, over responses of several tokens."""
+    """For all three estimators."""
     logits, reference = normal(seed, len(STATES), 3), normal(seed + 1, len(STATES), 3)
     reward = normal(seed + 2, len(RESPONSES))
     expected = true_gradient(logits, reference, reward, beta)
-    found = ppo_gradient(logits, reference, reward, beta, estimator)
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    actual = ppo_gradient(logits, reference, reward, beta, estimator)
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
 
 
 @settings(deadline=None)
 @given(st.integers(0, 10_000), st.sampled_from(["k2", "k3"]))
-def test_the_loss_term_has_the_gradient_of_the_kl_when_another_policy_sampled(seed: int, estimator: Estimator) -> None:
-    """One token: after an update the policy is no longer the one that sampled, and the ratio corrects for it."""
+def test_the_loss_term_has_the_gradient_of_the_kl_if_another_policy_sampled(seed: int, estimator: Estimator) -> None:
+    """After an update, the policy differs from the one that sampled. The ratio corrects for this."""
     logits, old, reference = (torch.log_softmax(normal(seed + i, 6), 0) for i in range(3))
     logits.requires_grad_()
     policy = torch.log_softmax(logits, 0)
     (expected,) = torch.autograd.grad((policy.exp() * (policy - reference)).sum(), logits)
     policy = torch.log_softmax(logits, 0)
-    (found,) = torch.autograd.grad((old.exp() * kl_loss(policy, old, reference, estimator)).sum(), logits)
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    (actual,) = torch.autograd.grad((old.exp() * kl_loss(policy, old, reference, estimator)).sum(), logits)
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("estimator", ["k2", "k3"])
-def test_an_estimator_other_than_k1_as_a_reward_has_another_gradient(estimator: Estimator) -> None:
-    """Why they are loss terms: E[f(d) grad log pi] is the gradient of the KL for f(d) = d only."""
+def test_k2_and_k3_as_token_rewards_do_not_have_the_gradient_of_the_kl(estimator: Estimator) -> None:
+    """This is why they are loss terms: E[f(d) grad log pi] is the gradient of the KL only for f(d) = d."""
     logits, reference = normal(0, 6).requires_grad_(), torch.log_softmax(normal(1, 6), 0)
     policy = torch.log_softmax(logits, 0)
     (expected,) = torch.autograd.grad((policy.exp() * (policy - reference)).sum(), logits, retain_graph=True)
     penalty = kl_estimate(policy, reference, estimator).detach()
-    (found,) = torch.autograd.grad((policy.exp().detach() * penalty * policy).sum(), logits)
-    assert float((found - expected).abs().max()) > 0.05
+    (actual,) = torch.autograd.grad((policy.exp().detach() * penalty * policy).sum(), logits)
+    assert float((actual - expected).abs().max()) > 0.05
 
 
-def test_k3_differentiated_without_its_ratio_is_the_kl_in_the_other_direction() -> None:
+def test_k3_without_its_ratio_has_the_gradient_of_the_reverse_kl() -> None:
     logits, reference = normal(0, 6).requires_grad_(), torch.log_softmax(normal(1, 6), 0)
     policy = torch.log_softmax(logits, 0)
     (other,) = torch.autograd.grad((reference.exp() * (reference - policy)).sum(), logits, retain_graph=True)
-    (found,) = torch.autograd.grad((policy.exp().detach() * kl_estimate(policy, reference, "k3")).sum(), logits)
-    torch.testing.assert_close(found, other, rtol=1e-9, atol=1e-9)
+    (actual,) = torch.autograd.grad((policy.exp().detach() * kl_estimate(policy, reference, "k3")).sum(), logits)
+    torch.testing.assert_close(actual, other, rtol=1e-9, atol=1e-9)
 
 
-def test_values_of_the_loss_term_by_hand() -> None:
+def test_the_loss_term_equals_the_hand_computed_value() -> None:
     """ratio 0.6 / 0.4, d = ln(0.6 / 0.5)."""
     policy, old, reference = (torch.tensor([p], dtype=torch.float64).log() for p in (0.6, 0.4, 0.5))
     d = float(policy - reference)
@@ -112,7 +112,7 @@ def test_values_of_the_loss_term_by_hand() -> None:
     assert float(kl_loss(policy, old, reference, "k3")) == pytest.approx(1.5 * (0.5 / 0.6 - 1 + d))
 
 
-def test_the_loss_term_is_finite_where_a_token_has_become_very_unlikely() -> None:
+def test_the_loss_term_is_finite_for_a_token_that_became_very_unlikely() -> None:
     policy = torch.tensor([-500.0], requires_grad=True)
     for estimator in ("k2", "k3"):
         value = kl_loss(policy, torch.tensor([-1.0]), torch.tensor([-0.5]), estimator)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.conftest import make_model, random_groups
 
 from preftune.data.layout import Budget, rows
-from preftune.exact.optimum import corrected_tilt, optimal_policy, tilt
+from preftune.exact.optimum import estimate_optimum, estimate_optimum_jackknife, optimal_policy
 from preftune.measures.frontier import best_of_n, measure, optimum, optimum_at
 from preftune.model.logprobs import Scorer, logps
 from preftune.scoring import response_logps
@@ -45,7 +45,7 @@ def test_no_policy_has_a_larger_objective_than_the_optimum(reward: list[float], 
 
 def test_tilt_is_the_exact_optimum_for_a_uniform_reference() -> None:
     rewards = torch.tensor([[0.0, 1.0, 2.0], [1.0, 1.0, 1.0]])
-    estimate = tilt(rewards, 1.0)
+    estimate = estimate_optimum(rewards, 1.0)
     weight = torch.tensor([1, math.e, math.e**2]) / (1 + math.e + math.e**2)
     assert estimate.reward == pytest.approx((float(weight @ rewards[0]) + 1) / 2)
     kl = float((weight * (3 * weight).log()).sum())
@@ -77,8 +77,8 @@ def test_the_optimum_at_a_kl_lies_on_the_curve() -> None:
 def test_the_corrected_tilt_is_the_jackknife_estimate(samples: int, beta: float, seed: int) -> None:
     """Computed by leaving out each sample once, including ties for the highest reward and a beta near 0."""
     rewards = torch.from_numpy(np.random.default_rng(seed).integers(0, 4, (3, samples)) / 2)
-    corrected, whole = corrected_tilt(rewards, beta), tilt(rewards, beta)
-    without = [tilt(torch.cat([rewards[:, :i], rewards[:, i + 1 :]], 1), beta) for i in range(samples)]
+    corrected, whole = estimate_optimum_jackknife(rewards, beta), estimate_optimum(rewards, beta)
+    without = [estimate_optimum(torch.cat([rewards[:, :i], rewards[:, i + 1 :]], 1), beta) for i in range(samples)]
     for name in ("reward", "kl"):
         mean = sum(getattr(t, name) for t in without) / samples
         expected = samples * getattr(whole, name) - (samples - 1) * mean
@@ -90,7 +90,7 @@ def test_the_corrected_optimum_from_few_samples_matches_the_closed_form() -> Non
     rewards = np.random.default_rng(0).normal(size=(4000, 24))
     for kl in (0.5, 1.0):
         assert optimum_at(rewards, kl) == pytest.approx(math.sqrt(2 * kl), rel=0.02)
-    assert tilt(torch.from_numpy(rewards), 1 / math.sqrt(2)).reward < 0.95 * math.sqrt(2)
+    assert estimate_optimum(torch.from_numpy(rewards), 1 / math.sqrt(2)).reward < 0.95 * math.sqrt(2)
 
 
 def test_best_of_n_lies_below_the_optimum() -> None:

@@ -268,7 +268,7 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"reference": {"kind": "none", "path": "x"}}, ConfigError, "kind is none, but a path is given"),
     ({"reference": {"path": "./nothing"}}, ModelError, "no such folder"),
     ({"loss": {"name": "odpo"}}, DataError, "needs a margin"),
-    ({"lora": LoraConfig(targets=["query"])}, ModelError, "linear modules here"),
+    ({"lora": LoraConfig(targets=["query"])}, ModelError, "linear modules"),
     ({"track": ["wandb"]}, ConfigError, r"pip install 'preftune\[wandb\]'"),
     ({"data_options": {"max_length": 1024, "eval": 0.9999}}, DataError, "cannot hold out"),
 ]

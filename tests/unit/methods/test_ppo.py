@@ -162,7 +162,7 @@ def test_a_checkpoint_is_a_policy(tmp_path: Path, model_folder: Path) -> None:
     [
         ({"data": PromptConfig(train="missing.jsonl")}, DataError, "no such file"),
         ({"rollout": RolloutConfig(max_new_tokens=400)}, ConfigError, "rollout.max_new_tokens"),
-        ({"reward": "nothing/here"}, ModelError, "no such folder"),
+        ({"reward": "nothing/here"}, ModelError, "the Hub is unreachable"),
         ({"value": ValueConfig(path="nowhere/at/all")}, ModelError, "no such folder"),
     ],
 )

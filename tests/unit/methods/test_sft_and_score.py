@@ -119,7 +119,7 @@ def test_a_policy_against_itself_scores_zero(tmp_path: Path, model_folder: Path)
 
 def test_an_adapter_is_scored_as_it_acts(tmp_path: Path, model_folder: Path) -> None:
     """`score` on a LoRA run's final folder is the policy, adapter and all."""
-    from preftune.model.load import add_lora
+    from preftune.model.adapter import add_lora
 
     tuned = add_lora(AutoModelForCausalLM.from_pretrained(model_folder), 4, 8.0, "all-linear")
     with torch.no_grad():

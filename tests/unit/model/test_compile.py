@@ -1,4 +1,4 @@
-"""Compiled blocks: few compilations for many batches, and none where lengths never come again."""
+"""Compiled blocks: one compilation per constant length, and none for lengths that do not repeat."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from tests.conftest import make_model, random_groups
 
 from preftune.data.layout import Budget, micro_batches
 from preftune.lifecycle.packing_probe import admit
-from preftune.model.attention import use_own
+from preftune.model.attention import restore_attention
 from preftune.model.compile import compile_blocks, uncompiled
 from preftune.model.logprobs import Scorer, logps
 
 
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
-    """The graphs that are traced meanwhile; they run as they are, without Inductor."""
-    seen: list[Any] = []
+    """Collect the graphs that torch.compile traces. They run without Inductor."""
+    graph_modules: list[Any] = []
 
     def backend(module: Any, _inputs: list[Any]) -> Any:
-        seen.append(module)
+        graph_modules.append(module)
         return module.forward
 
     torch._dynamo.reset()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the compiler reads deprecated things
-        yield seen
+        warnings.simplefilter("ignore")  # the compiler uses deprecated functions
+        yield graph_modules
     torch._dynamo.reset()
 
 
@@ -43,24 +43,24 @@ def compiled(constant: bool) -> Scorer:
     return scorer
 
 
-def test_constant_lengths_are_compiled_once_each(graphs: list[Any]) -> None:
-    """Twelve micro-batches that differ in all else: a second length costs what the first one did, and no batch more."""
+def test_each_constant_length_is_compiled_once(graphs: list[Any]) -> None:
+    """Twelve different micro-batches of two lengths need twice the graphs of the first one."""
     scorer, budget = compiled(constant=True), Budget("shared", 128, constant=True)
-    laid = [batch for n in range(1, 13) for batch in micro_batches(random_groups(n, seed=n), budget)]
-    batches = [batch for batch in laid if len(batch.ids_T) >= 96][:12]
+    all_batches = [batch for n in range(1, 13) for batch in micro_batches(random_groups(n, seed=n), budget)]
+    batches = [batch for batch in all_batches if len(batch.ids_T) >= 96][:12]
     assert {len(batch.ids_T) for batch in batches} == {96, 128}
-    assert len({len(batch.read_N) for batch in batches}) > 4  # what the head reads has any size
+    assert len({len(batch.read_N) for batch in batches}) > 4  # the number of scored tokens varies
     for number, batch in enumerate(batches):
         logps(scorer, batch).sum_S.sum().backward()
         if not number:
-            first = len(graphs)
-    assert first > 0
-    assert len(graphs) == 2 * first
-    use_own(scorer.model)
+            graphs_of_first = len(graphs)
+    assert graphs_of_first > 0
+    assert len(graphs) == 2 * graphs_of_first
+    restore_attention(scorer.model)
 
 
-def test_other_lengths_share_one_compilation(graphs: list[Any]) -> None:
-    """Padded rows keep their lengths: there, blocks are compiled for all of them at once."""
+def test_without_constant_all_lengths_share_one_compilation(graphs: list[Any]) -> None:
+
     scorer = compiled(constant=False)
     counts = []
     for n in (2, 5, 7):
@@ -69,10 +69,10 @@ def test_other_lengths_share_one_compilation(graphs: list[Any]) -> None:
         counts.append(len(graphs))
     assert counts[0] > 0
     assert counts[-1] == counts[0]
-    use_own(scorer.model)
+    restore_attention(scorer.model)
 
 
-def test_nothing_is_compiled_for_lengths_that_never_come_again(graphs: list[Any]) -> None:
+def test_uncompiled_disables_compilation(graphs: list[Any]) -> None:
     scorer = compiled(constant=True)
     ids = torch.arange(3, 10)[None]
     with uncompiled(scorer.model):
@@ -80,4 +80,4 @@ def test_nothing_is_compiled_for_lengths_that_never_come_again(graphs: list[Any]
     assert not graphs
     scorer.model(input_ids=ids)
     assert graphs
-    use_own(scorer.model)
+    restore_attention(scorer.model)

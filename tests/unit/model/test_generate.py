@@ -1,4 +1,4 @@
-"""Sampling: its distribution, its random numbers, its limits."""
+"""Sampling: distribution, random numbers, memory limits, ends of responses."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 import pytest
 import torch
 from tests.conftest import make_model
-from tests.equal.test_architectures import EXACT, REFUSED, make
+from tests.equal.test_architectures import SUPPORTED, UNSUPPORTED, make_scorer
 from tests.worlds import WORLD, make_world_model, table
 
 from preftune.measures.frontier import tempered
 from preftune.model import generate
-from preftune.model.generate import Sampling, continuation, cut, sample
+from preftune.model.generate import Sampling, continuation, sample, truncate_distribution
 from preftune.model.logprobs import Scorer
 
 
 class Ids:
-    """A tokenizer that needs no text."""
+    """A tokenizer that decodes ids to numbers."""
 
     eos_token_id = 0
 
@@ -28,24 +28,24 @@ class Ids:
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6, 2.0])
-def test_the_samples_have_the_models_distribution(temperature: float) -> None:
-    """20,000 samples against the exact probabilities of all responses at this temperature: chi-squared."""
+def test_samples_have_the_distribution_of_the_model(temperature: float) -> None:
+    """Chi-squared test of 10,000 samples per prompt against the exact probabilities of all responses."""
     from scipy.stats import chisquare
 
     model = make_world_model()
     log_pi = table(tempered(Scorer.of(model), temperature), WORLD)
     n = 10_000
-    drawn = sample(model, Ids(), WORLD.prompts, Sampling(n, WORLD.length, temperature), rows=5000)
-    for sampled, log_p in zip(drawn, log_pi, strict=True):
+    samples = sample(model, Ids(), WORLD.prompts, Sampling(n, WORLD.length, temperature), rows=5000)
+    for sampled, log_p in zip(samples, log_pi, strict=True):
         counts = Counter(tuple(ids.tolist()) for ids in sampled.group.response_ids)
         assert sum(counts.values()) == n
-        found = [counts[response] for response in WORLD.responses]
+        actual = [counts[response] for response in WORLD.responses]
         expected = (log_p.exp() / log_p.exp().sum() * n).numpy()
-        assert chisquare(found, expected).pvalue > 1e-3
+        assert chisquare(actual, expected).pvalue > 1e-3
 
 
-def test_a_sample_depends_on_nothing_but_seed_prompt_and_place(tokenizer: Any) -> None:
-    """Not on the batch, the order, the other prompts, or how many samples are drawn."""
+def test_a_sample_depends_only_on_seed_prompt_and_index(tokenizer: Any) -> None:
+    """It does not depend on batch size, order, other prompts, or the number of samples."""
     model = make_model()
     prompts = [tokenizer(text)["input_ids"] for text in ("the cat", "a", "once upon a time", "we can guess")]
     all_at_once = sample(model, tokenizer, prompts, Sampling(4, 12, seed=5))
@@ -56,25 +56,25 @@ def test_a_sample_depends_on_nothing_but_seed_prompt_and_place(tokenizer: Any) -
     assert len({text for s in all_at_once for text in s.texts}) == 16
 
 
-def test_temperature_0_is_the_most_likely_token(tokenizer: Any) -> None:
+def test_temperature_0_is_greedy_decoding(tokenizer: Any) -> None:
     model = make_model()
     ids = tokenizer("the cat")["input_ids"]
-    (found,) = sample(model, tokenizer, [ids], Sampling(2, 10, temperature=0))
+    (actual,) = sample(model, tokenizer, [ids], Sampling(2, 10, temperature=0))
     expected = model.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=10, pad_token_id=0)[0, len(ids) :]
-    for response in found.group.response_ids:
+    for response in actual.group.response_ids:
         assert response.tolist() == expected.tolist()[: len(response)]
 
 
-def test_cutting_off() -> None:
+def test_top_k_and_top_p_set_other_probabilities_to_0() -> None:
     p = torch.tensor([[0.4, 0.3, 0.2, 0.1]], dtype=torch.float64)
-    assert cut(p, Sampling(top_k=2)).tolist() == [[0.4, 0.3, 0, 0]]
-    assert cut(p, Sampling(top_p=0.6)).tolist() == [[0.4, 0.3, 0, 0]]
-    assert cut(p, Sampling(top_p=0.75)).tolist() == [[0.4, 0.3, 0.2, 0]]
-    assert cut(p, Sampling(top_p=0.1)).tolist() == [[0.4, 0, 0, 0]]
-    assert cut(p, Sampling()).tolist() == p.tolist()
+    assert truncate_distribution(p, Sampling(top_k=2)).tolist() == [[0.4, 0.3, 0, 0]]
+    assert truncate_distribution(p, Sampling(top_p=0.6)).tolist() == [[0.4, 0.3, 0, 0]]
+    assert truncate_distribution(p, Sampling(top_p=0.75)).tolist() == [[0.4, 0.3, 0.2, 0]]
+    assert truncate_distribution(p, Sampling(top_p=0.1)).tolist() == [[0.4, 0, 0, 0]]
+    assert truncate_distribution(p, Sampling()).tolist() == p.tolist()
 
 
-def test_the_models_own_settings_do_not_bend_the_samples(tokenizer: Any) -> None:
+def test_generation_settings_of_the_model_are_ignored_and_restored(tokenizer: Any) -> None:
     model = make_model()
     prompts = [tokenizer("the cat")["input_ids"]]
     plain = sample(model, tokenizer, prompts, Sampling(6, 10))
@@ -84,10 +84,10 @@ def test_the_models_own_settings_do_not_bend_the_samples(tokenizer: Any) -> None
     assert model.generation_config.repetition_penalty == 5.0
 
 
-def test_fewer_at_a_time_where_memory_runs_out(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_batch_is_halved_when_memory_runs_out(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model, real, sizes = make_model(), generate._generate, []
 
-    def tight(model: Any, tokenizer: Any, jobs: Any, sampling: Sampling) -> Any:
+    def generate_3_rows_at_most(model: Any, tokenizer: Any, jobs: Any, sampling: Sampling) -> Any:
         sizes.append(len(jobs))
         if len(jobs) > 3:
             raise torch.OutOfMemoryError("out of memory")
@@ -95,38 +95,38 @@ def test_fewer_at_a_time_where_memory_runs_out(tokenizer: Any, monkeypatch: pyte
 
     prompts = [tokenizer(text)["input_ids"] for text in ("the cat", "a", "once")]
     expected = sample(model, tokenizer, prompts, Sampling(4, 8))
-    monkeypatch.setattr(generate, "_generate", tight)
-    found = sample(model, tokenizer, prompts, Sampling(4, 8))
-    assert [s.texts for s in found] == [s.texts for s in expected]
+    monkeypatch.setattr(generate, "_generate", generate_3_rows_at_most)
+    actual = sample(model, tokenizer, prompts, Sampling(4, 8))
+    assert [s.texts for s in actual] == [s.texts for s in expected]
     assert sizes == [12, 6, 3, 3, 3, 3]
 
 
-@pytest.mark.parametrize("architecture", sorted([*EXACT, *REFUSED]))
-def test_a_prompt_that_is_computed_once(architecture: str) -> None:
-    """Several responses to a prompt share its cache; alone, each is the same. Windows are shorter than the prompts."""
-    changes = EXACT[architecture] if architecture in EXACT else REFUSED[architecture][0]
-    model = make(architecture, changes).model
+@pytest.mark.parametrize("architecture", sorted([*SUPPORTED, *UNSUPPORTED]))
+def test_a_shared_prompt_cache_does_not_change_samples(architecture: str) -> None:
+    """Sliding windows are shorter than the prompts."""
+    changes = SUPPORTED[architecture] if architecture in SUPPORTED else UNSUPPORTED[architecture][0]
+    model = make_scorer(architecture, changes).model
     prompts = [[1, *range(5, 16)], [1, 7, 9], [1, 30, 31, 32, 33]]
     together = sample(model, Ids(), prompts, Sampling(3, 6))
     alone = sample(model, Ids(), prompts, Sampling(3, 6), rows=1)
     assert [s.texts for s in together] == [s.texts for s in alone]
 
 
-def test_every_end_that_the_model_names_ends_a_response(tokenizer: Any) -> None:
-    """Chat models end a turn with a token that is not the tokenizer's EOS."""
+def test_all_end_tokens_of_the_model_end_a_response(tokenizer: Any) -> None:
+    """Chat models end a turn with a token other than the tokenizer's EOS."""
     model = make_model()
     prompts = [tokenizer("the cat")["input_ids"]]
     (plain,) = sample(model, tokenizer, prompts, Sampling(4, 12))
     ids = next(r for r in plain.group.response_ids if len(r) == 12)
     model.generation_config.eos_token_id = [2, int(ids[5])]
-    (found,) = sample(model, tokenizer, prompts, Sampling(4, 12))
-    place = [r.tolist() for r in plain.group.response_ids].index(ids.tolist())
-    cut = ids.tolist().index(int(ids[5])) + 1
-    assert found.group.response_ids[place].tolist() == ids.tolist()[:cut]
-    assert found.ended[place]
+    (actual,) = sample(model, tokenizer, prompts, Sampling(4, 12))
+    index = [r.tolist() for r in plain.group.response_ids].index(ids.tolist())
+    length = ids.tolist().index(int(ids[5])) + 1
+    assert actual.group.response_ids[index].tolist() == ids.tolist()[:length]
+    assert actual.ended[index]
 
 
-def test_training_mode_does_not_disturb_the_cache(tokenizer: Any) -> None:
+def test_gradient_checkpointing_does_not_change_samples(tokenizer: Any) -> None:
     from preftune.model.load import checkpoint_activations
 
     model = make_model()
@@ -137,8 +137,8 @@ def test_training_mode_does_not_disturb_the_cache(tokenizer: Any) -> None:
     assert model.training
 
 
-def test_a_response_keeps_the_space_it_begins_with() -> None:
-    """SentencePiece decodes the first word of a text without its space; a response is not the first word."""
+def test_a_response_keeps_its_leading_space() -> None:
+    """SentencePiece decodes the first word of a text without its leading space."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -153,8 +153,8 @@ def test_a_response_keeps_the_space_it_begins_with() -> None:
     assert continuation(tokenizer, [1, 2], "the cat", [0]) == ""
 
 
-def test_samples_of_a_real_model_are_tokenised_as_they_were_sampled(shared: Any) -> None:
-    """What is written as text comes back as the same ids, but for the few words that a model spells in an odd way."""
+def test_texts_sampled_from_a_real_model_are_tokenised_to_the_sampled_ids(shared: Any) -> None:
+    """With few exceptions: a model can sample a word in pieces other than those of the tokenizer."""
     from preftune.chat.render import Renderer
     from preftune.model.load import load_model, load_tokenizer, locate
     from preftune.types import PreferenceGroup
@@ -162,8 +162,8 @@ def test_samples_of_a_real_model_are_tokenised_as_they_were_sampled(shared: Any)
     source = locate(str(shared / "models" / "stories260k"))
     tokenizer, model = load_tokenizer(source), load_model(source, torch.float32)
     prompt = "Once upon a time, there was a little girl named Lily."
-    (drawn,) = sample(model, tokenizer, [tokenizer(prompt)["input_ids"]], Sampling(40, 24))
-    group = PreferenceGroup(prompt, drawn.texts, ended=drawn.ended)
+    (samples,) = sample(model, tokenizer, [tokenizer(prompt)["input_ids"]], Sampling(40, 24))
+    group = PreferenceGroup(prompt, samples.texts, ended=samples.ended)
     (encoded,) = Renderer.of(tokenizer).encode([group])
-    same = sum(a.tolist() == b for a, b in zip(drawn.group.response_ids, encoded.response_ids, strict=True))
+    same = sum(a.tolist() == b for a, b in zip(samples.group.response_ids, encoded.response_ids, strict=True))
     assert same >= 36

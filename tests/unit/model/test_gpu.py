@@ -1,5 +1,6 @@
-"""The path of a GPU, as far as a machine without one can follow it: dtypes and shapes, and that nothing is asked of the
-device in the middle of a step. Tensors have no contents here: what would have to wait for a number raises."""
+"""The code path for a GPU, tested without one: dtypes, shapes, and no synchronisation with the device within a step.
+
+The tensors are fake, so an operation that needs a value on the CPU raises an exception."""
 
 from __future__ import annotations
 
@@ -25,26 +26,26 @@ from preftune.model.reference import Frozen
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """Attention as on CUDA, by torch's description of its kernel; the heads of queries of each call."""
-    kernel, seen = torch.nn.attention.varlen.varlen_attn, []
+    """Use the attention for CUDA with a fake kernel, and record the number of query heads of each call."""
+    kernel, heads = torch.nn.attention.varlen.varlen_attn, []
 
     @functools.wraps(kernel)
-    def watch(q: Any, k: Any, v: Any, starts_q: Any, starts_k: Any, *lengths: int, **settings: Any) -> Any:
+    def record(q: Any, k: Any, v: Any, starts_q: Any, starts_k: Any, *lengths: int, **settings: Any) -> Any:
         assert all(x.dtype == torch.bfloat16 and x.is_contiguous() for x in (q, k, v))
         assert all(x.dtype == torch.int32 and x.is_contiguous() for x in (starts_q, starts_k))
         assert all(type(length) is int for length in lengths)
-        seen.append(q.shape[1])
+        heads.append(q.shape[1])
         return kernel(q, k, v, starts_q, starts_k, *lengths, **settings)
 
-    monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", watch)
+    monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", record)
     monkeypatch.setattr(segments, "fused", segments.varlen)
     segments._ragged.cache_clear()
-    yield seen
-    segments._ragged.cache_clear()  # its tensors have no contents
+    yield heads
+    segments._ragged.cache_clear()  # it holds fake tensors
 
 
 def step(loss: str) -> ResponseTask:
-    """Forward and backward pass of one micro-batch in bf16."""
+    """Run the forward and backward pass of one micro-batch in bf16."""
     policy = Scorer.of(make_model().bfloat16())
     reference = Frozen.copy_of(policy.model)
     groups = random_groups(3, 3)
@@ -59,31 +60,31 @@ def step(loss: str) -> ResponseTask:
     return task
 
 
-@pytest.mark.parametrize("kept", [0, 1 << 40])
+@pytest.mark.parametrize("stored_bytes", [0, 1 << 40])
 @pytest.mark.parametrize("loss", ["sigmoid", "ipo", "hinge"])
-def test_a_micro_batch_asks_the_device_for_nothing(
-    loss: str, kept: int, calls: list[int], monkeypatch: pytest.MonkeyPatch
+def test_a_micro_batch_does_not_synchronise_with_the_device(
+    loss: str, stored_bytes: int, calls: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(token_logprobs, "keep_bytes", lambda _device: kept)
+    monkeypatch.setattr(token_logprobs, "max_stored_bytes", lambda _device: stored_bytes)
     task = step(loss)
     assert calls == [4] * 4  # two layers of two models
     assert all(p.grad is not None and p.grad.dtype == torch.bfloat16 for p in task.scorer.model.parameters())
 
 
 @pytest.mark.usefixtures("calls")
-def test_what_waits_would_be_noticed() -> None:
-    """BCO looks whether a batch has labels of both kinds."""
+def test_a_synchronisation_with_the_device_raises() -> None:
+    """BCO checks which labels a batch has."""
     with pytest.raises(DataDependentOutputException):
         step("bco")
 
 
-def test_products_to_fp32_are_ones_that_torch_has() -> None:
-    """bf16 times bf16 to fp32 exists on CUDA alone; its shapes and dtypes are known everywhere."""
+def test_torch_has_matrix_products_of_bf16_with_fp32_output() -> None:
+    """The kernels exist on CUDA only, but shapes and dtypes can be checked on the meta device."""
     weight, hidden = (torch.empty(n, 8, dtype=torch.bfloat16, device="meta") for n in (32, 5))
     assert torch.mm(hidden, weight.t(), out_dtype=torch.float32).dtype == torch.float32
     total, slope = torch.empty(32, 8, device="meta"), torch.empty(5, 32, dtype=torch.bfloat16, device="meta")
     assert torch.addmm(total, slope.t(), hidden, out_dtype=torch.float32, out=total) is total
 
 
-def test_torch_has_the_attention_that_is_asked_for() -> None:
+def test_torch_has_variable_length_attention_with_windows() -> None:
     assert segments.has_varlen()

@@ -1,4 +1,4 @@
-"""Model folders: what is accepted, what is refused and why; hashes; saving; sampling."""
+"""Model folders: loading, errors for invalid folders, hashes, sampling."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def copy(model_folder: Path, tmp_path: Path) -> Path:
     return tmp_path / "m"
 
 
-def test_load(model_folder: Path) -> None:
+def test_a_model_folder_loads_in_evaluation_mode_with_its_tokenizer(model_folder: Path) -> None:
     source = locate(str(model_folder))
     model = load_model(source, torch.float32)
     assert weights_hash(model) == weights_hash(make_model())
@@ -42,27 +42,27 @@ def test_load(model_folder: Path) -> None:
         ("nothing", "no such folder"),
     ],
 )
-def test_a_missing_folder(path: str, message: str) -> None:
+def test_a_missing_folder_is_an_error(path: str, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         locate(path)
 
 
-def test_a_hub_id_that_nobody_answers_is_refused_at_once() -> None:
-    with pytest.raises(ModelError, match="no Hub can be asked"):
+def test_an_unreachable_hub_is_an_error_before_loading() -> None:
+    with pytest.raises(ModelError, match="the Hub is unreachable and the model is not in the cache"):
         locate("org/name")
 
 
-def test_a_hub_id_is_left_to_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_id_with_revision_is_loaded_by_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("preftune.model.load._reachable", lambda name, revision: True)
     assert locate("org/name@abc").base == "org/name"
     assert locate("org/name@abc").revision == "abc"
-    with pytest.raises(ModelError, match="or a Hub id that this machine can reach"):
+    with pytest.raises(ModelError, match="or a Hub id that this machine can download"):
         load_model(locate("org/nothing"), torch.float32)
 
 
-def test_a_folder_without_config_or_weights(copy: Path) -> None:
+def test_a_folder_without_config_or_safetensors_is_an_error(copy: Path) -> None:
     (copy / "model.safetensors").rename(copy / "model.bin")
-    with pytest.raises(ModelError, match=r"weights only as pickle \(model.bin\)"):
+    with pytest.raises(ModelError, match=r"the weights are pickle files \(model.bin\)"):
         locate(str(copy))
     (copy / "model.bin").unlink()
     with pytest.raises(ModelError, match=r"no \*.safetensors weights"):
@@ -72,14 +72,14 @@ def test_a_folder_without_config_or_weights(copy: Path) -> None:
         locate(str(copy))
 
 
-def test_truncated_weights(copy: Path) -> None:
+def test_truncated_weights_are_an_error(copy: Path) -> None:
     path = copy / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(ModelError, match="cannot load the model"):
         load_model(locate(str(copy)), torch.float32)
 
 
-def test_a_model_with_its_own_code_is_not_run(copy: Path) -> None:
+def test_code_in_a_model_folder_is_not_run(copy: Path) -> None:
     canary = copy / "canary"
     (copy / "modeling.py").write_text(f"open({str(canary)!r}, 'w').close()\n")
     config = json.loads((copy / "config.json").read_text())
@@ -91,26 +91,26 @@ def test_a_model_with_its_own_code_is_not_run(copy: Path) -> None:
     assert not canary.exists()
 
 
-def test_a_folder_without_tokenizer(copy: Path) -> None:
+def test_a_folder_without_tokenizer_is_an_error(copy: Path) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (copy / name).unlink()
     with pytest.raises(ModelError, match="cannot load the tokenizer"):
         load_tokenizer(locate(str(copy)))
 
 
-def test_chat_template_by_name_or_file(model_folder: Path, tmp_path: Path) -> None:
+def test_a_chat_template_is_set_by_name_or_file(model_folder: Path, tmp_path: Path) -> None:
     source = locate(str(model_folder))
     (tmp_path / "t.jinja").write_text("{{ messages }}")
     assert load_tokenizer(source, str(tmp_path / "t.jinja")).chat_template == "{{ messages }}"
     assert "Human" in load_tokenizer(source, "dialogue").chat_template
-    with pytest.raises(ModelError, match=r"neither a template's name \(dialogue\) nor a file"):
+    with pytest.raises(ModelError, match=r"is neither the name of a template \(dialogue\) nor a file"):
         load_tokenizer(source, "dialog")
 
 
-def test_an_adapter_folder_names_its_base(copy: Path, tmp_path: Path) -> None:
+def test_an_adapter_is_merged_into_the_base_model_in_its_config(copy: Path, tmp_path: Path) -> None:
     import peft
 
-    from preftune.model.load import add_lora
+    from preftune.model.adapter import add_lora
 
     tuned = add_lora(make_model(), 4, 8.0, "all-linear")
     with torch.no_grad():
@@ -127,10 +127,10 @@ def test_an_adapter_folder_names_its_base(copy: Path, tmp_path: Path) -> None:
     assert not isinstance(merged, peft.PeftModel)
 
 
-def test_unknown_lora_targets_list_the_modules() -> None:
-    from preftune.model.load import add_lora
+def test_the_error_for_unknown_lora_targets_lists_the_modules() -> None:
+    from preftune.model.adapter import add_lora
 
-    with pytest.raises(ModelError, match=r"linear modules here: .*q_proj"):
+    with pytest.raises(ModelError, match=r"linear modules: .*q_proj"):
         add_lora(make_model(), 4, 8.0, ["query"])
 
 

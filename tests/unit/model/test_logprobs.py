@@ -1,4 +1,4 @@
-"""Log-probs against plain transformers and fp64; the head found by asking; chunks; statistics."""
+"""Log-probs compared with plain transformers and fp64: the detected head, chunks, statistics."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from preftune.types import TokenGroup
 
 
 def plain_logps(model: Any, group: TokenGroup) -> list[float]:
-    """Each response alone, through the model as anyone would call it, summed in fp64."""
+    """Return the log-prob of each response from a plain forward pass without batching, summed in fp64."""
     sums = []
     for response in group.response_ids:
         ids = torch.tensor([[*group.prompt_ids.tolist(), *response.tolist()]])
@@ -47,17 +47,17 @@ ARCHITECTURES: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("architecture", "changes"), ARCHITECTURES, ids=lambda value: str(value)[:30])
-def test_equal_to_plain_transformers(architecture: str, changes: dict[str, Any]) -> None:
-    """Padded batches of any architecture give each response's own log-prob within 1e-4."""
+def test_log_probs_equal_those_of_plain_transformers(architecture: str, changes: dict[str, Any]) -> None:
+    """For padded batches, within 1e-4."""
     model = make_model(architecture, **changes)
     scorer = Scorer.of(model)
     assert scorer.head is not None
     groups = random_groups(5, responses=3)
     with torch.no_grad():
-        found = logps(scorer, rows(groups))
+        actual = logps(scorer, rows(groups))
     expected = [value for group in groups for value in plain_logps(model, group)]
-    assert found.sum_S.dtype == torch.float32
-    assert found.sum_S.tolist() == pytest.approx(expected, abs=1e-4)
+    assert actual.sum_S.dtype == torch.float32
+    assert actual.sum_S.tolist() == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_equal_to_plain_transformers(architecture: str, changes: dict[str, Any])
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_scale_and_softcap_are_found(
+def test_scale_and_softcap_of_the_head_are_detected(
     architecture: str, changes: dict[str, Any], scale: float, softcap: float, dtype: torch.dtype
 ) -> None:
     head = find_head(make_model(architecture, **changes).to(dtype))
@@ -79,8 +79,8 @@ def test_scale_and_softcap_are_found(
     assert (head.scale, head.softcap) == (scale, softcap)
 
 
-class Odd(nn.Module):
-    """A model whose logits are bent in a way that no scale or softcap describes."""
+class UnknownHead(nn.Module):
+    """A model whose logits cannot be described with a scale and a softcap."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -96,15 +96,15 @@ class Odd(nn.Module):
         return out
 
 
-def test_an_unknown_head_is_left_to_the_model() -> None:
-    """No Head fits, so the model's own code computes the logits, at scored positions only; values and gradients."""
-    model = Odd()
+def test_an_unknown_head_uses_the_code_of_the_model() -> None:
+    """Values and gradients, with logits at scored positions only."""
+    model = UnknownHead()
     scorer = Scorer.of(model)
     assert scorer.head is None
     groups = random_groups(4)
-    found = logps(scorer, rows(groups))
-    assert found.sum_S.tolist() == pytest.approx([v for g in groups for v in plain_logps(model, g)], abs=1e-4)
-    found.sum_S.sum().backward()
+    actual = logps(scorer, rows(groups))
+    assert actual.sum_S.tolist() == pytest.approx([v for g in groups for v in plain_logps(model, g)], abs=1e-4)
+    actual.sum_S.sum().backward()
     assert all(p.grad is not None and bool(torch.isfinite(p.grad).all()) for p in model.parameters())
 
 
@@ -114,16 +114,16 @@ def dense(hidden: Tensor, head: Head, target: Tensor) -> Tensor:
     return z.log_softmax(-1)[torch.arange(len(target)), target]
 
 
-@pytest.mark.parametrize("mode", ["frozen", "kept", "recomputed"])
+@pytest.mark.parametrize("mode", ["frozen", "stored", "recomputed"])
 @pytest.mark.parametrize("chunk", [1, 7, 64, 1000])
 @pytest.mark.parametrize(("bias", "scale", "softcap"), [(False, 1.0, 0.0), (True, 0.3, 0.0), (True, 2.0, 4.0)])
-def test_chunked_head_equals_dense(
+def test_token_logprobs_in_chunks_equal_dense_ones(
     monkeypatch: pytest.MonkeyPatch, mode: str, chunk: int, bias: bool, scale: float, softcap: float
 ) -> None:
-    """Values and the gradients of hidden states, weight and bias, against fp64, for a loss that is not linear."""
+    """Values and gradients of hidden states, weight and bias, compared with fp64 for a non-linear loss."""
     vocabulary, width, n = 50, 16, 40
     monkeypatch.setattr(token_module, "chunk_tokens", lambda *_: chunk)
-    monkeypatch.setattr(token_module, "keep_bytes", lambda _device: 0 if mode == "recomputed" else 1 << 30)
+    monkeypatch.setattr(token_module, "max_stored_bytes", lambda _device: 0 if mode == "recomputed" else 1 << 30)
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> Tensor:
@@ -150,13 +150,13 @@ def test_chunked_head_equals_dense(
         assert torch.allclose(exact_value, value, atol=2e-5, rtol=1e-4)
 
 
-def test_no_tensor_of_all_tokens_times_vocabulary_exists(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The largest tensor that the head makes, forward and backward, is one chunk."""
+def test_the_head_never_holds_logits_of_all_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The largest tensor in the forward and backward pass is one chunk."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     largest = 0
 
-    class Watch(TorchDispatchMode):
+    class RecordLargest(TorchDispatchMode):
         def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             nonlocal largest
             out = function(*args, **(kwargs or {}))
@@ -167,21 +167,21 @@ def test_no_tensor_of_all_tokens_times_vocabulary_exists(monkeypatch: pytest.Mon
 
     n, vocabulary, width, chunk = 400, 300, 8, 20
     monkeypatch.setattr(token_module, "chunk_tokens", lambda *_: chunk)
-    monkeypatch.setattr(token_module, "keep_bytes", lambda _device: 0)
+    monkeypatch.setattr(token_module, "max_stored_bytes", lambda _device: 0)
     hidden = torch.randn(n, width, requires_grad=True)
     weight = torch.randn(vocabulary, width, requires_grad=True)
-    with Watch():
+    with RecordLargest():
         token_logprobs(hidden, Head(weight), torch.randint(0, vocabulary, (n,))).sum().backward()
     assert largest <= chunk * vocabulary
 
 
-def test_statistics_against_naive() -> None:
-    """Collision and KL of each response, with the KL's gradient in the policy alone."""
+def test_statistics_equal_those_of_plain_distributions() -> None:
+    """Collision and KL of each response, and the gradient of the KL in the policy."""
     policy, reference = make_model(seed=1), make_model(seed=2)
     groups = random_groups(3)
     batch = rows(groups)
     states = logprobs.head_input(Scorer.of(reference), batch)
-    found = logps(Scorer.of(policy), batch, {"kl", "collision"}, (states[0].detach(), states[1]))
+    actual = logps(Scorer.of(policy), batch, {"kl", "collision"}, (states[0].detach(), states[1]))
     expected_kl, expected_collision = [], []
     for group in groups:
         for response in group.response_ids:
@@ -191,30 +191,30 @@ def test_statistics_against_naive() -> None:
             )
             expected_kl.append((log_ref.exp() * (log_ref - log_pi)).sum())
             expected_collision.append((2 * log_pi).logsumexp(-1).sum())
-    assert found.extra["kl"].tolist() == pytest.approx([v.item() for v in expected_kl], rel=1e-4)
-    assert found.extra["collision"].tolist() == pytest.approx([v.item() for v in expected_collision], rel=1e-4)
-    assert not found.extra["collision"].requires_grad
+    assert actual.extra["kl"].tolist() == pytest.approx([v.item() for v in expected_kl], rel=1e-4)
+    assert actual.extra["collision"].tolist() == pytest.approx([v.item() for v in expected_collision], rel=1e-4)
+    assert not actual.extra["collision"].requires_grad
     weight = policy.model.layers[0].mlp.up_proj.weight
-    [ours] = torch.autograd.grad(found.extra["kl"].sum(), weight, retain_graph=True)
-    [theirs] = torch.autograd.grad(torch.stack(expected_kl).sum(), weight)
-    assert torch.allclose(ours, theirs, atol=1e-4, rtol=1e-3)
+    [actual_gradient] = torch.autograd.grad(actual.extra["kl"].sum(), weight, retain_graph=True)
+    [expected_gradient] = torch.autograd.grad(torch.stack(expected_kl).sum(), weight)
+    assert torch.allclose(actual_gradient, expected_gradient, atol=1e-4, rtol=1e-3)
 
 
-def test_bf16_is_summed_in_fp32() -> None:
-    """With bf16 weights, only the model's own rounding remains: the head's log-softmax is fp32."""
+def test_the_log_softmax_of_a_bf16_model_is_fp32() -> None:
+
     model = make_model().to(torch.bfloat16)
     groups = random_groups(4)
     with torch.no_grad():
-        found = logps(Scorer.of(model), rows(groups))
+        actual = logps(Scorer.of(model), rows(groups))
         hidden, head = logprobs.head_input(Scorer.of(model), rows(groups))
         logits = nn.functional.linear(hidden, head.weight).double().log_softmax(-1)
     exact = logits[torch.arange(len(hidden)), rows(groups).target_N]
-    assert found.token_N.dtype == torch.float32
-    assert torch.allclose(found.token_N.double(), exact, atol=1e-5)
+    assert actual.token_N.dtype == torch.float32
+    assert torch.allclose(actual.token_N.double(), exact, atol=1e-5)
 
 
-def test_gradient_checkpointing_and_dropout_change_nothing() -> None:
-    """Training mode, as checkpointing needs it, gives the log-probs and gradients of evaluation mode."""
+def test_gradient_checkpointing_and_dropout_do_not_change_results() -> None:
+    """Training mode, which checkpointing needs, has the log-probs and gradients of evaluation mode."""
     from preftune.model.load import checkpoint_activations
 
     results = []
@@ -222,15 +222,15 @@ def test_gradient_checkpointing_and_dropout_change_nothing() -> None:
         model = make_model("gpt2", n_embd=32, n_layer=2, n_head=4, resid_pdrop=0.5, attn_pdrop=0.5, embd_pdrop=0.5)
         if checkpointing:
             checkpoint_activations(model)
-        found = logps(Scorer.of(model), rows(random_groups(4)))
-        found.sum_S.sum().backward()
-        results.append([found.sum_S.detach(), *(p.grad for p in model.parameters())])
+        actual = logps(Scorer.of(model), rows(random_groups(4)))
+        actual.sum_S.sum().backward()
+        results.append([actual.sum_S.detach(), *(p.grad for p in model.parameters())])
     for one, other in zip(*results, strict=True):
         assert torch.allclose(one, other, atol=1e-5)
 
 
-def test_order_and_company_do_not_matter(model: Any) -> None:
-    """A group's log-probs are the same in any batch, to fp32 rounding."""
+def test_log_probs_do_not_depend_on_the_rest_of_the_batch(model: Any) -> None:
+    """Up to fp32 rounding."""
     groups = random_groups(9, responses=2)
     scorer = Scorer.of(model)
     alone = {}

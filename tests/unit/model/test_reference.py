@@ -1,4 +1,4 @@
-"""The reference is the policy at step 0, from whatever source; the store is never stale and never trusted blindly."""
+"""References: all kinds have the log-probs of the policy at step 0, and the store detects changes and damage."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import torch
 from tests.conftest import make_model, random_groups
 
 from preftune.data.layout import Budget, micro_batches, rows
-from preftune.model.load import add_lora, weights_hash
+from preftune.model.adapter import add_lora
+from preftune.model.load import weights_hash
 from preftune.model.logprobs import Scorer, logps
 from preftune.model.reference import AdapterOff, Cached, Frozen, Live, batch_keys, fill, store_key
 from preftune.model.store import Store, response_key
@@ -21,8 +22,8 @@ def layout(groups: Any) -> Any:
     return micro_batches(groups, Budget("rows", 100))
 
 
-def test_frozen_is_a_copy_of_the_weights_as_they_are(model: Any) -> None:
-    """Also of a model that was changed in memory; and it stays when the policy moves."""
+def test_frozen_is_a_copy_of_the_current_weights(model: Any) -> None:
+    """Also of weights that were changed in memory. It does not change with the policy."""
     with torch.no_grad():
         model.lm_head.weight.mul_(1.5)
     reference, policy = Frozen.copy_of(model), Scorer.of(model)
@@ -36,13 +37,13 @@ def test_frozen_is_a_copy_of_the_weights_as_they_are(model: Any) -> None:
     assert not any(p.requires_grad for p in reference.scorer.model.parameters())
 
 
-def test_adapter_off_is_the_base(model: Any) -> None:
+def test_adapter_off_has_the_log_probs_of_the_base_model(model: Any) -> None:
     base = make_model()
     batch = rows(random_groups(3))
     expected = logps(Scorer.of(base), batch).sum_S
     tuned = Scorer.of(add_lora(model, 4, 8.0, "all-linear"))
     reference = AdapterOff.of(tuned)
-    assert torch.equal(logps(tuned, batch).sum_S, expected)  # a fresh adapter changes nothing
+    assert torch.equal(logps(tuned, batch).sum_S, expected)  # a new adapter does not change outputs
     with torch.no_grad():
         for name, parameter in tuned.model.named_parameters():
             if "lora_B" in name:
@@ -58,7 +59,7 @@ def filled(model: Any, groups: Any) -> Store:
     return store
 
 
-def test_cached_equals_live(model: Any) -> None:
+def test_cached_log_probs_equal_computed_ones(model: Any) -> None:
     groups = random_groups(12, responses=3)
     reference = Cached(filled(model, groups), torch.device("cpu"))
     for batch in micro_batches(list(reversed(groups)), Budget("rows", 60)):
@@ -67,7 +68,7 @@ def test_cached_equals_live(model: Any) -> None:
         assert torch.allclose(cached.sum_S, live.sum_S, atol=1e-5)
 
 
-def test_a_second_run_finds_everything(model: Any) -> None:
+def test_a_second_run_scores_only_new_groups(model: Any) -> None:
     groups = random_groups(6)
     filled(model, groups)
     again = Store(store_key(weights_hash(make_model()), model.dtype, "rows"))
@@ -75,8 +76,8 @@ def test_a_second_run_finds_everything(model: Any) -> None:
     assert fill(again, Scorer.of(model), [*groups, *random_groups(2, seed=9)], layout) == 2
 
 
-def test_any_change_misses_the_cache(model: Any) -> None:
-    """Weights, dtype, layout, prompt, response: whatever the log-probs depend on is in the key."""
+def test_the_key_depends_on_weights_dtype_layout_prompt_and_response(model: Any) -> None:
+
     key = store_key(weights_hash(model), torch.float32, "rows")
     changed = make_model()
     with torch.no_grad():
@@ -99,7 +100,7 @@ def test_any_change_misses_the_cache(model: Any) -> None:
 
 
 @pytest.mark.parametrize("change", ["config", "buffer", "weight", "dtype"])
-def test_any_change_of_the_model_is_another_model(change: str) -> None:
+def test_any_change_of_the_model_changes_its_hash(change: str) -> None:
     model = make_model()
     before = weights_hash(model)
     if change == "config":
@@ -114,13 +115,13 @@ def test_any_change_of_the_model_is_another_model(change: str) -> None:
     assert weights_hash(make_model()) == before
 
 
-def test_a_lora_run_shares_the_store_of_its_base(model: Any) -> None:
+def test_a_lora_run_shares_the_store_of_its_base_model(model: Any) -> None:
     before = weights_hash(model)
     assert weights_hash(add_lora(model, 4, 8.0, "all-linear")) == before
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "empty"])
-def test_a_damaged_file_is_named_and_not_used(model: Any, damage: str) -> None:
+def test_a_damaged_file_is_reported_and_not_used(model: Any, damage: str) -> None:
     groups = random_groups(4)
     store = filled(model, groups)
     [path] = store.folder.glob("*.safetensors")
@@ -132,11 +133,11 @@ def test_a_damaged_file_is_named_and_not_used(model: Any, damage: str) -> None:
     assert again.damaged == [str(path)]
     assert fill(again, Scorer.of(model), groups, layout) == 4
     batch = rows(groups)
-    found = Cached(again, torch.device("cpu")).logps(batch).sum_S
-    assert torch.allclose(found, logps(Scorer.of(model), batch).sum_S, atol=1e-5)
+    actual = Cached(again, torch.device("cpu")).logps(batch).sum_S
+    assert torch.allclose(actual, logps(Scorer.of(model), batch).sum_S, atol=1e-5)
 
 
-def test_the_store_keeps_every_flush(tmp_path: Path) -> None:
+def test_all_flushed_entries_are_read_back(tmp_path: Path) -> None:
     store = Store("k", tmp_path)
     for i in range(3):
         store.put(bytes([i]) * 32, np.arange(i + 1, dtype=np.float32))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.servers import refuse, say, serving
+from tests.servers import send_completion, send_rejection, serving
 
 from preftune.client import Client, RefusedError, Reply, parse_settings
 from preftune.errors import ConfigError, IncompleteError
@@ -37,13 +37,13 @@ class Grader(BaseHTTPRequestHandler):
         response = json.loads(body["messages"][-1]["content"])["answer"]
         times = sum(json.loads(b["messages"][-1]["content"])["answer"] == response for b in self.requests)
         if response == "filtered":
-            refuse(self, "the content filter")
+            send_rejection(self, "the content filter")
             return
         if not body.keys() >= self.needs or body.keys() & self.refuses:
-            refuse(self, "an unsupported parameter")
+            send_rejection(self, "an unsupported parameter")
             return
         no_grade = response == "nothing" or (response == "riddle" and times == 1)
-        say(self, "I cannot say." if no_grade else f"It is fine.\nGRADE: {min(10, len(response.split()))}")
+        send_completion(self, "I cannot say." if no_grade else f"It is fine.\nGRADE: {min(10, len(response.split()))}")
 
 
 @pytest.fixture
