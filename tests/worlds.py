@@ -88,6 +88,6 @@ def tune(model: Any, objective: Objective, groups: Sequence[TokenGroup], steps: 
     optim = OptimConfig(lr=lr, schedule="cosine", warmup=0.05, max_grad_norm=1e6)
     optimizer = build_optimizer(weights.masters, "adamw", lr, 0.0)
     all_steps = list(training_steps([1] * len(groups), len(groups), 0, steps))
-    for _ in fit(task, all_steps, 0, weights, optimizer, optim, TrainConfig(log_all_steps=steps), Silent()):
+    for _ in fit(task, all_steps, 0, weights, optimizer, optim, TrainConfig(log_every=steps), Silent()):
         pass
     return scorer

@@ -100,9 +100,9 @@ def test_dry_run_trains_nothing(model_folder: Path, capsys: pytest.CaptureFixtur
     Path("dpo.yaml").write_text(f"model: {{path: {model_folder}}}\ndata: {{train: pairs.jsonl}}\n")
     assert run(["dpo", "dpo.yaml", "--dry-run"]) == 0
     printed = capsys.readouterr().err
-    assert "8 groups, 8 judgements" in printed
+    assert "8 groups with 8 judgements" in printed
     assert "name: sigmoid" in printed
-    assert "dry run: nothing was trained and nothing written" in printed
+    assert "dry run: nothing was trained or written" in printed
     assert not Path("runs").exists()
 
 
@@ -113,7 +113,7 @@ def test_rerunning_a_finished_run_reports_that_it_is_finished(
     assert run(["dpo", "dpo.yaml"]) == 0
     capsys.readouterr()
     assert run(["dpo", "dpo.yaml"]) == 0
-    assert "run is finished; its model is run/final" in capsys.readouterr().err
+    assert "run is finished; its model is in run/final" in capsys.readouterr().err
 
 
 def test_data_check_reports_drops_lengths_and_leaks(model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -153,7 +153,7 @@ def test_data_check_reports_groups_too_long_for_the_model(
     assert run(["data", "check", "long.jsonl", "--model", str(model_folder), "--max-length", "9000"]) == 2
     printed, refused = capsys.readouterr()
     assert "groups longer than the model's 256 positions: 1 (line 1); set data.max_length=256" in printed
-    assert refused.startswith("data.max_length: sequences of ")
+    assert refused.startswith("data.max_length: the longest sequence has ")
 
 
 def test_the_shown_tokens_add_up_to_the_text(model_folder: Path) -> None:

@@ -155,7 +155,7 @@ CASES: list[tuple[str, str, list[str], int, list[str]]] = [
         ["no config.json, so it is not a Hugging Face model folder", "fix:"],
     ),
     ("missing data file", GOOD, ["data.train=nowhere.jsonl"], 3, ["nowhere.jsonl: no such file", "fix:"]),
-    ("unknown format", GOOD, ["data.format=alpacca"], 2, ["unknown name 'alpacca'; known:"]),
+    ("unknown format", GOOD, ["data.format=alpacca"], 2, ["unknown name 'alpacca'; valid names:"]),
     ("misspelt format", GOOD, ["data.format=opena"], 2, ["did you mean 'openai'?"]),
     ("a folder that cannot be created", GOOD, ["out=/proc/x/y"], 7, ["/proc/x/y: cannot be written", "fix:"]),
     (
@@ -219,7 +219,7 @@ def test_a_template_that_rewrites_the_prompt_is_exit_4(
     )
     assert run(["dpo", "run.yaml"]) == 4
     printed = capsys.readouterr().err
-    assert "pairs.jsonl:1: rendering with the response does not extend the rendering of the prompt" in printed
+    assert "pairs.jsonl:1: the rendered dialogue does not begin with the rendered prompt" in printed
     assert "fix:" in printed
 
 

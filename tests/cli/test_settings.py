@@ -81,7 +81,7 @@ def test_prompts_that_are_too_long_are_dropped_and_counted(
         ("score", "data.eval=0.1", "preftune score does not use data.eval"),
         ("score", "data.ignroe=[x]", "unknown key 'data.ignroe'; did you mean data.ignore?"),
         ("score", "ignore=[x]", "did you mean data.ignore?"),
-        ("score", "model.path=x", "'model.path' is not a setting of data; known: data"),
+        ("score", "model.path=x", "'model.path' is not a setting of data; valid names: data"),
         ("score", "pairs.jsonl", "this is not a setting; write data.KEY=VALUE"),
         ("score", "data.max_length=1", "data.max_length: should be greater than or equal to 2"),
         ("sample", "data.pairs=adjacent", "preftune sample does not use data.pairs"),

@@ -10,10 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
-from preftune.lifecycle.training import stoppable
 from tests.conftest import PAIRS, write_jsonl
 
 from preftune.errors import Stopped
+from preftune.lifecycle.guard import stoppable
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

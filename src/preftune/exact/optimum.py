@@ -29,8 +29,8 @@ def optimal_policy(log_ref: Tensor, reward: Tensor, beta: float) -> tuple[Tensor
     return joint - log_z.unsqueeze(-1), log_z
 
 
-def representative(log_ref: Tensor, reward: Tensor, beta: float) -> Tensor:
-    """The one member of a reward's class that is an implicit reward: r - beta log Z.
+def normalised_reward(log_ref: Tensor, reward: Tensor, beta: float) -> Tensor:
+    """Return r - beta log Z, the reward that equals the implicit reward of its optimum.
 
     Rewards that differ by a constant per prompt have the same preferences, the same optimum and the same result here.
     Source: Rafailov et al. 2023, arXiv:2305.18290 theorem 1.

@@ -244,7 +244,7 @@ def test_positional_and_missing_arguments_are_errors(model_folder: Path) -> None
         preftune.sample(str(model_folder), PROMPTS)  # type: ignore[misc]
     with pytest.raises(preftune.ConfigError, match="'pairs' needs samples"):
         preftune.pairs()  # type: ignore[call-arg]
-    with pytest.raises(preftune.ConfigError, match="'sample' needs model"):
+    with pytest.raises(preftune.ConfigError, match="'sample' requires model"):
         preftune.sample(prompts=PROMPTS)  # type: ignore[call-arg]
 
 

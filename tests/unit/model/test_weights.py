@@ -22,7 +22,7 @@ from preftune.errors import ModelError
 from preftune.model.load import load_model, locate
 from preftune.model.scalar import load_scalar
 from preftune.model.weights import note, shards_of
-from preftune.rewards.judges import _local
+from preftune.rewards.judges import open_judge
 from preftune.rewards.open import open_reward
 
 Tensors = dict[str, Any]
@@ -184,7 +184,7 @@ def test_complete_models_load_without_notes(tmp_path: Path, architecture: str, n
 def test_a_missing_tensor_of_a_judge_or_reference_is_an_error(folder: Path) -> None:
     change(folder, lambda tensors: tensors.pop("model.norm.weight"))
     with pytest.raises(ModelError, match=r"model.norm.weight"):
-        _local(str(folder), "--judge", "cpu", "helpful")
+        open_judge(f"lm:{folder}", "--judge", device="cpu")
     with pytest.raises(ModelError, match=r"model.norm.weight"):
         open_reward(f"implicit:{folder},{folder}", "--reward")
 
