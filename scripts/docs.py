@@ -178,6 +178,7 @@ ORDER = ("model", "data", "loss", "reference", "optim", "batch", "train", "lora"
 HEAD = ("| key | type | default | meaning |", "|---|---|---|---|")
 PPO = (
     ppo.kl_estimate,
+    ppo.kl_loss,
     ppo.token_rewards,
     ppo.advantages,
     ppo.policy_loss,
