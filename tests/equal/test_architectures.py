@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from preftune.data.layout import batch_of, to_constant_length
 from preftune.errors import ModelError
 from preftune.lifecycle import packing_probe
-from preftune.lifecycle.packing_probe import admit, measure, refusal
+from preftune.lifecycle.packing_probe import choose_layout, measure, why_rows
 from preftune.model.attention import NAME, base_of, use_own, use_segments
 from preftune.model.logprobs import Scorer
 
@@ -118,7 +118,7 @@ def make(architecture: str, changes: dict[str, Any]) -> Scorer:
 def test_exact(architecture: str) -> None:
     """Log-probs and gradients of packed and shared rows, padded or not, equal those of one padded row a response."""
     scorer = make(architecture, EXACT[architecture])
-    assert refusal(scorer) == ""
+    assert why_rows(scorer) == ""
     groups = random_groups(3, responses=3, seed=5, vocabulary=96)
     use_own(scorer.model)
     values, gradient = measure(scorer, batch_of(groups, "rows"))
@@ -147,15 +147,15 @@ def test_refused(architecture: str) -> None:
     changes, why = REFUSED[architecture]
     scorer = make(architecture, changes)
     before = base_of(scorer.model).config._attn_implementation
-    layout, note = admit(scorer, "auto")
+    layout, note = choose_layout(scorer, "auto")
     assert layout == "rows"
     assert note.startswith("attention: rows, because")
     assert why in note
     assert base_of(scorer.model).config._attn_implementation == before
     for named in ("shared", "packed"):
         with pytest.raises(ModelError, match=why):
-            admit(scorer, named)
-    assert admit(scorer, "rows") == ("rows", "")
+            choose_layout(scorer, named)
+    assert choose_layout(scorer, "rows") == ("rows", "")
 
 
 @pytest.mark.parametrize("architecture", ["bloom", "llama4_text", "qwen3_next"])
@@ -168,7 +168,7 @@ def test_the_numbers_alone_would_refuse_them(architecture: str, monkeypatch: pyt
         found = measure(scorer, batch_of(packing_probe.probe_groups(96), "shared"))
     except Exception:  # an error is not silent
         return
-    assert "change its numbers" in packing_probe.difference(expected, found)
+    assert "change the model's results" in packing_probe.difference(expected, found)
 
 
 def test_a_wrong_attention_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,12 +180,12 @@ def test_a_wrong_attention_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
         return segments.attend(query, key, value, everything, scale)
 
     monkeypatch.setattr(segments, "fused", leaky)
-    assert "change its numbers" in refusal(make("llama", {}))
+    assert "change the model's results" in why_rows(make("llama", {}))
 
 
 def test_bf16_is_admitted() -> None:
     scorer = make("llama", {})
-    assert refusal(Scorer.of(scorer.model.to(torch.bfloat16))) == ""
+    assert why_rows(Scorer.of(scorer.model.to(torch.bfloat16))) == ""
 
 
 def test_a_switched_model_still_generates() -> None:
@@ -200,6 +200,6 @@ def test_a_switched_model_still_generates() -> None:
             return out.tolist()  # type: ignore[no-any-return]
 
         before = generate()
-        assert refusal(scorer) == ""
+        assert why_rows(scorer) == ""
         assert base_of(scorer.model).config._attn_implementation == NAME
         assert generate() == before

@@ -20,7 +20,7 @@ from preftune.lifecycle import estimate
 from preftune.lifecycle.data import TextData, report_accounts
 from preftune.lifecycle.finish import finish_run, running
 from preftune.lifecycle.guard import before_first_step
-from preftune.lifecycle.packing_probe import admit, state_values
+from preftune.lifecycle.packing_probe import choose_layout, state_values
 from preftune.lifecycle.plan import print_plan
 from preftune.lifecycle.policy import Policy, device_of, require_positions, require_same_vocabulary
 from preftune.lifecycle.saved import model_fingerprint, note_reward, reward_models_fingerprint, warn_if_reward_changed
@@ -138,7 +138,7 @@ def make_critic(config: PPOConfig, source: load.Source, policy: Policy, in_memor
     network.to(policy.scorer.device)
     scorer = scalar_scorer(network)
     if policy.budget.layout != "rows":
-        admit(scorer, policy.budget.layout, state_values)
+        choose_layout(scorer, policy.budget.layout, state_values)
     if config.model.gradient_checkpointing:
         load.checkpoint_activations(network)
     return Critic(scorer, None)

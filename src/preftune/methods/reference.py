@@ -10,7 +10,7 @@ from preftune.config.schema import DPOConfig, ReferenceConfig
 from preftune.data.groups import require_vocabulary
 from preftune.data.layout import micro_batches
 from preftune.errors import ConfigError, NumericError
-from preftune.lifecycle.packing_probe import admit
+from preftune.lifecycle.packing_probe import choose_layout
 from preftune.lifecycle.policy import Policy, require_same_vocabulary
 from preftune.lifecycle.task import ResponseTask
 from preftune.losses import Objective
@@ -70,7 +70,7 @@ def make_reference(
         require_vocabulary(needed, other.get_input_embeddings().weight.shape[0], config.path)
         scorer = Scorer.of(other.to(policy.scorer.device))
         if policy.budget.layout != "rows":
-            admit(scorer, policy.budget.layout)
+            choose_layout(scorer, policy.budget.layout)
         weights = load.weights_hash(other) if kind == "cached" else ""
     if kind == "frozen":
         frozen = Frozen(scorer) if config.path else Frozen.copy_of(policy.model)
