@@ -175,5 +175,7 @@ def prompts_that_fit(
     prompts = encode_prompts(groups, renderer, min(longest, limit - new_tokens) if limit else longest, account)
     if not prompts:
         reasons = "; ".join(account.dropped) or "the source has no prompts"
-        raise DataError(f"no prompt is left: {reasons}", where=account.source, fix=f"lower {where}, or shorten the prompts")
+        raise DataError(
+            f"no prompt is left: {reasons}", where=account.source, fix=f"lower {where}, or shorten the prompts"
+        )
     return prompts

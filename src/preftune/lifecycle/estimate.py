@@ -58,11 +58,7 @@ class Footprint:
 
 
 def measure_footprint(
-    scorer: Scorer,
-    config: TunedConfig,
-    second_model: bool,
-    groups: Sequence[TokenGroup],
-    layout: LayoutName,
+    scorer: Scorer, config: TunedConfig, second_model: bool, groups: Sequence[TokenGroup], layout: LayoutName
 ) -> Footprint:
     """Compute the fixed parts from the weights, and measure activations on one small batch of `groups`."""
     device, parameters = scorer.device, list(scorer.model.parameters())
@@ -95,10 +91,9 @@ def measure_footprint(
 
 
 def choose_tokens(footprint: Footprint, device: torch.device, width: int) -> int:
-    """Return the largest power of two, from 512, whose micro-batches fit in memory, up to a useful maximum.
+    """Return the largest power of two, from 512, whose micro-batches fit in memory, up to a maximum.
 
-    Larger micro-batches are not faster. On a CPU the maximum is 1024 for a model 512 wide (measured, see
-    docs/performance.md) and more for narrower ones.
+    Above the maximum nothing gets faster: 1024 on a CPU for a model 512 wide (docs/performance.md), more if narrower.
     """
     available = memory.available(device) * MEMORY_SHARE + footprint.fixed["in use now"]
     tokens = 16384 if device.type == "cuda" else min(4096, max(1024, 2 ** (19 - width.bit_length() + 1)))
@@ -157,12 +152,7 @@ def token_line(task: ResponseTask, steps: Sequence[Step]) -> str:
 
 
 def time_lines(
-    task: ResponseTask,
-    steps: Sequence[Step],
-    config: RunConfig,
-    reference: str,
-    watched: Watched | None,
-    began: float,
+    task: ResponseTask, steps: Sequence[Step], config: RunConfig, reference: str, watched: Watched | None, began: float
 ) -> list[str]:
     """Return lines with the duration of the run, from timing a few of its micro-batches. No weight is changed.
 
@@ -233,11 +223,8 @@ def calibrate(
 def monitor_seconds(
     scorer: Scorer, watched: Watched | None, forward_seconds: Callable[[Sequence[TokenGroup]], float], live: bool
 ) -> float:
-    """Return the seconds that the monitor adds to an evaluation, for its samples and for scoring them and the data.
-
-    The time of a full sample is extrapolated from its first tokens. `forward_seconds` returns the seconds of a forward
-    pass over some groups; `live` says that the reference runs a forward pass, too.
-    """
+    """Return the seconds that the monitor adds to an evaluation: samples, extrapolated from their first tokens, and
+    scores of samples and data. `forward_seconds`: of a pass over groups. `live`: the reference needs a pass, too."""
     if watched is None or len(watched.groups) < 2:
         return 0.0
     max_tokens = watched.sampling.max_new_tokens

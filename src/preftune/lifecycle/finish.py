@@ -26,10 +26,8 @@ from preftune.train.track import open_trackers
 
 @contextmanager
 def running(run: Run, policy: Policy, stage: str, steps: int) -> Iterator[None]:
-    """Open trackers and the progress display, and let Ctrl-C stop the run between two steps.
-
-    On exit, also after an error, the model has the attention implementation back that it had before the run.
-    """
+    """Open trackers and progress display, and let Ctrl-C stop the run between two steps. On exit, close them and give
+    the model its own attention implementation back."""
     config = run.identity["config"]
     run.trackers = open_trackers(config["track"], run.folder, config)
     try:
@@ -45,7 +43,7 @@ def running(run: Run, policy: Policy, stage: str, steps: int) -> Iterator[None]:
 def finish_run(run: Run, policy: Policy, steps: int, next_command: str, merged: bool = False) -> Path:
     """Write the final model and the report, mark the run as finished, and return the model's folder.
 
-    `next_command` is suggested to the user, with FINAL for the model's folder.
+    `next_command` is printed as a suggestion; FINAL in it is replaced with the model's folder.
     """
     final = export(policy, _weights(run), run.folder, merged)
     advise_at_the_end(run)

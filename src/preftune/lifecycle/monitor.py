@@ -52,10 +52,9 @@ class Watched:
 def start_monitor(
     task: ResponseTask, config: DPOConfig, policy: Policy, visited: Sequence[TokenGroup], run: Run, in_memory: bool
 ) -> Watched | None:
-    """Return what the monitor of a run evaluates, and print it; None without a monitor.
+    """Return what the monitor of a run evaluates, and print it; None without a monitor. Call it at step 0.
 
-    Call it while the policy is at step 0. `visited` are the training groups of the run. `in_memory`: the model was
-    passed in memory, so it cannot be loaded again.
+    `visited` are the training groups of the run. `in_memory`: the model was passed in memory.
     """
     watched, skipped = watch(task, config, policy, visited)
     if watched is None:
@@ -115,10 +114,9 @@ def choose_groups(
 
 
 def reference_loader(config: DPOConfig, policy: Policy, in_memory: bool) -> LoadReference:
-    """Return a function that loads the reference when the run does not have it in memory.
+    """Return a function that loads the reference: the model of reference.path, else the policy at step 0.
 
-    The reference is the model of reference.path, else the policy at step 0. It is loaded from its files for each
-    measurement. A model that was passed in memory has no files, so its weights are copied now.
+    A model that was passed in memory cannot be loaded again, so its weights are copied now.
     """
     device, dtype = policy.scorer.device, policy.model.dtype
     if config.reference.path:
@@ -194,8 +192,7 @@ def _metrics(task: ResponseTask, watched: Watched, say: Callable[[str], None]) -
 def measure_data(task: ResponseTask, watched: Watched) -> tuple[Floats, Floats, dict[str, float]]:
     """Return log-probs and lengths of the data's responses, and the drift metrics of the watched groups.
 
-    Log-probs and lengths are those of the first `max_new_tokens` tokens, because samples are not longer either. The
-    drift metrics use whole responses.
+    Log-probs and lengths are those of the first `max_new_tokens` tokens, like in samples.
     """
     tally, sums, lengths = Tally(), [], []
     for batch in task.micro_batches(watched.groups):

@@ -32,10 +32,7 @@ def token_values(scorer: Scorer, batch: Batch) -> Tensor:
 
 
 def state_values(scorer: Scorer, batch: Batch) -> Tensor:
-    """Return what the probe compares for a scalar model: (N,) a fixed combination of its last hidden states.
-
-    The scalar output itself may be 0 everywhere, because a new head starts at 0.
-    """
+    """Return (N,) a fixed combination of the last hidden states of a scalar model, whose new head may still be 0."""
     hidden_NH = hidden_states(scorer.model, batch).float()
     width = hidden_NH.shape[-1]
     weights_H = torch.linspace(-1, 1, width, device=hidden_NH.device) / width**0.5
@@ -101,7 +98,9 @@ def difference(expected: tuple[Tensor, Tensor], packed: tuple[Tensor, Tensor]) -
     gradient = float((expected[1].float() - packed[1].float()).abs().max()) / max(scale, 1e-30)
     if value <= tolerance and gradient <= tolerance:
         return ""
-    return f"packed batches change the model's results (log-probs by up to {value:.2g} nats, gradients by {gradient:.1%})"
+    return (
+        f"packed batches change the model's results (log-probs by up to {value:.2g} nats, gradients by {gradient:.1%})"
+    )
 
 
 def probe_groups(vocabulary: int) -> list[TokenGroup]:

@@ -75,7 +75,9 @@ def describe(config: RunConfig, policy: Policy, plan: RunPlan, display: Display)
     )
     warmup = warmup_steps(config.optim.warmup, steps)
     if warmup >= steps:
-        display.say(f"note: the warm-up of {warmup} steps takes the whole run, so the learning rate never reaches optim.lr")
+        display.say(
+            f"note: the warm-up of {warmup} steps takes the whole run, so the learning rate never reaches optim.lr"
+        )
 
 
 def print_run_plan(
@@ -93,5 +95,7 @@ def print_plan(config: TunedConfig, lines: Sequence[str], display: Display) -> P
     for line in lines:
         display.say(line)
     display.say(dump(config))
-    display.say(f"dry run: nothing was trained or written. Without --dry-run, this command trains and writes {config.out}.")
+    display.say(
+        f"dry run: nothing was trained or written. Without --dry-run, this command trains and writes {config.out}."
+    )
     return Path(config.out)

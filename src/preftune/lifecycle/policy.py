@@ -1,4 +1,4 @@
-"""Load the policy of a run with its precision, device, adapter and layout, and keep what is needed to save it exactly."""
+"""Load the policy of a run: precision, device, adapter, layout, and what is needed to save it exactly."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PROVISIONAL = 4096  # token slots of a micro-batch until lifecycle.plan chooses 
 
 
 class ModelKind(NamedTuple):
-    """How to load and score one kind of model. `values`: what the packing probe compares. `adapter`: peft's task type."""
+    """How to load and score a kind of model. `values`: what the packing probe compares. `adapter`: peft's task type."""
 
     load: Callable[[load.Source, torch.dtype], Any]
     scorer: Callable[[Any], Scorer]
