@@ -100,9 +100,9 @@ def test_dry_run_trains_nothing(model_folder: Path, capsys: pytest.CaptureFixtur
     Path("dpo.yaml").write_text(f"model: {{path: {model_folder}}}\ndata: {{train: pairs.jsonl}}\n")
     assert run(["dpo", "dpo.yaml", "--dry-run"]) == 0
     said = capsys.readouterr().err
-    assert "8 groups, 8 judgements" in said
+    assert "8 groups with 8 judgements" in said
     assert "name: sigmoid" in said
-    assert "dry run: nothing was trained and nothing written" in said
+    assert "dry run: nothing was trained or written" in said
     assert not Path("runs").exists()
 
 
@@ -113,7 +113,7 @@ def test_the_same_command_again_says_that_it_is_finished(
     assert run(["dpo", "dpo.yaml"]) == 0
     capsys.readouterr()
     assert run(["dpo", "dpo.yaml"]) == 0
-    assert "run is finished; its model is run/final" in capsys.readouterr().err
+    assert "run is finished, so nothing was done; its model is in run/final" in capsys.readouterr().err
 
 
 def test_data_check(model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -182,7 +182,7 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(
     assert newest.is_dir()
     spoil(newest, damage)
     parts = dpo.run(config(data, model_folder, tmp_path / "parts"), display=Display())
-    assert "damaged checkpoint is not used: step-00000008" in capsys.readouterr().err
+    assert "skipped damaged checkpoint step-00000008" in capsys.readouterr().err
     assert all(torch.equal(a, weights(parts)[name]) for name, a in weights(whole).items())
     assert metrics(tmp_path / "whole") == metrics(tmp_path / "parts")
 
@@ -208,7 +208,7 @@ def test_with_no_whole_checkpoint_nothing_starts_again(
     before = metrics(tmp_path / "run")
     for checkpoint in (tmp_path / "run" / "checkpoints").iterdir():
         spoil(checkpoint, "flipped")
-    with pytest.raises(RunError, match="no checkpoint is whole"):
+    with pytest.raises(RunError, match="all checkpoints are damaged"):
         dpo.run(config(data, model_folder, tmp_path / "run"), display=quiet())
     assert metrics(tmp_path / "run") == before
 
@@ -268,8 +268,8 @@ def test_a_finished_run_is_not_that_of_a_model_put_in_the_same_folder(tmp_path: 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"loss": {"name": "sigmoid", "beta": 0.2}}, "loss.beta was 0.1, is 0.2"),
-        ({"train": TrainConfig(epochs=5, eval_every=3, save_every=3)}, "train.epochs was 4, is 5"),
+        ({"loss": {"name": "sigmoid", "beta": 0.2}}, "loss.beta was 0.1, is now 0.2"),
+        ({"train": TrainConfig(epochs=5, eval_every=3, save_every=3)}, "train.epochs was 4, is now 5"),
         ({"data": "other"}, "data.train was"),
         ({"data": "edited"}, "the data files have changed"),
     ],
@@ -337,7 +337,7 @@ def test_a_folder_of_something_else_is_not_touched(tmp_path: Path, model_folder:
     data = write_jsonl(tmp_path / "pairs.jsonl", PAIRS)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").write_text("x")
-    with pytest.raises(RunError, match=r"not empty and is no run: thesis.tex"):
+    with pytest.raises(RunError, match=r"not empty and is not a run: thesis.tex"):
         dpo.run(config(data, model_folder, tmp_path / "run"), display=quiet())
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["thesis.tex"]
 

@@ -20,7 +20,7 @@ import torch
 from preftune.config.schema import RunConfig, TunedConfig
 from preftune.data.layout import LayoutName, batch_of, micro_batches, slots_of, width_of
 from preftune.data.order import Step
-from preftune.lifecycle.monitor import Watched
+from preftune.lifecycle.monitor import Monitor
 from preftune.lifecycle.task import ResponseTask
 from preftune.model import memory
 from preftune.model.generate import sample
@@ -152,7 +152,7 @@ def token_line(task: ResponseTask, steps: Sequence[Step]) -> str:
 
 
 def time_lines(
-    task: ResponseTask, steps: Sequence[Step], config: RunConfig, reference: str, watched: Watched | None, began: float
+    task: ResponseTask, steps: Sequence[Step], config: RunConfig, reference: str, monitor: Monitor | None, began: float
 ) -> list[str]:
     """Return lines with the duration of the run, from timing a few of its micro-batches. No weight is changed.
 
@@ -180,7 +180,7 @@ def time_lines(
         "training": work * training + len(steps) * update,
         "reference": visited * forward if reference == "cached" else live * work * forward,
         "evaluation": evaluations * held_out * forward * (1 + live),
-        "monitor": evaluations * monitor_seconds(task.scorer, watched, lambda g: forward * cost(g), live),
+        "monitor": evaluations * monitor_seconds(task.scorer, monitor, lambda g: forward * cost(g), live),
     }
     total = sum(parts.values())
     lines = [f"time: about {duration(total)} ({', '.join(f'{name} {duration(s)}' for name, s in parts.items() if s)})"]
@@ -221,26 +221,26 @@ def calibrate(
 
 
 def monitor_seconds(
-    scorer: Scorer, watched: Watched | None, forward_seconds: Callable[[Sequence[TokenGroup]], float], live: bool
+    scorer: Scorer, monitor: Monitor | None, forward_seconds: Callable[[Sequence[TokenGroup]], float], live: bool
 ) -> float:
     """Return the seconds that the monitor adds to an evaluation: samples, extrapolated from their first tokens, and
     scores of samples and data. `forward_seconds`: of a pass over groups. `live`: the reference needs a pass, too."""
-    if watched is None or len(watched.groups) < 2:
+    if monitor is None or len(monitor.groups) < 2:
         return 0.0
-    max_tokens = watched.sampling.max_new_tokens
+    max_tokens = monitor.sampling.max_new_tokens
     probe_tokens = min(max_tokens, MONITOR_PROBE_TOKENS)
-    prompts = [group.prompt_ids.tolist() for group in watched.groups]
+    prompts = [group.prompt_ids.tolist() for group in monitor.groups]
 
     def sampling_seconds(tokens: int) -> float:
-        shorter = replace(watched.sampling, max_new_tokens=tokens)
-        return timed(lambda: sample(scorer.model, watched.tokenizer, prompts, shorter))
+        shorter = replace(monitor.sampling, max_new_tokens=tokens)
+        return timed(lambda: sample(scorer.model, monitor.tokenizer, prompts, shorter))
 
     first_s, probe_s = sampling_seconds(1), sampling_seconds(probe_tokens)
     per_token = max(0.0, probe_s - first_s) / max(1, probe_tokens - 1)
     response = np.zeros(max_tokens, dtype=np.int32)
-    samples = [TokenGroup(group.prompt_ids, (response,) * watched.sampling.n) for group in watched.groups]
+    samples = [TokenGroup(group.prompt_ids, (response,) * monitor.sampling.n) for group in monitor.groups]
     sampling_s, samples_s = first_s + (max_tokens - 1) * per_token, forward_seconds(samples)
-    return sampling_s + 2 * samples_s + (1 + live) * forward_seconds(watched.groups)
+    return sampling_s + 2 * samples_s + (1 + live) * forward_seconds(monitor.groups)
 
 
 def update_seconds(config: RunConfig, n: int, device: torch.device) -> float:

@@ -37,7 +37,7 @@ LoadReference = Callable[[], Live | Scorer]
 
 
 @dataclass(frozen=True, slots=True)
-class Watched:
+class Monitor:
     """The groups that the monitor evaluates, and how it samples responses to their prompts.
 
     `load_reference` loads the reference for a measurement; None if the run has the reference in memory.
@@ -51,15 +51,16 @@ class Watched:
 
 def start_monitor(
     task: ResponseTask, config: DPOConfig, policy: Policy, visited: Sequence[TokenGroup], run: Run, in_memory: bool
-) -> Watched | None:
-    """Return what the monitor of a run evaluates, and print it; None without a monitor. Call it at step 0.
+) -> Monitor | None:
+    """Return what the monitor of a run evaluates, and print it; None without a monitor.
 
-    `visited` are the training groups of the run. `in_memory`: the model was passed in memory.
+    Call it while the policy has the weights of step 0. `visited` are the training groups of the run. `in_memory`: the
+    model was passed in memory.
     """
-    watched, skipped = watch(task, config, policy, visited)
-    if watched is None:
+    monitor, skipped = plan_monitor(task, config, policy, visited)
+    if monitor is None:
         return None
-    groups, sampling, kind = watched.groups, watched.sampling, "held-out" if task.held_out else "training"
+    groups, sampling, kind = monitor.groups, monitor.sampling, "held-out" if task.held_out else "training"
     room = f"room for {sampling.max_new_tokens} tokens in the model's {load.positions(policy.model.config)} positions"
     if len(groups) < 2:
         reason = f" (skipped {skipped} without {room})" if skipped else ""
@@ -70,13 +71,13 @@ def start_monitor(
     line = f"monitor: {len(groups)} {kind} prompts, at most {sampling.n} x {sampling.max_new_tokens} tokens per prompt"
     run.display.say(line + (f"; skipped {skipped} without {room}" if skipped else ""))
     if isinstance(task.reference, Live):
-        return watched
-    return replace(watched, load_reference=reference_loader(config, policy, in_memory))
+        return monitor
+    return replace(monitor, load_reference=reference_loader(config, policy, in_memory))
 
 
-def watch(
+def plan_monitor(
     task: ResponseTask, config: DPOConfig, policy: Policy, visited: Sequence[TokenGroup]
-) -> tuple[Watched | None, int]:
+) -> tuple[Monitor | None, int]:
     """Return what a monitor would evaluate, None without one, and the number of prompts that are too long for it."""
     if config.monitor is None:
         return None, 0
@@ -84,7 +85,7 @@ def watch(
     sampling = monitor_sampling(config.monitor, positions, seed)
     source = task.held_out or visited
     groups, skipped = choose_groups(source, config.monitor.prompts, positions, sampling.max_new_tokens, seed)
-    return Watched(groups, sampling, policy.tokenizer), skipped
+    return Monitor(groups, sampling, policy.tokenizer), skipped
 
 
 def monitor_sampling(config: MonitorConfig, positions: int | None, seed: int) -> Sampling:
@@ -153,26 +154,26 @@ def _load_unchanged(path: str, dtype: torch.dtype, device: torch.device, hashes:
 
 
 @torch.no_grad()
-def drift(task: ResponseTask, watched: Watched | None, say: Callable[[str], None]) -> dict[str, float]:
+def drift(task: ResponseTask, monitor: Monitor | None, say: Callable[[str], None]) -> dict[str, float]:
     """Return the metrics of the monitor; empty without one, or if they do not fit in memory, which is reported."""
-    if watched is None:
+    if monitor is None:
         return {}
-    metrics = _metrics(task, watched, say)
+    metrics = _metrics(task, monitor, say)
     if metrics is None:
         release()  # after the handler: the exception holds a reference to the memory
         say("monitor: skipped at this evaluation, out of memory. Lower monitor.prompts, or set monitor=null.")
     return metrics or {}
 
 
-def _metrics(task: ResponseTask, watched: Watched, say: Callable[[str], None]) -> dict[str, float] | None:
+def _metrics(task: ResponseTask, monitor: Monitor, say: Callable[[str], None]) -> dict[str, float] | None:
     """Return the metrics of the monitor, or None if memory ran out."""
     try:
-        prompts = [group.prompt_ids.tolist() for group in watched.groups]
-        samples = sample(task.scorer.model, watched.tokenizer, prompts, watched.sampling)
+        prompts = [group.prompt_ids.tolist() for group in monitor.groups]
+        samples = sample(task.scorer.model, monitor.tokenizer, prompts, monitor.sampling)
         own_PM = response_logps(task.scorer, [sampled.group for sampled in samples])
         lengths = [[len(ids) for ids in sampled.group.response_ids] for sampled in samples]
         length_PM = np.array(lengths, dtype=np.float64)
-        data_S, data_length_S, data_metrics = measure_data(task, watched)
+        data_S, data_length_S, data_metrics = measure_data(task, monitor)
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
@@ -182,24 +183,24 @@ def _metrics(task: ResponseTask, watched: Watched, say: Callable[[str], None]) -
     surface = {f"drift/{name.removeprefix('responses/')}": value for name, value in figures(texts, ended).items()}
     return {
         **likelihood(own_PM, length_PM, data_S, data_length_S),
-        **measure_kl(task, watched, samples, own_PM, say),
+        **measure_kl(task, monitor, samples, own_PM, say),
         **data_metrics,
         "drift/tokens": float(length_PM.mean()),
         **surface,
     }
 
 
-def measure_data(task: ResponseTask, watched: Watched) -> tuple[Floats, Floats, dict[str, float]]:
-    """Return log-probs and lengths of the data's responses, and the drift metrics of the watched groups.
+def measure_data(task: ResponseTask, monitor: Monitor) -> tuple[Floats, Floats, dict[str, float]]:
+    """Return log-probs and lengths of the data's responses, and the drift metrics of the monitored groups.
 
     Log-probs and lengths are those of the first `max_new_tokens` tokens, like in samples.
     """
     tally, sums, lengths = Tally(), [], []
-    for batch in task.micro_batches(watched.groups):
+    for batch in task.micro_batches(monitor.groups):
         for _, part in in_parts(task.measure, batch, task.micro_batches):
             metrics = preference_metrics(part.policy, part.reference, part.judged, task.loss.beta)
             tally.add({name: value for name, value in metrics.items() if name.startswith("drift/")})
-            sum_S, length_S = first_tokens(part.policy.token_N, part.policy.length_S, watched.sampling.max_new_tokens)
+            sum_S, length_S = first_tokens(part.policy.token_N, part.policy.length_S, monitor.sampling.max_new_tokens)
             label_S = part.judged.label_S
             real_S = label_S != 0 if bool(label_S.any()) else torch.ones_like(label_S, dtype=torch.bool)
             sums.append(sum_S[real_S].double().cpu().numpy())
@@ -215,7 +216,7 @@ def first_tokens(token_N: torch.Tensor, length_S: torch.Tensor, limit: int) -> t
 
 
 def measure_kl(
-    task: ResponseTask, watched: Watched, samples: Sequence[Sampled], own_PM: Floats, say: Callable[[str], None]
+    task: ResponseTask, monitor: Monitor, samples: Sequence[Sampled], own_PM: Floats, say: Callable[[str], None]
 ) -> dict[str, float]:
     """Return the KL of the policy from the reference, estimated on the policy's samples; empty if it failed."""
     if task.at_start and isinstance(task.reference, Cached):
@@ -223,9 +224,9 @@ def measure_kl(
     groups = [sampled.group for sampled in samples]
     if isinstance(task.reference, Live):
         return divergence(own_PM, response_logps(task.reference, groups))
-    assert watched.load_reference
+    assert monitor.load_reference
     try:
-        return divergence(own_PM, response_logps(watched.load_reference(), groups))
+        return divergence(own_PM, response_logps(monitor.load_reference(), groups))
     except ModelError as error:
         say(f"monitor: no KL: {error}")
     except (RuntimeError, MemoryError) as error:

@@ -11,7 +11,7 @@ from preftune.config.schema import RunConfig, TunedConfig
 from preftune.data.order import Step, size_of, training_steps
 from preftune.lifecycle import estimate
 from preftune.lifecycle.data import require_groups
-from preftune.lifecycle.monitor import Watched
+from preftune.lifecycle.monitor import Monitor
 from preftune.lifecycle.policy import Policy
 from preftune.lifecycle.start import Start
 from preftune.lifecycle.task import ResponseTask
@@ -81,12 +81,12 @@ def describe(config: RunConfig, policy: Policy, plan: RunPlan, display: Display)
 
 
 def print_run_plan(
-    start: Start, config: RunConfig, plan: RunPlan, reference: str = "none", watched: Watched | None = None
+    start: Start, config: RunConfig, plan: RunPlan, reference: str = "none", monitor: Monitor | None = None
 ) -> Path:
     """Print the estimates of memory and time, and return the run folder. `reference` is the kind of reference."""
     lines, fits = estimate.memory_plan(plan.footprint, plan.task, plan.steps)
     if fits:
-        lines += estimate.time_lines(plan.task, plan.steps, config, reference, watched, start.began)
+        lines += estimate.time_lines(plan.task, plan.steps, config, reference, monitor, start.began)
     return print_plan(config, lines, start.display)
 
 
@@ -96,6 +96,6 @@ def print_plan(config: TunedConfig, lines: Sequence[str], display: Display) -> P
         display.say(line)
     display.say(dump(config))
     display.say(
-        f"dry run: nothing was trained or written. Without --dry-run, this command trains and writes {config.out}."
+        f"dry run: nothing was trained or written; without --dry-run, this command trains and writes {config.out}"
     )
     return Path(config.out)

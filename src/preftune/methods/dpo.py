@@ -10,7 +10,7 @@ from preftune.config.schema import DPOConfig
 from preftune.errors import ConfigError
 from preftune.lifecycle.finish import finish_run, running
 from preftune.lifecycle.guard import before_first_step
-from preftune.lifecycle.monitor import advise, drift, start_monitor, watch
+from preftune.lifecycle.monitor import advise, drift, plan_monitor, start_monitor
 from preftune.lifecycle.plan import plan_run, print_run_plan, sized
 from preftune.lifecycle.policy import Policy
 from preftune.lifecycle.start import attach_optimizer, load_run, open_run, start_run
@@ -51,8 +51,8 @@ def run(
         task = ResponseTask(policy.scorer, None, objective, groups, held_out, policy.budget)
         plan = plan_run(start, config, policy, task, second_model=kind == "frozen")
         if dry_run:
-            watched, _ = watch(plan.task, config, policy, plan.task.groups)
-            return print_run_plan(start, config, plan, kind, watched)
+            monitor, _ = plan_monitor(plan.task, config, policy, plan.task.groups)
+            return print_run_plan(start, config, plan, kind, monitor)
         run = open_run(start, policy, data)
         task, steps = sized(plan, config, policy, run.tokens), plan.steps
         weights = Weights(policy.model, policy.precise)
@@ -63,12 +63,12 @@ def run(
         if reference and not config.reference.path and run.start == 0:
             run.display.say(check_start(task, [task.groups[i] for i in steps[0].members]))
             task = replace(task, at_start=True)
-        watched = start_monitor(task, config, policy, visited, run, in_memory=model is not None)
+        monitor = start_monitor(task, config, policy, visited, run, in_memory=model is not None)
         optimizer = attach_optimizer(run, config, weights, len(steps))
     with running(run, policy, "train", len(steps)):
         for step, task in fit(task, steps, run.start, weights, optimizer, config.optim, config.train, run):
-            run.evaluation(step, {**drift(task, watched, run.display.say), **task.evaluate()})
-            if watched:
+            run.evaluation(step, {**drift(task, monitor, run.display.say), **task.evaluate()})
+            if monitor:
                 advise(run, step)
     base = config.model.path if model is None else "MODEL"
     return finish_run(run, policy, len(steps), f"preftune score --policy FINAL --reference {base} --data DATA")

@@ -60,7 +60,7 @@ def _require_gradient(values: Tensor, inputs: dict[str, Any], name: str) -> None
     raise ConfigError(
         "its result has no gradient, so it cannot train the policy",
         where=name,
-        why="The result does not depend on the policy, or detach(), item(), numpy() or no_grad() removed the gradient.",
+        why="the result does not depend on the policy, or detach(), item(), numpy() or no_grad() removed the gradient",
         fix="compute the loss from `policy` (or another input that depends on it) with torch operations",
     )
 
@@ -73,7 +73,7 @@ def _require_finite(values: Tensor, inputs: dict[str, Any], name: str, items: It
         raise ConfigError(
             f"it returned {float(values.detach()[bad][0])} for {int(bad.sum())} of {len(values)} {UNIT[items]}s",
             where=name,
-            why="All its inputs are finite.",
+            why="all its inputs are finite",
             fix="avoid a division by 0, a log of 0 or an overflow of exp in the loss",
         )
 
@@ -82,7 +82,7 @@ def _error(name: str, what: str, items: Items) -> ConfigError:
     return ConfigError(
         what,
         where=name,
-        why="Each item is weighted, summed and counted separately.",
+        why="each item is weighted, summed and counted separately",
         fix=f"return a tensor with one loss value per {UNIT[items]}, in order",
     )
 

@@ -92,7 +92,7 @@ def make_reference(
             off,
             lambda done, total: stage.advance(len(groups) - total + done),
         )
-    display.say(f"reference: {new} groups scored, {len(groups) - new} in the cache {store.folder}")
+    display.say(f"reference: {new} groups scored, {len(groups) - new} read from the cache {store.folder}")
     return Cached(store, policy.scorer.device)
 
 

@@ -337,7 +337,7 @@ def test_lora_rounds(tmp_path: Path, model_folder: Path) -> None:
 
 def test_another_config_is_refused(tmp_path: Path, model_folder: Path) -> None:
     run(config(tmp_path, model_folder, rounds=1))
-    with pytest.raises(RunError, match="rounds was 1, is 2"):
+    with pytest.raises(RunError, match="rounds was 1, is now 2"):
         run(config(tmp_path, model_folder, rounds=2))
 
 
