@@ -139,14 +139,15 @@ def largest_micro_batch(task: ResponseTask, steps: Sequence[Step]) -> tuple[int,
 def token_line(task: ResponseTask, steps: Sequence[Step]) -> str:
     """Return a line with the token slots that shared prompts and packing save, compared with padded batches."""
     padded = packed = used = filled = 0
-    for step in steps[:100]:
+    count = min(100, len(steps))
+    for step in steps[:count]:
         groups = [task.groups[i] for i in step.members]
         padded += max(map(width_of, groups)) * sum(len(g.response_ids) for g in groups)
         packed += sum(slots_of(g, "packed") for g in groups)
         used += sum(len(batch.ids_T) for batch in micro_batches(groups, task.budget))
         filled += sum(slots_of(g, "shared" if task.budget.layout == "shared" else "packed") for g in groups)
     return (
-        f"tokens: {used:,} token slots in the first {min(100, len(steps))} steps, {1 - filled / used:.0%} padding; "
+        f"tokens: {used:,} token slots in the first {count} step{'s' * (count != 1)}, {1 - filled / used:.0%} padding; "
         f"without shared prompts {packed:,} ({packed / used:.2f}x), as padded batches {padded:,} ({padded / used:.2f}x)"
     )
 

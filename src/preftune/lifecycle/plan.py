@@ -71,13 +71,11 @@ def describe(config: RunConfig, policy: Policy, plan: RunPlan, display: Display)
     unit = "judgements" if any(group.judgements for group in task.groups) else "responses"
     display.say(
         f"data: {len(task.groups)} groups with {items} {unit} and {tokens:,} tokens; "
-        f"{len(task.held_out)} groups held out; {steps} steps"
+        f"{len(task.held_out)} groups held out; {steps} step{'s' * (steps != 1)}"
     )
     warmup = warmup_steps(config.optim.warmup, steps)
     if warmup >= steps:
-        display.say(
-            f"note: the warm-up of {warmup} steps takes the whole run, so the learning rate never reaches optim.lr"
-        )
+        display.say(f"note: optim.warmup is {warmup} of {steps} steps, so the learning rate never reaches optim.lr")
 
 
 def print_run_plan(

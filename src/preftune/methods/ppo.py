@@ -182,7 +182,8 @@ def describe(
     parameters, trained = model_size(policy.model)
     dtype = str(policy.model.dtype).removeprefix("torch.")
     display.say(
-        f"policy: {parameters:,} parameters, {trained:,} trained; value model: {model_size(critic.module)[0]:,}; "
+        f"policy: {parameters:,} parameters, {trained:,} trained; "
+        f"value model: {model_size(critic.module)[0]:,} parameters; "
         f"{dtype} on {policy.scorer.device}, layout {policy.budget.layout}"
     )
     if policy.layout_note:
