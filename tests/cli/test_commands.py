@@ -151,7 +151,7 @@ def test_data_check_says_what_is_too_long_for_the_model(model_folder: Path, caps
     assert run(["data", "check", "long.jsonl", "--model", str(model_folder), "--max-length", "9000"]) == 2
     said, refused = capsys.readouterr()
     assert "groups longer than the 256 positions of the model 1 (line 1): set data.max_length=256" in said
-    assert refused.startswith("data.max_length: sequences of ")
+    assert refused.startswith("data.max_length: the longest sequence has ")
 
 
 def test_every_token_shown_is_what_it_adds_to_the_text(model_folder: Path) -> None:

@@ -353,7 +353,7 @@ def test_another_tokenizer_is_another_run(
             dpo.run(settings, display=quiet())
     from tests.conftest import make_tokenizer
 
-    with pytest.raises(RunError, match="other token ids"):
+    with pytest.raises(RunError, match="token ids of the data differ"):
         dpo.run(settings, tokenizer=make_tokenizer(bos=False), display=quiet())
 
 
