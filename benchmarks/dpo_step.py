@@ -149,7 +149,7 @@ def run_preftune(options: argparse.Namespace, groups: list[Any], dtype: torch.dt
     """The library's own loop, with a log that notes times and losses."""
     from preftune.config.schema import LossTerm, OptimConfig, TrainConfig
     from preftune.data.layout import Budget, micro_batches
-    from preftune.lifecycle.packing_probe import admit
+    from preftune.lifecycle.packing_probe import choose_layout
     from preftune.lifecycle.task import ResponseTask
     from preftune.methods.objective import bind_objective
     from preftune.model.adapter import add_lora
@@ -164,7 +164,7 @@ def run_preftune(options: argparse.Namespace, groups: list[Any], dtype: torch.dt
     if options.lora:
         model = add_lora(model, options.lora, 2.0 * options.lora, "all-linear")
     scorer = Scorer.of(model)
-    layout, _ = admit(scorer, "rows" if options.one == "preftune-rows" else "shared")
+    layout, _ = choose_layout(scorer, "rows" if options.one == "preftune-rows" else "shared")
     constant = options.one == "preftune-compiled"
     if options.one.startswith("preftune-compiled"):
         compile_blocks(model, constant)

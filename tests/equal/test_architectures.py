@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from preftune.data.layout import batch_of, to_constant_length
 from preftune.errors import ModelError
 from preftune.lifecycle import packing_probe
-from preftune.lifecycle.packing_probe import admit, measure, refusal
+from preftune.lifecycle.packing_probe import choose_layout, measure, why_rows
 from preftune.model.attention import NAME, base_of, restore_attention, use_segments
 from preftune.model.logprobs import Scorer
 
@@ -151,15 +151,15 @@ def test_unsupported_architectures_use_padded_rows(architecture: str) -> None:
     changes, why = UNSUPPORTED[architecture]
     scorer = make_scorer(architecture, changes)
     before = base_of(scorer.model).config._attn_implementation
-    layout, note = admit(scorer, "auto")
+    layout, note = choose_layout(scorer, "auto")
     assert layout == "rows"
     assert note.startswith("attention: rows, because")
     assert why in note
     assert base_of(scorer.model).config._attn_implementation == before
     for packed_layout in ("shared", "packed"):
         with pytest.raises(ModelError, match=why):
-            admit(scorer, packed_layout)
-    assert admit(scorer, "rows") == ("rows", "")
+            choose_layout(scorer, packed_layout)
+    assert choose_layout(scorer, "rows") == ("rows", "")
 
 
 @pytest.mark.parametrize("architecture", ["bloom", "llama4_text", "qwen3_next"])
@@ -206,6 +206,6 @@ def test_a_model_with_segment_attention_generates_as_before() -> None:
             return out.tolist()  # type: ignore[no-any-return]
 
         before = generate()
-        assert refusal(scorer) == ""
+        assert why_rows(scorer) == ""
         assert base_of(scorer.model).config._attn_implementation == NAME
         assert generate() == before

@@ -13,7 +13,7 @@ from tests.conftest import make_model, random_groups
 from preftune.config.schema import LossTerm
 from preftune.data.items import as_labelled, with_mismatches
 from preftune.data.layout import Budget, LayoutName, batch_of
-from preftune.lifecycle.packing_probe import admit
+from preftune.lifecycle.packing_probe import choose_layout
 from preftune.lifecycle.task import ResponseTask
 from preftune.losses import PREFERENCE_LOSSES
 from preftune.methods.objective import bind_objective
@@ -174,7 +174,7 @@ def test_compiled_blocks_have_the_same_log_probs_and_gradients() -> None:
     for compiled in (False, True):
         model = make_model()
         scorer = Scorer.of(model)
-        assert admit(scorer, "shared")[0] == "shared"
+        assert choose_layout(scorer, "shared")[0] == "shared"
         if compiled:
             compile_blocks(model)
         values = [logps(scorer, batch_of(random_groups(n), "shared")).sum_S for n in (3, 5)]

@@ -16,7 +16,7 @@ from preftune.config.load import build
 from preftune.config.schema import DPOConfig, LossTerm, OptimConfig, TrainConfig
 from preftune.data.layout import Budget, LayoutName, batch_of
 from preftune.data.order import size_of, training_steps
-from preftune.lifecycle.packing_probe import admit
+from preftune.lifecycle.packing_probe import choose_layout
 from preftune.lifecycle.task import ResponseTask
 from preftune.methods import dpo
 from preftune.methods.objective import bind_objective
@@ -152,7 +152,7 @@ def test_the_packing_probe_accepts_the_same_architectures_as_on_a_cpu(architectu
     if architecture == "gpt_oss":
         changes |= {"num_local_experts": 4, "num_experts_per_tok": 2}
     cpu_scorer = Scorer.of(make_model(architecture, **changes))
-    expected, why = admit(cpu_scorer, "auto")
+    expected, why = choose_layout(cpu_scorer, "auto")
     assert expected == "shared", why
     batch = batch_of(random_groups(5, 3), "shared")
     with torch.no_grad():
@@ -160,7 +160,7 @@ def test_the_packing_probe_accepts_the_same_architectures_as_on_a_cpu(architectu
     restore_attention(cpu_scorer.model)
     for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 3e-2)):
         scorer = Scorer.of(copy.deepcopy(cpu_scorer.model).to(CUDA, dtype))
-        actual, why = admit(scorer, "auto")
+        actual, why = choose_layout(scorer, "auto")
         assert actual == "shared", why
         with torch.no_grad():
             assert relative(logps(scorer, batch.to(CUDA)).sum_S, cpu_sums) < tolerance

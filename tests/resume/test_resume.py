@@ -132,7 +132,7 @@ def test_a_damaged_checkpoint_is_reported_and_an_earlier_one_is_used(
     assert newest.is_dir()
     damage_file(newest, damage)
     parts = dpo.run(config(data, model_folder, tmp_path / "parts"), display=Display())
-    assert "damaged checkpoint is not used: step-00000008" in capsys.readouterr().err
+    assert "skipped damaged checkpoint step-00000008" in capsys.readouterr().err
     assert all(torch.equal(a, weights(parts)[name]) for name, a in weights(whole).items())
     assert metrics(tmp_path / "whole") == metrics(tmp_path / "parts")
 
@@ -158,7 +158,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_an_error(
     before = metrics(tmp_path / "run")
     for checkpoint in (tmp_path / "run" / "checkpoints").iterdir():
         damage_file(checkpoint, "flipped")
-    with pytest.raises(RunError, match="no checkpoint is whole"):
+    with pytest.raises(RunError, match="all checkpoints are damaged"):
         dpo.run(config(data, model_folder, tmp_path / "run"), display=quiet())
     assert metrics(tmp_path / "run") == before
 

@@ -1,4 +1,4 @@
-"""The shape of the code: who may import whom, how long a file may be, that no config field is without a reader."""
+"""The structure of the code: imports between packages, lengths of files and functions, unused config fields."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SRC = Path(preftune.__file__).parent
 FILES = sorted(SRC.rglob("*.py"))
 ROOT = Path(__file__).resolve().parents[2]
 
-# What each package may import besides itself.
+# The other packages that each package may import.
 ALLOWED = {
     "types": "",
     "errors": "",
@@ -57,14 +57,14 @@ ALLOWED = {
 
 
 def imported(path: Path) -> set[str]:
-    """Packages of ours that a file imports, at any depth."""
-    found = set()
+    """Return the packages of preftune that a file imports, also inside functions."""
+    names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-    ours = [name.split(".") for name in found if name.startswith("preftune.")]
+            names |= {alias.name for alias in node.names}
+    ours = [name.split(".") for name in names if name.startswith("preftune.")]
     return {parts[1] for parts in ours} - {"__version__"}
 
 
@@ -75,7 +75,7 @@ def test_imports_follow_the_layers(path: Path) -> None:
 
 
 def test_every_allowed_import_is_used() -> None:
-    """The table is exact: an edge that nothing uses is taken out of it."""
+    """An import that no file uses must be removed from the table."""
     used: dict[str, set[str]] = {package: set() for package in ALLOWED}
     for path in FILES:
         package = path.relative_to(SRC).parts[0].removesuffix(".py")
@@ -89,8 +89,8 @@ def test_every_module_imports() -> None:
             importlib.import_module(module.name)
 
 
-def test_files_fit_in_the_head() -> None:
-    """One purpose a file: at most 420 lines, and functions of at most 60 (a table of formats is no function)."""
+def test_files_and_functions_are_short() -> None:
+    """Files have at most 420 lines, and functions at most 66."""
     for path in FILES:
         text = path.read_text()
         assert text.count("\n") <= 420, path
@@ -100,8 +100,7 @@ def test_files_fit_in_the_head() -> None:
                 assert node.end_lineno - node.lineno < 66, f"{path}: {node.name}"
 
 
-def test_config_is_light() -> None:
-    """The config is read without torch."""
+def test_the_config_package_does_not_import_torch() -> None:
     for path in (SRC / "config").glob("*.py"):
         assert "import torch" not in path.read_text()
 
@@ -111,7 +110,7 @@ def fields(model: type[BaseModel]) -> set[str]:
 
 
 def test_every_config_field_has_a_reader() -> None:
-    """Each field's name is used as an attribute somewhere outside the schema."""
+    """The name of each field is used as an attribute outside of the config package."""
     used = {
         node.attr
         for path in FILES
@@ -138,14 +137,14 @@ def test_public_functions_and_classes_are_documented() -> None:
 
 
 def test_generated_pages_are_current() -> None:
-    """docs/losses.md and docs/configuration.md are what scripts/docs.py writes."""
+    """The generated parts of docs/ equal the output of scripts/docs.py."""
     script = SRC.parents[1] / "scripts" / "docs.py"
     done = subprocess.run([sys.executable, str(script), "--check"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
-def test_no_page_waits_for_a_figure() -> None:
-    """What is still to be filled in is marked @@...@@ while a page is written, and never committed."""
+def test_no_page_has_a_placeholder() -> None:
+    """@@...@@ marks values that are still missing while a page is written. It must not be committed."""
     pages = [*(ROOT / "docs").rglob("*.md"), ROOT / "README.md"]
     assert len(pages) > 8
     assert [page.name for page in pages if "@@" in page.read_text()] == []
@@ -156,8 +155,8 @@ def test_no_page_waits_for_a_figure() -> None:
     [p for folder in ("benchmarks", "examples", "scripts") for p in sorted((ROOT / folder).glob("*.py"))],
     ids=str,
 )
-def test_scripts_import_what_exists(path: Path) -> None:
-    """Nothing else runs the benchmarks, so a name that moved would be noticed too late."""
+def test_scripts_import_existing_names(path: Path) -> None:
+    """Other tests do not run the benchmarks, so a renamed function would not be noticed."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "preftune":
             module = importlib.import_module(str(node.module))

@@ -1,4 +1,4 @@
-"""Read and tokenise the data of a run: training and held-out rows, every row accounted for."""
+"""Read and tokenise the training and held-out data of a run, and count what happened to each row."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from preftune.types import PreferenceGroup, TokenGroup
 
 @dataclass(frozen=True, slots=True)
 class TextData:
-    """The rows of a run as text. `accounts` has one account per source: training, and evaluation if it is a file."""
+    """The rows of a run as text. `accounts`: one for the training data, and one for an evaluation file, if any."""
 
     train: list[PreferenceGroup]
     held_out: list[PreferenceGroup]
@@ -41,7 +41,7 @@ class TokenData:
 
     @property
     def hash(self) -> str:
-        """A hash of all token ids. A resumed run must have the same."""
+        """A hash of all token ids. It must not change when a run is resumed."""
         digest = hashlib.sha256()
         for group in [*self.train, *self.held_out]:
             for ids in (group.prompt_ids, *group.response_ids):
@@ -50,7 +50,7 @@ class TokenData:
 
 
 def read_data(config: DataConfig) -> TextData:
-    """Return training and held-out groups. Raises DataError for every fault that shows before tokenising."""
+    """Return the training and held-out groups. Raises DataError for invalid data, before anything is tokenised."""
     reading = reading_of(config)
 
     def read(source: str | Sequence[str]) -> tuple[list[PreferenceGroup], Account]:
@@ -62,7 +62,7 @@ def read_data(config: DataConfig) -> TextData:
 
 
 def read_prompt_data(config: PromptConfig) -> TextData:
-    """Return training and held-out prompts, as groups without responses."""
+    """Return the training and held-out prompts, as groups without responses."""
 
     def read(source: str | Sequence[str]) -> tuple[list[PreferenceGroup], Account]:
         groups, account = read_prompts(source, Reading(columns=config.columns, ignore=tuple(config.ignore)))
@@ -97,7 +97,7 @@ def _split(
     read: Callable[[str | Sequence[str]], tuple[list[PreferenceGroup], Account]],
     allow_overlap: bool = False,
 ) -> TextData:
-    """Read the training data, and the held-out data from their own file or as a share of the training data."""
+    """Read the training data, and the held-out data from a separate file or as a share of the training data."""
     train, account = read(config.train)
     sources = [config.train] if isinstance(config.train, str) else list(config.train)
     if isinstance(config.eval, str):
@@ -114,7 +114,7 @@ def _split(
 
 
 def tokenize_data(data: TextData, renderer: Renderer, config: DataConfig) -> TokenData:
-    """Return the token ids of all groups. Raises DataError if too many rows are dropped or none is left."""
+    """Return the token ids of all groups. Raises DataError if too many rows are dropped, or all."""
     limits = limits_of(config)
     train_account, held_out_account = data.accounts[0], data.accounts[-1]
     tokens = TokenData(
@@ -128,16 +128,16 @@ def tokenize_data(data: TextData, renderer: Renderer, config: DataConfig) -> Tok
 
 
 def report_accounts(data: TextData, display: Display) -> None:
-    """Print what happened to every row."""
+    """Print how many rows were read, kept and dropped, with reasons."""
     for account in data.accounts:
         for line in account.lines():
             display.say(line)
 
 
 def require_groups(groups: Sequence[TokenGroup], source: str | Sequence[str]) -> None:
-    """Raises DataError if no group is left to train on."""
+    """Raises DataError if there is no group to train on."""
     if not groups:
-        raise DataError("no group is left for training", where=str(source))
+        raise DataError("no row is left to train on", where=str(source))
 
 
 def require_length(groups: Sequence[TokenGroup], limit: int | None, where: str) -> None:
@@ -147,7 +147,7 @@ def require_length(groups: Sequence[TokenGroup], limit: int | None, where: str) 
         raise ConfigError(
             f"the longest sequence has {longest} tokens, but the model has {limit} positions",
             where=where,
-            fix=f"set {where}={limit}" if where == "data.max_length" else f"lower {where}; it counts with the prompt",
+            fix=f"set {where}={limit}" if where == "data.max_length" else f"lower {where}, or shorten the prompts",
         )
 
 
@@ -162,17 +162,20 @@ def prompts_that_fit(
 ) -> list[Prompt]:
     """Return the prompts that leave room for `new_tokens` in the model's positions; drop and count the others.
 
-    `config` is the model's. Raises ConfigError if no prompt could fit, DataError if none does.
+    `config` is the model's config, and `longest` the limit of the prompt. Raises ConfigError if the model has no more
+    than `new_tokens` positions, and DataError if no prompt is left.
     """
     limit = load.max_positions(config)
     if limit and new_tokens >= limit:
         raise ConfigError(
-            f"{new_tokens} new tokens do not fit after a prompt: the model has {limit} positions",
+            f"a prompt and {new_tokens} new tokens do not fit in the {limit} positions of the model",
             where=where,
             fix="sample fewer tokens",
         )
     prompts = encode_prompts(groups, renderer, min(longest, limit - new_tokens) if limit else longest, account)
     if not prompts:
-        reasons = "; ".join(account.dropped) or "the source has none"
-        raise DataError(f"no prompt is left: {reasons}", where=account.source, fix=f"lower {where}, or shorten prompts")
+        reasons = "; ".join(account.dropped) or "the source has no prompts"
+        raise DataError(
+            f"no prompt is left: {reasons}", where=account.source, fix=f"lower {where}, or shorten the prompts"
+        )
     return prompts

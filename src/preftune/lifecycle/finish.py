@@ -1,4 +1,4 @@
-"""The steps and the end of a run: signals and trackers while it trains, then the final model and the report."""
+"""What surrounds the training steps: signals and trackers during training, the final model and the report after it."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from preftune.train.track import open_trackers
 
 @contextmanager
 def running(run: Run, policy: Policy, stage: str, steps: int) -> Iterator[None]:
-    """Open trackers and progress, and let Ctrl-C stop the run between two steps. The model has its own attention
-    again at the end."""
+    """Open trackers and progress display, and let Ctrl-C stop the run between two steps. On exit, close them and give
+    the model its own attention implementation back."""
     config = run.identity["config"]
     run.trackers = open_trackers(config["track"], run.folder, config)
     try:
@@ -40,25 +40,30 @@ def running(run: Run, policy: Policy, stage: str, steps: int) -> Iterator[None]:
         _weights(run).close()
 
 
-def finish_run(run: Run, policy: Policy, steps: int, merged: bool = False) -> Path:
-    """Write the final model and the report, mark the run as finished, and return the model's folder."""
+def finish_run(run: Run, policy: Policy, steps: int, next_command: str, merged: bool = False) -> Path:
+    """Write the final model and the report, mark the run as finished, and return the model's folder.
+
+    `next_command` is printed as a suggestion; FINAL in it is replaced with the model's folder.
+    """
     final = export(policy, _weights(run), run.folder, merged)
     advise_at_the_end(run)
     write_run_page(run.folder)
     run.note(finished=True, steps=steps)
-    run.display.say(f"done: model in {final}, report in {run.folder / 'report.html'}")
+    command = next_command.replace("FINAL", str(final))
+    run.display.say(f"done: model in {final}, report in {run.folder / 'report.html'}. Next: {command}")
     return final
 
 
 def _weights(run: Run) -> Weights:
-    assert run.weights is not None  # attached before the first step
+    assert run.weights is not None  # set by attach_optimizer
     return run.weights
 
 
 def export(policy: Policy, weights: Weights, folder: Path, merged: bool = False) -> Path:
-    """Write `folder`/final and return it: a full model in its save dtype, or an adapter in fp32 next to its base.
+    """Write `folder`/final and return it: a full model in its save dtype, or an adapter in fp32.
 
-    `merged`: an adapter is merged into the model's weights.
+    The base of an adapter is saved to `folder`/base if it exists only in memory. `merged`: merge an adapter into the
+    model's weights.
     """
     final, model = folder / "final", policy.model
     restore_attention(model)
@@ -71,7 +76,7 @@ def export(policy: Policy, weights: Weights, folder: Path, merged: bool = False)
         model = merge_adapter(restore_base(model, policy.precise), str(final))
     if hasattr(model, "peft_config"):
         base = folder / "base" if policy.base_unsaved else Path(model.name_or_path)
-        if policy.base_unsaved or base.is_dir():  # a relative path holds only in the folder of this command
+        if policy.base_unsaved or base.is_dir():  # a relative path would depend on the current folder
             model.peft_config["default"].base_model_name_or_path = str(base.resolve())
         load.save_model(model, policy.tokenizer, part, save_embedding_layers=False)
         if policy.base_unsaved:
@@ -79,10 +84,10 @@ def export(policy: Policy, weights: Weights, folder: Path, merged: bool = False)
     else:
         load.save_model(cast_to(model, *saved), policy.tokenizer, part)
     record = policy.renderer.settings.record()
-    if record != ChatSettings().record():  # the template alone does not show how it was used
+    if record != ChatSettings().record():  # the template does not contain its arguments
         write_json(part / load.CHAT_RECORD, record)
     with writing(final):
-        if final.exists():  # a killed run left it before it was marked as finished
+        if final.exists():  # the run was killed before it was marked as finished
             shutil.rmtree(final)
         os.replace(part, final)
     return final

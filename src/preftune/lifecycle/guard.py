@@ -1,4 +1,4 @@
-"""What ends a run early: Ctrl-C, SIGTERM, or memory that runs out. Each ends with one sentence."""
+"""Turn Ctrl-C, SIGTERM and out-of-memory errors into short messages without a traceback."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from preftune.errors import ConfigError, PreftuneError, Stopped
 from preftune.model.attention import restore_attention
 from preftune.model.memory import out_of_memory
 
-REPEAT_S = 4.0  # longer than it takes to write the scores of the reference
+REPEAT_S = 4.0  # long enough to save the reference log-probs before the interrupt is raised again
 
 
 @contextmanager
 def before_first_step(model: Any = None) -> Iterator[None]:
-    """Guard the preparation of a run. If it fails, a model in memory gets its own attention back."""
+    """Guard the preparation of a run. If it fails, a model in memory gets its attention implementation back."""
     with enough_memory(), stoppable():
         try:
             yield
@@ -29,7 +29,7 @@ def before_first_step(model: Any = None) -> Iterator[None]:
 
 @contextmanager
 def enough_memory() -> Iterator[None]:
-    """Raise ConfigError where memory runs out and smaller micro-batches cannot help."""
+    """Convert an out-of-memory error inside this context to a ConfigError with advice."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -39,13 +39,13 @@ def enough_memory() -> Iterator[None]:
             "out of memory",
             why=str(error).splitlines()[0] if str(error) else "",
             fix="train with lora, set model.gradient_checkpointing=true, or lower data.max_length; --dry-run shows "
-            "what needs memory",
+            "what the memory is used for",
         ) from error
 
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Raise Stopped on Ctrl-C or SIGTERM. Before the first step only time is lost."""
+    """Raise Stopped on Ctrl-C or SIGTERM. For use before the first step, when there are no weights to save."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -53,7 +53,7 @@ def stoppable() -> Iterator[None]:
     signals = [signal.SIGINT, signal.SIGTERM, *([signal.SIGALRM] if can_repeat else [])]
 
     def interrupt(*_: Any) -> None:
-        if can_repeat:  # some library imports and callbacks swallow the exception: raise it again
+        if can_repeat:  # some libraries swallow KeyboardInterrupt, so raise it again until it gets through
             signal.setitimer(signal.ITIMER_REAL, REPEAT_S)
         raise KeyboardInterrupt
 

@@ -1,7 +1,7 @@
-"""The distribution-shift monitor of preference runs: DPO's data stand still while the policy moves.
+"""The distribution-shift monitor of preference runs: the data are fixed while the policy changes.
 
-At every evaluation the policy answers a few prompts of the data, with the same random numbers each time. Its answers
-are compared with the data's responses and with the reference; nothing of the training depends on it.
+At every evaluation the policy samples responses to a few prompts of the data, with the same random numbers each time.
+They are compared with the responses in the data and with the reference. The monitor does not affect the training.
 """
 
 from __future__ import annotations
@@ -33,107 +33,112 @@ from preftune.train.metrics import Tally, preference_metrics
 from preftune.train.run import Run
 from preftune.types import TokenGroup
 
-Start = Callable[[], Live | Scorer]
+LoadReference = Callable[[], Live | Scorer]
 
 
 @dataclass(frozen=True, slots=True)
-class Watched:
-    """What is looked at in every evaluation: groups of the data, and how their prompts are answered.
+class Monitor:
+    """The groups that the monitor evaluates, and how it samples responses to their prompts.
 
-    `start` is how the reference is had, None where the run has it in memory.
+    `load_reference` loads the reference for a measurement; None if the run has the reference in memory.
     """
 
     groups: Sequence[TokenGroup]
     sampling: Sampling
     tokenizer: Any
-    start: Start | None = None
+    load_reference: LoadReference | None = None
 
 
-def monitored(
+def start_monitor(
     task: ResponseTask, config: DPOConfig, policy: Policy, visited: Sequence[TokenGroup], run: Run, in_memory: bool
-) -> Watched | None:
-    """Return what the monitor of a run watches, and print it; None without a monitor. Call it while the policy is at
-    step 0. `in_memory`: the model has no files."""
-    watched, left_out = watch(task, config, policy, visited)
-    if watched is None:
+) -> Monitor | None:
+    """Return what the monitor of a run evaluates, and print it; None without a monitor.
+
+    Call it while the policy has the weights of step 0. `visited` are the training groups of the run. `in_memory`: the
+    model was passed in memory.
+    """
+    monitor, skipped = plan_monitor(task, config, policy, visited)
+    if monitor is None:
         return None
-    groups, sampling = watched.groups, watched.sampling
-    positions, kind = load.max_positions(policy.model.config), "held-out" if task.held_out else "training"
+    groups, sampling, kind = monitor.groups, monitor.sampling, "held-out" if task.held_out else "training"
+    room = (
+        f"room for {sampling.max_new_tokens} tokens in the model's {load.max_positions(policy.model.config)} positions"
+    )
     if len(groups) < 2:
-        reason = f"it needs at least 2 distinct prompts, and {len(groups)} of the {kind} prompts can be used"
-        if left_out:
-            reason += f" ({left_out} leave no room for {sampling.max_new_tokens} tokens in {positions} positions)"
-        run.display.say(f"monitor off: {reason}")
+        reason = f" (skipped {skipped} without {room})" if skipped else ""
+        run.display.say(
+            f"monitor off: it needs at least 2 distinct prompts, the {kind} data have {len(groups)}{reason}"
+        )
         return None
-    line = f"monitor: {len(groups)} {kind} prompts, {sampling.n} x {sampling.max_new_tokens} tokens at most per prompt"
-    if left_out:
-        line += f"; {left_out} prompts leave no room for that in the model's {positions} positions"
-    run.display.say(line)
-    return watched if isinstance(task.reference, Live) else replace(watched, start=start_of(config, policy, in_memory))
+    line = f"monitor: {len(groups)} {kind} prompts, at most {sampling.n} x {sampling.max_new_tokens} tokens per prompt"
+    run.display.say(line + (f"; skipped {skipped} without {room}" if skipped else ""))
+    if isinstance(task.reference, Live):
+        return monitor
+    return replace(monitor, load_reference=reference_loader(config, policy, in_memory))
 
 
-def watch(
+def plan_monitor(
     task: ResponseTask, config: DPOConfig, policy: Policy, visited: Sequence[TokenGroup]
-) -> tuple[Watched | None, int]:
-    """What a monitor would look at, if there is one, and how many prompts were too long for it."""
+) -> tuple[Monitor | None, int]:
+    """Return what a monitor would evaluate, None without one, and the number of prompts that are too long for it."""
     if config.monitor is None:
         return None, 0
     positions, seed = load.max_positions(policy.model.config), config.train.seed
-    sampling = sampling_of(config.monitor, positions, seed)
+    sampling = monitor_sampling(config.monitor, positions, seed)
     source = task.held_out or visited
-    groups, left_out = choose(source, config.monitor.prompts, positions, sampling.max_new_tokens, seed)
-    return Watched(groups, sampling, policy.tokenizer), left_out
+    groups, skipped = choose_groups(source, config.monitor.prompts, positions, sampling.max_new_tokens, seed)
+    return Monitor(groups, sampling, policy.tokenizer), skipped
 
 
-def sampling_of(config: MonitorConfig, positions: int | None, seed: int) -> Sampling:
-    """How the policy answers: as it is, at temperature 1."""
-    most = config.max_new_tokens if positions is None else min(config.max_new_tokens, positions // 2)
-    return Sampling(config.samples, most, seed=seed)
+def monitor_sampling(config: MonitorConfig, positions: int | None, seed: int) -> Sampling:
+    """Return how the monitor samples: at temperature 1, and at most half of the model's positions."""
+    tokens = config.max_new_tokens if positions is None else min(config.max_new_tokens, positions // 2)
+    return Sampling(config.samples, tokens, seed=seed)
 
 
-def choose(
-    groups: Sequence[TokenGroup], wanted: int, positions: int | None, new_tokens: int, seed: int
+def choose_groups(
+    groups: Sequence[TokenGroup], count: int, positions: int | None, new_tokens: int, seed: int
 ) -> tuple[list[TokenGroup], int]:
-    """`wanted` groups of different prompts, in a seeded order, and how many prompts were too long on the way."""
+    """Return up to `count` groups with distinct prompts, in a seeded order, and how many were skipped as too long."""
     chosen: list[TokenGroup] = []
-    seen, left_out = set(), 0
+    seen, skipped = set(), 0
     for index in permutation(len(groups), seed, 0):
         prompt = groups[index].prompt_ids
-        if len(chosen) == wanted:
+        if len(chosen) == count:
             break
         if prompt.tobytes() in seen:
             continue
         seen.add(prompt.tobytes())
         if positions and len(prompt) + new_tokens > positions:
-            left_out += 1
+            skipped += 1
         else:
             chosen.append(groups[index])
-    return chosen, left_out
+    return chosen, skipped
 
 
-def start_of(config: DPOConfig, policy: Policy, in_memory: bool) -> Start:
-    """How the reference is had where the run has none in memory: the model of reference.path, or the policy at step 0.
+def reference_loader(config: DPOConfig, policy: Policy, in_memory: bool) -> LoadReference:
+    """Return a function that loads the reference: the model of reference.path, else the policy at step 0.
 
-    It is read again from its files for the moment that it is needed. A model given in memory has none: a copy is kept.
+    A model that was passed in memory cannot be loaded again, so its weights are copied now.
     """
     device, dtype = policy.scorer.device, policy.model.dtype
     if config.reference.path:
-        return partial(_same_as_before, config.reference.path, dtype, device, set())
+        return partial(_load_unchanged, config.reference.path, dtype, device, set())
     if hasattr(policy.model, "peft_config"):
         return lambda: AdapterOff.of(policy.scorer)
     if in_memory:
-        kept = {name: tensor.detach().cpu().clone() for name, tensor in policy.model.state_dict().items()}
+        weights = {name: tensor.detach().cpu().clone() for name, tensor in policy.model.state_dict().items()}
 
         def rebuild() -> Scorer:
             model = copy.deepcopy(policy.model).requires_grad_(False).eval()
-            model.load_state_dict(kept)
+            model.load_state_dict(weights)
             return Scorer.of(model)
 
         return rebuild
     path = config.model.path
 
     def read() -> Scorer:
-        model = load.load_model(load.locate(path), dtype)  # as the policy is read
+        model = load.load_model(load.locate(path), dtype)  # the same way as the policy
         if load.weights_hash(model) != policy.start_hash:
             raise ModelError("the model is not the one this run started from", where=path)
         return Scorer.of(model.to(device))
@@ -141,8 +146,8 @@ def start_of(config: DPOConfig, policy: Policy, in_memory: bool) -> Start:
     return read
 
 
-def _same_as_before(path: str, dtype: torch.dtype, device: torch.device, hashes: set[str]) -> Scorer:
-    """The model of reference.path. Raises ModelError if it is not the one that was read the first time."""
+def _load_unchanged(path: str, dtype: torch.dtype, device: torch.device, hashes: set[str]) -> Scorer:
+    """Load the model of reference.path. Raises ModelError if its weights differ from the first time."""
     model = load.load_model(load.locate(path, "reference.path"), dtype)
     hashes.add(load.weights_hash(model))
     if len(hashes) > 1:
@@ -151,105 +156,108 @@ def _same_as_before(path: str, dtype: torch.dtype, device: torch.device, hashes:
 
 
 @torch.no_grad()
-def drift(task: ResponseTask, watched: Watched | None, say: Callable[[str], None]) -> dict[str, float]:
-    """The figures of the monitor; none without one. What does not fit in memory is left out and reported."""
-    if watched is None:
+def drift(task: ResponseTask, monitor: Monitor | None, say: Callable[[str], None]) -> dict[str, float]:
+    """Return the metrics of the monitor; empty without one, or if they do not fit in memory, which is reported."""
+    if monitor is None:
         return {}
-    found = _figures(task, watched, say)
-    if found is None:
-        free_memory()  # out of the handler: the error held what had been allocated
-        say("monitor: out of memory, so this evaluation is without it; set monitor.prompts lower, or monitor=null")
-    return found or {}
+    metrics = _metrics(task, monitor, say)
+    if metrics is None:
+        free_memory()  # after the handler: the exception holds a reference to the memory
+        say("monitor: skipped at this evaluation, out of memory. Lower monitor.prompts, or set monitor=null.")
+    return metrics or {}
 
 
-def _figures(task: ResponseTask, watched: Watched, say: Callable[[str], None]) -> dict[str, float] | None:
+def _metrics(task: ResponseTask, monitor: Monitor, say: Callable[[str], None]) -> dict[str, float] | None:
+    """Return the metrics of the monitor, or None if memory ran out."""
     try:
-        prompts = [group.prompt_ids.tolist() for group in watched.groups]
-        drawn = sample(task.scorer.model, watched.tokenizer, prompts, watched.sampling)
-        own_PM = response_logps(task.scorer, [sampled.group for sampled in drawn])
-        length_PM = np.array([[len(ids) for ids in sampled.group.response_ids] for sampled in drawn], dtype=np.float64)
-        data_S, data_length_S, found = of_data(task, watched)
+        prompts = [group.prompt_ids.tolist() for group in monitor.groups]
+        samples = sample(task.scorer.model, monitor.tokenizer, prompts, monitor.sampling)
+        own_PM = response_logps(task.scorer, [sampled.group for sampled in samples])
+        lengths = [[len(ids) for ids in sampled.group.response_ids] for sampled in samples]
+        length_PM = np.array(lengths, dtype=np.float64)
+        data_S, data_length_S, data_metrics = measure_data(task, monitor)
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
         return None
-    texts = [text for sampled in drawn for text in sampled.texts]
-    ended = [end for sampled in drawn for end in sampled.ended]
-    looks = {f"drift/{name.removeprefix('responses/')}": value for name, value in figures(texts, ended).items()}
+    texts = [text for sampled in samples for text in sampled.texts]
+    ended = [end for sampled in samples for end in sampled.ended]
+    surface = {f"drift/{name.removeprefix('responses/')}": value for name, value in figures(texts, ended).items()}
     return {
         **likelihood(own_PM, length_PM, data_S, data_length_S),
-        **distance(task, watched, drawn, own_PM, say),
-        **found,
+        **measure_kl(task, monitor, samples, own_PM, say),
+        **data_metrics,
         "drift/tokens": float(length_PM.mean()),
-        **looks,
+        **surface,
     }
 
 
-def of_data(task: ResponseTask, watched: Watched) -> tuple[Floats, Floats, dict[str, float]]:
-    """Log-probs and tokens of the data's responses as far as samples go, and the drift metrics of these groups."""
+def measure_data(task: ResponseTask, monitor: Monitor) -> tuple[Floats, Floats, dict[str, float]]:
+    """Return log-probs and lengths of the data's responses, and the drift metrics of the monitored groups.
+
+    Log-probs and lengths are those of the first `max_new_tokens` tokens, like in samples.
+    """
     tally, sums, lengths = Tally(), [], []
-    for whole in task.micro_batches(watched.groups):
-        for _, found in compute_in_parts(task.measure, whole, task.micro_batches):
-            metrics = preference_metrics(found.policy, found.reference, found.judged, task.loss.beta)
+    for batch in task.micro_batches(monitor.groups):
+        for _, part in compute_in_parts(task.measure, batch, task.micro_batches):
+            metrics = preference_metrics(part.policy, part.reference, part.judged, task.loss.beta)
             tally.add({name: value for name, value in metrics.items() if name.startswith("drift/")})
-            own_S, length_S = beginnings(found.policy.token_N, found.policy.length_S, watched.sampling.max_new_tokens)
-            label_S = found.judged.label_S
-            kept_S = label_S != 0 if bool(label_S.any()) else torch.ones_like(label_S, dtype=torch.bool)
-            sums.append(own_S[kept_S].double().cpu().numpy())
-            lengths.append(length_S[kept_S].double().cpu().numpy())
+            sum_S, length_S = first_tokens(part.policy.token_N, part.policy.length_S, monitor.sampling.max_new_tokens)
+            label_S = part.judged.label_S
+            real_S = label_S != 0 if bool(label_S.any()) else torch.ones_like(label_S, dtype=torch.bool)
+            sums.append(sum_S[real_S].double().cpu().numpy())
+            lengths.append(length_S[real_S].double().cpu().numpy())
     return np.concatenate(sums), np.concatenate(lengths), tally.means()
 
 
-def beginnings(token_N: torch.Tensor, length_S: torch.Tensor, most: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probs of the first `most` tokens of each response, summed, and how many these are."""
-    first_S = length_S.cumsum(0) - length_S
-    place_N = torch.arange(len(token_N), device=token_N.device) - torch.repeat_interleave(first_S, length_S)
-    return sum_responses(token_N.where(place_N < most, 0.0), length_S), length_S.clamp(max=most)
+def first_tokens(token_N: torch.Tensor, length_S: torch.Tensor, limit: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (S,) summed log-probs of the first `limit` tokens of each response, and (S,) how many tokens these are."""
+    start_S = length_S.cumsum(0) - length_S
+    position_N = torch.arange(len(token_N), device=token_N.device) - torch.repeat_interleave(start_S, length_S)
+    return sum_responses(token_N.where(position_N < limit, 0.0), length_S), length_S.clamp(max=limit)
 
 
-def distance(
-    task: ResponseTask, watched: Watched, drawn: Sequence[Sampled], own_PM: Floats, say: Callable[[str], None]
+def measure_kl(
+    task: ResponseTask, monitor: Monitor, samples: Sequence[Sampled], own_PM: Floats, say: Callable[[str], None]
 ) -> dict[str, float]:
-    """KL from the reference on the policy's own samples."""
+    """Return the KL of the policy from the reference, estimated on the policy's samples; empty if it failed."""
     if task.at_start and isinstance(task.reference, Cached):
         return {"drift/kl": 0.0, "drift/kl_se": 0.0}
-    groups = [sampled.group for sampled in drawn]
+    groups = [sampled.group for sampled in samples]
     if isinstance(task.reference, Live):
         return divergence(own_PM, response_logps(task.reference, groups))
-    assert watched.start
+    assert monitor.load_reference
     try:
-        return divergence(own_PM, response_logps(watched.start(), groups))
+        return divergence(own_PM, response_logps(monitor.load_reference(), groups))
     except ModelError as error:
         say(f"monitor: no KL: {error}")
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-        say(
-            "monitor: no KL: the reference does not fit in memory beside the policy; reference.kind=frozen plans for it"
-        )
+        say("monitor: no KL: policy and reference do not fit in memory together; reference.kind=frozen plans for both")
     finally:
-        free_memory()  # the model that was read for this moment
+        free_memory()  # frees the reference
     return {}
 
 
 def advise(run: Run, step: int) -> None:
-    """Print advice on the evaluation of a step, each piece once per run, and note it in the manifest."""
-    monitored = [line for line in run.lines() if "drift/gap" in line and line["split"] == "eval"]
-    if not monitored or monitored[-1]["step"] != step:
+    """Print warnings about the evaluation at `step`, each once per run, and save them in the manifest."""
+    evaluations = [line for line in run.metric_lines() if "drift/gap" in line and line["split"] == "eval"]
+    if not evaluations or evaluations[-1]["step"] != step:
         return
-    sentences, earlier = advice(monitored[-1], monitored[0]), run.known("advice") or {}
-    for subject, sentence in sentences.items():
+    texts, earlier = advice(evaluations[-1], evaluations[0]), run.fact("advice") or {}
+    for subject, text in texts.items():
         if subject not in earlier:
-            run.display.say(f"step {step}: {sentence}")
-    if sentences:
-        run.note(advice={**earlier, **{name: {"step": step, "text": text} for name, text in sentences.items()}})
+            run.display.say(f"step {step}: {text}")
+    if texts:
+        run.note(advice={**earlier, **{name: {"step": step, "text": text} for name, text in texts.items()}})
 
 
 def advise_at_the_end(run: Run) -> None:
-    """Print what to do about a held-out loss that rose, and note it in the manifest."""
-    lines = [line for line in run.lines() if line["split"] == "eval" and "loss" in line]
-    sentence = held_out_rose(lines)
-    if sentence:
-        run.display.say(sentence)
-        noted = {"step": lines[-1]["step"], "text": sentence}
-        run.note(advice={**(run.known("advice") or {}), "held-out loss": noted})
+    """Print a warning if the held-out loss rose, and save it in the manifest."""
+    evaluations = [line for line in run.metric_lines() if line["split"] == "eval" and "loss" in line]
+    text = held_out_rose(evaluations)
+    if text:
+        run.display.say(text)
+        entry = {"step": evaluations[-1]["step"], "text": text}
+        run.note(advice={**(run.fact("advice") or {}), "held-out loss": entry})

@@ -1,4 +1,4 @@
-"""The plan of a run: its steps, the size of its micro-batches, and what a dry run prints."""
+"""Plan a run: its optimizer steps, the size of its micro-batches, and the estimates that a dry run prints."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from preftune.config.schema import RunConfig, TunedConfig
 from preftune.data.order import Step, size_of, training_steps
 from preftune.lifecycle import estimate
 from preftune.lifecycle.data import require_groups
-from preftune.lifecycle.monitor import Watched
+from preftune.lifecycle.monitor import Monitor
 from preftune.lifecycle.policy import Policy
 from preftune.lifecycle.start import Start
 from preftune.lifecycle.task import ResponseTask
@@ -22,7 +22,7 @@ from preftune.train.optim import warmup_steps
 
 @dataclass(frozen=True, slots=True)
 class RunPlan:
-    """The optimizer steps of a run, the memory that they need, and the task with micro-batches of the right size."""
+    """The optimizer steps of a run, their memory, and the task with micro-batches of the planned size."""
 
     steps: list[Step]
     footprint: estimate.Footprint
@@ -32,11 +32,11 @@ class RunPlan:
 def plan_run(
     start: Start, config: RunConfig, policy: Policy, task: ResponseTask, second_model: bool = False
 ) -> RunPlan:
-    """Plan and print the steps of a run. `second_model`: a frozen reference is held in memory."""
+    """Plan the steps of a run and print a summary. `second_model`: memory holds a frozen reference, too."""
     require_groups(task.groups, config.data.train)
     sizes = [size_of(group) for group in task.groups]
     steps = training_steps(sizes, config.batch.pairs, config.train.seed, config.train.epochs, config.train.max_steps)
-    footprint = estimate.footprint(policy.scorer, config, second_model, task.groups, policy.budget.layout)
+    footprint = estimate.measure_footprint(policy.scorer, config, second_model, task.groups, policy.budget.layout)
     plan = RunPlan(list(steps), footprint, task)
     plan = replace(plan, task=sized(plan, config, policy))
     describe(config, policy, plan, start.display)
@@ -44,10 +44,10 @@ def plan_run(
 
 
 def sized(plan: RunPlan, config: RunConfig, policy: Policy, checkpoint_tokens: int | None = None) -> ResponseTask:
-    """Return the task with micro-batches of `batch.tokens` slots; for `auto`, as many as fit in memory.
+    """Return the task with micro-batches of `batch.tokens` token slots; `auto` uses as many as fit in memory.
 
-    `checkpoint_tokens` is the size when a resumed run was saved. A larger size would change the last digits, or run out
-    of memory again.
+    `checkpoint_tokens` is the size that a resumed run had when it was saved. It is never exceeded: a larger size would
+    change results in the last digits, or run out of memory again.
     """
     tokens = config.batch.tokens
     if tokens == "auto":
@@ -58,7 +58,7 @@ def sized(plan: RunPlan, config: RunConfig, policy: Policy, checkpoint_tokens: i
 
 
 def describe(config: RunConfig, policy: Policy, plan: RunPlan, display: Display) -> None:
-    """Print model, data and steps in a few lines."""
+    """Print the model, the data and the number of steps."""
     task, steps = plan.task, len(plan.steps)
     parameters, trained = model_size(policy.model)
     dtype = str(next(iter(policy.model.parameters())).dtype).removeprefix("torch.")
@@ -71,27 +71,29 @@ def describe(config: RunConfig, policy: Policy, plan: RunPlan, display: Display)
     unit = "judgements" if any(group.judgements for group in task.groups) else "responses"
     display.say(
         f"data: {len(task.groups)} groups with {items} {unit} and {tokens:,} tokens; "
-        f"{len(task.held_out)} groups held out; {steps} steps"
+        f"{len(task.held_out)} groups held out; {steps} step{'s' * (steps != 1)}"
     )
     warmup = warmup_steps(config.optim.warmup, steps)
     if warmup >= steps:
-        display.say(f"note: the warm-up takes {warmup} steps, all of the run, so optim.lr is never reached")
+        display.say(f"note: optim.warmup is {warmup} of {steps} steps, so the learning rate never reaches optim.lr")
 
 
 def print_run_plan(
-    start: Start, config: RunConfig, plan: RunPlan, reference: str = "none", watched: Watched | None = None
+    start: Start, config: RunConfig, plan: RunPlan, reference: str = "none", monitor: Monitor | None = None
 ) -> Path:
-    """Print the plan with its memory and time, and return the run folder. `reference` is its kind."""
+    """Print the estimates of memory and time, and return the run folder. `reference` is the kind of reference."""
     lines, fits = estimate.memory_plan(plan.footprint, plan.task, plan.steps)
-    if fits:  # a run that does not fit is not timed
-        lines += estimate.time_lines(plan.task, plan.steps, config, reference, watched, start.began)
+    if fits:
+        lines += estimate.time_lines(plan.task, plan.steps, config, reference, monitor, start.began)
     return print_plan(config, lines, start.display)
 
 
 def print_plan(config: TunedConfig, lines: Sequence[str], display: Display) -> Path:
-    """Print the plan and the resolved config of a dry run, and return the folder that the run would write."""
+    """Print the plan and the resolved config of a dry run, and return the run folder, which is not created."""
     for line in lines:
         display.say(line)
     display.say(dump(config))
-    display.say(f"dry run: nothing was trained or written; without --dry-run this command writes {config.out}")
+    display.say(
+        f"dry run: nothing was trained or written; without --dry-run, this command trains and writes {config.out}"
+    )
     return Path(config.out)

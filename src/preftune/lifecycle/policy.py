@@ -15,7 +15,7 @@ from preftune.data.groups import require_vocabulary
 from preftune.data.layout import Budget
 from preftune.errors import ConfigError, ModelError
 from preftune.lifecycle.data import TokenData, require_length
-from preftune.lifecycle.packing_probe import Values, admit, state_values, token_values
+from preftune.lifecycle.packing_probe import Values, choose_layout, state_values, token_values
 from preftune.model import load
 from preftune.model.adapter import add_lora
 from preftune.model.compile import compile_blocks
@@ -25,12 +25,11 @@ from preftune.model.scalar import load_scalar, scalar_scorer
 from preftune.model.weights import note
 from preftune.types import TokenGroup
 
-PROVISIONAL = 4096  # token slots of a micro-batch, until lifecycle.plan chooses
+PROVISIONAL = 4096  # token slots of a micro-batch until lifecycle.plan chooses the size
 
 
 class ModelKind(NamedTuple):
-    """How one kind of model is loaded and scored. `values` is what the packing probe compares, `adapter` is peft's
-    name of the kind."""
+    """How to load and score a kind of model. `values`: what the packing probe compares. `adapter`: peft's task type."""
 
     load: Callable[[load.Source, torch.dtype], Any]
     scorer: Callable[[Any], Scorer]
@@ -47,11 +46,11 @@ class Policy:
     """The model that is trained, with what is needed to save it.
 
     start_hash     hash of its weights at step 0
-    precise        weights and saved buffers in fp32 by name, where the source has more digits than the compute
-                   precision; with LoRA, only where the base is saved as well
-    dtypes         precision of each tensor in `final/` by name; `save_dtype` for all others
-    layout_note    why batches use the layout "rows", if they have to
-    base_unsaved   the adapter's base exists only in memory, so it is saved in the run folder
+    precise        fp32 values, by name, of weights and buffers that the compute precision rounds; with LoRA, only if
+                   the base is saved, too
+    dtypes         precision of tensors in `final/` by name; all others have `save_dtype`
+    layout_note    why batches use the layout "rows", or empty
+    base_unsaved   the adapter's base exists only in memory, so the run folder must contain it
     """
 
     scorer: Scorer
@@ -75,7 +74,7 @@ def load_policy(
 ) -> Policy:
     """Return the policy at step 0 on its device, with an adapter if the config has one. Dropout is off.
 
-    `model` is a model in memory; without it the model is read from `source`.
+    `model` is a model in memory; None loads the model from `source`.
     """
     torch.manual_seed(config.train.seed)
     in_memory = model is not None
@@ -96,7 +95,7 @@ def load_policy(
         model = add_lora(model, config.lora.rank, config.lora.alpha, config.lora.targets, kind.adapter)
     model.to(device_of(model if in_memory else None))
     scorer = kind.scorer(model)
-    layout, layout_note = admit(scorer, config.model.attention, kind.values)
+    layout, layout_note = choose_layout(scorer, config.model.attention, kind.values)
     if config.model.gradient_checkpointing:
         load.checkpoint_activations(model)
     if config.model.compile:
@@ -118,47 +117,47 @@ def load_policy(
 def read_policy(
     config: TunedConfig, source: load.Source, kind: ModelKind, stored: Mapping[str, torch.dtype]
 ) -> tuple[Any, dict[str, torch.Tensor]]:
-    """Return the model in compute precision, and in fp32 those of its tensors that this rounds and that are saved."""
+    """Return the model in compute precision, and fp32 values of tensors that are rounded by it and will be saved."""
     dtype = compute_dtype(config.model)
     rounded = source.adapter is not None or not exact_in(stored.values() or {load.source_dtype(source)}, dtype)
-    saved = not config.lora or source.adapter is not None or kind is REWARD_MODEL  # a plain adapter's base is not saved
+    saved = not config.lora or source.adapter is not None or kind is REWARD_MODEL  # the base of an adapter is not saved
     precise = {}
     if rounded and saved and dtype != torch.float32:
         precise = exact_state(kind.load(source, torch.float32))
     if torch.float64 in stored.values():
-        note(f"note: {source.base}: float64 weights are rounded to fp32, the highest precision of a run")
+        note(f"note: {source.base}: float64 weights are rounded to fp32, the highest precision that runs use")
     return kind.load(source, dtype).requires_grad_(True), precise
 
 
 def _require_usable(model: Any, config: ModelConfig) -> None:
-    """Raises for a model in memory that does not fit the config."""
+    """Raises ModelError or ConfigError for a model in memory that already has an adapter or another precision."""
     if hasattr(model, "peft_config"):
         raise ModelError(
             "the model already has an adapter",
-            why="its reference would be the model without that adapter",
-            fix="pass the model without an adapter, or PeftModel.merge_and_unload(); the section `lora` adds one",
+            why="the reference would be the model without that adapter",
+            fix="pass the model without an adapter or merge it (merge_and_unload); the section `lora` adds a new one",
         )
     if config.dtype != "auto" and load.DTYPES[config.dtype] != model.dtype:
         raise ConfigError(
-            f"the config asks for {config.dtype}, but the model is {model.dtype}",
+            f"the config sets {config.dtype}, but the model in memory is in {model.dtype}",
             where="model.dtype",
-            fix="leave it at auto, or pass the model in that precision",
+            fix="set model.dtype=auto, or pass the model in that precision",
         )
 
 
 def require_same_vocabulary(tokenizer: Any, other: Any, where: str, what: str = "reference") -> None:
-    """Raises ModelError unless both tokenizers give every token the same id."""
+    """Raises ModelError unless both tokenizers map the same tokens to the same ids."""
     if tokenizer.get_vocab() != other.get_vocab():
         raise ModelError(
             f"the {what} and the policy have different vocabularies",
             where=where,
-            why="the same ids would mean different tokens",
+            why="the same token ids would be different tokens",
             fix="use the model that the policy was tuned from, or one with the same tokenizer",
         )
 
 
 def compute_dtype(config: ModelConfig) -> torch.dtype:
-    """Return the config's precision; for `auto`, bf16 on a GPU that supports it, else fp32."""
+    """Return the precision of the config; for `auto`, bf16 on a GPU that supports it, else fp32."""
     if config.dtype != "auto":
         return load.DTYPES[config.dtype]
     native = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -166,7 +165,7 @@ def compute_dtype(config: ModelConfig) -> torch.dtype:
 
 
 def device_of(model: Any) -> torch.device:
-    """Return the device to use: that of a model in memory, else a GPU if there is one, else the CPU."""
+    """Return the device of a model in memory; for None, a GPU if there is one, else the CPU."""
     if model is not None:
         device: torch.device = next(iter(model.parameters())).device
         return device
@@ -176,12 +175,12 @@ def device_of(model: Any) -> torch.device:
 
 
 def check_policy(policy: Policy, data: TokenData, source: load.Source) -> None:
-    """Raises for token ids that the model has no embedding for, and for sequences longer than its positions."""
+    """Raises for token ids without an embedding in the model, and for sequences longer than its positions."""
     groups = [*data.train, *data.held_out]
     require_vocabulary(groups, policy.model.get_input_embeddings().weight.shape[0], source.base)
     require_length(groups, load.max_positions(policy.model.config), "data.max_length")
 
 
 def require_positions(model: Any, groups: Sequence[TokenGroup], where: str) -> None:
-    """Raises ConfigError for sequences longer than the model's positions."""
+    """Raises ConfigError for sequences longer than the model's positions; `where` is the setting to lower."""
     require_length(groups, load.max_positions(model.config), where)

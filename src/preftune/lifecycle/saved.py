@@ -1,4 +1,4 @@
-"""Opening what a run has made: a model folder, a run folder, or one of its checkpoints."""
+"""Open a saved model by its path: a model folder, a run folder or a checkpoint. Compute fingerprints of models."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from preftune.train.run import Run
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A model, its name for tables, and where its tokenizer is."""
+    """A model, its short name for tables, and the source of its tokenizer."""
 
     name: str
     model: Any
@@ -33,9 +33,9 @@ class Opened:
 
 
 def find_policy(path: str, where: str) -> Path:
-    """The folder with the model that `path` names (its checkpoint, its `final`, or itself), not yet loaded.
+    """Return the folder of the model that `path` refers to: a checkpoint, the `final` of a run, or a model folder.
 
-    Raises ModelError or RunError for what holds none.
+    Nothing is loaded. Raises ModelError if there is no model, and RunError for an unfinished run.
     """
     path = objects.model_path(path)
     folder = Path(path).expanduser()
@@ -45,24 +45,25 @@ def find_policy(path: str, where: str) -> Path:
         folder = folder / "final"
     elif (folder / "manifest.json").is_file() and not (folder / "config.json").is_file():
         raise RunError(
-            "a run that is not finished",
+            "the run is not finished, so it has no final model",
             where=str(folder),
-            fix=f"name one of its checkpoints: {', '.join(_checkpoints(folder)) or 'there is none'}",
+            fix=f"use a checkpoint ({', '.join(_checkpoints(folder)) or 'there is none yet'}), or finish the run",
         )
     load.locate(str(folder) if folder.is_dir() else path, where)
     return folder
 
 
 def source_of(path: str, where: str) -> load.Source:
-    """Where the model that `path` names lies. Raises RunError for a checkpoint, because it is not a model folder."""
+    """Return the source of the model that `path` refers to. Raises RunError for a checkpoint, which has no source."""
     folder = find_policy(path, where)
     if (folder / STATE).is_file():
-        raise RunError("a checkpoint of a run", where=f"{where} {path}", fix=f"name the run: {folder.parent.parent}")
+        what = "this is a checkpoint, not a model folder"
+        raise RunError(what, where=f"{where} {path}", fix=f"use the run folder: {folder.parent.parent}")
     return load.locate(str(folder) if folder.is_dir() else path, where)
 
 
 def chat_record_of(path: str, where: str) -> dict[str, Any]:
-    """How the run that made the model rendered chat messages; empty for a model of other origin."""
+    """Return the chat settings of the run that trained the model; empty for a model from elsewhere."""
     folder = find_policy(path, where)
     if (folder / STATE).is_file():
         return load.chat_record(load.Source("", run=str(folder.parent.parent)))
@@ -70,10 +71,10 @@ def chat_record_of(path: str, where: str) -> dict[str, Any]:
 
 
 def open_policy(path: str, where: str, dtype: torch.dtype, device: torch.device) -> Opened:
-    """The model that `path` names. Raises ModelError or RunError for what holds none."""
+    """Load the model that `path` refers to. Raises the errors of `find_policy`."""
     folder = find_policy(path, where)
     if (folder / STATE).is_file():
-        model, source = _of_checkpoint(folder, dtype)
+        model, source = _load_checkpoint(folder, dtype)
         return Opened(f"{folder.parent.parent.name}@{_step(folder)}", model.to(device).eval(), source)
     source = source_of(path, where)
     name = folder.parent.name if folder.name == "final" else folder.name
@@ -81,87 +82,83 @@ def open_policy(path: str, where: str, dtype: torch.dtype, device: torch.device)
 
 
 def model_fingerprint(model: str) -> str:
-    """A hash of a model folder's files, so that a model that was trained on is another one; a Hub id as it is."""
+    """Return a hash of the files of a model folder. A Hub id is returned unchanged."""
     folder = Path(objects.model_path(model)).expanduser()
     folder = folder / "final" if (folder / "final").is_dir() else folder
     if not folder.is_dir():
         return model
-    digest = hashlib.sha256()
+    combined = hashlib.sha256()
     for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")]):
-        digest.update(path.name.encode())
+        combined.update(path.name.encode())
         with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+            combined.update(hashlib.file_digest(file, "sha256").digest())
+    return combined.hexdigest()
 
 
 def reward_fingerprint(name: str) -> str:
-    """A judge's or reward's name with a hash of the models and files it stands for: what it said is good for these
-    alone."""
-    return " ".join(
-        [
-            name,
-            *filter(None, [objects.digest_of(name)]),
-            *(digest(path) if path.is_file() else model_fingerprint(str(path)) for path in _paths(name)),
-        ]
-    )
+    """Return the name of a reward or judge with hashes of its models and files. Cached scores are valid for it only."""
+    hashes = [digest(path) if path.is_file() else model_fingerprint(str(path)) for path in _paths(name)]
+    return " ".join([name, *filter(None, [objects.digest_of(name)]), *hashes])
 
 
 def reward_models_fingerprint(name: str | None) -> str:
-    """A hash of the models that a reward stands for; a run goes on with these alone. None: a reward given in memory."""
+    """Return a hash of a reward's name and models; a run resumes only with the same. None: a reward in memory."""
     models = [model_fingerprint(str(path)) for path in _paths(name or "") if path.is_dir()]
     return hashlib.sha256(" ".join([name or "given in memory", *models]).encode()).hexdigest()
 
 
 def warn_if_reward_changed(run: Run, name: str) -> bool:
-    """Whether the reward's function was changed while its run stood still, as one that failed must be; it is said."""
-    known = run.known("rewards") or []
-    changed = bool(known) and known[-1] != reward_fingerprint(name)
+    """Return whether the reward function has changed since the run was stopped, and print a warning if so.
+
+    This is allowed: a function that failed must be corrected before the run can resume.
+    """
+    fingerprints = run.fact("rewards") or []
+    changed = bool(fingerprints) and fingerprints[-1] != reward_fingerprint(name)
     if changed:
-        run.display.say(f"warning: {name} has changed since the run began; what it trained on stays")
+        run.display.say(f"warning: {name} has changed since the run began; completed steps used the earlier version")
     return changed
 
 
 def note_reward(run: Run, name: str) -> None:
-    """The manifest lists every state of the reward that the run has had."""
-    known, now = run.known("rewards") or [], reward_fingerprint(name)
-    if now not in known[-1:]:
-        run.note(rewards=[*known, now])
+    """Append the reward's fingerprint to the list in the manifest if it has changed."""
+    fingerprints, now = run.fact("rewards") or [], reward_fingerprint(name)
+    if now not in fingerprints[-1:]:
+        run.note(rewards=[*fingerprints, now])
 
 
 def _paths(name: str) -> list[Path]:
-    """The files and folders that a reward's name names. A judge behind a server and a function in memory have none."""
-    return (
-        []
-        if name.startswith(("judge:", objects.FUNCTION))
-        else [p for part in re.split("[:,]", name) if part and (p := _path(part))]
-    )
+    """Return the files and folders in the name of a reward; none for a judge on a server or a function in memory."""
+    if name.startswith(("judge:", objects.FUNCTION)):
+        return []
+    return [path for part in re.split("[:,]", name) if part and (path := _existing(part))]
 
 
-def _path(text: str) -> Path | None:
-    with suppress(OSError, RuntimeError, ValueError):  # no text that can be a path
+def _existing(text: str) -> Path | None:
+    with suppress(OSError, RuntimeError, ValueError):  # the text cannot be a path
         path = Path(text).expanduser()
         return path if path.exists() else None
     return None
 
 
-def _of_checkpoint(folder: Path, dtype: torch.dtype) -> tuple[Any, load.Source]:
+def _load_checkpoint(folder: Path, dtype: torch.dtype) -> tuple[Any, load.Source]:
+    """Return the model of a checkpoint, with an adapter merged, and the source that the run started from."""
     run = folder.parent.parent
     try:
         config = yaml.safe_load((run / "config.yaml").read_text())
         path, lora = str(config["model"]["path"]), config.get("lora")
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise RunError(f"the run of this checkpoint has no readable config.yaml: {error}", where=str(folder)) from error
+        raise RunError(f"cannot read config.yaml of the run of this checkpoint: {error}", where=str(folder)) from error
     source = load.locate(path, f"{run / 'config.yaml'} model.path")
     model = load.load_model(source, torch.float32 if lora else dtype)
     if lora:
         model = add_lora(model, lora["rank"], lora["alpha"], lora["targets"])
     saved = load_file(folder / WEIGHTS)
-    if any(name.startswith("policy.") for name in saved):  # PPO saves the value model beside it
+    if any(name.startswith("policy.") for name in saved):  # PPO also saves the value model
         saved = {name.removeprefix("policy."): t for name, t in saved.items() if name.startswith("policy.")}
     parameters = dict(model.named_parameters())
     unknown = sorted(set(saved) - set(parameters))
     if unknown:
-        raise RunError(f"the checkpoint has weights that the model lacks: {unknown[0]}", where=str(folder))
+        raise RunError(f"the checkpoint has a weight that the model does not have: {unknown[0]}", where=str(folder))
     with torch.no_grad():
         for name, value in saved.items():
             parameters[name].copy_(value)

@@ -1,4 +1,4 @@
-"""The start of a run: refuse what can be refused, cheapest checks first, then open the run folder."""
+"""Start a run: check the config, data and run folder, cheapest checks first, then open the run folder."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from preftune.train.run import Run, require_packages, run_identity
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """A run before anything is loaded.
+    """A run whose data have been read, but whose model has not been loaded.
 
-    text         its rows
-    identity     what makes it the same run when it is resumed
-    model        the model in memory that was passed, or None: then it is read from `source`
-    moment       the date that the chat template writes, in ISO format; None: now
+    text         the rows of the data
+    identity     config and fingerprints; a resumed run must have the same
+    model        the model that the caller passed; None: load it from `source`
+    moment       the date for the chat template, in ISO format; None: now
     began        time.perf_counter() when the command started
-    is_finished  the folder holds this run with its final model
+    is_finished  the folder contains this run, finished
     """
 
     config: RunConfig | PPOConfig
@@ -58,11 +58,11 @@ class Start:
         return self.folder / "final"
 
     def renderer(self) -> Renderer:
-        """The tokenizer with its chat template and the config's chat settings."""
+        """Return the tokenizer with its chat template and the config's chat settings."""
         return load_renderer(self.config.data, self.source, self.tokenizer, self.model, self.moment)
 
     def policy(self, renderer: Renderer) -> Policy:
-        """The policy at step 0."""
+        """Load the policy at step 0."""
         return load_policy(self.config, self.source, renderer, self.model, self.kind)
 
 
@@ -77,11 +77,11 @@ def start_run(
     moment: str | None = None,
     fingerprints: Mapping[str, str] | None = None,
 ) -> Start:
-    """Read the data and check the run folder. Nothing is loaded and nothing is written.
+    """Read the data and check the run folder. No model is loaded and nothing is written.
 
-    `fingerprints` are hashes, by name, of other models that a resumed run must have again. A dry run works on a copy
-    of a model in memory, so that no adapter, compiled block or frozen weight reaches the caller. Raises RunError if
-    the folder belongs to another run, or to a finished run that started from other weights.
+    `fingerprints` are hashes, by name, of other models that must not change when the run is resumed. A dry run works
+    on a copy of a model in memory, so the caller's model does not change. Raises RunError if the folder contains
+    another run, or a finished run that started from other weights.
     """
     display, began, folder = display or Display(), time.perf_counter(), Path(config.out)
     if dry_run and model is not None:
@@ -95,14 +95,14 @@ def start_run(
     start = Start(config, kind, source, text, identity, display, model, tokenizer, moment, began, Run.finished(folder))
     if start.is_finished:
         _require_same_model(start)
-        display.say(f"{folder} is finished; its model is in {start.final}")
+        display.say(f"{folder} is finished, so nothing was done; its model is in {start.final}")
     return start
 
 
 def _require_same_model(start: Start) -> None:
     """Raises RunError if a finished run started from other weights.
 
-    A model in memory is compared by its weights. A model folder is only loaded if its files have changed.
+    A model in memory is compared by its weights. A model folder is compared by its weights if its files have changed.
     """
     if start.model is not None:
         Run.require_start(start.folder, load.weights_hash(start.model))
@@ -112,7 +112,7 @@ def _require_same_model(start: Start) -> None:
 
 
 def load_run(start: Start, config: RunConfig) -> tuple[Policy, TokenData]:
-    """Return the policy at step 0 and the token ids of the data. Raises if they do not fit each other."""
+    """Return the policy at step 0 and the token ids of the data. Raises if the model cannot process the data."""
     renderer = start.renderer()
     data = tokenize_data(start.text, renderer, config.data)
     report_accounts(start.text, start.display)
@@ -122,16 +122,16 @@ def load_run(start: Start, config: RunConfig) -> tuple[Policy, TokenData]:
 
 
 def open_run(start: Start, policy: Policy, data: TokenData | None = None) -> Run:
-    """Open the run folder, new or resumed. Raises RunError if it started from other weights or other token ids."""
+    """Create or resume the run folder. Raises RunError if the run started from other weights or other token ids."""
     run = Run.open(start.folder, start.identity, start.display, type(start.config))
     Run.require_start(run.folder, policy.start_hash)
     ids = data.hash if data else None
-    if run.known("ids") not in (None, ids):
+    if run.fact("ids") not in (None, ids):
         raise RunError(
-            "the data have other token ids than when this run started",
+            "the token ids of the data differ from those at the start of this run",
             where=str(run.folder),
             why="the tokenizer, its chat template or a format function has changed",
-            fix="restore the old ones to resume, or choose another `out`",
+            fix="restore the earlier version to resume, or choose another `out`",
         )
     run.note(
         **({"ids": ids} if ids else {}),
@@ -144,7 +144,7 @@ def open_run(start: Start, policy: Policy, data: TokenData | None = None) -> Run
 
 
 def attach_optimizer(run: Run, config: RunConfig | PPOConfig, weights: Weights, steps: int) -> torch.optim.Optimizer:
-    """Return the optimizer of `weights`. A resumed run restores both from its newest checkpoint."""
+    """Return the optimizer of `weights`. If the run is resumed, restore both from its newest checkpoint."""
     optimizer = build_optimizer(weights.masters, config.optim.name, config.optim.lr, config.optim.weight_decay)
     run.attach(weights, optimizer)
     if run.start:

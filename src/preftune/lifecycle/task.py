@@ -1,4 +1,4 @@
-"""The task of every method whose loss is a function of response log-probs: SFT and preference training."""
+"""The task of SFT, preference and reward training: their losses are functions of response log-probs or rewards."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from preftune.types import Batch, Logps, LossOutput, TokenGroup
 
 @dataclass(frozen=True, slots=True)
 class ResponseTask:
-    """Policy, reference, data and loss of a run; see train.loop.Task for what the methods promise.
+    """Policy, reference, data and loss of a run; train.loop.Task documents the methods.
 
-    ask        returns the log-probs of a batch, or a reward model's rewards in their place
-    at_start   the policy has not been updated and is the reference. Its own log-probs then take the place of cached
-               ones, which differ in the last digits: those depend on what else is in a forward pass
+    score      returns the log-probs of a batch, or, for a reward model, rewards instead of log-probs
+    at_start   the policy has not been updated, so it equals the reference. Its log-probs are then used in place of
+               cached ones, which differ in the last digits because they were computed in other batches
     """
 
     scorer: Scorer
@@ -34,7 +34,7 @@ class ResponseTask:
     groups: Sequence[TokenGroup]
     held_out: Sequence[TokenGroup]
     budget: Budget
-    ask: Callable[..., Logps] = logps
+    score: Callable[..., Logps] = logps
     at_start: bool = False
 
     @property
@@ -45,17 +45,17 @@ class ResponseTask:
         return [batch.to(self.scorer.device) for batch in micro_batches(groups, self.budget)]
 
     def halved(self, batches: Sequence[Batch]) -> ResponseTask:
-        """The same with micro-batches half as large. Raises ConfigError if each has a single group."""
+        """Return the task with micro-batches half as large. Raises ConfigError if each has a single group."""
         return replace(self, budget=halved(self.budget, batches))
 
     def count(self, batch: Batch) -> Tensor:
         return self.loss.count(batch.judged, batch.length_S)
 
     def measure(self, batch: Batch) -> Measured:
-        """One pass of the policy and one of the reference, or of its cache."""
+        """Return the log-probs of policy and reference, or for a reward model its rewards."""
         statistics: Collection[str] = self.loss.statistics
         if self.reference is None:
-            return Measured(self.ask(self.scorer, batch, statistics), None, batch.judged)
+            return Measured(self.score(self.scorer, batch, statistics), None, batch.judged)
         if self.at_start and isinstance(self.reference, Cached):
             policy = logps(self.scorer, batch, statistics)
             return Measured(policy, policy.detach(), batch.judged)
@@ -67,33 +67,33 @@ class ResponseTask:
         return Measured(logps(self.scorer, batch, statistics), self.reference.logps(batch), batch.judged)
 
     def loss_of(self, batch: Batch) -> LossOutput:
-        """The loss of a batch, with metrics."""
+        """Return the loss of a batch, with metrics."""
         return self.objective(self.measure(batch))
 
     def objective(self, measured: Measured) -> LossOutput:
         out = self.loss(measured.policy, measured.reference, measured.judged)
         if self.loss.items == "tokens":
             return out
-        found = preference_metrics(measured.policy, measured.reference, measured.judged, self.loss.beta)
-        if "reward" in self.loss.inputs:  # there are no log-probs
-            found = {name: value for name, value in found.items() if not name.startswith("logps/")}
-        return LossOutput(out.loss_sum, out.count, {**out.metrics, **found})
+        metrics = preference_metrics(measured.policy, measured.reference, measured.judged, self.loss.beta)
+        if "reward" in self.loss.inputs:  # a reward model has no log-probs
+            metrics = {name: value for name, value in metrics.items() if not name.startswith("logps/")}
+        return LossOutput(out.loss_sum, out.count, {**out.metrics, **metrics})
 
     def after_update(self) -> ResponseTask:
         return replace(self, at_start=False) if self.at_start else self
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Loss and metrics of the held-out groups; a loss that couples a step sees all of them as one."""
+        """Return loss and metrics of the held-out groups; a joint loss is computed on all of them at once."""
         if not self.held_out:
             return {}
         tally, calibration, spread = Tally(), Calibration(), Spread()
         measured = []
         for batch in self.micro_batches(self.held_out):
-            for _, found in compute_in_parts(self.measure, batch, self.micro_batches):
-                measured.append(found)
-                if len(found.judged.better_P):
-                    calibration.add(*margins(found.policy, found.reference, found.judged, self.loss.beta))
+            for _, part in compute_in_parts(self.measure, batch, self.micro_batches):
+                measured.append(part)
+                if len(part.judged.better_P):
+                    calibration.add(*margins(part.policy, part.reference, part.judged, self.loss.beta))
                 if not self.joint:
                     self._add(measured.pop(), tally, spread)
         if self.joint:
@@ -107,14 +107,17 @@ class ResponseTask:
 
 
 def halved(budget: Budget, batches: Sequence[Batch]) -> Budget:
-    """Micro-batches half as large as the largest that can be divided. Raises ConfigError if none can."""
+    """Return the budget for micro-batches half as large as the largest one with several groups in `batches`.
+
+    Raises ConfigError if each has a single group.
+    """
     divisible = [len(batch.ids_T) for batch in batches if len(batch.groups) > 1]
     if not divisible:
         largest = max(batches, key=lambda batch: len(batch.ids_T))
         raise ConfigError(
             f"out of memory on a single group of {len(largest.ids_T):,} token slots",
             where=largest.groups[0].origin,
-            why="a group is never split: its prompt and its judgements belong together",
+            why="a group cannot be split, because its responses share a prompt and are compared with each other",
             fix="set model.gradient_checkpointing=true, train with lora, or lower data.max_length",
         )
     return replace(budget, tokens=max(divisible) // 2)

@@ -1,1 +1,1 @@
-"""The training methods: SFT, preference losses, reward models and PPO. Each reads from top to bottom."""
+"""The training methods: SFT, preference losses, reward models and PPO, each with a function `run`."""

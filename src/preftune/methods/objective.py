@@ -1,4 +1,4 @@
-"""The `loss` section as a function, and the data in the form that it needs."""
+"""Build the loss function from the `loss` section, and convert the data to the form that it needs."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def bind_objective(terms: Sequence[LossTerm]) -> Objective:
         unknown = [name for name in inputs if name not in INPUTS]
         if unknown:
             raise ConfigError(
-                f"{term.name!r} asks for the input {unknown[0]!r}, which does not exist",
+                f"{term.name!r} has the input {unknown[0]!r}, which does not exist",
                 where=f"{where}.name",
-                fix=f"use these inputs: {', '.join(INPUTS)}; write parameters of the loss after the *",
+                fix=f"use these inputs: {', '.join(INPUTS)}; parameters of the loss must be keyword-only (after a *)",
             )
         parameters = bind(function, term.parameters, where, term.name)
         items = items_of(inputs)
@@ -37,24 +37,24 @@ def bind_objective(terms: Sequence[LossTerm]) -> Objective:
     kinds = {term.items for term in bound}
     if len(kinds) > 1:
         raise ConfigError(
-            f"a sum of losses over {' and '.join(sorted(kinds))}",
+            f"losses over {' and '.join(sorted(kinds))} cannot be added",
             where="loss",
-            why="the losses count different things, so their weights would have no meaning",
+            why="they are means over different items, so their weights would have no meaning",
             fix="combine losses of the same kind; docs/losses.md lists them",
         )
     return Objective(tuple(bound))
 
 
 def shape_for(objective: Objective, groups: Sequence[TokenGroup]) -> list[TokenGroup]:
-    """Return the groups as the pairs, labelled responses or rankings that the loss needs.
+    """Convert the groups to the pairs, labelled responses or rankings that the loss needs.
 
-    Raises DataError if a column that it needs is missing.
+    Raises DataError if a column that the loss needs is missing, or if the loss does not use one that is present.
     """
     name = objective.terms[0].name
     weighted = objective.items == "pairs" and not objective.joint
     if not groups:
         return []
-    for term in objective.terms:  # one by one: a column that one term uses may be ignored by another
+    for term in objective.terms:  # each term alone, because each must use the columns of the data
         log_margin = "margin" in term.inputs and bool(term.parameters.get("log"))
         require_columns(groups, term.name, frozenset(term.inputs), weighted, log_margin)
     shapes = {"pairs": as_pairs, "responses": as_labelled, "groups": as_rankings}

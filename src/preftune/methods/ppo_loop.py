@@ -1,12 +1,11 @@
-"""The second loop: PPO collects experience with the policy, then updates the policy on it, and again."""
+"""The training loop of PPO: each step samples responses with the policy, then updates the policy on them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from preftune.errors import PreftuneError
 from preftune.formulas import step_seed
 from preftune.lifecycle.task import halved
 from preftune.losses import ppo
-from preftune.methods.rollouts import Actors, Experience, collect, draw, scores
+from preftune.methods.rollouts import Experience, PPOModels, collect, reward_samples, sample_responses
 from preftune.scoring import response_logps
 from preftune.train.loop import stopped, update
 from preftune.train.metrics import Tally
@@ -31,9 +30,9 @@ from preftune.types import Batch, LossOutput, TokenGroup
 
 @dataclass(frozen=True, slots=True)
 class PPOTask:
-    """The clipped losses of one step's experience; see train.loop.Losses."""
+    """The clipped losses on the experience of one step; train.loop.Losses documents the methods."""
 
-    actors: Actors
+    models: PPOModels
     experience: Experience
     settings: PPOParameters
     budget: Budget
@@ -43,7 +42,7 @@ class PPOTask:
         return False
 
     def micro_batches(self, groups: Sequence[TokenGroup]) -> list[Batch]:
-        return [batch.to(self.actors.policy.device) for batch in micro_batches(groups, self.budget)]
+        return [batch.to(self.models.policy.device) for batch in micro_batches(groups, self.budget)]
 
     def halved(self, batches: Sequence[Batch]) -> PPOTask:
         return replace(self, budget=halved(self.budget, batches))
@@ -52,34 +51,30 @@ class PPOTask:
         return batch.length_S.sum().float()
 
     def loss_of(self, batch: Batch) -> LossOutput:
-        """policy loss + value_coef * value loss, and the KL as a loss term for k2 and k3; summed over tokens."""
-        known, settings = self.experience.of(batch), self.settings
-        now, value_N = self.actors.act(batch)
-        policy, clipped = ppo.policy_loss(now.token_N, known.logp, known.advantage, settings.clip)
-        value, value_clipped = ppo.value_loss(value_N, known.value, known.returned, settings.value_clip)
-        ratio = torch.exp(now.token_N.detach() - known.logp)
+        """Return  policy loss + value_coef * value loss (+ kl_weight * KL for k2 and k3),  summed over tokens."""
+        old, settings = self.experience.tokens_of(batch), self.settings
+        now, value_N = self.models.policy_and_values(batch)
+        policy, clipped = ppo.policy_loss(now.token_N, old.logp, old.advantage, settings.clip)
+        value, value_clipped = ppo.value_loss(value_N, old.value, old.returns, settings.value_clip)
+        ratio = torch.exp(now.token_N.detach() - old.logp)
         metrics = {
             "loss/policy": policy.detach(),
             "loss/value": value.detach(),
             "policy/ratio": ratio,
-            "policy/approx_kl": ppo.kl_estimate(known.logp, now.token_N.detach(), "k3"),
+            "policy/approx_kl": ppo.kl_estimate(old.logp, now.token_N.detach(), "k3"),
             "policy/clip_fraction": clipped.float(),
             "value/clip_fraction": value_clipped.float(),
         }
         count, total = self.count(batch), policy.sum() + settings.value_coef * value.sum()
         if settings.kl_estimator != "k1":
-            kl = ppo.kl_loss(now.token_N, known.logp, known.reference, settings.kl_estimator)
+            kl = ppo.kl_loss(now.token_N, old.logp, old.reference, settings.kl_estimator)
             total = total + self.experience.kl_weight * kl.sum()
             metrics["loss/kl"] = self.experience.kl_weight * kl.detach()
-        return LossOutput(
-            total,
-            count,
-            {name: (values.sum(), count) for name, values in metrics.items()},
-        )
+        return LossOutput(total, count, {name: (values.sum(), count) for name, values in metrics.items()})
 
 
 def optimise(
-    actors: Actors,
+    models: PPOModels,
     prompts: Prompts,
     steps: Sequence[Step],
     config: PPOConfig,
@@ -88,23 +83,20 @@ def optimise(
     optimizer: torch.optim.Optimizer,
     run: Run,
 ) -> Iterator[tuple[int, Budget]]:
-    """Do the steps `steps[run.start:]`. Yield the step number and the budget whenever an evaluation is due.
-
-    An error leaves a checkpoint of the last whole step behind.
-    """
+    """Do the steps `steps[run.start:]`. Yield the step number and the budget whenever an evaluation is due."""
     total, warmup = len(steps), warmup_steps(config.optim.warmup, len(steps))
-    coefficient = run.facts.get("kl_coef", config.ppo.kl_coef)
+    coefficient = run.loop_state.get("kl_coef", config.ppo.kl_coef)
     if run.start == 0:
         yield 0, budget
     for step in steps[run.start :]:
         began, lr = perf_counter(), lr_at(step.number, total, config.optim.lr, config.optim.schedule, warmup)
-        run.facts = {"kl_coef": coefficient}
-        with saved_on_error(run, step.number - 1, budget) as guard:
+        run.loop_state = {"kl_coef": coefficient}
+        with save_on_error(run, step.number - 1, budget):
             batch = [prompts.train[i] for i in step.members]
             seed = step_seed(config.train.seed, step.number)
-            experience = collect(actors, batch, config.rollout, config.ppo, coefficient, budget, seed, step.number)
-            task, tally = PPOTask(actors, experience, config.ppo, budget), Tally()
-            guard.weights_changed = True
+            experience = collect(models, batch, config.rollout, config.ppo, coefficient, budget, seed, step.number)
+        task, tally = PPOTask(models, experience, config.ppo, budget), Tally()
+        with save_on_error(run, step.number - 1, budget, weights_changed=True):
             for members in minibatches(len(batch), config.ppo, config.train.seed, step.number):
                 groups = [experience.groups[i] for i in members]
                 task, metrics, norm = update(
@@ -117,7 +109,7 @@ def optimise(
         if config.ppo.kl_target is not None:
             kl, horizon = experience.metrics["objective/kl"], config.ppo.kl_horizon
             coefficient = ppo.adapt_kl_coefficient(coefficient, kl, config.ppo.kl_target, len(length_S), horizon)
-        run.facts = {"kl_coef": coefficient}
+        run.loop_state = {"kl_coef": coefficient}
         seconds = perf_counter() - began
         rates = {"responses_per_s": len(length_S) / seconds, "tokens_per_s": sum(length_S) / seconds}
         if step.number % config.train.log_every == 0 or step.number in (1, total):
@@ -131,33 +123,28 @@ def optimise(
             raise stopped(step.number, total)
 
 
-class saved_on_error:
-    """A context in which an error leaves a checkpoint of the last whole step behind, unless there is one.
+@contextmanager
+def save_on_error(run: Run, step: int, budget: Budget, weights_changed: bool = False) -> Iterator[None]:
+    """If an error occurs inside this context, save a checkpoint of `step`, the last completed step.
 
-    Once `weights_changed` is set, updates of the next step have begun. Their weights belong to no whole step, so they
-    are only saved if there is no checkpoint at all.
+    `weights_changed`: updates of the next step have begun, so the weights are not exactly those after `step`. They are
+    saved only if the run has no checkpoint at all.
     """
-
-    def __init__(self, run: Run, step: int, budget: Budget) -> None:
-        self.run, self.step, self.tokens, self.weights_changed = run, step, budget.tokens, False
-
-    def __enter__(self) -> saved_on_error:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _trace: Any) -> None:
-        if not isinstance(error, PreftuneError) or self.step == 0:
-            return
-        saved = sorted((self.run.folder / "checkpoints").glob("step-????????"))
-        if saved and (self.weights_changed or saved[-1].name == f"step-{self.step:08d}"):
-            return
-        assert self.run.weights is not None
-        self.run.weights.clear_gradients()
-        with suppress(PreftuneError):  # the first error is the one to report
-            self.run.save(self.step, Tally(), self.tokens)
+    try:
+        yield
+    except PreftuneError:
+        saved = sorted((run.folder / "checkpoints").glob("step-????????"))
+        is_saved = bool(saved) and (weights_changed or saved[-1].name == f"step-{step:08d}")
+        if step > 0 and not is_saved:
+            assert run.weights is not None
+            run.weights.clear_gradients()
+            with suppress(PreftuneError):  # report the first error
+                run.save(step, Tally(), budget.tokens)
+        raise
 
 
 def minibatches(groups: int, settings: PPOParameters, seed: int, step: int) -> Iterator[list[int]]:
-    """The groups of each update: every pass takes all of them in an order of its own."""
+    """Yield the group indices of each update. Every epoch uses all groups once, in a new order."""
     for epoch in range(settings.epochs):
         order = permutation(groups, seed, step * settings.epochs + epoch)
         for part in np.array_split(order, min(settings.minibatches, groups)):
@@ -165,15 +152,15 @@ def minibatches(groups: int, settings: PPOParameters, seed: int, step: int) -> I
 
 
 @torch.no_grad()
-def evaluate(actors: Actors, held_out: Sequence[Prompt], config: PPOConfig, step: int) -> dict[str, float]:
-    """Reward and sequence KL of fresh responses to the held-out prompts, always with the same random numbers."""
+def evaluate(models: PPOModels, held_out: Sequence[Prompt], config: PPOConfig, step: int) -> dict[str, float]:
+    """Return mean reward and KL of new responses to the held-out prompts, sampled with the same seed every time."""
     if not held_out:
         return {}
-    drawn = draw(actors, held_out, config.rollout, step_seed(config.train.seed, 0))
-    score_S, ended_S = scores(actors, held_out, drawn, config.rollout, f"evaluation at step {step}")
-    groups = [sampled.group for sampled in drawn]
-    policy = response_logps(actors.policy, groups)
-    reference = response_logps(actors.reference, groups)
+    samples = sample_responses(models, held_out, config.rollout, step_seed(config.train.seed, 0))
+    score_S, ended_S = reward_samples(models, held_out, samples, config.rollout, f"evaluation at step {step}")
+    groups = [sampled.group for sampled in samples]
+    policy = response_logps(models.policy, groups)
+    reference = response_logps(models.reference, groups)
     return {
         "objective/score": float(score_S.mean()),
         "objective/kl": float((policy - reference).mean()),

@@ -1,4 +1,4 @@
-"""Reward models: a scalar head on a language model's body, fitted to judgements by the Bradley-Terry likelihood."""
+"""Reward models: a language model with a scalar head, trained on judgements with the Bradley-Terry likelihood."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from preftune.train.optim import Weights
 from preftune.train.run import Run
 from preftune.types import TokenGroup
 
-SCALE_GROUPS = 1000  # enough for a mean and a standard deviation
+SCALE_GROUPS = 1000  # groups used to estimate mean and standard deviation of the rewards
 INPUTS = ("reward", "probability", "margin")
 
 
@@ -41,9 +41,9 @@ def run(
     display: Display | None = None,
     dry_run: bool = False,
 ) -> Path:
-    """Train and return the folder of the reward model, which AutoModelForSequenceClassification loads.
+    """Train, and return the folder of the reward model, which AutoModelForSequenceClassification can load.
 
-    `model` and `tokenizer` may be given in memory: a sequence classifier with one label.
+    `model` and `tokenizer` may be objects in memory; the model must be a sequence classifier with one label.
     """
     objective = Objective((Term("bradley_terry", bradley_terry, INPUTS, "pairs", {"centre": config.centre}),))
     with before_first_step(model):
@@ -65,11 +65,11 @@ def run(
         for step, task in fit(task, steps, run.start, weights, optimizer, config.optim, config.train, run):
             run.evaluation(step, task.evaluate())
         policy.model.config.reward_scale = measured_scale(task, run) if config.normalise else None
-    return finish_run(run, policy, len(steps), merged=True)
+    return finish_run(run, policy, len(steps), "preftune score --reward FINAL --data DATA", merged=True)
 
 
 def judged(groups: Sequence[TokenGroup]) -> list[TokenGroup]:
-    """Groups with judgements, with a slot to read each reward at."""
+    """Return the groups as preference pairs, with one more token per response, where its reward is read."""
     if not groups:
         return []
     return with_reward_slot([replace(group, labels=(), ranks=()) for group in as_pairs(groups, "reward")])
@@ -77,15 +77,15 @@ def judged(groups: Sequence[TokenGroup]) -> list[TokenGroup]:
 
 @torch.no_grad()
 def measured_scale(task: ResponseTask, run: Run) -> dict[str, float] | None:
-    """Return mean and standard deviation of the rewards of the training responses, or of every k-th group of many.
+    """Return mean and standard deviation of the rewards of up to about SCALE_GROUPS training groups.
 
-    Returns None, and reports it, if all rewards are the same.
+    If all rewards are the same, print a message and return None.
     """
     groups = task.groups[:: 1 + len(task.groups) // SCALE_GROUPS]
-    rewards = score_responses(partial(task.ask, task.scorer), groups, task.scorer.device, task.budget)
+    rewards = score_responses(partial(task.score, task.scorer), groups, task.scorer.device, task.budget)
     values = np.concatenate(rewards)
     mean, std = float(values.mean()), float(values.std())
     if std > 0:
         return {"mean": mean, "std": std}
-    run.display.say(f"all training responses have the reward {mean:g}: nothing was learnt, so nothing is normalised")
+    run.display.say(f"rewards are not normalised: all training responses have the reward {mean:g}")
     return None

@@ -1,6 +1,7 @@
-"""One step's experience of PPO: responses, their rewards, and of every token how much better it was than hoped.
+"""The rollouts of PPO: sample responses, compute their rewards, and estimate the advantage of each token.
 
-Four models: the policy samples; the reference keeps it close; the reward judges whole responses; the value model hopes.
+Four models take part: the policy samples, the KL to the reference is a penalty, the reward model scores whole
+responses, and the value model predicts the return from each token.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ from preftune.model.token_logprobs import token_logprobs
 from preftune.rewards.reward import Reward, require_rewards, responses_of
 from preftune.types import Batch, Logps, TokenGroup
 
-BLOWN_UP = 1000.0  # a value so many times the largest reward of a response has lost its way
+MAX_VALUE_RATIO = 1000.0  # a value this many times as large as the largest reward means that the value model diverged
 
 
 @dataclass(frozen=True, slots=True)
 class Critic:
-    """The value model: a network of its own, or a linear map of the policy's last hidden states."""
+    """The value model: a separate network, or a linear head on the policy's last hidden states."""
 
     network: Scorer | None
     head: nn.Linear | None
@@ -43,8 +44,8 @@ class Critic:
 
 
 @dataclass(frozen=True, slots=True)
-class Actors:
-    """The models of a run."""
+class PPOModels:
+    """The models of a PPO run."""
 
     policy: Scorer
     reference: Live
@@ -52,8 +53,8 @@ class Actors:
     critic: Critic
     tokenizer: Any
 
-    def act(self, batch: Batch) -> tuple[Logps, Tensor]:
-        """The policy's log-probs and the values, with gradients: one pass of a model each, or one of both."""
+    def policy_and_values(self, batch: Batch) -> tuple[Logps, Tensor]:
+        """Return the policy's log-probs and (N,) values, with gradients. A value head shares the policy's pass."""
         if self.critic.network:
             return logps(self.policy, batch), scalars(self.critic.network, batch)
         assert self.critic.head is not None
@@ -64,59 +65,59 @@ class Actors:
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
-    """What is known of the tokens of one group when an update begins; its responses' tokens one after another."""
+class RolloutTokens:
+    """(N,) values per response token, before the updates of a step; `logp`, `reference`: log-probs of both models."""
 
     logp: Tensor
     reference: Tensor
     value: Tensor
     advantage: Tensor
-    returned: Tensor
+    returns: Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class Experience:
-    """The responses of one step. `kl_weight`: of the KL as a loss term, 0 where it is in the rewards alone."""
+    """The responses of one step, and their tokens by id(group). `kl_weight`: of the KL as a loss term, 0 for k1."""
 
     groups: list[TokenGroup]
-    known: dict[int, Known]
+    tokens: dict[int, RolloutTokens]
     metrics: dict[str, float]
     kl_weight: float
 
-    def of(self, batch: Batch) -> Known:
-        """What is known of the tokens of a batch."""
-        found = [self.known[id(group)] for group in batch.groups]
-        parts = ("logp", "reference", "value", "advantage", "returned")
-        return Known(*(torch.cat([getattr(known, name) for known in found]) for name in parts))
+    def tokens_of(self, batch: Batch) -> RolloutTokens:
+        """Return the tokens of all groups of a batch."""
+        parts = [self.tokens[id(group)] for group in batch.groups]
+        names = ("logp", "reference", "value", "advantage", "returns")
+        return RolloutTokens(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
 
 
-def draw(actors: Actors, prompts: Sequence[Prompt], rollout: RolloutConfig, seed: int) -> list[Sampled]:
-    """The policy's responses to the prompts."""
+def sample_responses(models: PPOModels, prompts: Sequence[Prompt], rollout: RolloutConfig, seed: int) -> list[Sampled]:
+    """Sample the policy's responses to the prompts."""
     sampling = Sampling(rollout.responses, rollout.max_new_tokens, seed=seed)
-    return sample(actors.policy.model, actors.tokenizer, [p.ids.tolist() for p in prompts], sampling)
+    return sample(models.policy.model, models.tokenizer, [p.ids.tolist() for p in prompts], sampling)
 
 
-def scores(
-    actors: Actors, prompts: Sequence[Prompt], drawn: Sequence[Sampled], rollout: RolloutConfig, when: str
+def reward_samples(
+    models: PPOModels, prompts: Sequence[Prompt], samples: Sequence[Sampled], rollout: RolloutConfig, when: str
 ) -> tuple[Tensor, Tensor]:
-    """(S,) rewards less the penalty for cut-off responses, and whether each response ended."""
-    answers = responses_of(prompts, drawn)
-    cut = next((a for a in answers if not a.ended), None)
+    """Return (S,) rewards minus the penalty for cut-off responses, and (S,) whether each response ended."""
+    responses = responses_of(prompts, samples)
+    cut = next((r for r in responses if not r.ended), None)
     if cut and rollout.missing_eos == "stop":
         raise NumericError(
             f"a response did not end within {rollout.max_new_tokens} tokens",
             where=f"{when}, {cut.origin}",
-            why=f"it is {cut.response!r}",
-            fix="raise rollout.max_new_tokens, or set rollout.missing_eos=keep, with a penalty",
+            why=f"rollout.missing_eos=stop ends the run at the first such response; it is {cut.response!r}",
+            fix="raise rollout.max_new_tokens, or set rollout.missing_eos=keep and rollout.missing_eos_penalty",
         )
-    ended = torch.tensor([a.ended for a in answers])
-    found = torch.from_numpy(require_rewards(actors.reward, answers, when)).float()
-    return found - rollout.missing_eos_penalty * (~ended).float(), ended
+    ended_S = torch.tensor([r.ended for r in responses])
+    reward_S = torch.from_numpy(require_rewards(models.reward, responses, when)).float()
+    return reward_S - rollout.missing_eos_penalty * (~ended_S).float(), ended_S
 
 
 @torch.no_grad()
 def collect(
-    actors: Actors,
+    models: PPOModels,
     prompts: Sequence[Prompt],
     rollout: RolloutConfig,
     settings: PPOParameters,
@@ -125,35 +126,38 @@ def collect(
     seed: int,
     step: int,
 ) -> Experience:
-    """Sample, score, and compute advantages. Raises the errors of `require_rewards`, also for values that blew up."""
+    """Sample responses, compute their rewards, and estimate advantages. `coefficient` is the weight of the KL.
+
+    Raises the errors of `require_rewards`, and NumericError if the value model has diverged.
+    """
     when = f"step {step}"
-    drawn = draw(actors, prompts, rollout, seed)
-    score_S, ended_S = scores(actors, prompts, drawn, rollout, when)
-    groups = [replace(s.group, origin=p.origin) for s, p in zip(drawn, prompts, strict=True)]
-    device = actors.policy.device
+    samples = sample_responses(models, prompts, rollout, seed)
+    score_S, ended_S = reward_samples(models, prompts, samples, rollout, when)
+    groups = [replace(s.group, origin=p.origin) for s, p in zip(samples, prompts, strict=True)]
+    device = models.policy.device
 
-    def look(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         batch = batch.to(device)
-        policy, value_N = actors.act(batch)
-        return policy.token_N, actors.reference.logps(batch).token_N, value_N
+        policy, value_N = models.policy_and_values(batch)
+        return policy.token_N, models.reference.logps(batch).token_N, value_N
 
-    found = by_group(look, groups, partial(micro_batches, budget=budget))
-    policy_N, reference_N, value_N = (torch.cat(parts) for parts in zip(*found, strict=True))
+    outputs = by_group(forward, groups, partial(micro_batches, budget=budget))
+    policy_N, reference_N, value_N = (torch.cat(parts) for parts in zip(*outputs, strict=True))
     length_S = torch.tensor([len(r) for g in groups for r in g.response_ids], device=device)
     score_S = score_S.to(device)
     scaled_S = score_S / (score_S.std(correction=0) + 1e-8) if settings.whiten_rewards else score_S
-    kl_N = ppo.kl_estimate(policy_N, reference_N, "k1")  # the only one whose gradient as a reward is that of the KL
+    kl_N = ppo.kl_estimate(policy_N, reference_N, "k1")  # the only estimator with the right gradient as a reward
     reward_N = ppo.token_rewards(scaled_S, kl_N, coefficient, length_S)
     advantage_N, return_N = ppo.advantages(reward_N, value_N, length_S, settings.gamma, settings.lam)
     kl_S, total_S = sum_responses(policy_N - reference_N, length_S), sum_responses(reward_N, length_S)
-    _require_sane(value_N, total_S, length_S, groups, when)
-    advantage_N, kl_weight = _parted(advantage_N, kl_N, coefficient, settings)
+    _require_bounded(value_N, total_S, length_S, groups, when)
+    advantage_N, kl_weight = _split_kl(advantage_N, kl_N, coefficient, settings)
     metrics: dict[str, Any] = {
         "objective/score": score_S.mean(),
         "objective/kl": kl_S.mean(),
         "objective/reward": total_S.mean(),
         "objective/kl_coef": coefficient,
-        "policy/entropy": -policy_N.mean(),  # estimated from the sampled tokens
+        "policy/entropy": -policy_N.mean(),  # estimated on the sampled tokens
         "value/mean": value_N.mean(),
         "value/explained_variance": ppo.explained_variance(value_N, return_N),
         "returns/mean": return_N.mean(),
@@ -163,16 +167,16 @@ def collect(
     }
     sizes = [sum(map(len, group.response_ids)) for group in groups]
     pieces = [torch.split(values, sizes) for values in (policy_N, reference_N, value_N, advantage_N, return_N)]
-    known = {id(group): Known(*parts) for group, *parts in zip(groups, *pieces, strict=True)}
-    return Experience(groups, known, {name: float(value) for name, value in metrics.items()}, kl_weight)
+    tokens = {id(group): RolloutTokens(*parts) for group, *parts in zip(groups, *pieces, strict=True)}
+    return Experience(groups, tokens, {name: float(value) for name, value in metrics.items()}, kl_weight)
 
 
-def _parted(advantage_N: Tensor, kl_N: Tensor, coefficient: float, settings: PPOParameters) -> tuple[Tensor, float]:
-    """The advantages to train on, and the weight of the KL as a loss term.
+def _split_kl(advantage_N: Tensor, kl_N: Tensor, coefficient: float, settings: PPOParameters) -> tuple[Tensor, float]:
+    """Return the (N,) advantages to train on, and the weight of the KL as a loss term.
 
-    k1: the KL stays in the advantages. k2 and k3: each token's own KL leaves its advantage, where the loss term takes
-    its place; the KL of later tokens stays. Whitening divides both by the same number, or it would change kl_coef.
-    So the first update of a step has the same gradient for all three.
+    k1: the KL is part of the advantages. k2, k3: the KL of each token is removed from its own advantage and becomes a
+    loss term; the KL of later tokens is still part of the advantage. Whitening divides advantages and loss term by the
+    same number, so it does not change kl_coef. The first update of a step has the same gradient for all three.
     """
     scale = 1.0
     if settings.whiten_advantages:
@@ -184,18 +188,21 @@ def _parted(advantage_N: Tensor, kl_N: Tensor, coefficient: float, settings: PPO
     return advantage_N + weight * kl_N, weight
 
 
-def _require_sane(value_N: Tensor, total_S: Tensor, length_S: Tensor, groups: Sequence[TokenGroup], when: str) -> None:
-    """Values that are not finite, or beyond every reward by far, teach the policy nothing."""
-    largest = BLOWN_UP * total_S.abs().max().clamp(min=1.0)
-    bad = ~(value_N.abs() <= largest) | ~torch.isfinite(total_S.repeat_interleave(length_S))
-    if not bool(bad.any()):
+def _require_bounded(
+    value_N: Tensor, total_S: Tensor, length_S: Tensor, groups: Sequence[TokenGroup], when: str
+) -> None:
+    """Raises NumericError for values that are not finite or MAX_VALUE_RATIO times as large as the largest reward."""
+    largest = MAX_VALUE_RATIO * total_S.abs().max().clamp(min=1.0)
+    bad_N = ~(value_N.abs() <= largest) | ~torch.isfinite(total_S.repeat_interleave(length_S))
+    if not bool(bad_N.any()):
         return
-    at = int(torch.nonzero(bad)[0])
-    response = int(torch.searchsorted(length_S.cumsum(0), at, right=True))
+    token = int(torch.nonzero(bad_N)[0])
+    response = int(torch.searchsorted(length_S.cumsum(0), token, right=True))
     owners = [group.origin for group in groups for _ in group.response_ids]
     raise NumericError(
-        f"the value of a token is {float(value_N[at]):.4g}, the reward of its response {float(total_S[response]):.4g}",
+        f"the value of a token is {float(value_N[token]):.4g}, but the reward of its response is only "
+        f"{float(total_S[response]):.4g}",
         where=f"{when}, {owners[response]}",
-        why="the value model has blown up, and its advantages would be noise",
-        fix="lower optim.lr, set ppo.value_clip, or bring the rewards to a scale of about 1",
+        why="the value model has diverged, so the advantages would be noise",
+        fix="lower optim.lr, set ppo.value_clip, or scale the rewards to about 1",
     )

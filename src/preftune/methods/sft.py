@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: on demonstrations, or on the preferred responses of preference data."""
+"""Supervised fine-tuning (SFT) on demonstrations or on the preferred responses of preference data."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def run(
     display: Display | None = None,
     dry_run: bool = False,
 ) -> Path:
-    """Train and return the folder of the tuned model. `model` and `tokenizer` may be objects in memory."""
+    """Train, and return the folder of the tuned model. `model` and `tokenizer` may be objects in memory."""
     with before_first_step(model):
         start = start_run(config, model=model, tokenizer=tokenizer, display=display, dry_run=dry_run)
         if start.is_finished:
@@ -50,20 +50,18 @@ def run(
     with running(run, policy, "train", len(steps)):
         for step, task in fit(task, steps, run.start, weights, optimizer, config.optim, config.train, run):
             run.evaluation(step, task.evaluate())
-    return finish_run(run, policy, len(steps))
+    return finish_run(run, policy, len(steps), "preftune dpo CONFIG.yaml model.path=FINAL")
 
 
 def preferred(groups: Sequence[TokenGroup]) -> list[TokenGroup]:
-    """What SFT learns from, each once for its prompt.
-
-    Demonstrations; of judged responses those that won and never lost; of labelled ones the desirable.
-    """
+    """Return one group per response to train on: demonstrations, judged responses that won and never lost (each once
+    per prompt), and responses with a positive label."""
     require_columns(groups, "sft", frozenset(), weighted=False, log_margin=False)
     result, seen = [], set()
     for group in groups:
-        won, lost = {j.better for j in group.judgements}, {j.worse for j in group.judgements}
+        better, worse = {j.better for j in group.judgements}, {j.worse for j in group.judgements}
         for index, ids in enumerate(group.response_ids):
-            good = index in won - lost if group.judgements else not group.labels or group.labels[index] > 0
+            good = index in better - worse if group.judgements else not group.labels or group.labels[index] > 0
             key = (group.prompt_ids.tobytes(), ids.tobytes())
             if good and (key not in seen or not group.judgements):
                 seen.add(key)

@@ -1,1 +1,1 @@
-"""The training loop and what it stands on: optimizer, checkpoints, metrics, run folder, display."""
+"""The training loop, optimizer, checkpoints, metrics, run folder and progress display."""

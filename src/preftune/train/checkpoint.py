@@ -1,12 +1,12 @@
-"""Checkpoints: trained weights and optimizer state as safetensors, the position as JSON; never pickle.
+"""Checkpoints: trained weights and optimizer state as safetensors, everything else as JSON; never pickle.
 
     checkpoints/step-00000123/
         weights.safetensors     fp32 masters by parameter name
-        optimizer.safetensors   its tensors as "<parameter>/<key>"
+        optimizer.safetensors   optimizer state as "<parameter>/<key>"
         state.json              step, sha256 of the files, metrics not yet logged, the identity of the run; written last
 
-A checkpoint is written beside its final place and renamed when it is complete. The order of the data and of
-everything random is a function of seed and step, so the step is the whole position.
+A checkpoint is written to a temporary folder, which is renamed when it is complete. The order of the data and all
+random numbers are functions of seed and step, so no other position is saved.
 """
 
 from __future__ import annotations
@@ -28,14 +28,8 @@ from preftune.train.optim import Weights
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
 
 
-def save(
-    folder: Path,
-    step: int,
-    weights: Weights,
-    optimizer: torch.optim.Optimizer,
-    facts: dict[str, Any],
-) -> Path:
-    """Write the checkpoint of `step` below `folder` and remove older ones; `facts` are kept in its state."""
+def save(folder: Path, step: int, weights: Weights, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> Path:
+    """Write the checkpoint of `step` to `folder`, with `state` in state.json. Keep the newest two checkpoints."""
     final = folder / f"step-{step:08d}"
     part = folder / f"{final.name}.part-{os.getpid()}"
     try:
@@ -45,13 +39,12 @@ def save(
             save_file({name: master.detach().contiguous() for name, master in weights}, part / WEIGHTS)
             save_file(_optimizer_tensors(weights, optimizer), part / OPTIMIZER)
             hashes = {name: _sha256(part / name) for name in (WEIGHTS, OPTIMIZER)}
-            state = {"step": step, "files": hashes, **facts}
-            (part / STATE).write_text(json.dumps(state, indent=1))
+            (part / STATE).write_text(json.dumps({"step": step, "files": hashes, **state}, indent=1))
             for path in (part / WEIGHTS, part / OPTIMIZER, part / STATE, part):
-                _to_disk(path)
+                _sync(path)
             shutil.rmtree(final, ignore_errors=True)
             os.replace(part, final)
-            _to_disk(folder)
+            _sync(folder)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
@@ -61,27 +54,28 @@ def save(
 
 
 def newest(folder: Path) -> tuple[Path | None, dict[str, Any], list[str]]:
-    """The newest whole checkpoint with its state, and what is wrong with newer ones.
+    """Return the newest intact checkpoint, its state, and descriptions of newer, damaged ones.
 
-    Raises RunError if there are checkpoints and none is whole: to start again from step 0 is for the user to decide.
+    Return (None, {}, []) if there is no checkpoint. Raises RunError if all are damaged, because the user must decide
+    whether to start again from step 0.
     """
     damaged = []
     for path in sorted(folder.glob("step-????????"), reverse=True):
         try:
             state = json.loads((path / STATE).read_text())
-            wrong = [name for name, known in state["files"].items() if _sha256(path / name) != known]
+            changed = [name for name, sha256 in state["files"].items() if _sha256(path / name) != sha256]
         except (OSError, ValueError, KeyError, AttributeError) as error:
             damaged.append(f"{path.name}: {error}")
             continue
-        if not wrong:
+        if not changed:
             return path, state, damaged
-        damaged.append(f"{path.name}: {', '.join(wrong)} is not what was written")
+        damaged.append(f"{path.name}: the hash in state.json does not match {', '.join(changed)}")
     if damaged:
         raise RunError(
-            "no checkpoint is whole",
+            "all checkpoints are damaged",
             where=str(folder),
             why="; ".join(damaged),
-            fix="restore the folder from a copy, or delete it to begin at step 0",
+            fix="restore the folder from a backup, or delete it to start again from step 0",
         )
     return None, {}, []
 
@@ -91,7 +85,8 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _to_disk(path: Path) -> None:
+def _sync(path: Path) -> None:
+    """Force the file or folder to be written to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -100,11 +95,11 @@ def _to_disk(path: Path) -> None:
 
 
 def restore(path: Path, weights: Weights, optimizer: torch.optim.Optimizer) -> None:
-    """Bring weights and optimizer back to the checkpoint. Raises RunError if it is of another model."""
+    """Load weights and optimizer state from a checkpoint. Raises RunError if its weights do not match the model."""
     saved = load_file(path / WEIGHTS)
     shapes = {name: tuple(master.shape) for name, master in weights}
     if {name: tuple(value.shape) for name, value in saved.items()} != shapes:
-        raise RunError("the checkpoint holds other weights than the model", where=str(path))
+        raise RunError("names or shapes of the weights in the checkpoint do not match the model", where=str(path))
     with torch.no_grad():
         for name, master in weights:
             master.copy_(saved[name])

@@ -1,4 +1,4 @@
-"""What a run shows while it works: a live bar on a terminal, plain lines elsewhere."""
+"""Progress of a run: a live progress bar on a terminal, plain lines in a file or pipe."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-PLAIN_SECONDS = 5.0
-SHOWN = (
+PLAIN_SECONDS = 5.0  # between two plain lines
+SHOWN = (  # metric, label, format
     ("loss", "loss", "{:.4f}"),
     ("rewards/margins", "margin", "{:.3f}"),
     ("rewards/accuracies", "accuracy", "{:.2f}"),
@@ -23,7 +23,7 @@ SHOWN = (
 
 
 class Display:
-    """Progress of one stage at a time. `quiet` shows nothing."""
+    """Show messages and the progress of one stage at a time. `quiet` shows nothing."""
 
     def __init__(self, quiet: bool = False, console: Console | None = None) -> None:
         self.console = console or Console(file=sys.stderr, highlight=False, force_jupyter=False)
@@ -34,12 +34,12 @@ class Display:
         self._total, self._name, self._began, self._last = 0, "", 0.0, 0.0
 
     def say(self, text: str) -> None:
-        """One line."""
+        """Print a line."""
         if not self.quiet:
             self.console.print(text, markup=False, soft_wrap=True)
 
     def stage(self, name: str, total: int, done: int = 0) -> Display:
-        """Begin a stage of `total` steps; use as a context."""
+        """Begin a stage of `total` steps, `done` of them completed. Use it as a context manager."""
         self._name, self._total, self._began, self._last = name, total, time.monotonic(), time.monotonic()
         if self._live:
             self._progress = Progress(
@@ -67,7 +67,7 @@ class Display:
         self._task = None
 
     def advance(self, done: int, figures: str = "") -> None:
-        """`done` steps of the stage are over."""
+        """Show that `done` steps of the stage are completed, with `figures` as text."""
         if self._progress and self._task is not None:
             self._progress.update(self._task, completed=done, figures=figures)
         elif time.monotonic() - self._last >= PLAIN_SECONDS or done >= self._total or not self._last:
@@ -75,10 +75,10 @@ class Display:
             self.say(f"{self._name} {done}/{self._total} {figures}".rstrip())
 
     def line(self, step: int, split: str, metrics: dict[str, float]) -> None:
-        """Metrics of a step."""
+        """Show the metrics of a step; `split` is train or eval."""
         figures = " ".join(f"{short} {form.format(metrics[name])}" for name, short, form in SHOWN if name in metrics)
         if split == "eval":
-            watched = all(name.startswith("drift/") for name in metrics)  # on training prompts: nothing is held out
-            self.say(f"step {step} {'monitor' if watched else 'held out'}: {figures}")
+            only_monitor = all(name.startswith("drift/") for name in metrics)  # without held-out data
+            self.say(f"step {step} {'monitor' if only_monitor else 'held out'}: {figures}")
         else:
             self.advance(step, figures)

@@ -1,4 +1,4 @@
-"""The training loop: SFT, preference and reward training all run through `fit`; PPO has its own (methods.ppo_loop)."""
+"""The training loop of SFT, preference and reward training, `fit`. The loop of PPO is in methods.ppo_loop."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from preftune.types import Batch, Judged, Logps, LossOutput, TokenGroup
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What the models say about a batch: all that a loss can depend on."""
+    """The models' log-probs of a batch, and its judgements: the inputs of a loss."""
 
     policy: Logps
     reference: Logps | None
@@ -31,37 +31,37 @@ class Measured:
 
 
 class Losses(Protocol):
-    """What differs between training methods in one update: how groups become batches, and the loss of a batch."""
+    """What an update needs from a training method: how to make batches of groups, and the loss of a batch."""
 
     @property
     def joint(self) -> bool:
-        """Whether the loss couples all micro-batches of a step."""
+        """Whether the loss is a function of all micro-batches of a step together."""
         ...
 
     @property
     def budget(self) -> Budget:
-        """Size of micro-batches."""
+        """Layout and size of micro-batches."""
         ...
 
     def micro_batches(self, groups: Sequence[TokenGroup]) -> list[Batch]:
-        """The groups as micro-batches, on the model's device."""
+        """Return the groups as micro-batches, on the model's device."""
         ...
 
     def halved(self, batches: Sequence[Batch]) -> Self:
-        """The same with micro-batches half as large as `batches`. Raises ConfigError if they cannot be smaller."""
+        """Return a copy with micro-batches half as large as `batches`. Raises ConfigError if that is impossible."""
         ...
 
     def count(self, batch: Batch) -> torch.Tensor:
-        """Items of a batch, in the unit that the loss is divided by."""
+        """Return the number of items (pairs, responses, ...) by which the loss sum of a batch is divided."""
         ...
 
     def loss_of(self, batch: Batch) -> LossOutput:
-        """Run the model(s): the loss of a batch, with metrics."""
+        """Run the models and return the loss of a batch, with metrics."""
         ...
 
 
 class Task(Losses, Protocol):
-    """The losses of a method, with the training data of a run."""
+    """What `fit` needs from a training method: its losses and the training data."""
 
     @property
     def groups(self) -> Sequence[TokenGroup]:
@@ -69,19 +69,19 @@ class Task(Losses, Protocol):
         ...
 
     def after_update(self) -> Self:
-        """The task once the policy has been updated."""
+        """Return the task to use after an update of the policy."""
         ...
 
 
 class JointTask(Losses, Protocol):
-    """A task whose loss may couple a whole step, so that it comes in two pieces."""
+    """A task whose loss may depend on a whole step. Model outputs and loss are computed separately."""
 
     def measure(self, batch: Batch) -> Measured:
-        """Run the model(s)."""
+        """Run the models on a batch."""
         ...
 
     def objective(self, measured: Measured) -> LossOutput:
-        """The loss of what was measured, with metrics."""
+        """Return the loss of model outputs, with metrics."""
         ...
 
 
@@ -90,11 +90,11 @@ T = TypeVar("T", bound=Task)
 
 
 class Log(Protocol):
-    """Where the loop reports to."""
+    """What the loop reports to: metrics, checkpoints, stop requests."""
 
     @property
     def tally(self) -> Tally:
-        """Metrics of steps that a stopped run did but did not log."""
+        """Metrics of steps that a stopped run completed but did not log."""
         ...
 
     def train(self, step: int, metrics: dict[str, float]) -> None: ...
@@ -102,7 +102,7 @@ class Log(Protocol):
     def save(self, step: int, tally: Tally, tokens: int) -> None: ...
 
     def halved(self, step: int, tokens: int) -> None:
-        """Memory ran out: from here on, a micro-batch has at most so many token slots."""
+        """Report that memory ran out, and that micro-batches have at most `tokens` token slots from now on."""
         ...
 
     def stop_requested(self) -> bool: ...
@@ -120,9 +120,9 @@ def fit(
 ) -> Iterator[tuple[int, T]]:
     """Do the optimizer steps `steps[start:]`. Yield the step number and the task whenever an evaluation is due.
 
-    Evaluations are due before the first step, every `train.eval_every` steps, and at the end; what the caller does with
-    them does not count as training time. `log.tally` holds metrics that a resumed run had not logged yet. Raises
-    NumericError before an update that would not be finite, and Stopped after a step if the user asked for it.
+    Evaluations are due before the first step, every `train.eval_every` steps, and after the last step. The time that
+    the caller spends on them does not count as training time. Raises NumericError before an update that is not finite,
+    and Stopped after a step if the user requested it.
     """
     total, warmup = len(steps), warmup_steps(optim.warmup, len(steps))
     tally, clock = log.tally, _Clock()
@@ -152,7 +152,7 @@ def fit(
 
 
 def stopped(step: int, total: int) -> Stopped:
-    """The error for a run that the user stopped after a step; its checkpoint is saved."""
+    """Return the exception for a run that the user stopped after `step`, once its checkpoint is saved."""
     return Stopped(f"stopped after step {step} of {total}; everything is saved", fix="rerun the same command to resume")
 
 
@@ -166,8 +166,8 @@ def update(
     step: int,
     log: Log,
 ) -> tuple[L, Tally, float]:
-    """One update of the weights on `groups`: the task (its micro-batches may have become smaller), metrics, norm."""
-    task, batches, found = _gradients(task, groups, weights, step, log)
+    """Update the weights once. Return the task (its micro-batches may be smaller now), metrics and gradient norm."""
+    task, batches, metrics = _gradients(task, groups, weights, step, log)
     grad_norm = float(clip(weights.gradients(), max_norm))
     if not math.isfinite(grad_norm):
         raise _not_finite(task, batches, weights, step, grad_norm)
@@ -176,14 +176,16 @@ def update(
     optimizer.step()
     weights.publish()
     weights.clear_gradients()
-    return task, found, grad_norm
+    return task, metrics, grad_norm
 
 
 def _gradients(
     task: L, groups: Sequence[TokenGroup], weights: Weights, step: int, log: Log
 ) -> tuple[L, list[Batch], Tally]:
-    """The gradients of a step. Where memory runs out, micro-batches are halved and the step begins again: the
-    backward pass that failed has left part of its gradient behind. The smaller micro-batches are kept."""
+    """Compute the gradients of a step. Return the task, its micro-batches and the metrics.
+
+    If memory runs out, halve the micro-batches, also for later steps, clear partial gradients and start the step again.
+    """
     while True:
         batches = task.micro_batches(groups)
         try:
@@ -192,14 +194,14 @@ def _gradients(
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
-        weights.clear_gradients()  # after the handler: the error holds what had been allocated
+        weights.clear_gradients()  # after the handler: the exception holds a reference to the memory
         task = task.halved(batches)
         log.halved(step, task.budget.tokens)
         free_memory()
 
 
 def _accumulate(task: Losses, batches: Sequence[Batch], count: torch.Tensor) -> Tally:
-    """Gradients of  loss_sum / count  over all micro-batches, where `count` is that of the whole step."""
+    """Add up the gradients of  loss_sum / count  over all micro-batches, with the `count` of the whole step."""
     if task.joint and len(batches) > 1:
         return _accumulate_jointly(cast(JointTask, task), batches, count)
     tally = Tally()
@@ -211,8 +213,8 @@ def _accumulate(task: Losses, batches: Sequence[Batch], count: torch.Tensor) -> 
 
 
 def _accumulate_jointly(task: JointTask, batches: Sequence[Batch], count: torch.Tensor) -> Tally:
-    """The same for a loss that couples the whole step: its gradient with respect to all log-probs first,
-    then one micro-batch after another carries its part back into the model."""
+    """Do the same for a loss that depends on the whole step: first compute its gradient with respect to all log-probs,
+    then backpropagate that into the model for one micro-batch after another."""
     with torch.no_grad():
         measured = [task.measure(batch) for batch in batches]
     leaves = [_leaf(m.policy) for m in measured]
@@ -222,7 +224,7 @@ def _accumulate_jointly(task: JointTask, batches: Sequence[Batch], count: torch.
         policy = task.measure(batch).policy
         pairs = [(policy.sum_S, leaf.sum_S), (policy.token_N, leaf.token_N)]
         pairs += [(policy.extra[name], leaf.extra[name]) for name in leaf.extra]
-        used = [(value, at.grad) for value, at in pairs if at.grad is not None and value.requires_grad]
+        used = [(value, tensor.grad) for value, tensor in pairs if tensor.grad is not None and value.requires_grad]
         torch.autograd.backward([value for value, _ in used], [grad for _, grad in used])
     tally = Tally()
     tally.add_loss(out)
@@ -230,15 +232,17 @@ def _accumulate_jointly(task: JointTask, batches: Sequence[Batch], count: torch.
 
 
 def _leaf(policy: Logps) -> Logps:
-    def free(value: torch.Tensor) -> torch.Tensor:
+    """Return a copy that is detached from the model, whose tensors collect gradients."""
+
+    def detached(value: torch.Tensor) -> torch.Tensor:
         return value.detach().requires_grad_()
 
-    extra = {name: free(value) for name, value in policy.extra.items()}
-    return Logps(free(policy.token_N), free(policy.sum_S), policy.length_S, extra)
+    extra = {name: detached(value) for name, value in policy.extra.items()}
+    return Logps(detached(policy.token_N), detached(policy.sum_S), policy.length_S, extra)
 
 
 def join(parts: Sequence[Measured]) -> Measured:
-    """What was measured on several batches as if they were one."""
+    """Concatenate the model outputs of several batches."""
     references = [part.reference for part in parts if part.reference is not None]
     return Measured(
         join_logps([part.policy for part in parts]),
@@ -248,7 +252,7 @@ def join(parts: Sequence[Measured]) -> Measured:
 
 
 def join_logps(parts: Sequence[Logps]) -> Logps:
-    """Log-probs of several batches as those of one."""
+    """Concatenate the log-probs of several batches."""
     extra = {name: torch.cat([part.extra[name] for part in parts]) for name in parts[0].extra}
     return Logps(
         torch.cat([part.token_N for part in parts]),
@@ -259,9 +263,8 @@ def join_logps(parts: Sequence[Logps]) -> Logps:
 
 
 def join_judged(parts: Sequence[Judged]) -> Judged:
-    """Judgements of several batches as those of one, responses and groups numbered through."""
-    responses = [0]
-    groups = [0]
+    """Concatenate the judgements of several batches, with consecutive numbers of responses and groups."""
+    responses, groups = [0], [0]
     for part in parts:
         responses.append(responses[-1] + len(part.group_S))
         groups.append(groups[-1] + (int(part.group_S.max()) + 1 if len(part.group_S) else 0))
@@ -275,28 +278,28 @@ def join_judged(parts: Sequence[Judged]) -> Judged:
 
 
 def _not_finite(task: Losses, batches: Sequence[Batch], weights: Weights, step: int, norm: float) -> NumericError:
-    """Find the rows behind a gradient that is not finite: each group alone, then all of them in doubt."""
-    guilty: list[str] = []
-    everyone = [group for batch in batches for group in batch.groups]
-    for group in everyone:
+    """Return the error for a gradient that is not finite. It lists the rows that fail when tested alone, else all."""
+    culprits: list[str] = []
+    groups = [group for batch in batches for group in batch.groups]
+    for group in groups:
         weights.clear_gradients()
         loss = task.loss_of(task.micro_batches([group])[0]).loss_sum
         if loss.requires_grad:
             loss.backward()
         if not all(bool(torch.isfinite(value).all()) for value in (loss, *weights.gradients())):
-            guilty.append(group.origin)
+            culprits.append(group.origin)
     weights.clear_gradients()
-    named = guilty or [group.origin for group in everyone]
+    rows = culprits or [group.origin for group in groups]
     return NumericError(
         f"the gradient norm is {norm} at step {step}; this update was not made",
-        why=f"rows: {', '.join(named[:8])}{', ...' if len(named) > 8 else ''}"
-        + ("" if guilty else " (each alone is finite: the step as a whole overflows)"),
+        why=f"rows: {', '.join(rows[:8])}{', ...' if len(rows) > 8 else ''}"
+        + ("" if culprits else " (each row alone has a finite gradient; their sum overflows)"),
         fix="look at these rows with `preftune data show`, lower optim.lr, or train in fp32",
     )
 
 
 class _Clock:
-    """Items and tokens a second since the last reading; evaluation and saving do not count."""
+    """Items and tokens per second since the last reading, without the time of evaluation and saving."""
 
     def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
         self._now = now
@@ -314,7 +317,7 @@ class _Clock:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Time spent inside is not training time."""
+        """Exclude the time inside this context."""
         begin = self._now()
         yield
         self._since += self._now() - begin

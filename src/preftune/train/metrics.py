@@ -1,4 +1,4 @@
-"""Metrics as sums that are divided once, when a line is written."""
+"""Metrics. They are collected as sums and counts, and divided once, when a line of metrics is written."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from preftune.types import Judged, Logps, LossOutput
 
 
 class Tally:
-    """Adds up (sum, count) pairs without asking the device for a number until `means`."""
+    """Add up (sum, count) pairs of metrics. Values stay on the device until `means` is called."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
@@ -24,25 +24,25 @@ class Tally:
             self._counts[name] = self._counts[name].to(count.device) + count if name in self._counts else count
 
     def add_loss(self, out: LossOutput) -> None:
-        """A loss and its metrics."""
+        """Add a loss and its metrics."""
         self.add({"loss": (out.loss_sum.detach(), out.count), **out.metrics})
 
     def merge(self, other: Tally) -> None:
         self.add({name: (other._sums[name], other._counts[name]) for name in other._sums})
 
     def state(self) -> dict[str, tuple[float, float]]:
-        """What a checkpoint keeps."""
+        """Return the sums and counts as numbers, for a checkpoint."""
         return {name: (float(self._sums[name]), float(self._counts[name])) for name in self._sums}
 
     @staticmethod
     def of(state: Mapping[str, Sequence[float]]) -> Tally:
-        """The tally that `state` was taken of."""
+        """Return a tally with the sums and counts of `state`."""
         tally = Tally()
         tally.add({name: (torch.tensor(value), torch.tensor(count)) for name, (value, count) in state.items()})
         return tally
 
     def means(self) -> dict[str, float]:
-        """Means of everything that was counted."""
+        """Return the mean of each metric whose count is not 0."""
         if not self._sums:
             return {}
         names = list(self._sums)
@@ -51,9 +51,9 @@ class Tally:
 
 
 class Spread:
-    """The standard error of a mean loss over groups, which are independent where the judgements of one are not.
+    """Standard error of a mean loss, computed over groups, because judgements of the same group are not independent.
 
-    With loss sum V_g and count W_g of each group:  sqrt(sum_g (V_g - mean W_g)^2) / sum_g W_g
+    With the loss sum V_g and the count W_g of each group:  sqrt(sum_g (V_g - mean W_g)^2) / sum_g W_g
     """
 
     def __init__(self) -> None:
@@ -61,12 +61,12 @@ class Spread:
         self._counts: list[Tensor] = []
 
     def add(self, loss_G: Tensor, count_G: Tensor) -> None:
-        """Of the groups of a batch."""
+        """Add (G,) loss sums and counts of the groups of a batch."""
         self._sums.append(loss_G.double().cpu())
         self._counts.append(count_G.double().cpu())
 
     def means(self) -> dict[str, float]:
-        """loss_se; nothing for fewer than two groups."""
+        """Return the standard error as loss_se; empty for fewer than two groups."""
         if sum(map(len, self._sums)) < 2:
             return {}
         loss, count = torch.cat(self._sums), torch.cat(self._counts)
@@ -78,10 +78,10 @@ class Spread:
 
 
 class Calibration:
-    """How far sigmoid(margin), a model's probability that the better response is better, can be believed.
+    """Calibration of sigmoid(margin), the model's probability that the better response is better.
 
-    calibration/ece     expected calibration error: over ten bins of the probability that the model gives to the
-                        response it prefers, the mean of |share that is right - mean probability|, by number
+    calibration/ece     expected calibration error: with ten bins of the probability of the response that the model
+                        prefers, the mean over judgements of |share that is right - mean probability| of the bin
     calibration/brier   mean squared difference of the model's probability and the label
 
     Sources: Guo et al. 2017, arXiv:1706.04599; Brier 1950.
@@ -94,32 +94,32 @@ class Calibration:
         self._labels: list[Tensor] = []
 
     def add(self, margin_P: Tensor, label_P: Tensor) -> None:
-        """Margins of judgements, and the probability that each of them is right."""
+        """Add (P,) margins of judgements, and the probability of each judgement in the data."""
         self._margins.append(margin_P.double().cpu())
         self._labels.append(label_P.double().cpu())
 
     def table(self) -> list[tuple[float, float, int]]:
-        """(mean probability, share that is right, number) of each bin that has any."""
+        """Return (mean probability, share that is right, number of judgements) of each bin that is not empty."""
         margin, label = torch.cat(self._margins), torch.cat(self._labels)
-        sure = torch.sigmoid(margin.abs())
+        probability = torch.sigmoid(margin.abs())
         right = torch.where(margin >= 0, label, 1 - label)
-        right = torch.where(margin == 0, torch.full_like(right, 0.5), right)  # a tie is right half of the time
-        at = ((sure - 0.5) * 2 * self.BINS).long().clamp(max=self.BINS - 1)
-        groups = [(sure[at == b], right[at == b]) for b in range(self.BINS)]
-        return [(float(s.mean()), float(r.mean()), len(s)) for s, r in groups if len(s)]
+        right = torch.where(margin == 0, torch.full_like(right, 0.5), right)  # a tie counts as half right
+        bin_P = ((probability - 0.5) * 2 * self.BINS).long().clamp(max=self.BINS - 1)
+        bins = [(probability[bin_P == b], right[bin_P == b]) for b in range(self.BINS)]
+        return [(float(p.mean()), float(r.mean()), len(p)) for p, r in bins if len(p)]
 
     def means(self) -> dict[str, float]:
-        """Nothing for data without judgements."""
+        """Return both metrics; empty without judgements."""
         if not self._margins:
             return {}
         margin, label = torch.cat(self._margins), torch.cat(self._labels)
-        error = sum(abs(sure - right) * n for sure, right, n in self.table()) / len(margin)
+        error = sum(abs(probability - right) * n for probability, right, n in self.table()) / len(margin)
         brier = float((torch.sigmoid(margin) - label).square().mean())
         return {"calibration/ece": error, "calibration/brier": brier}
 
 
 def margins(policy: Logps, reference: Logps | None, judged: Judged, beta: float) -> tuple[Tensor, Tensor]:
-    """(P,) margins of rewards, and the probabilities that the data give their judgements."""
+    """Return (P,) margins of rewards, and (P,) probabilities of the judgements in the data."""
     reward_S = _reward(policy, reference, beta)
     return reward_S[judged.better_P] - reward_S[judged.worse_P], judged.probability_P
 
@@ -132,50 +132,38 @@ def _reward(policy: Logps, reference: Logps | None, beta: float) -> Tensor:
 def preference_metrics(
     policy: Logps, reference: Logps | None, judged: Judged, beta: float
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """The metrics that preference training is watched by, under the field's names.
+    """Return the metrics of preference training, with their usual names, as (sum, count).
 
-    rewards/chosen, rewards/rejected   beta (log pi - log ref), over judgements, or over labelled responses where
-                                       there are none; without reference, log ref is 0
-    rewards/margins                    their difference
-    rewards/accuracies                 share of judgements with a positive margin; a tie counts one half
+    rewards/chosen, rewards/rejected   beta (log pi - log ref), over judgements, or over labelled responses if there
+                                       are no judgements; without reference, log ref is 0
+    rewards/margins                    the difference, per judgement
+    rewards/accuracies                 share of judgements with a positive margin; a tie counts as one half
     logps/chosen, logps/rejected       summed log-probs of the policy
-    drift/chosen, drift/rejected       mean over their tokens of log pi - log ref, in nats; only with a reference
+    drift/chosen, drift/rejected       mean over tokens of log pi - log ref, in nats; only with a reference
     drift/displaced                    share of judgements whose responses are both less likely than under the reference
     """
     reward_S = _reward(policy, reference, beta)
-    if len(judged.better_P):
-        good, bad = judged.better_P, judged.worse_P
+    paired = bool(len(judged.better_P))
+    good, bad = (judged.better_P, judged.worse_P) if paired else (judged.label_S > 0, judged.label_S < 0)
+    values = {"rewards/chosen": reward_S[good], "rewards/rejected": reward_S[bad]}
+    if paired:
         margin = reward_S[good] - reward_S[bad]
-        found = {
-            "rewards/chosen": reward_S[good],
-            "rewards/rejected": reward_S[bad],
-            "rewards/margins": margin,
-            "rewards/accuracies": win(margin),
-            "logps/chosen": policy.sum_S[good],
-            "logps/rejected": policy.sum_S[bad],
-        }
-    else:
-        good, bad = judged.label_S > 0, judged.label_S < 0
-        found = {
-            "rewards/chosen": reward_S[good],
-            "rewards/rejected": reward_S[bad],
-            "logps/chosen": policy.sum_S[good],
-            "logps/rejected": policy.sum_S[bad],
-        }
-    means = {name: (v.sum(), v.new_full((), float(len(v)))) for name, v in found.items()}
-    return {**means, **_drift(policy, reference, good, bad, bool(len(judged.better_P)))} if reference else means
+        values |= {"rewards/margins": margin, "rewards/accuracies": win(margin)}
+    values |= {"logps/chosen": policy.sum_S[good], "logps/rejected": policy.sum_S[bad]}
+    sums = {name: (v.sum(), v.new_full((), float(len(v)))) for name, v in values.items()}
+    return {**sums, **_drift(policy, reference, good, bad, paired)} if reference else sums
 
 
 def _drift(
     policy: Logps, reference: Logps, good: Tensor, bad: Tensor, paired: bool
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """How far the policy has left its reference on the responses that `good` and `bad` index."""
+    """Return the drift metrics of the responses that `good` and `bad` index."""
     change_S, length_S = policy.sum_S - reference.sum_S, policy.length_S.to(policy.sum_S.dtype)
-    found = {
+    metrics = {
         "drift/chosen": (change_S[good].sum(), length_S[good].sum()),
         "drift/rejected": (change_S[bad].sum(), length_S[bad].sum()),
     }
     if paired:
         both = ((change_S[good] < 0) & (change_S[bad] < 0)).to(change_S.dtype)
-        found["drift/displaced"] = (both.sum(), both.new_full((), float(len(both))))
-    return found
+        metrics["drift/displaced"] = (both.sum(), both.new_full((), float(len(both))))
+    return metrics

@@ -1,4 +1,4 @@
-"""Weights that are trained, their optimizer and the learning-rate schedule."""
+"""Trained weights, optimizer, gradient clipping and learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ ScheduleName = Literal["linear", "cosine", "constant"]
 
 
 class Weights:
-    """The trained parameters and their fp32 masters, which are what the optimizer sees.
+    """The trained parameters and their fp32 masters. The optimizer updates the masters.
 
-    An fp32 parameter is its own master. A bf16 parameter has an fp32 copy: at the learning rates of preference
-    training most updates are smaller than a bf16 step and would be lost. Its gradients of all micro-batches are
-    added up in fp32, and the bf16 gradient is freed as soon as it has been added.
+    An fp32 parameter is its own master. The master of a bf16 parameter is an fp32 copy: at the learning rates of
+    preference training, most updates are smaller than the precision of bf16 and would be lost. The gradients of its
+    micro-batches are added up in fp32, and each bf16 gradient is freed once it has been added.
     """
 
     def __init__(self, model: nn.Module, precise: Mapping[str, Tensor] | None = None) -> None:
-        """`precise` has values with more digits than the model's, by name: masters start from them."""
+        """Create the masters. `precise`: more precise values than the model's, by name, to start from."""
         trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         self.names = [name for name, _ in trained]
         self.parameters = [p for _, p in trained]
@@ -38,13 +38,13 @@ class Weights:
             self._hooks.append(parameter.register_post_accumulate_grad_hook(_adder(master)))
 
     def close(self) -> None:
-        """Leave the model as it would be without masters."""
+        """Remove the gradients and hooks from the model."""
         self.clear_gradients()
         for hook in self._hooks:
             hook.remove()
 
     def gradients(self) -> list[Tensor]:
-        """fp32 gradients of all parameters that have one."""
+        """Return the fp32 gradients of all parameters that have one."""
         return [m.grad for m in self.masters if m.grad is not None]
 
     def clear_gradients(self) -> None:
@@ -54,7 +54,7 @@ class Weights:
 
     @torch.no_grad()
     def publish(self) -> None:
-        """After an update: bring the masters' values to the model."""
+        """Copy the masters' values to the model, after an update."""
         for master, parameter in zip(self.masters, self.parameters, strict=True):
             if parameter is not master:
                 parameter.copy_(master)
@@ -64,6 +64,8 @@ class Weights:
 
 
 def _adder(master: Tensor) -> Any:
+    """Return a hook that adds a parameter's gradient to its master's and frees it."""
+
     def add(parameter: Tensor) -> None:
         assert parameter.grad is not None
         gradient = parameter.grad.float()
@@ -76,24 +78,24 @@ def _adder(master: Tensor) -> Any:
 def build_optimizer(
     masters: list[Tensor], name: Literal["adamw", "rmsprop"], lr: float, weight_decay: float
 ) -> torch.optim.Optimizer:
-    """AdamW in its fused form, or RMSprop with torch's defaults, as the DPO paper used it."""
+    """Return a fused AdamW, or RMSprop with torch's defaults, as in the DPO paper."""
     if not masters:
-        raise ConfigError("no weight is trained", where="lora", why="every parameter of the model is frozen")
+        raise ConfigError("there is nothing to train", where="lora", why="all parameters of the model are frozen")
     if name == "adamw":
         return torch.optim.AdamW(masters, lr=lr, weight_decay=weight_decay, fused=True)
     return torch.optim.RMSprop(masters, lr=lr, weight_decay=weight_decay)
 
 
 def warmup_steps(warmup: float, total: int) -> int:
-    """`optim.warmup`: below 1 a share of all steps, else a number of steps."""
+    """Return the number of warm-up steps. `warmup` is a share of all steps if it is below 1, else a number of steps."""
     return math.ceil(warmup * total) if warmup < 1 else round(warmup)
 
 
 def lr_at(step: int, total: int, lr: float, schedule: ScheduleName, warmup: int) -> float:
-    """Learning rate of optimizer step `step` (from 1) of `total`.
+    """Return the learning rate of optimizer step `step` (from 1) of `total`.
 
-    It rises as step / (warmup + 1) until `warmup` steps are over, then falls to 0 one step after the last,
-    in a line or a half cosine, or stays.
+    It is lr * step / (warmup + 1) for the first `warmup` steps. Then it stays at `lr` (constant), or falls linearly or
+    as a half cosine, to reach 0 one step after the last.
     """
     if step <= warmup:
         return lr * step / (warmup + 1)
@@ -109,7 +111,7 @@ def lr_at(step: int, total: int, lr: float, schedule: ScheduleName, warmup: int)
 
 @torch.no_grad()
 def clip(gradients: list[Tensor], max_norm: float) -> Tensor:
-    """Scale all gradients so that their joint norm is at most `max_norm`; returns the norm they had."""
+    """Scale all gradients in place so that their joint norm is at most `max_norm`. Return the norm before."""
     if not gradients:
         return torch.zeros(())
     norm = torch.nn.utils.get_total_norm(gradients)

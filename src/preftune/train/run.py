@@ -1,7 +1,4 @@
-"""The run folder: resolved config, manifest, metrics, checkpoints, the final model; new, resumed or finished.
-
-config.yaml  manifest.json  metrics.jsonl  checkpoints/  final/
-"""
+"""The run folder: config.yaml, manifest.json, metrics.jsonl, checkpoints/ and final/. Create, resume and write it."""
 
 from __future__ import annotations
 
@@ -34,8 +31,8 @@ from preftune.train.optim import Weights
 from preftune.train.track import Tracker
 
 PACKAGES = ("preftune", "torch", "transformers", "tokenizers", "peft", "datasets", "safetensors", "numpy")
-#: Config keys that a resumed run may change: they alter no data, and weights at most in their last digits.
-FREE = {
+#: Config keys that may differ when a run resumes: they do not affect the data, and the weights only in the last digits.
+CHANGEABLE = {
     ("confidence",),
     ("train", "log_every"),
     ("train", "eval_every"),
@@ -49,115 +46,110 @@ FREE = {
 
 @dataclass
 class Run:
-    """An open run folder. It is the Log of the training loop."""
+    """An open run folder. It implements `Log`, which the training loop reports to.
+
+    resume_from, start, tokens   the checkpoint to resume from, if any, its step, and its size of micro-batches
+    tally, loop_state            from the checkpoint: metrics that were not logged, and PPO's KL coefficient
+    """
 
     folder: Path
     identity: dict[str, Any]
     display: Display
     trackers: list[Tracker] = field(default_factory=list)
-    resumed: Path | None = None
+    resume_from: Path | None = None
     start: int = 0
     tokens: int | None = None
     weights: Weights | None = None
     optimizer: torch.optim.Optimizer | None = None
     tally: Tally = field(default_factory=Tally)
-    facts: dict[str, float] = field(default_factory=dict)  # what else the next step depends on
+    loop_state: dict[str, float] = field(default_factory=dict)
     _stop: bool = False
 
     @staticmethod
     def finished(folder: Path) -> bool:
-        """Whether a run in `folder` came to its end."""
+        """Return whether `folder` contains a finished run."""
         return (folder / "final").is_dir() and _manifest(folder).get("finished", False)
 
     @staticmethod
     def manifest(folder: Path) -> dict[str, Any]:
-        """The facts that were noted about the run in `folder`; empty if there is none."""
+        """Return the manifest of the run in `folder`; empty if there is no run."""
         return _manifest(folder)
 
     @staticmethod
-    def require_start(folder: Path, weights: str) -> None:
-        """Raises RunError unless the run in `folder` started from the weights with this hash."""
-        before = _manifest(folder).get("start_weights")
-        if before and before != weights:
-            end = "finished" if Run.finished(folder) else "resumed"
+    def require_start(folder: Path, weights_hash: str) -> None:
+        """Raises RunError if the run in `folder` started from other weights."""
+        if _manifest(folder).get("start_weights") not in (None, weights_hash):
+            kind = "finished" if Run.finished(folder) else "unfinished"
             raise RunError(
                 "the model is not the one this run started from",
                 where=str(folder),
-                why=f"a {end} run belongs to its first weights; a model that was trained since has others",
-                fix="load the original model again and give that, or choose another `out`",
+                why=f"its weights differ from those at step 0 of this {kind} run; training changes a model in memory",
+                fix="pass the original model, or choose another `out`",
             )
 
     @staticmethod
     def check(folder: Path, identity: dict[str, Any], schema: type[BaseModel] | None = None) -> None:
-        """Raises RunError if `folder` holds anything but this run, StorageError if it cannot be; writes nothing.
+        """Raises RunError if `folder` contains something else than this run, StorageError if it cannot be written.
 
-        `schema` is the class of the run's config: a setting that the folder's config does not have, since an earlier
-        version wrote it, had its default.
+        Nothing is written. `schema` is the class of the run's config; settings that are missing in the folder's config,
+        because an earlier version wrote it, get their defaults from it.
         """
-        known = _manifest(folder)
-        if known:
-            if "identity" not in known:
-                raise RunError("manifest.json names no run", where=str(folder), fix="choose another `out`")
-            before = {**known["identity"], "config": _completed(known["identity"]["config"], schema)}
-            _same(before, identity, folder)
+        manifest = _manifest(folder)
+        if manifest:
+            if "identity" not in manifest:
+                raise RunError("manifest.json does not describe a run", where=str(folder), fix="choose another `out`")
+            before = {**manifest["identity"], "config": _with_defaults(manifest["identity"]["config"], schema)}
+            _require_same(before, identity, folder)
         elif folder.is_dir() and any(folder.iterdir()):
-            found = ", ".join(sorted(p.name for p in folder.iterdir())[:5])
-            what = f"the folder is not empty and is no run: {found}"
+            names = ", ".join(sorted(p.name for p in folder.iterdir())[:5])
+            what = f"the folder is not empty and is not a run: {names}"
             raise RunError(what, where=str(folder), fix="choose another `out`")
         require_writable(folder)
 
     @staticmethod
-    def open(
-        folder: Path,
-        identity: dict[str, Any],
-        display: Display,
-        schema: type[BaseModel] | None = None,
-    ) -> Run:
-        """Start in an empty folder, or go on where the same command stopped.
-
-        Raises RunError if the folder belongs to something else or to a run with another config or other data.
-        """
+    def open(folder: Path, identity: dict[str, Any], display: Display, schema: type[BaseModel] | None = None) -> Run:
+        """Create the run folder, or open it to resume from its newest checkpoint. Raises the errors of `check`."""
         Run.check(folder, identity, schema)
-        run, known = Run(folder, identity, display), _manifest(folder)
-        run.resumed, state, damaged = checkpoint.newest(folder / "checkpoints")
-        for found in damaged:
-            display.say(f"a damaged checkpoint is not used: {found}")
+        run, manifest = Run(folder, identity, display), _manifest(folder)
+        run.resume_from, state, damaged = checkpoint.newest(folder / "checkpoints")
+        for description in damaged:
+            display.say(f"skipped damaged checkpoint {description}")
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            # the manifest first: it is what makes the folder a run
-            run.note(started=known.get("started") or time.strftime("%Y-%m-%dT%H:%M:%S%z"), **machine())
+            # write the manifest first: without it, the folder is not recognised as a run
+            run.note(started=manifest.get("started") or time.strftime("%Y-%m-%dT%H:%M:%S%z"), **machine())
             (folder / "config.yaml").write_text(yaml.safe_dump(identity["config"], sort_keys=False, allow_unicode=True))
-            for left in [*folder.glob("*.part*"), *folder.glob("checkpoints/*.part*")]:
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
-        if run.resumed:
+            for partial in [*folder.glob("*.part*"), *folder.glob("checkpoints/*.part*")]:
+                shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
+        if run.resume_from:
             run.start, run.tally, run.tokens = int(state["step"]), Tally.of(state["tally"]), int(state["tokens"])
-            run.facts = dict(state["facts"])
-        _cut_metrics(folder / "metrics.jsonl", run.start)
+            run.loop_state = dict(state["facts"])
+        _drop_metrics_after(folder / "metrics.jsonl", run.start)
         return run
 
     def note(self, **facts: Any) -> None:
-        """Add facts to manifest.json."""
+        """Add entries to manifest.json."""
         manifest = {**_manifest(self.folder), "identity": self.identity, **facts}
         write_json(self.folder / "manifest.json", manifest)
 
-    def known(self, fact: str) -> Any:
-        """A fact noted before, or None."""
-        return _manifest(self.folder).get(fact)
+    def fact(self, name: str) -> Any:
+        """Return an entry of manifest.json, or None."""
+        return _manifest(self.folder).get(name)
 
     def attach(self, weights: Weights, optimizer: torch.optim.Optimizer) -> None:
-        """Name what checkpoints are made of, and restore the newest one if the run is resumed."""
+        """Set the weights and optimizer that checkpoints contain, and restore them if the run is resumed."""
         self.weights, self.optimizer = weights, optimizer
-        if self.resumed:
-            checkpoint.restore(self.resumed, weights, optimizer)
+        if self.resume_from:
+            checkpoint.restore(self.resume_from, weights, optimizer)
 
     def train(self, step: int, metrics: dict[str, float]) -> None:
-        self._line(step, "train", metrics)
+        self._write_line(step, "train", metrics)
 
     def evaluation(self, step: int, metrics: dict[str, float]) -> None:
         if metrics:
-            self._line(step, "eval", metrics)
+            self._write_line(step, "eval", metrics)
 
-    def _line(self, step: int, split: str, metrics: dict[str, float]) -> None:
+    def _write_line(self, step: int, split: str, metrics: dict[str, float]) -> None:
         line = {"step": step, "split": split, **metrics}
         with writing(self.folder / "metrics.jsonl"), (self.folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
@@ -165,54 +157,54 @@ class Run:
         for tracker in self.trackers:
             tracker.log(step, {f"{split}/{name}": value for name, value in metrics.items()})
 
-    def lines(self) -> list[dict[str, Any]]:
-        """All lines of metrics.jsonl so far."""
+    def metric_lines(self) -> list[dict[str, Any]]:
+        """Return the lines of metrics.jsonl."""
         path = self.folder / "metrics.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
     def halved(self, step: int, tokens: int) -> None:
-        """Say so."""
-        self.display.say(f"step {step}: out of memory; from here on a micro-batch has at most {tokens} token slots")
+        """Print the new size of micro-batches after memory ran out."""
+        self.display.say(f"step {step}: out of memory; repeating it with micro-batches of up to {tokens} token slots")
 
     def save(self, step: int, tally: Tally, tokens: int) -> None:
         assert self.weights is not None
         assert self.optimizer is not None
         folder = self.folder / "checkpoints"
-        facts = {"identity": self.identity, "tally": tally.state(), "tokens": tokens, "facts": self.facts}
-        path = checkpoint.save(folder, step, self.weights, self.optimizer, facts)
-        self.display.say(f"checkpoint {path}")
+        state = {"identity": self.identity, "tally": tally.state(), "tokens": tokens, "facts": self.loop_state}
+        path = checkpoint.save(folder, step, self.weights, self.optimizer, state)
+        self.display.say(f"saved checkpoint {path}")
 
     def stop_requested(self) -> bool:
         return self._stop
 
     @contextmanager
     def signals(self) -> Iterator[None]:
-        """The first Ctrl-C or SIGTERM asks the loop to save and stop; the second ends the program at once (130)."""
+        """On Ctrl-C or SIGTERM, save and stop after the current step. On a second Ctrl-C, exit at once (code 130)."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
 
-        def ask(number: int, _frame: FrameType | None) -> None:
+        def request_stop(number: int, _frame: FrameType | None) -> None:
             if self._stop and number == signal.SIGINT:
                 os._exit(130)
             self._stop = True
-            self.display.say("stopping after this step; press Ctrl-C again to stop at once and lose it")
+            self.display.say("stopping after this step; press Ctrl-C again to stop now and lose this step")
 
-        old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        handlers = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
         finally:
-            for number, handler in old.items():
+            for number, handler in handlers.items():
                 signal.signal(number, handler)
 
 
 def run_identity(config: dict[str, Any], data: str, others: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """What makes a run the same run: its resolved config, fingerprints of its data, and of `others` by their names."""
+    """Return what must be the same when a run resumes: config, fingerprint of the data, and `others` by name."""
     return {"config": config, "data": data, **(others or {})}
 
 
 def machine() -> dict[str, Any]:
-    """Versions and hardware, for the manifest."""
+    """Return the command, versions and hardware, for the manifest."""
     versions = {}
     for package in PACKAGES:
         try:
@@ -233,7 +225,7 @@ def machine() -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The CPU's name."""
+    """Return the name of the CPU."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -245,69 +237,69 @@ def processor() -> str:
 def _manifest(folder: Path) -> dict[str, Any]:
     path = folder / "manifest.json"
     try:
-        found = json.loads(path.read_text())
+        manifest = json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except ValueError as error:
-        raise RunError(
-            f"damaged: {error}", where=str(path), fix="choose another `out`, or delete the folder"
-        ) from error
-    return found if isinstance(found, dict) else {}
+        what = f"the file is damaged: {error}"
+        raise RunError(what, where=str(path), fix="choose another `out`, or delete the folder") from error
+    return manifest if isinstance(manifest, dict) else {}
 
 
-def _completed(config: dict[str, Any], schema: type[BaseModel] | None) -> dict[str, Any]:
-    """A stored config with the settings that are newer than it, at their defaults."""
+def _with_defaults(config: dict[str, Any], schema: type[BaseModel] | None) -> dict[str, Any]:
+    """Return a stored config, with defaults for settings that did not exist when it was written."""
     if schema is None:
         return config
     try:
         return schema.model_validate(config).model_dump(mode="json")
-    except ValidationError:  # it has settings that are gone; the comparison names them
+    except ValidationError:  # it has settings that no longer exist; the comparison will report them
         return config
 
 
-def _same(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
-    changed = [
-        f"{'.'.join(key)} was {json.dumps(was)}, is {json.dumps(now)}"
-        for key, was, now in _differences(old["config"], new["config"])
-        if not {key, key[:1]} & FREE
+def _require_same(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
+    """Raises RunError if the identity of the run in `folder`, `old`, differs from that of the command, `new`."""
+    changes = [
+        f"{'.'.join(key)} was {json.dumps(before)}, is now {json.dumps(now)}"
+        for key, before, now in _differences(old["config"], new["config"])
+        if not {key, key[:1]} & CHANGEABLE
     ]
-    said = {"data": "the data files have changed"}
     for name in sorted((old.keys() | new.keys()) - {"config"}):
-        if name in old and old[name] != new.get(name):  # what an earlier version did not note cannot be compared
-            changed.append(said.get(name, f"{name} has changed"))
-    if changed:
+        if name in old and old[name] != new.get(name):  # earlier versions did not record every fingerprint
+            changes.append("the data files have changed" if name == "data" else f"{name} has changed")
+    if changes:
         raise RunError(
-            "the folder holds a run with other settings",
+            "the folder contains a run with other settings",
             where=str(folder),
-            why="; ".join(changed),
-            fix="choose another `out` for a new run, or go back to the old settings to resume",
+            why="; ".join(changes),
+            fix="restore the earlier settings to resume, or choose another `out` for a new run",
         )
 
 
 def _differences(
     old: dict[str, Any], new: dict[str, Any], path: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], Any, Any]]:
+    """Yield (key path, old value, new value) of every setting that differs."""
     for key in sorted(old.keys() | new.keys()):
-        was, now = old.get(key), new.get(key)
-        if isinstance(was, dict) and isinstance(now, dict):
-            yield from _differences(was, now, (*path, key))
-        elif was != now:
-            yield (*path, key), was, now
+        before, now = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(now, dict):
+            yield from _differences(before, now, (*path, key))
+        elif before != now:
+            yield (*path, key), before, now
 
 
-def _cut_metrics(path: Path, step: int) -> None:
-    """Forget what was logged after the checkpoint: those steps are done again."""
+def _drop_metrics_after(path: Path, step: int) -> None:
+    """Remove the metrics of steps after the checkpoint, because these steps will be repeated."""
     if not path.is_file():
         return
-    kept = []
+    lines = []
     for line in path.read_text().splitlines():
         try:
             entry = json.loads(line)
         except ValueError:
-            continue  # a line that a crash left half written
+            continue  # an incomplete line, written when the process was killed
         if entry["step"] <= step and (step > 0):
-            kept.append(line)
-    write_text(path, (line + "\n" for line in kept))
+            lines.append(line)
+    write_text(path, (line + "\n" for line in lines))
 
 
 def require_packages(names: list[str]) -> None:

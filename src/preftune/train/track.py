@@ -1,4 +1,4 @@
-"""Metrics to the trackers that people use, besides metrics.jsonl. Nothing is sent unless `track` names one."""
+"""Send metrics to trackers, in addition to metrics.jsonl. Nothing is sent unless `track` is set."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Tracker(Protocol):
 
 
 def open_trackers(names: list[str], folder: Path, config: dict[str, Any]) -> list[Tracker]:
-    """One tracker for each name; each is told the run's name and its resolved config."""
+    """Return one tracker per name, each initialised with the name of the run and its resolved config."""
     makers: dict[str, Callable[[Path, dict[str, Any]], Tracker]] = {
         "tensorboard": TensorBoard,
         "wandb": Wandb,
@@ -25,7 +25,7 @@ def open_trackers(names: list[str], folder: Path, config: dict[str, Any]) -> lis
 
 
 class TensorBoard:
-    """Event files in `tensorboard/` of the run folder."""
+    """TensorBoard: writes event files to `tensorboard/` in the run folder."""
 
     def __init__(self, folder: Path, config: dict[str, Any]) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -42,7 +42,7 @@ class TensorBoard:
 
 
 class Wandb:
-    """Weights & Biases; WANDB_MODE=offline keeps everything in the run folder."""
+    """Weights & Biases. With WANDB_MODE=offline, all files stay in the run folder."""
 
     def __init__(self, folder: Path, config: dict[str, Any]) -> None:
         import wandb
@@ -57,7 +57,7 @@ class Wandb:
 
 
 class Trackio:
-    """Trackio: local first, no account."""
+    """Trackio, which stores metrics locally and needs no account."""
 
     def __init__(self, folder: Path, config: dict[str, Any]) -> None:
         import trackio
@@ -73,7 +73,7 @@ class Trackio:
 
 
 class Mlflow:
-    """MLflow; MLFLOW_TRACKING_URI says where, else its local default."""
+    """MLflow at MLFLOW_TRACKING_URI, or its local default."""
 
     def __init__(self, folder: Path, config: dict[str, Any]) -> None:
         import mlflow

@@ -121,7 +121,7 @@ def rounds(
 ) -> str:
     """All rounds, as far as the stop rules let them; the policy to publish."""
     policy, lineage = config.model.path, list[dict[str, Any]]()
-    chat = ChatOptions(config.data.chat_template_kwargs, config.data.as_chat, log.known("rendered_at"))
+    chat = ChatOptions(config.data.chat_template_kwargs, config.data.as_chat, log.fact("rendered_at"))
     before = evaluated(config, log.folder / "start.json", policy, asked, judge, chat)
     log.evaluation(0, before)
     say_unrewarded(log, before, judge)

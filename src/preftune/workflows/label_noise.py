@@ -32,7 +32,7 @@ from preftune.files import write_json, write_rows
 from preftune.formats.account import Account, format_origins
 from preftune.formulas import implicit_reward, win
 from preftune.lifecycle.data import limits_of, read_data
-from preftune.lifecycle.packing_probe import admit, state_values
+from preftune.lifecycle.packing_probe import choose_layout, state_values
 from preftune.lifecycle.plan import print_plan
 from preftune.lifecycle.policy import compute_dtype, device_of
 from preftune.measures.label_noise import Floats, confidence, slope
@@ -166,7 +166,7 @@ def ranked(
     dtype, device = compute_dtype(config.model), device_of(None)
     if config.ranker == "reward":
         scorer = scalar_scorer(load_scalar(source, dtype).to(device))
-        layout, _ = admit(scorer, "auto", state_values)
+        layout, _ = choose_layout(scorer, "auto", state_values)
         rewards = score_responses(
             partial(reward_logps, scorer), with_reward_slot(groups), scorer.device, Budget(layout, SLOTS)
         )
@@ -183,7 +183,7 @@ def ranked(
 
 def logps_of(scorer: Scorer, groups: Sequence[TokenGroup]) -> list[Floats]:
     """The summed log-probs of each group's responses, in the fastest layout that the model allows."""
-    layout, _ = admit(scorer, "auto")
+    layout, _ = choose_layout(scorer, "auto")
     return score_responses(partial(logps, scorer), groups, scorer.device, Budget(layout, SLOTS))
 
 

@@ -27,7 +27,7 @@ from preftune.errors import ConfigError, did_you_mean, require_writable
 from preftune.files import write_json, write_rows
 from preftune.formats.account import Account, format_origins
 from preftune.formulas import implicit_reward
-from preftune.lifecycle.packing_probe import admit
+from preftune.lifecycle.packing_probe import choose_layout
 from preftune.lifecycle.policy import compute_dtype, device_of, require_positions, require_same_vocabulary
 from preftune.lifecycle.saved import source_of
 from preftune.lifecycle.sections import max_dropped_of, options_of, require_rows, rows_of, section_of
@@ -324,7 +324,7 @@ def scored(group: TokenGroup, policy: Sequence[Any], reference: Sequence[Any], b
 
 def token_logps(scorer: Scorer, groups: Sequence[TokenGroup], display: Display, name: str) -> list[list[torch.Tensor]]:
     """For each group, a float64 tensor of token log-probs for each response."""
-    layout, _ = admit(scorer, "auto")
+    layout, _ = choose_layout(scorer, "auto")
     with display.stage(f"score {name}", len(groups)) as stage:
         return score_tokens(partial(logps, scorer), groups, scorer.device, Budget(layout, SLOTS), stage.advance)
 

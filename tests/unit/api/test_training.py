@@ -268,7 +268,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "range": ({"train": {"epochs": 0}}, r"train.epochs: should be greater than or equal to 1, got 0"),
     "loss": ({"loss": "ipoo"}, r"loss.name: unknown name 'ipoo'; did you mean 'ipo'\?"),
     "parameter of a function": ({"loss": {"name": half, "gamma": 1}}, r"loss.gamma: .* has no parameter 'gamma'"),
-    "input of a function": ({"loss": lambda polcy: polcy}, r"asks for the input 'polcy', which does not exist"),
+    "input of a function": ({"loss": lambda polcy: polcy}, r"has the input 'polcy', which does not exist"),
     "path": ({"model": 5}, r"model.path: should be a valid string.*got 5"),
     "eval": ({"eval": 2.0}, r"data.eval: should be a file, or a share of the training data between 0 and 1, got 2.0"),
     "eval twice": ({"data": {"train": PAIRS, "eval": 0.5}, "eval": 0.1}, r"'eval' is set twice"),

@@ -1,4 +1,4 @@
-"""Micro-batches that fit: chosen from memory, halved when it runs out; what a dry run predicts."""
+"""The size of micro-batches, recovery when memory runs out, and the estimates of a dry run."""
 
 from __future__ import annotations
 
@@ -64,51 +64,51 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("backward", [False, True])
-def test_a_step_that_runs_out_of_memory_is_done_again_in_smaller_pieces(
+def test_a_step_that_runs_out_of_memory_is_repeated_with_smaller_micro_batches(
     tmp_path: Path, model_folder: Path, backward: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In the forward pass, and in the backward pass, where part of the gradient has been added already."""
+    """In the forward pass, and in the backward pass, when part of the gradient has been added already."""
     small = dpo.run(config(model_folder, tmp_path / "small", batch=BatchConfig(pairs=4, tokens=8)), display=Display())
     model = AutoModelForCausalLM.from_pretrained(model_folder)
     failures = fails_above(model, 40, backward)
     halved = dpo.run(config(model_folder, tmp_path / "halved"), model=model, display=Display())
     assert failures
-    assert "out of memory; from here on a micro-batch has at most" in capsys.readouterr().err
+    assert "out of memory; repeating it with micro-batches of up to" in capsys.readouterr().err
     for name, expected in weights(small).items():
         assert torch.allclose(weights(halved)[name], expected, atol=1e-5), name
 
 
 def fails_above(model: Any, slots: int, backward: bool) -> list[int]:
-    """Let memory run out in the first layer whenever a training pass has more than so many token slots."""
+    """Raise OutOfMemoryError in the first layer of training passes with more than `slots` token slots."""
     failures: list[int] = []
 
-    def watch(_module: Any, _args: Any, hidden: Any) -> None:
+    def check(_module: Any, _args: Any, hidden: Any) -> None:
         hidden = hidden[0] if isinstance(hidden, tuple) else hidden
         if not hidden.requires_grad or hidden.numel() // hidden.shape[-1] <= slots:
             return
 
         def fail(_grad: Any) -> None:
             failures.append(1)
-            raise torch.OutOfMemoryError("none left")
+            raise torch.OutOfMemoryError("no memory")
 
         if backward:
             hidden.register_hook(fail)
         else:
             fail(None)
 
-    model.model.layers[0].register_forward_hook(watch)
+    model.model.layers[0].register_forward_hook(check)
     return failures
 
 
-def test_a_single_group_that_does_not_fit_is_a_clear_error(tmp_path: Path, model_folder: Path) -> None:
+def test_a_single_group_that_does_not_fit_is_refused_with_its_row(tmp_path: Path, model_folder: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(model_folder)
     fails_above(model, 0, backward=True)
     with pytest.raises(ConfigError, match=r"pairs.jsonl:\d+: out of memory on a single group of \d+ token slots"):
         dpo.run(config(model_folder, tmp_path / "run"), model=model, display=Display(quiet=True))
 
 
-def test_the_memory_that_a_process_may_have_is_enough(tmp_path: Path) -> None:
-    """A real limit on the address space: torch's own allocator fails, and the step goes on in pieces."""
+def test_a_step_completes_under_a_real_memory_limit(tmp_path: Path) -> None:
+    """The address space is limited, so torch's allocator fails, and the step continues with smaller micro-batches."""
     make_model(hidden_size=64, vocab_size=8000).save_pretrained(tmp_path / "model")
     program = f"""
 import resource, sys, torch
@@ -154,39 +154,39 @@ print("cut", Log.cut)
     assert re.search(r"cut \[\d+", done.stdout), done.stdout
 
 
-def test_scoring_goes_on_in_halves(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scoring_continues_in_halves_when_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
     scorer = Scorer.of(make_model())
     groups = random_groups(7)
 
-    def lay(some: Any) -> list[Batch]:
-        return micro_batches(some, Budget("rows", 10_000))
+    def make_batches(part: Any) -> list[Batch]:
+        return micro_batches(part, Budget("rows", 10_000))
 
     def compute(batch: Batch) -> Any:
         if len(batch.groups) > 2:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
         return logps(scorer, batch)
 
-    [whole] = lay(groups)
-    parts = list(memory.compute_in_parts(compute, whole, lay))
+    [whole] = make_batches(groups)
+    parts = list(memory.compute_in_parts(compute, whole, make_batches))
     assert [group for batch, _ in parts for group in batch.groups] == list(whole.groups)
-    found = torch.cat([values.sum_S for _, values in parts])
-    assert torch.allclose(found, logps(scorer, whole).sum_S, atol=1e-4)
+    sum_S = torch.cat([values.sum_S for _, values in parts])
+    assert torch.allclose(sum_S, logps(scorer, whole).sum_S, atol=1e-4)
     with pytest.raises(RuntimeError, match="a defect"):
-        list(memory.compute_in_parts(lambda _: (_ for _ in ()).throw(RuntimeError("a defect")), whole, lay))
+        list(memory.compute_in_parts(lambda _: (_ for _ in ()).throw(RuntimeError("a defect")), whole, make_batches))
 
 
-def test_auto_takes_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = Footprint({"now": 1000, "gradients": 500}, per_slot=1000, most_kept=50_000, per_scored=100)
+def test_auto_chooses_the_largest_size_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    footprint = Footprint({"in use now": 1000, "gradients": 500}, per_slot=1000, max_scored=50_000, per_scored=100)
     for free, expected in ((10_000_000, 4096), (3_500_000, 2048), (1_000_000, 512), (10, 512)):
         monkeypatch.setattr(memory, "available", lambda _device, free=free: free)
-        assert choose_tokens(found, torch.device("cpu"), 64) == expected
+        assert choose_tokens(footprint, torch.device("cpu"), 64) == expected
     monkeypatch.setattr(memory, "available", lambda _device: 1 << 40)
-    sizes = [choose_tokens(found, torch.device("cpu"), width) for width in (64, 128, 256, 512, 900, 4096)]
+    sizes = [choose_tokens(footprint, torch.device("cpu"), width) for width in (64, 128, 256, 512, 900, 4096)]
     assert sizes == [4096, 4096, 2048, 1024, 1024, 1024]
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "mixtral"])
-def test_activations_are_counted_once_and_grow_with_the_slots(architecture: str) -> None:
+def test_activation_memory_is_proportional_to_the_slots(architecture: str) -> None:
     changes = {"llama": {}, "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4}, "mixtral": {"num_local_experts": 4}}
     scorer = Scorer.of(make_model(architecture, **changes[architecture]))
     sizes = []
@@ -195,42 +195,51 @@ def test_activations_are_counted_once_and_grow_with_the_slots(architecture: str)
         sizes.append(memory.activation_bytes(scorer, batch) / len(batch.ids_T))
     assert sizes[0] == pytest.approx(sizes[1], rel=0.3)
     config = scorer.model.config
-    assert sizes[1] > 4 * config.num_hidden_layers * config.hidden_size  # at least what enters each layer
+    assert sizes[1] > 4 * config.num_hidden_layers * config.hidden_size  # at least the input of each layer
 
 
-def test_a_dry_run_says_what_will_not_fit_and_what_takes_days(
+def test_a_dry_run_reports_a_run_that_does_not_fit_or_takes_days(
     tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(estimate, "DAY_S", 1e-6)
     before = {path.name for path in tmp_path.iterdir()}
     dpo.run(config(model_folder, tmp_path / "run"), display=Display(), dry_run=True)
-    said = capsys.readouterr().err
-    for part in ("tokens: ", "without sharing", "memory: ", "at the peak", "time: about", "this run takes days"):
-        assert part in said
-    assert "will not fit" not in said
+    output = capsys.readouterr().err
+    for part in (
+        "tokens: ",
+        "without shared prompts",
+        "memory: ",
+        "at the peak",
+        "time: about",
+        "this run takes more than a day",
+    ):
+        assert part in output
+    assert "does not fit" not in output
     monkeypatch.setattr(memory, "available", lambda _device: 1000)
     dpo.run(config(model_folder, tmp_path / "run"), display=Display(), dry_run=True)
-    said = capsys.readouterr().err
-    assert "this run will not fit: 0.00 GB are free on cpu; train with lora" in said
-    assert "time: about" not in said
+    output = capsys.readouterr().err
+    assert "this run does not fit in memory: 0.00 GB are free on cpu. Train with lora" in output
+    assert "time: about" not in output
     assert {path.name for path in tmp_path.iterdir()} - before == {"pairs.jsonl"}
 
 
 @pytest.mark.filterwarnings("ignore")  # the compiler reads deprecated things
-def test_a_compiled_run_pads_its_rows_says_so_and_ends_where_it_would_without(
+def test_a_compiled_run_pads_its_rows_and_has_the_same_result(
     tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    laid: list[Budget] = []
+    budgets: list[Budget] = []
     finals = []
     for compiled in (False, True):
         model = ModelConfig(path=str(model_folder), attention="shared", compile=compiled)
         settings = config(model_folder, tmp_path / f"{compiled}", model=model, train=TrainConfig(max_steps=2))
         with monkeypatch.context() as patch:
-            patch.setattr(estimate, "micro_batches", lambda g, budget: laid.append(budget) or micro_batches(g, budget))
+            patch.setattr(
+                estimate, "micro_batches", lambda g, budget: budgets.append(budget) or micro_batches(g, budget)
+            )
             dpo.run(settings, display=Display(), dry_run=True)
-        assert laid.pop().constant == compiled
-        padding = re.search(r"(\d+)% of them padding", capsys.readouterr().err)
+        assert budgets.pop().constant == compiled
+        padding = re.search(r"(\d+)% padding", capsys.readouterr().err)
         assert padding
         assert (int(padding[1]) > 0) == compiled
         finals.append(weights(dpo.run(settings, display=Display(quiet=True))))
@@ -238,10 +247,10 @@ def test_a_compiled_run_pads_its_rows_says_so_and_ends_where_it_would_without(
         assert torch.allclose(finals[1][name], expected, atol=1e-5), name
 
 
-def test_the_time_of_the_monitor_is_in_the_plan(
+def test_the_time_estimate_includes_the_monitor(
     tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A second for every token of its samples and 10 for the first: 10 + 15 more, at the two evaluations of a run."""
+    """The first token takes 10 s and each of the other 15 takes 1 s, so the two evaluations take 50 s."""
     clock = [0.0]
 
     def slow(_model: Any, _tokenizer: Any, _prompts: Any, sampling: Sampling) -> None:
@@ -249,13 +258,13 @@ def test_the_time_of_the_monitor_is_in_the_plan(
 
     monkeypatch.setattr(estimate, "sample", slow)
     monkeypatch.setattr(estimate.time, "perf_counter", lambda: clock[0])
-    watched = MonitorConfig(prompts=2, max_new_tokens=16)
-    dpo.run(config(model_folder, tmp_path / "run", monitor=watched), display=Display(), dry_run=True)
+    monitor = MonitorConfig(prompts=2, max_new_tokens=16)
+    dpo.run(config(model_folder, tmp_path / "run", monitor=monitor), display=Display(), dry_run=True)
     assert "time: about 50 s (monitor 50 s)" in capsys.readouterr().err
 
 
-def test_halving_ends_whatever_the_sizes() -> None:
-    """One group that is larger than all others together cannot be cut; the others can, until each is alone."""
+def test_halving_ends_with_single_groups() -> None:
+    """A group that is larger than all others together cannot be split, but the other micro-batches are still halved."""
     [long] = random_groups(1, longest=200, seed=3)
     groups = [replace(long, prompt_ids=long.prompt_ids.repeat(50)), *random_groups(9)]
     scorer = Scorer.of(make_model())
@@ -275,10 +284,10 @@ def test_halving_ends_whatever_the_sizes() -> None:
     assert len(sizes) < 15
 
 
-def test_a_run_that_was_halved_and_stopped_ends_like_one_that_was_not_stopped(
+def test_a_resumed_run_uses_the_halved_micro_batches(
     tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The checkpoint knows the size of micro-batches, so that a resumed run has it before memory runs out again."""
+    """The checkpoint contains the size, so the resumed run gives the same bits even if there is enough memory now."""
     finals = []
     for name, stop in (("whole", None), ("parts", 3)):
         model = AutoModelForCausalLM.from_pretrained(model_folder)
@@ -297,7 +306,7 @@ def test_a_run_that_was_halved_and_stopped_ends_like_one_that_was_not_stopped(
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("lora", [None, LoraConfig(rank=2)])
-def test_a_dry_run_leaves_a_model_in_memory_as_it_was(
+def test_a_dry_run_does_not_change_a_model_in_memory(
     tmp_path: Path, model_folder: Path, dtype: str, lora: LoraConfig | None
 ) -> None:
     kind = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
@@ -312,7 +321,7 @@ def test_a_dry_run_leaves_a_model_in_memory_as_it_was(
     assert (dpo.run(settings, model=model, display=Display(quiet=True)) / "tokenizer.json").is_file()
 
 
-def test_running_out_of_memory_elsewhere_is_a_sentence(
+def test_running_out_of_memory_in_the_optimizer_is_reported_with_advice(
     tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any, **__: Any) -> None:
@@ -323,7 +332,7 @@ def test_running_out_of_memory_elsewhere_is_a_sentence(
         dpo.run(config(model_folder, tmp_path / "run"), display=Display(quiet=True))
 
 
-def test_a_run_that_is_refused_returns_the_model_its_attention(
+def test_a_refused_run_restores_the_attention_of_a_model_in_memory(
     tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(policy: Any, *_: Any) -> None:

@@ -1,4 +1,4 @@
-"""Chat settings belong to the run: the date and the template's arguments, when it resumes and when it is evaluated."""
+"""A run keeps its chat settings (date and template arguments) when it resumes and when its model is evaluated."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ GROUP = PreferenceGroup((Message("user", "hello"),), ())
 def config(tmp_path: Path, model: Path, **data: Any) -> DPOConfig:
     (tmp_path / "t.jinja").write_text(TEMPLATE)
     file = write_jsonl(tmp_path / "pairs.jsonl", PAIRS)
-    wanted = {"chat_template": str(tmp_path / "t.jinja"), "as_chat": True, **data}
+    options = {"chat_template": str(tmp_path / "t.jinja"), "as_chat": True, **data}
     return DPOConfig(
         model=ModelConfig(path=str(model), dtype="fp32"),
-        data=DataConfig(train=str(file), **wanted),
+        data=DataConfig(train=str(file), **options),
         batch=BatchConfig(pairs=4),
         train=TrainConfig(max_steps=2, save_every=1),
         monitor=None,
@@ -53,13 +53,13 @@ def manifest(folder: Path) -> dict[str, Any]:
 
 
 def unfinished(folder: Path) -> None:
-    """As after a stop behind step 1."""
+    """Leave the run folder as if the run had been stopped after step 1."""
     shutil.rmtree(folder / "final")
     shutil.rmtree(folder / "checkpoints" / "step-00000002")
     (folder / "manifest.json").write_text(json.dumps({**manifest(folder), "finished": False}))
 
 
-def test_a_dated_run_resumes_and_is_evaluated_with_its_date(tmp_path: Path, model_folder: Path) -> None:
+def test_a_run_resumes_and_is_evaluated_with_its_date(tmp_path: Path, model_folder: Path) -> None:
     final = dpo.run(config(tmp_path, model_folder), display=QUIET)
     moment = manifest(tmp_path / "run")["chat"]["moment"]
     date = datetime.fromisoformat(moment).strftime("%H:%M:%S.%f")
@@ -69,8 +69,8 @@ def test_a_dated_run_resumes_and_is_evaluated_with_its_date(tmp_path: Path, mode
     step = tmp_path / "run" / "checkpoints" / "step-00000001"
     for source in (locate(str(final)), open_policy(str(step), "x", dtype_of(), device_of()).source):
         renderer = renderer_of(source, str(tmp_path / "t.jinja"))
-        (found,) = renderer.encode([GROUP])
-        assert renderer.tokenizer.decode(found.prompt_ids).startswith(date)
+        (encoded,) = renderer.encode([GROUP])
+        assert renderer.tokenizer.decode(encoded.prompt_ids).startswith(date)
     scoring = ScoreOptions(str(final), str(model_folder), str(tmp_path / "pairs.jsonl"), tokens=True)
     score.run(scoring, tmp_path / "scores.jsonl", QUIET)
     assert date in (tmp_path / "scores.html").read_text()
@@ -88,7 +88,7 @@ def device_of() -> Any:
     return torch.device("cpu")
 
 
-def test_a_run_with_other_arguments_is_another_run(tmp_path: Path, model_folder: Path) -> None:
+def test_a_run_does_not_resume_with_other_template_arguments(tmp_path: Path, model_folder: Path) -> None:
     with pytest.raises(ConfigError, match="did you mean 'style'"):
         dpo.run(config(tmp_path, model_folder, chat_template_kwargs={"stile": 1}), display=QUIET)
     final = dpo.run(config(tmp_path, model_folder, chat_template_kwargs={"style": "terse"}), display=QUIET)
@@ -100,7 +100,7 @@ def test_a_run_with_other_arguments_is_another_run(tmp_path: Path, model_folder:
     assert "long" in renderer.tokenizer.decode(renderer.encode([GROUP])[0].prompt_ids)
 
 
-def test_a_run_that_goes_on_with_other_arguments_is_told(
+def test_training_a_model_further_with_other_arguments_warns(
     tmp_path: Path, model_folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     final = dpo.run(config(tmp_path, model_folder, chat_template_kwargs={"style": "terse"}), display=QUIET)
@@ -113,16 +113,16 @@ def test_a_run_that_goes_on_with_other_arguments_is_told(
     ]
 
 
-def test_a_plain_run_leaves_no_chat_settings(tmp_path: Path, model_folder: Path) -> None:
+def test_a_run_without_chat_saves_no_chat_settings(tmp_path: Path, model_folder: Path) -> None:
     final = dpo.run(config(tmp_path, model_folder, chat_template=None, as_chat=False), display=QUIET)
     assert not (final / "chat_settings.json").exists()
     assert renderer_of(locate(str(final))).settings == ChatSettings()
 
 
-def test_all_rounds_of_iterate_have_one_date(tmp_path: Path, model_folder: Path) -> None:
+def test_all_rounds_of_iterate_use_the_same_date(tmp_path: Path, model_folder: Path) -> None:
     (tmp_path / "t.jinja").write_text(TEMPLATE)
     prompts = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": p} for p in ("the cat", "a dog", "we can")])
-    wanted = IterateConfig(
+    config = IterateConfig(
         model=ModelConfig(path=str(model_folder), dtype="fp32"),
         data=PromptConfig(
             train=str(prompts),
@@ -135,7 +135,7 @@ def test_all_rounds_of_iterate_have_one_date(tmp_path: Path, model_folder: Path)
         sample=SampleConfig(n=4, max_new_tokens=4, evaluation=2),
         out=str(tmp_path / "run"),
     )
-    iterate.run(wanted, display=QUIET)
+    iterate.run(config, display=QUIET)
     moment = manifest(tmp_path / "run")["rendered_at"]
     for number in (1, 2):
         chat = manifest(tmp_path / "run" / f"round-0{number}" / "dpo")["chat"]
@@ -143,10 +143,10 @@ def test_all_rounds_of_iterate_have_one_date(tmp_path: Path, model_folder: Path)
         assert chat["chat_template_kwargs"] == {"style": "terse"}
 
 
-def test_ppo_keeps_its_date(tmp_path: Path, model_folder: Path) -> None:
+def test_ppo_resumes_with_its_date(tmp_path: Path, model_folder: Path) -> None:
     (tmp_path / "t.jinja").write_text(TEMPLATE)
     prompts = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": p} for p in ("the cat", "a dog", "we can")])
-    wanted = PPOConfig(
+    config = PPOConfig(
         model=ModelConfig(path=str(model_folder), dtype="fp32"),
         data=PromptConfig(train=str(prompts), chat_template=str(tmp_path / "t.jinja"), as_chat=True),
         reward="length",
@@ -154,27 +154,27 @@ def test_ppo_keeps_its_date(tmp_path: Path, model_folder: Path) -> None:
         train=TrainConfig(epochs=2, max_steps=2, save_every=1),
         out=str(tmp_path / "run"),
     )
-    final = ppo.run(wanted, display=QUIET)
+    final = ppo.run(config, display=QUIET)
     moment = manifest(tmp_path / "run")["chat"]["moment"]
     unfinished(tmp_path / "run")
-    ppo.run(wanted, display=QUIET)
+    ppo.run(config, display=QUIET)
     assert manifest(tmp_path / "run")["chat"]["moment"] == moment
     assert json.loads((final / "chat_settings.json").read_text())["moment"] == moment
 
 
-def test_samples_depend_on_the_arguments(tmp_path: Path, model_folder: Path) -> None:
+def test_samples_depend_on_the_template_arguments(tmp_path: Path, model_folder: Path) -> None:
     (tmp_path / "t.jinja").write_text("{{ style }}" + TEMPLATE.partition(" ")[2].partition("}}")[2])
     prompts = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": "the cat"}])
     template = str(tmp_path / "t.jinja")
 
-    def drawn(name: str, **chat: Any) -> Any:
-        wanted = samples.SampleOptions(
+    def sample(name: str, **chat: Any) -> Any:
+        options = samples.SampleOptions(
             str(model_folder), str(prompts), Sampling(2, 8), chat_template=template, chat=ChatOptions(**chat)
         )
-        return json.loads(samples.run(wanted, tmp_path / name, QUIET).read_text())["responses"]
+        return json.loads(samples.run(options, tmp_path / name, QUIET).read_text())["responses"]
 
-    first = drawn("a.jsonl", as_chat=True)
-    assert drawn("b.jsonl", as_chat=True, arguments={"style": "in a very terse style"}) != first
-    assert drawn("c.jsonl") != first
+    first = sample("a.jsonl", as_chat=True)
+    assert sample("b.jsonl", as_chat=True, arguments={"style": "in a very terse style"}) != first
+    assert sample("c.jsonl") != first
     with pytest.raises(RunError, match="other samples"):
-        drawn("a.jsonl")
+        sample("a.jsonl")

@@ -1,4 +1,4 @@
-"""Preference training from config to folder: the start, references, adapters, refusals, what is written."""
+"""Preference training from config to run folder: step 1, references, adapters, refused settings, written files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.conftest import PAIRS, make_model, random_groups, write_jsonl
 from transformers import AutoModelForCausalLM
 
 from preftune.config.schema import BatchConfig, DataConfig, DPOConfig, LoraConfig, ModelConfig, OptimConfig, TrainConfig
-from preftune.data.layout import Budget
+from preftune.data.layout import Budget, micro_batches
 from preftune.errors import ConfigError, DataError, ModelError, NumericError
 from preftune.losses import PREFERENCE_LOSSES
 from preftune.methods import dpo
@@ -38,8 +38,8 @@ def run(tmp_path: Path, model: Any, tokenizer: Any = None, rows: list[Any] | Non
         out=str(tmp_path / "run"),
         **sections,
     )
-    given = {"model": model, "tokenizer": tokenizer} if in_memory else {}
-    return dpo.run(config, display=Display(quiet=True), **given)
+    objects = {"model": model, "tokenizer": tokenizer} if in_memory else {}
+    return dpo.run(config, display=Display(quiet=True), **objects)
 
 
 def lines(tmp_path: Path) -> list[dict[str, Any]]:
@@ -48,8 +48,8 @@ def lines(tmp_path: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("kind", ["auto", "frozen", "cached"])
 @pytest.mark.parametrize("edited", [False, True])
-def test_step_1_is_exact(tmp_path: Path, tokenizer: Any, kind: str, edited: bool) -> None:
-    """margin = 0 and loss = ln 2, also for a model changed in memory, also with a cache filled in another order."""
+def test_the_margin_is_exactly_0_at_step_1(tmp_path: Path, tokenizer: Any, kind: str, edited: bool) -> None:
+    """Margin 0 and loss ln 2, also for a model that was changed in memory, and with a cache."""
     model = make_model()
     if edited:
         with torch.no_grad():
@@ -63,7 +63,7 @@ def test_step_1_is_exact(tmp_path: Path, tokenizer: Any, kind: str, edited: bool
 
 @pytest.mark.parametrize("kind", ["auto", "frozen", "cached"])
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft, called here
-def test_step_1_is_exact_with_lora(tmp_path: Path, model_folder: Path, kind: str) -> None:
+def test_the_margin_is_exactly_0_at_step_1_with_lora(tmp_path: Path, model_folder: Path, kind: str) -> None:
     final = run(tmp_path, model_folder, reference={"kind": kind}, lora=LoraConfig(rank=4, alpha=8.0))
     first, *_, last = lines(tmp_path)
     assert first["rewards/margins"] == 0.0
@@ -76,8 +76,8 @@ def test_step_1_is_exact_with_lora(tmp_path: Path, model_folder: Path, kind: str
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft, called here
-def test_an_adapter_on_an_adapter(tmp_path: Path, model_folder: Path) -> None:
-    """LoRA on a tuned adapter: the reference is the tuned model, not the base; the result loads by itself."""
+def test_an_adapter_is_trained_on_top_of_an_adapter(tmp_path: Path, model_folder: Path) -> None:
+    """The reference is the tuned model, not its base, and the result can be loaded with peft."""
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()
     first = run(tmp_path / "one", model_folder, lora=LoraConfig(rank=4, alpha=8.0), optim=OptimConfig(lr=1e-2))
@@ -106,8 +106,8 @@ def test_the_final_folder_is_the_trained_model(tmp_path: Path, model_folder: Pat
     assert next(iter(manifest["data"].values())) == {"read": 8, "kept": 8, "format": "preference"}
 
 
-def test_the_resolved_config_repeats_the_run(tmp_path: Path, model_folder: Path) -> None:
-    """config.yaml is a valid input and gives the same weights."""
+def test_the_resolved_config_reproduces_the_run(tmp_path: Path, model_folder: Path) -> None:
+    """config.yaml can be used as a config file, and gives the same weights."""
     from preftune.config.load import load
 
     final = run(tmp_path, model_folder)
@@ -137,23 +137,23 @@ def test_gradient_checkpointing_gives_the_same_run(tmp_path: Path, model_folder:
 
 @pytest.mark.parametrize("name", sorted(PREFERENCE_LOSSES))
 def test_every_loss_trains(tmp_path: Path, model_folder: Path, name: str) -> None:
-    """Through the whole path, and in the direction it claims."""
+    """Each loss runs end to end and increases the margin."""
     rows = [{**pair, "margin": 0.5} for pair in PAIRS] if name == "odpo" else PAIRS
     run(tmp_path, model_folder, rows=rows, loss={"name": name}, optim=OptimConfig(lr=1e-3))
-    found = lines(tmp_path)
-    assert all(math.isfinite(value) for line in found for value in line.values() if not isinstance(value, str))
-    if name not in ("nll", "discopop"):  # one does not look at the rejected, one is not monotone at 0
-        gain = found[-1]["rewards/margins"] - found[0]["rewards/margins"]
+    metrics = lines(tmp_path)
+    assert all(math.isfinite(value) for line in metrics for value in line.values() if not isinstance(value, str))
+    if name not in ("nll", "discopop"):  # one ignores rejected responses, one is not monotone at 0
+        gain = metrics[-1]["rewards/margins"] - metrics[0]["rewards/margins"]
         assert gain > 0
 
 
-def test_a_mixture_trains_and_reports_its_parts(tmp_path: Path, model_folder: Path) -> None:
+def test_a_sum_of_losses_trains_and_reports_its_terms(tmp_path: Path, model_folder: Path) -> None:
     run(tmp_path, model_folder, loss=[{"name": "sigmoid", "beta": 0.1}, {"name": "nll", "weight": 0.5}])
     for line in lines(tmp_path):
         assert line["loss"] == pytest.approx(line["loss/sigmoid"] + 0.5 * line["loss/nll"], abs=1e-5)
 
 
-def test_unpaired_data(tmp_path: Path, model_folder: Path) -> None:
+def test_labelled_responses_train(tmp_path: Path, model_folder: Path) -> None:
     rows = [
         {"prompt": pair["prompt"], "completion": pair[side], "label": side == "chosen"}
         for pair in PAIRS
@@ -165,7 +165,7 @@ def test_unpaired_data(tmp_path: Path, model_folder: Path) -> None:
     assert "rewards/margins" not in first
 
 
-def test_rankings(tmp_path: Path, model_folder: Path) -> None:
+def test_rankings_train(tmp_path: Path, model_folder: Path) -> None:
     rows = [
         {"prompt": p["prompt"], "responses": [p["rejected"], p["chosen"], " moon"], "ranks": [3, 1, 2]} for p in PAIRS
     ]
@@ -173,7 +173,7 @@ def test_rankings(tmp_path: Path, model_folder: Path) -> None:
     assert lines(tmp_path)[0]["loss"] == pytest.approx(math.log(6), abs=1e-6)  # 3! orders, equally likely
 
 
-def test_another_model_as_reference(tmp_path: Path, model_folder: Path, tokenizer: Any) -> None:
+def test_the_reference_can_be_another_model(tmp_path: Path, model_folder: Path, tokenizer: Any) -> None:
     other = tmp_path / "other"
     make_model(seed=3).save_pretrained(other)
     tokenizer.save_pretrained(other)
@@ -181,19 +181,18 @@ def test_another_model_as_reference(tmp_path: Path, model_folder: Path, tokenize
     assert lines(tmp_path)[0]["rewards/margins"] != 0.0
 
 
-def test_reference_free(tmp_path: Path, model_folder: Path) -> None:
+def test_without_reference_the_reward_is_the_scaled_log_prob(tmp_path: Path, model_folder: Path) -> None:
     run(tmp_path, model_folder, reference={"kind": "none"})
     first = lines(tmp_path)[0]
     assert first["rewards/chosen"] == pytest.approx(0.1 * first["logps/chosen"])
 
 
-def test_the_cache_serves_other_losses_and_betas(tmp_path: Path, model_folder: Path) -> None:
-    """A second run with another beta scores nothing: it says so."""
-    said = []
+def test_the_cache_is_used_with_other_losses_and_betas(tmp_path: Path, model_folder: Path) -> None:
+    messages = []
 
     class Listening(Display):
         def say(self, text: str) -> None:
-            said.append(text)
+            messages.append(text)
 
     for name, loss in (("a", {"name": "sigmoid", "beta": 0.1}), ("b", {"name": "ipo", "beta": 0.5})):
         folder = tmp_path / name
@@ -205,21 +204,21 @@ def test_the_cache_serves_other_losses_and_betas(tmp_path: Path, model_folder: P
             out=str(folder / "run"),
         )
         dpo.run(config, display=Listening(quiet=True))
-    found = [line for line in said if line.startswith("reference:")]
-    assert "8 groups scored, 0 found" in found[0]
-    assert "0 groups scored, 8 found" in found[1]
+    reported = [line for line in messages if line.startswith("reference:")]
+    assert "8 groups scored, 0 read from the cache" in reported[0]
+    assert "0 groups scored, 8 read from the cache" in reported[1]
 
 
 def test_non_finite_gradients_stop_before_the_update_and_name_the_row(
     tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The token 'z' has a NaN embedding; one row has it. The weights stay those of the step before."""
+    """The embedding of the token 'z' is infinite, and one row contains it. The weights are those of the step before."""
     model = make_model(tie_word_embeddings=False)
     bad = tokenizer(" z", add_special_tokens=False)["input_ids"][-1]
     rows = [*PAIRS[:5], {"prompt": "a dog z", "chosen": " sat", "rejected": " ran"}, *PAIRS[5:]]
     with torch.no_grad():
         model.model.embed_tokens.weight[bad] = float("inf")
-    monkeypatch.setattr(dpo, "prove_start", lambda task, first: "")
+    monkeypatch.setattr(dpo, "check_start", lambda task, first: "")
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     with pytest.raises(NumericError) as error:
         run(tmp_path, model, tokenizer, rows=rows, reference={"kind": "frozen"}, train=TrainConfig(epochs=1))
@@ -233,8 +232,8 @@ def test_non_finite_gradients_stop_before_the_update_and_name_the_row(
     assert all(line["step"] < step for line in lines(tmp_path) if line["split"] == "train") if step > 1 else True
 
 
-def test_a_reference_that_differs_is_a_stop(tmp_path: Path) -> None:
-    """A cache with a wrong value, or a frozen model that is not the policy: refused before step 1, naming the row."""
+def test_a_reference_that_differs_from_the_policy_stops_the_run(tmp_path: Path) -> None:
+    """A frozen model with other weights, and a cache with a wrong value: refused before step 1 with the row."""
     from preftune.lifecycle.task import ResponseTask
     from preftune.losses import Objective
     from preftune.model.logprobs import Scorer
@@ -246,26 +245,30 @@ def test_a_reference_that_differs_is_a_stop(tmp_path: Path) -> None:
     objective: Objective = dpo.bind_objective(DPOConfig(model={"path": "m"}, data={"train": "d"}).terms)
     frozen = ResponseTask(policy, Frozen(Scorer.of(make_model(seed=2))), objective, groups, [], Budget("rows", 1000))
     with pytest.raises(NumericError, match="policy and reference differ by"):
-        dpo.prove_start(frozen, groups)
+        dpo.check_start(frozen, groups)
     store = Store("k", tmp_path)
-    fill(store, policy, groups, frozen.layout)
+    fill(store, policy, groups, lambda part: micro_batches(part, frozen.budget))
     good = ResponseTask(policy, Cached(store, torch.device("cpu")), objective, groups, [], Budget("rows", 1000))
-    assert "margin 0, loss ln 2" in dpo.prove_start(good, groups)
+    assert "margin 0, loss ln 2" in dpo.check_start(good, groups)
     key = response_key(groups[2].prompt_ids, groups[2].response_ids[1])
     store.put(key, store.get(key) + 0.5)
     with pytest.raises(NumericError, match="toy:3"):
-        dpo.prove_start(
+        dpo.check_start(
             ResponseTask(policy, Cached(store, torch.device("cpu")), objective, groups, [], Budget("rows", 1000)),
             groups,
         )
 
 
-# what is asked for, what is said
+# settings, exception, message
 REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
-    ({"loss": {"name": "simpo"}, "reference": {"kind": "frozen"}}, ConfigError, "'simpo' uses no reference"),
-    ({"loss": {"name": "tdpo1"}, "reference": {"kind": "cached"}}, ConfigError, "compares whole distributions"),
+    (
+        {"loss": {"name": "simpo"}, "reference": {"kind": "frozen"}},
+        ConfigError,
+        "the loss 'simpo' does not use a reference",
+    ),
+    ({"loss": {"name": "tdpo1"}, "reference": {"kind": "cached"}}, ConfigError, "needs whole distributions"),
     ({"reference": {"kind": "adapter-off"}}, ConfigError, "there is no adapter without lora"),
-    ({"reference": {"kind": "none", "path": "x"}}, ConfigError, "kind is none, but a path is given"),
+    ({"reference": {"kind": "none", "path": "x"}}, ConfigError, "kind is none, but a path is set"),
     ({"reference": {"path": "./nothing"}}, ModelError, "no such folder"),
     ({"loss": {"name": "odpo"}}, DataError, "needs a margin"),
     ({"lora": LoraConfig(targets=["query"])}, ModelError, "linear modules"),
@@ -275,10 +278,9 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
 
 
 @pytest.mark.parametrize(("sections", "kind", "message"), REFUSED)
-def test_refused_before_the_first_step(
+def test_invalid_settings_are_refused_before_the_run_folder_is_created(
     tmp_path: Path, model_folder: Path, sections: dict[str, Any], kind: type[Exception], message: str
 ) -> None:
-    """And without leaving a run folder behind."""
     with pytest.raises(kind, match=message):
         run(tmp_path, model_folder, **sections)
     assert not (tmp_path / "run").exists()
@@ -286,22 +288,22 @@ def test_refused_before_the_first_step(
 
 def test_sequences_longer_than_the_model_are_refused(tmp_path: Path, model_folder: Path) -> None:
     rows = [{"prompt": "x" * 300, "chosen": " a", "rejected": " b"}]
-    with pytest.raises(ConfigError, match="the model was built for 256"):
+    with pytest.raises(ConfigError, match="but the model has 256 positions"):
         run(tmp_path, model_folder, rows=rows)
 
 
-def test_soft_labels_are_refused_where_they_mean_nothing(tmp_path: Path, model_folder: Path) -> None:
+def test_soft_labels_are_refused_by_a_loss_that_does_not_use_them(tmp_path: Path, model_folder: Path) -> None:
     rows = [{**pair, "probability": 0.8} for pair in PAIRS]
     with pytest.raises(DataError, match=r"data.jsonl:1: the data have a probability, which 'dpop' does not use"):
         run(tmp_path, model_folder, rows=rows, loss={"name": "dpop"})
     run(tmp_path, model_folder, rows=rows, loss={"name": "sigmoid"})
 
 
-def test_a_statistic_that_the_head_cannot_give(
+def test_a_loss_that_needs_an_unavailable_statistic_is_refused(
     tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import preftune.model.logprobs as logprobs
 
     monkeypatch.setattr(logprobs, "find_head", lambda model: None)
-    with pytest.raises(ConfigError, match="over the whole vocabulary"):
+    with pytest.raises(ConfigError, match="over the whole vocabulary, which is not available"):
         run(tmp_path, model_folder, loss={"name": "wpo"})

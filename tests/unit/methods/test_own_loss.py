@@ -1,4 +1,4 @@
-"""A user's own loss must return one value per item; what else it returns is refused, and the message says which."""
+"""A user's own loss must return one value per item. Other results are refused with a message."""
 
 from __future__ import annotations
 
@@ -59,31 +59,31 @@ def output(policy):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("mean", r"it returned the shape \(\) for \d+ preference pairs? \(already a mean or a sum\?\)"),
+        ("mean", r"it returned the shape \(\) for \d+ preference pairs? \(did it take the mean or the sum\?\)"),
         ("column", r"it returned the shape \(\d+, 1\) for \d+ preference pairs?"),
         ("both", r"it returned the shape \(\d+,\) for \d+ preference pairs?"),
-        ("detached", "its result has no gradient, so it would train nothing"),
-        ("constant", "its result has no gradient, so it would train nothing"),
-        ("of_the_reference", "its result has no gradient, so it would train nothing"),
+        ("detached", "its result has no gradient, so it cannot train the policy"),
+        ("constant", "its result has no gradient, so it cannot train the policy"),
+        ("of_the_reference", "its result has no gradient, so it cannot train the policy"),
         ("nothing", "it returned None, not a tensor"),
         ("number", "it returned a float, not a tensor"),
         ("booleans", r"it returned torch.bool, not floating-point numbers"),
         ("undefined", r"it returned nan for (\d+) of \1 preference pairs"),
-        ("output", "it returned a LossOutput, not a tensor; the sum and the count are taken from it"),
+        ("output", "it returned a LossOutput, not a tensor; sum and count are computed from the values"),
     ],
 )
-def test_a_wrong_result_is_refused_at_the_first_step(
+def test_an_invalid_result_is_refused_at_the_first_step(
     tmp_path: Path, model_folder: Path, name: str, message: str
 ) -> None:
     file = tmp_path / "my_losses.py"
     file.write_text(BODY)
-    with pytest.raises(ConfigError, match=message) as caught:
+    with pytest.raises(ConfigError, match=message) as raised:
         run(tmp_path, model_folder, loss={"name": f"{file}:{name}"})
-    assert caught.value.where == f"{file}:{name}"
+    assert raised.value.where == f"{file}:{name}"
     assert not (tmp_path / "run" / "final").exists()
 
 
-def test_a_right_result_trains(tmp_path: Path, model_folder: Path) -> None:
+def test_a_valid_loss_trains(tmp_path: Path, model_folder: Path) -> None:
     file = tmp_path / "my_losses.py"
     file.write_text(BODY)
     assert (run(tmp_path, model_folder, loss={"name": f"{file}:right"}) / "model.safetensors").is_file()
@@ -103,12 +103,12 @@ def test_evaluation_needs_no_gradient() -> None:
     assert checked(loss, "f.py:loss", "pairs")(policy=pairs(False)).shape == (3,)
 
 
-@pytest.mark.parametrize("kept", [3, 2])
-def test_mismatched_responses_need_no_value(kept: int) -> None:
+@pytest.mark.parametrize("count", [3, 2])
+def test_mismatched_responses_may_have_no_value(count: int) -> None:
     def loss(policy: Any, label: Any) -> Any:
-        return policy.chosen[:kept]
+        return policy.chosen[:count]
 
     label = torch.tensor([1.0, -1.0, 0.0])
-    assert len(checked(loss, "f.py:loss", "responses")(policy=pairs(True), label=label)) == kept
+    assert len(checked(loss, "f.py:loss", "responses")(policy=pairs(True), label=label)) == count
     with pytest.raises(ConfigError, match=r"shape \(1,\) for 3 responses"):
         checked(lambda policy, label: policy.chosen[:1], "f", "responses")(policy=pairs(True), label=label)

@@ -1,4 +1,4 @@
-"""Reward models: where they start, what they learn, what is written, how they are asked."""
+"""Reward models: step 1, learning, the saved model, and rewards of every kind."""
 
 from __future__ import annotations
 
@@ -60,14 +60,14 @@ def lines(tmp_path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_it_starts_at_0_and_learns(tmp_path: Path, model_folder: Path) -> None:
+def test_rewards_start_at_0_and_training_increases_the_accuracy(tmp_path: Path, model_folder: Path) -> None:
     run(tmp_path, model_folder, data_options={"eval": 0.34})
-    found = lines(tmp_path)
-    first, last = ([line for line in found if line["split"] == "train"][i] for i in (0, -1))
+    metrics = lines(tmp_path)
+    first, last = ([line for line in metrics if line["split"] == "train"][i] for i in (0, -1))
     assert (first["step"], first["rewards/margins"], first["rewards/chosen"]) == (1, 0.0, 0.0)
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-7)
     assert last["rewards/accuracies"] > 0.9
-    held_out = [line for line in found if line["split"] == "eval"][-1]
+    held_out = [line for line in metrics if line["split"] == "eval"][-1]
     assert held_out["rewards/accuracies"] > 0.8
     assert 0 <= held_out["calibration/ece"] <= 1
     assert held_out["calibration/brier"] < 0.25
@@ -75,7 +75,7 @@ def test_it_starts_at_0_and_learns(tmp_path: Path, model_folder: Path) -> None:
 
 
 def oracle(folder: Path, prompt: str, response: str, ended: bool = True) -> float:
-    """Plain transformers: one row, its own pooling."""
+    """Return the reward of one row as transformers computes it."""
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     ids = tokenizer(prompt + response)["input_ids"] + ([tokenizer.eos_token_id] if ended else [])
@@ -84,19 +84,19 @@ def oracle(folder: Path, prompt: str, response: str, ended: bool = True) -> floa
 
 
 @pytest.mark.parametrize("normalise", [True, False])
-def test_transformers_reads_the_same_rewards(tmp_path: Path, model_folder: Path, normalise: bool) -> None:
-    """From the folder alone, at the EOS, alone and in a padded batch."""
+def test_transformers_computes_the_same_rewards(tmp_path: Path, model_folder: Path, normalise: bool) -> None:
+    """From the saved folder, for single rows and in a padded batch."""
     final = run(tmp_path, model_folder, normalise=normalise)
     judge = open_reward(str(final))
     assert isinstance(judge, RewardModel)
-    asked = [PromptResponse(row["prompt"], row[side]) for row in JUDGED[:6] for side in ("chosen", "rejected")]
-    asked.append(PromptResponse("we look at", " the cat", ended=False))
+    samples = [PromptResponse(row["prompt"], row[side]) for row in JUDGED[:6] for side in ("chosen", "rejected")]
+    samples.append(PromptResponse("we look at", " the cat", ended=False))
     scale = json.loads((final / "config.json").read_text())["reward_scale"] or {"mean": 0.0, "std": 1.0}
     assert (scale["std"] != 1.0) == normalise
-    expected = [(oracle(final, a.prompt, a.response, a.ended) - scale["mean"]) / scale["std"] for a in asked]  # type: ignore[arg-type]
-    assert judge(asked) == pytest.approx(expected, abs=1e-4)
+    expected = [(oracle(final, a.prompt, a.response, a.ended) - scale["mean"]) / scale["std"] for a in samples]  # type: ignore[arg-type]
+    assert judge(samples) == pytest.approx(expected, abs=1e-4)
     model, tokenizer = AutoModelForSequenceClassification.from_pretrained(final), AutoTokenizer.from_pretrained(final)
-    texts = [f"{a.prompt}{a.response}</s>" for a in asked[:-1]]
+    texts = [f"{a.prompt}{a.response}</s>" for a in samples[:-1]]
     with torch.no_grad():
         logits = model(**tokenizer(texts, return_tensors="pt", padding=True)).logits[:, 0]
     assert ((logits - scale["mean"]) / scale["std"]).tolist() == pytest.approx(expected[:-1], abs=1e-4)
@@ -104,14 +104,13 @@ def test_transformers_reads_the_same_rewards(tmp_path: Path, model_folder: Path,
 
 def test_normalised_rewards_have_mean_0_and_variance_1(tmp_path: Path, model_folder: Path) -> None:
     judge = open_reward(str(run(tmp_path, model_folder)))
-    asked = [PromptResponse(row["prompt"], row[side]) for row in JUDGED for side in ("chosen", "rejected")]
-    values = torch.tensor(judge(asked))
+    samples = [PromptResponse(row["prompt"], row[side]) for row in JUDGED for side in ("chosen", "rejected")]
+    values = torch.tensor(judge(samples))
     assert float(values.mean()) == pytest.approx(0, abs=1e-4)
     assert float(values.std(correction=0)) == pytest.approx(1, abs=1e-4)
 
 
-def test_layouts_agree(tmp_path: Path, model_folder: Path) -> None:
-    """Groups of four with all their judgements: shared prompts and padded rows train the same model."""
+def test_all_layouts_train_the_same_model(tmp_path: Path, model_folder: Path) -> None:
     rows = [
         {
             "prompt": "we look at",
@@ -128,7 +127,7 @@ def test_layouts_agree(tmp_path: Path, model_folder: Path) -> None:
     assert torch.allclose(weights["rows"], weights["packed"], atol=2e-4)
 
 
-def test_lora_is_merged(tmp_path: Path, model_folder: Path) -> None:
+def test_a_lora_adapter_is_merged_into_the_saved_model(tmp_path: Path, model_folder: Path) -> None:
     final = run(tmp_path, model_folder, lora=LoraConfig(rank=4, alpha=8.0))
     assert (final / "model.safetensors").is_file()
     assert not (final / "adapter_config.json").exists()
@@ -139,8 +138,8 @@ def test_lora_is_merged(tmp_path: Path, model_folder: Path) -> None:
     assert a > b
 
 
-def test_a_reward_model_can_be_trained_on(tmp_path: Path, model_folder: Path) -> None:
-    """Its head is kept."""
+def test_a_reward_model_can_be_trained_further(tmp_path: Path, model_folder: Path) -> None:
+    """It starts from the trained head."""
     first = run(tmp_path / "a", model_folder)
     before = lines(tmp_path / "a")[-1]["rewards/accuracies"]
     run(tmp_path / "b", first, train=TrainConfig(epochs=1))
@@ -149,23 +148,23 @@ def test_a_reward_model_can_be_trained_on(tmp_path: Path, model_folder: Path) ->
 
 
 def test_a_model_that_learnt_nothing_has_no_scale(tmp_path: Path, model_folder: Path) -> None:
-    """Judgements of probability one half are no reason to leave 0."""
+    """Judgements of probability 0.5 do not change rewards of 0."""
     rows = [{"prompt": "a", "chosen": " b", "rejected": " c", "probability": 0.5}]
     final = run(tmp_path, model_folder, rows, train=TrainConfig(max_steps=2))
     assert json.loads((final / "config.json").read_text()).get("reward_scale") is None
     assert open_reward(str(final))([PromptResponse("a", " b")]) == [0.0]
 
 
-def test_a_raw_reward_model_from_a_normalised_one(tmp_path: Path, model_folder: Path) -> None:
+def test_training_without_normalise_removes_the_scale(tmp_path: Path, model_folder: Path) -> None:
     first = run(tmp_path / "a", model_folder)
     second = run(tmp_path / "b", first, normalise=False, train=TrainConfig(max_steps=1))
     assert json.loads((second / "config.json").read_text()).get("reward_scale") is None
-    (found,) = open_reward(str(second))([PromptResponse("we look at", " the moon")])
-    assert found == pytest.approx(oracle(second, "we look at", " the moon"), abs=1e-4)
+    (value,) = open_reward(str(second))([PromptResponse("we look at", " the moon")])
+    assert value == pytest.approx(oracle(second, "we look at", " the moon"), abs=1e-4)
 
 
-def test_padding_that_is_not_eos(tmp_path: Path, model_folder: Path, tokenizer: Any) -> None:
-    """With EOS for padding transformers would read the reward one token too early: another token is named."""
+def test_the_padding_token_is_not_eos(tmp_path: Path, model_folder: Path, tokenizer: Any) -> None:
+    """With EOS as padding, transformers would read the reward one token too early, so another token is used."""
     folder = tmp_path / "model"
     make_model().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -175,8 +174,8 @@ def test_padding_that_is_not_eos(tmp_path: Path, model_folder: Path, tokenizer: 
     final = run(tmp_path, folder)
     assert AutoTokenizer.from_pretrained(final).pad_token == "<s>"
     judge, scale = open_reward(str(final)), json.loads((final / "config.json").read_text())["reward_scale"]
-    (found,) = judge([PromptResponse("we look at", " the cat sat")])
-    assert found == pytest.approx(
+    (value,) = judge([PromptResponse("we look at", " the cat sat")])
+    assert value == pytest.approx(
         (oracle(final, "we look at", " the cat sat") - scale["mean"]) / scale["std"], abs=1e-4
     )
 
@@ -189,7 +188,7 @@ def test_padding_that_is_not_eos(tmp_path: Path, model_folder: Path, tokenizer: 
         ("missing.py:reward", ConfigError, "no such file"),
     ],
 )
-def test_what_is_no_reward(model_folder: Path, name: str, error: Any, message: str) -> None:
+def test_invalid_rewards_are_refused(model_folder: Path, name: str, error: Any, message: str) -> None:
     with pytest.raises(error, match=message):
         open_reward(str(model_folder) if name == "MODEL" else name)
 
@@ -246,61 +245,63 @@ def quits(prompts, responses):
         ("quits", ConfigError, r"mine.py:26: the reward function raised SystemExit: 3"),
     ],
 )
-def test_functions_that_go_wrong_name_the_step_and_the_row(tmp_path: Path, name: str, error: Any, message: str) -> None:
+def test_errors_of_reward_functions_name_the_step_and_the_row(
+    tmp_path: Path, name: str, error: Any, message: str
+) -> None:
     file = tmp_path / "mine.py"
     file.write_text(FUNCTIONS)
-    asked = [PromptResponse("p", "abcd", origin="data:1"), PromptResponse("q", "abc", origin="data:2")]
-    assert rewards_of(open_reward(f"{file}:good"), asked, "step 7").tolist() == [4, 3]
+    samples = [PromptResponse("p", "abcd", origin="data:1"), PromptResponse("q", "abc", origin="data:2")]
+    assert rewards_of(open_reward(f"{file}:good"), samples, "step 7").tolist() == [4, 3]
     with pytest.raises(error, match=message):
-        rewards_of(open_reward(f"{file}:{name}"), asked, "step 7")
+        rewards_of(open_reward(f"{file}:{name}"), samples, "step 7")
 
 
-def test_a_function_with_other_arguments_is_refused(tmp_path: Path) -> None:
+def test_a_reward_function_with_other_arguments_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(FUNCTIONS)
     with pytest.raises(ConfigError, match="has the arguments texts"):
         open_reward(f"{file}:other")
 
 
-def test_vader_and_length() -> None:
+def test_vader_and_length_as_rewards() -> None:
     pytest.importorskip("vaderSentiment")
-    asked = [PromptResponse("p", " a great day"), PromptResponse("p", " a horrible day")]
-    good, bad = open_reward("vader")(asked)
+    samples = [PromptResponse("p", " a great day"), PromptResponse("p", " a horrible day")]
+    good, bad = open_reward("vader")(samples)
     assert good > 0.5
     assert bad < -0.5
-    assert open_reward("length")(asked) == [12.0, 15.0]
+    assert open_reward("length")(samples) == [12.0, 15.0]
 
 
-def test_calibration_by_hand() -> None:
-    """Three judgements at probability 0.9, two of them right; one at 0.6 the wrong way round; one tie."""
-    found = Calibration()
+def test_calibration_equals_values_computed_by_hand() -> None:
+    """Three judgements at probability 0.9, two of them right; one at 0.6, wrong; one tie."""
+    calibration = Calibration()
     sure, half = math.log(0.9 / 0.1), math.log(0.6 / 0.4)
-    found.add(torch.tensor([sure, sure, -sure, -half, 0.0]), torch.ones(5))
-    table = found.table()
+    calibration.add(torch.tensor([sure, sure, -sure, -half, 0.0]), torch.ones(5))
+    table = calibration.table()
     assert [row[2] for row in table] == [1, 1, 3]
     assert table[0][:2] == (0.5, 0.5)
     assert table[1] == pytest.approx((0.6, 0.0, 1))
     assert table[2] == pytest.approx((0.9, 2 / 3, 3))
-    means = found.means()
+    means = calibration.means()
     assert means["calibration/ece"] == pytest.approx((0.6 + 3 * (0.9 - 2 / 3)) / 5)
     assert means["calibration/brier"] == pytest.approx((0.01 + 0.01 + 0.81 + 0.36 + 0.25) / 5)
 
 
-def test_a_text_that_it_cannot_read_whole_gets_no_reward(tmp_path: Path, model_folder: Path) -> None:
-    """Cut off at the model's positions, it would get the reward of another text. What needs every reward stops."""
+def test_a_response_that_is_too_long_gets_no_reward(tmp_path: Path, model_folder: Path) -> None:
+    """It would have to be truncated, so its reward would be that of another text. `require_rewards` raises an error."""
     long = PromptResponse("the cat", " sat" * 300, origin="prompts.jsonl:7")
     short = PromptResponse("the cat", " sat")
     for name in (str(run(tmp_path, model_folder)), f"implicit:{model_folder},{model_folder}"):
         judge = open_reward(name)
-        found = rewards_of(judge, [short, long, short], "here")
-        assert np.isnan(found).tolist() == [False, True, False]
-        assert found[[0, 2]] == pytest.approx(rewards_of(judge, [short], "here")[0], abs=1e-6)
+        rewards = rewards_of(judge, [short, long, short], "here")
+        assert np.isnan(rewards).tolist() == [False, True, False]
+        assert rewards[[0, 2]] == pytest.approx(rewards_of(judge, [short], "here")[0], abs=1e-6)
         assert np.isnan(rewards_of(judge, [long], "here")).all()
         with pytest.raises(ModelError, match=r"prompts.jsonl:7: 1 of 2 responses got no reward"):
             require_rewards(judge, [short, long], "here")
 
 
-def test_samples_that_a_reward_model_cannot_read_are_left_out_and_counted(
+def test_samples_that_are_too_long_for_a_reward_model_are_dropped_and_counted(
     tmp_path: Path, model_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     final, long = run(tmp_path, model_folder), " sat" * 300
@@ -311,17 +312,17 @@ def test_samples_that_a_reward_model_cannot_read_are_left_out_and_counted(
     samples = write_jsonl(tmp_path / "s.jsonl", rows)
     out = tmp_path / "pairs.jsonl"
     assert cli(["pairs", str(samples), "--reward", str(final), "--out", str(out)]) == 0
-    said = " ".join(capsys.readouterr().err.split())
-    assert "dropped 1 (line 2): no response got a reward" in said
-    assert "left out: 1 without a reward" in said
+    output = " ".join(capsys.readouterr().err.split())
+    assert "dropped 1 (line 2): no response got a reward" in output
+    assert "left out: 1 without a reward" in output
     (row,) = [json.loads(line) for line in out.read_text().splitlines()]
     assert row["responses"] == [GOOD[0], BAD[0]]
 
 
-def test_scores_of_pairs_that_are_too_long_are_those_of_what_training_would_read(
+def test_pairs_that_are_too_long_are_scored_as_training_would_truncate_them(
     tmp_path: Path, model_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A prompt loses its beginning, as in every run, and that is counted; a rule that reads text has no such limit."""
+    """The beginning of the prompt is truncated and counted, as in a run."""
     final = run(tmp_path, model_folder)
     long = {"prompt": "we look at" + " the moon" * 300 + " and", "chosen": " sat on", "rejected": " no"}
     data = write_jsonl(tmp_path / "long.jsonl", [long, {**long, "prompt": "and"}])
@@ -333,33 +334,33 @@ def test_scores_of_pairs_that_are_too_long_are_those_of_what_training_would_read
         open_reward(str(final))([PromptResponse("and", " sat on")])[0], abs=1e-4
     )
     assert all(math.isfinite(row["margin"]) for row in scores)
-    most = ["--max-length", "9000"]
-    assert cli(["score", "--reward", str(final), "--data", str(data), *most]) == 2
-    assert "the model was built for 256" in capsys.readouterr().err
-    assert cli(["score", "--reward", "length", "--data", str(data), *most]) == 2
+    too_long = ["--max-length", "9000"]
+    assert cli(["score", "--reward", str(final), "--data", str(data), *too_long]) == 2
+    assert "but the model has 256 positions" in capsys.readouterr().err
+    assert cli(["score", "--reward", "length", "--data", str(data), *too_long]) == 2
 
 
-def test_controls() -> None:
-    """Longer, shorter, and nothing that could be learnt: the same text has the same number, whatever else is asked."""
-    answers = [
+def test_control_rewards() -> None:
+    """length, short and random. The random reward of a text does not depend on the other texts."""
+    responses = [
         PromptResponse("p", "a"),
         PromptResponse("p", "bbb"),
         PromptResponse("q", "a"),
         PromptResponse("p", "\ud83d"),
     ]
-    assert open_reward("length")(answers) == [1, 3, 1, 1]
-    assert open_reward("short")(answers) == [-1, -3, -1, -1]
-    numbers = list(open_reward("random")(answers))
-    assert numbers[:1] == list(open_reward("random")(answers[:1]))
+    assert open_reward("length")(responses) == [1, 3, 1, 1]
+    assert open_reward("short")(responses) == [-1, -3, -1, -1]
+    numbers = list(open_reward("random")(responses))
+    assert numbers[:1] == list(open_reward("random")(responses[:1]))
     assert len(set(numbers)) == 4
     many = open_reward("random")([PromptResponse("p", str(i)) for i in range(2000)])
     assert all(0 <= x < 1 for x in many)
     assert sum(many) / len(many) == pytest.approx(0.5, abs=0.03)
 
 
-def test_a_reward_in_memory_that_goes_wrong_is_named_with_its_line() -> None:
-    def mine(answers: Any) -> list[float]:
-        return [{}["score"] for _ in answers]
+def test_errors_of_a_reward_in_memory_name_its_line() -> None:
+    def mine(responses: Any) -> list[float]:
+        return [{}["score"] for _ in responses]
 
     line = mine.__code__.co_firstlineno + 1
     with pytest.raises(ConfigError, match=rf"test_reward.py:{line}: the reward function raised KeyError: 'score'"):

@@ -1,4 +1,4 @@
-"""SFT on demonstrations and on chosen responses; implicit rewards of any policy."""
+"""SFT on demonstrations and on chosen responses; implicit rewards of policies."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def train(tmp_path: Path, model: Path, rows: list[Any], epochs: int = 1) -> list
     return [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_the_loss_is_the_mean_over_scored_tokens_of_the_step(tmp_path: Path, model_folder: Path) -> None:
-    """Whatever the micro-batches: compared with transformers' own loss on labelled tokens."""
+def test_the_loss_is_the_mean_over_all_response_tokens_of_a_step(tmp_path: Path, model_folder: Path) -> None:
+    """With several micro-batches, the loss equals that of transformers."""
     rows = [{"prompt": p["prompt"], "completion": p["chosen"]} for p in PAIRS[:3]]
     first = train(tmp_path, model_folder, rows)[0]
     model, tokenizer = AutoModelForCausalLM.from_pretrained(model_folder), AutoTokenizer.from_pretrained(model_folder)
@@ -52,23 +52,27 @@ def test_the_loss_is_the_mean_over_scored_tokens_of_the_step(tmp_path: Path, mod
     assert first["loss"] == pytest.approx(total / count, rel=1e-5)
 
 
-def test_sft_learns(tmp_path: Path, model_folder: Path) -> None:
-    found = train(tmp_path, model_folder, [{"text": "the cat sat on the mat"}] * 6, epochs=10)
-    assert found[-1]["loss"] < 0.3 * found[0]["loss"]
+def test_sft_reduces_the_loss(tmp_path: Path, model_folder: Path) -> None:
+    metrics = train(tmp_path, model_folder, [{"text": "the cat sat on the mat"}] * 6, epochs=10)
+    assert metrics[-1]["loss"] < 0.3 * metrics[0]["loss"]
 
 
 def ids(*values: int) -> Any:
     return np.array(values, dtype=np.int32)
 
 
-def test_sft_on_preferences_learns_the_chosen_once() -> None:
+def test_sft_on_preferences_uses_each_chosen_response_once() -> None:
     group = TokenGroup(ids(1), (ids(5), ids(6), ids(7)), (Judgement(0, 1), Judgement(2, 1)))
     again = TokenGroup(ids(1), (ids(5), ids(8)), (Judgement(0, 1),))
     labelled = TokenGroup(ids(2), (ids(5), ids(6)), labels=(1, -1))
-    found = preferred([group, again, labelled])
-    assert [(g.prompt_ids.tolist(), g.response_ids[0].tolist()) for g in found] == [([1], [5]), ([1], [7]), ([2], [5])]
+    selected = preferred([group, again, labelled])
+    assert [(g.prompt_ids.tolist(), g.response_ids[0].tolist()) for g in selected] == [
+        ([1], [5]),
+        ([1], [7]),
+        ([2], [5]),
+    ]
     repeated = TokenGroup(ids(1), (ids(5),))
-    assert len(preferred([repeated, repeated])) == 2  # demonstrations are taken as they are
+    assert len(preferred([repeated, repeated])) == 2  # repeated demonstrations are all used
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +84,7 @@ def policy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_scores_equal_plain_transformers(tmp_path: Path, model_folder: Path, policy_folder: Path) -> None:
-    """Each response alone through transformers, within 1e-4; margins and token sums add up."""
+    """Each response is scored alone with transformers, within 1e-4. Token rewards add up to rewards."""
     data = write_jsonl(tmp_path / "d.jsonl", PAIRS)
     scoring = ScoreOptions(str(policy_folder), str(model_folder), str(data), beta=0.25, tokens=True)
     out = score(scoring, tmp_path / "scores.jsonl", Display(quiet=True))
@@ -109,7 +113,7 @@ def test_scores_equal_plain_transformers(tmp_path: Path, model_folder: Path, pol
         assert row["margin"] == pytest.approx(row["reward_chosen"] - row["reward_rejected"], abs=1e-9)
 
 
-def test_a_policy_against_itself_scores_zero(tmp_path: Path, model_folder: Path) -> None:
+def test_all_margins_are_0_if_the_policy_is_the_reference(tmp_path: Path, model_folder: Path) -> None:
     data = write_jsonl(tmp_path / "d.jsonl", PAIRS)
     out = score(
         ScoreOptions(str(model_folder), str(model_folder), str(data)), tmp_path / "s.jsonl", Display(quiet=True)
@@ -117,9 +121,8 @@ def test_a_policy_against_itself_scores_zero(tmp_path: Path, model_folder: Path)
     assert all(json.loads(line)["margin"] == 0 for line in out.read_text().splitlines())
 
 
-def test_an_adapter_is_scored_as_it_acts(tmp_path: Path, model_folder: Path) -> None:
-    """`score` on a LoRA run's final folder is the policy, adapter and all."""
-    from preftune.model.adapter import add_lora
+def test_an_adapter_is_scored_with_its_adapter_weights(tmp_path: Path, model_folder: Path) -> None:
+    from preftune.model.load import add_lora
 
     tuned = add_lora(AutoModelForCausalLM.from_pretrained(model_folder), 4, 8.0, "all-linear")
     with torch.no_grad():
@@ -134,7 +137,7 @@ def test_an_adapter_is_scored_as_it_acts(tmp_path: Path, model_folder: Path) -> 
     assert all(json.loads(line)["margin"] != 0 for line in out.read_text().splitlines())
 
 
-def test_another_vocabulary_is_refused(tmp_path: Path, model_folder: Path) -> None:
+def test_a_reference_with_another_vocabulary_is_refused(tmp_path: Path, model_folder: Path) -> None:
     other = tmp_path / "other"
     make_model().save_pretrained(other)
     tokenizer = make_tokenizer()
@@ -146,7 +149,7 @@ def test_another_vocabulary_is_refused(tmp_path: Path, model_folder: Path) -> No
     assert not (tmp_path / "s.jsonl").exists()
 
 
-def test_data_without_pairs_have_no_margins(tmp_path: Path, model_folder: Path) -> None:
+def test_data_without_pairs_are_refused_by_score(tmp_path: Path, model_folder: Path) -> None:
     data = write_jsonl(tmp_path / "d.jsonl", [{"prompt": "a", "completion": " b"}])
     with pytest.raises(DataError, match="'score' needs preference pairs"):
         score(ScoreOptions(str(model_folder), str(model_folder), str(data)), tmp_path / "s.jsonl", Display(quiet=True))

@@ -12,7 +12,7 @@ import torch
 from tests.conftest import make_model, random_groups
 
 from preftune.data.layout import Budget, micro_batches
-from preftune.lifecycle.packing_probe import admit
+from preftune.lifecycle.packing_probe import choose_layout
 from preftune.model.attention import restore_attention
 from preftune.model.compile import compile_blocks, uncompiled
 from preftune.model.logprobs import Scorer, logps
@@ -38,7 +38,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
 def compiled(constant: bool) -> Scorer:
     model = make_model(num_hidden_layers=1)
     scorer = Scorer.of(model)
-    assert admit(scorer, "shared")[0] == "shared"
+    assert choose_layout(scorer, "shared")[0] == "shared"
     compile_blocks(model, constant)
     return scorer
 

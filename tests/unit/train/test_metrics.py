@@ -1,4 +1,4 @@
-"""The metrics of preference training against sums by hand."""
+"""The metrics of preference training, compared with values computed by hand."""
 
 from __future__ import annotations
 
@@ -24,33 +24,33 @@ def judged(pairs: list[tuple[int, int]], labels: list[int]) -> Judged:
 
 
 def test_drift_of_pairs_is_a_mean_over_tokens() -> None:
-    """Three pairs: both fall; one falls; the chosen stays where it was, which is no fall."""
+    """Three pairs: both log-probs fall; one falls; the chosen one is unchanged, which does not count as a fall."""
     policy = logps([-5.0, -9.0, -2.0, -7.0, -4.0, -8.0], [2, 3, 4, 1, 1, 2])
     reference = logps([-4.0, -6.0, -3.0, -5.0, -4.0, -7.0], [2, 3, 4, 1, 1, 2])
-    found = preference_metrics(policy, reference, judged([(0, 1), (2, 3), (4, 5)], [0] * 6), beta=0.1)
-    means = {name: float(value / count) for name, (value, count) in found.items()}
+    metrics = preference_metrics(policy, reference, judged([(0, 1), (2, 3), (4, 5)], [0] * 6), beta=0.1)
+    means = {name: float(value / count) for name, (value, count) in metrics.items()}
     assert means["drift/chosen"] == pytest.approx((-1 + 1 + 0) / (2 + 4 + 1))
     assert means["drift/rejected"] == pytest.approx((-3 - 2 - 1) / (3 + 1 + 2))
     assert means["drift/displaced"] == pytest.approx(1 / 3)
     assert means["rewards/margins"] == pytest.approx(0.1 * (2 + 3 + 1) / 3)
 
 
-def test_labelled_responses_have_no_pairs_to_be_displaced() -> None:
-    """A response without label, as KTO has them, is neither chosen nor rejected."""
+def test_labelled_responses_have_no_share_of_displaced_pairs() -> None:
+    """A response without label, as in KTO, is neither chosen nor rejected."""
     policy, reference = logps([-5.0, -9.0, -2.0], [2, 3, 4]), logps([-4.0, -6.0, -3.0], [2, 3, 4])
-    found = preference_metrics(policy, reference, judged([], [1, -1, 0]), beta=0.1)
-    assert float(found["drift/chosen"][0] / found["drift/chosen"][1]) == pytest.approx(-1 / 2)
-    assert float(found["drift/rejected"][0] / found["drift/rejected"][1]) == pytest.approx(-3 / 3)
-    assert "drift/displaced" not in found
+    metrics = preference_metrics(policy, reference, judged([], [1, -1, 0]), beta=0.1)
+    assert float(metrics["drift/chosen"][0] / metrics["drift/chosen"][1]) == pytest.approx(-1 / 2)
+    assert float(metrics["drift/rejected"][0] / metrics["drift/rejected"][1]) == pytest.approx(-3 / 3)
+    assert "drift/displaced" not in metrics
 
 
-def test_without_reference_there_is_nothing_to_drift_from() -> None:
-    found = preference_metrics(logps([-5.0, -9.0], [2, 3]), None, judged([(0, 1)], [0, 0]), beta=0.1)
-    assert not [name for name in found if name.startswith("drift/")]
+def test_there_are_no_drift_metrics_without_reference() -> None:
+    metrics = preference_metrics(logps([-5.0, -9.0], [2, 3]), None, judged([(0, 1)], [0, 0]), beta=0.1)
+    assert not [name for name in metrics if name.startswith("drift/")]
 
 
-def test_the_error_of_a_mean_loss_is_that_over_groups() -> None:
-    """Groups of one item: the usual standard error with n in the denominator. Copies of a judgement add nothing."""
+def test_the_standard_error_of_a_mean_loss_is_computed_over_groups() -> None:
+    """For groups of one item it is std / sqrt(n). Copies of a judgement in the same group do not change it."""
     values = torch.tensor([0.2, 0.9, 0.4, 1.1])
     one, many = Spread(), Spread()
     one.add(values[:2], torch.ones(2))

@@ -1,4 +1,4 @@
-"""Schedules, clipping, masters, tallies, the clock."""
+"""Learning-rate schedules, gradient clipping, fp32 masters, tallies and the clock."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from preftune.train.metrics import Tally
 from preftune.train.optim import Weights, build_optimizer, clip, lr_at, warmup_steps
 
 
-def test_warmup_is_a_share_or_a_number() -> None:
+def test_warmup_is_a_share_or_a_number_of_steps() -> None:
     assert warmup_steps(0.1, 95) == 10
     assert warmup_steps(150, 1000) == 150
     assert warmup_steps(0, 10) == 0
     assert warmup_steps(1, 10) == 1
 
 
-def test_the_papers_warmup() -> None:
+def test_the_warmup_is_that_of_the_dpo_paper() -> None:
     """min(1, (s + 1) / (w + 1)) for s = 0, 1, ..., then constant: the schedule of the paper's code."""
     for s in range(400):
         assert lr_at(s + 1, 1000, 1.0, "constant", 150) == pytest.approx(min(1, (s + 1) / 151))
@@ -38,7 +38,7 @@ def test_linear_and_cosine_reach_zero_one_step_after_the_last() -> None:
 
 
 @given(st.integers(1, 500), st.floats(0, 600), st.sampled_from(["linear", "cosine", "constant"]))
-def test_the_rate_is_positive_and_never_above_the_peak(total: int, warmup: float, name: Any) -> None:
+def test_the_learning_rate_is_positive_and_at_most_the_peak(total: int, warmup: float, name: Any) -> None:
     steps = warmup_steps(warmup, total)
     rates = [lr_at(s, total, 2e-6, name, steps) for s in range(1, total + 1)]
     assert all(0 < r <= 2e-6 for r in rates)
@@ -47,7 +47,7 @@ def test_the_rate_is_positive_and_never_above_the_peak(total: int, warmup: float
     assert rates[top:] == sorted(rates[top:], reverse=True)
 
 
-def test_clipping_is_torchs() -> None:
+def test_clipping_equals_that_of_torch() -> None:
     ours, theirs = [[torch.randn(5, generator=torch.Generator().manual_seed(s)) for s in range(3)] for _ in range(2)]
     parameters = [nn.Parameter(torch.zeros(5)) for _ in theirs]
     for parameter, gradient in zip(parameters, theirs, strict=True):
@@ -57,14 +57,14 @@ def test_clipping_is_torchs() -> None:
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-def test_small_gradients_are_left_alone() -> None:
+def test_small_gradients_are_not_scaled() -> None:
     gradient = torch.tensor([0.3, 0.4])
     assert clip([gradient], 1.0).item() == pytest.approx(0.5)
     assert gradient.tolist() == pytest.approx([0.3, 0.4])
 
 
 def test_bf16_weights_learn_through_fp32_masters() -> None:
-    """200 updates of 1e-5 move a weight of 1 by 2e-3; in bf16 alone each would be rounded away."""
+    """200 updates of 1e-5 change a weight of 1 by 2e-3; in bf16 alone each update would be rounded to 0."""
     model = nn.Linear(1, 1, bias=False, dtype=torch.bfloat16)
     nn.init.ones_(model.weight)
     weights = Weights(model)
@@ -81,7 +81,7 @@ def test_bf16_weights_learn_through_fp32_masters() -> None:
 
 
 def test_bf16_gradients_of_micro_batches_add_up_in_fp32() -> None:
-    """256 + 1 is 256 in bf16."""
+    """In bf16, 256 + 1 would be 256."""
     model = nn.Linear(1, 1, bias=False, dtype=torch.bfloat16)
     weights = Weights(model)
     for value in (256.0, 1.0):
@@ -95,7 +95,7 @@ def test_fp32_weights_are_their_own_masters() -> None:
     assert all(m is p for m, p in zip(weights.masters, model.parameters(), strict=True))
 
 
-def test_tied_weights_are_trained_once() -> None:
+def test_tied_weights_have_one_master() -> None:
     model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False))
     model[1].weight = model[0].weight
     assert len(Weights(model).masters) == 1
@@ -103,18 +103,18 @@ def test_tied_weights_are_trained_once() -> None:
 
 def test_a_model_with_nothing_to_train_is_refused() -> None:
     model = nn.Linear(2, 2).requires_grad_(False)
-    with pytest.raises(ConfigError, match="no weight is trained"):
+    with pytest.raises(ConfigError, match="there is nothing to train"):
         build_optimizer(Weights(model).masters, "adamw", 1e-3, 0.0)
 
 
-def test_rmsprop_is_torchs_with_its_defaults() -> None:
+def test_rmsprop_has_the_defaults_of_torch() -> None:
     optimizer = build_optimizer(Weights(nn.Linear(2, 2)).masters, "rmsprop", 1e-3, 0.0)
     assert isinstance(optimizer, torch.optim.RMSprop)
     assert (optimizer.defaults["alpha"], optimizer.defaults["eps"], optimizer.defaults["momentum"]) == (0.99, 1e-8, 0)
 
 
-def test_tally_divides_once() -> None:
-    """Means over 2 + 3 and 1 + 3 + 1 items are the mean over 5, not a mean of means."""
+def test_a_tally_is_the_mean_over_all_items() -> None:
+    """Batches of 2 + 3 and 1 + 3 + 1 items give the mean over 5 items, not a mean of means."""
     values = torch.tensor([1.0, 2.0, 3.0, 10.0, 20.0])
     for split in ([2, 3], [1, 3, 1], [5]):
         tally = Tally()
@@ -123,14 +123,14 @@ def test_tally_divides_once() -> None:
         assert tally.means() == {"x": pytest.approx(7.2)}
 
 
-def test_tally_leaves_out_what_was_never_counted() -> None:
+def test_a_tally_omits_metrics_with_a_count_of_0() -> None:
     tally = Tally()
     tally.add({"x": (torch.tensor(0.0), torch.tensor(0.0)), "y": (torch.tensor(1.0), torch.tensor(2.0))})
     assert tally.means() == {"y": 0.5}
     assert Tally().means() == {}
 
 
-def test_the_clock_leaves_out_pauses() -> None:
+def test_the_clock_excludes_pauses() -> None:
     time = iter([0.0, 5.0, 105.0, 110.0, 110.0])
     clock = _Clock(lambda: next(time))
     clock.add(20, 200)

@@ -1,4 +1,4 @@
-"""The run folder: a config of an earlier version lacks newer settings, which then had their defaults."""
+"""Resume a run of an earlier version: settings that its config lacks have their defaults."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ def config(**data: Any) -> DPOConfig:
 
 
 def earlier(folder: Path, *, without: tuple[str, ...], **more: Any) -> None:
-    """A run that was begun before the settings in `without` existed."""
+    """Create a run whose config was written before the settings in `without` existed."""
     stored = config().model_dump(mode="json")
     stored["data"] = {key: value for key, value in stored["data"].items() if key not in without} | more
     Run.open(folder, run_identity(stored, "x"), Display(quiet=True))
 
 
-def check(folder: Path, wanted: DPOConfig) -> None:
-    Run.check(folder, run_identity(wanted.model_dump(mode="json"), "x"), DPOConfig)
+def check(folder: Path, config: DPOConfig) -> None:
+    Run.check(folder, run_identity(config.model_dump(mode="json"), "x"), DPOConfig)
 
 
-def test_settings_that_are_newer_than_a_run_may_have_their_defaults(tmp_path: Path) -> None:
+def test_a_run_resumes_with_defaults_of_newer_settings(tmp_path: Path) -> None:
     earlier(tmp_path / "run", without=("thinking", "columns", "as_chat", "chat_template_kwargs"))
     check(tmp_path / "run", config())
 
@@ -36,18 +36,20 @@ def test_settings_that_are_newer_than_a_run_may_have_their_defaults(tmp_path: Pa
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"thinking": "keep"}, 'data.thinking was "template", is "keep"'),
-        ({"as_chat": True}, "data.as_chat was false, is true"),
+        ({"thinking": "keep"}, 'data.thinking was "template", is now "keep"'),
+        ({"as_chat": True}, "data.as_chat was false, is now true"),
     ],
 )
-def test_other_values_of_newer_settings_are_another_run(tmp_path: Path, data: dict[str, Any], message: str) -> None:
+def test_a_run_does_not_resume_with_other_values_of_newer_settings(
+    tmp_path: Path, data: dict[str, Any], message: str
+) -> None:
     earlier(tmp_path / "run", without=("thinking", "as_chat"))
     with pytest.raises(RunError) as error:
         check(tmp_path / "run", config(**data))
     assert error.value.why == message
 
 
-def test_a_setting_that_no_longer_exists_is_named(tmp_path: Path) -> None:
+def test_a_setting_that_no_longer_exists_is_reported(tmp_path: Path) -> None:
     earlier(tmp_path / "run", without=(), shuffle=True)
     with pytest.raises(RunError, match="shuffle"):
         check(tmp_path / "run", config())

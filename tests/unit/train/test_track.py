@@ -1,4 +1,4 @@
-"""Trackers get every line under split/name; each through the few calls of its package that it documents."""
+"""Trackers receive every metric as split/name, through the documented functions of their packages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from preftune.train.track import open_trackers
 
 
 class Recorder(ModuleType):
-    """Stands for a package: keeps every call, at any depth, by its dotted name."""
+    """A fake package that records every call by its dotted name."""
 
     def __init__(self, name: str, calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]]) -> None:
         super().__init__(name)
@@ -39,7 +39,9 @@ class Recorder(ModuleType):
     ("name", "logged", "closed"),
     [("wandb", "run.log", "run.finish"), ("trackio", "log", "finish"), ("mlflow", "log_metrics", "end_run")],
 )
-def test_calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, logged: str, closed: str) -> None:
+def test_metrics_are_logged_before_the_tracker_is_closed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, logged: str, closed: str
+) -> None:
     calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
     monkeypatch.setitem(sys.modules, name, Recorder(name, calls))
     [tracker] = open_trackers([name], tmp_path / "my-run", {"optim": {"lr": 1}})
@@ -62,6 +64,6 @@ def test_tensorboard_writes_event_files(tmp_path: Path) -> None:
     assert list((tmp_path / "tensorboard").glob("events.*"))
 
 
-def test_a_package_that_is_not_there_is_refused_by_name() -> None:
+def test_a_tracker_that_is_not_installed_is_refused() -> None:
     with pytest.raises(ConfigError, match="nothing-like-it is not installed"):
         require_packages(["nothing-like-it"])

@@ -76,7 +76,7 @@ def test_what_was_sampled_is_not_sampled_again(
 
 
 def test_too_long_for_the_model(tmp_path: Path, model_folder: Path, prompts: str) -> None:
-    with pytest.raises(ConfigError, match="the model was built for 256"):
+    with pytest.raises(ConfigError, match="do not fit in the 256 positions"):
         samples.run(SampleOptions(str(model_folder), prompts, Sampling(1, 300)), tmp_path / "s.jsonl", QUIET)
 
 
