@@ -76,10 +76,10 @@ def sample(
     section = data_section(source, settings, held, where)
     with models(held, tokenizer, where) as name_of:
         name = folder_name(model, f"{where}: model") if server else name_of(model, "model")
-        asked = Client.from_options(server, name, api_key_env, concurrency, timeout, _json(server_settings))
-        wanted = SampleOptions(name, source, sampling, max_prompts, dtype, server=asked, settings=section)
+        client = Client.from_options(server, name, api_key_env, concurrency, timeout, _json(server_settings))
+        options = SampleOptions(name, section, sampling, max_prompts, dtype, client)
         with holding(held), place(out, "samples.jsonl", quiet) as (path, display):
-            run(wanted, path, display)
+            run(options, path, display)
             return SampleResult(read_table(path), _kept(out))
 
 
@@ -144,7 +144,7 @@ def score(
     out                file to write, with its summary beside it
     settings           keys of the section `data`: format, columns, ignore, max_length, chat_template, ...
     """
-    from preftune.workflows.score import run, scoring_of
+    from preftune.workflows.score import options_for, run
 
     held: Held = {}
     where = "preftune.score()"
@@ -154,10 +154,9 @@ def score(
     with models(held, tokenizer, where) as name_of:
         tuned = None if policy is None else name_of(policy, "policy")
         before = None if reference is None else name_of(reference, "reference")
-        own = (source, beta, tokens, "auto", None, dtype, None, mode)
-        wanted = scoring_of((tuned, before, judge), *own, settings=section)
+        options = options_for((tuned, before, judge), section, beta, tokens, dtype, mode)
         with holding(held), place(out, "scores.jsonl", quiet) as (path, display):
-            run(wanted, path, display)
+            run(options, path, display)
             summary = json.loads(path.with_name(f"{path.stem}.summary.json").read_text())
             return ScoreResult(read_table(path), summary, _kept(out))
 
@@ -213,8 +212,8 @@ def winrate(
     with models(held, tokenizer, where) as name_of:
         policies = tuple(name_of(one, "policy") for one in _several(policy))
         other = None if against is None else name_of(against, "against")
-        who = (policies, source, named, other, tuple(temperatures), max_new_tokens, max_prompts, task, seed, dtype)
-        contest = WinRateOptions(*who, server=server, price_in=price_in, price_out=price_out, settings=section)
+        who = (policies, section, named, other, tuple(temperatures), max_new_tokens, max_prompts, task, seed, dtype)
+        contest = WinRateOptions(*who, server=server, price_in=price_in, price_out=price_out)
         with holding(held), place(out, "winrate", quiet) as (folder, display):
             rates = run(contest, folder, display, dry_run)
             return _wins({} if dry_run else json.loads((folder / "winrate.json").read_text()), rates, out)
@@ -260,7 +259,7 @@ def frontier(
         wanted = FrontierOptions(
             name_of(reference, "reference"),
             tuple(name_of(one, "policy") for one in _several(policy)),
-            source,
+            section,
             reward_name(reward, held, f"{where}: reward"),
             tuple(temperatures),
             samples,
@@ -269,7 +268,6 @@ def frontier(
             max_prompts,
             seed,
             dtype,
-            settings=section,
         )
         with holding(held), place(out, "frontier", quiet) as (folder, display):
             run(wanted, folder, display)

@@ -143,10 +143,9 @@ def sample(
     from preftune.workflows.sample import SampleOptions
     from preftune.workflows.sample import run as run_sample
 
-    asked = Client.from_options(server, model, api_key_env, concurrency, timeout, server_settings)
+    client = Client.from_options(server, model, api_key_env, concurrency, timeout, server_settings)
     sampling = Sampling(n, max_new_tokens, temperature, top_p, top_k, seed)
-    wanted = SampleOptions(model, prompts, sampling, max_prompts, dtype, server=asked, settings=section)
-    run_sample(wanted, out, Display(quiet))
+    run_sample(SampleOptions(model, section, sampling, max_prompts, dtype, client), out, Display(quiet))
 
 
 @app.command()
@@ -211,12 +210,10 @@ def score(
     }
     section = data_section(data, settings, short, command="preftune score", unused=NOT_SCORED)
     from preftune.train.display import Display
+    from preftune.workflows.score import options_for
     from preftune.workflows.score import run as run_score
-    from preftune.workflows.score import scoring_of
 
-    models = policy, reference, reward
-    scoring = scoring_of(models, data, beta, tokens, "auto", None, dtype, None, mode, settings=section)
-    run_score(scoring, out, Display(quiet))
+    run_score(options_for((policy, reference, reward), section, beta, tokens, dtype, mode), out, Display(quiet))
 
 
 @app.command()

@@ -156,7 +156,7 @@ def test_best_of_n_of_a_coin() -> None:
 
 
 def test_prompts_beyond_the_models_positions(tmp_path: Path, policies: tuple[str, str]) -> None:
-    with pytest.raises(ConfigError, match="the model was built for 256"):
+    with pytest.raises(ConfigError, match="the model has 256 positions"):
         frontier.run(wanted(tmp_path, policies, max_new_tokens=300), tmp_path / "out", Display(quiet=True))
 
 

@@ -119,7 +119,7 @@ def test_long_prompts_are_dropped_before_anything_is_sampled(
         assert "of 6 prompts, 6 responses each" in said
     assert "dropped 2 (lines 7, 8): the prompt is longer than 10 tokens" in said
     tight = wanted.model_copy(update={"sample": SampleConfig(n=2, max_new_tokens=300, evaluation=2)})
-    with pytest.raises(ConfigError, match="built for 256"):
+    with pytest.raises(ConfigError, match="the model has 256 positions"):
         iterate.run(tight, reward=vowels, display=Display(quiet=True), dry_run=True)
 
 
