@@ -42,7 +42,7 @@ def test_samples_are_those_of_the_command(model_folder: Path, tmp_path: Path) ->
     assert found.path is None
     assert list(tmp_path.iterdir()) == []
     file = write_jsonl(tmp_path / "p.jsonl", [{"prompt": prompt} for prompt in PROMPTS])
-    wanted = samples_method.SampleOptions(str(model_folder), str(file), Sampling(2, 6, seed=3))
+    wanted = samples_method.SampleOptions(str(model_folder), DataConfig(train=str(file)), Sampling(2, 6, seed=3))
     path = samples_method.run(wanted, tmp_path / "command.jsonl", Display(quiet=True))
     assert found.rows["responses"] == [row["responses"] for row in lines(path)]
     assert found.rows["origin"] == ["prompts[0]", "prompts[1]", "prompts[2]"]

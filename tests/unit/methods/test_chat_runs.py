@@ -71,7 +71,7 @@ def test_a_dated_run_resumes_and_is_evaluated_with_its_date(tmp_path: Path, mode
         renderer = renderer_of(source, str(tmp_path / "t.jinja"))
         (found,) = renderer.encode([GROUP])
         assert renderer.tokenizer.decode(found.prompt_ids).startswith(date)
-    scoring = ScoreOptions(str(final), str(model_folder), str(tmp_path / "pairs.jsonl"), tokens=True)
+    scoring = ScoreOptions(str(final), str(model_folder), DataConfig(train=str(tmp_path / "pairs.jsonl")), tokens=True)
     score.run(scoring, tmp_path / "scores.jsonl", QUIET)
     assert date in (tmp_path / "scores.html").read_text()
 
@@ -168,13 +168,12 @@ def test_samples_depend_on_the_arguments(tmp_path: Path, model_folder: Path) -> 
     template = str(tmp_path / "t.jinja")
 
     def drawn(name: str, **chat: Any) -> Any:
-        wanted = samples.SampleOptions(
-            str(model_folder), str(prompts), Sampling(2, 8), chat_template=template, chat=ChatOptions(**chat)
-        )
+        data = DataConfig(train=str(prompts), chat_template=template, **chat)
+        wanted = samples.SampleOptions(str(model_folder), data, Sampling(2, 8))
         return json.loads(samples.run(wanted, tmp_path / name, QUIET).read_text())["responses"]
 
     first = drawn("a.jsonl", as_chat=True)
-    assert drawn("b.jsonl", as_chat=True, arguments={"style": "in a very terse style"}) != first
+    assert drawn("b.jsonl", as_chat=True, chat_template_kwargs={"style": "in a very terse style"}) != first
     assert drawn("c.jsonl") != first
-    with pytest.raises(RunError, match="other samples"):
+    with pytest.raises(RunError, match="samples with other settings"):
         drawn("a.jsonl")

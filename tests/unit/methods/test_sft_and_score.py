@@ -82,7 +82,7 @@ def policy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_scores_equal_plain_transformers(tmp_path: Path, model_folder: Path, policy_folder: Path) -> None:
     """Each response alone through transformers, within 1e-4; margins and token sums add up."""
     data = write_jsonl(tmp_path / "d.jsonl", PAIRS)
-    scoring = ScoreOptions(str(policy_folder), str(model_folder), str(data), beta=0.25, tokens=True)
+    scoring = ScoreOptions(str(policy_folder), str(model_folder), DataConfig(train=str(data)), beta=0.25, tokens=True)
     out = score(scoring, tmp_path / "scores.jsonl", Display(quiet=True))
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
@@ -112,7 +112,9 @@ def test_scores_equal_plain_transformers(tmp_path: Path, model_folder: Path, pol
 def test_a_policy_against_itself_scores_zero(tmp_path: Path, model_folder: Path) -> None:
     data = write_jsonl(tmp_path / "d.jsonl", PAIRS)
     out = score(
-        ScoreOptions(str(model_folder), str(model_folder), str(data)), tmp_path / "s.jsonl", Display(quiet=True)
+        ScoreOptions(str(model_folder), str(model_folder), DataConfig(train=str(data))),
+        tmp_path / "s.jsonl",
+        Display(quiet=True),
     )
     assert all(json.loads(line)["margin"] == 0 for line in out.read_text().splitlines())
 
@@ -129,7 +131,7 @@ def test_an_adapter_is_scored_as_it_acts(tmp_path: Path, model_folder: Path) -> 
     tuned.peft_config["default"].base_model_name_or_path = str(model_folder)
     tuned.save_pretrained(tmp_path / "adapter")
     data = write_jsonl(tmp_path / "d.jsonl", PAIRS)
-    scoring = ScoreOptions(str(tmp_path / "adapter"), str(model_folder), str(data))
+    scoring = ScoreOptions(str(tmp_path / "adapter"), str(model_folder), DataConfig(train=str(data)))
     out = score(scoring, tmp_path / "s.jsonl", Display(quiet=True))
     assert all(json.loads(line)["margin"] != 0 for line in out.read_text().splitlines())
 
@@ -142,11 +144,19 @@ def test_another_vocabulary_is_refused(tmp_path: Path, model_folder: Path) -> No
     tokenizer.save_pretrained(other)
     data = write_jsonl(tmp_path / "d.jsonl", PAIRS)
     with pytest.raises(ModelError, match="different vocabularies"):
-        score(ScoreOptions(str(model_folder), str(other), str(data)), tmp_path / "s.jsonl", Display(quiet=True))
+        score(
+            ScoreOptions(str(model_folder), str(other), DataConfig(train=str(data))),
+            tmp_path / "s.jsonl",
+            Display(quiet=True),
+        )
     assert not (tmp_path / "s.jsonl").exists()
 
 
 def test_data_without_pairs_have_no_margins(tmp_path: Path, model_folder: Path) -> None:
     data = write_jsonl(tmp_path / "d.jsonl", [{"prompt": "a", "completion": " b"}])
     with pytest.raises(DataError, match="'score' needs preference pairs"):
-        score(ScoreOptions(str(model_folder), str(model_folder), str(data)), tmp_path / "s.jsonl", Display(quiet=True))
+        score(
+            ScoreOptions(str(model_folder), str(model_folder), DataConfig(train=str(data))),
+            tmp_path / "s.jsonl",
+            Display(quiet=True),
+        )

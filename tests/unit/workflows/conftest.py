@@ -1,4 +1,4 @@
-"""What the tests of methods share."""
+"""Fixtures for the tests of workflows."""
 
 from __future__ import annotations
 
