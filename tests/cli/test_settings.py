@@ -105,7 +105,7 @@ def test_settings_without_a_use_are_refused(
 
 def test_limits_in_tokens_mean_nothing_to_a_function(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["score", "--reward", "length", "--data", "pairs.jsonl", "data.overlong=drop"]) == 2
-    assert "data.overlong: is for a model that reads tokens" in capsys.readouterr().err
+    assert "data.overlong: applies only to a model that reads tokens" in capsys.readouterr().err
 
 
 def test_files_and_settings_are_told_apart() -> None:

@@ -68,7 +68,7 @@ def run(samples: str, out: Path, selection: SelectionOptions, reward: Reward | N
     display.say(f"done: {out}: {len(groups)} groups, {responses} responses, {judgements} judgements")
     if any(left_out.values()):
         counts = ", ".join(f"{number:,} {what}" for what, number in left_out.items() if number)
-        display.say(f"  left out within these groups: {counts}")
+        display.say(f"  in these groups, left out: {counts}")
     if why_missing(reward):
         display.say(f"  missing rewards: {why_missing(reward)}")
     return account

@@ -212,8 +212,8 @@ WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
     "reward": ("pairs", {"reward": "lenght"}, r"^reward: unknown name 'lenght'; did you mean 'length'\?"),
     "signature": ("pairs", {"reward": lambda a, b: [0.0, 0.0]}, r"has the arguments a, b"),
     "half": ("score", {"policy": "m"}, r"needs policy and reference, or reward alone"),
-    "not for a reward": ("score", {"reward": "length", "tokens": True}, r"^tokens: is for an implicit reward"),
-    "temperature": ("frontier", {"temperatures": [0]}, r"^temperatures: temperatures lie above 0"),
+    "not for a reward": ("score", {"reward": "length", "tokens": True}, r"^tokens: applies only to an implicit reward"),
+    "temperature": ("frontier", {"temperatures": [0]}, r"^temperatures: a temperature must be above 0"),
     "data key": ("check_data", {"max_lenght": 3}, r"max_lenght: unknown key; did you mean 'max_length'\?"),
     "method": ("check_data", {"method": "dp"}, r"unknown method 'dp'; did you mean 'dpo'\?"),
 }
