@@ -1,11 +1,11 @@
-"""Single-turn dialogue as in the paper, step by step: SFT on the chosen responses, DPO, and how right the reward is.
+"""Single-turn dialogue as in the DPO paper: SFT on the chosen responses, DPO, and the accuracy of the reward.
 
     python benchmarks/dialogue.py --model stories260k --data hh_harmless_test.jsonl.gz --out runs/dialogue --record
 
-The prompts are cut into `--folds` parts, no dialogue in two of them; the first `--held-out` parts are held out one
-after another, and the models of each are trained on all the others. Accuracy (with a 95 % interval) and calibration
-of the implicit reward, and of a reward model with the same start and the same pairs, on all held-out pairs, and on
-those that ask one question. Run again, it goes on.
+The prompts are split into `--folds` folds, with no dialogue in two of them. Each of the first `--held-out` folds is
+held out once, and the models for it are trained on all others. Reports accuracy (with a 95 % interval) and calibration
+of the implicit reward, and of a reward model trained from the same start on the same pairs, over all held-out pairs
+and over those with a single question. Rerun the same command to resume.
 """
 
 from __future__ import annotations
@@ -47,12 +47,10 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="HH-RLHF file")
     parser.add_argument("--out", type=Path, default=Path("runs/dialogue"))
     parser.add_argument("--folds", type=int, default=4)
-    parser.add_argument("--held-out", type=int, default=4, help="how many of the parts")
+    parser.add_argument("--held-out", type=int, default=4, help="number of folds to hold out")
     parser.add_argument("--betas", type=float, nargs="+", default=[0.1])
-    parser.add_argument(
-        "--lr", type=float, default=2e-4, help="of DPO; SFT and the reward model take five times as much"
-    )
-    parser.add_argument("--epochs", type=int, default=1, help="of DPO and of the reward model")
+    parser.add_argument("--lr", type=float, default=2e-4, help="for DPO; SFT and the reward model use 5 times this")
+    parser.add_argument("--epochs", type=int, default=1, help="for DPO and the reward model")
     parser.add_argument("--max-length", type=int, default=512)
     parser.add_argument("--record", action="store_true", help="append a row to benchmarks/results.jsonl")
     options = parser.parse_args()
@@ -62,8 +60,8 @@ def main() -> None:
     held = parts[: options.held_out]
     for number, held_out in enumerate(held):
         others = [group for part in parts if part is not held_out for group in part]
-        for name, found in of_fold(options, options.out / f"fold-{number}", others, held_out).items():
-            margins.setdefault(name, []).extend(found)
+        for name, values in margins_of_fold(options, options.out / f"fold-{number}", others, held_out).items():
+            margins.setdefault(name, []).extend(values)
         print(
             f"fold {number}",
             {name: round(float(np.mean(np.array(m) > 0)), 3) for name, m in margins.items()},
@@ -81,34 +79,35 @@ def main() -> None:
 
 
 def turns(group: PreferenceGroup) -> int:
-    """Questions of a person in the prompt, a transcript."""
+    """Return the number of human turns in the prompt, which is a transcript."""
     return content(group.prompt).count("Human:")
 
 
-def of_fold(
+def margins_of_fold(
     options: argparse.Namespace, folder: Path, others: list[PreferenceGroup], held_out: list[PreferenceGroup]
 ) -> dict[str, list[float]]:
-    """Held-out margins of each reward, in the order of the data."""
+    """Train the models of a fold. Return the held-out margins of each reward, in the order of the data."""
     folder.mkdir(exist_ok=True)
     train, held = folder / "train.jsonl", folder / "held-out.jsonl"
     write_rows(train, list(group_rows(others)))
     write_rows(held, list(group_rows(held_out)))
     data = DataConfig(train=str(train), max_length=options.max_length)
+    held_data = DataConfig(train=str(held), max_length=options.max_length)
     batch = BatchConfig(pairs=32)
     higher = OptimConfig(lr=5 * options.lr, schedule="cosine")
 
     def model(path: Path | str) -> ModelConfig:
         return ModelConfig(path=str(path), dtype="fp32")
 
-    def margins(scoring: Any, name: str) -> list[float]:
-        lines = score.run(scoring, folder / f"{name}.jsonl", QUIET).read_text().splitlines()
+    def margins(score_options: Any, name: str) -> list[float]:
+        lines = score.run(score_options, folder / f"{name}.jsonl", QUIET).read_text().splitlines()
         return [json.loads(line)["margin"] for line in lines]
 
     start = sft.run(
         SFTConfig(model=model(options.model), data=data, optim=higher, batch=batch, out=str(folder / "sft")),
         display=QUIET,
     )
-    found = {}
+    margins_of = {}
     for beta in options.betas:
         config = DPOConfig(
             model=model(start),
@@ -121,11 +120,9 @@ def of_fold(
             out=str(folder / f"dpo-{beta:g}"),
         )
         policy = dpo.run(config, display=QUIET)
-        scoring = score.ScoreOptions(
-            str(policy), str(start), str(held), beta, max_length=options.max_length, dtype="fp32"
-        )
-        found[f"implicit reward, beta {beta:g}"] = margins(scoring, f"implicit-{beta:g}")
-    rewarding = RewardConfig(
+        score_options = score.ScoreOptions(str(policy), str(start), held_data, beta, dtype="fp32")
+        margins_of[f"implicit reward, beta {beta:g}"] = margins(score_options, f"implicit-{beta:g}")
+    reward_config = RewardConfig(
         model=model(start),
         data=data,
         optim=higher,
@@ -134,13 +131,14 @@ def of_fold(
         normalise=False,
         out=str(folder / "reward"),
     )
-    judge = reward.run(rewarding, display=QUIET)
-    found["reward model"] = margins(score.RewardScoreOptions(str(judge), str(held)), "reward")
-    return found
+    reward_model = reward.run(reward_config, display=QUIET)
+    unlimited = DataConfig(train=str(held))  # the reward model has its own limit
+    margins_of["reward model"] = margins(score.RewardScoreOptions(str(reward_model), unlimited), "reward")
+    return margins_of
 
 
 def figures_of(margins: Any) -> dict[str, Any]:
-    """Accuracy with its interval, log loss, and calibration with its table."""
+    """Return accuracy with its interval, log loss, and calibration with its table."""
     margin = torch.tensor(np.asarray(margins), dtype=torch.float64)
     calibration = Calibration()
     calibration.add(margin, torch.ones_like(margin))

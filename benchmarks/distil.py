@@ -1,11 +1,11 @@
-"""A scalar reward model distilled from an implicit reward: how far the two agree on prompts that it has not seen.
+"""A scalar reward model distilled from an implicit reward: how well the two agree on held-out prompts.
 
     python benchmarks/distil.py --policy runs/small-hh-dpo/final --reference runs/small-hh-sft/final \\
         --data hh_harmless_test.jsonl.gz --out runs/distil --record
 
-The responses of the training prompts are labelled by the implicit reward alone (`preftune pairs --soft --reward
-implicit:POLICY,REFERENCE,BETA`); what the data say of them is not used. `preftune reward` learns from these labels,
-starting from the reference. Then both give rewards to the held-out pairs. Run again, it goes on.
+The responses of the training prompts are labelled with the implicit reward (`preftune pairs --soft --reward
+implicit:POLICY,REFERENCE,BETA`); the labels of the data are not used. `preftune reward` trains on these labels,
+starting from the reference. Then both rewards score the held-out pairs. Rerun the same command to resume.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/distil"))
     parser.add_argument("--beta", type=float, default=0.1)
     parser.add_argument("--held-out", type=float, default=0.2)
-    parser.add_argument("--characters", type=int, default=700, help="pairs with a longer side are left out")
+    parser.add_argument(
+        "--characters", type=int, default=700, help="maximum length of a pair, prompt and longer response"
+    )
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--max-length", type=int, default=512)
@@ -49,12 +51,13 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     groups = [group for group in read_groups(options.data)[0] if longest(group) <= options.characters]
     train, held_out = hold_out(groups, options.held_out)
-    for name, some in (("responses", train), ("held-out", held_out)):
-        rows = [json.dumps(row) + "\n" for row in group_rows(some)]
+    for name, part in (("responses", train), ("held-out", held_out)):
+        rows = [json.dumps(row) + "\n" for row in group_rows(part)]
         (options.out / f"{name}.jsonl").write_text("".join(rows))
     model = distilled(options)
-    implicit = margins(score.ScoreOptions(options.policy, options.reference, held(options), options.beta), options)
-    scalar = margins(score.RewardScoreOptions(str(model), held(options)), options)
+    data = DataConfig(train=str(options.out / "held-out.jsonl"))
+    implicit = margins(score.ScoreOptions(options.policy, options.reference, data, options.beta), options)
+    scalar = margins(score.RewardScoreOptions(str(model), data), options)
     figures = {
         "pairs": [len(train), len(held_out)],
         "same_sign": float(np.mean(np.sign(implicit) == np.sign(scalar))),
@@ -71,20 +74,16 @@ def main() -> None:
 
 
 def longest(group: PreferenceGroup) -> int:
-    """Characters of the prompt with the longer response."""
+    """Return the number of characters of the prompt with the longest response."""
     return len(content(group.prompt)) + max(len(content(response)) for response in group.responses)
 
 
-def held(options: argparse.Namespace) -> str:
-    return str(options.out / "held-out.jsonl")
-
-
 def distilled(options: argparse.Namespace) -> Path:
-    """The reward model."""
+    """Label the responses and train the reward model. Return its folder."""
     labelled = options.out / "labelled.jsonl"
     if not labelled.is_file():
-        judge = open_reward(f"implicit:{options.policy},{options.reference},{options.beta}")
-        pairs.run(str(options.out / "responses.jsonl"), labelled, SelectionOptions("all", soft=True), judge, QUIET)
+        implicit = open_reward(f"implicit:{options.policy},{options.reference},{options.beta}")
+        pairs.run(str(options.out / "responses.jsonl"), labelled, SelectionOptions("all", soft=True), implicit, QUIET)
     config = RewardConfig(
         model=ModelConfig(path=options.reference, dtype="fp32"),
         data=DataConfig(train=str(labelled), max_length=options.max_length),
@@ -97,10 +96,10 @@ def distilled(options: argparse.Namespace) -> Path:
     return reward.run(config, display=QUIET)
 
 
-def margins(scoring: Any, options: argparse.Namespace) -> Any:
-    """Held-out margins, in the order of the data."""
-    out = options.out / f"{type(scoring).__name__.lower()}.jsonl"
-    lines = score.run(scoring, out, QUIET).read_text().splitlines()
+def margins(score_options: Any, options: argparse.Namespace) -> Any:
+    """Return the held-out margins in the order of the data."""
+    out = options.out / f"{type(score_options).__name__.lower()}.jsonl"
+    lines = score.run(score_options, out, QUIET).read_text().splitlines()
     return np.array([json.loads(line)["margin"] for line in lines])
 
 

@@ -1,18 +1,18 @@
-"""Pairs a second and peak memory of a DPO step, beside TRL in the same run on the same token ids.
+"""Pairs per second and peak memory of a DPO step, compared with TRL on the same token ids.
 
     python benchmarks/dpo_step.py --model 44m --data hh --hh hh_harmless_test.jsonl.gz --record
 
-Every system runs in a process of its own, one after another, `--repeats` times around; the median counts.
+Every system runs in a separate process, one after another, `--repeats` times. The median is reported.
 
-    preftune         as a run does it by default: shared prompts, reference scored once (that pass is timed apart)
+    preftune         the default of a run: shared prompts, reference scored once (this pass is timed separately)
     preftune-online  shared prompts, a frozen reference that runs in every step
-    preftune-rows    one padded row a response, reference scored once: neither sharing nor packing
-    preftune-pairs   preftune, with each judgement of a group as a pair of its own
+    preftune-rows    one padded row per response, reference scored once: neither sharing nor packing
+    preftune-pairs   preftune, with each judgement of a group as a separate pair
     preftune-compiled  preftune with compiled blocks and rows of constant lengths, all compiled before the first step
     preftune-compiled-any  the same, compiled once for rows of any length
-    trl              TRL's DPOTrainer as it is: gradient checkpointing, reference in every step, no order by length
-    trl-best         its fastest: no checkpointing, precomputed reference, batches grouped by length, and of all batches
-                     per device that divide the step's pairs (the rest by accumulation) the fastest in one step of each
+    trl              TRL's DPOTrainer by default: gradient checkpointing, reference in every step, not sorted by length
+    trl-best         its fastest settings: no checkpointing, precomputed reference, batches grouped by length, and the
+                     batch size per device that is fastest in one step (of those that divide the pairs of a step)
 """
 
 from __future__ import annotations
@@ -49,16 +49,16 @@ def main() -> None:
     parser.add_argument("--mix", help="preference file with long texts")
     parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--lora", type=int, default=0, help="rank of an adapter on all linear layers; 0: full tuning")
-    parser.add_argument("--pairs", type=int, default=8, help="judgements in a step")
-    parser.add_argument("--tokens", type=int, default=1024, help="token slots of a micro-batch of preftune")
+    parser.add_argument("--pairs", type=int, default=8, help="judgements per step")
+    parser.add_argument("--tokens", type=int, default=1024, help="token slots per micro-batch of preftune")
     parser.add_argument("--steps", type=int, default=6, help="measured steps")
-    parser.add_argument("--warm", type=int, default=2, help="steps before that")
+    parser.add_argument("--warm", type=int, default=2, help="steps before the measured ones")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--systems", default="preftune,preftune-online,preftune-rows,trl,trl-best")
     parser.add_argument("--batches", type=int, nargs="+", help="pairs per device that trl-best may choose from")
     parser.add_argument("--record", action="store_true", help="append the figures to results.jsonl")
     parser.add_argument("--one", choices=SYSTEMS, help=argparse.SUPPRESS)
-    parser.add_argument("--batch", type=int, help=argparse.SUPPRESS)  # of --one trl-best
+    parser.add_argument("--batch", type=int, help=argparse.SUPPRESS)  # for --one trl-best
     options = parser.parse_args()
     if options.data == "groups" and options.pairs % 6:
         parser.error("--pairs must be a multiple of 6 for groups, which have six judgements each")
@@ -66,55 +66,55 @@ def main() -> None:
         print("RESULT " + json.dumps(measure(options)))
         return
     names = options.systems.split(",")
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    runs_of: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     batches = options.batches or [n for n in range(1, options.pairs + 1) if options.pairs % n == 0]
     more = {"trl-best": [f"--batch={fastest_batch(batches)}"]} if "trl-best" in names else {}
     for name in names * options.repeats:
         try:
-            found[name].append(apart(name, *more.get(name, [])))
+            runs_of[name].append(run_separately(name, *more.get(name, [])))
         except MemoryError as error:
             print(error, flush=True)
         else:
-            print(f"{name:21} {line(found[name][-1])}", flush=True)
-    figures = {name: middle(runs) for name, runs in found.items() if runs}
+            print(f"{name:21} {line(runs_of[name][-1])}", flush=True)
+    figures = {name: median_run(runs) for name, runs in runs_of.items() if runs}
     figures |= {"out of memory": [name for name in names if name not in figures]}
-    figures["gemm_gflops"] = max(run["gemm_gflops"] for runs in found.values() for run in runs)
+    figures["gemm_gflops"] = max(run["gemm_gflops"] for runs in runs_of.values() for run in runs)
     print(table(figures, names))
     if options.record:
         record("dpo step", figures, {k: v for k, v in vars(options).items() if k not in ("record", "one", "batch")})
 
 
 def fastest_batch(batches: Sequence[int]) -> int:
-    """The pairs per device with which TRL does a step fastest; a batch that does not fit in memory is passed over."""
+    """Return the number of pairs per device with which a step of TRL is fastest, of those that fit in memory."""
     if len(batches) == 1:
         return batches[0]
     speeds = {}
     for batch in batches:
         try:
-            speeds[batch] = apart("trl-best", f"--batch={batch}", "--steps=1", "--warm=0")["pairs_per_s"]
+            speeds[batch] = run_separately("trl-best", f"--batch={batch}", "--steps=1", "--warm=0")["pairs_per_s"]
         except MemoryError:
-            break  # larger ones do not fit either
+            break  # larger batches do not fit either
     if not speeds:
-        raise SystemExit("trl-best does not fit in memory with a single pair")
+        raise SystemExit("trl-best does not fit in memory even with one pair per device")
     print("trl-best, one step:", ", ".join(f"batch {n} {speed:.3f} pairs/s" for n, speed in speeds.items()), flush=True)
     return max(speeds, key=lambda batch: speeds[batch])
 
 
-def apart(name: str, *more: str) -> dict[str, Any]:
-    """One system in a fresh process. Raises MemoryError if that ran out of memory or Linux ended it."""
+def run_separately(name: str, *more: str) -> dict[str, Any]:
+    """Measure one system in a new process. Raises MemoryError if it runs out of memory or is killed for it."""
     command = [sys.executable, __file__, *sys.argv[1:], "--one", name, *more]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     for text in done.stdout.splitlines():
         if text.startswith("RESULT "):
-            found: dict[str, Any] = json.loads(text.removeprefix("RESULT "))
-            return found
+            result: dict[str, Any] = json.loads(text.removeprefix("RESULT "))
+            return result
     if done.returncode == -signal.SIGKILL or any(text in done.stderr for text in OUT_OF_MEMORY):
         raise MemoryError(f"{name} ran out of memory")
     raise SystemExit(f"{name} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Run one system and report it."""
+    """Run one system and return its figures."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[options.dtype]
     per_group = 6 if options.data == "groups" else 1
@@ -123,12 +123,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     groups = build_groups(options.data, count, files, SHAPES[options.model][1]["vocab_size"])
     peak = gemm(dtype, device)
     trl = options.one.startswith("trl")
-    given = as_separate_pairs(groups) if trl or options.one == "preftune-pairs" else groups
-    result = (run_trl if trl else run_preftune)(options, given, dtype, device)
-    # grouped by length, the first batch is the longest: leaving it out would flatter trl-best
+    data = as_separate_pairs(groups) if trl or options.one == "preftune-pairs" else groups
+    result = (run_trl if trl else run_preftune)(options, data, dtype, device)
+    # batches grouped by length start with the longest: without it, trl-best would look faster than it is
     warm = 0 if options.one == "trl-best" else options.warm
     steps = result.pop("step_s")[warm:]
-    spent = sum(steps)
+    seconds = sum(steps)
     cached = options.one not in ("preftune-online", "trl")
     measured = groups[warm * max(1, options.pairs // per_group) :]
     flops = useful_flops(measured, build_model(options.model, torch.float32, "meta"), cached, bool(options.lora))
@@ -136,17 +136,17 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         resource.RUSAGE_SELF
     ).ru_maxrss  # fmt: skip
     return {
-        "pairs_per_s": sum(len(g.judgements) for g in measured) / spent,
+        "pairs_per_s": sum(len(g.judgements) for g in measured) / seconds,
         "peak_gb": memory / 1e9,
         "gemm_gflops": peak,
-        "useful_mfu": flops / spent / 1e9 / peak,
+        "useful_mfu": flops / seconds / 1e9 / peak,
         "step_s": statistics.median(steps),
         **result,
     }
 
 
 def run_preftune(options: argparse.Namespace, groups: list[Any], dtype: torch.dtype, device: str) -> dict[str, Any]:
-    """The library's own loop, with a log that notes times and losses."""
+    """Run the training loop of preftune with a log that records times and losses."""
     from preftune.config.schema import LossTerm, OptimConfig, TrainConfig
     from preftune.data.layout import Budget, micro_batches
     from preftune.lifecycle.packing_probe import choose_layout
@@ -172,8 +172,10 @@ def run_preftune(options: argparse.Namespace, groups: list[Any], dtype: torch.dt
     reference: Reference
     begin = time.perf_counter()
     if options.one != "preftune-online":
-        store = Store(store_key("benchmark", dtype, layout), Path(tempfile.mkdtemp()))  # nothing scored before
-        fill(store, scorer, groups, lambda some: micro_batches(some, budget))
+        store = Store(
+            store_key("benchmark", dtype, layout), Path(tempfile.mkdtemp())
+        )  # empty, so that all groups are scored
+        fill(store, scorer, groups, lambda part: micro_batches(part, budget))
         reference = Cached(store, torch.device(device))
     else:
         reference = AdapterOff.of(scorer) if options.lora else Frozen.copy_of(model)
@@ -189,15 +191,15 @@ def run_preftune(options: argparse.Namespace, groups: list[Any], dtype: torch.dt
     weights = Weights(model)
     optimizer = build_optimizer(weights.masters, "adamw", LR, 0.0)
 
-    notes = Notes()
+    log = Log()
     optim = OptimConfig(lr=LR, schedule="constant", warmup=0)
-    for _ in fit(task, in_order, 0, weights, optimizer, optim, TrainConfig(), notes):
+    for _ in fit(task, in_order, 0, weights, optimizer, optim, TrainConfig(), log):
         pass
-    return {"step_s": np.diff(notes.times).tolist(), "losses": notes.losses, "reference_s": cached_s}
+    return {"step_s": np.diff(log.times).tolist(), "losses": log.losses, "reference_s": cached_s}
 
 
-class Notes:
-    """A log of the loop that remembers times and losses."""
+class Log:
+    """A log for the training loop that records times and losses."""
 
     def __init__(self) -> None:
         from preftune.train.metrics import Tally
@@ -220,29 +222,29 @@ class Notes:
 
 
 def compile_lengths(task: Any, steps: Sequence[Any]) -> None:
-    """One pass over a batch of each length that the steps have: what a run compiles once is not part of a step."""
-    laid = [batch for plan in steps for batch in task.micro_batches([task.groups[i] for i in plan.members])]
-    for batch in {len(batch.ids_T): batch for batch in laid}.values():
+    """Run one batch of each length in the steps, so that compilation is not measured as part of a step."""
+    batches = [batch for plan in steps for batch in task.micro_batches([task.groups[i] for i in plan.members])]
+    for batch in {len(batch.ids_T): batch for batch in batches}.values():
         task.loss_of(batch).loss_sum.backward()
     task.scorer.model.zero_grad()
 
 
 def in_file_order(groups: Sequence[Any], pairs: int) -> list[Any]:
-    """Steps of `pairs` judgements, in the order of the list, which is random already and the same for all systems."""
+    """Return steps of `pairs` judgements in the order of the list, which is random and the same for all systems."""
     from preftune.data.order import Step
 
-    found, members, filled = [], [], 0
+    steps, members, filled = [], [], 0
     for index, group in enumerate(groups):
         members.append(index)
         filled += len(group.judgements)
         if filled >= pairs or index == len(groups) - 1:
-            found.append(Step(len(found) + 1, 0, tuple(members)))
+            steps.append(Step(len(steps) + 1, 0, tuple(members)))
             members, filled = [], 0
-    return found
+    return steps
 
 
 def run_trl(options: argparse.Namespace, pairs: list[Any], dtype: torch.dtype, device: str) -> dict[str, Any]:
-    """TRL's DPOTrainer on rows that are token ids already; on a GPU after a short run that nobody measures."""
+    """Run TRL's DPOTrainer on rows of token ids; on a GPU, after a short warm-up run that is not measured."""
     rows = [
         {
             "prompt_ids": g.prompt_ids.tolist(),
@@ -262,7 +264,7 @@ def run_trl(options: argparse.Namespace, pairs: list[Any], dtype: torch.dtype, d
 def trained_by_trl(
     options: argparse.Namespace, rows: list[dict[str, Any]], dtype: torch.dtype, device: str
 ) -> dict[str, Any]:
-    """One run. Weights that are all tuned are fp32 under autocast, as TRL loads them; below an adapter, in `dtype`."""
+    """Run TRL once. Fully trained weights are fp32 under autocast, as TRL loads them; under an adapter, `dtype`."""
     import peft
     import transformers
     from datasets import Dataset
@@ -333,7 +335,7 @@ def trained_by_trl(
 
 
 def gemm(dtype: torch.dtype, device: str) -> float:
-    """Best GFLOP/s of a square matrix product: the machine's peak, as far as this process gets it."""
+    """Return the best GFLOP/s of a square matrix product, the peak that this process reaches on the machine."""
     n, best = (8192, 0.0) if device == "cuda" else (2048 if dtype == torch.float32 else 512, 0.0)
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     for _ in range(6):
@@ -345,15 +347,15 @@ def gemm(dtype: torch.dtype, device: str) -> float:
     return best
 
 
-def middle(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The run in the middle by speed, with the range of all."""
+def median_run(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the run with the median speed, with the range of all speeds."""
     ranked = sorted(runs, key=lambda run: run["pairs_per_s"])
     speeds = [run["pairs_per_s"] for run in ranked]
     return {**ranked[len(ranked) // 2], "range": [min(speeds), max(speeds)]}
 
 
 def line(run: dict[str, Any]) -> str:
-    """One run in short."""
+    """Return the figures of one run as a line of text."""
     return (
         f"{run['pairs_per_s']:8.3f} pairs/s  {run['peak_gb']:6.2f} GB  useful {run['useful_mfu']:6.1%} of "
         f"{run['gemm_gflops']:.0f} GFLOP/s  reference {run['reference_s']:.1f} s  "
@@ -362,7 +364,7 @@ def line(run: dict[str, Any]) -> str:
 
 
 def table(figures: dict[str, Any], names: Sequence[str]) -> str:
-    """Ratios to TRL."""
+    """Return the ratios to TRL as lines of text."""
     lines = [""]
     for peer in ("trl", "trl-best"):
         for name in (name for name in names if not name.startswith("trl") and {name, peer} <= figures.keys()):

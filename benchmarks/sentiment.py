@@ -1,10 +1,10 @@
-"""The paper's controlled sentiment experiment on any small story model, with VADER as the true reward.
+"""The controlled sentiment experiment of the DPO paper on a small story model, with VADER as the true reward.
 
     python benchmarks/sentiment.py --model stories260k --out runs/sentiment --record
 
-Samples groups of responses from the model, judges them by VADER's compound score (soft labels: Bradley-Terry of the
-score gap), tunes with DPO at several beta, and measures mean reward and sequence KL of fresh samples, beside the
-model itself, best of n and the closed-form optimum (importance weights over many samples of the model).
+Samples groups of responses from the model, labels them with VADER's compound score (soft labels: Bradley-Terry of the
+score gap), trains with DPO at several betas, and measures mean reward and sequence KL of new samples. The results are
+compared with the model, best of n and the closed-form optimum (importance weights over many samples of the model).
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="folder of a small story model")
     parser.add_argument("--out", type=Path, default=Path("runs/sentiment"))
     parser.add_argument("--betas", type=float, nargs="+", default=[1.0, 0.3, 0.1, 0.05])
-    parser.add_argument("--samples", type=int, default=16, help="training responses a prompt")
-    parser.add_argument("--group", type=int, default=8, help="responses that are judged against each other")
-    parser.add_argument("--yardstick", type=int, default=256, help="samples a prompt for best of n and the optimum")
-    parser.add_argument("--evaluation", type=int, default=16, help="fresh samples a prompt for each policy")
+    parser.add_argument("--samples", type=int, default=16, help="training responses per prompt")
+    parser.add_argument("--group", type=int, default=8, help="responses per group; all pairs in a group are judged")
+    parser.add_argument("--yardstick", type=int, default=256, help="samples per prompt for best of n and the optimum")
+    parser.add_argument("--evaluation", type=int, default=16, help="new samples per prompt for each policy")
     parser.add_argument("--labels", choices=["soft", "hard"], default="soft", help="soft: sigmoid of the score gap")
     parser.add_argument("--loss", default="sigmoid", help="sigmoid, or plackett_luce for whole rankings")
     parser.add_argument("--epochs", type=int, default=3)
@@ -77,8 +77,8 @@ def main() -> None:
     def draw(scorer: Scorer, n: int, seed: int) -> list[Sampled]:
         return sample(scorer.model, tokenizer, ids, Sampling(n, NEW_TOKENS, seed=seed))
 
-    def rewards(drawn: list[Sampled]) -> Floats:
-        return np.array([[vader.polarity_scores(text)["compound"] for text in s.texts] for s in drawn])
+    def rewards(samples: list[Sampled]) -> Floats:
+        return np.array([[vader.polarity_scores(text)["compound"] for text in s.texts] for s in samples])
 
     yardstick = rewards(draw(reference, options.yardstick, options.seed + 1))
     data = options.out / "groups.jsonl"
@@ -86,23 +86,23 @@ def main() -> None:
     points = [measure("reference", np.zeros_like(yardstick), yardstick)]
     for beta in options.betas:
         policy = Scorer.of(load_model(locate(str(tune(options, data, beta))), torch.float32))
-        fresh = draw(policy, options.evaluation, options.seed + 3)
-        groups = [s.group for s in fresh]
+        samples = draw(policy, options.evaluation, options.seed + 3)
+        groups = [s.group for s in samples]
         kl = response_logps(policy, groups) - response_logps(reference, groups)
-        points.append(measure(f"DPO, beta {beta:g}", kl, rewards(fresh)))
+        points.append(measure(f"DPO, beta {beta:g}", kl, rewards(samples)))
         print(show(points[-1], yardstick), flush=True)
     report(options, points, yardstick, time.perf_counter() - begin)
 
 
 def write_groups(
-    path: Path, prompts: list[str], drawn: list[Sampled], rewards: Any, options: argparse.Namespace
+    path: Path, prompts: list[str], samples: list[Sampled], rewards: Any, options: argparse.Namespace
 ) -> None:
-    """Groups with all their judgements; the soft label is sigmoid(score gap). Or ranked, for a list-wise loss."""
+    """Write groups with all judgements (soft label: sigmoid of the score gap), and ranks for a list-wise loss."""
     size, rows = options.group, []
-    for prompt, sampled, scores in zip(prompts, drawn, rewards(drawn), strict=True):
-        for at in range(0, len(scores), size):
-            texts, score = list(sampled.texts[at : at + size]), scores[at : at + size]
-            row = {"prompt": prompt, "responses": texts, "ended": list(sampled.ended[at : at + size])}
+    for prompt, sampled, scores in zip(prompts, samples, rewards(samples), strict=True):
+        for begin in range(0, len(scores), size):
+            texts, score = list(sampled.texts[begin : begin + size]), scores[begin : begin + size]
+            row = {"prompt": prompt, "responses": texts, "ended": list(sampled.ended[begin : begin + size])}
             pairs = combinations(sorted(range(len(texts)), key=lambda i: -score[i]), 2)
             judgements = [
                 {"better": int(b), "worse": int(w)}
@@ -110,7 +110,7 @@ def write_groups(
                 for b, w in pairs
                 if score[b] > score[w]
             ]
-            if options.loss == "plackett_luce":  # takes whole rankings without ties
+            if options.loss == "plackett_luce":  # needs complete rankings without ties
                 row["ranks"] = [sorted(score, reverse=True).index(s) + 1 for s in score]
             if judgements and len(set(row.get("ranks", texts))) == len(texts):
                 rows.append({**row, "judgements": judgements})
@@ -134,7 +134,7 @@ def show(point: Point, yardstick: Floats) -> str:
     best = optimum_at(yardstick, max(point.kl, 0.0))
     return (
         f"{point.name}: reward {point.reward:.3f} +- {1.96 * point.reward_se:.3f} at KL {point.kl:.3f} "
-        f"+- {1.96 * point.kl_se:.3f}; the optimum has {best:.3f} there"
+        f"+- {1.96 * point.kl_se:.3f}; optimum at this KL {best:.3f}"
     )
 
 

@@ -1,4 +1,4 @@
-"""A small comparison for win-rate tests, and a server that judges it."""
+"""Options of a small win rate command, and a server for its judge."""
 
 from __future__ import annotations
 
@@ -7,17 +7,20 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
+from preftune.config.schema import DataConfig
 from preftune.workflows.winrate import WinRateOptions
 from tests.conftest import write_jsonl
 from tests.servers import send_completion, send_rejection
 
 
 class JudgeServer(BaseHTTPRequestHandler):
-    """A chat model that prefers the response with more words.
+    """A chat model that prefers the candidate with more words.
 
-    silent   number of first requests without a verdict
-    grader   grade each response instead of comparing two
-    refuses  reject all requests;  refused   reject this number of first requests
+    asked    bodies of all requests
+    silent   the first replies that have no verdict
+    grader   reply with a grade instead of a verdict
+    refuses  refuse every request
+    refused  the first requests that are refused
     """
 
     asked: list[dict[str, Any]]
@@ -44,7 +47,8 @@ class JudgeServer(BaseHTTPRequestHandler):
         send_completion(self, text)
 
 
-def contest(tmp_path: Path, model_folder: Path, **more: Any) -> WinRateOptions:
+def contest(tmp_path: Path, model_folder: Path, **changes: Any) -> WinRateOptions:
+    """Return options that compare a model with the chosen responses of three rows."""
     rows = [
         {
             "prompt": "the cat",
@@ -55,5 +59,5 @@ def contest(tmp_path: Path, model_folder: Path, **more: Any) -> WinRateOptions:
         {"prompt": "once upon", "chosen": " a time there was a house", "rejected": " no"},
     ]
     data = write_jsonl(tmp_path / "data.jsonl", rows)
-    settings = {"judge": "length", "temperatures": (0.5, 1.0), "max_new_tokens": 6, **more}
-    return WinRateOptions((str(model_folder),), str(data), **settings)
+    settings = {"judge": "length", "temperatures": (0.5, 1.0), "max_new_tokens": 6, **changes}
+    return WinRateOptions((str(model_folder),), DataConfig(train=str(data)), **settings)

@@ -118,7 +118,7 @@ def make_scorer(architecture: str, changes: dict[str, Any]) -> Scorer:
 def test_packed_batches_equal_padded_rows(architecture: str) -> None:
     """Log-probs and gradients of packed and shared layouts, with and without padding, equal those of padded rows."""
     scorer = make_scorer(architecture, SUPPORTED[architecture])
-    assert refusal(scorer) == ""
+    assert why_rows(scorer) == ""
     groups = random_groups(3, responses=3, seed=5, vocabulary=96)
     restore_attention(scorer.model)
     values, gradient = measure(scorer, batch_of(groups, "rows"))
@@ -186,12 +186,12 @@ def test_the_probe_detects_attention_between_responses(monkeypatch: pytest.Monke
         return segments.attend(query, key, value, everything, scale)
 
     monkeypatch.setattr(segments, "fused", leaky)
-    assert "change its numbers" in refusal(make_scorer("llama", {}))
+    assert "change its numbers" in why_rows(make_scorer("llama", {}))
 
 
 def test_the_probe_accepts_bf16_models() -> None:
     scorer = make_scorer("llama", {})
-    assert refusal(Scorer.of(scorer.model.to(torch.bfloat16))) == ""
+    assert why_rows(Scorer.of(scorer.model.to(torch.bfloat16))) == ""
 
 
 def test_a_model_with_segment_attention_generates_as_before() -> None:

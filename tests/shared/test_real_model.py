@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from preftune import DPOConfig, SFTConfig, dpo, load_config, sft
+from preftune.config.schema import DataConfig
 from preftune.data.groups import Limits, read_groups, tokenize
 from preftune.chat.render import Renderer
 from preftune.workflows import score
@@ -68,7 +69,7 @@ def test_sft_and_dpo_learn_and_scores_equal_plain_transformers(story_model: str,
     assert model.generate(**prompt, max_new_tokens=5, do_sample=False).shape[1] > prompt["input_ids"].shape[1]
 
     out = score.run(
-        score.ScoreOptions(str(final), str(sft_model), hh, max_length=512), tmp_path / "scores.jsonl", Display(quiet=True)
+        score.ScoreOptions(str(final), str(sft_model), DataConfig(train=hh, max_length=512)), tmp_path / "scores.jsonl", Display(quiet=True)
     )
     reference = AutoModelForCausalLM.from_pretrained(sft_model)
     rendered = Renderer.of(load_tokenizer(locate(str(final))), end_ids(locate(str(final))))

@@ -66,7 +66,7 @@ def sample(
     with models(held, tokenizer, where) as name_of:
         name = folder_name(model, f"{where}: model") if server else name_of(model, "model")
         client = Client.from_options(server, name, api_key_env, concurrency, timeout, _json(server_settings))
-        options = SampleOptions(name, source, sampling, max_prompts, dtype, server=client, settings=section)
+        options = SampleOptions(name, section, sampling, max_prompts, dtype, client)
         with holding(held), output(out, "samples.jsonl", quiet) as (path, display):
             run(options, path, display)
             return SampleResult(read_table(path), _path_of(out))
@@ -117,7 +117,7 @@ def score(
     out                file to write; its summary is written to the same folder
     settings           keys of the section `data`: format, columns, ignore, max_length, chat_template, ...
     """
-    from preftune.workflows.score import run, scoring_of
+    from preftune.workflows.score import options_for, run
 
     held: Held = {}
     where = "preftune.score()"
@@ -127,11 +127,9 @@ def score(
     with models(held, tokenizer, where) as name_of:
         policy_name = None if policy is None else name_of(policy, "policy")
         reference_name = None if reference is None else name_of(reference, "reference")
-        models_and_reward = policy_name, reference_name, scorer
-        options = (source, beta, tokens, "auto", None, dtype, None, mode)
-        scoring = scoring_of(models_and_reward, *options, settings=section)
+        options = options_for((policy_name, reference_name, scorer), section, beta, tokens, dtype, mode)
         with holding(held), output(out, "scores.jsonl", quiet) as (path, display):
-            run(scoring, path, display)
+            run(options, path, display)
             summary = json.loads(path.with_name(f"{path.stem}.summary.json").read_text())
             return ScoreResult(read_table(path), summary, _path_of(out))
 
@@ -169,11 +167,11 @@ def winrate(
     source = one_source(data_name(data, "data", held), f"{where}: data")
     section = data_section(source, settings, held, where)
     with models(held, tokenizer, where) as name_of:
-        policies = tuple(name_of(model, "policy") for model in _as_list(policy))
+        policies = tuple(name_of(one, "policy") for one in _as_list(policy))
         opponent = None if against is None else name_of(against, "against")
         limits = (tuple(temperatures), max_new_tokens, max_prompts, task, seed, dtype)
-        values = (policies, source, judge_name, opponent, *limits)
-        options = WinRateOptions(*values, server=server, price_in=price_in, price_out=price_out, settings=section)
+        values = (policies, section, judge_name, opponent, *limits)
+        options = WinRateOptions(*values, server=server, price_in=price_in, price_out=price_out)
         with holding(held), output(out, "winrate", quiet) as (folder, display):
             rates = run(options, folder, display, dry_run)
             return _winrate_result({} if dry_run else json.loads((folder / "winrate.json").read_text()), rates, out)
@@ -207,8 +205,8 @@ def frontier(
     with models(held, tokenizer, where) as name_of:
         options = FrontierOptions(
             name_of(reference, "reference"),
-            tuple(name_of(model, "policy") for model in _as_list(policy)),
-            source,
+            tuple(name_of(one, "policy") for one in _as_list(policy)),
+            section,
             reward_name(reward, held, f"{where}: reward"),
             tuple(temperatures),
             samples,
@@ -217,7 +215,6 @@ def frontier(
             max_prompts,
             seed,
             dtype,
-            settings=section,
         )
         with holding(held), output(out, "frontier", quiet) as (folder, display):
             run(options, folder, display)

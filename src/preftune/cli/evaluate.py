@@ -49,10 +49,10 @@ def frontier(
     from preftune.workflows.frontier import FrontierOptions
     from preftune.workflows.frontier import run as run_frontier
 
-    options = FrontierOptions(
+    frontier_options = FrontierOptions(
         reference,
         tuple(policy),
-        prompts,
+        section,
         reward,
         levels,
         samples,
@@ -61,9 +61,8 @@ def frontier(
         max_prompts,
         seed,
         dtype,
-        settings=section,
     )
-    run_frontier(options, out, Display(quiet))
+    run_frontier(frontier_options, out, Display(quiet))
 
 
 @app.command()
@@ -115,9 +114,9 @@ def winrate(
     from preftune.workflows.winrate import WinRateOptions
     from preftune.workflows.winrate import run as run_winrate
 
-    options = WinRateOptions(
+    winrate_options = WinRateOptions(
         tuple(policy),
-        data,
+        section,
         judge,
         against,
         levels,
@@ -129,9 +128,8 @@ def winrate(
         server=Client.from_options(judge_url, judge, api_key_env, concurrency, timeout, server_settings),
         price_in=price_in,
         price_out=price_out,
-        settings=section,
     )
-    run_winrate(options, out, Display(quiet), dry_run)
+    run_winrate(winrate_options, out, Display(quiet), dry_run)
 
 
 @app.command("length-controlled")

@@ -142,8 +142,7 @@ def sample(
 
     client = Client.from_options(server, model, api_key_env, concurrency, timeout, server_settings)
     sampling = Sampling(n, max_new_tokens, temperature, top_p, top_k, seed)
-    options = SampleOptions(model, prompts, sampling, max_prompts, dtype, server=client, settings=section)
-    run_sample(options, out, Display(quiet))
+    run_sample(SampleOptions(model, section, sampling, max_prompts, dtype, client), out, Display(quiet))
 
 
 @app.command()
@@ -215,12 +214,10 @@ def score(
     options = limits | chat_options(chat_template, chat_template_kwargs, as_chat)
     section = data_section(data, settings, options, command="preftune score", unused=UNUSED_BY_SCORE)
     from preftune.train.display import Display
+    from preftune.workflows.score import options_for
     from preftune.workflows.score import run as run_score
-    from preftune.workflows.score import scoring_of
 
-    models = policy, reference, reward
-    scoring = scoring_of(models, data, beta, tokens, "auto", None, dtype, None, mode, settings=section)
-    run_score(scoring, out, Display(quiet))
+    run_score(options_for((policy, reference, reward), section, beta, tokens, dtype, mode), out, Display(quiet))
 
 
 @app.command()

@@ -1,51 +1,57 @@
-"""The data section of a command that reads rows without training on them: score, sample, winrate, frontier."""
+"""The data section of the commands that read rows without training on them: score, sample, winrate, frontier."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 from preftune.chat.open import ChatOptions
 from preftune.config.schema import DataConfig
 from preftune.formats.account import Account, require_matched
 from preftune.formats.parsers import Reading
 from preftune.lifecycle.data import reading_of
+from preftune.types import PreferenceGroup
 
+Reader = Callable[[str | Sequence[str], Reading], tuple[list[PreferenceGroup], Account]]
 UNLIMITED = 1 << 20  # tokens of a prompt
+RENDERING = ("chat_template", "chat_template_kwargs", "as_chat")
+"""Settings that change how a prompt is rendered, but not which prompts are read."""
 
 
-def section_of(source: str | Sequence[str], settings: DataConfig | None, **own: Any) -> DataConfig:
-    """The settings under which a command reads `source`: `settings`, or those in `own` that are not None."""
-    given = {key: value for key, value in own.items() if value is not None}
-    return settings or DataConfig(train=source if isinstance(source, str) else list(source), **given)
-
-
-def options_of(settings: DataConfig | None, chat: ChatOptions) -> ChatOptions:
-    """The chat options that `settings` state, or `chat` without them; the rest is as the model was trained."""
-    if settings is None:
-        return chat
-    stated = settings.model_fields_set
-    return replace(
-        chat,
-        arguments=settings.chat_template_kwargs if "chat_template_kwargs" in stated else None,
-        as_chat=settings.as_chat,
-        thinking=settings.thinking if "thinking" in stated else None,
-        allow_dropped_text=settings.allow_dropped_text,
+def chat_options_of(data: DataConfig, moment: str | None = None) -> ChatOptions:
+    """Return the chat settings that `data` states. A setting that is not stated is used as the model was trained."""
+    stated = data.model_fields_set
+    return ChatOptions(
+        arguments=data.chat_template_kwargs if "chat_template_kwargs" in stated else None,
+        as_chat=data.as_chat,
+        moment=moment,
+        thinking=data.thinking if "thinking" in stated else None,
+        allow_dropped_text=data.allow_dropped_text,
     )
 
 
-def rows_of(settings: DataConfig) -> Reading:
-    """How the rows are read. Text stays text: the renderer makes chat of it, as the model was trained."""
-    return replace(reading_of(settings), as_chat=False)
+def section_with_rendering_of(data: DataConfig, source: str) -> DataConfig:
+    """Return a section for the prompts in `source` that states the rendering settings of `data` and nothing else."""
+    stated = {name: getattr(data, name) for name in RENDERING if name in data.model_fields_set}
+    return DataConfig(train=source, **stated)
 
 
-def require_rows(account: Account, settings: DataConfig) -> None:
-    """Raises DataError if too many rows were dropped, or if data.ignore names a column that no row has."""
-    account.check(max_dropped_of(settings))
+def read_rows(read: Reader, data: DataConfig) -> tuple[list[PreferenceGroup], Account]:
+    """Read the rows of a command with `read`, which is read_prompts or read_groups.
+
+    Raises DataError if too many rows were dropped, or if data.ignore names a column that no row has.
+    """
+    groups, account = read(data.train, row_reading_of(data))
+    account.check(max_dropped_of(data))
     require_matched([account])
+    return groups, account
 
 
-def max_dropped_of(settings: DataConfig) -> float:
-    """The share of rows that a command may drop: all, unless `data.max_dropped` is set."""
-    return settings.max_dropped if "max_dropped" in settings.model_fields_set else 1.0
+def row_reading_of(data: DataConfig) -> Reading:
+    """Return how rows are read. Text is not converted to chat here: the renderer does that as the model was trained."""
+    return replace(reading_of(data), as_chat=False)
+
+
+def max_dropped_of(data: DataConfig) -> float:
+    """Return the share of rows that a command may drop: 1 unless `data.max_dropped` is stated."""
+    return data.max_dropped if "max_dropped" in data.model_fields_set else 1.0

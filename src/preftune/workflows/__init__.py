@@ -1,1 +1,1 @@
-"""Commands that are not training runs: sample, build pairs, score, compare, iterate, find wrong labels."""
+"""Commands that are not one training run: sample, pairs, score, frontier, winrate, iterate, data check and noise."""

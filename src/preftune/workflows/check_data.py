@@ -1,7 +1,7 @@
-"""preftune data check: what a run would read, and what it would refuse about its data. No weights are loaded.
+"""preftune data check: what a run reads from its data, and what it refuses. No weights are loaded.
 
-The data are read and tokenised by the functions that a run calls, so a refusal has the run's sentence and exit code. If
-they refuse, the data are read again with every limit lifted, so that the report is complete all the same.
+The data are read and tokenised by the functions that a run calls, so errors have the same text and exit code. If the
+run would fail, the data are read again with every limit lifted, so that the report is complete.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from preftune.methods import reward, sft
 from preftune.methods.objective import bind_objective, shape_for
 from preftune.types import PreferenceGroup, TokenGroup
 
-#: What a setting is for the complete report: nothing stops it.
+#: Settings for the complete report, with which no row stops the reading.
 LIFTED: dict[str, Any] = {
     "bad_rows": "drop",
     "max_dropped": 1.0,
@@ -45,12 +45,12 @@ Adapter = Callable[[Sequence[TokenGroup]], list[TokenGroup]]
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """The data of a run, what is known about them, and what a run would say instead of training on them.
+    """The report on the data of a run.
 
     accounts   of the training file, and of an evaluation file
-    groups     those of the training file, the ones that a run would hold out among them
-    too_long   rows with more tokens than the model has positions
-    refusal    what a run would raise; None if it would train
+    groups     of the training file, including those that a run would hold out
+    too_long   origins of groups with more tokens than the model has positions
+    refusal    the error that a run would raise, or None
     """
 
     accounts: tuple[Account, ...]
@@ -61,7 +61,7 @@ class Checked:
 
     @property
     def account(self) -> Account:
-        """That of the training file."""
+        """The account of the training file."""
         return self.accounts[0]
 
 
@@ -74,11 +74,15 @@ def check(
     rows: int | None = None,
     base: str = "",
 ) -> Checked:
-    """Read the data with every row counted, and as a run of `method` with the losses `terms` would.
+    """Read the data as a run of `method` with the losses `terms` does, and count every row.
 
-    `renderer` counts in tokens. `positions` is the number of tokens that the model was built for, `rows` the number of
-    its embeddings, `base` its name. Without a method, only what every run demands is checked. Raises the run's error
-    for data of which nothing can be reported, such as a missing file or columns of no known format.
+    renderer   tokenises the data; None: lengths are in characters
+    positions  number of positions of the model
+    rows       number of rows of the model's embedding matrix
+    base       name of the model
+
+    Without a method, only the requirements of every run are checked. Raises the run's error if nothing can be
+    reported, such as for a missing file or columns of an unknown format.
     """
     adapt = _adapter(method, terms)
     try:
@@ -88,13 +92,13 @@ def check(
     except PreftuneError as error:
         refusal = error
         text, tokens = _complete(config, renderer, error)
-    apart = len(text.accounts) > 1  # an evaluation file, not a share of the training data
-    groups = text.train if apart else [*text.train, *text.held_out]
-    ids = None if tokens is None else tokens.train if apart else [*tokens.train, *tokens.held_out]
-    every = [*tokens.train, *tokens.held_out] if tokens and positions else []
-    long = dict.fromkeys(group.origin for group in every if group.longest > (positions or 0))
-    found = audit(groups, ids, text.held_out if apart else None)
-    return Checked(text.accounts, found, groups, tuple(long), refusal)
+    separate = len(text.accounts) > 1  # an evaluation file, not a share of the training data
+    groups = text.train if separate else [*text.train, *text.held_out]
+    ids = None if tokens is None else tokens.train if separate else [*tokens.train, *tokens.held_out]
+    all_tokens = [*tokens.train, *tokens.held_out] if tokens and positions else []
+    too_long = dict.fromkeys(group.origin for group in all_tokens if group.longest > (positions or 0))
+    report = audit(groups, ids, text.held_out if separate else None)
+    return Checked(text.accounts, report, groups, tuple(too_long), refusal)
 
 
 def _refusal(
@@ -106,7 +110,7 @@ def _refusal(
     rows: int | None,
     base: str,
 ) -> PreftuneError | None:
-    """What a run would raise about data that can be read and tokenised."""
+    """Return the error that a run would raise for data that can be read and tokenised, or None."""
     train, held_out = (tokens.train, tokens.held_out) if tokens else map(_as_if_tokenised, (text.train, text.held_out))
     try:
         if rows and tokens:
@@ -124,7 +128,7 @@ def _refusal(
 def _complete(
     config: DataConfig, renderer: Renderer | None, refusal: PreftuneError
 ) -> tuple[TextData, TokenData | None]:
-    """Text and tokens with every limit lifted. Raises `refusal` if the data cannot be read even so."""
+    """Return text and tokens, read with every limit lifted. Raises `refusal` if that fails too."""
     overlong = "truncate" if config.overlong == "error" else config.overlong
     lifted = config.model_copy(update={**LIFTED, "overlong": overlong})
     reading = reading_of(lifted)
@@ -136,25 +140,25 @@ def _complete(
     text = TextData(train, held_out, (account, *more), "")
     try:
         return text, tokenize_data(text, renderer, lifted) if renderer else None
-    except PreftuneError:  # the report counts characters
+    except PreftuneError:  # the report counts characters instead
         return text, None
 
 
 def _adapter(method: str | None, terms: Sequence[LossTerm]) -> Adapter:
-    """How the method brings groups into the form that it trains on; raises where it cannot."""
+    """Return the function with which the method converts groups for training; it raises if they do not fit."""
     if method == "dpo":
         return partial(shape_for, bind_objective(terms))
     return {"sft": sft.preferred, "reward": reward.judged}.get(method or "", list)
 
 
 def _as_if_tokenised(groups: Sequence[PreferenceGroup]) -> list[TokenGroup]:
-    """The groups with one token for each text: enough to tell which losses have values for them."""
+    """Return the groups with one token per text, which is enough to check whether they fit a loss."""
     ids: dict[object, int] = {}
 
-    def one(text: object) -> np.ndarray:
+    def token_of(text: object) -> np.ndarray:
         return np.array([ids.setdefault(text, len(ids))], dtype=np.int32)
 
     return [
-        TokenGroup(one(g.prompt), tuple(map(one, g.responses)), g.judgements, g.labels, g.ranks, g.origin)
+        TokenGroup(token_of(g.prompt), tuple(map(token_of, g.responses)), g.judgements, g.labels, g.ranks, g.origin)
         for g in groups
     ]

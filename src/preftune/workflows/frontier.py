@@ -1,15 +1,15 @@
-"""preftune eval frontier: reward and KL of many policies at many temperatures, on the plane with what is possible.
+"""preftune eval frontier: reward and KL of policies at several temperatures, with what is attainable.
 
-policy             mean reward and sequence KL(policy || reference) of fresh samples, with 95 % intervals over prompts
-best of n          from samples of the reference, KL exact
-optimum            the closed form, by importance weights over the same samples
+policy             mean reward and sequence KL(policy || reference) of new samples, with 95 % intervals over prompts
+best of n          reward estimated from samples of the reference; the KL is exact
+optimum            closed form, estimated with importance weights from the same samples
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from preftune.files import write_json
 from preftune.lifecycle.data import prompts_that_fit
 from preftune.lifecycle.policy import compute_dtype, device_of, require_same_vocabulary
 from preftune.lifecycle.saved import chat_record_of, find_policy, open_policy
-from preftune.lifecycle.sections import UNLIMITED, max_dropped_of, options_of, require_rows, rows_of, section_of
+from preftune.lifecycle.sections import UNLIMITED, chat_options_of, max_dropped_of, read_rows
 from preftune.measures.frontier import Floats, Point, best_of_n, beta_at, measure, optimum, optimum_at, tempered
 from preftune.model import load
 from preftune.model.generate import Sampled, Sampling, sample
@@ -37,6 +37,7 @@ from preftune.rewards.open import open_reward
 from preftune.rewards.reward import Reward, require_rewards, responses_of
 from preftune.scoring import response_logps
 from preftune.train.display import Display
+from preftune.types import plain
 
 NS = (1, 2, 4, 8, 16, 32, 64, 128)
 Z95 = 1.96
@@ -44,11 +45,11 @@ Z95 = 1.96
 
 @dataclass(frozen=True, slots=True)
 class FrontierOptions:
-    """What is compared, on what. `settings` is a whole data section; it takes the place of chat_template and chat."""
+    """The settings of a frontier command. `data` is the section under which the prompts are read and rendered."""
 
     reference: str
     policies: tuple[str, ...]
-    prompts: str
+    data: DataConfig
     reward: str
     temperatures: tuple[float, ...] = (1.0,)
     samples: int = 8
@@ -57,24 +58,11 @@ class FrontierOptions:
     max_prompts: int | None = None
     seed: int = 0
     dtype: str = "auto"
-    chat_template: str | None = None
-    chat: ChatOptions = field(default_factory=ChatOptions)
-    settings: DataConfig | None = None
-
-    @property
-    def section(self) -> DataConfig:
-        """The settings under which the rows are read."""
-        return section_of(self.prompts, self.settings, chat_template=self.chat_template)
-
-    @property
-    def options(self) -> ChatOptions:
-        """How chat is rendered."""
-        return options_of(self.settings, self.chat)
 
 
 @dataclass(frozen=True, slots=True)
-class Asking:
-    """The prompts, and how answers to them are sampled and rewarded."""
+class Sampler:
+    """Samples responses to the prompts and rewards them."""
 
     prompts: Sequence[Prompt]
     tokenizer: Any
@@ -82,51 +70,55 @@ class Asking:
     max_new_tokens: int
 
     def draw(self, model: Any, n: int, temperature: float, seed: int) -> list[Sampled]:
+        """Return n responses to each prompt."""
         sampling = Sampling(n, self.max_new_tokens, temperature, seed=seed)
         return sample(model, self.tokenizer, [p.ids.tolist() for p in self.prompts], sampling)
 
-    def rewards(self, drawn: Sequence[Sampled], when: str) -> Floats:
-        """(P, M)"""
-        return require_rewards(self.reward, responses_of(self.prompts, drawn), when).reshape(len(self.prompts), -1)
+    def rewards(self, sampled: Sequence[Sampled], when: str) -> Floats:
+        """Return the (P, M) rewards of M responses to each of P prompts."""
+        return require_rewards(self.reward, responses_of(self.prompts, sampled), when).reshape(len(self.prompts), -1)
 
 
-def run(wanted: FrontierOptions, out: Path, display: Display) -> dict[str, list[Point]]:
-    """Write frontier.json and frontier.html below `out`, show the table, and return the points of every series."""
-    if not all(0 < t < 100 for t in wanted.temperatures):
+def run(options: FrontierOptions, out: Path, display: Display) -> dict[str, list[Point]]:
+    """Write frontier.json and frontier.html to the folder `out`. Return the points of each policy by its name."""
+    if not all(0 < t < 100 for t in options.temperatures):
         raise ConfigError(
-            "temperatures lie above 0 and below 100", where="--temperatures", why="greedy decoding is no distribution"
+            "a temperature must be above 0 and below 100",
+            where="--temperatures",
+            why="greedy decoding (temperature 0) is not a distribution, so it has no KL",
         )
-    if wanted.dtype not in ("auto", *load.DTYPES):
-        raise ConfigError(f"unknown precision {wanted.dtype!r}", where="--dtype", fix="use auto, fp32 or bf16")
+    if options.dtype not in ("auto", *load.DTYPES):
+        raise ConfigError(f"unknown precision {options.dtype!r}", where="--dtype", fix="use auto, fp32 or bf16")
     require_writable(out)
-    for path in wanted.policies:
+    for path in options.policies:
         find_policy(path, "--policy")
-    dtype = compute_dtype(ModelConfig(path=wanted.reference, dtype=wanted.dtype))  # type: ignore[arg-type]
+    dtype = compute_dtype(ModelConfig(path=options.reference, dtype=options.dtype))  # type: ignore[arg-type]
     device = device_of(None)
-    reward = open_reward(wanted.reward, "--reward", device=device)
-    opened = open_policy(wanted.reference, "--reference", dtype, device)
-    trained = next(filter(None, (chat_record_of(path, "--policy") for path in wanted.policies)), {})
-    renderer = renderer_of(opened.source, wanted.section.chat_template, wanted.options, record=trained)
-    tokenizer = renderer.tokenizer
-    asking = Asking(_prompts(wanted, renderer, opened.model.config, display), tokenizer, reward, wanted.max_new_tokens)
+    reward = open_reward(options.reward, "--reward", device=device)
+    opened = open_policy(options.reference, "--reference", dtype, device)
+    trained = next(filter(None, (chat_record_of(path, "--policy") for path in options.policies)), {})
+    renderer = renderer_of(opened.source, options.data.chat_template, chat_options_of(options.data), record=trained)
+    tokenizer, prompts = renderer.tokenizer, _prompts(options, renderer, opened.model.config, display)
+    sampler = Sampler(prompts, tokenizer, reward, options.max_new_tokens)
     reference = Scorer.of(opened.model)
-    with display.stage("frontier", 1 + len(wanted.policies) * len(wanted.temperatures)) as stage:
-        yardstick = asking.rewards(asking.draw(reference.model, wanted.yardstick, 1.0, wanted.seed), opened.name)
+    with display.stage("frontier", 1 + len(options.policies) * len(options.temperatures)) as stage:
+        sampled = sampler.draw(reference.model, options.yardstick, 1.0, options.seed)
+        yardstick = sampler.rewards(sampled, opened.name)
         series = {opened.name: [measure(opened.name, np.zeros_like(yardstick), yardstick)]}
         done = 1
         stage.advance(done)
-        for path in wanted.policies:
+        for path in options.policies:
             policy = open_policy(path, "--policy", dtype, device)
             require_same_vocabulary(tokenizer, load.load_tokenizer(policy.source), path)
             scorer = Scorer.of(policy.model)
             name = policy.name if policy.name not in series else path
             series[name] = []
-            for temperature in wanted.temperatures:
-                series[name].append(point(asking, scorer, reference, name, temperature, wanted))
+            for temperature in options.temperatures:
+                series[name].append(point(sampler, scorer, reference, name, temperature, options))
                 done += 1
                 stage.advance(done)
             del policy, scorer
-    write(wanted, out, series, yardstick)
+    write(options, out, series, yardstick)
     for line in table(series, yardstick):
         display.say(line)
     display.say(f"done: {out / 'frontier.json'}, {out / 'frontier.html'}")
@@ -134,67 +126,61 @@ def run(wanted: FrontierOptions, out: Path, display: Display) -> dict[str, list[
 
 
 def point(
-    asking: Asking, policy: Scorer, reference: Scorer, name: str, temperature: float, wanted: FrontierOptions
+    sampler: Sampler, policy: Scorer, reference: Scorer, name: str, temperature: float, options: FrontierOptions
 ) -> Point:
-    """Reward and KL of fresh samples; the KL is that of the distribution that was sampled."""
+    """Measure reward and KL on new samples. The KL is that of the tempered distribution."""
     label = name if temperature == 1 else f"{name}, T {temperature:g}"
-    sampler = tempered(policy, temperature)
-    drawn = asking.draw(policy.model, wanted.samples, temperature, wanted.seed + 1)
-    groups = [sampled.group for sampled in drawn]
-    kl = response_logps(sampler, groups) - response_logps(reference, groups)
-    return measure(label, kl, asking.rewards(drawn, label))
+    sampled = sampler.draw(policy.model, options.samples, temperature, options.seed + 1)
+    groups = [s.group for s in sampled]
+    kl = response_logps(tempered(policy, temperature), groups) - response_logps(reference, groups)
+    return measure(label, kl, sampler.rewards(sampled, label))
 
 
-def _prompts(wanted: FrontierOptions, renderer: Renderer, config: Any, display: Display) -> list[Prompt]:
-    section = wanted.section
-    groups, account = read_prompts(wanted.prompts, rows_of(section))
-    require_rows(account, section)
-    new, longest = wanted.max_new_tokens, section.max_prompt_length or UNLIMITED
+def _prompts(options: FrontierOptions, renderer: Renderer, config: Any, display: Display) -> list[Prompt]:
+    groups, account = read_rows(read_prompts, options.data)
+    new, longest = options.max_new_tokens, options.data.max_prompt_length or UNLIMITED
     prompts = prompts_that_fit(
-        groups[: wanted.max_prompts], renderer, config, new, account, "--max-new-tokens", longest
+        groups[: options.max_prompts], renderer, config, new, account, "--max-new-tokens", longest
     )
-    account.check(max_dropped_of(section))
+    account.check(max_dropped_of(options.data))
     for line in account.lines():
         display.say(line)
     return prompts
 
 
 def table(series: dict[str, list[Point]], yardstick: Floats) -> list[str]:
-    """One line a point, with what the optimum has at the same KL."""
+    """Return the lines of a table: each point, with the reward of the optimum at the same KL."""
     lines = [f"{'policy':<28} {'reward':>16} {'KL, nats':>16}   optimum at this KL"]
     for points in series.values():
         for p in points:
             reward = f"{p.reward:.3f} +- {Z95 * p.reward_se:.3f}"
             kl = f"{p.kl:.3f} +- {Z95 * p.kl_se:.3f}"
-            lines.append(f"{p.name:<28} {reward:>16} {kl:>16}   {possible(p, yardstick)}")
+            lines.append(f"{p.name:<28} {reward:>16} {kl:>16}   {optimum_text(p, yardstick)}")
     return lines
 
 
-def possible(point: Point, yardstick: Floats) -> str:
-    """The optimum at a point's KL, as far as the samples of the reference can tell."""
-    known = most_kl(yardstick)
-    return f"{optimum_at(yardstick, max(point.kl, 0.0)):.3f}" if point.kl < known else f"beyond {known:.1f} nats"
+def optimum_text(point: Point, yardstick: Floats) -> str:
+    """Return the optimal reward at a point's KL as text, or that the KL is beyond what the samples can show."""
+    limit = largest_kl(yardstick)
+    return f"{optimum_at(yardstick, max(point.kl, 0.0)):.3f}" if point.kl < limit else f"beyond {limit:.1f} nats"
 
 
-def most_kl(yardstick: Floats) -> float:
-    """M samples of the reference show at most log M nats, and half of that well."""
+def largest_kl(yardstick: Floats) -> float:
+    """Return the KL up to which the optimum is estimated: M samples show at most log M nats, and half of that well."""
     return math.log(yardstick.shape[1]) / 2
 
 
-def write(wanted: FrontierOptions, out: Path, series: dict[str, list[Point]], yardstick: Floats) -> None:
-    """The numbers and the picture."""
+def write(options: FrontierOptions, out: Path, series: dict[str, list[Point]], yardstick: Floats) -> None:
+    """Write frontier.json and frontier.html."""
     rewards = torch.from_numpy(yardstick)
-    betas = [beta_at(yardstick, kl) for kl in np.geomspace(0.01, most_kl(yardstick), 16)]
+    betas = [beta_at(yardstick, kl) for kl in np.geomspace(0.01, largest_kl(yardstick), 16)]
     best = optimum(yardstick, betas)
-    chosen = [best_of_n(yardstick, n) for n in NS if n <= yardstick.shape[1]]
+    n_best = [best_of_n(yardstick, n) for n in NS if n <= yardstick.shape[1]]
     facts = {
-        "settings": {
-            **asdict(replace(wanted, settings=None)),
-            "settings": wanted.section.model_dump(mode="json", exclude_unset=True),
-        },
+        "settings": settings_of(options),
         "prompts": len(yardstick),
         "policies": {name: [_figures(p) for p in points] for name, points in series.items()},
-        "best of n": [_figures(p) for p in chosen],
+        "best of n": [_figures(p) for p in n_best],
         "optimum": [
             {**_figures(p), "beta": b, "effective_samples": estimate_optimum(rewards, b).effective}
             for b, p in zip(betas, best, strict=True)
@@ -202,7 +188,7 @@ def write(wanted: FrontierOptions, out: Path, series: dict[str, list[Point]], ya
     }
     lines = {
         "optimum": [(0.0, float(yardstick.mean()))] + [(p.kl, p.reward) for p in best],
-        "best of n": [(p.kl, p.reward) for p in chosen],
+        "best of n": [(p.kl, p.reward) for p in n_best],
     }
     figure = frontier("Reward against KL", lines, series)
     heads = ["policy", "reward", "+-", "KL, nats", "+-", "optimum at this KL"]
@@ -213,16 +199,15 @@ def write(wanted: FrontierOptions, out: Path, series: dict[str, list[Point]], ya
             f"{Z95 * p.reward_se:.3f}",
             f"{p.kl:.3f}",
             f"{Z95 * p.kl_se:.3f}",
-            possible(p, yardstick),
+            optimum_text(p, yardstick),
         ]
         for points in series.values()
         for p in points
     ]
     text = (
         "Up and to the left is better. The optimum is the closed form, estimated from "
-        f"{yardstick.shape[1]} samples of the reference for each prompt and corrected for the bias of that number: "
-        f"up to {most_kl(yardstick):.1f} nats. "
-        "Intervals are 95 %, over prompts."
+        f"{yardstick.shape[1]} samples of the reference per prompt, corrected for the bias of a finite sample, and "
+        f"shown up to {largest_kl(yardstick):.1f} nats. Intervals are 95 %, over prompts."
     )
     write_json(out / "frontier.json", facts)
     write_page(out / "frontier.html", "Reward against KL", [Section("Frontier", text, [heads, *cells], [figure])])
@@ -234,3 +219,12 @@ def _figures(p: Point) -> dict[str, Any]:
         "reward_ci": [p.reward - Z95 * p.reward_se, p.reward + Z95 * p.reward_se],
         "kl_ci": [p.kl - Z95 * p.kl_se, p.kl + Z95 * p.kl_se],
     }
+
+
+def settings_of(options: FrontierOptions) -> dict[str, Any]:
+    """Return the settings in frontier.json: `settings` is the data section; `chat_template` and `chat` are unused."""
+    settings = plain(options)
+    data = settings.pop("data")
+    unused = {"chat_template": None, "chat": asdict(ChatOptions())}
+    section = data.model_dump(mode="json", exclude_unset=True)
+    return {**settings, "prompts": data.train, **unused, "settings": section}

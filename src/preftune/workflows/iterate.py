@@ -1,12 +1,13 @@
-"""preftune iterate: rounds of sample, reward, pairs, train, evaluate. Offline data stand still while the policy moves;
-here the data move with it.
+"""preftune iterate: rounds of sampling, rewarding, pairing, training and evaluation.
+
+DPO trains on a fixed data set while the policy changes; here each round samples new data from the current policy.
 
     out/round-01/  prompts.jsonl  samples.jsonl  prefs.jsonl  dpo/  evaluation.json
-    out/final/     the policy of the last round
-    manifest.json  what every piece was made from
+    out/final/     the published policy
+    manifest.json  what each file was made from
 
-Every piece is finished or not there, so the same command goes on wherever it was stopped, and comes to the same files.
-A stop rule that is broken publishes the policy of the round before.
+Each file is complete or absent, so the same command resumes after an interruption and produces the same files. If a
+stop rule ends the run because the last policy got worse, the policy of the round before it is published.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from preftune.data.select import SelectionOptions
 from preftune.errors import writing
 from preftune.files import digest, write_json, write_rows
 from preftune.formats.account import Account
-from preftune.formulas import step_seed
+from preftune.formulas import mean_and_error, step_seed
 from preftune.lifecycle.data import prompts_that_fit, read_prompt_data
 from preftune.lifecycle.plan import print_plan
 from preftune.lifecycle.policy import compute_dtype, device_of
@@ -67,44 +68,44 @@ from preftune.workflows.sample import SampleOptions
 def run(
     config: IterateConfig, *, reward: Reward | None = None, display: Display | None = None, dry_run: bool = False
 ) -> Path:
-    """Do the rounds and return the folder of the last policy. A reward may be given in memory."""
-    display, out = display or Display(), Path(config.out)
+    """Run the rounds and return the folder of the published policy. `reward` replaces the reward of the config."""
+    display, out, in_memory = display or Display(), Path(config.out), reward is not None
     load.locate(config.model.path)
     bind_objective(config.terms)
-    asked = read_prompt_data(config.data)
-    moment = Run.manifest(out).get("rendered_at") or datetime.now().isoformat()  # what chat templates write as the date
-    train = fitting(config, asked.train, asked.accounts[0], moment)
-    held_out = fitting(config, asked.held_out, asked.accounts[-1], moment)
-    for account in asked.accounts:
+    prompts = read_prompt_data(config.data)
+    moment = Run.manifest(out).get("rendered_at") or datetime.now().isoformat()  # the date for chat templates
+    train = prompts_with_room(config, prompts.train, prompts.accounts[0], moment)
+    held_out = prompts_with_room(config, prompts.held_out, prompts.accounts[-1], moment)
+    for account in prompts.accounts:
         for line in account.lines():
             display.say(line)
-    identity, sources = config.model_dump(mode="json"), sources_of(config, reward)
-    identity = run_identity(identity, asked.fingerprint, sources)
+    settings, sources = config.model_dump(mode="json"), sources_of(config, in_memory)
+    identity = run_identity(settings, prompts.fingerprint, sources)
     Run.check(out, identity, type(config))
-    judge = reward or open_reward(config.reward, "reward", device=device_of(None))
+    reward = reward or open_reward(config.reward, "reward", device=device_of(None))
     if Run.finished(out):
         display.say(f"{out} is finished; its model is {out / 'final'}")
         return out / "final"
-    each = min(config.prompts or len(train), len(train))
-    responses = config.rounds * each * config.sample.n
+    per_round = min(config.prompts or len(train), len(train))
+    responses = config.rounds * per_round * config.sample.n
     display.say(
-        f"{config.rounds} rounds of {each} prompts, {config.sample.n} responses each: {responses:,} responses; "
+        f"{config.rounds} rounds of {per_round} prompts, {config.sample.n} responses each: {responses:,} responses; "
         f"{len(held_out or train)} prompts in every evaluation"
     )
-    wanted = chat_grades.estimate(judge, stand_ins(config, train, held_out or train))
-    if wanted:
-        display.say(f"reward: {wanted.describe()}")
+    estimate = chat_grades.estimate(reward, placeholders(config, train, held_out or train))
+    if estimate:
+        display.say(f"reward: {estimate.describe()}")
     if dry_run:
         return print_plan(config, [], display)
     log = Run.open(out, identity, display, type(config))
     log.note(rendered_at=moment)
-    if not reward:
-        if warn_if_reward_changed(log, config.reward):  # figures of two rewards cannot be compared
+    if not in_memory:
+        if warn_if_reward_changed(log, config.reward):  # evaluations by different rewards cannot be compared
             for old in [out / "start.json", *out.glob("round-*/evaluation.json")]:
                 old.unlink(missing_ok=True)
-        note_reward(log, config.reward)  # not before: killed in between, they would stay
+        note_reward(log, config.reward)  # after the deletion, so that an interruption cannot leave old evaluations
     with tracked(log, config.track):
-        policy = rounds(config, log, train, held_out or train, judge)
+        policy = rounds(config, log, train, held_out or train, reward)
     final = publish(Path(policy), out / "final")
     write_run_page(out)
     log.note(finished=True, published=policy)
@@ -116,50 +117,53 @@ def rounds(
     config: IterateConfig,
     log: Run,
     train: Sequence[PreferenceGroup],
-    asked: Sequence[PreferenceGroup],
-    judge: Reward,
+    evaluation: Sequence[PreferenceGroup],
+    reward: Reward,
 ) -> str:
-    """All rounds, as far as the stop rules let them; the policy to publish."""
+    """Run the rounds until the last one or a stop rule. Return the path of the policy to publish."""
     policy, lineage = config.model.path, list[dict[str, Any]]()
-    chat = ChatOptions(config.data.chat_template_kwargs, config.data.as_chat, log.fact("rendered_at"))
-    before = evaluated(config, log.folder / "start.json", policy, asked, judge, chat)
+    moment = log.fact("rendered_at")
+    before = evaluated(config, log.folder / "start.json", policy, evaluation, reward, moment)
     log.evaluation(0, before)
-    say_unrewarded(log, before, judge)
+    say_unrewarded(log, before, reward)
     for number in range(1, config.rounds + 1):
         folder, start = log.folder / f"round-{number:02d}", policy
         log.display.say(f"round {number} of {config.rounds}: from {start}")
-        lineage.append(one_round(config, folder, number, start, train, judge, log.display, chat))
+        lineage.append(one_round(config, folder, number, start, train, reward, log.display, moment))
         policy = str(folder / "dpo" / "final")
-        after = evaluated(config, folder / "evaluation.json", policy, asked, judge, chat)
-        say_unrewarded(log, after, judge)
+        after = evaluated(config, folder / "evaluation.json", policy, evaluation, reward, moment)
+        say_unrewarded(log, after, reward)
         log.evaluation(number, after)
         lineage[-1]["evaluation"] = after
         log.note(rounds=lineage)
-        reason = enough(config, before, after)
+        reason = stop_reason(config, before, after)
         if reason:
             log.display.say(f"stopping after round {number}: {reason}")
-            worse = beyond(config, after) or after["objective/score"] < before["objective/score"]
+            worse = exceeded_limit(config, after) or after["objective/score"] < before["objective/score"]
             if worse and number == 1:
-                log.display.say("there is no round before it: its policy is the result all the same")
+                log.display.say("there is no earlier round, so the policy of round 1 is published")
             return start if worse and number > 1 else policy
         before = after
     return policy
 
 
-def stand_ins(
-    config: IterateConfig, train: Sequence[PreferenceGroup], asked: Sequence[PreferenceGroup]
+def placeholders(
+    config: IterateConfig, train: Sequence[PreferenceGroup], evaluation: Sequence[PreferenceGroup]
 ) -> Iterator[PromptResponse]:
-    """As many answers as all rounds will have rewarded, each as long as it may be, four characters a token."""
+    """Yield one response of maximum length, at four characters per token, for each that the rounds will reward."""
     for number in range(config.rounds + 1):
-        drawn = [train[i] for i in prompts_of_round(config, number, len(train))] if number else []
-        for group, n in [*((g, config.sample.n) for g in drawn), *((g, config.sample.evaluation) for g in asked)]:
+        sampled = [train[i] for i in prompts_of_round(config, number, len(train))] if number else []
+        for group, n in [
+            *((g, config.sample.n) for g in sampled),
+            *((g, config.sample.evaluation) for g in evaluation),
+        ]:
             for k in range(n):
                 yield PromptResponse(group.prompt, f"{number} {k} {n}".rjust(4 * config.sample.max_new_tokens, "x"))
 
 
 @contextmanager
 def tracked(log: Run, names: Sequence[str]) -> Iterator[None]:
-    """While open, the evaluations of the rounds go to the trackers too; each round's training has a run of its own."""
+    """Also send the evaluations to the trackers inside this context. The training of each round is a separate run."""
     log.trackers = open_trackers(list(names), log.folder, log.identity["config"])
     try:
         yield
@@ -168,16 +172,16 @@ def tracked(log: Run, names: Sequence[str]) -> Iterator[None]:
             tracker.close()
 
 
-def sources_of(config: IterateConfig, given: Reward | None) -> dict[str, str]:
-    """Hashes of what the rounds are made from besides the prompts: another one under the same name is another run."""
-    reward = reward_models_fingerprint(None if given else config.reward)
+def sources_of(config: IterateConfig, in_memory: bool) -> dict[str, str]:
+    """Return fingerprints of the model and the reward, so that a resumed run cannot mix two models or two rewards."""
+    reward = reward_models_fingerprint(None if in_memory else config.reward)
     return {"the first model": model_fingerprint(config.model.path), "the reward": reward}
 
 
-def fitting(
+def prompts_with_room(
     config: IterateConfig, groups: list[PreferenceGroup], account: Account, moment: str
 ) -> list[PreferenceGroup]:
-    """The prompts of at most data.max_prompt_length tokens that leave the model room to answer."""
+    """Return the prompts of at most data.max_prompt_length tokens that leave the model room for a response."""
     if not groups:
         return []
     source = load.locate(config.model.path)
@@ -187,8 +191,8 @@ def fitting(
         groups, renderer, load.load_config(source), new, account, "sample.max_new_tokens", longest
     )
     account.check(config.data.max_dropped)
-    kept = {prompt.text for prompt in prompts}
-    return [group for group in groups if group.prompt in kept]
+    fitting = {prompt.text for prompt in prompts}
+    return [group for group in groups if group.prompt in fitting]
 
 
 def one_round(
@@ -197,36 +201,36 @@ def one_round(
     number: int,
     policy: str,
     train: Sequence[PreferenceGroup],
-    judge: Reward,
+    reward: Reward,
     display: Display,
-    chat: ChatOptions,
+    moment: str | None,
 ) -> dict[str, Any]:
-    """Sample, reward, pair and train; what each piece is made of."""
-    chosen = prompts_of_round(config, number, len(train))
-    asked = folder / "prompts.jsonl"
-    write_rows(asked, ({"prompt": as_json(train[i].prompt)} for i in chosen))
+    """Sample, reward, pair and train. Return what the files of the round were made from, for the manifest."""
+    indices = prompts_of_round(config, number, len(train))
+    prompts = folder / "prompts.jsonl"
+    write_rows(prompts, ({"prompt": as_json(train[i].prompt)} for i in indices))
     settings = config.sample
     seed = step_seed(config.train.seed, number)
     sampling = Sampling(settings.n, settings.max_new_tokens, settings.temperature, settings.top_p, seed=seed)
-    dtype, template = config.model.dtype, config.data.chat_template
-    wanted = SampleOptions(policy, str(asked), sampling, dtype=dtype, chat_template=template, chat=chat)
-    drawn = samples.run(wanted, folder / "samples.jsonl", display)
+    template: dict[str, Any] = {name: getattr(config.data, name) for name in ("chat_template", "chat_template_kwargs")}
+    data = DataConfig(train=str(prompts), as_chat=config.data.as_chat, **template)
+    options = SampleOptions(policy, data, sampling, dtype=config.model.dtype, moment=moment)
+    sampled = samples.run(options, folder / "samples.jsonl", display)
     prefs = folder / "prefs.jsonl"
     if not prefs.is_file():
-        options = config.pairs
-        how = SelectionOptions(options.select, options.gap, options.soft, beta=options.beta, seed=seed)
-        pairs.run(str(drawn), prefs, how, judge, display)
+        select = config.pairs
+        selection = SelectionOptions(select.select, select.gap, select.soft, beta=select.beta, seed=seed)
+        pairs.run(str(sampled), prefs, selection, reward, display)
     base = config.model.path if config.reference == "fixed" and number > 1 else None
     tuning = DPOConfig(
         model=config.model.model_copy(update={"path": policy}),
         data=DataConfig(
             train=str(prefs),
             max_length=config.max_length,
-            chat_template=template,
-            chat_template_kwargs=config.data.chat_template_kwargs,
-            # a sampled response is what followed the generation prompt, word for word
+            # a sampled response is the exact text that followed the generation prompt
             thinking="template" if isinstance(train[0].prompt, str) else "keep",
             max_dropped=1.0,
+            **template,
         ),
         reference=ReferenceConfig(path=base),
         loss=config.loss,
@@ -234,30 +238,30 @@ def one_round(
         batch=config.batch,
         train=config.train.model_copy(update={"seed": seed}),
         lora=config.lora,
-        monitor=None,  # the round's own evaluation says as much
+        monitor=None,  # the evaluation after the round measures the same
         track=config.track,
         out=str(folder / "dpo"),
     )
-    dpo.run(tuning, display=display, moment=chat.moment)
-    pieces = {path.name: digest(path) for path in (asked, drawn, prefs)}
+    dpo.run(tuning, display=display, moment=moment)
+    pieces = {path.name: digest(path) for path in (prompts, sampled, prefs)}
     made_from = {"policy": policy, "reference": base or policy, "policy_weights": model_fingerprint(policy)}
     return {"round": number, **made_from, "reward": reward_fingerprint(config.reward), "seed": seed, "pieces": pieces}
 
 
 def prompts_of_round(config: IterateConfig, number: int, available: int) -> list[int]:
-    """The prompts of a round: each goes on in a seeded order where the last one ended, and begins again at its end."""
+    """Return the indices of a round's prompts. Rounds take them in turn from seeded permutations of all prompts."""
     if config.prompts is None:
         return list(range(available))
-    each, found = min(config.prompts, available), list[int]()
-    at = 0
+    per_round, indices = min(config.prompts, available), list[int]()
+    position = 0
     for _ in range(number):
-        found = []
-        while len(found) < each:
-            prompt = permutation(available, config.train.seed, at // available)[at % available]
-            at += 1
-            if prompt not in found:  # a round that crosses the end of the prompts may meet one again
-                found.append(prompt)
-    return sorted(found)
+        indices = []
+        while len(indices) < per_round:
+            prompt = permutation(available, config.train.seed, position // available)[position % available]
+            position += 1
+            if prompt not in indices:  # a round that crosses into the next permutation can meet a prompt twice
+                indices.append(prompt)
+    return sorted(indices)
 
 
 @torch.no_grad()
@@ -265,65 +269,67 @@ def evaluated(
     config: IterateConfig,
     path: Path,
     policy: str,
-    asked: Sequence[PreferenceGroup],
-    judge: Reward,
-    chat: ChatOptions,
+    groups: Sequence[PreferenceGroup],
+    reward: Reward,
+    moment: str | None,
 ) -> dict[str, float]:
-    """Reward, KL from the first model, and how the responses look; read from `path` if it is there."""
+    """Return reward, KL from the first model, and statistics of the responses; read from `path` if it exists."""
     if path.is_file():
         return dict(json.loads(path.read_text()))
     device, dtype = device_of(None), compute_dtype(config.model)
     opened = open_policy(policy, "model.path", dtype, device)
+    chat = ChatOptions(config.data.chat_template_kwargs, config.data.as_chat, moment)
     renderer = renderer_of(opened.source, config.data.chat_template, chat)
     tokenizer = renderer.tokenizer
-    prompts = encode_prompts(asked, renderer, 1 << 20, Account("evaluation"))
+    prompts = encode_prompts(groups, renderer, 1 << 20, Account("evaluation"))
     sampling = Sampling(config.sample.evaluation, config.sample.max_new_tokens, seed=config.train.seed)
-    drawn = sample(opened.model, tokenizer, [p.ids.tolist() for p in prompts], sampling)
-    answers = responses_of(prompts, drawn)
+    sampled = sample(opened.model, tokenizer, [p.ids.tolist() for p in prompts], sampling)
+    responses = responses_of(prompts, sampled)
     when = f"evaluation of {policy}"
-    rewards = rewards_of(judge, answers, when)
+    rewards = rewards_of(reward, responses, when)
     if np.isnan(rewards).all():
-        raise missing_error(judge, answers, rewards, when)
-    groups = [sampled.group for sampled in drawn]
-    own = response_logps(Scorer.of(opened.model), groups)
+        raise missing_error(reward, responses, rewards, when)
+    tokens = [s.group for s in sampled]
+    log_policy = response_logps(Scorer.of(opened.model), tokens)
     del opened
     base = open_policy(config.model.path, "model.path", dtype, device)
-    kl = own - response_logps(Scorer.of(base.model), groups)
-    found = {
+    kl = log_policy - response_logps(Scorer.of(base.model), tokens)
+    result = {
         **scores(rewards.reshape(len(prompts), -1)),
         "objective/kl": float(kl.mean()),
-        **figures([a.response for a in answers], [a.ended for a in answers]),
+        **figures([r.response for r in responses], [r.ended for r in responses]),
     }
-    write_json(path, found)
-    return found
+    write_json(path, result)
+    return result
 
 
 def scores(rewards_PM: Floats) -> dict[str, float]:
-    """Mean reward, its standard error over prompts, and how many responses got none, if any."""
+    """Return the mean reward, its standard error over prompts, and, if any, the number of missing rewards."""
     by_prompt = np.nanmean(rewards_PM[~np.isnan(rewards_PM).all(axis=1)], axis=1)
-    spread = float(by_prompt.std(ddof=1) / np.sqrt(len(by_prompt))) if len(by_prompt) > 1 else 0.0
-    none = float(np.isnan(rewards_PM).sum())
-    found = {"objective/score": float(np.nanmean(rewards_PM)), "objective/score_se": spread}
-    return {**found, "objective/unrewarded": none} if none else found
+    error = mean_and_error(by_prompt[:, None])[1]
+    missing = float(np.isnan(rewards_PM).sum())
+    result = {"objective/score": float(np.nanmean(rewards_PM)), "objective/score_se": error}
+    return {**result, "objective/unrewarded": missing} if missing else result
 
 
-def say_unrewarded(log: Run, found: dict[str, float], judge: Reward) -> None:
-    """How many responses of an evaluation are not part of its mean."""
-    if "objective/unrewarded" in found:
-        number = found["objective/unrewarded"]
-        log.display.say(f"{number:g} responses of the evaluation got no reward: {why_missing(judge)}".rstrip(": "))
+def say_unrewarded(log: Run, evaluation: dict[str, float], reward: Reward) -> None:
+    """Print how many responses of an evaluation are missing from its mean reward."""
+    if "objective/unrewarded" in evaluation:
+        number = evaluation["objective/unrewarded"]
+        log.display.say(f"{number:g} responses of the evaluation got no reward: {why_missing(reward)}".rstrip(": "))
 
 
-def enough(config: IterateConfig, before: dict[str, float], after: dict[str, float]) -> str:
-    """Why the rounds should end here, in words; empty if they should go on."""
+def stop_reason(config: IterateConfig, before: dict[str, float], after: dict[str, float]) -> str:
+    """Return why the rounds stop after this evaluation, or "" if they continue."""
     gain = after["objective/score"] - before["objective/score"]
     if config.stop.gain is not None and gain < config.stop.gain:
-        return beyond(config, after) or f"the reward rose by {gain:.3f}, less than stop.gain={config.stop.gain:g}"
-    return beyond(config, after)
+        text = f"the reward rose by {gain:.3f}, less than stop.gain={config.stop.gain:g}"
+        return exceeded_limit(config, after) or text
+    return exceeded_limit(config, after)
 
 
-def beyond(config: IterateConfig, after: dict[str, float]) -> str:
-    """The limit that this policy has passed, in words. Without word pairs there is no diversity to lose."""
+def exceeded_limit(config: IterateConfig, after: dict[str, float]) -> str:
+    """Return which of stop.kl and stop.diversity the policy exceeds, or "". Without word pairs, diversity is 1."""
     stop, kl, diversity = config.stop, after["objective/kl"], after.get("diversity", 1.0)
     if stop.kl is not None and kl > stop.kl:
         return f"the policy is {kl:.2f} nats from the first model, more than stop.kl={stop.kl:g}"
@@ -333,7 +339,7 @@ def beyond(config: IterateConfig, after: dict[str, float]) -> str:
 
 
 def publish(policy: Path, final: Path) -> Path:
-    """A copy of the last policy as the run's result, never half there."""
+    """Copy the policy to `final` and return it. An interruption cannot leave an incomplete copy there."""
     part = final.with_name(f"final.part-{os.getpid()}")
     with writing(final):
         shutil.copytree(policy, part)

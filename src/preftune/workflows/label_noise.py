@@ -1,12 +1,14 @@
-"""preftune data noise: judgements that models which have not seen them rank backwards, the surest first.
+"""preftune data noise: list judgements that models rank backwards, the most confident first.
+
+Each fold is ranked by a model that was trained on the other folds:
 
     fold-N/train.json     the groups of all other folds
     fold-N/run/           a DPO or reward model run on them
     fold-N/margins.json   the margins of this fold's judgements under that model
-    noise.jsonl           the judgements ranked backwards with `confidence` or more
-    summary.json          how good the rankers are, and counts
+    noise.jsonl           judgements ranked backwards with a confidence of at least `confidence`
+    summary.json          the accuracy of the models, and counts
 
-Every piece is finished or not there, so the same command goes on wherever it was stopped.
+Each file is complete or absent, so the same command resumes after an interruption.
 """
 
 from __future__ import annotations
@@ -47,13 +49,13 @@ from preftune.train.display import Display
 from preftune.train.run import Run, run_identity
 from preftune.types import Judgement, PreferenceGroup, TokenGroup, content, plain
 
-CENTRE = 0.01  # keeps rewards near 0 without a say in the margins
-SHOWN = 200  # characters of a text in noise.jsonl
+CENTRE = 0.01  # keeps rewards near 0; hardly changes the margins
+MAX_CHARACTERS = 200  # of a text in noise.jsonl
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
-    """A judgement of a held-out group, and the margin that its fold's model gives it."""
+class RankedJudgement:
+    """A judgement of a held-out group, and its margin under the model of its fold."""
 
     group: PreferenceGroup
     judgement: Judgement
@@ -62,15 +64,14 @@ class Held:
 
 
 def run(config: NoiseConfig, *, display: Display | None = None, dry_run: bool = False) -> Path:
-    """Train and rank fold by fold; write and return noise.jsonl."""
+    """Train and rank fold by fold. Write noise.jsonl and return its path."""
     display, out = display or Display(), Path(config.out)
     if config.data.eval is not None:
-        raise ConfigError(
-            "every fold is held out once", where="data.eval", fix="leave it out; `folds` sets their number"
-        )
+        what, fix = "every fold is held out in turn", "remove it; `folds` sets the number of folds"
+        raise ConfigError(what, where="data.eval", fix=fix)
     load.locate(config.model.path)
     if config.ranker == "dpo":
-        require_ranker(config)
+        require_implicit_reward(config)
     text = read_data(config.data)
     identity = run_identity(config.model_dump(mode="json"), text.fingerprint)
     Run.check(out, identity, type(config))
@@ -85,56 +86,54 @@ def run(config: NoiseConfig, *, display: Display | None = None, dry_run: bool = 
     if dry_run:
         return print_plan(config, [], display)
     log = Run.open(out, identity, display, type(config))
-    held = []
+    ranked: list[RankedJudgement] = []
     for number, part in enumerate(parts, start=1):
         others = [group for other in parts if other is not part for group in other]
-        held += margins_of_fold(config, out / f"fold-{number}", number, others, part, display)
-    lost = sum(len(group.judgements) for group in text.train) - len(held)
-    if not held:
+        ranked += rank_fold(config, out / f"fold-{number}", number, others, part, display)
+    not_ranked = sum(len(group.judgements) for group in text.train) - len(ranked)
+    if not ranked:
         raise DataError("no judgement is left to rank", where=str(config.data.train))
-    path, summary = report(config, held, lost, out)
+    path, summary = report(config, ranked, not_ranked, out)
     log.note(finished=True, **summary)
-    for line in in_words(config, summary):
+    for line in summary_lines(config, summary):
         display.say(line)
     display.say(f"done: {path}")
     return path
 
 
-def require_ranker(config: NoiseConfig) -> None:
-    """Raises ConfigError for a loss whose policies have no implicit reward, or a reference that cannot be had."""
+def require_implicit_reward(config: NoiseConfig) -> None:
+    """Raises ConfigError for a loss whose policies have no implicit reward, or a reference that cannot be used."""
     objective, where = bind_objective(config.terms), f"loss.name {config.terms[0].name}"
     if objective.items != "pairs" or not objective.uses_reference:
-        raise ConfigError(
-            "ranks pairs by no reward against a reference", where=where, fix="use sigmoid, ipo or another such loss"
-        )
+        fix = "use a loss on pairs with a reference, such as sigmoid or ipo"
+        raise ConfigError("the loss has no reward relative to a reference", where=where, fix=fix)
     reference_kind(_dpo(config, Path(config.out)), objective)
     if config.reference.path:
         load.locate(config.reference.path, "reference.path")
 
 
-def margins_of_fold(
+def rank_fold(
     config: NoiseConfig,
     folder: Path,
     number: int,
     others: Sequence[PreferenceGroup],
     held_out: Sequence[PreferenceGroup],
     display: Display,
-) -> list[Held]:
-    """The held-out judgements with their margins, read from the folder if they are there."""
+) -> list[RankedJudgement]:
+    """Return the held-out judgements with their margins, read from margins.json if it exists."""
     path = folder / "margins.json"
     if not path.is_file():
-        display.say(f"fold {number} of {config.folds}: {len(others)} groups to learn from, {len(held_out)} to rank")
+        display.say(f"fold {number} of {config.folds}: {len(others)} groups to train on, {len(held_out)} to rank")
         write_json(folder / "train.json", list(group_rows(others)))
-        final = trained(config, folder, display)
-        write_json(path, ranked(config, final, held_out, display))
+        write_json(path, margins_of(config, train(config, folder, display), held_out, display))
     return [
-        Held(held_out[row["group"]], Judgement(**row["judgement"]), number, row["margin"])
+        RankedJudgement(held_out[row["group"]], Judgement(**row["judgement"]), number, row["margin"])
         for row in json.loads(path.read_text())
     ]
 
 
-def trained(config: NoiseConfig, folder: Path, display: Display) -> Path:
-    """The model of a fold, trained on its train.json by the method that the config names."""
+def train(config: NoiseConfig, folder: Path, display: Display) -> Path:
+    """Train the model of a fold on its train.json with the method `config.ranker`. Return the model's folder."""
     if config.ranker == "reward":
         return reward.run(RewardConfig(**_common(config, folder), centre=CENTRE, normalise=False), display=display)
     return dpo.run(_dpo(config, folder), display=display)
@@ -151,18 +150,18 @@ def _common(config: NoiseConfig, folder: Path) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def ranked(
+def margins_of(
     config: NoiseConfig, final: Path, held_out: Sequence[PreferenceGroup], display: Display
 ) -> list[dict[str, Any]]:
-    """The margin of every judgement: which group, the judgement, and how much more reward its better response has."""
+    """Return each judgement with the index of its group and its margin, the reward of better minus worse."""
     source = load.locate(str(final))
     renderer = load_renderer(config.data, source, moment=load.chat_record(source).get("moment"))
-    limits = limits_of(config.data)
     account = Account("held out")
-    numbered = [replace(group, origin=str(place)) for place, group in enumerate(held_out)]
-    groups = tokenize(numbered, renderer, limits, account)
-    for reason, at in account.dropped.items():
-        display.say(f"not ranked {len(at)} ({format_origins([held_out[int(place)].origin for place in at])}): {reason}")
+    numbered = [replace(group, origin=str(index)) for index, group in enumerate(held_out)]
+    groups = tokenize(numbered, renderer, limits_of(config.data), account)
+    for reason, indices in account.dropped.items():
+        origins = format_origins([held_out[int(index)].origin for index in indices])
+        display.say(f"not ranked {len(indices)} ({origins}): {reason}")
     dtype, device = compute_dtype(config.model), device_of(None)
     if config.ranker == "reward":
         scorer = scalar_scorer(load_scalar(source, dtype).to(device))
@@ -182,28 +181,30 @@ def ranked(
 
 
 def logps_of(scorer: Scorer, groups: Sequence[TokenGroup]) -> list[Floats]:
-    """The summed log-probs of each group's responses, in the fastest layout that the model allows."""
+    """Return the summed log-probs of each group's responses, with the fastest layout that the model supports."""
     layout, _ = choose_layout(scorer, "auto")
     return score_responses(partial(logps, scorer), groups, scorer.device, Budget(layout, SLOTS))
 
 
-def report(config: NoiseConfig, held: Sequence[Held], lost: int, out: Path) -> tuple[Path, dict[str, Any]]:
-    """Write noise.jsonl and summary.json."""
-    margin = np.array([one.margin for one in held])
-    soft = np.array([one.judgement.probability for one in held])
-    weight = np.array([one.judgement.weight for one in held])
+def report(
+    config: NoiseConfig, ranked: Sequence[RankedJudgement], not_ranked: int, out: Path
+) -> tuple[Path, dict[str, Any]]:
+    """Write noise.jsonl and summary.json. Return the path of the first and the content of the second."""
+    margin = np.array([r.margin for r in ranked])
+    soft = np.array([r.judgement.probability for r in ranked])
+    weight = np.array([r.judgement.weight for r in ranked])
     steepness = slope(np.concatenate([margin, -margin]), np.concatenate([weight * soft, weight * (1 - soft)]))
-    turned = np.where(soft < 0.5, -margin, margin)  # the label says that `worse` is the better one
-    sure = confidence(turned, steepness)
-    listed = [int(i) for i in np.argsort(turned, kind="stable") if sure[i] >= config.confidence]
-    rows = [row_of(held[i], float(sure[i])) for i in listed]
+    labelled = np.where(soft < 0.5, -margin, margin)  # a probability below 0.5 swaps better and worse
+    confidences = confidence(labelled, steepness)
+    listed = [int(i) for i in np.argsort(labelled, kind="stable") if confidences[i] >= config.confidence]
+    rows = [row_of(ranked[i], float(confidences[i])) for i in listed]
     summary = {
-        "judgements": len(held),
-        "not_ranked": lost,
-        "accuracy": float(np.mean(win(turned))),
+        "judgements": len(ranked),
+        "not_ranked": not_ranked,
+        "accuracy": float(np.mean(win(labelled))),
         "slope": steepness,
-        "backwards": int(np.sum(turned < 0)),
-        "surest": float(sure.max()),
+        "backwards": int(np.sum(labelled < 0)),
+        "surest": float(confidences.max()),
         "listed": len(rows),
     }
     path = out / "noise.jsonl"
@@ -212,36 +213,34 @@ def report(config: NoiseConfig, held: Sequence[Held], lost: int, out: Path) -> t
     return path, summary
 
 
-def row_of(one: Held, sure: float) -> dict[str, Any]:
-    """A line of noise.jsonl."""
-    group, j = one.group, one.judgement
-    texts = {"prompt": group.prompt, "chosen": group.responses[j.better], "rejected": group.responses[j.worse]}
-    if j.probability < 0.5:
-        texts["chosen"], texts["rejected"] = texts["rejected"], texts["chosen"]
+def row_of(ranked: RankedJudgement, confidence: float) -> dict[str, Any]:
+    """Return a line of noise.jsonl."""
+    group, j = ranked.group, ranked.judgement
+    better, worse = (j.better, j.worse) if j.probability >= 0.5 else (j.worse, j.better)
     return {
         "origin": group.origin,
-        "fold": one.fold,
-        "margin": one.margin,
-        "confidence": sure,
-        "prompt": brief(content(texts["prompt"])[::-1])[::-1],  # what comes right before the answer matters most
-        "chosen": brief(content(texts["chosen"])),
-        "rejected": brief(content(texts["rejected"])),
+        "fold": ranked.fold,
+        "margin": ranked.margin,
+        "confidence": confidence,
+        "prompt": shortened(content(group.prompt)[::-1])[::-1],  # the end of a prompt tells more than its beginning
+        "chosen": shortened(content(group.responses[better])),
+        "rejected": shortened(content(group.responses[worse])),
     }
 
 
-def brief(text: str) -> str:
-    """The beginning of a text."""
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+def shortened(text: str) -> str:
+    """Return the first MAX_CHARACTERS of a text."""
+    return text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]}..."
 
 
-def in_words(config: NoiseConfig, found: dict[str, Any]) -> list[str]:
-    """What came out."""
+def summary_lines(config: NoiseConfig, summary: dict[str, Any]) -> list[str]:
+    """Return the summary in words."""
     lines = [
-        f"{found['judgements']} judgements ranked by models that had not seen them: accuracy {found['accuracy']:.3f}, "
-        f"{found['backwards']} backwards, {found['listed']} of them with confidence {config.confidence:g} or more"
+        f"{summary['judgements']} judgements ranked by models not trained on them: accuracy {summary['accuracy']:.3f}, "
+        f"{summary['backwards']} backwards, {summary['listed']} of them with confidence {config.confidence:g} or more"
     ]
-    if not found["slope"]:
-        lines.append("the models rank no better than chance: nothing can be said about any label")
-    elif not found["listed"]:
-        lines.append(f"the surest has {found['surest']:.3f}: a lower `confidence` lists more")
+    if not summary["slope"]:
+        lines.append("the models rank no better than chance, so no label can be questioned")
+    elif not summary["listed"]:
+        lines.append(f"the highest confidence is {summary['surest']:.3f}: a lower `confidence` lists more")
     return lines

@@ -1,4 +1,4 @@
-"""preftune eval length-controlled: AlpacaEval's length-controlled win rate from its own files."""
+"""preftune eval length-controlled: AlpacaEval's length-controlled win rate, computed from its files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,11 @@ GAMED_COLUMNS = ("index", "preference", "std_delta_len", "instruction_difficulty
 
 @dataclass(frozen=True, slots=True)
 class Annotations:
-    """A judge's preferences for one model, in the order of the benchmark's prompts; nan where it could not be read."""
+    """A judge's verdicts on one model, in the order of the benchmark's prompts.
+
+    preference  0 (the baseline wins) to 1 (the model wins), NaN if the verdict could not be read
+    longer      length of the baseline's response minus that of the model's, in characters
+    """
 
     model: str
     baseline: str
@@ -30,24 +34,24 @@ class Annotations:
 
 
 def run(annotations: Path, gamed: Path, out: Path, display: Display) -> LengthControlled:
-    """Write the figures of an annotations file to `out`, and print them."""
+    """Write the figures of an annotations file to `out` and print them."""
     require_writable(out)
     rows = read_annotations(annotations)
     baselines, difficulty = read_gamed(gamed)
-    lacking = [i for i in range(len(rows.preference)) if i not in difficulty]
-    if lacking:
+    missing = [i for i in range(len(rows.preference)) if i not in difficulty]
+    if missing:
         raise DataError(
-            f"{len(lacking)} of {len(rows.preference)} annotations have no instruction difficulty, the first is "
-            f"number {lacking[0]}",
+            f"{len(missing)} of {len(rows.preference)} annotations have no instruction difficulty, the first is "
+            f"number {missing[0]}",
             where=str(annotations),
-            why=f"{gamed} has {len(difficulty)} prompts, and annotation number i belongs to its prompt with index i",
-            fix="give one annotation for each prompt, in the order of the benchmark",
+            why=f"{gamed} has {len(difficulty)} prompts, and annotation number i belongs to the prompt with index i",
+            fix="provide one annotation per prompt, in the order of the benchmark",
         )
-    of_prompt = np.array([difficulty[i] for i in range(len(rows.preference))])
+    difficulties = np.array([difficulty[i] for i in range(len(rows.preference))])
     if rows.model == rows.baseline:
-        result = LengthControlled(0.5, 0.0, math.nan, (0.0, 0.0, 0.0))  # by definition
+        result = LengthControlled(0.5, 0.0, math.nan, (0.0, 0.0, 0.0))  # the baseline against itself, by definition
     else:
-        result = length_controlled(rows.preference, rows.longer, of_prompt, baselines)
+        result = length_controlled(rows.preference, rows.longer, difficulties, baselines)
     win_rate, unread = float(np.nanmean(rows.preference)), int(np.isnan(rows.preference).sum())
     phi, psi, theta = result.weights
     figures = {
@@ -72,13 +76,13 @@ def run(annotations: Path, gamed: Path, out: Path, display: Display) -> LengthCo
 
 
 def read_annotations(path: Path) -> Annotations:
-    """AlpacaEval's annotations.json. Raises DataError for rows that are not of one model against one baseline."""
+    """Read AlpacaEval's annotations.json. Raises DataError if it has more than one model or baseline."""
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"cannot be read as JSON: {error}", where=str(path)) from error
     if not isinstance(rows, list) or not rows:
-        raise DataError("no list of annotations", where=str(path), fix="give AlpacaEval's annotations.json")
+        raise DataError("not a list of annotations", where=str(path), fix="use AlpacaEval's annotations.json")
     preferences, longer = [], []
     names: dict[str, set[str]] = {"generator_1": set(), "generator_2": set()}
     for number, row in enumerate(rows, start=1):
@@ -87,7 +91,7 @@ def read_annotations(path: Path) -> Annotations:
             raise DataError(f"not an object: {row!r}", where=where)
         texts = [row.get(name) for name in ("output_1", "output_2", *names)]
         if not all(isinstance(text, str) for text in texts):
-            raise DataError("needs the texts output_1, output_2, generator_1 and generator_2", where=where)
+            raise DataError("output_1, output_2, generator_1 and generator_2 must be texts", where=where)
         for name, text in zip(names, texts[2:], strict=True):
             names[name].add(str(text))
         preferences.append(preference_of(row.get("preference"), where))
@@ -97,8 +101,8 @@ def read_annotations(path: Path) -> Annotations:
             raise DataError(
                 f"{name} has {len(values)} values: {', '.join(sorted(values)[:3])}",
                 where=str(path),
-                why="the fit is of one model against one baseline",
-                fix="write the annotations of each model into a file of their own",
+                why="the win rate is that of one model against one baseline",
+                fix="write the annotations of each model to a separate file",
             )
     preference = np.array(preferences, dtype=np.float64)
     if bool(np.isnan(preference).all()):
@@ -108,22 +112,19 @@ def read_annotations(path: Path) -> Annotations:
 
 
 def preference_of(value: Any, where: str) -> float:
-    """From 1 (the baseline wins) to 2 (the model wins), 0 or 1.5 for a tie, to [0, 1]; null is nan."""
+    """Convert AlpacaEval's scale, 1 (baseline wins) to 2 (model wins) or 0 for a tie, to [0, 1]; null becomes NaN."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return math.nan
     if isinstance(value, bool) or not isinstance(value, int | float) or not (value == 0 or 1 <= value <= 2):
-        raise DataError(
-            f"preference is {value!r}",
-            where=where,
-            why="it goes from 1 (output_1 wins) to 2 (output_2 wins), 0 is a tie",
-        )
+        why = "it must be from 1 (output_1 wins) to 2 (output_2 wins), or 0 for a tie"
+        raise DataError(f"preference is {value!r}", where=where, why=why)
     return 0.5 if value == 0 else float(value) - 1
 
 
 def read_gamed(path: Path) -> tuple[Gamed, dict[int, float]]:
-    """AlpacaEval's df_gamed.csv: the rows of the gamed baselines, and the difficulty of each prompt by its index."""
+    """Read AlpacaEval's df_gamed.csv: the rows of the gamed baselines, and the difficulty of each prompt by index."""
     columns: list[tuple[float, float, float, float]] = []
-    of_prompt: dict[int, float] = {}
+    difficulty_of: dict[int, float] = {}
     try:
         with path.open(encoding="utf-8", newline="") as file:
             reader = csv.DictReader(file)
@@ -132,20 +133,20 @@ def read_gamed(path: Path) -> tuple[Gamed, dict[int, float]]:
                 raise DataError(
                     f"no column {', '.join(missing)}",
                     where=str(path),
-                    why="these rows have the gamed baselines and the difficulty of each prompt",
-                    fix="give df_gamed.csv of the dataset tatsu-lab/alpaca_eval",
+                    why="the file must have the gamed baselines and the difficulty of each prompt",
+                    fix="use df_gamed.csv of the dataset tatsu-lab/alpaca_eval",
                 )
             for row in reader:
-                plain = float(row.get("not_gamed_baseline") == "True")
+                not_gamed = float(row.get("not_gamed_baseline") == "True")
                 try:
-                    preference = float(row["preference"] or "nan")  # empty where the judge could not be read
+                    preference = float(row["preference"] or "nan")  # empty if the verdict could not be read
                     index, length, difficulty = (float(row[name]) for name in GAMED_COLUMNS if name != "preference")
                 except (TypeError, ValueError) as error:
                     raise DataError(f"not a number: {error}", where=f"{path}:{reader.line_num}") from error
-                columns.append((preference, length, difficulty, plain))
-                of_prompt.setdefault(int(index), difficulty)
+                columns.append((preference, length, difficulty, not_gamed))
+                difficulty_of.setdefault(int(index), difficulty)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"cannot be read as CSV: {error}", where=str(path)) from error
     if not columns:
-        raise DataError("no rows", where=str(path), fix="give df_gamed.csv of the dataset tatsu-lab/alpaca_eval")
-    return Gamed(*np.array(columns, dtype=np.float64).T), of_prompt
+        raise DataError("no rows", where=str(path), fix="use df_gamed.csv of the dataset tatsu-lab/alpaca_eval")
+    return Gamed(*np.array(columns, dtype=np.float64).T), difficulty_of

@@ -1,4 +1,4 @@
-"""preftune pairs: samples and their scores become groups to train on, with an account of what was left out."""
+"""preftune pairs: make preference data of samples and their scores, and count what is left out."""
 
 from __future__ import annotations
 
@@ -35,71 +35,73 @@ class Samples:
     origin: str
 
 
-def run(samples: str, out: Path, how: SelectionOptions, reward: Reward | None, display: Display) -> Account:
-    """Write `out`, one group a prompt, and return the account. Without a reward the samples must have scores."""
+def run(samples: str, out: Path, selection: SelectionOptions, reward: Reward | None, display: Display) -> Account:
+    """Write one group per prompt to `out`. Return the account. Without a reward, the samples must have scores."""
     require_writable(out)
     account = Account(samples, "samples")
-    rows = read_samples(samples, account)
-    scored = score(rows, reward, display)
-    written, judgements, left_out = [], 0, Counter[str]()
-    for row in scored:
+    rows = score(read_samples(samples, account), reward, display)
+    groups, judgements, left_out = [], 0, Counter[str]()
+    for row in rows:
         try:
-            chosen = select_responses(row.texts, row.scores, how, repr(row.prompt))
+            selected = select_responses(row.texts, row.scores, selection, repr(row.prompt))
         except Drop as reason:
             account.drop(str(reason), row.origin)
             continue
-        left_out.update(chosen.left_out)
-        judgements += len(chosen.judgements)
-        written.append(
+        left_out.update(selected.left_out)
+        judgements += len(selected.judgements)
+        groups.append(
             {
                 "prompt": as_json(row.prompt),
-                "responses": [row.texts[i] for i in chosen.members],
-                "ended": [row.ended[i] for i in chosen.members],
-                "judgements": [without_defaults(j) for j in map(asdict, chosen.judgements)],
-                "scores": [row.scores[i] for i in chosen.members],
+                "responses": [row.texts[i] for i in selected.members],
+                "ended": [row.ended[i] for i in selected.members],
+                "judgements": [without_defaults(j) for j in map(asdict, selected.judgements)],
+                "scores": [row.scores[i] for i in selected.members],
             }
         )
     for line in account.lines():
         display.say(line)
-    if not written:
-        account.check(0.999999, "look at the reward, or sample more responses a prompt")
+    if not groups:
+        account.check(0.999999, "check the reward, or sample more responses per prompt")
         raise DataError("no prompt is left", where=samples)
-    write_rows(out, written)
-    kept = sum(len(row["responses"]) for row in written)
-    display.say(f"done: {out}: {len(written)} groups, {kept} responses, {judgements} judgements")
+    write_rows(out, groups)
+    responses = sum(len(group["responses"]) for group in groups)
+    display.say(f"done: {out}: {len(groups)} groups, {responses} responses, {judgements} judgements")
     if any(left_out.values()):
-        said = ", ".join(f"{number:,} {what}" for what, number in left_out.items() if number)
-        display.say(f"  of the prompts that are kept, left out: {said}")
+        counts = ", ".join(f"{number:,} {what}" for what, number in left_out.items() if number)
+        display.say(f"  in these groups, left out: {counts}")
     if why_missing(reward):
-        display.say(f"  without a reward: {why_missing(reward)}")
+        display.say(f"  missing rewards: {why_missing(reward)}")
     return account
 
 
-def without_defaults(found: dict[str, Any]) -> dict[str, Any]:
-    """A judgement without what is as usual, so that losses which have no place for it are not troubled."""
-    usual = {"weight": 1.0, "probability": 1.0, "margin": 0.0}
-    return {key: value for key, value in found.items() if usual.get(key) != value}
+def without_defaults(judgement: dict[str, Any]) -> dict[str, Any]:
+    """Return a judgement without default values, because some losses accept no weight, probability or margin."""
+    defaults = {"weight": 1.0, "probability": 1.0, "margin": 0.0}
+    return {key: value for key, value in judgement.items() if defaults.get(key) != value}
 
 
 def score(rows: Sequence[Samples], reward: Reward | None, display: Display) -> list[Samples]:
-    """The rows with the rewards of their responses, or with the scores that they came with."""
+    """Return the rows with the rewards of their responses as scores; without a reward, the rows as they are."""
     if reward is None:
-        lacking = next((row for row in rows if len(row.scores) != len(row.texts)), None)
-        if lacking:
-            raise ConfigError("the samples have no scores", where=lacking.origin, fix="name a reward: --reward")
+        unscored = next((row for row in rows if len(row.scores) != len(row.texts)), None)
+        if unscored:
+            raise ConfigError("the samples have no scores", where=unscored.origin, fix="name a reward: --reward")
         return list(rows)
-    answers = [[PromptResponse(r.prompt, *pair, r.origin) for pair in zip(r.texts, r.ended, strict=True)] for r in rows]
-    wanted = chat_grades.estimate(reward, (answer for group in answers for answer in group))
-    if wanted:
-        display.say(f"reward: {wanted.describe()}")
+    responses = [
+        [PromptResponse(row.prompt, text, ended, row.origin) for text, ended in zip(row.texts, row.ended, strict=True)]
+        for row in rows
+    ]
+    estimate = chat_grades.estimate(reward, (response for group in responses for response in group))
+    if estimate:
+        display.say(f"reward: {estimate.describe()}")
     with display.stage("reward", len(rows)) as stage:
-        found = rewards_by_group(reward, answers, "rewards", stage.advance)
-    return [replace(row, scores=tuple(scores)) for row, scores in zip(rows, found, strict=True)]
+        rewards = rewards_by_group(reward, responses, "rewards", stage.advance)
+    return [replace(row, scores=tuple(values)) for row, values in zip(rows, rewards, strict=True)]
 
 
 def read_samples(source: str, account: Account) -> list[Samples]:
-    """The rows of samples.jsonl. Raises DataError for a row that is none."""
-    found = []
+    """Read samples.jsonl. Raises DataError for a row that is not a sample."""
+    rows = []
     for row in decode_cells(read(source, account.note), Reading()):
         account.read += 1
         try:
@@ -111,23 +113,24 @@ def read_samples(source: str, account: Account) -> list[Samples]:
                 raise BadRow(f"'scores' must be a list of {len(texts)} numbers")
             values = tuple(number({"score": s}, "score", math.nan, f"scores[{i}]") for i, s in enumerate(scores))
             ended = ended_flags(row.value, len(texts)) or (True,) * len(texts)
-            found.append(Samples(text_prompt(row.value), texts, ended, values, row.origin))
+            rows.append(Samples(text_prompt(row.value), texts, ended, values, row.origin))
         except BadRow as fault:
-            raise DataError(str(fault), where=row.origin, fix="samples are what preftune sample writes") from None
-    return found
+            fix = "use a file that preftune sample wrote"
+            raise DataError(str(fault), where=row.origin, fix=fix) from None
+    return rows
 
 
 def texts_of(fields: Fields) -> tuple[str, ...]:
-    """The responses: texts, or the assistant's messages as `data convert --to groups` writes them."""
-    responses = fields.get("responses")
-    if not isinstance(responses, list) or not responses:
+    """Return the texts of the responses, which can also be messages as `data convert --to groups` writes them."""
+    values = fields.get("responses")
+    if not isinstance(values, list) or not values:
         raise BadRow("column 'responses' must be a list of texts")
     try:
-        answers = [response_of({"response": one}, "response") for one in responses]
+        responses = [response_of({"response": one}, "response") for one in values]
     except Drop as reason:
         raise BadRow(str(reason)) from None
-    for answer in answers:
-        extra = [name for message in answer if isinstance(message, Message) for name, _ in message.extra]
+    for response in responses:
+        extra = [name for message in response if isinstance(message, Message) for name, _ in message.extra]
         if extra:
-            raise BadRow(f"a response has the field {extra[0]!r}, and samples are text")
-    return tuple(map(content, answers))
+            raise BadRow(f"a response has the field {extra[0]!r}, but samples hold text only")
+    return tuple(map(content, responses))

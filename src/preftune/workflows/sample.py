@@ -1,8 +1,9 @@
-"""preftune sample: n responses a prompt, from a model in this process or from a server; nothing is sampled twice.
+"""preftune sample: n responses per prompt, from a model in this process or from a server.
 
-Every response goes to `<out>.part` as soon as it is there. The same command goes on from it, and at the end it becomes
-`out`: one line a prompt, in the order of the prompts. A response depends on its settings, its prompt and its number
-alone, so another n or other prompts take what `out` has; what they do not ask for stays in `<out>.part`.
+Each response is appended to `<out>.part` as soon as it is complete. Rerun the same command to resume from that file.
+When all responses are there, `out` is written: one line per prompt, in the order of the prompts. A response depends
+only on its settings, its prompt and its index, so a command with another n or other prompts reuses the responses in
+`out`; those that it does not need are saved in `<out>.part`.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from preftune.chat.open import ChatOptions, renderer_of
+from preftune.chat.open import renderer_of
 from preftune.client import Client, RefusedError
 from preftune.config.schema import DataConfig, ModelConfig
 from preftune.data.prompts import read_prompts
@@ -25,199 +26,196 @@ from preftune.formats.account import Account
 from preftune.lifecycle.data import prompts_that_fit
 from preftune.lifecycle.policy import compute_dtype, device_of
 from preftune.lifecycle.saved import model_fingerprint, open_policy
-from preftune.lifecycle.sections import UNLIMITED, max_dropped_of, options_of, require_rows, rows_of, section_of
+from preftune.lifecycle.sections import RENDERING, UNLIMITED, chat_options_of, max_dropped_of, read_rows
 from preftune.model.generate import Sampling, sample
 from preftune.sources.read import fingerprint
 from preftune.train.display import Display
 from preftune.types import PreferenceGroup, Text, as_json
 
-RENDERING = ("chat_template", "chat_template_kwargs", "as_chat")  # change what is asked, not which prompts
-ROWS = 256  # responses sampled in one call: what a crash can lose
+ROWS = 256  # responses sampled per call; a crash loses at most these
 
 
 @dataclass(frozen=True, slots=True)
 class SampleOptions:
-    """What is sampled from what. `model` is a folder, or the name that the server knows it by. `settings` is a whole
-    data section; it takes the place of chat_template and chat."""
+    """The settings of a sample command.
+
+    model   folder, run or Hub id; with `server`, the model's name on the server
+    data    the section under which the prompts are read and rendered
+    moment  the date for the chat template in ISO format; None: as the model was trained, else now
+    """
 
     model: str
-    prompts: str
+    data: DataConfig
     sampling: Sampling
     max_prompts: int | None = None
     dtype: str = "auto"
-    chat_template: str | None = None
     server: Client | None = None
-    chat: ChatOptions = field(default_factory=ChatOptions)
-    settings: DataConfig | None = None
-
-    @property
-    def section(self) -> DataConfig:
-        """The settings under which the rows are read."""
-        return section_of(self.prompts, self.settings, chat_template=self.chat_template)
-
-    @property
-    def options(self) -> ChatOptions:
-        """How chat is rendered."""
-        return options_of(self.settings, self.chat)
+    moment: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """One response: its text, whether it ended, its number of tokens."""
+    """One response: its text, whether it ended before the token limit, and its number of tokens."""
 
     text: str
     ended: bool
     tokens: int
 
 
-Job = tuple[str, int]  # the mark of a prompt, and which of its responses
+Key = tuple[str, int]  # hash of a prompt, and index of one of its responses
 
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """Where samples lie. `identity` is of the settings that every response depends on; `asked` is how many of whom."""
+    """`out`, its <out>.meta.json and its journal <out>.part. `settings` are those that every response depends on, and
+    `identity` is their hash. `request` states the prompts and the number of responses."""
 
     out: Path
-    note: Path
+    meta: Path
     part: Path
     settings: dict[str, Any]
-    asked: dict[str, Any]
+    request: dict[str, Any]
     identity: str
 
 
-def files_of(wanted: SampleOptions, out: Path) -> Files:
-    """Raises RunError if `out` is there with other settings."""
-    settings = _settings(wanted)
-    asked = {"prompts": fingerprint(wanted.prompts), "n": wanted.sampling.n, "max_prompts": wanted.max_prompts}
-    asked |= wanted.section.model_dump(mode="json", exclude_defaults=True, exclude={"train", *RENDERING})
+def files_of(options: SampleOptions, out: Path) -> Files:
+    """Return the files of a command. Raises RunError if `out` holds samples with other settings."""
+    settings = _settings(options)
+    rows = options.data.model_dump(mode="json", exclude_defaults=True, exclude={"train", *RENDERING})
+    prompts, n = fingerprint(options.data.train), options.sampling.n
+    request = {"prompts": prompts, "n": n, "max_prompts": options.max_prompts, **rows}
     identity = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-    note, part = out.with_name(f"{out.name}.meta.json"), out.with_name(f"{out.name}.part")
-    if out.is_file() and _noted(note).get("identity") != identity:
+    meta, part = out.with_name(f"{out.name}.meta.json"), out.with_name(f"{out.name}.part")
+    if out.is_file() and _read_meta(meta).get("identity") != identity:
         raise RunError(
-            "holds other samples", where=str(out), fix="choose another --out, delete it, or go back to the old settings"
+            "the file holds samples with other settings",
+            where=str(out),
+            fix="choose another --out, delete the file, or restore its settings",
         )
-    return Files(out, note, part, settings, asked, identity)
+    return Files(out, meta, part, settings, request, identity)
 
 
-def run(wanted: SampleOptions, out: Path, display: Display) -> Path:
-    """Write `out`. Raises IncompleteError, with all that was answered kept, if a server does not answer for all."""
+def run(options: SampleOptions, out: Path, display: Display) -> Path:
+    """Write `out`. Raises IncompleteError if requests to a server failed; completed responses are saved."""
     require_writable(out)
-    if wanted.server and (wanted.chat.arguments or wanted.chat.as_chat):
+    if options.server and (options.data.chat_template_kwargs or options.data.as_chat):
         raise ConfigError(
-            "the server renders chat messages itself",
-            where="--as-chat" if wanted.chat.as_chat else "--chat-template-kwargs",
-            fix='leave it out; for vLLM: --server-settings \'{"extra_body": {"chat_template_kwargs": {...}}}\'',
+            "a server applies its own chat template",
+            where="--as-chat" if options.data.as_chat else "--chat-template-kwargs",
+            fix="remove the option; vLLM takes --server-settings '{\"chat_template_kwargs\": {...}}'",
         )
-    files = files_of(wanted, out)
-    groups, account = read_prompts(wanted.prompts, rows_of(wanted.section))
-    require_rows(account, wanted.section)
-    if out.is_file() and _noted(files.note).get("asked") == files.asked:
+    files = files_of(options, out)
+    groups, account = read_rows(read_prompts, options.data)
+    if out.is_file() and _read_meta(files.meta).get("asked") == files.request:
         display.say(f"{out} is finished")
         return out
-    found, failed = earlier(files)
-    groups, places = groups[: wanted.max_prompts], range(wanted.sampling.n)
-    whole = all((mark_of(group.prompt), k) in found for group in groups for k in places)
-    local = None if wanted.server or whole else opened(wanted, groups, account)
+    responses, failed = load_responses(files)
+    groups, indices = groups[: options.max_prompts], range(options.sampling.n)
+    complete = all((hash_of(group.prompt), k) in responses for group in groups for k in indices)
+    local = None if options.server or complete else open_local(options, groups, account)
     if local:
         groups = [group for group in groups if group.prompt in local.prompts]
-    told = account.lines()
-    for line in told:
+    shown = account.lines()
+    for line in shown:
         display.say(line)
     with Journal(files.part) as journal:
         if not journal.rows:
             journal.add({"identity": files.identity})
-        refused = _complete(wanted, groups, local, found, failed, journal, display)
+        refused = _complete(options, groups, local, responses, failed, journal, display)
     for p, error in refused.items():
         account.drop(error.what, groups[p].origin)
     for line in account.lines():
-        if line not in told:
+        if line not in shown:
             display.say(line)
-    left = [group for p, group in enumerate(groups) if p not in refused]
-    if refused and not left:
+    answered = [group for p, group in enumerate(groups) if p not in refused]
+    if refused and not answered:
         raise next(iter(refused.values()))
-    _write(files, left, places, found)
-    _report(wanted, out, [[found[mark_of(group.prompt), k] for k in places] for group in left], display)
+    _write(files, answered, indices, responses)
+    _report(options, out, [[responses[hash_of(group.prompt), k] for k in indices] for group in answered], display)
     return out
 
 
 def _complete(
-    wanted: SampleOptions,
+    options: SampleOptions,
     groups: Sequence[PreferenceGroup],
     local: Local | None,
-    found: dict[Job, Response],
-    failed: set[Job],
+    responses: dict[Key, Response],
+    failed: set[Key],
     journal: Journal,
     display: Display,
 ) -> dict[int, RefusedError]:
-    """Sample what `found` lacks. The prompts that a server refuses; IncompleteError if it left some unanswered."""
-    marks = [mark_of(group.prompt) for group in groups]
-    every = [(p, k) for p in range(len(groups)) for k in range(wanted.sampling.n)]
-    lacking = [(p, k) for p, k in every if (marks[p], k) not in found]
-    # what failed the last time comes last, or it would keep the others from being asked for
-    lacking.sort(key=lambda job: (marks[job[0]], job[1]) in failed)
-    there = len(every) - len(lacking)
-    if there:
-        display.say(f"{there} of {len(every)} responses are there already")
-    with display.stage("sample", len(every), there) as stage:
+    """Add the missing responses. Return the prompts that a server refused. Raises IncompleteError if others failed."""
+    hashes = [hash_of(group.prompt) for group in groups]
+    jobs = [(p, k) for p in range(len(groups)) for k in range(options.sampling.n)]
+    missing = [(p, k) for p, k in jobs if (hashes[p], k) not in responses]
+    # requests that failed last time come last: if they fail again, the others have been made
+    missing.sort(key=lambda job: (hashes[job[0]], job[1]) in failed)
+    done = len(jobs) - len(missing)
+    if done:
+        display.say(f"{done} of {len(jobs)} responses are already sampled")
+    with display.stage("sample", len(jobs), done) as stage:
 
-        def keep(job: tuple[int, int], response: Response) -> None:
-            nonlocal there
+        def save(job: tuple[int, int], response: Response) -> None:
+            nonlocal done
             p, k = job
-            journal.add({"prompt": marks[p], "k": k, **asdict(response)})
-            there += (marks[p], k) not in found
-            found[marks[p], k] = response
-            stage.advance(there)
+            journal.add({"prompt": hashes[p], "k": k, **asdict(response)})
+            done += (hashes[p], k) not in responses
+            responses[hashes[p], k] = response
+            stage.advance(done)
 
-        if wanted.server is None:
+        if options.server is None:
             if local:
-                _in_process(local, wanted.sampling, groups, lacking, keep)
+                _in_process(local, options.sampling, groups, missing, save)
             return {}
-        refused, unanswered = _from_server(wanted, groups, lacking, keep)
-    for p, k in unanswered:
-        journal.add({"prompt": marks[p], "k": k, "failed": unanswered[p, k].what})
-    lost = [job for job in lacking if (marks[job[0]], job[1]) not in found and job[0] not in refused]
-    if lost:
-        error = next(iter(unanswered.values()))
+        refused, errors = _from_server(options, groups, missing, save)
+    for p, k in errors:
+        journal.add({"prompt": hashes[p], "k": k, "failed": errors[p, k].what})
+    still_missing = [job for job in missing if (hashes[job[0]], job[1]) not in responses and job[0] not in refused]
+    if still_missing:
+        error = next(iter(errors.values()))
         raise IncompleteError(
-            f"{len(lost)} of {len(every)} responses are missing: {error.what}", where=error.where, fix=error.fix
+            f"{len(still_missing)} of {len(jobs)} responses are missing: {error.what}", where=error.where, fix=error.fix
         ) from error
     return refused
 
 
-def _write(files: Files, groups: Sequence[PreferenceGroup], places: range, found: dict[Job, Response]) -> None:
-    """Responses that were not asked for go back to the journal, where a larger n finds them."""
-    rows, rest = [], dict(found)
+def _write(files: Files, groups: Sequence[PreferenceGroup], indices: range, responses: dict[Key, Response]) -> None:
+    """Write `out`. Responses that were not requested stay in the journal, where a larger n finds them."""
+    rows, rest = [], dict(responses)
     for group in groups:
-        mark = mark_of(group.prompt)
-        rows.append(row_of(group, [rest.pop((mark, k)) for k in places]))
-    note = {"identity": files.identity, "settings": files.settings}
-    write_json(files.note, note)  # first: a file without its note is somebody else's
-    if rest:  # before `out`, which may be where they lie
-        spared = ({"prompt": mark, "k": k, **asdict(response)} for (mark, k), response in found.items())
-        write_rows(files.part, [{"identity": files.identity}, *spared])
+        key = hash_of(group.prompt)
+        rows.append(row_of(group, [rest.pop((key, k)) for k in indices]))
+    meta = {"identity": files.identity, "settings": files.settings}
+    write_json(files.meta, meta)  # before `out`: an `out` without its identity would be refused
+    if rest:  # before `out` is replaced, as it may be the only file that holds them
+        _write_part(files, responses)
     write_rows(files.out, rows)
     if rest:
-        spared = ({"prompt": mark, "k": k, **asdict(response)} for (mark, k), response in rest.items())
-        write_rows(files.part, [{"identity": files.identity}, *spared])
+        _write_part(files, rest)
     else:
         with writing(files.out):
             files.part.unlink()
-    write_json(files.note, {**note, "asked": files.asked})  # last: it says that `out` is finished
+    write_json(files.meta, {**meta, "asked": files.request})  # last: "asked" marks `out` as finished
 
 
-def _report(wanted: SampleOptions, out: Path, drawn: Sequence[Sequence[Response]], display: Display) -> None:
-    if wanted.server and wanted.sampling.n > 1 and all(len({r.text for r in own}) == 1 for own in drawn):
+def _write_part(files: Files, responses: dict[Key, Response]) -> None:
+    saved = ({"prompt": prompt, "k": k, **asdict(response)} for (prompt, k), response in responses.items())
+    write_rows(files.part, [{"identity": files.identity}, *saved])
+
+
+def _report(options: SampleOptions, out: Path, by_prompt: Sequence[Sequence[Response]], display: Display) -> None:
+    if options.server and options.sampling.n > 1 and all(len({r.text for r in same}) == 1 for same in by_prompt):
         display.say(
-            "warning: all responses to a prompt are the same: the server does not sample (`transformers serve` does so "
-            "only for a model whose generation_config.json has do_sample: true)"
+            "warning: all responses to each prompt are identical, so the server does not sample (`transformers serve` "
+            "samples only if the model's generation_config.json has do_sample: true)"
         )
-    every = [r for own in drawn for r in own]
-    cut, tokens = sum(not r.ended for r in every), sum(r.tokens for r in every)
-    display.say(f"done: {out}: {len(every)} responses to {len(drawn)} prompts, {tokens:,} tokens, {cut} cut off")
+    responses = [r for same in by_prompt for r in same]
+    n, cut, tokens = len(responses), sum(not r.ended for r in responses), sum(r.tokens for r in responses)
+    display.say(f"done: {out}: {n} responses to {len(by_prompt)} prompts, {tokens:,} tokens, {cut} cut off")
 
 
 def row_of(group: PreferenceGroup, responses: Sequence[Response]) -> dict[str, Any]:
-    """A line of samples.jsonl."""
+    """Return a line of samples.jsonl."""
     return {
         "prompt": as_json(group.prompt),
         "responses": [r.text for r in responses],
@@ -229,22 +227,22 @@ def row_of(group: PreferenceGroup, responses: Sequence[Response]) -> dict[str, A
 
 @dataclass(frozen=True, slots=True)
 class Local:
-    """A model in this process, and the token ids of the prompts that leave it room to answer."""
+    """A model in this process, and the token ids of the prompts that leave it room for a response."""
 
     model: Any
     tokenizer: Any
     prompts: dict[Text, list[int]]
 
 
-def opened(wanted: SampleOptions, groups: Sequence[PreferenceGroup], account: Account) -> Local:
-    """The model with its prompts; those that leave no room are dropped and counted."""
-    dtype = compute_dtype(ModelConfig(path=wanted.model, dtype=wanted.dtype))  # type: ignore[arg-type]
-    policy = open_policy(wanted.model, "--model", dtype, device_of(None))
-    renderer = renderer_of(policy.source, wanted.section.chat_template, wanted.options)
-    new = wanted.sampling.max_new_tokens
-    longest = wanted.section.max_prompt_length or UNLIMITED
-    prompts = prompts_that_fit(groups, renderer, policy.model.config, new, account, "--max-new-tokens", longest)
-    account.check(max_dropped_of(wanted.section))
+def open_local(options: SampleOptions, groups: Sequence[PreferenceGroup], account: Account) -> Local:
+    """Load the model and tokenise the prompts. Prompts that leave no room for a response are dropped and counted."""
+    data, new_tokens = options.data, options.sampling.max_new_tokens
+    dtype = compute_dtype(ModelConfig(path=options.model, dtype=options.dtype))  # type: ignore[arg-type]
+    policy = open_policy(options.model, "--model", dtype, device_of(None))
+    renderer = renderer_of(policy.source, data.chat_template, chat_options_of(data, options.moment))
+    longest = data.max_prompt_length or UNLIMITED
+    prompts = prompts_that_fit(groups, renderer, policy.model.config, new_tokens, account, "--max-new-tokens", longest)
+    account.check(max_dropped_of(data))
     return Local(policy.model, renderer.tokenizer, {p.text: p.ids.tolist() for p in prompts})
 
 
@@ -252,42 +250,41 @@ def _in_process(
     local: Local,
     sampling: Sampling,
     groups: Sequence[PreferenceGroup],
-    lacking: Sequence[tuple[int, int]],
-    keep: Callable[[tuple[int, int], Response], None],
+    missing: Sequence[tuple[int, int]],
+    save: Callable[[tuple[int, int], Response], None],
 ) -> None:
-    for begin in range(0, len(lacking), ROWS):
-        jobs = lacking[begin : begin + ROWS]
-        wanted_of: dict[int, list[int]] = {}
-        for p, k in jobs:
-            wanted_of.setdefault(p, []).append(k)
-        drawn = sample(
+    for begin in range(0, len(missing), ROWS):
+        indices_of: dict[int, list[int]] = {}
+        for p, k in missing[begin : begin + ROWS]:
+            indices_of.setdefault(p, []).append(k)
+        samples = sample(
             local.model,
             local.tokenizer,
-            [local.prompts[groups[p].prompt] for p in wanted_of],
+            [local.prompts[groups[p].prompt] for p in indices_of],
             sampling,
-            only=list(wanted_of.values()),
+            only=list(indices_of.values()),
         )
-        for (p, places), sampled in zip(wanted_of.items(), drawn, strict=True):
-            for k, text, ended, ids in zip(
-                places, sampled.texts, sampled.ended, sampled.group.response_ids, strict=True
-            ):
-                keep((p, k), Response(text, ended, len(ids)))
+        for (p, indices), sampled in zip(indices_of.items(), samples, strict=True):
+            response_ids = sampled.group.response_ids
+            for k, text, ended, ids in zip(indices, sampled.texts, sampled.ended, response_ids, strict=True):
+                save((p, k), Response(text, ended, len(ids)))
 
 
 def _from_server(
-    wanted: SampleOptions,
+    options: SampleOptions,
     groups: Sequence[PreferenceGroup],
-    lacking: Sequence[tuple[int, int]],
-    keep: Callable[[tuple[int, int], Response], None],
+    missing: Sequence[tuple[int, int]],
+    save: Callable[[tuple[int, int], Response], None],
 ) -> tuple[dict[int, RefusedError], dict[tuple[int, int], IncompleteError]]:
-    """The prompts that were refused, and the responses that did not come."""
-    server, sampling = wanted.server, wanted.sampling
+    """Request the missing responses. Return the errors of refused prompts and those of failed requests."""
+    server, sampling = options.server, options.sampling
     assert server is not None
-    server.connect()  # a missing package or key is said before anything else
+    server.connect()  # reports a missing package or key before any request
     if sampling.n > 1 and server.settings.get("seed") is not None:
-        raise ConfigError("one seed for all responses", where="--server-settings", fix="use --seed: each gets its own")
+        what, fix = "sets one seed for all responses", "use --seed, from which each response gets its own seed"
+        raise ConfigError(what, where="--server-settings", fix=fix)
     refused: dict[int, RefusedError] = {}
-    unanswered: dict[tuple[int, int], IncompleteError] = {}
+    errors: dict[tuple[int, int], IncompleteError] = {}
 
     def job(p: int, k: int) -> Callable[[], Response]:
         settings: dict[str, Any] = {
@@ -299,100 +296,100 @@ def _from_server(
         if sampling.top_k:
             settings["extra_body"] = {"top_k": sampling.top_k}
 
-        def ask() -> Response:
-            if p in refused:  # its other responses would be refused, too
+        def request() -> Response:
+            if p in refused:  # other requests with this prompt would be refused too
                 raise refused[p]
             reply = server.complete(groups[p].prompt, **settings)
             return Response(reply.text, reply.ended, reply.tokens)
 
-        return ask
+        return request
 
-    def lost(number: int, error: RefusedError | IncompleteError) -> None:
+    def record_failure(number: int, error: RefusedError | IncompleteError) -> None:
         if isinstance(error, RefusedError):
-            refused.setdefault(lacking[number][0], error)
+            refused.setdefault(missing[number][0], error)
         else:
-            unanswered[lacking[number]] = error
+            errors[missing[number]] = error
 
-    jobs = [job(p, k) for p, k in lacking]
-    with suppress(IncompleteError):  # the server is down: `lost` was told
-        for _ in server.run_all(jobs, on_result=lambda number, r: keep(lacking[number], r), on_failure=lost):
+    jobs = [job(p, k) for p, k in missing]
+    with suppress(IncompleteError):  # the server is down, which `errors` has recorded
+        for _ in server.run_all(jobs, on_result=lambda number, r: save(missing[number], r), on_failure=record_failure):
             pass
-    return refused, unanswered
+    return refused, errors
 
 
 def seed_of(seed: int, prompt: Text, k: int) -> int:
-    """The seed of one response, the same whatever else is sampled."""
+    """Return the seed of response k to a prompt. It does not depend on the other prompts or responses."""
     digest = hashlib.sha256(f"{seed} {k} {prompt!r}".encode()).digest()
     return int.from_bytes(digest[:4], "little") & 0x7FFFFFFF
 
 
-def mark_of(prompt: Text) -> str:
-    """A hash of a prompt, by which the journal knows it."""
+def hash_of(prompt: Text) -> str:
+    """Return the hash that identifies a prompt in the journal."""
     return hashlib.sha256(json.dumps(as_json(prompt)).encode()).hexdigest()
 
 
-def earlier(files: Files) -> tuple[dict[Job, Response], set[Job]]:
-    """The responses in `out` and in its journal, and those that a server was asked for in vain.
+def load_responses(files: Files) -> tuple[dict[Key, Response], set[Key]]:
+    """Return the responses in `out` and in the journal, and the keys of failed requests in the journal.
 
-    Raises RunError for a journal of other settings that has responses, and for a damaged file.
+    Raises RunError for a damaged file, and for a journal that holds responses with other settings.
     """
-    found = _finished(files.out) if files.out.is_file() else {}
-    failed: set[Job] = set()
+    responses = _read_out(files.out) if files.out.is_file() else {}
+    failed: set[Key] = set()
     if not files.part.is_file():
-        return found, failed
+        return responses, failed
     with Journal(files.part) as journal:
         head, rows = (journal.rows or [{}])[0], journal.rows[1:]
     if head.get("identity") != files.identity:
         if any("text" in row for row in rows):
             raise RunError(
-                "holds the beginning of other samples",
+                "the file holds responses of an unfinished command with other settings",
                 where=str(files.part),
-                fix="delete it, choose another --out, or go back to the old settings",
+                fix="delete the file, choose another --out, or restore its settings",
             )
         with writing(files.part):
             files.part.unlink()
-        return found, failed
+        return responses, failed
     for row in rows:
         if "text" in row:
-            found[row["prompt"], row["k"]] = Response(row["text"], row["ended"], row["tokens"])
+            responses[row["prompt"], row["k"]] = Response(row["text"], row["ended"], row["tokens"])
         else:
             failed.add((row["prompt"], row["k"]))
-    return found, failed
+    return responses, failed
 
 
-def _finished(out: Path) -> dict[Job, Response]:
-    """The responses in what an earlier call wrote."""
-    found = {}
+def _read_out(out: Path) -> dict[Key, Response]:
+    """Return the responses in an existing `out`."""
+    responses = {}
     for number, line in enumerate(out.read_text(encoding="utf-8").split("\n")[:-1], start=1):
         try:
             row = json.loads(line)
-            mark = hashlib.sha256(json.dumps(row["prompt"]).encode()).hexdigest()
-            for k, drawn in enumerate(zip(row["responses"], row["ended"], row["tokens"], strict=True)):
-                found[mark, k] = Response(*drawn)
+            key = hashlib.sha256(json.dumps(row["prompt"]).encode()).hexdigest()
+            for k, fields in enumerate(zip(row["responses"], row["ended"], row["tokens"], strict=True)):
+                responses[key, k] = Response(*fields)
         except (ValueError, LookupError, TypeError) as error:
-            raise RunError(
-                f"no line of samples: {error}", where=f"{out}:{number}", fix="delete the file, or choose another --out"
-            ) from error
-    return found
+            fix = "delete the file, or choose another --out"
+            raise RunError(f"not a line of samples: {error}", where=f"{out}:{number}", fix=fix) from error
+    return responses
 
 
-def _settings(wanted: SampleOptions) -> dict[str, Any]:
-    """Everything that a response depends on beside its prompt and its number."""
+def _settings(options: SampleOptions) -> dict[str, Any]:
+    """Return everything that a response depends on other than its prompt and its index."""
+    data = options.data
     return {
-        "model": wanted.model,
-        "weights": None if wanted.server else model_fingerprint(wanted.model),
-        "sampling": {name: value for name, value in asdict(wanted.sampling).items() if name != "n"},
-        "dtype": wanted.dtype,
-        "chat_template": wanted.section.chat_template,
-        **({"chat_template_kwargs": wanted.options.arguments} if wanted.options.arguments else {}),
-        **({"as_chat": True} if wanted.options.as_chat else {}),
-        "server": wanted.server.record if wanted.server else None,
+        "model": options.model,
+        "weights": None if options.server else model_fingerprint(options.model),
+        "sampling": {name: value for name, value in asdict(options.sampling).items() if name != "n"},
+        "dtype": options.dtype,
+        "chat_template": data.chat_template,
+        **({"chat_template_kwargs": data.chat_template_kwargs} if data.chat_template_kwargs else {}),
+        **({"as_chat": True} if data.as_chat else {}),
+        "server": options.server.record if options.server else None,
     }
 
 
-def _noted(path: Path) -> dict[str, Any]:
+def _read_meta(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text())
+        meta = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return meta if isinstance(meta, dict) else {}

@@ -1,6 +1,6 @@
-"""preftune score: implicit rewards of a policy against its reference, per sequence and per token, or any other reward.
+"""preftune score: implicit rewards of a policy and its reference per sequence and token, or any other reward.
 
-scores.jsonl          one object a judgement
+scores.jsonl          one object per judgement
 scores.summary.json   accuracy, and RewardBench's figures for data with subsets
 scores.html           with tokens: each token shaded by its reward
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from preftune.formulas import implicit_reward
 from preftune.lifecycle.packing_probe import choose_layout
 from preftune.lifecycle.policy import compute_dtype, device_of, require_positions, require_same_vocabulary
 from preftune.lifecycle.saved import source_of
-from preftune.lifecycle.sections import max_dropped_of, options_of, require_rows, rows_of, section_of
+from preftune.lifecycle.sections import chat_options_of, max_dropped_of, read_rows
 from preftune.model.load import DTYPES, Source, load_config, load_model, load_tokenizer, max_positions
 from preftune.model.logprobs import Scorer, logps
 from preftune.report.tokens import ShadedPair, pairs_to_show, write_token_page
@@ -39,8 +39,8 @@ from preftune.rewards.open import open_reward
 from preftune.rewards.reward import PromptResponse, note_text_only, rewards_by_group, why_missing
 from preftune.scoring import SLOTS, score_tokens
 from preftune.train.display import Display
-from preftune.types import Message, PreferenceGroup, TokenGroup, content
-from preftune.workflows.summary import Mark, Scored, Tokens, lines_of, marks_of, summary_of
+from preftune.types import Message, PreferenceGroup, TokenGroup, content, plain
+from preftune.workflows.summary import Mark, Scored, Tokens, marks_of, summary_lines, summary_of
 
 MAX_LENGTH = 1024
 MODES = ("corrected", "compatible")
@@ -49,179 +49,155 @@ UNREWARDED = "a response without a reward"
 
 @dataclass(frozen=True, slots=True)
 class ScoreOptions:
-    """What is scored, with what. `max_length` None: 1024 or as much as the models read, and 2048 for the compatible
-    figures. `settings` is a whole data section; it takes the place of format, max_length, chat_template and chat."""
+    """Settings for implicit rewards. `data` is the section under which the rows are read and rendered.
+
+    If `data` does not state max_length, it is 1024, or less if the models have fewer positions, and 2048 for the
+    compatible figures.
+    """
 
     policy: str
     reference: str
-    data: str
+    data: DataConfig
     beta: float = 0.1
     tokens: bool = False
-    format: str = "auto"
-    max_length: int | None = None
     dtype: str = "auto"
-    chat_template: str | None = None
     mode: str = "corrected"
-    chat: ChatOptions = field(default_factory=ChatOptions)
-    settings: DataConfig | None = None
-
-    @property
-    def section(self) -> DataConfig:
-        """The settings under which the rows are read."""
-        own = {"format": self.format, "max_length": self.max_length, "chat_template": self.chat_template}
-        return section_of(self.data, self.settings, **own)
-
-    @property
-    def options(self) -> ChatOptions:
-        """How chat is rendered."""
-        return options_of(self.settings, self.chat)
 
 
 @dataclass(frozen=True, slots=True)
 class RewardScoreOptions:
-    """What is scored with a reward. `max_length` is for a reward model; None: 1024, or as much as it can read.
-    `settings` is a whole data section; it takes the place of format and max_length."""
+    """Settings for any other reward. If `data` does not state max_length, a reward model reads 1024 tokens or less."""
 
     reward: str
-    data: str
-    format: str = "auto"
-    max_length: int | None = None
-    settings: DataConfig | None = None
-
-    @property
-    def section(self) -> DataConfig:
-        """The settings under which the rows are read."""
-        return section_of(self.data, self.settings, format=self.format, max_length=self.max_length)
+    data: DataConfig
 
 
-def scoring_of(  # noqa: PLR0913, PLR0917 - the options of the command
+def options_for(
     models: tuple[str | None, str | None, str | None],
-    data: str,
+    data: DataConfig,
     beta: float,
     tokens: bool,
-    format: str,
-    max_length: int | None,
     dtype: str,
-    chat_template: str | None,
     mode: str,
-    chat: ChatOptions | None = None,
-    settings: DataConfig | None = None,
 ) -> ScoreOptions | RewardScoreOptions:
-    """What policy, reference and reward of `models` mean. Raises ConfigError for options that do not go together."""
+    """Return the options for the policy, reference and reward in `models`.
+
+    Raises ConfigError for options that cannot be combined.
+    """
     policy, reference, reward = models
     if bool(policy) != bool(reference) or bool(policy) == bool(reward):
         raise ConfigError("needs --policy and --reference, or --reward alone", where="preftune score")
     if policy and reference:
-        own = (data, beta, tokens, format, max_length, dtype, chat_template, mode, chat or ChatOptions(), settings)
-        return ScoreOptions(policy, reference, *own)
-    stated = settings.model_fields_set if settings else set()
-    useless = {
-        "tokens": tokens,
-        "mode": mode != "corrected",
-        "dtype": dtype != "auto",
-        "beta": beta != 0.1,
-        "chat-template": chat_template,
-        "chat-template-kwargs": chat and chat.arguments,
-        "as-chat": chat and chat.as_chat,
-    }
+        return ScoreOptions(policy, reference, data, beta, tokens, dtype, mode)
+    unused = {"tokens": tokens, "mode": mode != "corrected", "dtype": dtype != "auto", "beta": beta != 0.1}
     rendering = ("chat_template", "chat_template_kwargs", "as_chat", "thinking", "allow_dropped_text")
-    set_in_vain = [f"data.{name}" for name in rendering if name in stated]
-    for name in [*(f"--{name}" for name, value in useless.items() if value), *set_in_vain]:
-        raise ConfigError("is for an implicit reward", where=name, fix="leave it out, or give --policy and --reference")
-    return RewardScoreOptions(reward or "", data, format, max_length, settings)
+    unused_data = [f"data.{name}" for name in rendering if name in data.model_fields_set]
+    for name in [*(f"--{name}" for name, is_set in unused.items() if is_set), *unused_data]:
+        fix = "remove it, or set --policy and --reference instead of --reward"
+        raise ConfigError("applies only to an implicit reward", where=name, fix=fix)
+    return RewardScoreOptions(reward or "", data)
 
 
-def run(scoring: ScoreOptions | RewardScoreOptions, out: Path, display: Display) -> Path:
-    """Write one JSON object for each judgement to `out`, in the order of the data, and beside it what they come to."""
-    sources = sources_of(scoring) if isinstance(scoring, ScoreOptions) else {}
+def run(options: ScoreOptions | RewardScoreOptions, out: Path, display: Display) -> Path:
+    """Write one JSON object per judgement to `out`, in the order of the data, and a summary next to it."""
+    sources = sources_of(options) if isinstance(options, ScoreOptions) else {}
     require_writable(out)
-    groups, account = read_groups(scoring.data, rows_of(scoring.section))
-    require_rows(account, scoring.section)
-    marks = marks_of(scoring.data)
-    with_tokens = isinstance(scoring, ScoreOptions) and scoring.tokens
-    if isinstance(scoring, RewardScoreOptions):
-        tokenizer, found = None, {"corrected": rewarded(scoring, groups, marks, account, display)}
+    groups, account = read_rows(read_groups, options.data)
+    marks = marks_of(options.data.train)
+    with_tokens = isinstance(options, ScoreOptions) and options.tokens
+    if isinstance(options, RewardScoreOptions):
+        tokenizer, by_mode = None, {"corrected": rewarded(options, groups, marks, account, display)}
     else:
-        tokenizer, found = implicit(scoring, sources, groups, marks, account, display)
-    written = found.get("compatible", found["corrected"])
-    section = scoring.section.model_dump(mode="json", exclude_unset=True)
-    settings = {**asdict(replace(scoring, settings=None)), "settings": section}
-    summary = {"settings": settings, **summary_of(found, marks)}
-    beside = out.with_name(f"{out.stem}.summary.json")
+        tokenizer, by_mode = implicit(options, sources, groups, marks, account, display)
+    written = by_mode.get("compatible", by_mode["corrected"])
+    summary = {"settings": settings_of(options), **summary_of(by_mode, marks)}
+    summary_path = out.with_name(f"{out.stem}.summary.json")
     if with_tokens:
         write_token_page(out.with_suffix(".html"), "Rewards of tokens", *pages_of(written, tokenizer))
-    write_json(beside, summary)
+    write_json(summary_path, summary)
     write_rows(out, rows(written, marks, tokenizer, with_tokens))
-    for line in lines_of(summary):
+    for line in summary_lines(summary):
         display.say(line)
-    display.say(f"done: {out}, {beside}" + (f", {out.with_suffix('.html')}" if with_tokens else ""))
+    display.say(f"done: {out}, {summary_path}" + (f", {out.with_suffix('.html')}" if with_tokens else ""))
     return out
 
 
+def settings_of(options: ScoreOptions | RewardScoreOptions) -> dict[str, Any]:
+    """Return the settings in the summary: `settings` is the data section; format, max_length and chat are unused."""
+    unused: dict[str, Any] = {"format": "auto", "max_length": None}
+    if isinstance(options, ScoreOptions):
+        unused |= {"chat_template": None, "chat": asdict(ChatOptions())}
+    section = options.data.model_dump(mode="json", exclude_unset=True)
+    return {**plain(options), "data": options.data.train, **unused, "settings": section}
+
+
 def rewarded(
-    scoring: RewardScoreOptions,
+    options: RewardScoreOptions,
     groups: Sequence[PreferenceGroup],
     marks: dict[str, Mark],
     account: Account,
     display: Display,
 ) -> list[Scored]:
-    """The groups with the rewards that any reward gives them."""
-    if scoring.reward.startswith("implicit:"):
-        raise ConfigError("an implicit reward", where="--reward", fix="give it as --policy and --reference")
+    """Return the groups with rewards that are not implicit. Groups with a missing reward are dropped and counted."""
+    if options.reward.startswith("implicit:"):
+        raise ConfigError("is an implicit reward", where="--reward", fix="set --policy and --reference instead")
     for group in groups:
         require_judged(group, "score")
-    reward = open_reward(scoring.reward, "--reward", device=device_of(None))
+    reward = open_reward(options.reward, "--reward", device=device_of(None))
     if isinstance(reward, RewardModel):
-        return by_model(reward, scoring.section, groups, marks, account, display)
-    for name in sorted(scoring.section.model_fields_set & {"max_length", "max_prompt_length", "overlong"}):
-        raise ConfigError("is for a model that reads tokens", where=f"data.{name}", fix="leave it out")
+        return score_by_model(reward, options.data, groups, marks, account, display)
+    for name in sorted(options.data.model_fields_set & {"max_length", "max_prompt_length", "overlong"}):
+        raise ConfigError("applies only to a model that reads tokens", where=f"data.{name}", fix="remove it")
     note_text_only(groups, account)
     for line in account.lines():
         display.say(line)
     with display.stage("reward", len(groups)) as stage:
-        found = rewards_by_group(reward, answers_of_groups(groups), "rewards", stage.advance)
-    both = list(zip(groups, found, strict=True))
-    for lacking in [group.origin for group, rewards in both if any(map(math.isnan, rewards))]:
-        account.drop(UNREWARDED, lacking)
+        rewards = rewards_by_group(reward, responses_by_group(groups), "rewards", stage.advance)
+    scored_groups = []
+    for group, values in zip(groups, rewards, strict=True):
+        if any(map(math.isnan, values)):
+            account.drop(UNREWARDED, group.origin)
+        else:
+            scored_groups.append(Scored(group.origin, group.judgements, values))
     if UNREWARDED in account.dropped:
         origins = account.dropped[UNREWARDED]
-        display.say(f"dropped {len(origins)} ({format_origins(origins, scoring.data)}): {UNREWARDED}")
+        display.say(f"dropped {len(origins)} ({format_origins(origins, account.source)}): {UNREWARDED}")
         if why_missing(reward):
-            display.say(f"  without a reward: {why_missing(reward)}")
-        account.check(1.0, "look at the reward")
-    return [Scored(g.origin, g.judgements, rewards) for g, rewards in both if not any(map(math.isnan, rewards))]
+            display.say(f"  missing rewards: {why_missing(reward)}")
+        account.check(1.0, "check the reward")
+    return scored_groups
 
 
-def by_model(
+def score_by_model(
     reward: RewardModel,
-    section: DataConfig,
+    data: DataConfig,
     groups: Sequence[PreferenceGroup],
     marks: dict[str, Mark],
     account: Account,
     display: Display,
 ) -> list[Scored]:
-    """The groups with the rewards of a reward model; what is too long for it is cut as for an implicit reward."""
-    turned = [as_turns(group, marks) for group in groups] if reward.renderer.tokenizer.chat_template else groups
-    limits = limits_of(section, min(MAX_LENGTH, reward.max_length))
-    tokens = as_pairs(tokenize(turned, reward.renderer, limits, account), "score")
+    """Return the groups with the rewards of a reward model. Long sequences are truncated as for an implicit reward."""
+    chats = [as_turns(group, marks) for group in groups] if reward.renderer.tokenizer.chat_template else groups
+    limits = limits_of(data, min(MAX_LENGTH, reward.max_length))
+    tokens = as_pairs(tokenize(chats, reward.renderer, limits, account), "score")
     for line in account.lines():
         display.say(line)
-    account.check(max_dropped_of(section))
+    account.check(max_dropped_of(data))
     require_positions(reward.scorer.model, tokens, "--max-length")
     with display.stage("reward", len(tokens)) as stage:
-        found = reward.score_groups(tokens)
+        by_group = reward.score_groups(tokens)
         stage.advance(len(tokens))
-    return [Scored(group.origin, group.judgements, rewards) for group, rewards in zip(tokens, found, strict=True)]
+    return [Scored(group.origin, group.judgements, rewards) for group, rewards in zip(tokens, by_group, strict=True)]
 
 
-def limits_of(section: DataConfig, longest: int) -> Limits:
-    """How long sequences may be; `longest` where the settings leave it open."""
-    most = section.max_length if "max_length" in section.model_fields_set else longest
-    return Limits(most, section.max_prompt_length, section.overlong, section.bad_rows)
+def limits_of(data: DataConfig, longest: int) -> Limits:
+    """Return the maximum lengths; `longest` is used if `data` does not state max_length."""
+    max_length = data.max_length if "max_length" in data.model_fields_set else longest
+    return Limits(max_length, data.max_prompt_length, data.overlong, data.bad_rows)
 
 
-def answers_of_groups(groups: Sequence[PreferenceGroup]) -> list[list[PromptResponse]]:
-    """The responses of each group, to be rewarded."""
+def responses_by_group(groups: Sequence[PreferenceGroup]) -> list[list[PromptResponse]]:
+    """Return the responses of each group with their prompt, as rewards take them."""
     return [
         [
             PromptResponse(group.prompt, content(response), end, group.origin)
@@ -232,139 +208,141 @@ def answers_of_groups(groups: Sequence[PreferenceGroup]) -> list[list[PromptResp
 
 
 def as_turns(group: PreferenceGroup, marks: dict[str, Mark]) -> PreferenceGroup:
-    """RewardBench's prompts are what a user says: the group as a chat. Other groups are left alone."""
+    """Convert a text group of RewardBench, whose prompt is a user message, to chat. Return other groups unchanged."""
     if not isinstance(group.prompt, str) or not marks.get(group.origin, Mark()).subset:
         return group
-    answers = tuple((Message("assistant", content(response)),) for response in group.responses)
-    return replace(group, prompt=(Message("user", group.prompt),), responses=answers)
+    responses = tuple((Message("assistant", content(response)),) for response in group.responses)
+    return replace(group, prompt=(Message("user", group.prompt),), responses=responses)
 
 
-def sources_of(scoring: ScoreOptions) -> dict[str, Source]:
-    """Policy and reference. Raises for options that nothing can mean, before anything is read."""
-    if scoring.dtype not in ("auto", *DTYPES):
-        raise ConfigError(f"unknown precision {scoring.dtype!r}", where="--dtype", fix="use auto, fp32 or bf16")
-    if scoring.mode not in MODES:
-        raise ConfigError(f"unknown mode; {did_you_mean(scoring.mode, MODES)}", where=f"--mode {scoring.mode}")
-    if scoring.mode == "compatible" and limits_of(scoring.section, LENGTH).max_length <= PROMPT:
+def sources_of(options: ScoreOptions) -> dict[str, Source]:
+    """Return the sources of policy and reference. Raises ConfigError for invalid options before any data is read."""
+    if options.dtype not in ("auto", *DTYPES):
+        raise ConfigError(f"unknown precision {options.dtype!r}", where="--dtype", fix="use auto, fp32 or bf16")
+    if options.mode not in MODES:
+        raise ConfigError(f"unknown mode; {did_you_mean(options.mode, MODES)}", where=f"--mode {options.mode}")
+    if options.mode == "compatible" and limits_of(options.data, LENGTH).max_length <= PROMPT:
         raise ConfigError(
-            f"the published reading keeps {PROMPT} tokens of a prompt that is too long",
+            f"must be above {PROMPT} with --mode compatible",
             where="--max-length",
-            fix=f"give more than {PROMPT}, or --mode corrected",
+            why=f"RewardBench's own code keeps {PROMPT} tokens of a prompt that is too long",
+            fix=f"set more than {PROMPT}, or use --mode corrected",
         )
-    models = {"policy": scoring.policy, "reference": scoring.reference}
+    models = {"policy": options.policy, "reference": options.reference}
     return {name: source_of(path, f"--{name}") for name, path in models.items()}
 
 
 def implicit(
-    scoring: ScoreOptions,
+    options: ScoreOptions,
     sources: dict[str, Source],
     groups: Sequence[PreferenceGroup],
     marks: dict[str, Mark],
     account: Account,
     display: Display,
 ) -> tuple[Any, dict[str, list[Scored]]]:
-    """The tokenizer, and the groups with implicit rewards: corrected, and compatible if that is asked for."""
-    renderer = renderer_of(sources["policy"], scoring.section.chat_template, scoring.options)
+    """Return the tokenizer, and the groups with implicit rewards by mode: corrected, and compatible if requested."""
+    renderer = renderer_of(sources["policy"], options.data.chat_template, chat_options_of(options.data))
     tokenizer = renderer.tokenizer
-    require_same_vocabulary(tokenizer, load_tokenizer(sources["reference"]), scoring.reference)
+    require_same_vocabulary(tokenizer, load_tokenizer(sources["reference"]), options.reference)
     longest = min(MAX_LENGTH, *(max_positions(load_config(source)) or MAX_LENGTH for source in sources.values()))
-    readings = readings_of(scoring, groups, marks, renderer, longest, account)
+    readings = readings_of(options, groups, marks, renderer, longest, account)
     for line in account.lines():
         display.say(line)
-    account.check(max_dropped_of(scoring.section))
-    asked = [part for reading in readings.values() for parts in reading for part in parts]
-    dtype = compute_dtype(ModelConfig(path=scoring.policy, dtype=scoring.dtype))  # type: ignore[arg-type]
-    says: dict[str, dict[str, list[list[torch.Tensor]]]] = {}
+    account.check(max_dropped_of(options.data))
+    all_parts = [part for reading in readings.values() for parts in reading for part in parts]
+    dtype = compute_dtype(ModelConfig(path=options.policy, dtype=options.dtype))  # type: ignore[arg-type]
+    log_probs: dict[str, dict[str, list[list[torch.Tensor]]]] = {}
     for name, source in sources.items():
         model = load_model(source, dtype).to(device_of(None))
-        require_vocabulary(asked, model.get_input_embeddings().weight.shape[0], source.base)
-        require_positions(model, asked, "--max-length")
-        values = iter(token_logps(Scorer.of(model), asked, display, name))
-        says[name] = {
-            mode: [[one for _ in parts for one in next(values)] for parts in reading]
+        require_vocabulary(all_parts, model.get_input_embeddings().weight.shape[0], source.base)
+        require_positions(model, all_parts, "--max-length")
+        values = iter(token_logps(Scorer.of(model), all_parts, display, name))
+        log_probs[name] = {
+            mode: [[response for _ in parts for response in next(values)] for parts in reading]
             for mode, reading in readings.items()
         }
         del model
-    found = {}
+    by_mode = {}
     for mode, reading in readings.items():
-        both = zip(reading, says["policy"][mode], says["reference"][mode], strict=True)
-        found[mode] = [scored(joined(parts), policy, reference, scoring.beta) for parts, policy, reference in both]
-    return tokenizer, found
+        by_group = zip(reading, log_probs["policy"][mode], log_probs["reference"][mode], strict=True)
+        by_mode[mode] = [scored(joined(parts), policy, ref, options.beta) for parts, policy, ref in by_group]
+    return tokenizer, by_mode
 
 
 def readings_of(
-    scoring: ScoreOptions,
+    options: ScoreOptions,
     groups: Sequence[PreferenceGroup],
     marks: dict[str, Mark],
     renderer: Renderer,
     longest: int,
     account: Account,
 ) -> dict[str, list[list[TokenGroup]]]:
-    """For each way to read the data, the token groups that each of its groups becomes."""
-    limits = limits_of(scoring.section, longest)
-    turned = [as_turns(group, marks) for group in groups] if renderer.tokenizer.chat_template else groups
-    readings = {"corrected": [[group] for group in as_pairs(tokenize(turned, renderer, limits, account), "score")]}
-    if scoring.mode == "compatible":
-        limit = limits_of(scoring.section, LENGTH).max_length
+    """Return, for each mode, the token groups that each group of the data becomes."""
+    limits = limits_of(options.data, longest)
+    chats = [as_turns(group, marks) for group in groups] if renderer.tokenizer.chat_template else groups
+    readings = {"corrected": [[group] for group in as_pairs(tokenize(chats, renderer, limits, account), "score")]}
+    if options.mode == "compatible":
+        limit = limits_of(options.data, LENGTH).max_length
         readings["compatible"] = [as_published(group, renderer.tokenizer, limit, account) for group in groups]
     return readings
 
 
 def joined(parts: Sequence[TokenGroup]) -> TokenGroup:
-    """One group again, where each response was read after a prompt of its own."""
+    """Return one group with the responses of `parts`, each of which was tokenised with its own prompt."""
     return replace(parts[0], response_ids=tuple(ids for part in parts for ids in part.response_ids))
 
 
 def scored(group: TokenGroup, policy: Sequence[Any], reference: Sequence[Any], beta: float) -> Scored:
-    """Sums are taken in fp64 of the fp32 token log-probs."""
+    """Return the group with its implicit rewards: fp64 sums over the fp32 token log-probs."""
     tokens = [implicit_reward(p, r, beta) for p, r in zip(policy, reference, strict=True)]
     sums = [float(values.sum()) for values in tokens]
     return Scored(group.origin, group.judgements, sums, Tokens(group, policy, reference, tokens))
 
 
 def token_logps(scorer: Scorer, groups: Sequence[TokenGroup], display: Display, name: str) -> list[list[torch.Tensor]]:
-    """For each group, a float64 tensor of token log-probs for each response."""
+    """Return a float64 tensor of token log-probs for each response of each group."""
     layout, _ = choose_layout(scorer, "auto")
     with display.stage(f"score {name}", len(groups)) as stage:
         return score_tokens(partial(logps, scorer), groups, scorer.device, Budget(layout, SLOTS), stage.advance)
 
 
 def rows(
-    found: Sequence[Scored], marks: dict[str, Mark], tokenizer: Any, with_tokens: bool
+    groups: Sequence[Scored], marks: dict[str, Mark], tokenizer: Any, with_tokens: bool
 ) -> Iterator[dict[str, Any]]:
-    """The lines of scores.jsonl."""
-    judged = ((one, j) for one in found for j in one.judgements)
-    for index, (one, j) in enumerate(judged):
-        row: dict[str, Any] = {"index": index, "origin": one.origin, **marks.get(one.origin, Mark()).known()}
-        tokens = one.tokens
+    """Yield the lines of scores.jsonl."""
+    judged = ((group, j) for group in groups for j in group.judgements)
+    for index, (group, j) in enumerate(judged):
+        row: dict[str, Any] = {"index": index, "origin": group.origin, **marks.get(group.origin, Mark()).columns()}
+        tokens = group.tokens
         sides = (("chosen", j.better), ("rejected", j.worse))
         if tokens:
             for name, sums in (("policy", tokens.policy), ("reference", tokens.reference)):
-                row |= {f"{name}_{side}_logp": float(sums[place].sum()) for side, place in sides}
-        row |= {f"reward_{side}": one.rewards[place] for side, place in sides}
-        row["margin"] = one.rewards[j.better] - one.rewards[j.worse]
+                row |= {f"{name}_{side}_logp": float(sums[i].sum()) for side, i in sides}
+        row |= {f"reward_{side}": group.rewards[i] for side, i in sides}
+        row["margin"] = group.rewards[j.better] - group.rewards[j.worse]
         if tokens:
-            row |= {f"{side}_tokens": len(tokens.group.response_ids[place]) for side, place in sides}
+            row |= {f"{side}_tokens": len(tokens.group.response_ids[i]) for side, i in sides}
         if tokens and with_tokens:
-            for side, place in sides:
-                row[f"{side}_token_strings"] = tokens.strings(place, tokenizer)
-                row[f"{side}_token_rewards"] = tokens.rewards[place].tolist()
+            for side, i in sides:
+                row[f"{side}_token_strings"] = tokens.strings(i, tokenizer)
+                row[f"{side}_token_rewards"] = tokens.rewards[i].tolist()
         yield row
 
 
-def pages_of(found: Sequence[Scored], tokenizer: Any) -> tuple[list[ShadedPair], list[ShadedPair]]:
-    """The first judgements and the most wrong ones, as the page shows them."""
-    judged = [(one, j) for one in found for j in one.judgements]
+def pages_of(groups: Sequence[Scored], tokenizer: Any) -> tuple[list[ShadedPair], list[ShadedPair]]:
+    """Return the pairs that the page shows: the first judgements, and those with the lowest margins below 0."""
+    judged = [(group, j) for group in groups for j in group.judgements]
 
-    def shaded(place: int) -> ShadedPair:
-        one, j = judged[place]
-        assert one.tokens
-        prompt = tokenizer.decode(one.tokens.group.prompt_ids.tolist())
-        sides = [
-            tuple(zip(one.tokens.strings(side, tokenizer), one.tokens.rewards[side].tolist(), strict=True))
-            for side in (j.better, j.worse)
-        ]
-        return ShadedPair(one.origin, prompt, sides[0], sides[1])
+    def shaded(index: int) -> ShadedPair:
+        group, j = judged[index]
+        tokens = group.tokens
+        assert tokens
+        prompt = tokenizer.decode(tokens.group.prompt_ids.tolist())
+        chosen, rejected = (
+            tuple(zip(tokens.strings(i, tokenizer), tokens.rewards[i].tolist(), strict=True))
+            for i in (j.better, j.worse)
+        )
+        return ShadedPair(group.origin, prompt, chosen, rejected)
 
-    first, worst = pairs_to_show([one.rewards[j.better] - one.rewards[j.worse] for one, j in judged])
-    return [shaded(place) for place in first], [shaded(place) for place in worst]
+    first, worst = pairs_to_show([group.rewards[j.better] - group.rewards[j.worse] for group, j in judged])
+    return [shaded(index) for index in first], [shaded(index) for index in worst]

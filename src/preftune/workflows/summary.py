@@ -1,4 +1,4 @@
-"""What scores come to: accuracy over judgements and, for data with the column `subset`, RewardBench's figures."""
+"""The summary of scores: accuracy over judgements and, for data with a column `subset`, RewardBench's figures."""
 
 from __future__ import annotations
 
@@ -21,18 +21,19 @@ from preftune.types import Judgement, TokenGroup
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """What RewardBench says about a row, beside its texts."""
+    """The columns `subset` and `id` of a RewardBench row, "" if missing."""
 
     subset: str = ""
     id: str = ""
 
-    def known(self) -> dict[str, str]:
+    def columns(self) -> dict[str, str]:
+        """Return those that are not missing."""
         return {name: value for name, value in (("subset", self.subset), ("id", self.id)) if value}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tokens:
-    """A group with log-probs of the tokens of each response, and their rewards: the log-ratio times beta."""
+    """A group with the token log-probs of each response, and the token rewards: beta times the log-ratio."""
 
     group: TokenGroup
     policy: Sequence[torch.Tensor]
@@ -40,13 +41,13 @@ class Tokens:
     rewards: Sequence[torch.Tensor]
 
     def strings(self, response: int, tokenizer: Any) -> list[str]:
-        """What each token adds to the text of the response."""
+        """Return the text that each token adds to the response."""
         return pieces_of(tokenizer, self.group.prompt_ids.tolist(), self.group.response_ids[response].tolist())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scored:
-    """A group with the reward of each of its responses; `tokens` if the reward is an implicit one."""
+    """A group with the reward of each of its responses, and `tokens` if the reward is implicit."""
 
     origin: str
     judgements: Sequence[Judgement]
@@ -54,8 +55,8 @@ class Scored:
     tokens: Tokens | None = None
 
 
-def marks_of(source: str) -> dict[str, Mark]:
-    """Subset and id of the rows that have a subset, by their origin."""
+def marks_of(source: str | Sequence[str]) -> dict[str, Mark]:
+    """Return the marks of the rows that have a subset, by their origin."""
     return {
         row.origin: Mark(str(row.value["subset"]), str(row.value.get("id", "")))
         for row in read(source)
@@ -63,46 +64,46 @@ def marks_of(source: str) -> dict[str, Mark]:
     }
 
 
-def summary_of(found: Mapping[str, Sequence[Scored]], marks: Mapping[str, Mark]) -> dict[str, Any]:
-    """Figures over judgements of what was written, and over prompts for every way in which they were scored."""
-    written = found.get("compatible", found["corrected"])
-    margins = np.array([margin_of(one, j) for one in written for j in one.judgements])
+def summary_of(by_mode: Mapping[str, Sequence[Scored]], marks: Mapping[str, Mark]) -> dict[str, Any]:
+    """Return figures over the judgements in scores.jsonl, and figures over prompts for each mode of scoring."""
+    written = by_mode.get("compatible", by_mode["corrected"])
+    margins = np.array([margin_of(group, j) for group in written for j in group.judgements])
     summary: dict[str, Any] = {
         "pairs": len(margins),
         "accuracy": float(np.mean(win(margins))),
         "ties": int(np.sum(margins == 0)),
         "margin": float(np.mean(margins)),
     }
-    if marks or len(found) > 1:
-        for mode, scored in found.items():
-            cases = [case_of(one, marks.get(one.origin, Mark())) for one in scored]
+    if marks or len(by_mode) > 1:
+        for mode, scored in by_mode.items():
+            cases = [case_of(group, marks.get(group.origin, Mark())) for group in scored]
             summary[mode] = figures(cases, published=mode == "compatible")
     return summary
 
 
-def margin_of(one: Scored, judgement: Judgement) -> float:
-    """By how much the response that is likelier the better one is rewarded more; 0 where the label is a tie."""
-    decided = sides(judgement)
-    return one.rewards[decided[0]] - one.rewards[decided[1]] if decided else 0.0
+def margin_of(group: Scored, judgement: Judgement) -> float:
+    """Return the reward of the response that is better by its label, minus that of the other; 0 for a tied label."""
+    better_worse = sides(judgement)
+    return group.rewards[better_worse[0]] - group.rewards[better_worse[1]] if better_worse else 0.0
 
 
-def case_of(one: Scored, mark: Mark) -> Case:
-    """The rewards of a group's responses: those that lose no judgement, and the others."""
-    decided = [both for j in one.judgements if (both := sides(j))]
-    if not decided:  # labels that are ties: half right, whatever the rewards
+def case_of(group: Scored, mark: Mark) -> Case:
+    """Split a group's rewards into those of responses that lose no judgement, and the others."""
+    decided = [better_worse for j in group.judgements if (better_worse := sides(j))]
+    if not decided:  # all labels are ties, so the prompt counts as half right
         return Case((0.0,), (0.0,), mark.subset, mark.id)
-    lost = {worse for _, worse in decided}
-    judged = sorted({place for both in decided for place in both})
-    if len(lost) == len(judged):
-        raise DataError("every response loses a judgement, so none is right", where=one.origin)
-    right = tuple(one.rewards[i] for i in judged if i not in lost)
-    return Case(right, tuple(one.rewards[i] for i in judged if i in lost), mark.subset, mark.id)
+    losers = {worse for _, worse in decided}
+    judged = sorted({i for better_worse in decided for i in better_worse})
+    if len(losers) == len(judged):
+        raise DataError("every response loses a judgement, so none of them is right", where=group.origin)
+    right = tuple(group.rewards[i] for i in judged if i not in losers)
+    return Case(right, tuple(group.rewards[i] for i in judged if i in losers), mark.subset, mark.id)
 
 
-def lines_of(summary: Mapping[str, Any]) -> list[str]:
-    """The summary as a table."""
+def summary_lines(summary: Mapping[str, Any]) -> list[str]:
+    """Return the summary as lines of a table."""
     lines = [
-        f"{summary['pairs']} pairs: accuracy {summary['accuracy']:.4f} (a tie is half right), {summary['ties']} ties, "
+        f"{summary['pairs']} pairs: accuracy {summary['accuracy']:.4f} (a tie counts as half), {summary['ties']} ties, "
         f"mean margin {summary['margin']:.4f}"
     ]
     modes = [mode for mode in ("corrected", "compatible") if mode in summary]
@@ -112,24 +113,22 @@ def lines_of(summary: Mapping[str, Any]) -> list[str]:
     lines.append(f"{'subset':<34} {'prompts':>7}" + "".join(f"{head:>12}" for head in heads))
 
     def row(name: str, prompts: str, values: Sequence[float]) -> str:
-        shown = [*values, values[1] - values[0]] if len(values) == 2 else values
-        return f"{name:<34} {prompts:>7}" + "".join(f"{value:>12.4f}" for value in shown)
+        cells = [*values, values[1] - values[0]] if len(values) == 2 else values
+        return f"{name:<34} {prompts:>7}" + "".join(f"{value:>12.4f}" for value in cells)
 
     lines.append(row("all", str(summary["corrected"]["prompts"]), [summary[mode]["accuracy"] for mode in modes]))
     subsets = summary["corrected"].get("subsets", {})
-    for name, one in subsets.items():
-        lines.append(row(name, str(one["prompts"]), [_score(summary[mode], name) for mode in modes]))
+    for name, subset in subsets.items():
+        lines.append(row(name, str(subset["prompts"]), [_score(summary[mode], name) for mode in modes]))
     for name in summary["corrected"].get("sections", {}):
-        there = [subset for subset in SECTIONS.get(name, {}) if subset in subsets]
-        some = f" ({len(there)} of {len(SECTIONS[name])} subsets)" if there else ""
-        lines.append(
-            row(f"section {name}{some}", "", [summary[mode]["sections"].get(name, math.nan) for mode in modes])
-        )
+        present = [subset for subset in SECTIONS.get(name, {}) if subset in subsets]
+        count = f" ({len(present)} of {len(SECTIONS[name])} subsets)" if present else ""
+        scores = [summary[mode]["sections"].get(name, math.nan) for mode in modes]
+        lines.append(row(f"section {name}{count}", "", scores))
     if summary["corrected"].get("overall") is not None:
         lines.append(row("overall, the mean of the sections", "", [summary[mode]["overall"] for mode in modes]))
     return lines
 
 
 def _score(figures: Mapping[str, Any], subset: str) -> float:
-    found = figures["subsets"].get(subset)
-    return math.nan if found is None else float(found["score"])
+    return float(figures["subsets"].get(subset, {}).get("score", math.nan))

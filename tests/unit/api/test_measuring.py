@@ -42,7 +42,7 @@ def test_samples_equal_those_of_the_command(model_folder: Path, tmp_path: Path) 
     assert samples.path is None
     assert list(tmp_path.iterdir()) == []
     file = write_jsonl(tmp_path / "p.jsonl", [{"prompt": prompt} for prompt in PROMPTS])
-    options = samples_method.SampleOptions(str(model_folder), str(file), Sampling(2, 6, seed=3))
+    options = samples_method.SampleOptions(str(model_folder), DataConfig(train=str(file)), Sampling(2, 6, seed=3))
     path = samples_method.run(options, tmp_path / "command.jsonl", Display(quiet=True))
     assert samples.rows["responses"] == [row["responses"] for row in lines(path)]
     assert samples.rows["origin"] == ["prompts[0]", "prompts[1]", "prompts[2]"]
@@ -211,9 +211,9 @@ WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
     "signature": ("pairs", {"reward": lambda a, b: [0.0, 0.0]}, r"has the arguments a, b"),
     "several files": ("score", {"data": ["a.jsonl", "b.jsonl"]}, r"score\(\): data: expected one file, got 2"),
     "half": ("score", {"policy": "m"}, r"needs policy and reference, or reward alone"),
-    "not for a reward": ("score", {"reward": "length", "tokens": True}, r"^tokens: is for an implicit reward"),
-    "temperature": ("frontier", {"temperatures": [0]}, r"^temperatures: temperatures lie above 0"),
-    "data key": ("check_data", {"max_lenght": 3}, r"unknown key 'max_lenght'; did you mean max_length\?"),
+    "not for a reward": ("score", {"reward": "length", "tokens": True}, r"^tokens: applies only to an implicit reward"),
+    "temperature": ("frontier", {"temperatures": [0]}, r"^temperatures: a temperature must be above 0"),
+    "data key": ("check_data", {"max_lenght": 3}, r"max_lenght: unknown key; did you mean 'max_length'\?"),
     "method": ("check_data", {"method": "dp"}, r"unknown method 'dp'; did you mean 'dpo'\?"),
 }
 

@@ -69,9 +69,9 @@ def test_a_run_resumes_and_is_evaluated_with_its_date(tmp_path: Path, model_fold
     step = tmp_path / "run" / "checkpoints" / "step-00000001"
     for source in (locate(str(final)), open_policy(str(step), "x", dtype_of(), device_of()).source):
         renderer = renderer_of(source, str(tmp_path / "t.jinja"))
-        (encoded,) = renderer.encode([GROUP])
-        assert renderer.tokenizer.decode(encoded.prompt_ids).startswith(date)
-    scoring = ScoreOptions(str(final), str(model_folder), str(tmp_path / "pairs.jsonl"), tokens=True)
+        (samples,) = renderer.encode([GROUP])
+        assert renderer.tokenizer.decode(samples.prompt_ids).startswith(date)
+    scoring = ScoreOptions(str(final), str(model_folder), DataConfig(train=str(tmp_path / "pairs.jsonl")), tokens=True)
     score.run(scoring, tmp_path / "scores.jsonl", QUIET)
     assert date in (tmp_path / "scores.html").read_text()
 
@@ -167,14 +167,13 @@ def test_samples_depend_on_the_template_arguments(tmp_path: Path, model_folder: 
     prompts = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": "the cat"}])
     template = str(tmp_path / "t.jinja")
 
-    def sample(name: str, **chat: Any) -> Any:
-        options = samples.SampleOptions(
-            str(model_folder), str(prompts), Sampling(2, 8), chat_template=template, chat=ChatOptions(**chat)
-        )
+    def drawn(name: str, **chat: Any) -> Any:
+        data = DataConfig(train=str(prompts), chat_template=template, **chat)
+        options = samples.SampleOptions(str(model_folder), data, Sampling(2, 8))
         return json.loads(samples.run(options, tmp_path / name, QUIET).read_text())["responses"]
 
-    first = sample("a.jsonl", as_chat=True)
-    assert sample("b.jsonl", as_chat=True, arguments={"style": "in a very terse style"}) != first
-    assert sample("c.jsonl") != first
-    with pytest.raises(RunError, match="other samples"):
-        sample("a.jsonl")
+    first = drawn("a.jsonl", as_chat=True)
+    assert drawn("b.jsonl", as_chat=True, chat_template_kwargs={"style": "in a very terse style"}) != first
+    assert drawn("c.jsonl") != first
+    with pytest.raises(RunError, match="samples with other settings"):
+        drawn("a.jsonl")

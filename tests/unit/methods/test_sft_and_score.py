@@ -86,7 +86,7 @@ def policy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_scores_equal_plain_transformers(tmp_path: Path, model_folder: Path, policy_folder: Path) -> None:
     """Each response is scored alone with transformers, within 1e-4. Token rewards add up to rewards."""
     data = write_jsonl(tmp_path / "d.jsonl", PAIRS)
-    scoring = ScoreOptions(str(policy_folder), str(model_folder), str(data), beta=0.25, tokens=True)
+    scoring = ScoreOptions(str(policy_folder), str(model_folder), DataConfig(train=str(data)), beta=0.25, tokens=True)
     out = score(scoring, tmp_path / "scores.jsonl", Display(quiet=True))
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
@@ -116,7 +116,9 @@ def test_scores_equal_plain_transformers(tmp_path: Path, model_folder: Path, pol
 def test_all_margins_are_0_if_the_policy_is_the_reference(tmp_path: Path, model_folder: Path) -> None:
     data = write_jsonl(tmp_path / "d.jsonl", PAIRS)
     out = score(
-        ScoreOptions(str(model_folder), str(model_folder), str(data)), tmp_path / "s.jsonl", Display(quiet=True)
+        ScoreOptions(str(model_folder), str(model_folder), DataConfig(train=str(data))),
+        tmp_path / "s.jsonl",
+        Display(quiet=True),
     )
     assert all(json.loads(line)["margin"] == 0 for line in out.read_text().splitlines())
 
@@ -132,7 +134,7 @@ def test_an_adapter_is_scored_with_its_adapter_weights(tmp_path: Path, model_fol
     tuned.peft_config["default"].base_model_name_or_path = str(model_folder)
     tuned.save_pretrained(tmp_path / "adapter")
     data = write_jsonl(tmp_path / "d.jsonl", PAIRS)
-    scoring = ScoreOptions(str(tmp_path / "adapter"), str(model_folder), str(data))
+    scoring = ScoreOptions(str(tmp_path / "adapter"), str(model_folder), DataConfig(train=str(data)))
     out = score(scoring, tmp_path / "s.jsonl", Display(quiet=True))
     assert all(json.loads(line)["margin"] != 0 for line in out.read_text().splitlines())
 
@@ -145,11 +147,19 @@ def test_a_reference_with_another_vocabulary_is_refused(tmp_path: Path, model_fo
     tokenizer.save_pretrained(other)
     data = write_jsonl(tmp_path / "d.jsonl", PAIRS)
     with pytest.raises(ModelError, match="different vocabularies"):
-        score(ScoreOptions(str(model_folder), str(other), str(data)), tmp_path / "s.jsonl", Display(quiet=True))
+        score(
+            ScoreOptions(str(model_folder), str(other), DataConfig(train=str(data))),
+            tmp_path / "s.jsonl",
+            Display(quiet=True),
+        )
     assert not (tmp_path / "s.jsonl").exists()
 
 
 def test_data_without_pairs_are_refused_by_score(tmp_path: Path, model_folder: Path) -> None:
     data = write_jsonl(tmp_path / "d.jsonl", [{"prompt": "a", "completion": " b"}])
     with pytest.raises(DataError, match="'score' needs preference pairs"):
-        score(ScoreOptions(str(model_folder), str(model_folder), str(data)), tmp_path / "s.jsonl", Display(quiet=True))
+        score(
+            ScoreOptions(str(model_folder), str(model_folder), DataConfig(train=str(data))),
+            tmp_path / "s.jsonl",
+            Display(quiet=True),
+        )

@@ -1,4 +1,4 @@
-"""Fixtures of the tests of workflows."""
+"""Fixtures for the tests of workflows."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
-"""preftune eval frontier: numbers against plain transformers, files, what may be compared."""
+"""preftune eval frontier: figures compared with transformers, result files, invalid options."""
 
 from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from tests.conftest import make_model, make_tokenizer, write_jsonl
 from transformers import AutoModelForCausalLM
 
+from preftune.config.schema import DataConfig
 from preftune.errors import ConfigError, ModelError, RunError
 from preftune.measures.frontier import best_of_n, tempered
 from preftune.model.generate import Sampling, sample
@@ -24,7 +26,7 @@ from preftune.workflows.frontier import FrontierOptions
 
 @pytest.fixture
 def policies(tmp_path: Path) -> tuple[str, str]:
-    """A reference and a policy that was changed a little."""
+    """A reference, and a policy with slightly different weights."""
     for name, change in (("reference", 0.0), ("policy", 0.05)):
         model = make_model()
         with torch.no_grad():
@@ -35,24 +37,24 @@ def policies(tmp_path: Path) -> tuple[str, str]:
     return str(tmp_path / "reference"), str(tmp_path / "policy")
 
 
-def wanted(tmp_path: Path, policies: tuple[str, str], **changes: object) -> FrontierOptions:
+def options(tmp_path: Path, policies: tuple[str, str], **changes: object) -> FrontierOptions:
     data = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": p} for p in ("the cat", "a dog ran", "once")])
     settings = {"temperatures": (0.7, 1.0), "samples": 6, "yardstick": 32, "max_new_tokens": 8, **changes}
-    return FrontierOptions(policies[0], (policies[1],), str(data), "length", **settings)  # type: ignore[arg-type]
+    return FrontierOptions(policies[0], (policies[1],), DataConfig(train=str(data)), "length", **settings)  # type: ignore[arg-type]
 
 
-def test_reward_and_kl_of_every_policy_and_temperature(tmp_path: Path, policies: tuple[str, str]) -> None:
-    """The KL at a temperature is that of the tempered distribution, by plain transformers."""
-    found = frontier.run(wanted(tmp_path, policies), tmp_path / "out", Display(quiet=True))
-    assert list(found) == ["reference", "policy"]
-    assert [p.name for p in found["policy"]] == ["policy, T 0.7", "policy"]
+def test_reward_and_kl_equal_those_of_transformers(tmp_path: Path, policies: tuple[str, str]) -> None:
+    """The KL at a temperature is that of the tempered distribution."""
+    series = frontier.run(options(tmp_path, policies), tmp_path / "out", Display(quiet=True))
+    assert list(series) == ["reference", "policy"]
+    assert [p.name for p in series["policy"]] == ["policy, T 0.7", "policy"]
     models = [AutoModelForCausalLM.from_pretrained(path).eval() for path in policies]
     tokenizer = make_tokenizer()
     prompts = [tokenizer(p)["input_ids"] for p in ("the cat", "a dog ran", "once")]
-    for point, temperature in zip(found["policy"], (0.7, 1.0), strict=True):
-        drawn = sample(models[1], tokenizer, prompts, Sampling(6, 8, temperature, seed=1))
+    for point, temperature in zip(series["policy"], (0.7, 1.0), strict=True):
+        samples = sample(models[1], tokenizer, prompts, Sampling(6, 8, temperature, seed=1))
         kl, rewards = [], []
-        for sampled in drawn:
+        for sampled in samples:
             for ids, text in zip(sampled.group.response_ids, sampled.texts, strict=True):
                 row = torch.tensor([[*sampled.group.prompt_ids.tolist(), *ids.tolist()]])
                 start = len(sampled.group.prompt_ids)
@@ -67,8 +69,8 @@ def test_reward_and_kl_of_every_policy_and_temperature(tmp_path: Path, policies:
         assert point.reward == pytest.approx(np.mean(rewards), abs=1e-6)
 
 
-def test_what_is_written(tmp_path: Path, policies: tuple[str, str]) -> None:
-    frontier.run(wanted(tmp_path, policies), tmp_path / "out", Display(quiet=True))
+def test_the_json_has_all_series_and_the_page_loads_nothing(tmp_path: Path, policies: tuple[str, str]) -> None:
+    frontier.run(options(tmp_path, policies), tmp_path / "out", Display(quiet=True))
     facts = json.loads((tmp_path / "out" / "frontier.json").read_text())
     assert facts["prompts"] == 3
     (reference,) = facts["policies"]["reference"]
@@ -86,12 +88,11 @@ def test_what_is_written(tmp_path: Path, policies: tuple[str, str]) -> None:
     assert "http://" not in page.split("<script>")[0]
 
 
-def test_the_reference_is_on_its_own_axis(tmp_path: Path, policies: tuple[str, str]) -> None:
-    """A policy that is the reference has KL 0, whatever is sampled."""
-    found = frontier.run(
-        wanted(tmp_path, (policies[0], policies[0]), temperatures=(1.0,)), tmp_path / "out", Display(quiet=True)
+def test_the_reference_as_a_policy_has_kl_0(tmp_path: Path, policies: tuple[str, str]) -> None:
+    series = frontier.run(
+        options(tmp_path, (policies[0], policies[0]), temperatures=(1.0,)), tmp_path / "out", Display(quiet=True)
     )
-    (point,) = found[policies[0]]
+    (point,) = series[policies[0]]
     assert point.kl == pytest.approx(0, abs=1e-6)
 
 
@@ -104,14 +105,12 @@ def test_the_reference_is_on_its_own_axis(tmp_path: Path, policies: tuple[str, s
         ({"reward": "lenght"}, "length"),
     ],
 )
-def test_refusals(tmp_path: Path, policies: tuple[str, str], changes: dict[str, object], message: str) -> None:
-    job = wanted(tmp_path, policies)
+def test_invalid_options_are_refused(
+    tmp_path: Path, policies: tuple[str, str], changes: dict[str, object], message: str
+) -> None:
+    job = options(tmp_path, policies)
     with pytest.raises(ConfigError, match=message):
-        frontier.run(
-            FrontierOptions(job.reference, job.policies, job.prompts, str(changes.pop("reward", "length")), **changes),  # type: ignore[arg-type]
-            tmp_path / "out",
-            Display(quiet=True),
-        )
+        frontier.run(replace(job, **changes), tmp_path / "out", Display(quiet=True))  # type: ignore[arg-type]
 
 
 def test_another_vocabulary_is_refused(tmp_path: Path, policies: tuple[str, str]) -> None:
@@ -119,62 +118,59 @@ def test_another_vocabulary_is_refused(tmp_path: Path, policies: tuple[str, str]
     tokenizer.add_tokens(["<new>"])
     tokenizer.save_pretrained(policies[1])
     with pytest.raises(ModelError, match="different vocabularies"):
-        frontier.run(wanted(tmp_path, policies), tmp_path / "out", Display(quiet=True))
+        frontier.run(options(tmp_path, policies), tmp_path / "out", Display(quiet=True))
 
 
-def test_a_run_that_is_not_finished(tmp_path: Path, policies: tuple[str, str]) -> None:
+def test_a_policy_of_an_unfinished_run_is_refused(tmp_path: Path, policies: tuple[str, str]) -> None:
     run = tmp_path / "run"
     run.mkdir()
     (run / "manifest.json").write_text("{}")
     with pytest.raises(RunError, match="not finished"):
-        frontier.run(wanted(tmp_path, (policies[0], str(run))), tmp_path / "out", Display(quiet=True))
+        frontier.run(options(tmp_path, (policies[0], str(run))), tmp_path / "out", Display(quiet=True))
 
 
-def test_tempered_with_softcap() -> None:
-    """Softcap first, temperature after it, as in sampling."""
+def test_the_temperature_is_applied_after_the_softcap() -> None:
+    """The order is the same as in sampling."""
     model = make_model("gemma2", head_dim=8, sliding_window=16, final_logit_softcapping=5.0)
     scorer = Scorer.of(model)
     assert scorer.head is not None
     assert scorer.head.softcap == 5.0
     tokenizer = make_tokenizer()
-    (drawn,) = sample(model, tokenizer, [tokenizer("the cat")["input_ids"]], Sampling(2, 6))
-    found = response_logps(tempered(scorer, 0.5), [drawn.group])[0]
-    for value, ids in zip(found, drawn.group.response_ids, strict=True):
-        row = torch.tensor([[*drawn.group.prompt_ids.tolist(), *ids.tolist()]])
-        start = len(drawn.group.prompt_ids)
+    (sampled,) = sample(model, tokenizer, [tokenizer("the cat")["input_ids"]], Sampling(2, 6))
+    log_probs = response_logps(tempered(scorer, 0.5), [sampled.group])[0]
+    for value, ids in zip(log_probs, sampled.group.response_ids, strict=True):
+        row = torch.tensor([[*sampled.group.prompt_ids.tolist(), *ids.tolist()]])
+        start = len(sampled.group.prompt_ids)
         with torch.no_grad():
             logits = model(input_ids=row).logits[0, start - 1 : -1].double() / 0.5
         expected = torch.log_softmax(logits, -1).gather(1, row[0, start:, None]).sum()
         assert value == pytest.approx(float(expected), abs=1e-4)
 
 
-def test_best_of_n_of_a_coin() -> None:
-    """The best of n fair coins is heads with probability 1 - 2^-n."""
+def test_the_best_of_n_coins_is_heads_with_probability_1_minus_2_to_the_minus_n() -> None:
     rewards = np.array([[0.0, 1.0] * 64])
     for n in (1, 2, 3):
         assert best_of_n(rewards, n).reward == pytest.approx(1 - 0.5**n, abs=0.01)
 
 
-def test_prompts_beyond_the_models_positions(tmp_path: Path, policies: tuple[str, str]) -> None:
+def test_more_new_tokens_than_the_model_has_positions_is_an_error(tmp_path: Path, policies: tuple[str, str]) -> None:
     with pytest.raises(ConfigError, match="do not fit in the 256 positions"):
-        frontier.run(wanted(tmp_path, policies, max_new_tokens=300), tmp_path / "out", Display(quiet=True))
+        frontier.run(options(tmp_path, policies, max_new_tokens=300), tmp_path / "out", Display(quiet=True))
 
 
-def test_a_typo_in_a_policy_is_found_first(tmp_path: Path, policies: tuple[str, str]) -> None:
-    job = wanted(tmp_path, (policies[0], str(tmp_path / "polcy")))
+def test_a_missing_policy_is_reported_before_sampling(tmp_path: Path, policies: tuple[str, str]) -> None:
+    job = options(tmp_path, (policies[0], str(tmp_path / "polcy")))
     with pytest.raises(ModelError, match="no such folder"):
-        frontier.run(
-            FrontierOptions(job.reference, job.policies, job.prompts, "length"), tmp_path / "out", Display(quiet=True)
-        )
+        frontier.run(job, tmp_path / "out", Display(quiet=True))
 
 
-def test_one_prompt_has_an_interval_over_its_samples(tmp_path: Path, policies: tuple[str, str]) -> None:
-    found = frontier.run(wanted(tmp_path, policies, max_prompts=1), tmp_path / "out", Display(quiet=True))
-    assert all(p.kl_se > 0 for p in found["policy"])
+def test_with_one_prompt_the_interval_is_over_its_samples(tmp_path: Path, policies: tuple[str, str]) -> None:
+    series = frontier.run(options(tmp_path, policies, max_prompts=1), tmp_path / "out", Display(quiet=True))
+    assert all(p.kl_se > 0 for p in series["policy"])
 
 
-def test_prompts_of_chats_stay_chats(tmp_path: Path) -> None:
-    """UltraFeedback has the prompt as text, but its answers are messages: it is a chat."""
+def test_a_text_prompt_with_message_responses_is_read_as_chat(tmp_path: Path) -> None:
+    """UltraFeedback has such rows."""
     from preftune.data.prompts import read_prompts
     from preftune.types import Message
 

@@ -1,4 +1,4 @@
-"""The implicit reward in use: the best of n, and a scalar reward model that learns it. Both by their commands."""
+"""Implicit rewards in preftune pairs: best of n, and labels from which a scalar reward model learns."""
 
 from __future__ import annotations
 
@@ -32,43 +32,47 @@ def lines(path: str) -> list[dict[str, Any]]:
 
 
 def log_ratio(policy: Path, reference: Path, prompt: str, response: str, ended: bool = True) -> float:
-    """Plain transformers."""
+    """Return the log-ratio of a response, computed with transformers alone."""
     tokenizer = make_tokenizer()
     begin = len(tokenizer(prompt)["input_ids"])
     ids = torch.tensor([tokenizer(prompt + response)["input_ids"] + [2] * ended])
-    found = []
+    sums = []
     for folder in (policy, reference):
         with torch.no_grad():
             logits = AutoModelForCausalLM.from_pretrained(folder)(input_ids=ids).logits[0, begin - 1 : -1]
-        found.append(float(logits.log_softmax(-1).gather(1, ids[0, begin:, None]).sum()))
-    return found[0] - found[1]
+        sums.append(float(logits.log_softmax(-1).gather(1, ids[0, begin:, None]).sum()))
+    return sums[0] - sums[1]
 
 
-def test_best_of_n(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: Path, model_folder: Path) -> None:
-    """Of each prompt's samples the one with the largest log-ratio; beta has no say in the order."""
+def test_top_k_selects_the_response_with_the_largest_log_ratio(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: Path, model_folder: Path
+) -> None:
+    """Beta does not change the order."""
     monkeypatch.chdir(tmp_path)
     write_jsonl(Path("prompts.jsonl"), [{"prompt": pair["prompt"]} for pair in PAIRS[:3]])
-    drawn = ["--model", str(policy), "--prompts", "prompts.jsonl", "--n", "4", "--max-new-tokens", "6"]
-    assert run(["sample", *drawn, "--out", "samples.jsonl", "-q"]) == 0
+    options = ["--model", str(policy), "--prompts", "prompts.jsonl", "--n", "4", "--max-new-tokens", "6"]
+    assert run(["sample", *options, "--out", "samples.jsonl", "-q"]) == 0
     for beta in ("", ",0.1"):
-        judge = f"implicit:{policy},{model_folder}{beta}"
-        best = ["--select", "top-k", "--k", "1", "--reward", judge, "--out", "best.jsonl"]
+        reward = f"implicit:{policy},{model_folder}{beta}"
+        best = ["--select", "top-k", "--k", "1", "--reward", reward, "--out", "best.jsonl"]
         assert run(["pairs", "samples.jsonl", *best, "-q"]) == 0
-        for row, kept in zip(lines("samples.jsonl"), lines("best.jsonl"), strict=True):
+        for row, selected in zip(lines("samples.jsonl"), lines("best.jsonl"), strict=True):
             both = zip(row["responses"], row["ended"], strict=True)
             ratios = [log_ratio(policy, model_folder, row["prompt"], text, ended) for text, ended in both]
-            assert kept["responses"] == [row["responses"][ratios.index(max(ratios))]]
-            assert kept["scores"] == [pytest.approx(max(ratios) * (0.1 if beta else 1.0), abs=1e-4)]
+            assert selected["responses"] == [row["responses"][ratios.index(max(ratios))]]
+            assert selected["scores"] == [pytest.approx(max(ratios) * (0.1 if beta else 1.0), abs=1e-4)]
 
 
-def test_distilling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: Path, model_folder: Path) -> None:
-    """Labels are sigmoid(beta margin), whatever the data say, and scalar rewards come to differ by beta margin."""
+def test_a_reward_model_learns_the_margins_of_an_implicit_reward(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: Path, model_folder: Path
+) -> None:
+    """Labels are sigmoid(beta * margin), not those of the data. Scalar rewards then differ by beta * margin."""
     monkeypatch.chdir(tmp_path)
-    turned = [{**pair, "chosen": pair["rejected"], "rejected": pair["chosen"]} for pair in PAIRS]
-    write_jsonl(Path("prefs.jsonl"), turned)
+    flipped = [{**pair, "chosen": pair["rejected"], "rejected": pair["chosen"]} for pair in PAIRS]
+    write_jsonl(Path("prefs.jsonl"), flipped)
     assert run(["data", "convert", "prefs.jsonl", "--to", "groups", "--out", "responses.jsonl"]) == 0
-    judge, beta = f"implicit:{policy},{model_folder},0.05", 0.05
-    labelling = ["--select", "all", "--soft", "--reward", judge, "--out", "labelled.jsonl", "-q"]
+    reward, beta = f"implicit:{policy},{model_folder},0.05", 0.05
+    labelling = ["--select", "all", "--soft", "--reward", reward, "--out", "labelled.jsonl", "-q"]
     assert run(["pairs", "responses.jsonl", *labelling]) == 0
     labelled = lines("labelled.jsonl")
     for pair, row in zip(PAIRS, labelled, strict=True):
@@ -95,32 +99,32 @@ def test_distilling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: Pat
         assert rewards[j["better"]] - rewards[j["worse"]] == pytest.approx(expected, abs=0.05)
 
 
-def test_chat_responses_are_labelled_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chat_responses_are_labelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
-    def said(role: str, text: str) -> dict[str, str]:
+    def turn(role: str, text: str) -> dict[str, str]:
         return {"role": role, "content": text}
 
     chat = [
-        {"prompt": [said("user", "hi")], "chosen": [said("assistant", "a")], "rejected": [said("assistant", "bbb")]}
+        {"prompt": [turn("user", "hi")], "chosen": [turn("assistant", "a")], "rejected": [turn("assistant", "bbb")]}
     ]
     write_jsonl(Path("chat.jsonl"), chat)
     assert run(["data", "convert", "chat.jsonl", "--to", "groups", "--out", "groups.jsonl"]) == 0
     assert run(["pairs", "groups.jsonl", "--reward", "length", "--out", "p.jsonl", "-q"]) == 0
     (row,) = lines("p.jsonl")
-    assert row["prompt"] == [said("user", "hi")]
+    assert row["prompt"] == [turn("user", "hi")]
     assert row["responses"] == ["a", "bbb"]
     assert row["judgements"] == [{"better": 1, "worse": 0}]
 
 
-def test_beta_is_a_part_of_the_name(policy: Path, model_folder: Path) -> None:
-    asked = [PromptResponse("the cat", " sat"), PromptResponse("a dog", " ran")]
-    plain = open_reward(f"implicit:{policy},{model_folder}")(asked)
-    assert open_reward(f"implicit:{policy},{model_folder},0.1")(asked) == pytest.approx([0.1 * x for x in plain])
+def test_the_name_of_an_implicit_reward_can_set_beta(policy: Path, model_folder: Path) -> None:
+    responses = [PromptResponse("the cat", " sat"), PromptResponse("a dog", " ran")]
+    plain = open_reward(f"implicit:{policy},{model_folder}")(responses)
+    assert open_reward(f"implicit:{policy},{model_folder},0.1")(responses) == pytest.approx([0.1 * x for x in plain])
     assert parse_implicit("a,b", "") == (("a", "b"), 1.0)
 
 
 @pytest.mark.parametrize("name", ["a", "a,b,", "a,b,c", "a,b,0", "a,b,-1", "a,b,inf", "a,b,0.1,c", ",b"])
-def test_what_is_no_implicit_reward(name: str) -> None:
+def test_a_malformed_name_of_an_implicit_reward_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="implicit:"):
         parse_implicit(name, "--reward")

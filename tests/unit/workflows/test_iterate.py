@@ -1,4 +1,4 @@
-"""preftune iterate: what it learns, what it leaves behind, and that it goes on from wherever it was killed."""
+"""preftune iterate: learning, files, stop rules, and resuming after an interruption at any point."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -27,14 +28,14 @@ from preftune.measures.drift import figures
 from preftune.rewards.reward import PromptResponse
 from preftune.train.display import Display
 from preftune.workflows import iterate
-from preftune.workflows.iterate import enough, prompts_of_round
+from preftune.workflows.iterate import prompts_of_round, scores, stop_reason
 
 KILLS = int(os.environ.get("PREFTUNE_KILLS", "4"))  # `make kills`: 20
 PROMPTS = ["the cat", "a dog", "once upon", "we can", "maybe", "the answer is"]
 
 
-def vowels(answers: Sequence[PromptResponse]) -> list[float]:
-    return [20 * a.response.count("a") / max(1, len(a.response)) for a in answers]
+def share_of_a(responses: Sequence[PromptResponse]) -> list[float]:
+    return [20 * r.response.count("a") / max(1, len(r.response)) for r in responses]
 
 
 def config(tmp_path: Path, model: Path, **sections: Any) -> IterateConfig:
@@ -56,8 +57,8 @@ def evaluations(tmp_path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
 
 
-def run(wanted: IterateConfig) -> Path:
-    return iterate.run(wanted, reward=vowels, display=Display(quiet=True))
+def run(config: IterateConfig) -> Path:
+    return iterate.run(config, reward=share_of_a, display=Display(quiet=True))
 
 
 @pytest.mark.parametrize("reference", ["fixed", "refreshed"])
@@ -65,24 +66,24 @@ def test_rounds_raise_the_reward(tmp_path: Path, model_folder: Path, reference: 
     sample = SampleConfig(n=16, max_new_tokens=6, evaluation=24)
     final = run(config(tmp_path, model_folder, reference=reference, rounds=3, sample=sample))
     assert (final / "model.safetensors").is_file()
-    found = evaluations(tmp_path)
-    assert [line["step"] for line in found] == [0, 1, 2, 3]
-    assert found[0]["objective/kl"] == pytest.approx(0, abs=1e-6)
-    assert found[-1]["objective/score"] > found[0]["objective/score"] + 0.1
-    assert found[-1]["objective/kl"] > 0.05
+    lines = evaluations(tmp_path)
+    assert [line["step"] for line in lines] == [0, 1, 2, 3]
+    assert lines[0]["objective/kl"] == pytest.approx(0, abs=1e-6)
+    assert lines[-1]["objective/score"] > lines[0]["objective/score"] + 0.1
+    assert lines[-1]["objective/kl"] > 0.05
     rounds = json.loads((tmp_path / "run" / "manifest.json").read_text())["rounds"]
     assert [r["policy"] for r in rounds][1:] == [
         str(tmp_path / "run" / f"round-0{i}" / "dpo" / "final") for i in (1, 2)
     ]
-    wanted = {"fixed": str(model_folder), "refreshed": rounds[2]["policy"]}
-    assert rounds[2]["reference"] == wanted[reference]
+    expected = {"fixed": str(model_folder), "refreshed": rounds[2]["policy"]}
+    assert rounds[2]["reference"] == expected[reference]
 
 
-def test_responses_without_a_reward_are_left_out_and_counted(tmp_path: Path, model_folder: Path) -> None:
-    """What has none is neither trained on nor part of the mean; if nothing has one, that is an error."""
+def test_responses_without_a_reward_are_excluded_and_counted(tmp_path: Path, model_folder: Path) -> None:
+    """They are excluded from training and from the mean. It is an error if all responses have no reward."""
 
-    def often(answers: Sequence[PromptResponse]) -> list[float | None]:
-        return [None if len(a.response) % 3 == 0 else float(len(a.response)) for a in answers]
+    def often(responses: Sequence[PromptResponse]) -> list[float | None]:
+        return [None if len(r.response) % 3 == 0 else float(len(r.response)) for r in responses]
 
     iterate.run(config(tmp_path, model_folder, rounds=1), reward=often, display=Display(quiet=True))
     start = evaluations(tmp_path)[0]
@@ -91,10 +92,10 @@ def test_responses_without_a_reward_are_left_out_and_counted(tmp_path: Path, mod
     assert all(len(text) % 3 for row in rows for text in row["responses"])
     nothing = config(tmp_path, model_folder).model_copy(update={"out": str(tmp_path / "none")})
     with pytest.raises(ModelError, match="48 of 48 responses got no reward"):
-        iterate.run(nothing, reward=lambda a: [None] * len(a), display=Display(quiet=True))
+        iterate.run(nothing, reward=lambda r: [None] * len(r), display=Display(quiet=True))
 
 
-def test_late_rounds_learn_more_slowly(tmp_path: Path, model_folder: Path) -> None:
+def test_lr_decay_lowers_the_learning_rate_of_later_rounds(tmp_path: Path, model_folder: Path) -> None:
     run(config(tmp_path, model_folder, rounds=3, lr_decay=0.5))
     rates = [
         yaml.safe_load((tmp_path / "run" / f"round-0{i}" / "dpo" / "config.yaml").read_text())["optim"]["lr"]
@@ -106,36 +107,36 @@ def test_late_rounds_learn_more_slowly(tmp_path: Path, model_folder: Path) -> No
 def test_long_prompts_are_dropped_before_anything_is_sampled(
     tmp_path: Path, model_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    wanted = config(tmp_path, model_folder, rounds=1)
+    settings = config(tmp_path, model_folder, rounds=1)
     rows = [{"prompt": p} for p in [*PROMPTS, "the cat " * 200, "once upon a time there was a house"]]
-    write_jsonl(Path(str(wanted.data.train)), rows)
-    wanted = wanted.model_copy(
-        update={"data": wanted.data.model_copy(update={"max_prompt_length": 10, "max_dropped": 0.5})}
+    write_jsonl(Path(str(settings.data.train)), rows)
+    settings = settings.model_copy(
+        update={"data": settings.data.model_copy(update={"max_prompt_length": 10, "max_dropped": 0.5})}
     )
     for prompts in (None, 2000):
-        asked = wanted.model_copy(update={"prompts": prompts})
-        iterate.run(asked, reward=vowels, display=Display(), dry_run=True)
-        said = " ".join(capsys.readouterr().err.split())
-        assert "of 6 prompts, 6 responses each" in said
-    assert "dropped 2 (lines 7, 8): the prompt is longer than 10 tokens" in said
-    tight = wanted.model_copy(update={"sample": SampleConfig(n=2, max_new_tokens=300, evaluation=2)})
+        changed = settings.model_copy(update={"prompts": prompts})
+        iterate.run(changed, reward=share_of_a, display=Display(), dry_run=True)
+        output = " ".join(capsys.readouterr().err.split())
+        assert "of 6 prompts, 6 responses each" in output
+    assert "dropped 2 (lines 7, 8): the prompt is longer than 10 tokens" in output
+    tight = settings.model_copy(update={"sample": SampleConfig(n=2, max_new_tokens=300, evaluation=2)})
     with pytest.raises(ConfigError, match="do not fit in the 256 positions"):
-        iterate.run(tight, reward=vowels, display=Display(quiet=True), dry_run=True)
+        iterate.run(tight, reward=share_of_a, display=Display(quiet=True), dry_run=True)
 
 
 def artefacts(out: Path) -> dict[str, bytes]:
-    """Everything that must be the same, whatever happened on the way."""
-    found = {}
+    """The files that do not depend on interruptions, with their content."""
+    files = {}
     for path in sorted(out.rglob("*")):
         relative = str(path.relative_to(out))
         volatile = "metrics" in relative or "manifest" in relative or "report" in relative or "checkpoints" in relative
         if path.is_file() and not volatile and path.name not in ("config.yaml", "samples.jsonl.meta.json", "README.md"):
-            found[relative] = path.read_bytes().replace(str(out).encode(), b"OUT")
-    return found
+            files[relative] = path.read_bytes().replace(str(out).encode(), b"OUT")
+    return files
 
 
 def work(folder: str, model: str, out: str) -> None:
-    """The run, in a process of its own."""
+    """Run in another process."""
     os.environ["PREFTUNE_CACHE"] = f"{folder}/cache-{out}"
     torch.set_num_threads(1)
     (Path(folder) / out).mkdir(exist_ok=True)
@@ -143,29 +144,31 @@ def work(folder: str, model: str, out: str) -> None:
 
 
 def test_killed_at_random_moments_it_ends_with_the_same_files(tmp_path: Path, model_folder: Path) -> None:
-    """SIGKILL, the same command again, until it is done; then from the beginning, until it was killed often enough."""
+    """Runs are killed with SIGKILL and resumed until they finish; new runs are started until KILLS were sent."""
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["preftune.workflows.iterate", "transformers.models.llama.modeling_llama"])
-    chance, kills, number, spent = random.Random(0), 0, 0, 0.0
+    rng, kills, number, duration = random.Random(0), 0, 0, 0.0
     while kills < KILLS:
         out, ended = f"run-{number}", False
         while not ended:
             process = processes.Process(target=work, args=(str(tmp_path), str(model_folder), out))
             began = time.monotonic()
             process.start()
-            if number and kills < KILLS:  # the first run is left alone
-                process.join(chance.uniform(0, spent / 2))
+            if number and kills < KILLS:  # the first run is not killed
+                process.join(rng.uniform(0, duration / 2))
                 kills += process.is_alive()
                 process.kill()
             process.join()
             ended = process.exitcode == 0
             assert ended or process.exitcode == -signal.SIGKILL
-        spent, number = spent or time.monotonic() - began, number + 1
+        duration, number = duration or time.monotonic() - began, number + 1
         assert artefacts(tmp_path / out / "run") == artefacts(tmp_path / "run-0" / "run")
 
 
-def test_it_goes_on_after_every_piece(tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stopped before each piece in turn: nothing is done twice, and the end is the same."""
+def test_a_run_interrupted_before_any_file_resumes(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run is interrupted before each file in turn; the result is that of an uninterrupted run."""
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     run(config(tmp_path / "a", model_folder))
@@ -176,18 +179,18 @@ def test_it_goes_on_after_every_piece(tmp_path: Path, model_folder: Path, monkey
         (iterate.dpo, "run"),
         (iterate, "evaluated"),
     ):
-        real = getattr(module, name)
+        original = getattr(module, name)
 
-        def dies(*args: Any, real: Any = real, **kwargs: Any) -> Any:
+        def interrupt(*args: Any, original: Any = original, **kwargs: Any) -> Any:
             nonlocal stops
             if stops % 2 == 0:
                 stops += 1
                 raise KeyboardInterrupt
             stops += 1
-            return real(*args, **kwargs)
+            return original(*args, **kwargs)
 
         with monkeypatch.context() as patch:
-            patch.setattr(module, name, dies)
+            patch.setattr(module, name, interrupt)
             with pytest.raises(KeyboardInterrupt):
                 run(config(tmp_path / "b", model_folder))
         stops = 0
@@ -200,42 +203,42 @@ def test_it_goes_on_after_every_piece(tmp_path: Path, model_folder: Path, monkey
 @pytest.mark.parametrize(
     ("stop", "reason"), [(StopConfig(kl=1e-6), "nats from the first model"), (StopConfig(gain=9.0), "rose by")]
 )
-def test_stop_rules(
+def test_a_stop_rule_ends_the_run_and_is_reported(
     tmp_path: Path, model_folder: Path, stop: StopConfig, reason: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    iterate.run(config(tmp_path, model_folder, stop=stop), reward=vowels, display=Display())
-    said = " ".join(capsys.readouterr().err.split())
-    assert "stopping after round 1" in said
-    assert reason in said
+    iterate.run(config(tmp_path, model_folder, stop=stop), reward=share_of_a, display=Display())
+    output = " ".join(capsys.readouterr().err.split())
+    assert "stopping after round 1" in output
+    assert reason in output
     assert not (tmp_path / "run" / "round-02").exists()
     assert (tmp_path / "run" / "final" / "config.json").is_file()
 
 
-def test_a_loss_of_diversity_stops(tmp_path: Path, model_folder: Path) -> None:
+def test_a_loss_of_diversity_stops_the_rounds(tmp_path: Path, model_folder: Path) -> None:
     before = {"objective/score": 0.0, "objective/kl": 0.0, **figures(["a b c", "d e f"], [True, True])}
     after = {"objective/score": 1.0, "objective/kl": 0.5, **figures(["a b a b", "a b a b"], [True, False])}
     assert (before["diversity"], after["diversity"]) == (1.0, pytest.approx(2 / 6))
     assert (before["repetition"], after["repetition"]) == (0.0, pytest.approx(1 / 3))
     assert after["responses/ended"] == 0.5
-    wanted = config(tmp_path, model_folder, stop=StopConfig(diversity=0.5, kl=1.0, gain=0.1))
-    assert "33% of the word pairs are distinct" in enough(wanted, before, after)
-    assert enough(wanted, before, {**after, "diversity": 0.6}) == ""
-    assert "diversity" not in figures(["yes", "no"], [True, True])  # answers of one word have no pairs to repeat
+    settings = config(tmp_path, model_folder, stop=StopConfig(diversity=0.5, kl=1.0, gain=0.1))
+    assert "33% of the word pairs are distinct" in stop_reason(settings, before, after)
+    assert stop_reason(settings, before, {**after, "diversity": 0.6}) == ""
+    assert "diversity" not in figures(["yes", "no"], [True, True])  # responses of one word have no word pairs
     one_word = {"objective/score": 1.0, "objective/kl": 0.5, **figures(["yes", "no"], [True, True])}
-    assert enough(wanted, before, one_word) == ""
+    assert stop_reason(settings, before, one_word) == ""
 
 
 @pytest.mark.parametrize(
     ("stop", "published"), [(StopConfig(kl=0.35), 1), (StopConfig(gain=0.5), 1), (StopConfig(), 3)]
 )
-def test_a_round_beyond_a_limit_is_not_the_result(
+def test_the_policy_of_a_round_that_got_worse_is_not_published(
     tmp_path: Path, model_folder: Path, stop: StopConfig, published: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The policy of the last round within the limits is; so too where the reward fell."""
-    found = iter([(0.0, 0.0), (0.6, 0.3), (0.5, 0.4), (0.7, 0.5)])
+    """The policy of the round before is published if a limit is exceeded or the reward fell."""
+    results = iter([(0.0, 0.0), (0.6, 0.3), (0.5, 0.4), (0.7, 0.5)])
 
     def evaluated(*_: Any) -> dict[str, float]:
-        score, kl = next(found)
+        score, kl = next(results)
         return {"objective/score": score, "objective/kl": kl, "diversity": 1.0}
 
     monkeypatch.setattr(iterate, "evaluated", evaluated)
@@ -245,45 +248,44 @@ def test_a_round_beyond_a_limit_is_not_the_result(
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["published"] == str(expected.parent)
 
 
-def interrupted(wanted: IterateConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The rounds up to the first training."""
+def interrupted(settings: IterateConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run until the first training and interrupt it."""
     with monkeypatch.context() as patch:
         patch.setattr(iterate.dpo, "run", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            iterate.run(wanted, display=Display(quiet=True))
+            iterate.run(settings, display=Display(quiet=True))
 
 
-def test_another_reward_model_of_the_same_name_is_refused(
+def test_a_reward_model_whose_weights_changed_is_refused(
     tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rounds of two rewards are neither's."""
     one, other = tmp_path / "one", model_folder
     shutil.copytree(model_folder, one)
     weights = load_file(one / "model.safetensors")
 
     def scaled(factor: float) -> None:
-        rest = {name: value * factor for name, value in weights.items()}
-        save_file(rest, one / "model.safetensors", {"format": "pt"})
+        scaled_weights = {name: value * factor for name, value in weights.items()}
+        save_file(scaled_weights, one / "model.safetensors", {"format": "pt"})
 
     scaled(1.5)
-    wanted = config(tmp_path, model_folder).model_copy(update={"reward": f"implicit:{one},{other}"})
-    interrupted(wanted, monkeypatch)
+    settings = config(tmp_path, model_folder).model_copy(update={"reward": f"implicit:{one},{other}"})
+    interrupted(settings, monkeypatch)
     scaled(2.0)
     with pytest.raises(RunError, match="the reward has changed"):
-        iterate.run(wanted, display=Display(quiet=True))
+        iterate.run(settings, display=Display(quiet=True))
 
 
-def test_a_repaired_reward_function_goes_on_and_evaluations_are_made_again(
+def test_a_changed_reward_function_resumes_with_new_evaluations(
     tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Figures of two rewards cannot be compared; the manifest has both."""
+    """Evaluations by two rewards cannot be compared. The manifest records both rewards."""
     function = "def one(prompts, responses):\n    return [{} + float(len(r)) for r in responses]\n"
     (tmp_path / "mine.py").write_text(function.format(0))
-    wanted = config(tmp_path, model_folder, rounds=1).model_copy(update={"reward": f"{tmp_path / 'mine.py'}:one"})
-    interrupted(wanted, monkeypatch)
+    settings = config(tmp_path, model_folder, rounds=1).model_copy(update={"reward": f"{tmp_path / 'mine.py'}:one"})
+    interrupted(settings, monkeypatch)
     first = json.loads((tmp_path / "run" / "start.json").read_text())["objective/score"]
     (tmp_path / "mine.py").write_text(function.format(1000))
-    iterate.run(wanted, display=Display())
+    iterate.run(settings, display=Display())
     assert "has changed since the run began" in " ".join(capsys.readouterr().err.split())
     assert evaluations(tmp_path)[0]["objective/score"] == pytest.approx(first + 1000)
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
@@ -291,19 +293,20 @@ def test_a_repaired_reward_function_goes_on_and_evaluations_are_made_again(
     assert manifest["rounds"][0]["reward"] == manifest["rewards"][1]
 
 
-def test_names_of_rewards_that_are_no_paths(tmp_path: Path) -> None:
+def test_names_of_rewards_that_are_not_paths_have_fingerprints(tmp_path: Path) -> None:
     settings = json.dumps({"guided_regex": "x" * 5000})
     names = [f"judge:http://127.0.0.1:1,m,,{settings}", "vader", f"implicit:~nobody,{'y' * 5000}"]
     assert len({reward_models_fingerprint(name) for name in [*names, None]}) == 4
 
 
-def test_rounds_are_tracked(tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The reward, KL and diversity of every round go where metrics go."""
-    seen: dict[str, list[int]] = {}
+def test_evaluations_of_the_rounds_are_sent_to_the_trackers(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: dict[str, list[int]] = {}
 
     class Tracker:
         def __init__(self, folder: Path) -> None:
-            self.steps = seen.setdefault(str(folder), [])
+            self.steps = steps.setdefault(str(folder), [])
 
         def log(self, step: int, metrics: dict[str, float]) -> None:
             if "eval/objective/score" in metrics:
@@ -315,21 +318,33 @@ def test_rounds_are_tracked(tmp_path: Path, model_folder: Path, monkeypatch: pyt
     monkeypatch.setattr("preftune.lifecycle.finish.open_trackers", lambda *_: [])
     monkeypatch.setattr("preftune.lifecycle.start.require_packages", lambda _: None)
     run(config(tmp_path, model_folder, track=["tensorboard"]))
-    assert seen == {str(tmp_path / "run"): [0, 1, 2]}
+    assert steps == {str(tmp_path / "run"): [0, 1, 2]}
 
 
-def test_fresh_prompts_every_round(tmp_path: Path, model_folder: Path) -> None:
-    wanted = config(tmp_path, model_folder, prompts=2, rounds=4)
-    rounds = [prompts_of_round(wanted, number, 6) for number in (1, 2, 3, 4)]
+def test_rounds_use_different_prompts_until_all_were_used(tmp_path: Path, model_folder: Path) -> None:
+    settings = config(tmp_path, model_folder, prompts=2, rounds=4)
+    rounds = [prompts_of_round(settings, number, 6) for number in (1, 2, 3, 4)]
     assert sorted(i for r in rounds[:3] for i in r) == [0, 1, 2, 3, 4, 5]
     assert len(rounds[3]) == 2
     for prompts in range(1, 7):
-        more = wanted.model_copy(update={"prompts": prompts})
-        for number in range(1, 12):  # also where a round crosses the end of the prompts
+        more = settings.model_copy(update={"prompts": prompts})
+        for number in range(1, 12):  # includes rounds that cross the end of a permutation
             assert len(set(prompts_of_round(more, number, 5))) == min(prompts, 5)
 
 
-def test_lora_rounds(tmp_path: Path, model_folder: Path) -> None:
+def test_the_standard_error_of_an_evaluation_is_over_prompts() -> None:
+    """Missing rewards are excluded; the result has the same bits as the formula."""
+    rewards = np.random.default_rng(0).normal(size=(37, 5))
+    rewards[rewards > 1.5] = np.nan
+    rewards[3] = np.nan
+    means = np.nanmean(np.delete(rewards, 3, axis=0), axis=1)
+    result = scores(rewards)
+    assert result["objective/score_se"] == float(means.std(ddof=1) / np.sqrt(36))
+    assert result["objective/unrewarded"] == np.isnan(rewards).sum()
+    assert scores(np.array([[1.0, 2.0]])) == {"objective/score": 1.5, "objective/score_se": 0.0}
+
+
+def test_rounds_can_train_an_adapter(tmp_path: Path, model_folder: Path) -> None:
     final = run(config(tmp_path, model_folder, lora=LoraConfig(rank=4, alpha=8.0)))
     assert (final / "adapter_config.json").is_file()
     assert evaluations(tmp_path)[-1]["objective/kl"] != pytest.approx(0, abs=1e-4)
@@ -341,10 +356,10 @@ def test_another_config_is_refused(tmp_path: Path, model_folder: Path) -> None:
         run(config(tmp_path, model_folder, rounds=2))
 
 
-def test_what_a_judge_will_be_asked_is_said_before_anything_is(
+def test_a_dry_run_reports_the_number_of_requests_to_a_judge(
     tmp_path: Path, model_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Six prompts, two rounds of 6 responses, three evaluations of 8; nobody listens at that address."""
-    wanted = config(tmp_path, model_folder).model_copy(update={"reward": "judge:http://127.0.0.1:1,m"})
-    iterate.run(wanted, display=Display(), dry_run=True)
+    """Six prompts, two rounds of 6 responses, three evaluations of 8. There is no server at that address."""
+    settings = config(tmp_path, model_folder).model_copy(update={"reward": "judge:http://127.0.0.1:1,m"})
+    iterate.run(settings, display=Display(), dry_run=True)
     assert f"reward: at most {6 * (2 * 6 + 3 * 8)} requests" in " ".join(capsys.readouterr().err.split())

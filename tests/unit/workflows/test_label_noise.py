@@ -1,4 +1,4 @@
-"""The noise finder: what it lists, that no fold has seen what it ranks, that a stopped command goes on."""
+"""preftune data noise: listed judgements, margins of held-out folds, resuming, invalid settings."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ FLIPPED = {4, 13, 27, 30}
 
 
 def rows() -> list[dict[str, Any]]:
-    """36 judgements, three a prompt; those of FLIPPED are the wrong way round."""
-    found = []
+    """36 judgements, three per prompt; those in FLIPPED are flipped."""
+    judgements: list[dict[str, Any]] = []
     for who in WHO:
         for good, bad in zip(GOOD, BAD, strict=True):
-            sides = (bad, good) if len(found) in FLIPPED else (good, bad)
-            found.append({"prompt": f"look at the {who}", "chosen": sides[0], "rejected": sides[1]})
-    return found
+            sides = (bad, good) if len(judgements) in FLIPPED else (good, bad)
+            judgements.append({"prompt": f"look at the {who}", "chosen": sides[0], "rejected": sides[1]})
+    return judgements
 
 
 def config(tmp_path: Path, model: Path, **changes: Any) -> NoiseConfig:
@@ -52,32 +52,30 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("ranker", ["dpo", "reward"])
-def test_the_pairs_that_were_turned_round_are_found(tmp_path: Path, model_folder: Path, ranker: Any) -> None:
-    """With their line, the surest first, and no other pair."""
-    wanted = config(tmp_path, model_folder, ranker=ranker, confidence=0.51)
-    found = lines(label_noise.run(wanted, display=QUIET))
-    assert {row["origin"] for row in found} == {f"{wanted.data.train}:{place + 1}" for place in FLIPPED}
-    assert [row["confidence"] for row in found] == sorted((row["confidence"] for row in found), reverse=True)
-    assert all(row["margin"] < 0 and row["confidence"] >= 0.51 for row in found)
-    assert found[0]["chosen"] in BAD
+def test_exactly_the_flipped_judgements_are_listed(tmp_path: Path, model_folder: Path, ranker: Any) -> None:
+    """With their line numbers, in order of decreasing confidence."""
+    settings = config(tmp_path, model_folder, ranker=ranker, confidence=0.51)
+    listed = lines(label_noise.run(settings, display=QUIET))
+    assert {row["origin"] for row in listed} == {f"{settings.data.train}:{place + 1}" for place in FLIPPED}
+    assert [row["confidence"] for row in listed] == sorted((row["confidence"] for row in listed), reverse=True)
+    assert all(row["margin"] < 0 and row["confidence"] >= 0.51 for row in listed)
+    assert listed[0]["chosen"] in BAD
     summary = json.loads((tmp_path / "noise" / "summary.json").read_text())
     assert (summary["judgements"], summary["backwards"], summary["listed"]) == (36, 4, 4)
     assert summary["accuracy"] == pytest.approx(32 / 36)
 
 
 @pytest.mark.parametrize("ranker", ["dpo", "reward"])
-def test_a_margin_is_that_of_a_model_which_has_not_seen_the_prompt(
-    tmp_path: Path, model_folder: Path, ranker: Any
-) -> None:
-    """Plain transformers on the fold's own model."""
-    wanted = config(tmp_path, model_folder, ranker=ranker)
-    label_noise.run(wanted, display=QUIET)
+def test_margins_come_from_a_model_not_trained_on_the_prompt(tmp_path: Path, model_folder: Path, ranker: Any) -> None:
+    """The expected margins are computed with transformers from the fold's model."""
+    settings = config(tmp_path, model_folder, ranker=ranker)
+    label_noise.run(settings, display=QUIET)
     folder = tmp_path / "noise" / "fold-2"
     trained_on = {group.prompt for group in read_groups(str(folder / "train.json"))[0]}
     held_out = [row for row in rows() if row["prompt"] not in trained_on]
     assert len(trained_on) == 8
-    found = json.loads((folder / "margins.json").read_text())
-    assert len(found) == len(held_out) == 12
+    saved = json.loads((folder / "margins.json").read_text())
+    assert len(saved) == len(held_out) == 12
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     kind = AutoModelForSequenceClassification if ranker == "reward" else AutoModelForCausalLM
     policy = kind.from_pretrained(folder / "run" / "final").eval()
@@ -89,26 +87,30 @@ def test_a_margin_is_that_of_a_model_which_has_not_seen_the_prompt(
         with torch.no_grad():
             if ranker == "reward":
                 return float(policy(input_ids=ids).logits)
-            own, before = (m(input_ids=ids).logits[0, begin - 1 : -1].log_softmax(-1) for m in (policy, reference))
-        return float((own - before).gather(1, ids[0, begin:, None]).sum())
+            log_policy, log_reference = (
+                m(input_ids=ids).logits[0, begin - 1 : -1].log_softmax(-1) for m in (policy, reference)
+            )
+        return float((log_policy - log_reference).gather(1, ids[0, begin:, None]).sum())
 
-    for row, margin in zip(held_out, [one["margin"] for one in found], strict=True):
+    for row, margin in zip(held_out, [row["margin"] for row in saved], strict=True):
         expected = reward(row["prompt"], row["chosen"]) - reward(row["prompt"], row["rejected"])
         assert margin == pytest.approx(expected, abs=2e-4)
 
 
-def test_a_stopped_command_goes_on(tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Folds that are there are not trained again, and the list is the same."""
-    wanted = config(tmp_path, model_folder, confidence=0.6)
-    whole = label_noise.run(wanted, display=QUIET).read_text()
+def test_finished_folds_are_not_trained_again(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A resumed command writes the same list; another confidence lists again without training."""
+    settings = config(tmp_path, model_folder, confidence=0.6)
+    whole = label_noise.run(settings, display=QUIET).read_text()
     out = tmp_path / "noise"
     (out / "noise.jsonl").unlink()
     (out / "fold-3" / "margins.json").unlink()
-    real, calls = label_noise.ranked, []
-    monkeypatch.setattr(label_noise, "ranked", lambda *given: calls.append(given[1].parent.parent) or real(*given))
-    assert label_noise.run(wanted, display=QUIET).read_text() == whole
+    original, calls = label_noise.margins_of, []
+    monkeypatch.setattr(label_noise, "margins_of", lambda *args: calls.append(args[1].parent.parent) or original(*args))
+    assert label_noise.run(settings, display=QUIET).read_text() == whole
     assert calls == [out / "fold-3"]
-    stricter = lines(label_noise.run(wanted.model_copy(update={"confidence": 0.999}), display=QUIET))
+    stricter = lines(label_noise.run(settings.model_copy(update={"confidence": 0.999}), display=QUIET))
     assert stricter == [row for row in map(json.loads, whole.splitlines()) if row["confidence"] >= 0.999]
     assert calls == [out / "fold-3"]
     with pytest.raises(RunError):
@@ -116,26 +118,26 @@ def test_a_stopped_command_goes_on(tmp_path: Path, model_folder: Path, monkeypat
 
 
 def test_a_soft_label_below_one_half_prefers_the_other_response(tmp_path: Path, model_folder: Path) -> None:
-    """`probability` 0 on a turned pair is a right label, 1 a wrong one."""
-    wanted = config(tmp_path, model_folder, confidence=0.6)
+    """With `probability` 0, a flipped judgement is a right label."""
+    settings = config(tmp_path, model_folder, confidence=0.6)
     soft = [{**row, "probability": float(place not in FLIPPED)} for place, row in enumerate(rows())]
     write_jsonl(tmp_path / "prefs.jsonl", soft)
-    assert lines(label_noise.run(wanted, display=QUIET)) == []
+    assert lines(label_noise.run(settings, display=QUIET)) == []
     assert json.loads((tmp_path / "noise" / "summary.json").read_text())["accuracy"] == 1.0
 
 
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"data": {"eval": 0.1}}, ConfigError, "held out once"),
+        ({"data": {"eval": 0.1}}, ConfigError, "every fold is held out in turn"),
         ({"folds": 13}, DataError, "cannot split 12 distinct prompts into 13 folds"),
-        ({"loss": {"name": "kto"}}, ConfigError, "ranks pairs by no reward"),
-        ({"loss": {"name": "simpo"}}, ConfigError, "ranks pairs by no reward"),  # its margins would be lengths
+        ({"loss": {"name": "kto"}}, ConfigError, "has no reward relative to a reference"),
+        ({"loss": {"name": "simpo"}}, ConfigError, "has no reward relative to a reference"),  # reference-free
         ({"reference": {"kind": "adapter-off"}}, ConfigError, "no adapter without lora"),
         ({"reference": {"path": "nowhere/model"}}, ModelError, "nowhere/model"),
     ],
 )
-def test_what_cannot_be_ranked(
+def test_invalid_settings_are_refused(
     tmp_path: Path, model_folder: Path, changes: dict[str, Any], error: Any, message: str
 ) -> None:
     with pytest.raises(error, match=message):

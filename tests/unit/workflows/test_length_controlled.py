@@ -1,4 +1,4 @@
-"""preftune eval length-controlled: AlpacaEval's files from disk to figures."""
+"""preftune eval length-controlled: figures from AlpacaEval's files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ QUIET = Display(quiet=True)
 
 
 def annotation(preference: float | None, longer: int, **fields: Any) -> dict[str, Any]:
-    """`longer`: characters of the baseline's response less those of the model's."""
+    """`longer` is the length of the baseline's response minus that of the model's, in characters."""
     texts = {"output_1": "x" * (5000 + longer), "output_2": "y" * 5000}
     return {**texts, "generator_1": "baseline", "generator_2": "mine", "preference": preference, **fields}
 
@@ -37,28 +37,28 @@ def files(folder: Path, n: int = 60) -> tuple[Path, Path]:
     return folder / "annotations.json", folder / "gamed.csv"
 
 
-def test_files_have_the_figures_of_their_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_writes_the_figures_of_the_formula(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     annotations, gamed = files(tmp_path)
     expected = length_controlled(*leaderboard(0, 60))
     out = tmp_path / "lc.json"
     assert cli(["eval", "length-controlled", str(annotations), "--gamed", str(gamed), "--out", str(out)]) == 0
-    found = json.loads(out.read_text())
-    assert found["length_controlled_winrate"] == pytest.approx(100 * expected.rate, abs=1e-5)
-    assert found["lc_standard_error"] == pytest.approx(100 * expected.standard_error, abs=1e-5)
-    assert (found["model"], found["baseline"], found["prompts"], found["unread"]) == ("mine", "baseline", 60, 1)
+    figures = json.loads(out.read_text())
+    assert figures["length_controlled_winrate"] == pytest.approx(100 * expected.rate, abs=1e-5)
+    assert figures["lc_standard_error"] == pytest.approx(100 * expected.standard_error, abs=1e-5)
+    assert (figures["model"], figures["baseline"], figures["prompts"], figures["unread"]) == ("mine", "baseline", 60, 1)
     assert f"length-controlled win rate {100 * expected.rate:.2f}" in capsys.readouterr().err
 
 
-def test_preferences_are_read_as_the_original_does() -> None:
+def test_preferences_are_read_as_in_alpaca_eval() -> None:
     """1: the baseline wins, 2: the model wins, 0 and 1.5 are ties, null is unread."""
     assert [workflow.preference_of(p, "") for p in (1, 2, 1.5, 0, 1.25)] == [0, 1, 0.5, 0.5, 0.25]
     assert np.isnan(workflow.preference_of(None, ""))
     for wrong in (0.5, 3, True, "1"):
-        with pytest.raises(DataError, match="from 1"):
+        with pytest.raises(DataError, match="must be from 1"):
             workflow.preference_of(wrong, "here")
 
 
-def test_the_baseline_itself_has_one_half(tmp_path: Path) -> None:
+def test_the_baseline_has_a_win_rate_of_one_half(tmp_path: Path) -> None:
     _, gamed = files(tmp_path)
     same = [annotation(1.5, 0, generator_2="baseline") for _ in range(60)]
     (tmp_path / "same.json").write_text(json.dumps(same))
@@ -69,9 +69,12 @@ def test_the_baseline_itself_has_one_half(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "match"),
     [
-        ([], "no list"),
+        ([], "not a list of annotations"),
         ([annotation(1, 0), annotation(1, 0, generator_2="other")], "generator_2 has 2 values: mine, other"),
-        ([annotation(1, 0), {"preference": 1}], "annotation 2: needs the texts"),
+        (
+            [annotation(1, 0), {"preference": 1}],
+            "annotation 2: output_1, output_2, generator_1 and generator_2 must be texts",
+        ),
         ([annotation(1, 0), annotation(7, 0)], "annotation 2: preference is 7"),
         ([annotation(None, 0)], "no annotation has a preference"),
         ([annotation(1, 0)] * 61, "1 of 61 annotations have no instruction difficulty, the first is number 60"),

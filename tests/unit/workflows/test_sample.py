@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from tests.conftest import write_jsonl
 
+from preftune.config.schema import DataConfig
 from preftune.data.groups import read_groups
 from preftune.data.select import SelectionOptions
 from preftune.errors import ConfigError, DataError, RunError
@@ -24,150 +25,157 @@ QUIET = Display(quiet=True)
 
 
 @pytest.fixture
-def prompts(tmp_path: Path) -> str:
-    return str(write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": p} for p in PROMPTS]))
+def prompts(tmp_path: Path) -> DataConfig:
+    return DataConfig(train=str(write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": p} for p in PROMPTS])))
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_samples_of_a_folder(tmp_path: Path, model_folder: Path, prompts: str) -> None:
+def test_a_model_folder_gives_n_responses_per_prompt(tmp_path: Path, model_folder: Path, prompts: DataConfig) -> None:
     out = samples.run(SampleOptions(str(model_folder), prompts, Sampling(3, 8)), tmp_path / "s.jsonl", QUIET)
-    found = rows(out)
-    assert [row["prompt"] for row in found] == PROMPTS
-    for row in found:
+    lines = rows(out)
+    assert [row["prompt"] for row in lines] == PROMPTS
+    for row in lines:
         assert [len(row[key]) for key in ("responses", "ended", "tokens")] == [3, 3, 3]
         assert all(0 < n <= 8 for n in row["tokens"])
         assert all(ended or n == 8 for ended, n in zip(row["ended"], row["tokens"], strict=True))
     assert not (tmp_path / "s.jsonl.part").exists()
 
 
-def test_what_was_sampled_is_not_sampled_again(
-    tmp_path: Path, model_folder: Path, prompts: str, monkeypatch: pytest.MonkeyPatch
+def test_an_interrupted_command_resumes_without_sampling_a_response_twice(
+    tmp_path: Path, model_folder: Path, prompts: DataConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped after some responses, with a line half written: the rest is sampled, and the file is the same."""
-    wanted = SampleOptions(str(model_folder), prompts, Sampling(3, 8))
-    whole = samples.run(wanted, tmp_path / "whole.jsonl", QUIET).read_text()
+    """The journal ends with an incomplete line. The result equals that of an uninterrupted command."""
+    options = SampleOptions(str(model_folder), prompts, Sampling(3, 8))
+    whole = samples.run(options, tmp_path / "whole.jsonl", QUIET).read_text()
     monkeypatch.setattr(samples, "ROWS", 2)
-    calls, real = 0, samples.sample
+    calls, original = 0, samples.sample
 
-    def dies(*args: Any, **kwargs: Any) -> Any:
+    def interrupt(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == 3:
             raise KeyboardInterrupt
-        return real(*args, **kwargs)
+        return original(*args, **kwargs)
 
-    monkeypatch.setattr(samples, "sample", dies)
+    monkeypatch.setattr(samples, "sample", interrupt)
     out = tmp_path / "s.jsonl"
     with pytest.raises(KeyboardInterrupt):
-        samples.run(wanted, out, QUIET)
+        samples.run(options, out, QUIET)
     part = tmp_path / "s.jsonl.part"
     assert len(rows(part)) == 1 + 4
     part.write_text(part.read_text() + '{"prompt": 1, "k"')
-    with pytest.raises(RunError, match="other samples"):
+    with pytest.raises(RunError, match="unfinished command with other settings"):
         samples.run(SampleOptions(str(model_folder), prompts, Sampling(3, 9)), out, QUIET)
-    samples.run(wanted, out, QUIET)
+    samples.run(options, out, QUIET)
     assert out.read_text() == whole
     calls = 0
-    samples.run(wanted, out, QUIET)
+    samples.run(options, out, QUIET)
     assert calls == 0
 
 
-def test_too_long_for_the_model(tmp_path: Path, model_folder: Path, prompts: str) -> None:
+def test_more_new_tokens_than_the_model_has_positions_is_an_error(
+    tmp_path: Path, model_folder: Path, prompts: DataConfig
+) -> None:
     with pytest.raises(ConfigError, match="do not fit in the 256 positions"):
         samples.run(SampleOptions(str(model_folder), prompts, Sampling(1, 300)), tmp_path / "s.jsonl", QUIET)
 
 
-def test_prompts_without_room_are_left_out_and_counted(
+def test_prompts_that_leave_no_room_for_a_response_are_dropped_and_counted(
     tmp_path: Path, model_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One long prompt ends nothing, and a command that failed leaves nothing in the way of the next one."""
-    file = write_jsonl(tmp_path / "p.jsonl", [{"prompt": "the cat"}, {"prompt": "the cat " * 200}, {"prompt": "a dog"}])
+    """A command that failed leaves no file that would block the next one."""
+    prompts = ["the cat", "the cat " * 200, "a dog"]
+    data = DataConfig(train=str(write_jsonl(tmp_path / "p.jsonl", [{"prompt": p} for p in prompts])))
     out = tmp_path / "s.jsonl"
     with pytest.raises(ConfigError):
-        samples.run(SampleOptions(str(model_folder), str(file), Sampling(1, 256)), out, QUIET)
-    samples.run(SampleOptions(str(model_folder), str(file), Sampling(2, 8)), out, Display())
+        samples.run(SampleOptions(str(model_folder), data, Sampling(1, 256)), out, QUIET)
+    samples.run(SampleOptions(str(model_folder), data, Sampling(2, 8)), out, Display())
     assert [row["prompt"] for row in rows(out)] == ["the cat", "a dog"]
     assert "dropped 1 (line 2): the prompt is longer than 248 tokens" in capsys.readouterr().err
-    long = write_jsonl(tmp_path / "long.jsonl", [{"prompt": "the cat " * 200}])
+    long = DataConfig(train=str(write_jsonl(tmp_path / "long.jsonl", [{"prompt": "the cat " * 200}])))
     with pytest.raises(DataError, match="no prompt is left"):
-        samples.run(SampleOptions(str(model_folder), str(long), Sampling(2, 8)), tmp_path / "t.jsonl", QUIET)
+        samples.run(SampleOptions(str(model_folder), long, Sampling(2, 8)), tmp_path / "t.jsonl", QUIET)
     assert not list(tmp_path.glob("t.jsonl*"))
 
 
 @pytest.mark.parametrize("name", ["write_rows", "write_json"])
-def test_stopped_while_the_result_is_written_it_goes_on(
-    tmp_path: Path, model_folder: Path, prompts: str, monkeypatch: pytest.MonkeyPatch, name: str
+def test_a_command_interrupted_while_it_writes_the_result_resumes(
+    tmp_path: Path, model_folder: Path, prompts: DataConfig, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """Before and after each of the two files: the same command never takes its own samples for other ones."""
-    wanted = SampleOptions(str(model_folder), prompts, Sampling(2, 4))
-    whole = samples.run(wanted, tmp_path / "whole.jsonl", QUIET).read_text()
-    real = getattr(samples, name)
+    """The interruption comes before or after each of the two files is written."""
+    options = SampleOptions(str(model_folder), prompts, Sampling(2, 4))
+    whole = samples.run(options, tmp_path / "whole.jsonl", QUIET).read_text()
+    original = getattr(samples, name)
 
     def after(*args: Any) -> None:
-        real(*args)
+        original(*args)
         raise KeyboardInterrupt
 
     def before(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    for number, dies in enumerate((before, after)):
+    for number, interrupt in enumerate((before, after)):
         out = tmp_path / f"s{number}.jsonl"
         with monkeypatch.context() as patch:
-            patch.setattr(samples, name, dies)
+            patch.setattr(samples, name, interrupt)
             with pytest.raises(KeyboardInterrupt):
-                samples.run(wanted, out, QUIET)
-        assert samples.run(wanted, out, QUIET).read_text() == whole
+                samples.run(options, out, QUIET)
+        assert samples.run(options, out, QUIET).read_text() == whole
         assert not out.with_name(f"{out.name}.part").exists()
 
 
-def test_finished_samples_are_not_overwritten(tmp_path: Path, model_folder: Path, prompts: str) -> None:
+def test_samples_with_other_settings_are_not_overwritten(
+    tmp_path: Path, model_folder: Path, prompts: DataConfig
+) -> None:
     out = samples.run(SampleOptions(str(model_folder), prompts, Sampling(1, 4)), tmp_path / "s.jsonl", QUIET)
     before = out.read_bytes()
-    with pytest.raises(RunError, match="holds other samples"):
+    with pytest.raises(RunError, match="samples with other settings"):
         samples.run(SampleOptions(str(model_folder), prompts, Sampling(1, 5)), out, QUIET)
     assert out.read_bytes() == before
 
 
-def test_more_of_a_folder_is_what_one_call_draws(
-    tmp_path: Path, model_folder: Path, prompts: str, monkeypatch: pytest.MonkeyPatch
+def test_a_larger_n_gives_the_same_responses_as_one_call(
+    tmp_path: Path, model_folder: Path, prompts: DataConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name, out = str(model_folder), tmp_path / "s.jsonl"
     whole = samples.run(SampleOptions(name, prompts, Sampling(4, 8)), tmp_path / "whole.jsonl", QUIET).read_text()
-    drawn, real = 0, samples.sample
+    sampled, original = 0, samples.sample
 
     def counted(*args: Any, **kwargs: Any) -> Any:
-        nonlocal drawn
-        drawn += sum(map(len, kwargs["only"]))
-        return real(*args, **kwargs)
+        nonlocal sampled
+        sampled += sum(map(len, kwargs["only"]))
+        return original(*args, **kwargs)
 
     monkeypatch.setattr(samples, "sample", counted)
-    for n, most, so_far in ((2, 3, 6), (4, None, 16), (1, 2, 16), (4, None, 16)):
-        samples.run(SampleOptions(name, prompts, Sampling(n, 8), most), out, QUIET)
-        assert drawn == so_far
+    for n, max_prompts, total in ((2, 3, 6), (4, None, 16), (1, 2, 16), (4, None, 16)):
+        samples.run(SampleOptions(name, prompts, Sampling(n, 8), max_prompts), out, QUIET)
+        assert sampled == total
     assert out.read_text() == whole
 
 
-def test_pairs_of_samples(tmp_path: Path, model_folder: Path, prompts: str) -> None:
-    """What pairs writes is data that training reads, cut-off responses and scores included."""
-    drawn = samples.run(SampleOptions(str(model_folder), prompts, Sampling(4, 8)), tmp_path / "s.jsonl", QUIET)
+def test_preference_data_of_samples_can_be_read_for_training(
+    tmp_path: Path, model_folder: Path, prompts: DataConfig
+) -> None:
+    """Responses that were cut off stay marked, and the scores are written."""
+    sampled = samples.run(SampleOptions(str(model_folder), prompts, Sampling(4, 8)), tmp_path / "s.jsonl", QUIET)
     out = tmp_path / "prefs.jsonl"
-    account = pairs.run(str(drawn), out, SelectionOptions("all", soft=True), open_reward("length"), QUIET)
-    groups, read = read_groups(str(out))
-    assert (account.read, read.kept) == (4, len(groups))
+    account = pairs.run(str(sampled), out, SelectionOptions("all", soft=True), open_reward("length"), QUIET)
+    groups, read_account = read_groups(str(out))
+    assert (account.read, read_account.kept) == (4, len(groups))
     for group, row in zip(groups, rows(out), strict=True):
         assert group.ended == tuple(row["ended"])
         for j in group.judgements:
             assert row["scores"][j.better] > row["scores"][j.worse]
             assert row["scores"][j.better] == len(row["responses"][j.better])
     again = tmp_path / "again.jsonl"
-    pairs.run(str(out), again, SelectionOptions("best-worst"), None, QUIET)  # its own scores
+    pairs.run(str(out), again, SelectionOptions("best-worst"), None, QUIET)  # uses the scores of the file
     assert all(len(row["responses"]) == 2 for row in rows(again))
 
 
-def test_what_is_dropped_is_counted(tmp_path: Path) -> None:
+def test_prompts_without_a_pair_are_dropped_and_counted(tmp_path: Path) -> None:
     file = write_jsonl(
         tmp_path / "s.jsonl",
         [
@@ -193,7 +201,7 @@ def test_what_is_dropped_is_counted(tmp_path: Path) -> None:
         ({"responses": ["x", "y"], "scores": [1, 2]}, "prompt"),
     ],
 )
-def test_samples_that_are_none(tmp_path: Path, row: dict[str, Any], message: str) -> None:
+def test_a_row_that_is_not_a_sample_is_refused(tmp_path: Path, row: dict[str, Any], message: str) -> None:
     file = write_jsonl(tmp_path / "s.jsonl", [row])
     with pytest.raises((DataError, ConfigError), match=message):
         pairs.run(str(file), tmp_path / "p.jsonl", SelectionOptions(), None, QUIET)

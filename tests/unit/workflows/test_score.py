@@ -1,4 +1,4 @@
-"""preftune score as a reward model's test: RewardBench's figures in both modes, any reward, the page of tokens."""
+"""preftune score: RewardBench's figures in both modes, rewards of every kind, the page of tokens."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from tests.conftest import PAIRS, make_model, make_tokenizer, write_jsonl
 from transformers import AutoModelForCausalLM
 
 from preftune.cli.main import run as command
+from preftune.config.schema import DataConfig
 from preftune.errors import ConfigError, DataError, ModelError
 from preftune.model.load import TEMPLATES
 from preftune.report.tokens import ShadedPair, pairs_to_show, write_token_page
@@ -39,19 +40,25 @@ BENCH = [
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A policy and its reference, with a chat template that writes BOS itself."""
-    found = {}
+    """A policy and its reference, with a chat template that writes BOS."""
+    folders = {}
     for seed, name in enumerate(("policy", "reference")):
-        found[name] = tmp_path_factory.mktemp(name)
-        make_model(seed=seed).save_pretrained(found[name])
+        folders[name] = tmp_path_factory.mktemp(name)
+        make_model(seed=seed).save_pretrained(folders[name])
         tokenizer = make_tokenizer()
         tokenizer.chat_template = TEMPLATE
-        tokenizer.save_pretrained(found[name])
-    return found
+        tokenizer.save_pretrained(folders[name])
+    return folders
 
 
-def scoring(models: dict[str, Path], data: Path, **more: Any) -> ScoreOptions:
-    return ScoreOptions(str(models["policy"]), str(models["reference"]), str(data), **more)
+def options_of(models: dict[str, Path], data: Path, **changes: Any) -> ScoreOptions:
+    section = {name: changes.pop(name) for name in ("max_length", "chat_template") if name in changes}
+    data_config = DataConfig(train=str(data), **section)
+    return ScoreOptions(str(models["policy"]), str(models["reference"]), data_config, **changes)
+
+
+def reward_options(reward: str, data: Path) -> RewardScoreOptions:
+    return RewardScoreOptions(reward, DataConfig(train=str(data)))
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -63,18 +70,18 @@ def summary(out: Path) -> dict[str, Any]:
 
 
 def oracle(models: dict[str, Path], prompt: list[int], response: list[int]) -> float:
-    """Log-ratio of a response by plain transformers."""
-    found = []
+    """Return the log-ratio of a response, computed with transformers alone."""
+    sums = []
     for name in ("policy", "reference"):
         model = AutoModelForCausalLM.from_pretrained(models[name])
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
-        found.append(float(logits.gather(1, torch.tensor(response)[:, None]).sum()))
-    return found[0] - found[1]
+        sums.append(float(logits.gather(1, torch.tensor(response)[:, None]).sum()))
+    return sums[0] - sums[1]
 
 
 def published_ids(row: dict[str, Any], side: str, limit: int = 2048) -> tuple[list[int], list[int]]:
-    """The published reading of one response, step by step, for the template above."""
+    """Return prompt and response ids as RewardBench's own code tokenises them with the template above."""
     tokenizer = make_tokenizer()
 
     def ids(text: str) -> list[int]:
@@ -95,13 +102,12 @@ def published_ids(row: dict[str, Any], side: str, limit: int = 2048) -> tuple[li
     return head, response[: limit - 128] if len(head) + longest > limit else response
 
 
-def test_compatible_rewards_are_those_of_the_published_reading(tmp_path: Path, models: dict[str, Path]) -> None:
-    """Two BOS, the header scored, the prompt taken out of the second answers; corrected stands beside it."""
+def test_compatible_rewards_use_the_tokens_of_the_published_code(tmp_path: Path, models: dict[str, Path]) -> None:
+    """Two BOS tokens, a scored header, and the prompt removed from responses that repeat it."""
     data, out = write_jsonl(tmp_path / "bench.jsonl", BENCH), tmp_path / "s.jsonl"
-    score.run(scoring(models, data, mode="compatible", beta=1.0), out, QUIET)
-    found = lines(out)
+    score.run(options_of(models, data, mode="compatible", beta=1.0), out, QUIET)
     right = []
-    for row, line in zip(BENCH, found, strict=True):
+    for row, line in zip(BENCH, lines(out), strict=True):
         for side in ("chosen", "rejected"):
             prompt, response = published_ids(row, side)
             assert prompt[:2] == [1, 1]
@@ -109,15 +115,15 @@ def test_compatible_rewards_are_those_of_the_published_reading(tmp_path: Path, m
             assert line[f"{side}_tokens"] == len(response)
         right.append(line["margin"] > 0)
         assert (line["subset"], line["id"]) == (row["subset"], str(row["id"]))
-    known = summary(out)
-    assert known["compatible"]["subsets"]["hep-go"] == {"prompts": 2, "score": sum(right[1:3]) / 2}
-    assert known["corrected"]["subsets"].keys() == known["compatible"]["subsets"].keys()
+    corrected, compatible = (summary(out)[mode]["subsets"] for mode in ("corrected", "compatible"))
+    assert compatible["hep-go"] == {"prompts": 2, "score": sum(right[1:3]) / 2}
+    assert corrected.keys() == compatible.keys()
 
 
-def test_corrected_rewards_render_the_prompt_as_what_a_user_says(tmp_path: Path, models: dict[str, Path]) -> None:
-    """One BOS, the header belongs to the prompt, the answer is left as it is."""
+def test_corrected_rewards_render_the_prompt_as_a_user_message(tmp_path: Path, models: dict[str, Path]) -> None:
+    """One BOS token, the header is part of the prompt, the response is unchanged."""
     data, out = write_jsonl(tmp_path / "bench.jsonl", BENCH), tmp_path / "s.jsonl"
-    score.run(scoring(models, data, beta=1.0), out, QUIET)
+    score.run(options_of(models, data, beta=1.0), out, QUIET)
     tokenizer = make_tokenizer()
     for row, line in zip(BENCH, lines(out), strict=True):
         head = f"<s>user: {row['prompt']}\nassistant:"
@@ -128,24 +134,24 @@ def test_corrected_rewards_render_the_prompt_as_what_a_user_says(tmp_path: Path,
     assert "compatible" not in summary(out)
 
 
-def test_a_long_row_loses_its_prompt_only_in_the_published_reading(tmp_path: Path, models: dict[str, Path]) -> None:
+def test_a_long_prompt_is_truncated_to_128_tokens_in_compatible_mode(tmp_path: Path, models: dict[str, Path]) -> None:
     row = {"prompt": "the moon " * 80, "chosen": "yes", "rejected": "no", "subset": "mine"}
     data, out = write_jsonl(tmp_path / "bench.jsonl", [row]), tmp_path / "s.jsonl"
-    score.run(scoring(models, data, mode="compatible", beta=1.0, max_length=170), out, QUIET)
+    score.run(options_of(models, data, mode="compatible", beta=1.0, max_length=170), out, QUIET)
     prompt, response = published_ids(row, "chosen", 170)
     assert len(prompt) == 128
     assert lines(out)[0]["reward_chosen"] == pytest.approx(oracle(models, prompt, response), abs=1e-4)
 
 
-def test_the_difference_is_said_without_subsets_too(tmp_path: Path, models: dict[str, Path]) -> None:
+def test_both_modes_are_reported_for_data_without_subsets(tmp_path: Path, models: dict[str, Path]) -> None:
     rows = [{key: row[key] for key in ("prompt", "chosen", "rejected")} for row in BENCH]
     data, out = write_jsonl(tmp_path / "p.jsonl", rows), tmp_path / "s.jsonl"
-    score.run(scoring(models, data, mode="compatible"), out, QUIET)
+    score.run(options_of(models, data, mode="compatible"), out, QUIET)
     assert summary(out)["corrected"]["prompts"] == summary(out)["compatible"]["prompts"] == 4
     assert "subset" not in lines(out)[0]
 
 
-def test_lists_are_right_if_the_best_reward_is_a_chosen_one(tmp_path: Path, models: dict[str, Path]) -> None:
+def test_a_list_is_right_if_a_chosen_response_has_the_highest_reward(tmp_path: Path, models: dict[str, Path]) -> None:
     file = tmp_path / "mine.py"
     file.write_text("def reward(prompts, responses):\n    return [float(len(r)) for r in responses]\n")
     rows = [
@@ -154,66 +160,66 @@ def test_lists_are_right_if_the_best_reward_is_a_chosen_one(tmp_path: Path, mode
         {"prompt": "c", "chosen": ["xxx"], "rejected": ["yyy", "xx", "x"], "subset": "Focus", "id": "3"},
     ]
     data, out = write_jsonl(tmp_path / "v2.jsonl", rows), tmp_path / "s.jsonl"
-    score.run(RewardScoreOptions(f"{file}:reward", str(data)), out, QUIET)
-    known = summary(out)
-    assert known["corrected"]["subsets"] == {
+    score.run(reward_options(f"{file}:reward", data), out, QUIET)
+    figures = summary(out)
+    assert figures["corrected"]["subsets"] == {
         "Focus": {"prompts": 1, "score": 0.5},
         "Math": {"prompts": 2, "score": 0.5},
     }
-    assert (known["pairs"], known["ties"], known["accuracy"]) == (9, 1, pytest.approx(7.5 / 9))
+    assert (figures["pairs"], figures["ties"], figures["accuracy"]) == (9, 1, pytest.approx(7.5 / 9))
     assert [line["margin"] for line in lines(out)[:3]] == [3.0, 2.0, 1.0]
     assert "policy_chosen_logp" not in lines(out)[0]
 
 
-def test_soft_labels_say_which_is_better(tmp_path: Path) -> None:
-    """Below one half the other response is the better one; at one half neither is, and the row is half right."""
+def test_the_better_response_of_a_soft_label_follows_its_probability(tmp_path: Path) -> None:
+    """Below 0.5 the labels are swapped; at 0.5 the row is a tie and counts as half right."""
     rows = [
         {"prompt": "a", "chosen": "x", "rejected": "yyy", "probability": 0.1, "subset": "Math"},
         {"prompt": "b", "chosen": "xx", "rejected": "y", "probability": 0.9, "subset": "Math"},
         {"prompt": "c", "chosen": "xxxxx", "rejected": "y", "probability": 0.5, "subset": "Focus"},
     ]
     out = tmp_path / "s.jsonl"
-    score.run(RewardScoreOptions("length", str(write_jsonl(tmp_path / "soft.jsonl", rows))), out, QUIET)
-    known = summary(out)
-    assert (known["pairs"], known["ties"]) == (3, 1)
-    assert known["accuracy"] == pytest.approx(2.5 / 3)
-    assert known["margin"] == pytest.approx((2 + 1 + 0) / 3)
-    assert known["corrected"]["subsets"] == {
+    score.run(reward_options("length", write_jsonl(tmp_path / "soft.jsonl", rows)), out, QUIET)
+    figures = summary(out)
+    assert (figures["pairs"], figures["ties"]) == (3, 1)
+    assert figures["accuracy"] == pytest.approx(2.5 / 3)
+    assert figures["margin"] == pytest.approx((2 + 1 + 0) / 3)
+    assert figures["corrected"]["subsets"] == {
         "Focus": {"prompts": 1, "score": 0.5},
         "Math": {"prompts": 2, "score": 1.0},
     }
 
 
-def test_a_group_without_a_right_answer_is_refused(tmp_path: Path) -> None:
-    """A beats B and B beats A: nobody can say which of them should have the most reward."""
+def test_a_group_in_which_every_response_loses_is_refused(tmp_path: Path) -> None:
+    """A beats B and B beats A."""
     both = [{"better": 0, "worse": 1}, {"better": 1, "worse": 0}]
     rows = [{"prompt": "a", "responses": ["x", "yy"], "judgements": both, "subset": "Ties", "id": "tied:1"}]
     data = write_jsonl(tmp_path / "circle.jsonl", rows)
-    with pytest.raises(DataError, match="none is right"):
-        score.run(RewardScoreOptions("length", str(data)), tmp_path / "s.jsonl", QUIET)
+    with pytest.raises(DataError, match="none of them is right"):
+        score.run(reward_options("length", data), tmp_path / "s.jsonl", QUIET)
 
 
-def test_compatible_needs_a_chat_template(tmp_path: Path, model_folder: Path) -> None:
+def test_compatible_mode_needs_a_chat_template(tmp_path: Path, model_folder: Path) -> None:
     data, out = write_jsonl(tmp_path / "bench.jsonl", BENCH), tmp_path / "s.jsonl"
     both = {"policy": model_folder, "reference": model_folder}
     with pytest.raises(ModelError, match="no chat template"):
-        score.run(scoring(both, data, mode="compatible"), out, QUIET)
+        score.run(options_of(both, data, mode="compatible"), out, QUIET)
     assert not out.exists()
-    score.run(scoring(both, data, mode="compatible", chat_template="dialogue"), out, QUIET)
-    assert summary(out)["compatible"]["accuracy"] == 0.0  # all tie
+    score.run(options_of(both, data, mode="compatible", chat_template="dialogue"), out, QUIET)
+    assert summary(out)["compatible"]["accuracy"] == 0.0  # all rewards are 0
     assert summary(out)["corrected"]["accuracy"] == 0.5
     assert "dialogue" in TEMPLATES
 
 
-def test_the_table_says_the_difference(tmp_path: Path, models: dict[str, Path], capsys: Any) -> None:
+def test_the_table_shows_both_modes_and_their_difference(tmp_path: Path, models: dict[str, Path], capsys: Any) -> None:
     data = write_jsonl(tmp_path / "bench.jsonl", BENCH)
     arguments = ["--policy", str(models["policy"]), "--reference", str(models["reference"]), "--data", str(data)]
     assert command(["score", *arguments, "--out", str(tmp_path / "s.jsonl"), "--mode", "compatible"]) == 0
-    said = capsys.readouterr().err
-    assert re.search(r"subset +prompts +corrected +compatible +difference", said)
-    assert re.search(r"section Reasoning \(2 of 7 subsets\) ( +-?\d\.\d{4}){3}", said)
-    assert "published: the header of the assistant's turn is scored" in said
-    assert "published: the prompt also occurs in an answer" in said
+    output = capsys.readouterr().err
+    assert re.search(r"subset +prompts +corrected +compatible +difference", output)
+    assert re.search(r"section Reasoning \(2 of 7 subsets\) ( +-?\d\.\d{4}){3}", output)
+    assert "published: the header of the assistant's turn is scored" in output
+    assert "published: the prompt also occurs in an answer" in output
 
 
 @pytest.mark.parametrize(
@@ -221,23 +227,28 @@ def test_the_table_says_the_difference(tmp_path: Path, models: dict[str, Path], 
     [
         (["--policy", "a"], "needs --policy and --reference, or --reward alone"),
         (["--policy", "a", "--reference", "b", "--reward", "length"], "or --reward alone"),
-        (["--reward", "length", "--tokens"], "--tokens: is for an implicit reward"),
+        (["--reward", "length", "--tokens"], "--tokens: applies only to an implicit reward"),
         (["--policy", "a", "--reference", "b", "--mode", "compat"], "unknown mode; did you mean 'compatible'?"),
-        (["--reward", "length", "--beta", "7"], "--beta: is for an implicit reward"),
-        (["--policy", "a", "--reference", "b", "--mode", "compatible", "--max-length", "120"], "give more than 128"),
-        (["--reward", "implicit:a,b"], "give it as --policy and --reference"),
+        (["--reward", "length", "--beta", "7"], "--beta: applies only to an implicit reward"),
+        (
+            ["--policy", "a", "--reference", "b", "--mode", "compatible", "--max-length", "120"],
+            "must be above 128 with --mode compatible",
+        ),
+        (["--reward", "implicit:a,b"], "set --policy and --reference instead"),
     ],
 )
-def test_options_that_do_not_go_together(tmp_path: Path, arguments: list[str], message: str, capsys: Any) -> None:
+def test_options_that_cannot_be_combined_are_refused(
+    tmp_path: Path, arguments: list[str], message: str, capsys: Any
+) -> None:
     data = write_jsonl(tmp_path / "p.jsonl", PAIRS)
     assert command(["score", *arguments, "--data", str(data), "--out", str(tmp_path / "s.jsonl")]) == 2
     assert message in capsys.readouterr().err
 
 
-def test_the_page_of_tokens_is_offline_and_escaped(tmp_path: Path, models: dict[str, Path]) -> None:
+def test_the_page_of_tokens_loads_nothing_and_escapes_text(tmp_path: Path, models: dict[str, Path]) -> None:
     rows = [{"prompt": "the <b>cat</b>", "chosen": " <script>alert(1)</script>", "rejected": " no\nand no"}, *PAIRS]
     data, out = write_jsonl(tmp_path / "p.jsonl", rows), tmp_path / "s.jsonl"
-    score.run(scoring(models, data, tokens=True), out, QUIET)
+    score.run(options_of(models, data, tokens=True), out, QUIET)
     page = out.with_suffix(".html").read_text()
     assert "<script" not in page
     assert "default-src 'none'" in page
@@ -249,24 +260,24 @@ def test_the_page_of_tokens_is_offline_and_escaped(tmp_path: Path, models: dict[
     assert spans >= sum(row["chosen_tokens"] + row["rejected_tokens"] for row in lines(out))
 
 
-def test_the_strongest_tokens_have_the_strongest_shade(tmp_path: Path) -> None:
+def test_the_shade_of_a_token_grows_with_its_reward(tmp_path: Path) -> None:
     pair = ShadedPair("d:1", "p", (("good", 0.5), ("half", 0.25)), (("bad", -0.5), ("none", 0.0)))
     write_token_page(tmp_path / "t.html", "t", [pair], [])
     page = tmp_path / "t.html"
-    found = dict(
-        (text, (way, strength))
-        for way, strength, text in re.findall(
+    shades = dict(
+        (text, (direction, strength))
+        for direction, strength, text in re.findall(
             r'class="(up|down)"\s+style="--a: ([\d.]+)"[^>]*>(\w+)<', page.read_text()
         )
     )
-    assert found["good"] == ("up", "0.75")
-    assert found["bad"] == ("down", "0.75")
-    assert float(found["half"][1]) == pytest.approx(0.375, abs=0.01)
-    assert float(found["none"][1]) == 0
+    assert shades["good"] == ("up", "0.75")
+    assert shades["bad"] == ("down", "0.75")
+    assert float(shades["half"][1]) == pytest.approx(0.375, abs=0.01)
+    assert float(shades["none"][1]) == 0
 
 
-def test_the_page_shows_the_first_and_the_most_wrong_pairs(tmp_path: Path) -> None:
-    """Of 100 pairs the first 20, and the 20 with the lowest margins below 0."""
+def test_the_page_shows_the_first_pairs_and_the_lowest_margins(tmp_path: Path) -> None:
+    """Of 100 pairs, the first 20 and the 20 with the lowest margins below 0."""
     first, worst = pairs_to_show([50.0 - i for i in range(100)])
     assert first == list(range(20))
     assert worst == list(range(99, 79, -1))
@@ -276,13 +287,13 @@ def test_the_page_shows_the_first_and_the_most_wrong_pairs(tmp_path: Path) -> No
     assert re.findall(r"<h2>(?:Low margin: )?d:(\d+)\.</h2>", (tmp_path / "t.html").read_text()) == ["2", "1"]
 
 
-def test_an_implicit_reward_as_the_reward_is_refused(tmp_path: Path) -> None:
+def test_an_implicit_reward_as_the_option_reward_is_refused(tmp_path: Path) -> None:
     data = write_jsonl(tmp_path / "p.jsonl", PAIRS)
-    with pytest.raises(ConfigError, match="as --policy and --reference"):
-        score.run(RewardScoreOptions("implicit:a,b", str(data)), tmp_path / "s.jsonl", QUIET)
+    with pytest.raises(ConfigError, match="set --policy and --reference instead"):
+        score.run(reward_options("implicit:a,b", data), tmp_path / "s.jsonl", QUIET)
 
 
-def test_groups_that_a_reward_leaves_out_are_dropped_and_counted(
+def test_groups_with_a_missing_reward_are_dropped_and_counted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "mine.py").write_text(

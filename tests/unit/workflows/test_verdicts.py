@@ -1,4 +1,4 @@
-"""Verdicts: asked for once, kept, read or quoted; agreement with labels."""
+"""Verdicts of a judge are saved and requested once; unreadable replies are reported; agreement with labels."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from tests.contests import contest
 
 from preftune.cli.main import run as cli
 from preftune.client import Client
+from preftune.config.schema import DataConfig
 from preftune.data.groups import read_groups
 from preftune.errors import ConfigError, IncompleteError
 from preftune.lifecycle.saved import reward_fingerprint
@@ -24,48 +25,67 @@ from preftune.workflows.verdicts import words
 QUIET = Display(quiet=True)
 
 
-def test_verdicts_of_a_server_are_paid_for_once(tmp_path: Path, model_folder: Path, judge_server: Any) -> None:
-    """Two orders a match, the data's own pairs for the agreement; only what could not be read is asked for again."""
+def data_of(path: Path, rows: list[dict[str, Any]]) -> DataConfig:
+    return DataConfig(train=str(write_jsonl(path, rows)))
+
+
+def test_a_verdict_is_requested_once_and_an_unreadable_one_again(
+    tmp_path: Path, model_folder: Path, judge_server: Any
+) -> None:
+    """Each match and each labelled pair is judged in both orders."""
     judge_server.silent = 1
     server = Client(judge_server.url, "judge", concurrency=1)
-    wanted = contest(tmp_path, model_folder, judge="judge", server=server, temperatures=(1.0,))
-    found = winrate.run(wanted, tmp_path / "out", QUIET)
-    (rate,) = found[str(model_folder)].values()
+    options = contest(tmp_path, model_folder, judge="judge", server=server, temperatures=(1.0,))
+    rates = winrate.run(options, tmp_path / "out", QUIET)
+    (rate,) = rates[str(model_folder)].values()
     assert rate.unread == 1
     assert rate.wins + rate.ties + rate.losses == 3
     asked = len(judge_server.asked)
     assert asked == 2 * 3 + 2 * 3
     for _ in range(2):
-        (again,) = winrate.run(wanted, tmp_path / "out", QUIET)[str(model_folder)].values()
+        (again,) = winrate.run(options, tmp_path / "out", QUIET)[str(model_folder)].values()
         assert again.unread == 0
         assert len(judge_server.asked) == asked + 1
-    said = [json.loads(line)["said"] for line in (tmp_path / "out" / "verdicts.jsonl").read_text().splitlines()]
-    assert said.count("hm") == 1  # what could not be read can be looked at
+    replies = [json.loads(line)["said"] for line in (tmp_path / "out" / "verdicts.jsonl").read_text().splitlines()]
+    assert replies.count("hm") == 1  # an unreadable reply is saved for inspection
     facts = json.loads((tmp_path / "out" / "winrate.json").read_text())
-    assert facts["agreement_with_labels"]["agreement"] == pytest.approx(2 / 3)  # the second chosen one is shorter
+    assert facts["agreement_with_labels"]["agreement"] == pytest.approx(
+        2 / 3
+    )  # the second chosen response is the shorter one
     assert facts["agreement_with_labels"]["pairs"] == 3
 
 
-def test_half_a_verdict_is_asked_for_again(tmp_path: Path, model_folder: Path, judge_server: Any) -> None:
+def test_an_incomplete_line_of_verdicts_is_requested_again(
+    tmp_path: Path, model_folder: Path, judge_server: Any
+) -> None:
     server = Client(judge_server.url, "judge", concurrency=1)
-    wanted = contest(tmp_path, model_folder, judge="judge", server=server, temperatures=(1.0,))
-    found = winrate.run(wanted, tmp_path / "out", QUIET)
+    options = contest(tmp_path, model_folder, judge="judge", server=server, temperatures=(1.0,))
+    rates = winrate.run(options, tmp_path / "out", QUIET)
     verdicts, asked = tmp_path / "out" / "verdicts.jsonl", len(judge_server.asked)
     whole = verdicts.read_text()
     verdicts.write_text(whole[:-20])
     for _ in range(2):
-        assert winrate.run(wanted, tmp_path / "out", QUIET) == found
+        assert winrate.run(options, tmp_path / "out", QUIET) == rates
         assert len(judge_server.asked) == asked + 1
     assert sorted(verdicts.read_text().splitlines()) == sorted(whole.splitlines())
 
 
-def test_a_judge_that_cannot_be_read_is_quoted(
+def test_an_unreadable_judge_is_quoted_in_the_error(
     tmp_path: Path, model_folder: Path, judge_server: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Not an internal error: what the judge said, and the next command asks again."""
+    """Exit code 9; the same command requests the verdicts again."""
     judge_server.silent = 6
-    wanted = contest(tmp_path, model_folder)
-    arguments = ["eval", "winrate", "--policy", str(model_folder), "--data", wanted.data, "--max-new-tokens", "5"]
+    options = contest(tmp_path, model_folder)
+    arguments = [
+        "eval",
+        "winrate",
+        "--policy",
+        str(model_folder),
+        "--data",
+        str(options.data.train),
+        "--max-new-tokens",
+        "5",
+    ]
     arguments += [
         "--judge",
         "big",
@@ -77,41 +97,45 @@ def test_a_judge_that_cannot_be_read_is_quoted(
         str(tmp_path / "o"),
     ]
     assert cli(arguments) == 9
-    said = capsys.readouterr().err
-    assert "not one of 6 verdicts could be read" in said
-    assert "'hm'" in said
+    output = capsys.readouterr().err
+    assert "none of 6 verdicts could be read" in output
+    assert "'hm'" in output
     assert cli(arguments) == 0
     assert len(judge_server.asked) == 6 + 6 + 6
 
 
-def test_a_judge_that_refuses_everything_is_quoted(tmp_path: Path, model_folder: Path, judge_server: Any) -> None:
+def test_the_reason_is_reported_if_a_judge_refuses_all_questions(
+    tmp_path: Path, model_folder: Path, judge_server: Any
+) -> None:
     judge_server.refuses = True
-    wanted = contest(tmp_path, model_folder, judge="judge", server=Client(judge_server.url, "judge"))
+    options = contest(tmp_path, model_folder, judge="judge", server=Client(judge_server.url, "judge"))
     with pytest.raises(
-        ConfigError, match=r"not one of 6 questions was taken\s*6: the server refused the request: 400 unsupported"
+        ConfigError, match=r"the server refused all 6 questions\s*6: the server refused the request: 400 unsupported"
     ):
-        winrate.run(wanted, tmp_path / "out", QUIET)
+        winrate.run(options, tmp_path / "out", QUIET)
 
 
-def test_why_verdicts_are_unread_is_counted(
+def test_unread_verdicts_are_counted_by_reason(
     tmp_path: Path, model_folder: Path, judge_server: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Some refused, some without a verdict: that is no refusal of everything, and what a count counts is said."""
+    """One request is refused and five replies have no verdict, so it is not an error that everything was refused."""
     judge_server.refused, judge_server.silent = 1, 5
     server = Client(judge_server.url, "judge", concurrency=1)
-    wanted = contest(tmp_path, model_folder, judge="judge", server=server, temperatures=(1.0,))
-    winrate.run(wanted, tmp_path / "out", Display())
-    said = " ".join(capsys.readouterr().err.split())
-    assert "5 of 6 verdicts unread" in said
-    assert "of 3 matches" in said
-    assert "verdicts unread, 4: its last line is not a verdict; 1: the server refused the request: 400 unsup" in said
+    options = contest(tmp_path, model_folder, judge="judge", server=server, temperatures=(1.0,))
+    winrate.run(options, tmp_path / "out", Display())
+    output = " ".join(capsys.readouterr().err.split())
+    assert "5 of 6 verdicts unread" in output
+    assert "of 3 matches" in output
+    assert "verdicts unread, 4: its last line is not a verdict; 1: the server refused the request: 400 unsup" in output
     judge_server.asked.clear()
     judge_server.silent = 1000
-    with pytest.raises(IncompleteError, match=r"5: its last line is not a verdict; 1: the server(.|\n)*at last: 'hm'"):
-        winrate.run(wanted, tmp_path / "again", Display())
+    with pytest.raises(
+        IncompleteError, match=r"5: its last line is not a verdict; 1: the server(.|\n)*ended with: 'hm'"
+    ):
+        winrate.run(options, tmp_path / "again", Display())
 
 
-def test_labels_that_the_judge_cannot_read_leave_the_win_rates(
+def test_win_rates_are_written_even_if_no_label_could_be_judged(
     tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def judge(questions: Any) -> Any:
@@ -120,43 +144,45 @@ def test_labels_that_the_judge_cannot_read_leave_the_win_rates(
             yield i, None if labels else 1.0, "too long"
 
     rows = [{"prompt": "the cat", "chosen": " sat", "rejected": " ran"}]
-    wanted = replace(contest(tmp_path, model_folder), data=str(write_jsonl(tmp_path / "one.jsonl", rows)))
+    options = replace(contest(tmp_path, model_folder), data=data_of(tmp_path / "one.jsonl", rows))
     monkeypatch.setattr(winrate, "open_judge", lambda *_, **__: judge)
-    with pytest.raises(IncompleteError, match=r"not one of 2 verdicts could be read\n.*'too long'"):
-        winrate.run(wanted, tmp_path / "out", QUIET)
+    with pytest.raises(IncompleteError, match=r"none of 2 verdicts could be read\n.*'too long'"):
+        winrate.run(options, tmp_path / "out", QUIET)
     facts = json.loads((tmp_path / "out" / "winrate.json").read_text())
     assert facts["agreement_with_labels"] is None
     assert facts["win_rates"][str(model_folder)]["1"]["rate"] == 0.5
 
 
-def test_agreement_is_with_all_labels(tmp_path: Path, model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Every judgement of every row, read as its probability says; a label that is a tie is half right."""
+def test_agreement_counts_every_label_by_its_probability(
+    tmp_path: Path, model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A label with probability 0.5 is a tie and counts as half right."""
     rows = [
-        {"prompt": "the cat", "chosen": " sat on the mat", "rejected": " no"},  # the longer one: right
-        {"prompt": "the cat", "chosen": " no", "rejected": " sat on it"},  # the prompt of an earlier row: wrong
+        {"prompt": "the cat", "chosen": " sat on the mat", "rejected": " no"},  # the longer response: right
+        {"prompt": "the cat", "chosen": " no", "rejected": " sat on it"},  # repeats an earlier prompt: wrong
         {"prompt": "a dog", "chosen": " no", "rejected": " ran away", "probability": 0.2},  # right
         {"prompt": "we can", "chosen": " no", "rejected": " look at it", "probability": 0.5},  # half
     ]
-    wanted = contest(tmp_path, model_folder, temperatures=(1.0,))
-    wanted = replace(wanted, data=str(write_jsonl(tmp_path / "labels.jsonl", rows)))
-    (rate,) = winrate.run(wanted, tmp_path / "out", Display())[str(model_folder)].values()
+    options = contest(tmp_path, model_folder, temperatures=(1.0,))
+    options = replace(options, data=data_of(tmp_path / "labels.jsonl", rows))
+    (rate,) = winrate.run(options, tmp_path / "out", Display())[str(model_folder)].values()
     assert rate.wins + rate.ties + rate.losses == 3
     facts = json.loads((tmp_path / "out" / "winrate.json").read_text())["agreement_with_labels"]
     assert (facts["agreement"], facts["pairs"], facts["tied_labels"], facts["unread"]) == (2.5 / 4, 4, 1, 0)
-    said = capsys.readouterr().err
-    assert "1 (line 2): the prompt of an earlier row" in said
-    assert "the judge sides with the data's labels in 62.5%" in said
+    output = capsys.readouterr().err
+    assert "1 (line 2): repeats an earlier prompt" in output
+    assert "the judge agrees with 62.5%" in output
     page = (tmp_path / "out" / "winrate.html").read_text()
     assert "Agreement with the labels of the data" in page
     assert "<td>62.5%</td>" in page
     assert "<th>verdicts unread</th>" in page
 
 
-def test_agreement_is_with_all_judgements_of_a_group(tmp_path: Path, model_folder: Path) -> None:
+def test_agreement_counts_all_judgements_of_a_group(tmp_path: Path, model_folder: Path) -> None:
     judgements = [{"better": 0, "worse": 1}, {"better": 0, "worse": 2}, {"better": 1, "worse": 2}]
     rows = [{"prompt": "the cat", "responses": [" sat on it", " sat down", " a b c d"], "judgements": judgements}]
-    wanted = contest(tmp_path, model_folder, temperatures=(1.0,))
-    winrate.run(replace(wanted, data=str(write_jsonl(tmp_path / "g.jsonl", rows))), tmp_path / "out", QUIET)
+    options = contest(tmp_path, model_folder, temperatures=(1.0,))
+    winrate.run(replace(options, data=data_of(tmp_path / "g.jsonl", rows)), tmp_path / "out", QUIET)
     facts = json.loads((tmp_path / "out" / "winrate.json").read_text())["agreement_with_labels"]
     assert facts["pairs"] == 3
     groups, _ = read_groups(str(tmp_path / "g.jsonl"))
@@ -165,16 +191,16 @@ def test_agreement_is_with_all_judgements_of_a_group(tmp_path: Path, model_folde
     assert facts["agreement"] == pytest.approx(right / 3)
 
 
-def test_lengths_of_texts_without_spaces() -> None:
+def test_words_are_counted_in_scripts_without_spaces() -> None:
     assert words("two words,\nthree more words.") == 5
     assert words("你好世界") == 4
     assert words("PyTorchは速い 2.13") == 1 + 3 + 1
 
 
-def test_verdicts_are_those_of_the_judges_weights(
+def test_a_judge_is_identified_by_its_weights_or_its_code(
     tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another model in the same folder is another judge, and so is another function in the same file."""
+    """Other weights in the same folder, or other code in the same file, change the fingerprint."""
     judge, code = tmp_path / "judge", tmp_path / "rewards.py"
     shutil.copytree(model_folder, judge)
     code.write_text("one")
