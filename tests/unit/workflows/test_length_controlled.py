@@ -71,7 +71,10 @@ def test_the_baseline_has_a_win_rate_of_one_half(tmp_path: Path) -> None:
     [
         ([], "not a list of annotations"),
         ([annotation(1, 0), annotation(1, 0, generator_2="other")], "generator_2 has 2 values: mine, other"),
-        ([annotation(1, 0), {"preference": 1}], "annotation 2: output_1, output_2, generator_1 and generator_2 must be texts"),
+        (
+            [annotation(1, 0), {"preference": 1}],
+            "annotation 2: output_1, output_2, generator_1 and generator_2 must be texts",
+        ),
         ([annotation(1, 0), annotation(7, 0)], "annotation 2: preference is 7"),
         ([annotation(None, 0)], "no annotation has a preference"),
         ([annotation(1, 0)] * 61, "1 of 61 annotations have no instruction difficulty, the first is number 60"),
