@@ -1,8 +1,8 @@
 """preftune eval winrate: how often a judge prefers a policy's responses, at several sampling temperatures.
 
-The policy is compared with the responses that the data prefer, or with another model. `best:N,MODEL,REWARD` stands for
-the best of N responses of a model by a reward. Samples and verdicts are saved as they arrive, so nothing is requested
-twice: rerun the same command to resume.
+The policy is compared with the responses that the data prefer, or with another model. `best:N,MODEL,REWARD` is the best
+of N responses of a model by a reward. Samples and verdicts are saved as they arrive. Rerun the same command to resume;
+nothing is requested twice.
 """
 
 from __future__ import annotations

@@ -72,6 +72,23 @@ def test_reward_and_kl_equal_those_of_transformers(tmp_path: Path, policies: tup
 def test_the_json_has_all_series_and_the_page_loads_nothing(tmp_path: Path, policies: tuple[str, str]) -> None:
     frontier.run(options(tmp_path, policies), tmp_path / "out", Display(quiet=True))
     facts = json.loads((tmp_path / "out" / "frontier.json").read_text())
+    chat = dict.fromkeys(("arguments", "moment", "thinking")) | {"as_chat": False, "allow_dropped_text": False}
+    assert facts["settings"] == {
+        "reference": policies[0],
+        "policies": [policies[1]],
+        "prompts": str(tmp_path / "prompts.jsonl"),
+        "reward": "length",
+        "temperatures": [0.7, 1.0],
+        "samples": 6,
+        "yardstick": 32,
+        "max_new_tokens": 8,
+        "max_prompts": None,
+        "seed": 0,
+        "dtype": "auto",
+        "chat_template": None,
+        "chat": chat,
+        "settings": {"train": str(tmp_path / "prompts.jsonl")},
+    }
     assert facts["prompts"] == 3
     (reference,) = facts["policies"]["reference"]
     assert reference["kl"] == 0

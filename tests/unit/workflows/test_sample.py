@@ -127,6 +127,26 @@ def test_a_command_interrupted_while_it_writes_the_result_resumes(
         assert not out.with_name(f"{out.name}.part").exists()
 
 
+def test_the_meta_file_records_the_stated_settings(tmp_path: Path, model_folder: Path, prompts: DataConfig) -> None:
+    """A command resumes only if these are the same, so files of older versions must stay readable."""
+    out, kwargs = tmp_path / "s.jsonl", {"style": "terse"}
+    (tmp_path / "t.jinja").write_text("{{ style }}{% for m in messages %}{{ m['content'] }}{% endfor %}")
+    stated = {"chat_template": str(tmp_path / "t.jinja"), "chat_template_kwargs": kwargs, "as_chat": True}
+    data = DataConfig(train=prompts.train, max_prompt_length=50, max_dropped=0.5, **stated)
+    samples.run(SampleOptions(str(model_folder), data, Sampling(1, 4), 2), out, QUIET)
+    meta = json.loads(out.with_name("s.jsonl.meta.json").read_text())
+    sampling = {"max_new_tokens": 4, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "seed": 0}
+    del meta["settings"]["weights"], meta["asked"]["prompts"]
+    assert meta["settings"] == {
+        "model": str(model_folder),
+        "sampling": sampling,
+        "dtype": "auto",
+        "server": None,
+        **stated,
+    }
+    assert meta["asked"] == {"n": 1, "max_prompts": 2, "max_prompt_length": 50, "max_dropped": 0.5}
+
+
 def test_samples_with_other_settings_are_not_overwritten(
     tmp_path: Path, model_folder: Path, prompts: DataConfig
 ) -> None:

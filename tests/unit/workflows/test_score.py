@@ -222,6 +222,29 @@ def test_the_table_shows_both_modes_and_their_difference(tmp_path: Path, models:
     assert "published: the prompt also occurs in an answer" in output
 
 
+def test_the_summary_records_the_settings(tmp_path: Path, models: dict[str, Path]) -> None:
+    data, out = write_jsonl(tmp_path / "p.jsonl", PAIRS), tmp_path / "s.jsonl"
+    unused = {"format": "auto", "max_length": None}
+    chat = dict.fromkeys(("arguments", "moment", "thinking")) | {"as_chat": False, "allow_dropped_text": False}
+    score.run(options_of(models, data, max_length=100), out, QUIET)
+    assert summary(out)["settings"] == {
+        "policy": str(models["policy"]),
+        "reference": str(models["reference"]),
+        "data": str(data),
+        "beta": 0.1,
+        "tokens": False,
+        **unused,
+        "dtype": "auto",
+        "chat_template": None,
+        "mode": "corrected",
+        "chat": chat,
+        "settings": {"train": str(data), "max_length": 100},
+    }
+    score.run(reward_options("length", data), out, QUIET)
+    section = {"train": str(data)}
+    assert summary(out)["settings"] == {"reward": "length", "data": str(data), **unused, "settings": section}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -118,7 +118,7 @@ def test_the_reason_is_reported_if_a_judge_refuses_all_questions(
 def test_unread_verdicts_are_counted_by_reason(
     tmp_path: Path, model_folder: Path, judge_server: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One request is refused and five replies have no verdict, so it is not an error that everything was refused."""
+    """One request is refused and five replies have no verdict."""
     judge_server.refused, judge_server.silent = 1, 5
     server = Client(judge_server.url, "judge", concurrency=1)
     options = contest(tmp_path, model_folder, judge="judge", server=server, temperatures=(1.0,))
