@@ -21,7 +21,7 @@ from preftune.data.layout import Budget
 from preftune.data.order import training_steps
 from preftune.data.prompts import Prompt, Prompts
 from preftune.exact.optimum import ipo_optimum, optimal_policy
-from preftune.exact.worlds import bradley_terry, flip_preferences, kl
+from tests.exact_worlds import bradley_terry, flip_preferences, kl
 from preftune.methods.objective import bind_objective
 from preftune.methods.ppo_loop import optimise
 from preftune.methods.rollouts import Actors, Critic

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from preftune.exact.optimum import estimate_optimum, ipo_optimum, normalised_reward, optimal_policy, value_of
-from preftune.exact.worlds import World, bradley_terry, flip_preferences, kl
+from tests.exact_worlds import World, bradley_terry, flip_preferences, kl
 from preftune.formulas import implicit_reward
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from preftune.exact.worlds import World
+from tests.exact_worlds import World
 from preftune.losses.ppo import advantages, kl_estimate, kl_loss, policy_loss, token_rewards
 
 WORLD = World(3, eos=0, length=3, prompts=((1,),))
