@@ -114,24 +114,11 @@ def required_number(fields: Fields, key: str, where: str) -> float:
 
 
 ROLES = {
-    "system": "system",
-    "developer": "developer",
-    "user": "user",
-    "human": "user",
-    "prompter": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "model": "assistant",
-    "bot": "assistant",
-    "chatbot": "assistant",
-    "ai": "assistant",
-    "tool": "tool",
-    "function": "tool",
-    "observation": "tool",
-    "ipython": "tool",
+    "system": "system", "developer": "developer", "user": "user", "human": "user", "prompter": "user", "assistant":
+    "assistant", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant", "bot": "assistant", "chatbot":
+    "assistant", "ai": "assistant", "tool": "tool", "function": "tool", "observation": "tool", "ipython": "tool",
     "tool_response": "tool",
-}
+}  # fmt: skip
 CALLS = ("function_call", "tool_call")  # roles of assistant turns whose text is a tool call as JSON
 ROLE_KEYS = ("role", "from", "speaker")
 CONTENT_KEYS = ("content", "value", "message", "text")

@@ -31,19 +31,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 Items = Literal["pairs", "responses", "groups", "tokens"]
 
 INPUTS = (
-    "policy",
-    "reference",
-    "policy_tokens",
-    "reference_tokens",
-    "kl",
-    "collision",
-    "probability",
-    "margin",
-    "label",
-    "mismatched",
-    "rank",
-    "group",
-)
+    "policy", "reference", "policy_tokens", "reference_tokens", "kl", "collision", "probability", "margin", "label",
+    "mismatched", "rank", "group",
+)  # fmt: skip
 #: Inputs that are statistics of token distributions over the vocabulary (model.statistics).
 STATISTICS = ("kl", "collision")
 
