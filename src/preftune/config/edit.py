@@ -51,7 +51,7 @@ def _with_entry(text: str, mapping: yaml.MappingNode, entry: str) -> str:
 
 
 def _last_scalar(node: yaml.Node) -> yaml.Node:
-    """The last entry of a mapping or list in block style. PyYAML places the end of these after the lines that follow."""
+    """The last entry of a block mapping or list, because PyYAML ends these only after the comments that follow."""
     while isinstance(node, yaml.CollectionNode) and not node.flow_style:
         last = node.value[-1]
         node = last[1] if isinstance(last, tuple) else last
