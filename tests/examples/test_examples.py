@@ -48,7 +48,7 @@ def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_jsonl(Path("prefs.jsonl"), PAIRS)
     write_jsonl(Path("prompts.jsonl"), [{"prompt": pair["prompt"]} for pair in PAIRS])
     write_jsonl(Path("reviews.jsonl"), [*REVIEWS, *({**REVIEWS[0], "question": f"the cat {i}"} for i in range(9))])
-    write_jsonl(Path("samples.jsonl"), [{"prompt": "the cat", "responses": [" sat", " no no", " on the mat"]}])
+    write_jsonl(Path("samples.jsonl"), [{"prompt": "the cat", "responses": [" sat", " no no", " on a mat"]}])
 
 
 def test_the_loss_trains(model_folder: Path) -> None:
@@ -74,7 +74,7 @@ def test_the_reward_scores_pairs_and_samples() -> None:
     assert run([*pairs, "--out", "pairs.jsonl"]) == 0
     (pair,) = map(json.loads, Path("pairs.jsonl").read_text().splitlines())
     (judgement,) = pair["judgements"]
-    assert pair["responses"][judgement["better"]] == " on the mat"
+    assert pair["responses"][judgement["better"]] == " on a mat"
 
 
 def test_the_reward_trains_a_policy_with_ppo(model_folder: Path) -> None:
