@@ -1,11 +1,11 @@
-"""The paper's comparison, run for real: DPO against the pipeline that it replaces, on one reward-KL plane.
+"""The DPO paper's comparison: DPO, PPO and other methods by reward and KL.
 
     python benchmarks/comparison.py --model stories260k --out runs/comparison --record
 
-For each seed: responses are sampled from the model and judged by the true reward; every method learns from these
-judgements (PPO with the true reward sees the reward itself); `preftune eval frontier` puts all of them on one plane,
-with best of n and the closed-form optimum. What each step took is measured: seconds, peak memory, generated tokens.
-Any model, prompts and reward can be given. Run again, it goes on where it stopped.
+For each seed, responses are sampled from the model and judged by the true reward. Every method learns from these
+judgements ("PPO true reward" uses the reward directly). `preftune eval frontier` measures reward and KL of all
+policies, of best of n and of the closed-form optimum. The time, peak memory and generated tokens of each step are
+recorded. Any model, prompts and reward can be used. Rerun the same command to resume.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from preftune.rewards.reward import Answer, rewards_of
 
 
 class Method(NamedTuple):
-    """A run of one method: its command, what its config says besides the model, and how many models it holds."""
+    """A training run: its command, its settings without the model, and the number of models in memory."""
 
     command: str
     settings: dict[str, Any]
@@ -48,7 +48,7 @@ class Method(NamedTuple):
 
 
 class At(NamedTuple):
-    """A point of a figure."""
+    """A policy in the figure."""
 
     name: str
     kl: float
@@ -58,7 +58,7 @@ class At(NamedTuple):
 
 
 def methods(options: argparse.Namespace, folder: Path) -> dict[str, Method]:
-    """All runs of a seed, in order; the reward model comes before what needs it."""
+    """Return all runs of a seed in order. The reward model comes before the runs that use it."""
     groups, hard, best = (str(folder / name) for name in ("groups.jsonl", "hard.jsonl", "best.jsonl"))
     pairs = options.group * (options.group - 1) // 2 * 8
     common = {"batch": {"pairs": pairs}, "train": {"epochs": options.epochs}}
@@ -78,7 +78,7 @@ def methods(options: argparse.Namespace, folder: Path) -> dict[str, Method]:
         }
         return Method("ppo", settings, 4 if reward != options.reward else 3)
 
-    found = {
+    runs = {
         "Preferred-FT": Method(
             "sft", {"data": data(best), "optim": tuned, "batch": {"pairs": 32}, "train": {"epochs": 2}}, 1
         ),
@@ -88,25 +88,25 @@ def methods(options: argparse.Namespace, folder: Path) -> dict[str, Method]:
     }
     for beta in options.betas:
         loss = {"name": "sigmoid", "beta": beta}
-        found[f"DPO {beta:g}"] = Method("dpo", {**common, "data": data(groups), "optim": tuned, "loss": loss}, 1)
+        runs[f"DPO {beta:g}"] = Method("dpo", {**common, "data": data(groups), "optim": tuned, "loss": loss}, 1)
     reward = {**common, "data": {**data(groups), "eval": 0.1}, "optim": {"lr": 1e-3, "schedule": "cosine"}}
-    found["reward model"] = Method("reward", {**reward, "normalise": False}, 1)
+    runs["reward model"] = Method("reward", {**reward, "normalise": False}, 1)
     for coefficient in options.kl_coefs:
-        found[f"PPO {coefficient:g}"] = ppo(str(folder / "reward-model" / "final"), coefficient)
+        runs[f"PPO {coefficient:g}"] = ppo(str(folder / "reward-model" / "final"), coefficient)
     for coefficient in options.true_kl_coefs:
-        found[f"PPO true reward {coefficient:g}"] = ppo(options.reward, coefficient)
-    return found
+        runs[f"PPO true reward {coefficient:g}"] = ppo(options.reward, coefficient)
+    return runs
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--model", required=True, help="folder of the model that all methods start from")
-    parser.add_argument("--prompts", type=Path, help="rows with `prompt`; left out: openings of children's stories")
+    parser.add_argument("--prompts", type=Path, help="rows with `prompt` (default: openings of children's stories)")
     parser.add_argument("--reward", default="vader", help="the true reward: vader, or file.py:function")
     parser.add_argument("--out", type=Path, default=Path("runs/comparison"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--samples", type=int, default=64, help="judged responses a prompt")
-    parser.add_argument("--group", type=int, default=8, help="responses that are judged against each other")
+    parser.add_argument("--samples", type=int, default=64, help="judged responses per prompt")
+    parser.add_argument("--group", type=int, default=8, help="responses per group; all pairs of a group are judged")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--lr", type=float, default=1e-4)
     parser.add_argument("--betas", type=float, nargs="+", default=[0.4, 0.2, 0.1])
@@ -116,8 +116,8 @@ def main() -> None:
     parser.add_argument("--ppo-lr", type=float, default=1e-4)
     parser.add_argument("--max-new-tokens", type=int, default=48)
     parser.add_argument("--max-length", type=int, default=256)
-    parser.add_argument("--evaluation", type=int, default=8, help="fresh samples a prompt for each policy")
-    parser.add_argument("--yardstick", type=int, default=128, help="samples a prompt for best of n and the optimum")
+    parser.add_argument("--evaluation", type=int, default=8, help="new samples per prompt and policy")
+    parser.add_argument("--yardstick", type=int, default=128, help="samples per prompt for best of n and the optimum")
     parser.add_argument("--record", action="store_true", help="append a row to benchmarks/results.jsonl")
     options = parser.parse_args()
     for seed in options.seeds:
@@ -126,7 +126,7 @@ def main() -> None:
 
 
 def one_seed(options: argparse.Namespace, seed: int) -> None:
-    """Everything of one seed, in a folder of its own."""
+    """Run all steps of one seed in its own folder."""
     folder = options.out / f"seed-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     step(folder, "judgements", lambda: judge(options, folder, seed))
@@ -136,22 +136,22 @@ def one_seed(options: argparse.Namespace, seed: int) -> None:
 
 
 def step(folder: Path, name: str, work: Callable[[], dict[str, Any]]) -> None:
-    """Do what has not been done yet, and note what it took."""
+    """Run a step unless it is already done, and record its cost in costs.json."""
     notes = folder / "costs.json"
-    known = json.loads(notes.read_text()) if notes.is_file() else {}
-    if name in known:
+    costs = json.loads(notes.read_text()) if notes.is_file() else {}
+    if name in costs:
         return
     began = time.perf_counter()
-    ours = time.process_time()
-    found = work()
-    spent = {"cpu_seconds": round(time.process_time() - ours, 1), "seconds": round(time.perf_counter() - began, 1)}
-    known[name] = {**spent, **found}
-    notes.write_text(json.dumps(known, indent=1))
-    print(f"{folder.name}: {name}: {known[name]}", flush=True)
+    cpu_began = time.process_time()
+    facts = work()
+    spent = {"cpu_seconds": round(time.process_time() - cpu_began, 1), "seconds": round(time.perf_counter() - began, 1)}
+    costs[name] = {**spent, **facts}
+    notes.write_text(json.dumps(costs, indent=1))
+    print(f"{folder.name}: {name}: {costs[name]}", flush=True)
 
 
 def judge(options: argparse.Namespace, folder: Path, seed: int) -> dict[str, Any]:
-    """Groups with all judgements and soft labels; the same with hard labels; the best response of each group."""
+    """Write groups with soft labels, the same groups with hard labels, and the best response of each group."""
     prompts = folder / "prompts.jsonl"
     rows = [{"prompt": template.format(name)} for template in TEMPLATES for name in NAMES]
     text = options.prompts.read_text() if options.prompts else "".join(json.dumps(row) + "\n" for row in rows)
@@ -159,16 +159,16 @@ def judge(options: argparse.Namespace, folder: Path, seed: int) -> dict[str, Any
     source = locate(options.model)
     tokenizer, model = load_tokenizer(source), load_model(source, torch.float32)
     groups, account = read_prompts(str(prompts))
-    asked = encode_prompts(groups, Renderer.of(tokenizer), 1 << 20, account)
+    encoded = encode_prompts(groups, Renderer.of(tokenizer), 1 << 20, account)
     drawn = sample(
         model,
         tokenizer,
-        [p.ids.tolist() for p in asked],
+        [p.ids.tolist() for p in encoded],
         Sampling(options.samples, options.max_new_tokens, seed=seed + 1000),
     )
     reward = open_reward(options.reward)
     soft, hard, best = [], [], []
-    for prompt, sampled in zip(asked, drawn, strict=True):
+    for prompt, sampled in zip(encoded, drawn, strict=True):
         answers = [Answer(prompt.text, t, e, prompt.origin) for t, e in zip(sampled.texts, sampled.ended, strict=True)]
         scores = rewards_of(reward, answers, "judging")
         for at in range(0, len(scores), options.group):
@@ -190,13 +190,13 @@ def judge(options: argparse.Namespace, folder: Path, seed: int) -> dict[str, Any
             top = order[0]
             ended = [bool(sampled.ended[top])]
             best.append({"prompt": prompt.text, "responses": [sampled.texts[top]], "ended": ended, "judgements": []})
-    for name, found in (("groups", soft), ("hard", hard), ("best", best)):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
+    for name, output in (("groups", soft), ("hard", hard), ("best", best)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in output))
     return {"generated_tokens": sum(len(ids) for s in drawn for ids in s.group.response_ids)}
 
 
 def tune(options: argparse.Namespace, folder: Path, seed: int, name: str, method: Method) -> dict[str, Any]:
-    """One run as a process of its own; its config is left beside it."""
+    """Train one method in a separate process. Its config is saved next to the run folder."""
     short = name.lower().replace(" ", "-")
     settings = dict(method.settings)
     settings["train"] = {**settings["train"], "seed": seed}
@@ -209,8 +209,8 @@ def tune(options: argparse.Namespace, folder: Path, seed: int, name: str, method
     train = [line for line in lines if line["split"] == "train"]
     if method.command == "ppo":
         rollout = method.settings["rollout"]
-        asked = rollout["prompts"] * rollout["responses"]
-        facts["generated_tokens"] = round(sum(line["responses/tokens"] * asked for line in train))
+        responses = rollout["prompts"] * rollout["responses"]
+        facts["generated_tokens"] = round(sum(line["responses/tokens"] * responses for line in train))
     held_out = [line for line in lines if line["split"] == "eval"]
     if method.command == "reward":
         facts |= {key: round(held_out[-1][key], 4) for key in ("rewards/accuracies", "calibration/ece")}
@@ -218,7 +218,7 @@ def tune(options: argparse.Namespace, folder: Path, seed: int, name: str, method
 
 
 def measure(options: argparse.Namespace, folder: Path, seed: int) -> dict[str, Any]:
-    """`preftune eval frontier` over all policies of the seed."""
+    """Run `preftune eval frontier` on all policies of the seed."""
     policies = [name for name in methods(options, folder) if name != "reward model"]
     command = ["-m", "preftune", "eval", "frontier", "--reference", options.model, "--reward", options.reward]
     for name in policies:
@@ -230,7 +230,7 @@ def measure(options: argparse.Namespace, folder: Path, seed: int) -> dict[str, A
 
 
 def process(arguments: Sequence[str]) -> dict[str, float]:
-    """Run Python with these arguments: its peak memory and its time on the processor. Stops if it fails."""
+    """Run Python with these arguments. Return its peak memory and CPU time. Exit if it fails."""
     child = subprocess.Popen([sys.executable, *arguments])
     _, status, usage = os.wait4(child.pid, 0)
     if os.waitstatus_to_exitcode(status):
@@ -240,15 +240,15 @@ def process(arguments: Sequence[str]) -> dict[str, float]:
 
 
 def summarise(options: argparse.Namespace) -> None:
-    """Means over seeds: frontier.html, summary.json, and the table on the terminal."""
+    """Write the means over seeds to frontier.html and summary.json, and print them."""
     folders = [options.out / f"seed-{seed}" for seed in options.seeds]
-    found = [json.loads((folder / "frontier" / "frontier.json").read_text()) for folder in folders]
+    frontiers = [json.loads((folder / "frontier" / "frontier.json").read_text()) for folder in folders]
     costs = [json.loads((folder / "costs.json").read_text()) for folder in folders]
     names = [name for name in methods(options, folders[0]) if name != "reward model"]
     policies = {}
     for name in names:
         short = name.lower().replace(" ", "-")
-        points = [facts["policies"][short][0] for facts in found]
+        points = [facts["policies"][short][0] for facts in frontiers]
         policies[name] = {
             **{key: mean(p[key] for p in points) for key in ("kl", "reward")},
             **{f"{key}_sd": stdev(p[key] for p in points) if len(points) > 1 else 0.0 for key in ("kl", "reward")},
@@ -256,11 +256,11 @@ def summarise(options: argparse.Namespace) -> None:
     lines = {
         kind: [
             {"name": same[0]["name"], "kl": mean(p["kl"] for p in same), "reward": mean(p["reward"] for p in same)}
-            for same in zip(*(facts[kind] for facts in found), strict=False)
+            for same in zip(*(facts[kind] for facts in frontiers), strict=False)
         ]
         for kind in ("optimum", "best of n")
     }
-    start = mean(next(iter(facts["policies"].values()))[0]["reward"] for facts in found)
+    start = mean(next(iter(facts["policies"].values()))[0]["reward"] for facts in frontiers)
     spent = {
         name: {key: mean(c[name][key] for c in costs if key in c[name]) for key in costs[-1][name]}
         for name in ("judgements", *methods(options, folders[0]))
@@ -277,7 +277,7 @@ def summarise(options: argparse.Namespace) -> None:
 
 
 def draw(path: Path, summary: dict[str, Any], seeds: int) -> None:
-    """All methods on one plane, one series a method."""
+    """Draw reward against KL, one series per method."""
     lines = {
         "optimum": [(0.0, summary["reference"])] + [(p["kl"], p["reward"]) for p in summary["optimum"]],
         "best of n": [(p["kl"], p["reward"]) for p in summary["best of n"]],
@@ -291,7 +291,7 @@ def draw(path: Path, summary: dict[str, Any], seeds: int) -> None:
     text = f"Means over {seeds} seeds, with 95 % intervals over seeds. Up and to the left is better."
     write_page(path, "DPO and the pipeline that it replaces", [Section("Frontier", text, figures=[figure])])
     points = {m: [(p.name, p.kl, p.reward, 1.96 * p.kl_se, 1.96 * p.reward_se) for p in s] for m, s in series.items()}
-    plane(path.with_suffix(".svg"), f"Reward against KL, means over {seeds} seeds", lines, points, most=4.0)
+    plane(path.with_suffix(".svg"), f"Reward against KL, means over {seeds} seeds", lines, points, max_kl=4.0)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Single-turn dialogue as in the paper, step by step: SFT on the chosen responses, DPO, and how right the reward is.
+"""The DPO paper's single-turn dialogue experiment: SFT on the chosen responses, DPO, and the accuracy of its reward.
 
     python benchmarks/dialogue.py --model stories260k --data hh_harmless_test.jsonl.gz --out runs/dialogue --record
 
-The prompts are cut into `--folds` parts, no dialogue in two of them; the first `--held-out` parts are held out one
-after another, and the models of each are trained on all the others. Accuracy (with a 95 % interval) and calibration
-of the implicit reward, and of a reward model with the same start and the same pairs, on all held-out pairs, and on
-those that ask one question. Run again, it goes on.
+The dialogues are split into `--folds` parts. Each of the first `--held-out` parts is held out once, and models are
+trained on the other parts. Reported are accuracy (with a 95 % interval) and calibration of the implicit reward and of a
+reward model trained on the same pairs from the same SFT model, on all held-out pairs and on those whose prompt has one
+question. Rerun the same command to resume.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="HH-RLHF file")
     parser.add_argument("--out", type=Path, default=Path("runs/dialogue"))
     parser.add_argument("--folds", type=int, default=4)
-    parser.add_argument("--held-out", type=int, default=4, help="how many of the parts")
+    parser.add_argument("--held-out", type=int, default=4, help="number of parts to hold out, one after another")
     parser.add_argument("--betas", type=float, nargs="+", default=[0.1])
     parser.add_argument(
-        "--lr", type=float, default=2e-4, help="of DPO; SFT and the reward model take five times as much"
+        "--lr", type=float, default=2e-4, help="learning rate of DPO; SFT and the reward model use five times as much"
     )
-    parser.add_argument("--epochs", type=int, default=1, help="of DPO and of the reward model")
+    parser.add_argument("--epochs", type=int, default=1, help="epochs of DPO and of the reward model")
     parser.add_argument("--max-length", type=int, default=512)
     parser.add_argument("--record", action="store_true", help="append a row to benchmarks/results.jsonl")
     options = parser.parse_args()
@@ -62,8 +62,8 @@ def main() -> None:
     held = parts[: options.held_out]
     for number, held_out in enumerate(held):
         others = [group for part in parts if part is not held_out for group in part]
-        for name, found in of_fold(options, options.out / f"fold-{number}", others, held_out).items():
-            margins.setdefault(name, []).extend(found)
+        for name, values in of_fold(options, options.out / f"fold-{number}", others, held_out).items():
+            margins.setdefault(name, []).extend(values)
         print(
             f"fold {number}",
             {name: round(float(np.mean(np.array(m) > 0)), 3) for name, m in margins.items()},
@@ -81,14 +81,14 @@ def main() -> None:
 
 
 def turns(group: PreferenceGroup) -> int:
-    """Questions of a person in the prompt, a transcript."""
+    """Count the questions in the prompt, which is a transcript."""
     return content(group.prompt).count("Human:")
 
 
 def of_fold(
     options: argparse.Namespace, folder: Path, others: list[PreferenceGroup], held_out: list[PreferenceGroup]
 ) -> dict[str, list[float]]:
-    """Held-out margins of each reward, in the order of the data."""
+    """Train on `others` and return the margins of each reward on `held_out`, in the order of the data."""
     folder.mkdir(exist_ok=True)
     train, held = folder / "train.jsonl", folder / "held-out.jsonl"
     write_rows(train, list(as_groups(others)))
@@ -108,7 +108,7 @@ def of_fold(
         SFTConfig(model=model(options.model), data=data, optim=higher, batch=batch, out=str(folder / "sft")),
         display=QUIET,
     )
-    found = {}
+    rewards = {}
     for beta in options.betas:
         config = DPOConfig(
             model=model(start),
@@ -124,7 +124,7 @@ def of_fold(
         scoring = score.ScoreOptions(
             str(policy), str(start), str(held), beta, max_length=options.max_length, dtype="fp32"
         )
-        found[f"implicit reward, beta {beta:g}"] = margins(scoring, f"implicit-{beta:g}")
+        rewards[f"implicit reward, beta {beta:g}"] = margins(scoring, f"implicit-{beta:g}")
     rewarding = RewardConfig(
         model=model(start),
         data=data,
@@ -135,12 +135,12 @@ def of_fold(
         out=str(folder / "reward"),
     )
     judge = reward.run(rewarding, display=QUIET)
-    found["reward model"] = margins(score.RewardScoreOptions(str(judge), str(held)), "reward")
-    return found
+    rewards["reward model"] = margins(score.RewardScoreOptions(str(judge), str(held)), "reward")
+    return rewards
 
 
 def figures_of(margins: Any) -> dict[str, Any]:
-    """Accuracy with its interval, log loss, and calibration with its table."""
+    """Compute accuracy with its interval, log loss, and calibration with its table."""
     margin = torch.tensor(np.asarray(margins), dtype=torch.float64)
     calibration = Calibration()
     calibration.add(margin, torch.ones_like(margin))

@@ -1,11 +1,11 @@
-"""A scalar reward model distilled from an implicit reward: how far the two agree on prompts that it has not seen.
+"""Distil an implicit reward into a scalar reward model, and measure how well they agree on held-out prompts.
 
     python benchmarks/distil.py --policy runs/small-hh-dpo/final --reference runs/small-hh-sft/final \\
         --data hh_harmless_test.jsonl.gz --out runs/distil --record
 
-The responses of the training prompts are labelled by the implicit reward alone (`preftune pairs --soft --reward
-implicit:POLICY,REFERENCE,BETA`); what the data say of them is not used. `preftune reward` learns from these labels,
-starting from the reference. Then both give rewards to the held-out pairs. Run again, it goes on.
+The implicit reward labels the responses of the training prompts (`preftune pairs --soft --reward
+implicit:POLICY,REFERENCE,BETA`). The labels in the data are not used. `preftune reward` trains on the new labels,
+starting from the reference. Both rewards then score the held-out pairs. Rerun the same command to resume.
 """
 
 from __future__ import annotations
@@ -40,7 +40,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/distil"))
     parser.add_argument("--beta", type=float, default=0.1)
     parser.add_argument("--held-out", type=float, default=0.2)
-    parser.add_argument("--characters", type=int, default=700, help="pairs with a longer side are left out")
+    parser.add_argument(
+        "--characters",
+        type=int,
+        default=700,
+        help="skip pairs in which prompt and response have more characters than this",
+    )
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--max-length", type=int, default=512)
@@ -71,7 +76,7 @@ def main() -> None:
 
 
 def longest(group: PreferenceGroup) -> int:
-    """Characters of the prompt with the longer response."""
+    """Count the characters of the prompt and its longest response."""
     return len(content(group.prompt)) + max(len(content(response)) for response in group.responses)
 
 
@@ -80,7 +85,7 @@ def held(options: argparse.Namespace) -> str:
 
 
 def distilled(options: argparse.Namespace) -> Path:
-    """The reward model."""
+    """Label the training responses and train the reward model on them."""
     labelled = options.out / "labelled.jsonl"
     if not labelled.is_file():
         judge = open_reward(f"implicit:{options.policy},{options.reference},{options.beta}")
@@ -98,7 +103,7 @@ def distilled(options: argparse.Namespace) -> Path:
 
 
 def margins(scoring: Any, options: argparse.Namespace) -> Any:
-    """Held-out margins, in the order of the data."""
+    """Score the held-out pairs and return their margins in the order of the data."""
     out = options.out / f"{type(scoring).__name__.lower()}.jsonl"
     lines = score.run(scoring, out, QUIET).read_text().splitlines()
     return np.array([json.loads(line)["margin"] for line in lines])

@@ -1,18 +1,18 @@
-"""Pairs a second and peak memory of a DPO step, beside TRL in the same run on the same token ids.
+"""Measure pairs per second and peak memory of a DPO step, for preftune and TRL on the same token ids.
 
     python benchmarks/dpo_step.py --model 44m --data hh --hh hh_harmless_test.jsonl.gz --record
 
-Every system runs in a process of its own, one after another, `--repeats` times around; the median counts.
+Every system runs in its own process, one after another. With `--repeats`, the median is reported.
 
-    preftune         as a run does it by default: shared prompts, reference scored once (that pass is timed apart)
-    preftune-online  shared prompts, a frozen reference that runs in every step
-    preftune-rows    one padded row a response, reference scored once: neither sharing nor packing
-    preftune-pairs   preftune, with each judgement of a group as a pair of its own
-    preftune-compiled  preftune with compiled blocks and rows of constant lengths, all compiled before the first step
+    preftune         the default: shared prompts, reference scored once before training (timed separately)
+    preftune-online  shared prompts, and a frozen reference that runs in every step
+    preftune-rows    one padded row per response (no sharing, no packing), reference scored once
+    preftune-pairs   like preftune, but every judgement of a group is a separate pair
+    preftune-compiled      like preftune, with compiled blocks and constant row lengths, compiled before the first step
     preftune-compiled-any  the same, compiled once for rows of any length
-    trl              TRL's DPOTrainer as it is: gradient checkpointing, reference in every step, no order by length
-    trl-best         its fastest: no checkpointing, precomputed reference, batches grouped by length, and of all batches
-                     per device that divide the step's pairs (the rest by accumulation) the fastest in one step of each
+    trl              TRL's DPOTrainer with its defaults: gradient checkpointing, reference in every step, random order
+    trl-best         TRL's fastest setting: no checkpointing, precomputed reference, batches grouped by length, and the
+                     fastest batch size per device among those that divide the pairs of a step (tried for one step each)
 """
 
 from __future__ import annotations
@@ -48,15 +48,17 @@ def main() -> None:
     parser.add_argument("--hh", help="HH-RLHF file")
     parser.add_argument("--mix", help="preference file with long texts")
     parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32")
-    parser.add_argument("--lora", type=int, default=0, help="rank of an adapter on all linear layers; 0: full tuning")
-    parser.add_argument("--pairs", type=int, default=8, help="judgements in a step")
-    parser.add_argument("--tokens", type=int, default=1024, help="token slots of a micro-batch of preftune")
+    parser.add_argument(
+        "--lora", type=int, default=0, help="rank of an adapter on all linear layers (0: train all weights)"
+    )
+    parser.add_argument("--pairs", type=int, default=8, help="judgements per step")
+    parser.add_argument("--tokens", type=int, default=1024, help="token slots per micro-batch of preftune")
     parser.add_argument("--steps", type=int, default=6, help="measured steps")
-    parser.add_argument("--warm", type=int, default=2, help="steps before that")
+    parser.add_argument("--warm", type=int, default=2, help="warm-up steps before the measured ones")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--systems", default="preftune,preftune-online,preftune-rows,trl,trl-best")
-    parser.add_argument("--batches", type=int, nargs="+", help="pairs per device that trl-best may choose from")
-    parser.add_argument("--record", action="store_true", help="append the figures to results.jsonl")
+    parser.add_argument("--batches", type=int, nargs="+", help="batch sizes per device that trl-best tries")
+    parser.add_argument("--record", action="store_true", help="append a row to benchmarks/results.jsonl")
     parser.add_argument("--one", choices=SYSTEMS, help=argparse.SUPPRESS)
     parser.add_argument("--batch", type=int, help=argparse.SUPPRESS)  # of --one trl-best
     options = parser.parse_args()
@@ -66,26 +68,26 @@ def main() -> None:
         print("RESULT " + json.dumps(measure(options)))
         return
     names = options.systems.split(",")
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     batches = options.batches or [n for n in range(1, options.pairs + 1) if options.pairs % n == 0]
     more = {"trl-best": [f"--batch={fastest_batch(batches)}"]} if "trl-best" in names else {}
     for name in names * options.repeats:
         try:
-            found[name].append(apart(name, *more.get(name, [])))
+            runs[name].append(apart(name, *more.get(name, [])))
         except MemoryError as error:
             print(error, flush=True)
         else:
-            print(f"{name:21} {line(found[name][-1])}", flush=True)
-    figures = {name: middle(runs) for name, runs in found.items() if runs}
-    figures |= {"out of memory": [name for name in names if name not in figures]}
-    figures["gemm_gflops"] = max(run["gemm_gflops"] for runs in found.values() for run in runs)
+            print(f"{name:21} {line(runs[name][-1])}", flush=True)
+    figures: dict[str, Any] = {name: middle(same) for name, same in runs.items() if same}
+    figures["out of memory"] = [name for name in names if name not in figures]
+    figures["gemm_gflops"] = max(run["gemm_gflops"] for same in runs.values() for run in same)
     print(table(figures, names))
     if options.record:
         record("dpo step", figures, {k: v for k, v in vars(options).items() if k not in ("record", "one", "batch")})
 
 
 def fastest_batch(batches: Sequence[int]) -> int:
-    """The pairs per device with which TRL does a step fastest; a batch that does not fit in memory is passed over."""
+    """Return the batch size per device with which TRL is fastest. Sizes that do not fit in memory are skipped."""
     if len(batches) == 1:
         return batches[0]
     speeds = {}
@@ -101,20 +103,20 @@ def fastest_batch(batches: Sequence[int]) -> int:
 
 
 def apart(name: str, *more: str) -> dict[str, Any]:
-    """One system in a fresh process. Raises MemoryError if that ran out of memory or Linux ended it."""
+    """Run one system in a new process. Raises MemoryError if it ran out of memory or the system killed it."""
     command = [sys.executable, __file__, *sys.argv[1:], "--one", name, *more]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     for text in done.stdout.splitlines():
         if text.startswith("RESULT "):
-            found: dict[str, Any] = json.loads(text.removeprefix("RESULT "))
-            return found
+            figures: dict[str, Any] = json.loads(text.removeprefix("RESULT "))
+            return figures
     if done.returncode == -signal.SIGKILL or any(text in done.stderr for text in OUT_OF_MEMORY):
         raise MemoryError(f"{name} ran out of memory")
     raise SystemExit(f"{name} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Run one system and report it."""
+    """Run one system in this process and return its figures."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[options.dtype]
     per_group = 6 if options.data == "groups" else 1
@@ -125,7 +127,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     trl = options.one.startswith("trl")
     given = as_separate_pairs(groups) if trl or options.one == "preftune-pairs" else groups
     result = (run_trl if trl else run_preftune)(options, given, dtype, device)
-    # grouped by length, the first batch is the longest: leaving it out would flatter trl-best
+    # grouped by length, the first batch is the longest; leaving it out would make trl-best look faster
     warm = 0 if options.one == "trl-best" else options.warm
     steps = result.pop("step_s")[warm:]
     spent = sum(steps)
@@ -146,7 +148,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_preftune(options: argparse.Namespace, groups: list[Any], dtype: torch.dtype, device: str) -> dict[str, Any]:
-    """The library's own loop, with a log that notes times and losses."""
+    """Run preftune's training loop with a log that records times and losses."""
     from preftune.config.schema import LossTerm, OptimConfig, TrainConfig
     from preftune.data.layout import Budget, micro_batches
     from preftune.lifecycle.packing_probe import admit
@@ -172,7 +174,7 @@ def run_preftune(options: argparse.Namespace, groups: list[Any], dtype: torch.dt
     reference: Reference
     begin = time.perf_counter()
     if options.one != "preftune-online":
-        store = Store(store_key("benchmark", dtype, layout), Path(tempfile.mkdtemp()))  # nothing scored before
+        store = Store(store_key("benchmark", dtype, layout), Path(tempfile.mkdtemp()))  # an empty cache
         fill(store, scorer, groups, lambda some: micro_batches(some, budget))
         reference = Cached(store, torch.device(device))
     else:
@@ -196,7 +198,7 @@ def run_preftune(options: argparse.Namespace, groups: list[Any], dtype: torch.dt
 
 
 class Notes:
-    """A log of the loop that remembers times and losses."""
+    """A log that records the time and loss of every step."""
 
     def __init__(self) -> None:
         from preftune.train.metrics import Tally
@@ -219,7 +221,7 @@ class Notes:
 
 
 def compile_lengths(task: Any, steps: Sequence[Any]) -> None:
-    """One pass over a batch of each length that the steps have: what a run compiles once is not part of a step."""
+    """Run one batch of every length, so that compilation is not part of the measured steps."""
     laid = [batch for plan in steps for batch in task.layout([task.groups[i] for i in plan.members])]
     for batch in {len(batch.ids_T): batch for batch in laid}.values():
         task.loss_of(batch).loss_sum.backward()
@@ -227,21 +229,23 @@ def compile_lengths(task: Any, steps: Sequence[Any]) -> None:
 
 
 def in_file_order(groups: Sequence[Any], pairs: int) -> list[Any]:
-    """Steps of `pairs` judgements, in the order of the list, which is random already and the same for all systems."""
+    """Build steps of `pairs` judgements in the order of the list, which is random and the same for all systems."""
     from preftune.data.order import Step
 
-    found, members, filled = [], [], 0
+    steps: list[Step] = []
+    members: list[int] = []
+    judgements = 0
     for index, group in enumerate(groups):
         members.append(index)
-        filled += len(group.judgements)
-        if filled >= pairs or index == len(groups) - 1:
-            found.append(Step(len(found) + 1, 0, tuple(members)))
-            members, filled = [], 0
-    return found
+        judgements += len(group.judgements)
+        if judgements >= pairs or index == len(groups) - 1:
+            steps.append(Step(len(steps) + 1, 0, tuple(members)))
+            members, judgements = [], 0
+    return steps
 
 
 def run_trl(options: argparse.Namespace, pairs: list[Any], dtype: torch.dtype, device: str) -> dict[str, Any]:
-    """TRL's DPOTrainer on rows that are token ids already; on a GPU after a short run that nobody measures."""
+    """Run TRL's DPOTrainer on token ids. On a GPU, a short unmeasured run comes first."""
     rows = [
         {
             "prompt_ids": g.prompt_ids.tolist(),
@@ -261,7 +265,7 @@ def run_trl(options: argparse.Namespace, pairs: list[Any], dtype: torch.dtype, d
 def trained_by_trl(
     options: argparse.Namespace, rows: list[dict[str, Any]], dtype: torch.dtype, device: str
 ) -> dict[str, Any]:
-    """One run. Weights that are all tuned are fp32 under autocast, as TRL loads them; below an adapter, in `dtype`."""
+    """Train once. Trained weights are fp32 under autocast, as in TRL. Frozen weights below an adapter use `dtype`."""
     import peft
     import transformers
     from datasets import Dataset
@@ -332,7 +336,7 @@ def trained_by_trl(
 
 
 def gemm(dtype: torch.dtype, device: str) -> float:
-    """Best GFLOP/s of a square matrix product: the machine's peak, as far as this process gets it."""
+    """Measure the best GFLOP/s of a square matrix product, used as the peak of the machine."""
     n, best = (8192, 0.0) if device == "cuda" else (2048 if dtype == torch.float32 else 512, 0.0)
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     for _ in range(6):
@@ -345,14 +349,14 @@ def gemm(dtype: torch.dtype, device: str) -> float:
 
 
 def middle(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The run in the middle by speed, with the range of all."""
+    """Return the run with the median speed, and the range over all runs."""
     ranked = sorted(runs, key=lambda run: run["pairs_per_s"])
     speeds = [run["pairs_per_s"] for run in ranked]
     return {**ranked[len(ranked) // 2], "range": [min(speeds), max(speeds)]}
 
 
 def line(run: dict[str, Any]) -> str:
-    """One run in short."""
+    """Format one run as a line."""
     return (
         f"{run['pairs_per_s']:8.3f} pairs/s  {run['peak_gb']:6.2f} GB  useful {run['useful_mfu']:6.1%} of "
         f"{run['gemm_gflops']:.0f} GFLOP/s  reference {run['reference_s']:.1f} s  "
@@ -361,7 +365,7 @@ def line(run: dict[str, Any]) -> str:
 
 
 def table(figures: dict[str, Any], names: Sequence[str]) -> str:
-    """Ratios to TRL."""
+    """Format the speed and memory relative to TRL."""
     lines = [""]
     for peer in ("trl", "trl-best"):
         for name in (name for name in names if not name.startswith("trl") and {name, peer} <= figures.keys()):

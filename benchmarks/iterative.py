@@ -1,12 +1,12 @@
-"""Iterative DPO against offline DPO with the same number of judgements: reward and KL after every round.
+"""Compare iterative DPO with offline DPO on the same number of judgements: reward and KL after every round.
 
     python benchmarks/iterative.py --model stories260k --out runs/iterative --record
 
-Every round samples `--n` responses a prompt from the policy as it is, judges all pairs by the true reward, and trains
-one epoch with the first model as the reference. Offline DPO is one round with rounds * n responses from the first
-model, in groups of n, at the same betas and at others: its own curve of reward against KL. With --offline-model they
-are another model's responses, as most published data are. Run again, it goes on where it stopped; seeds may run side by
-side in the same folder.
+Every round samples `--n` responses per prompt from the current policy, judges all pairs by the true reward, and trains
+one epoch with the first model as the reference. Offline DPO trains once on rounds * n responses of the first model, in
+groups of n, at the same betas and at `--offline-betas`, which gives a curve of reward against KL. With --offline-model,
+it trains on the responses of another model, as with most published data. Rerun the same command to resume. Different
+seeds can run at the same time in the same folder.
 """
 
 from __future__ import annotations
@@ -41,40 +41,44 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/iterative"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--betas", type=float, nargs="*", default=[0.1, 0.05])
-    parser.add_argument("--offline-betas", type=float, nargs="*", default=[0.3, 0.2, 0.15], help="more, offline alone")
-    parser.add_argument("--offline-model", help="whose responses offline DPO learns from, if not those of --model")
+    parser.add_argument(
+        "--offline-betas", type=float, nargs="*", default=[0.3, 0.2, 0.15], help="additional betas for offline DPO"
+    )
+    parser.add_argument("--offline-model", help="model that writes the responses for offline DPO (default: --model)")
     parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--n", type=int, default=8, help="responses a prompt and round")
+    parser.add_argument("--n", type=int, default=8, help="responses per prompt and round")
     parser.add_argument("--lr", type=float, default=1e-4)
-    parser.add_argument("--lr-decay", type=float, default=1.0, help="from round to round")
+    parser.add_argument("--lr-decay", type=float, default=1.0, help="factor on the learning rate from round to round")
     parser.add_argument("--warmup", type=float, default=0.1, help="share of a round's steps")
-    parser.add_argument("--groups", type=int, default=8, help="groups in one step")
+    parser.add_argument("--groups", type=int, default=8, help="groups per step")
     parser.add_argument("--reference", choices=["fixed", "refreshed"], default="fixed")
     parser.add_argument("--max-new-tokens", type=int, default=48)
-    parser.add_argument("--evaluation", type=int, default=8, help="fresh responses a prompt in every evaluation")
+    parser.add_argument("--evaluation", type=int, default=8, help="new responses per prompt in every evaluation")
     parser.add_argument("--record", action="store_true", help="append a row to benchmarks/results.jsonl")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     prompts = options.out / "prompts.jsonl"
     rows = [{"prompt": template.format(name)} for template in TEMPLATES for name in NAMES]
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = {}
+    results = {}
     for beta in options.betas:
         curves = [iterated(options, prompts, beta, seed) for seed in options.seeds]
-        found[f"iterative, beta {beta:g}"] = averaged(curves)
+        results[f"iterative, beta {beta:g}"] = averaged(curves)
     for beta in (*options.offline_betas, *options.betas):
-        found[f"offline, beta {beta:g}"] = averaged([[offline(options, prompts, beta, seed)] for seed in options.seeds])
-    for name, curve in found.items():
+        results[f"offline, beta {beta:g}"] = averaged(
+            [[offline(options, prompts, beta, seed)] for seed in options.seeds]
+        )
+    for name, curve in results.items():
         print(name, "  ".join(f"{p['score']:.3f} at {p['kl']:.2f}" for p in curve))
-    (options.out / "summary.json").write_text(json.dumps(found, indent=1))
+    (options.out / "summary.json").write_text(json.dumps(results, indent=1))
     if options.record:
         settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items() if k != "record"}
         claim = "dpo on another model's responses" if options.offline_model else "iterative dpo"
-        record(claim, found, settings | {"model": Path(options.model).name})
+        record(claim, results, settings | {"model": Path(options.model).name})
 
 
 def iterated(options: argparse.Namespace, prompts: Path, beta: float, seed: int) -> list[dict[str, float]]:
-    """The evaluations before the first round and after each."""
+    """Run iterative DPO. Return the evaluations before the first round and after each round."""
     out = options.out / f"beta-{beta:g}-seed-{seed}"
     config = IterateConfig(
         model=ModelConfig(path=options.model, dtype="fp32"),
@@ -99,7 +103,7 @@ def iterated(options: argparse.Namespace, prompts: Path, beta: float, seed: int)
 
 
 def offline(options: argparse.Namespace, prompts: Path, beta: float, seed: int) -> dict[str, float]:
-    """One round with as many judgements: groups of n from the first model."""
+    """Run offline DPO on as many judgements, in groups of n, and evaluate it."""
     folder = options.out / f"offline-beta-{beta:g}-seed-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     prefs = options.out / f"offline-seed-{seed}.jsonl"
@@ -136,17 +140,18 @@ def offline(options: argparse.Namespace, prompts: Path, beta: float, seed: int) 
         train=TrainConfig(seed=seed),
         out=str(folder),
     )
-    asked = prepare.read_prompt_data(settings.data).train
+    eval_prompts = prepare.read_prompt_data(settings.data).train
     reward = open_reward(options.reward)
-    found = iterate.evaluated(settings, folder / "evaluation.json", str(final), asked, reward, ChatOptions())
+    scores = iterate.evaluated(settings, folder / "evaluation.json", str(final), eval_prompts, reward, ChatOptions())
     print(
-        f"beta {beta:g}, seed {seed}: offline {found['objective/score']:.3f} at {found['objective/kl']:.2f}", flush=True
+        f"beta {beta:g}, seed {seed}: offline {scores['objective/score']:.3f} at {scores['objective/kl']:.2f}",
+        flush=True,
     )
-    return found
+    return scores
 
 
 def averaged(curves: list[list[dict[str, float]]]) -> list[dict[str, Any]]:
-    """Mean and standard deviation over seeds, round by round."""
+    """Return the mean and standard deviation over seeds for every round."""
     result = []
     for same in zip(*curves, strict=True):
         scores, kls = [p["objective/score"] for p in same], [p["objective/kl"] for p in same]

@@ -1,11 +1,11 @@
-"""How many of the judgements that were turned round on purpose the noise finder lists, and what else it lists.
+"""Measure how well `preftune data noise` finds judgements that were flipped on purpose.
 
     python benchmarks/noise.py --model stories260k --data hh_harmless_test.jsonl.gz --out runs/noise-bench --record
 
-Takes the first `--pairs` judgements, tunes the model for a short time on one response a prompt that a coin chose (so
-that it knows the texts but no label), turns a known share of the judgements round, and runs `preftune data noise`.
-Precision and recall are those of the k judgements that it ranks as the most backward, at k = the number turned round
-and at a tenth of it, beside the share itself, which is the precision of a list by chance. Run again, it goes on.
+Takes the first `--pairs` judgements and fine-tunes the model for a short time on one random response per prompt, so
+that the model knows the texts but not the labels. Then it flips a share of the judgements and runs `preftune data
+noise`. Reported are precision and recall of the k highest-ranked judgements, for k = the number of flipped judgements
+and a tenth of it. The flipped share is the precision of a random list. Rerun the same command to resume.
 """
 
 from __future__ import annotations
@@ -39,15 +39,17 @@ from preftune.workflows import label_noise
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--model", required=True, help="folder of a small model")
-    parser.add_argument("--data", required=True, help="preference pairs whose labels are taken for right")
+    parser.add_argument("--data", required=True, help="preference pairs; their labels are assumed to be correct")
     parser.add_argument("--out", type=Path, default=Path("runs/noise-bench"))
     parser.add_argument("--pairs", type=int, default=1000)
-    parser.add_argument("--shares", type=float, nargs="+", default=[0.1, 0.2], help="turned round")
+    parser.add_argument("--shares", type=float, nargs="+", default=[0.1, 0.2], help="shares of the judgements to flip")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--rankers", choices=["dpo", "reward"], nargs="+", default=["dpo"])
     parser.add_argument("--folds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=1)
-    parser.add_argument("--lr", type=float, default=2e-4, help="of DPO; a reward model takes five times as much")
+    parser.add_argument(
+        "--lr", type=float, default=2e-4, help="learning rate of DPO; a reward model uses five times as much"
+    )
     parser.add_argument("--max-length", type=int, default=192)
     parser.add_argument("--max-prompt-length", type=int, default=48)
     parser.add_argument("--record", action="store_true", help="append a row to benchmarks/results.jsonl")
@@ -55,7 +57,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     groups = read_groups(options.data)[0][: options.pairs]
     start = tuned(options, groups)
-    found = [
+    runs = [
         measured(options, groups, start, ranker, share, seed)
         for ranker in options.rankers
         for share in options.shares
@@ -64,11 +66,11 @@ def main() -> None:
     if options.record:
         settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items() if k != "record"}
         names = {name: Path(settings[name]).name for name in ("model", "data")}
-        record("noise finder", {"runs": found}, settings | names)
+        record("noise finder", {"runs": runs}, settings | names)
 
 
 def tuned(options: argparse.Namespace, groups: list[PreferenceGroup]) -> Path:
-    """The model after one epoch on one response a group, whichever."""
+    """Fine-tune the model for one epoch on one random response per group."""
     coin = np.random.default_rng(0).integers(2, size=len(groups))
     rows = [{"prompt": g.prompt, "completion": g.responses[int(side)]} for g, side in zip(groups, coin, strict=True)]
     path = options.out / "texts.json"
@@ -90,17 +92,17 @@ def limits(options: argparse.Namespace, path: Path) -> DataConfig:
 def measured(
     options: argparse.Namespace, groups: list[PreferenceGroup], start: Path, ranker: Any, share: float, seed: int
 ) -> dict[str, Any]:
-    """Precision and recall of one run."""
+    """Flip judgements, run the noise finder, and return its precision and recall."""
     flipped = np.zeros(len(groups), dtype=bool)
     order = np.random.default_rng(seed).permutation(len(groups))
     flipped[order[: round(share * len(groups))]] = True
     folder = options.out / f"{ranker}-{share:g}-{seed}"
     folder.mkdir(exist_ok=True)
-    turned = [
-        PreferenceGroup(g.prompt, g.responses, (Judgement(1, 0),) if turn else g.judgements)
-        for g, turn in zip(groups, flipped, strict=True)
+    noisy = [
+        PreferenceGroup(g.prompt, g.responses, (Judgement(1, 0),) if flip else g.judgements)
+        for g, flip in zip(groups, flipped, strict=True)
     ]
-    write_rows(folder / "prefs.jsonl", list(as_groups(turned)))
+    write_rows(folder / "prefs.jsonl", list(as_groups(noisy)))
     config = NoiseConfig(
         model=ModelConfig(path=str(start), dtype="fp32"),
         data=limits(options, folder / "prefs.jsonl"),
@@ -117,16 +119,16 @@ def measured(
 
 
 def scored(config: NoiseConfig, flipped: Any, which: dict[str, Any]) -> dict[str, Any]:
-    """What the list holds, line by line of the data."""
+    """Compare the listed judgements with the flipped ones."""
     lines = [json.loads(line) for line in (Path(config.out) / "label_noise.jsonl").read_text().splitlines()]
     hits = np.array([flipped[int(row["origin"].rpartition(":")[2]) - 1] for row in lines] or [False])
-    known = json.loads((Path(config.out) / "summary.json").read_text())
-    wanted = int(flipped.sum())
-    figures = {**which, "chance": float(flipped.mean()), **known, "recall_of_backwards": float(hits.sum() / wanted)}
+    summary = json.loads((Path(config.out) / "summary.json").read_text())
+    total = int(flipped.sum())
+    figures = {**which, "chance": float(flipped.mean()), **summary, "recall_of_backwards": float(hits.sum() / total)}
     figures["precision_of_backwards"] = float(hits.mean())
-    for name, k in (("number", wanted), ("tenth", max(1, wanted // 10))):
+    for name, k in (("number", total), ("tenth", max(1, total // 10))):
         figures[f"precision_at_{name}"] = float(hits[:k].mean())
-        figures[f"recall_at_{name}"] = float(hits[:k].sum() / wanted)
+        figures[f"recall_at_{name}"] = float(hits[:k].sum() / total)
     print(json.dumps(figures), flush=True)
     return figures
 

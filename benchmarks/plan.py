@@ -1,4 +1,4 @@
-"""What --dry-run predicts against what the run takes: peak memory and time.
+"""Compare the peak memory and time that --dry-run predicts with those of the run.
 
 python benchmarks/plan.py CONFIG.yaml [a.b=value ...] --record
 """
@@ -27,7 +27,9 @@ def main() -> None:
     parser.add_argument("--record", action="store_true", help="append a row to benchmarks/results.jsonl")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["PREFTUNE_CACHE"] = f"{folder}/cache"  # the reference is scored, as the plan assumes
+        os.environ["PREFTUNE_CACHE"] = (
+            f"{folder}/cache"  # empty, so that the run scores the reference as the plan assumes
+        )
         run = [sys.executable, "-m", "preftune", "dpo", options.config, *options.overrides, f"out={folder}/run"]
         plan = subprocess.run([*run, "--dry-run"], capture_output=True, text=True, check=False).stderr
         memory, spent = re.search(r"memory: ([\d.]+) GB", plan), re.search(r"time: about ([\d.]+) (s|min|h)", plan)

@@ -1,4 +1,4 @@
-"""Rows of results.jsonl: a figure, the command that made it, the versions and the machine. One JSON object a line."""
+"""Append results to results.jsonl: figures, the command, versions and machine, as one JSON object per line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RESULTS = Path(__file__).with_name("results.jsonl")
 
 
 def record(claim: str, figures: dict[str, Any], settings: dict[str, Any]) -> None:
-    """Append a row."""
+    """Append a row for the benchmark `claim`."""
     facts = machine()
     row = {
         "claim": claim,
@@ -32,7 +32,7 @@ def record(claim: str, figures: dict[str, Any], settings: dict[str, Any]) -> Non
 
 
 def commit() -> str:
-    """The commit of the code that was measured; "+" if it had changes."""
+    """Return the commit of the measured code, with "+" if src/ has uncommitted changes."""
     here = Path(__file__).parent
 
     def git(*arguments: str) -> str:

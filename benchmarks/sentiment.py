@@ -1,10 +1,10 @@
-"""The paper's controlled sentiment experiment on any small story model, with VADER as the true reward.
+"""The DPO paper's controlled sentiment experiment on a small story model, with VADER as the true reward.
 
     python benchmarks/sentiment.py --model stories260k --out runs/sentiment --record
 
-Samples groups of responses from the model, judges them by VADER's compound score (soft labels: Bradley-Terry of the
-score gap), tunes with DPO at several beta, and measures mean reward and sequence KL of fresh samples, beside the
-model itself, best of n and the closed-form optimum (importance weights over many samples of the model).
+Samples groups of responses from the model, judges them by VADER's compound score (soft labels: sigmoid of the score
+gap), trains with DPO at several betas, and measures mean reward and sequence KL of new samples. The model itself, best
+of n, and the closed-form optimum (importance weights over many samples of the model) are measured for comparison.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="folder of a small story model")
     parser.add_argument("--out", type=Path, default=Path("runs/sentiment"))
     parser.add_argument("--betas", type=float, nargs="+", default=[1.0, 0.3, 0.1, 0.05])
-    parser.add_argument("--samples", type=int, default=16, help="training responses a prompt")
-    parser.add_argument("--group", type=int, default=8, help="responses that are judged against each other")
-    parser.add_argument("--yardstick", type=int, default=256, help="samples a prompt for best of n and the optimum")
-    parser.add_argument("--evaluation", type=int, default=16, help="fresh samples a prompt for each policy")
+    parser.add_argument("--samples", type=int, default=16, help="training responses per prompt")
+    parser.add_argument("--group", type=int, default=8, help="responses per group; all pairs of a group are judged")
+    parser.add_argument("--yardstick", type=int, default=256, help="samples per prompt for best of n and the optimum")
+    parser.add_argument("--evaluation", type=int, default=16, help="new samples per prompt and policy")
     parser.add_argument("--labels", choices=["soft", "hard"], default="soft", help="soft: sigmoid of the score gap")
     parser.add_argument("--loss", default="sigmoid", help="sigmoid, or plackett_luce for whole rankings")
     parser.add_argument("--epochs", type=int, default=3)
@@ -96,7 +96,7 @@ def main() -> None:
 def write_groups(
     path: Path, prompts: list[str], drawn: list[Sampled], rewards: Any, options: argparse.Namespace
 ) -> None:
-    """Groups with all their judgements; the soft label is sigmoid(score gap). Or ranked, for a list-wise loss."""
+    """Write groups with all judgements (soft label: sigmoid of the score gap), and with ranks for a list-wise loss."""
     size, rows = options.group, []
     for prompt, sampled, scores in zip(prompts, drawn, rewards(drawn), strict=True):
         for at in range(0, len(scores), size):
@@ -109,7 +109,7 @@ def write_groups(
                 for b, w in pairs
                 if score[b] > score[w]
             ]
-            if options.loss == "plackett_luce":  # takes whole rankings without ties
+            if options.loss == "plackett_luce":  # needs complete rankings without ties
                 row["ranks"] = [sorted(score, reverse=True).index(s) + 1 for s in score]
             if judgements and len(set(row.get("ranks", texts))) == len(texts):
                 rows.append({**row, "judgements": judgements})

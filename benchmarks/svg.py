@@ -1,4 +1,4 @@
-"""A reward-KL plane as a small SVG that a page of text can show."""
+"""Draw reward against KL as a small SVG for a Markdown page."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ def plane(
     title: str,
     lines: Mapping[str, Sequence[tuple[float, float]]],
     points: Mapping[str, Points],
-    most: float,
+    max_kl: float,
 ) -> None:
-    """Write `path`; what lies beyond `most` nats is named at the edge."""
+    """Write the SVG. Points with a KL above `max_kl` nats are labelled at the right edge."""
     every = [p[2] for group in points.values() for p in group] + [y for line in lines.values() for _, y in line]
     low, high = min(every) - 0.03, max(every) + 0.03
 
     def at(kl: float, reward: float) -> tuple[float, float]:
-        x = LEFT + min(max(kl, 0), most) / most * (WIDTH - LEFT - RIGHT)
+        x = LEFT + min(max(kl, 0), max_kl) / max_kl * (WIDTH - LEFT - RIGHT)
         return x, HEIGHT - BOTTOM - (reward - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
 
     out = [
@@ -33,17 +33,17 @@ def plane(
         f'<text x="{LEFT}" y="18" font-size="14">{escape(title)}</text>',
     ]
     for i in range(6):
-        x, y = at(most * i / 5, low)[0], at(0, low + (high - low) * i / 5)[1]
+        x, y = at(max_kl * i / 5, low)[0], at(0, low + (high - low) * i / 5)[1]
         out.append(f'<line x1="{x:.0f}" x2="{x:.0f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}" stroke="#ddd"/>')
-        out.append(f'<text x="{x:.0f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{most * i / 5:.1f}</text>')
+        out.append(f'<text x="{x:.0f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{max_kl * i / 5:.1f}</text>')
         out.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.0f}" y2="{y:.0f}" stroke="#ddd"/>')
         out.append(f'<text x="{LEFT - 6}" y="{y + 4:.0f}" text-anchor="end">{low + (high - low) * i / 5:.2f}</text>')
     out.append(
-        f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 12}" text-anchor="middle">KL, nats a response</text>'
+        f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 12}" text-anchor="middle">KL, nats per response</text>'
     )
     legend = 0
     for number, (name, line) in enumerate(lines.items()):
-        shown = [at(kl, reward) for kl, reward in line if kl <= most]
+        shown = [at(kl, reward) for kl, reward in line if kl <= max_kl]
         dash = ' stroke-dasharray="5 4"' if number else ""
         route = " ".join(f"{x:.1f},{y:.1f}" for x, y in shown)
         out.append(f'<polyline points="{route}" fill="none" stroke="{COLOURS[number]}" stroke-width="2"{dash}/>')
@@ -57,7 +57,7 @@ def plane(
         out.append(f'<text x="{WIDTH - RIGHT + 10}" y="{TOP + 18 * legend}" fill="{colour}">{escape(name)}</text>')
         for label, kl, reward, kl_half, half in group:
             x, y = at(kl, reward)
-            if kl > most:
+            if kl > max_kl:
                 out.append(
                     f'<text x="{x - 4:.0f}" y="{y + 14:.0f}" text-anchor="end" fill="{colour}">{kl:.0f} nats</text>'
                 )

@@ -1,11 +1,11 @@
-"""Win rates over sampling temperatures: SFT, DPO, PPO and best of n on the same prompts, and what controls say.
+"""Win rates of SFT, DPO, PPO and best of n at several sampling temperatures, with control judges.
 
     python benchmarks/temperatures.py --model stories260k --runs runs/comparison --record
 
-The policies are those of `benchmarks/comparison.py`, one of every kind for each of its seeds, on prompts with names
-that none of them was trained on. What they are compared with does not depend on the temperature: for each prompt the
-better one of two samples of the model itself at temperature 1. Judges: VADER, which is the true reward here, and two
-controls, the longer text and a coin. Run again, it goes on.
+The policies are those of `benchmarks/comparison.py`, for each of its seeds. The prompts contain names that were not in
+training. The opponent is the same at every temperature: for each prompt, the better of two samples of the original
+model at temperature 1. The judges are VADER, which is the true reward here, and two controls: the longer text wins, and
+a random winner. Rerun the same command to resume.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ QUIET = Display(quiet=True)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--model", required=True, help="what the policies were tuned from")
-    parser.add_argument("--runs", type=Path, required=True, help="folder of benchmarks/comparison.py")
+    parser.add_argument("--model", required=True, help="model that the policies were trained from")
+    parser.add_argument("--runs", type=Path, required=True, help="output folder of benchmarks/comparison.py")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--policies", nargs="+", default=["preferred-ft", "dpo-0.2", "dpo-0.1", "ppo-0.1"])
-    parser.add_argument("--n", type=int, default=16, help="of best of n, by the learned reward model")
+    parser.add_argument("--n", type=int, default=16, help="n of best of n, which uses the trained reward model")
     parser.add_argument("--reward", default="vader", help="the true reward")
     parser.add_argument("--temperatures", type=float, nargs="+", default=[0.25, 0.5, 0.75, 1.0])
     parser.add_argument("--out", type=Path, default=Path("runs/temperatures"))
@@ -50,23 +50,24 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     data = opponents(options)
-    found: dict[str, dict[str, Any]] = {}
+    results: dict[str, dict[str, Any]] = {}
     for judge in (options.reward, "length", "random"):
         every = [of_seed(options, data, judge, seed) for seed in options.seeds]
-        found[judge] = {name: averaged([seed[name] for seed in every]) for name in every[0]}
-        for name, rates in found[judge].items():
+        results[judge] = {name: averaged([seed[name] for seed in every]) for name in every[0]}
+        for name, rates in results[judge].items():
             print(
                 f"{judge:8}{name:20}"
                 + "  ".join(f"{t}: {r['rate']:.3f} ({r['rate_sd']:.3f})" for t, r in rates.items())
             )
     if options.record:
         settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items() if k != "record"}
-        record("win rate over temperatures", found, settings | {"model": Path(options.model).name})
+        record("win rate over temperatures", results, settings | {"model": Path(options.model).name})
 
 
 def opponents(options: argparse.Namespace) -> Path:
-    """Pairs of the model's own samples, the better one chosen."""
-    prompts, chosen = options.out / "prompts.jsonl", options.out / "pairs.jsonl"
+    """Write pairs of samples of the original model. The better one is chosen."""
+    out: Path = options.out
+    prompts, chosen = out / "prompts.jsonl", out / "pairs.jsonl"
     if not chosen.is_file():
         write_rows(prompts, ({"prompt": template.format(name)} for template in TEMPLATES for name in OTHERS))
         wanted = SampleOptions(options.model, str(prompts), Sampling(2, NEW_TOKENS, seed=99), dtype="fp32")
@@ -76,7 +77,7 @@ def opponents(options: argparse.Namespace) -> Path:
 
 
 def of_seed(options: argparse.Namespace, data: Path, judge: str, seed: int) -> dict[str, Any]:
-    """Win rates of the policies of one seed, by their short names and by temperature."""
+    """Return the win rates of one seed's policies by name and temperature."""
     folder = options.runs / f"seed-{seed}"
     named = {"the model": options.model}
     named |= {name: str(folder / name / "final") for name in options.policies}
@@ -90,13 +91,13 @@ def of_seed(options: argparse.Namespace, data: Path, judge: str, seed: int) -> d
         seed=seed,
         dtype="fp32",
     )
-    found = winrate.run(contest, options.out / f"seed-{seed}", QUIET)
+    rates = winrate.run(contest, options.out / f"seed-{seed}", QUIET)
     print(f"{judge}, seed {seed}", flush=True)
-    return {name: found[policy] for name, policy in named.items()}
+    return {name: rates[policy] for name, policy in named.items()}
 
 
 def averaged(every: list[dict[str, Any]]) -> dict[str, Any]:
-    """Mean over seeds, with the standard deviation of the win rate and the mean half-width of its interval."""
+    """Average over seeds, with the standard deviation of the win rate and the mean half-width of its interval."""
     result = {}
     for temperature in every[0]:
         rates = [seed[temperature] for seed in every]

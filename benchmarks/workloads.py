@@ -1,12 +1,12 @@
-"""What the speed benchmarks run on: models of known shapes with random weights, and token ids of four kinds of data.
+"""Models and data of the speed benchmarks: known shapes with random weights, and token ids of five kinds of data.
 
-hh        dialogues of HH-RLHF harmless (give the file with --hh)
-mix       long prompts and long answers (any preference file, with --mix)
-groups    four responses and six judgements a prompt, lengths like UltraFeedback's; random ids
+hh        dialogues of HH-RLHF harmless (the file is set with --hh)
+mix       long prompts and long responses (any preference file, set with --mix)
+groups    four responses and six judgements per prompt, with lengths like UltraFeedback's; random ids
 tldr      a long prompt and two short summaries; random ids
 like-hh   lengths like those of hh; random ids, for machines without the file
 
-As a command it writes a shape as a model folder, with the tokenizer of another model:
+As a command, it writes a model folder with random weights and the tokenizer of another model:
 
     python benchmarks/workloads.py 44m --tokenizer stories260k --out 44m
 """
@@ -45,7 +45,7 @@ LIMIT = 1024
 
 
 def build_model(shape: str, dtype: torch.dtype, device: str) -> Any:
-    """The shape with random weights, the same on every call."""
+    """Build a model of this shape with random weights, the same on every call."""
     kind, settings = SHAPES[shape]
     config = transformers.AutoConfig.for_model(
         kind, **{"tie_word_embeddings": True, "max_position_embeddings": 4096, **settings}
@@ -58,7 +58,7 @@ def build_model(shape: str, dtype: torch.dtype, device: str) -> Any:
 
 
 def build_groups(kind: str, n: int, files: dict[str, str | None], vocabulary: int) -> list[TokenGroup]:
-    """`n` groups in a fixed random order, no sequence longer than LIMIT."""
+    """Return `n` groups in a fixed random order. No sequence is longer than LIMIT."""
     order = np.random.default_rng(0)
     if kind in ("hh", "mix"):
         source = files.get(kind)
@@ -71,9 +71,9 @@ def build_groups(kind: str, n: int, files: dict[str, str | None], vocabulary: in
     )
     prompt, response, responses = {"groups": (90, 190, 4), "tldr": (353, 32, 2), "like-hh": (120, 45, 2)}[kind]
 
-    def ids(mean: float, most: int) -> np.ndarray:
-        length = order.lognormal(np.log(mean) - 0.32, 0.8)  # sigma 0.8: a long tail, as real lengths have
-        return order.integers(8, vocabulary, max(2, min(int(length), most)), dtype=np.int32)
+    def ids(mean: float, longest: int) -> np.ndarray:
+        length = order.lognormal(np.log(mean) - 0.32, 0.8)  # sigma 0.8 gives a long tail, as in real data
+        return order.integers(8, vocabulary, max(2, min(int(length), longest)), dtype=np.int32)
 
     return [
         TokenGroup(ids(prompt, LIMIT // 2), tuple(ids(response, LIMIT // 2) for _ in range(responses)), judgements)
@@ -82,7 +82,7 @@ def build_groups(kind: str, n: int, files: dict[str, str | None], vocabulary: in
 
 
 def _tokenized(source: str, vocabulary: int) -> list[TokenGroup]:
-    """A preference file in the tokens of a byte-level BPE that was fitted on it."""
+    """Tokenize a preference file with a byte-level BPE that is trained on it."""
     groups, account = read_groups(source)
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -100,7 +100,7 @@ def _tokenized(source: str, vocabulary: int) -> list[TokenGroup]:
 
 
 def as_separate_pairs(groups: Sequence[TokenGroup]) -> list[TokenGroup]:
-    """Every judgement as a pair of its own, which is how peers take groups."""
+    """Split groups into one pair per judgement, which is the form that TRL reads."""
     return [
         TokenGroup(g.prompt_ids, (g.response_ids[j.better], g.response_ids[j.worse]), (Judgement(0, 1),))
         for g in groups
@@ -109,11 +109,11 @@ def as_separate_pairs(groups: Sequence[TokenGroup]) -> list[TokenGroup]:
 
 
 def useful_flops(groups: Sequence[TokenGroup], model: Any, cached: bool, adapter: bool = False) -> float:
-    """Multiply-adds x 2 that a fine-tuning step on `groups` cannot do without.
+    """Count the floating-point operations that a step on `groups` needs at least (2 per multiply-add).
 
-    Every prompt once, every response once, the head at scored tokens only, no recomputation and no padding; forward,
-    twice that for backward (once for the products with frozen weights, if an `adapter` is tuned; its own products do
-    not count), and one more forward for the reference unless it is cached. Attention over visible pairs.
+    Every prompt and response counts once, the head only at scored tokens, without recomputation and padding. Attention
+    counts visible pairs. The backward pass costs twice the forward pass, or once for frozen weights below an `adapter`
+    (the adapter's own products do not count). A reference that is not `cached` costs one more forward pass.
     """
     config = model.config
     body = sum(p.numel() for p in model.model.layers.parameters())
@@ -130,9 +130,9 @@ def useful_flops(groups: Sequence[TokenGroup], model: Any, cached: bool, adapter
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write a shape with random weights as a model folder.")
+    parser = argparse.ArgumentParser(description="Write a model folder with random weights.")
     parser.add_argument("shape", choices=SHAPES)
-    parser.add_argument("--tokenizer", required=True, help="folder of a model, whose tokenizer it gets")
+    parser.add_argument("--tokenizer", required=True, help="model folder from which the tokenizer is copied")
     parser.add_argument("--out", required=True)
     options = parser.parse_args()
     build_model(options.shape, torch.float32, "cpu").save_pretrained(options.out)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -30,7 +30,7 @@ COLUMNS = ("probability", "margin")
 
 
 def losses() -> str:
-    families = [
+    families: list[tuple[str, Mapping[str, Callable[..., Any]]]] = [
         ("Pairwise, on the log-ratio to a reference", pairwise.TABLE),
         ("Pairwise, without reference", reference_free.TABLE),
         ("Pairwise, with more than two sums", tokenwise.TABLE),

@@ -26,6 +26,7 @@ def with_setting(text: str, setting: str) -> str:
         apply_override(parsed, {}, f"value={value}")
         value = json.dumps(parsed["value"], ensure_ascii=False)  # valid everywhere in a YAML file
     node = yaml.compose(text)
+    assert node is not None, "an empty file"
     for depth, key in enumerate(keys):
         rest = f"{keys[-1]}: {value}"
         for outer in reversed(keys[depth:-1]):
