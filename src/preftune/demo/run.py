@@ -10,7 +10,6 @@ import json
 import math
 import os
 import random
-import resource
 import shutil
 import sys
 import time
@@ -134,13 +133,19 @@ def run(out: Path, *, fast: bool = False, with_ppo: bool = False, console: Conso
         findings = Findings(prompts, rewards(drawn), start, tuned, sft_nats, entropy, before, with_reward_model)
         write_report(out, findings)
     show(console, findings)
-    spent, peak = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT
+    spent, peak = time.perf_counter() - began, peak_bytes()
     console.print(f"{spent:.0f} s, {peak / 1e9:.2f} GB at most. Pictures and samples: {out / 'report.html'}")
     console.print("Your own data next:  preftune data check prefs.jsonl   then   preftune dpo configs/dpo.yaml")
     return findings
 
 
-_RSS_UNIT = 1 if sys.platform == "darwin" else 1024
+def peak_bytes() -> int:
+    """Return the peak memory of this process; 0 on Windows, where Python has no `resource` module."""
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def make_tokenizer(texts: Sequence[str]) -> Any:

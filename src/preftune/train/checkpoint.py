@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,8 @@ def _sha256(path: Path) -> str:
 
 
 def _to_disk(path: Path) -> None:
+    if sys.platform == "win32" and path.is_dir():  # Windows cannot open folders
+        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
