@@ -36,7 +36,7 @@ from preftune.model.load import load_model, load_tokenizer, locate
 from preftune.report.figures import frontier
 from preftune.report.page import Section, write_page
 from preftune.rewards.open import open_reward
-from preftune.rewards.reward import Answer, rewards_of
+from preftune.rewards.reward import PromptResponse, rewards_of
 
 
 class Method(NamedTuple):
@@ -169,7 +169,9 @@ def judge(options: argparse.Namespace, folder: Path, seed: int) -> dict[str, Any
     reward = open_reward(options.reward)
     soft, hard, best = [], [], []
     for prompt, sampled in zip(encoded, drawn, strict=True):
-        answers = [Answer(prompt.text, t, e, prompt.origin) for t, e in zip(sampled.texts, sampled.ended, strict=True)]
+        answers = [
+            PromptResponse(prompt.text, t, e, prompt.origin) for t, e in zip(sampled.texts, sampled.ended, strict=True)
+        ]
         scores = rewards_of(reward, answers, "judging")
         for at in range(0, len(scores), options.group):
             own = range(at, min(at + options.group, len(scores)))

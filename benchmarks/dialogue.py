@@ -29,7 +29,7 @@ from preftune.config.schema import (
     SFTConfig,
     TrainConfig,
 )
-from preftune.data.convert import as_groups
+from preftune.data.convert import group_rows
 from preftune.data.groups import folds, read_groups
 from preftune.files import write_rows
 from preftune.methods import dpo, reward, sft
@@ -91,8 +91,8 @@ def of_fold(
     """Train on `others` and return the margins of each reward on `held_out`, in the order of the data."""
     folder.mkdir(exist_ok=True)
     train, held = folder / "train.jsonl", folder / "held-out.jsonl"
-    write_rows(train, list(as_groups(others)))
-    write_rows(held, list(as_groups(held_out)))
+    write_rows(train, list(group_rows(others)))
+    write_rows(held, list(group_rows(held_out)))
     data = DataConfig(train=str(train), max_length=options.max_length)
     batch = BatchConfig(pairs=32)
     higher = OptimConfig(lr=5 * options.lr, schedule="cosine")

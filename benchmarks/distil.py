@@ -20,9 +20,9 @@ from record import record
 from scipy.stats import spearmanr
 
 from preftune.config.schema import BatchConfig, DataConfig, ModelConfig, OptimConfig, RewardConfig, TrainConfig
-from preftune.data.convert import as_groups
+from preftune.data.convert import group_rows
 from preftune.data.groups import hold_out, read_groups
-from preftune.data.select import Selecting
+from preftune.data.select import SelectionOptions
 from preftune.methods import reward
 from preftune.rewards.open import open_reward
 from preftune.train.display import Display
@@ -55,7 +55,7 @@ def main() -> None:
     groups = [group for group in read_groups(options.data)[0] if longest(group) <= options.characters]
     train, held_out = hold_out(groups, options.held_out)
     for name, some in (("responses", train), ("held-out", held_out)):
-        rows = [json.dumps(row) + "\n" for row in as_groups(some)]
+        rows = [json.dumps(row) + "\n" for row in group_rows(some)]
         (options.out / f"{name}.jsonl").write_text("".join(rows))
     model = distilled(options)
     implicit = margins(score.ScoreOptions(options.policy, options.reference, held(options), options.beta), options)
@@ -89,7 +89,7 @@ def distilled(options: argparse.Namespace) -> Path:
     labelled = options.out / "labelled.jsonl"
     if not labelled.is_file():
         judge = open_reward(f"implicit:{options.policy},{options.reference},{options.beta}")
-        pairs.run(str(options.out / "responses.jsonl"), labelled, Selecting("all", soft=True), judge, QUIET)
+        pairs.run(str(options.out / "responses.jsonl"), labelled, SelectionOptions("all", soft=True), judge, QUIET)
     config = RewardConfig(
         model=ModelConfig(path=options.reference, dtype="fp32"),
         data=DataConfig(train=str(labelled), max_length=options.max_length),

@@ -125,8 +125,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     groups = build_groups(options.data, count, files, SHAPES[options.model][1]["vocab_size"])
     peak = gemm(dtype, device)
     trl = options.one.startswith("trl")
-    given = as_separate_pairs(groups) if trl or options.one == "preftune-pairs" else groups
-    result = (run_trl if trl else run_preftune)(options, given, dtype, device)
+    data = as_separate_pairs(groups) if trl or options.one == "preftune-pairs" else groups
+    result = (run_trl if trl else run_preftune)(options, data, dtype, device)
     # grouped by length, the first batch is the longest; leaving it out would make trl-best look faster
     warm = 0 if options.one == "trl-best" else options.warm
     steps = result.pop("step_s")[warm:]
@@ -153,7 +153,7 @@ def run_preftune(options: argparse.Namespace, groups: list[Any], dtype: torch.dt
     from preftune.data.layout import Budget, micro_batches
     from preftune.lifecycle.packing_probe import admit
     from preftune.lifecycle.task import ResponseTask
-    from preftune.methods.dpo import bind_objective
+    from preftune.methods.objective import bind_objective
     from preftune.model.compile import compile_blocks
     from preftune.model.load import add_lora
     from preftune.model.logprobs import Scorer
@@ -193,7 +193,8 @@ def run_preftune(options: argparse.Namespace, groups: list[Any], dtype: torch.dt
 
     notes = Notes()
     optim = OptimConfig(lr=LR, schedule="constant", warmup=0)
-    fit(task, in_order, 0, weights, optimizer, optim, TrainConfig(), notes)
+    for _ in fit(task, in_order, 0, weights, optimizer, optim, TrainConfig(), notes):
+        pass
     return {"step_s": np.diff(notes.times).tolist(), "losses": notes.losses, "reference_s": cached_s}
 
 
@@ -222,7 +223,7 @@ class Notes:
 
 def compile_lengths(task: Any, steps: Sequence[Any]) -> None:
     """Run one batch of every length, so that compilation is not part of the measured steps."""
-    laid = [batch for plan in steps for batch in task.layout([task.groups[i] for i in plan.members])]
+    laid = [batch for plan in steps for batch in task.micro_batches([task.groups[i] for i in plan.members])]
     for batch in {len(batch.ids_T): batch for batch in laid}.values():
         task.loss_of(batch).loss_sum.backward()
     task.scorer.model.zero_grad()

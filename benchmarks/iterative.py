@@ -23,8 +23,8 @@ from sentiment import NAMES, TEMPLATES
 from preftune.chat.open import ChatOptions
 from preftune.config.sampling import IterateConfig, PromptConfig, SampleConfig, SelectConfig
 from preftune.config.schema import BatchConfig, DataConfig, DPOConfig, ModelConfig, OptimConfig, TrainConfig
-from preftune.data.select import Selecting
-from preftune.lifecycle import prepare
+from preftune.data.select import SelectionOptions
+from preftune.lifecycle.data import read_prompt_data
 from preftune.methods import dpo
 from preftune.model.generate import Sampling
 from preftune.rewards.open import open_reward
@@ -119,7 +119,7 @@ def offline(options: argparse.Namespace, prompts: Path, beta: float, seed: int) 
                 quiet,
             )
             chosen = drawn.with_suffix(".prefs.jsonl")
-            pairs.run(str(drawn), chosen, Selecting("all", soft=True), open_reward(options.reward), quiet)
+            pairs.run(str(drawn), chosen, SelectionOptions("all", soft=True), open_reward(options.reward), quiet)
             text += chosen.read_text()
         prefs.write_text(text)
     config = DPOConfig(
@@ -140,7 +140,7 @@ def offline(options: argparse.Namespace, prompts: Path, beta: float, seed: int) 
         train=TrainConfig(seed=seed),
         out=str(folder),
     )
-    eval_prompts = prepare.read_prompt_data(settings.data).train
+    eval_prompts = read_prompt_data(settings.data).train
     reward = open_reward(options.reward)
     scores = iterate.evaluated(settings, folder / "evaluation.json", str(final), eval_prompts, reward, ChatOptions())
     print(

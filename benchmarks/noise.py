@@ -27,7 +27,7 @@ from preftune.config.schema import (
     SFTConfig,
     TrainConfig,
 )
-from preftune.data.convert import as_groups
+from preftune.data.convert import group_rows
 from preftune.data.groups import read_groups
 from preftune.files import write_json, write_rows
 from preftune.methods import sft
@@ -102,7 +102,7 @@ def measured(
         PreferenceGroup(g.prompt, g.responses, (Judgement(1, 0),) if flip else g.judgements)
         for g, flip in zip(groups, flipped, strict=True)
     ]
-    write_rows(folder / "prefs.jsonl", list(as_groups(noisy)))
+    write_rows(folder / "prefs.jsonl", list(group_rows(noisy)))
     config = NoiseConfig(
         model=ModelConfig(path=str(start), dtype="fp32"),
         data=limits(options, folder / "prefs.jsonl"),
@@ -120,7 +120,7 @@ def measured(
 
 def scored(config: NoiseConfig, flipped: Any, which: dict[str, Any]) -> dict[str, Any]:
     """Compare the listed judgements with the flipped ones."""
-    lines = [json.loads(line) for line in (Path(config.out) / "label_noise.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (Path(config.out) / "noise.jsonl").read_text().splitlines()]
     hits = np.array([flipped[int(row["origin"].rpartition(":")[2]) - 1] for row in lines] or [False])
     summary = json.loads((Path(config.out) / "summary.json").read_text())
     total = int(flipped.sum())

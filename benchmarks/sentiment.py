@@ -24,13 +24,14 @@ from record import record
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from preftune.config.schema import BatchConfig, DataConfig, DPOConfig, ModelConfig, OptimConfig, TrainConfig
-from preftune.measures.frontier import Floats, Point, best_of_n, measure, optimum, optimum_at, response_logps
+from preftune.measures.frontier import Floats, Point, best_of_n, measure, optimum, optimum_at
 from preftune.methods import dpo
 from preftune.model.generate import Sampled, Sampling, sample
 from preftune.model.load import load_model, load_tokenizer, locate
 from preftune.model.logprobs import Scorer
 from preftune.report.figures import frontier
 from preftune.report.page import Section, write_page
+from preftune.scoring import response_logps
 from preftune.train.display import Display
 
 NAMES = ["Lily", "Tom", "Mia", "Ben", "Sara", "Tim", "Anna", "Max", "Lucy", "Sam", "Amy", "Jack", "Zoe", "Leo", "Ella"]

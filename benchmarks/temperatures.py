@@ -18,7 +18,7 @@ from typing import Any
 from record import record
 from sentiment import NEW_TOKENS, TEMPLATES
 
-from preftune.data.select import Selecting
+from preftune.data.select import SelectionOptions
 from preftune.files import write_rows
 from preftune.model.generate import Sampling
 from preftune.rewards.open import open_reward
@@ -72,7 +72,7 @@ def opponents(options: argparse.Namespace) -> Path:
         write_rows(prompts, ({"prompt": template.format(name)} for template in TEMPLATES for name in OTHERS))
         wanted = SampleOptions(options.model, str(prompts), Sampling(2, NEW_TOKENS, seed=99), dtype="fp32")
         drawn = samples.run(wanted, options.out / "samples.jsonl", QUIET)
-        pairs.run(str(drawn), chosen, Selecting("best-worst"), open_reward(options.reward), QUIET)
+        pairs.run(str(drawn), chosen, SelectionOptions("best-worst"), open_reward(options.reward), QUIET)
     return chosen
 
 

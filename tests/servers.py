@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from preftune.client import REFUSED
+from preftune.client import REFUSED_STATUSES
 
 
 @contextmanager
@@ -95,7 +95,9 @@ class Faulty(BaseHTTPRequestHandler):
         if self.path == "/v1/chat/completions":
             choice["message"] = {"role": "assistant", "content": f"reply to {body['messages'][-1]['content']}"}
         good = json.dumps({"choices": [choice]})
-        bad = json.dumps({"error": {"message": "maximum context length is 512" if status in REFUSED else "later"}})
+        bad = json.dumps(
+            {"error": {"message": "maximum context length is 512" if status in REFUSED_STATUSES else "later"}}
+        )
         data = BROKEN.get(failure, good if status == 200 else bad).encode()
         self.send_response(status)
         self.send_header("content-type", "application/json")

@@ -71,8 +71,6 @@ class Silent:
     def train(self, _step: int, metrics: dict[str, float]) -> None:
         self.last = metrics
 
-    def evaluation(self, step: int, metrics: dict[str, float]) -> None: ...
-
     def save(self, step: int, tally: Tally, tokens: int) -> None: ...
 
     def halved(self, step: int, tokens: int) -> None: ...
@@ -90,5 +88,6 @@ def tune(model: Any, objective: Objective, groups: Sequence[TokenGroup], steps: 
     optim = OptimConfig(lr=lr, schedule="cosine", warmup=0.05, max_grad_norm=1e6)
     optimizer = build_optimizer(weights.masters, "adamw", lr, 0.0)
     every = list(training_steps([1] * len(groups), len(groups), 0, steps))
-    fit(task, every, 0, weights, optimizer, optim, TrainConfig(log_every=steps), Silent())
+    for _ in fit(task, every, 0, weights, optimizer, optim, TrainConfig(log_every=steps), Silent()):
+        pass
     return scorer

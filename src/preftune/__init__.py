@@ -1,13 +1,13 @@
-"""preftune tunes language models on preferences.
+"""preftune trains language models on preferences.
 
     preftune.dpo(...)       any preference loss          preftune.sft(...)       supervised fine-tuning
     preftune.reward(...)    a reward model               preftune.ppo(...)       PPO against a reward
     preftune.iterate(...)   rounds of sampling and DPO   preftune.sample(...)    responses to prompts
     preftune.pairs(...)     samples -> preference data   preftune.score(...)     rewards of preference data
     preftune.winrate(...)   a judge compares policies    preftune.frontier(...)  reward and KL of policies
-    preftune.check_data(...)  what data are read as      preftune.losses         the losses as functions
+    preftune.check_data(...)  how data are read          preftune.losses         the losses as functions
 
-docs/python.md has an example of each. The command line (`preftune --help`) does the same.
+docs/python.md has an example of each function. The command line offers the same (`preftune --help`).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
     __version__: str
 
-# The module of each public name. load_config is called `load` there.
+# Public names by module. `load_config:load` is named `load` in its module.
 _MODULES = {
     "preftune.api.checking": "check_data",
     "preftune.api.measuring": "frontier pairs sample score winrate",
@@ -115,16 +115,16 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Public names are imported when they are first used: `import preftune` does not import torch."""
+    """Import public names on first use, so that `import preftune` does not import torch."""
     if name == "losses":
         return import_module("preftune.losses")
-    if name == "__version__":  # importlib.metadata takes longer than all of this module
+    if name == "__version__":  # imported late, because importlib.metadata is slow
         return import_module("importlib.metadata").version("preftune")
     if name not in _PLACES:
         raise AttributeError(f"module 'preftune' has no attribute {name!r}")
     module, attribute = _PLACES[name]
-    found = globals()[name] = getattr(import_module(module), attribute)
-    return found
+    value = globals()[name] = getattr(import_module(module), attribute)
+    return value
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""The command line. Light modules only at import time: `preftune --help` must not wait for torch."""
+"""Entry point of the command line. It imports no slow module, so that `preftune --help` is fast."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 
 
 def main() -> None:
-    """Run the command line and exit with the code of its outcome (see preftune.errors)."""
+    """Run the command line and exit with its exit code (see preftune.errors)."""
     from preftune.cli.main import run
 
     sys.exit(run(sys.argv[1:]))

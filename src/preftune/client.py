@@ -1,8 +1,8 @@
-"""An OpenAI-compatible server (vLLM, SGLang, `transformers serve`, a paid API) asked many things at once.
+"""Client for an OpenAI-compatible server (vLLM, SGLang, `transformers serve`, a paid API) with concurrent requests.
 
-What comes back is handed on as it comes, so that whoever asked can put it on disk at once. 408, 409, 429, 5xx, broken
-connections and answers that are not what they must be are tried again, later each time. Whoever stops waiting (Ctrl-C,
-a full disk) still gets what is under way: it is paid for.
+Results are passed on as they arrive, so that callers can save them at once. Status 408, 409, 425, 429 and 5xx, broken
+connections and malformed replies are retried with increasing pauses. If the caller stops early (Ctrl-C, a full disk),
+the requests in flight still finish and their results are passed on, because they are already paid for.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from typing import Any, TypeVar
 from preftune.errors import ConfigError, IncompleteError
 from preftune.types import Text, as_json
 
-Answered = TypeVar("Answered")
-LONGEST_PAUSE_S = 30.0
-REFUSES = "the server refuses"
-REFUSED = (400, 413, 422)  # this request: too long, or against a filter; the next one may pass
-LOST_IN_A_ROW = 10  # requests without an answer in a row, after all attempts, after which the server is down
+Result = TypeVar("Result")
+MAX_PAUSE_S = 30.0
+REFUSED_MESSAGE = "the server refused the request"
+REFUSED_STATUSES = (400, 413, 422)  # the request is too long or filtered; other requests may succeed
+MAX_FAILURES_IN_A_ROW = 10  # requests that failed after all attempts; then the server counts as down
 
 
-class MalformedError(Exception):
-    """An answer that is no answer; it is asked for again."""
+class MalformedReplyError(Exception):
+    """A reply that cannot be used. The request is retried."""
 
 
 class RefusedError(ConfigError):
-    """One request that the server does not take, whoever asks again; another one may pass."""
+    """A request that the server refuses permanently. Other requests may succeed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What the server wrote, whether it came to an end by itself, and the tokens it counted."""
+    """Generated text, whether it ended before the token limit, and the server's token counts."""
 
     text: str
     ended: bool
@@ -47,9 +47,10 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """Where to ask, and how patiently. `key_env` names the environment variable with the key, which is never kept.
+    """Connection and retry settings of one server and model.
 
-    settings   what every request says besides, or instead of what we would say: None leaves a setting out
+    key_env    name of the environment variable that holds the API key; the key itself is never stored
+    settings   added to every request and replacing our settings of the same name; null removes a setting
     """
 
     url: str
@@ -60,37 +61,37 @@ class Client:
     timeout_s: float = 120.0
     pause_s: float = 0.5
     settings: Mapping[str, Any] = field(default_factory=dict)
-    _clients: list[Any] = field(default_factory=list, compare=False, repr=False)
+    _connections: list[Any] = field(default_factory=list, compare=False, repr=False)
     _stop: threading.Event = field(default_factory=threading.Event, compare=False, repr=False)
 
     @staticmethod
     def from_options(
         url: str | None, model: str, key_env: str | None, concurrency: int, timeout_s: float, settings: str | None
     ) -> Client | None:
-        """The server of a command's options; None without a URL. Raises ConfigError for settings that are none."""
-        given = settings_of(settings, "--server-settings") if settings else {}
-        if url is None and given:
-            raise ConfigError("settings without a server", where="--server-settings", fix="name the server's URL too")
-        return Client(url, model, key_env, concurrency, timeout_s=timeout_s, settings=given) if url else None
+        """Return the client for a command's options, or None without a URL. Raises ConfigError for bad settings."""
+        extra = parse_settings(settings, "--server-settings") if settings else {}
+        if url is None and extra:
+            raise ConfigError("no server URL is set", where="--server-settings", fix="set the server's URL too")
+        return Client(url, model, key_env, concurrency, timeout_s=timeout_s, settings=extra) if url else None
 
     @property
     def record(self) -> dict[str, Any]:
-        """What decides its answers, besides the question."""
+        """URL, model and settings: what determines the replies, apart from the prompt."""
         return {"url": self.url, "model": self.model, **({"settings": dict(self.settings)} if self.settings else {})}
 
     @property
     def name(self) -> str:
-        """The same in one line."""
+        """The same as one line."""
         return " ".join([self.url, self.model, *([json.dumps(self.settings, sort_keys=True)] if self.settings else [])])
 
-    def max_tokens(self, usual: int) -> int:
-        """The tokens that an answer may have."""
-        found = (self.settings.get(name) for name in ("max_completion_tokens", "max_tokens"))
-        return next((number for number in found if isinstance(number, int)), usual)
+    def max_tokens(self, default: int) -> int:
+        """Return the token limit of a reply: the one in `settings`, else `default`."""
+        limits = (self.settings.get(name) for name in ("max_completion_tokens", "max_tokens"))
+        return next((limit for limit in limits if isinstance(limit, int)), default)
 
-    def client(self) -> Any:
-        """The library's client; `run_all` closes it. Raises ConfigError without the package or the key."""
-        if not self._clients:
+    def connect(self) -> Any:
+        """Return the openai client, which `run_all` closes. Raises ConfigError if the package or the key is missing."""
+        if not self._connections:
             try:
                 import openai
             except ImportError as error:
@@ -102,188 +103,189 @@ class Client:
                 raise ConfigError(f"the environment variable {self.key_env} is not set", where="--api-key-env")
             base = self.url.rstrip("/")
             base = base if base.endswith("/v1") else f"{base}/v1"
-            self._clients.append(openai.OpenAI(base_url=base, api_key=key, max_retries=0, timeout=self.timeout_s))
-        return self._clients[0]
+            self._connections.append(openai.OpenAI(base_url=base, api_key=key, max_retries=0, timeout=self.timeout_s))
+        return self._connections[0]
 
-    def ask(self, prompt: Text, **settings: Any) -> Reply:
-        """One answer: a completion of a text, or the next message of a chat. Tries `attempts` times."""
-        return self._patiently(lambda: self._once(prompt, settings))
+    def complete(self, prompt: Text, **settings: Any) -> Reply:
+        """Return the completion of a text, or the next message of a chat, with up to `attempts` attempts."""
+        return self._with_retries(lambda: self._request(prompt, settings))
 
-    def _once(self, prompt: Text, settings: dict[str, Any]) -> Reply:
-        client = self.client()
+    def _request(self, prompt: Text, settings: dict[str, Any]) -> Reply:
+        connection = self.connect()
         ours = {key: value for key, value in settings.items() if key not in {"extra_body", *self.settings}}
         body = {**settings.get("extra_body", {}), **self.settings}
-        said = {**ours, "extra_body": {key: value for key, value in body.items() if value is not None}}
+        arguments = {**ours, "extra_body": {key: value for key, value in body.items() if value is not None}}
         if isinstance(prompt, str):
-            found = client.completions.create(model=self.model, prompt=prompt, **said)
+            completion = connection.completions.create(model=self.model, prompt=prompt, **arguments)
         else:
-            found = client.chat.completions.create(model=self.model, messages=as_json(prompt), **said)
-        choices = getattr(found, "choices", None)
+            completion = connection.chat.completions.create(model=self.model, messages=as_json(prompt), **arguments)
+        choices = getattr(completion, "choices", None)
         if not choices:
-            raise MalformedError(f"an answer without choices: {str(found)[:80]!r}")
+            raise MalformedReplyError(f"the reply has no choices: {str(completion)[:80]!r}")
         text = choices[0].text if isinstance(prompt, str) else getattr(choices[0].message, "content", None)
         if not isinstance(text, str):
-            raise MalformedError("an answer without text")
-        usage = getattr(found, "usage", None)
+            raise MalformedReplyError("the reply has no text")
+        usage = getattr(completion, "usage", None)
         prompt_tokens, tokens = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
-        return Reply(_repaired(text), choices[0].finish_reason != "length", prompt_tokens, tokens)
+        return Reply(_replace_surrogates(text), choices[0].finish_reason != "length", prompt_tokens, tokens)
 
-    def _patiently(self, work: Callable[[], Answered]) -> Answered:
+    def _with_retries(self, request: Callable[[], Result]) -> Result:
         import openai
 
         for attempt in range(1, self.attempts + 1):
             try:
-                return work()
+                return request()
             except (openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError) as error:
                 last: Exception = error
             except openai.APIStatusError as error:
                 if error.status_code not in (408, 409, 425):
-                    raise _refusal(error, self.url) from error
+                    raise _permanent_error(error, self.url) from error
                 last = error
-            except UnicodeEncodeError as error:  # an answer has none: it is read, not written
-                raise RefusedError("the request holds half a character", where=self.url) from error
+            except UnicodeEncodeError as error:  # raised only for the request: replies are decoded, not encoded
+                raise RefusedError("the request contains a lone surrogate character", where=self.url) from error
             except (LookupError, TypeError, AttributeError, RecursionError) as error:
-                last = MalformedError(f"an answer of another shape: {type(error).__name__} {error}")
-            except (openai.APIError, MalformedError, ValueError) as error:  # not JSON, too
+                last = MalformedReplyError(f"the reply has an unexpected structure: {type(error).__name__} {error}")
+            except (openai.APIError, MalformedReplyError, ValueError) as error:  # ValueError: not JSON
                 last = error
-            pause = _pause(last) or self.pause_s * 2 ** (attempt - 1) * random.uniform(0.5, 1.5)
-            if attempt == self.attempts or self._stop.wait(min(LONGEST_PAUSE_S, pause)):
+            pause = _retry_after(last) or self.pause_s * 2 ** (attempt - 1) * random.uniform(0.5, 1.5)
+            if attempt == self.attempts or self._stop.wait(min(MAX_PAUSE_S, pause)):
                 break
         raise IncompleteError(
-            f"no answer after {attempt} attempts: {_said(last)}",
+            f"the request failed after {attempt} attempts: {_message(last)}",
             where=self.url,
-            fix="is the server up? The same command goes on from what was answered",
+            fix="check that the server is running; rerun the same command to resume",
         ) from last
 
     def run_all(
         self,
-        jobs: Sequence[Callable[[], Answered]],
+        jobs: Sequence[Callable[[], Result]],
         *,
-        keep: Callable[[int, Answered], None] | None = None,
-        lost: Callable[[int, RefusedError | IncompleteError], None] | None = None,
-    ) -> Iterator[tuple[int, Answered]]:
-        """(number, result) of every job as it comes, `concurrency` at a time.
+        on_result: Callable[[int, Result], None] | None = None,
+        on_failure: Callable[[int, RefusedError | IncompleteError], None] | None = None,
+    ) -> Iterator[tuple[int, Result]]:
+        """Run the jobs, `concurrency` at a time, and yield (job number, result) as they finish.
 
-        When one fails, nothing new begins, what is under way is handed on first, and then the error is raised. With
-        `lost`, a job that was refused or not answered is told to it and the others go on; LOST_IN_A_ROW that were not
-        answered mean that the server is down. After Ctrl-C what is under way may end, without another attempt, and is
-        handed on too. `keep` is called with every result before it is handed on; it gets what is under way even where
-        nobody takes the results any more, because an error came up there.
+        on_result    called with every result before it is yielded, also for jobs in flight when the consumer stops
+        on_failure   called for a job that was refused or failed; the other jobs continue until MAX_FAILURES_IN_A_ROW
+                     fail in a row (or twice `concurrency`, if that is more), when the server counts as down
+
+        On any other error, or without `on_failure`, no new job starts; the jobs in flight finish and are yielded, then
+        the error is raised. After Ctrl-C the jobs in flight finish without further retries and are yielded too.
         """
-        under_way: dict[Future[Answered], int] = {}
+        in_flight: dict[Future[Result], int] = {}
 
-        def taken(future: Future[Answered]) -> tuple[int, Answered]:
-            result = under_way[future], future.result()
-            if keep:
-                keep(*result)
-            del under_way[future]  # not before: what is interrupted in `keep` is kept once more
+        def deliver(future: Future[Result]) -> tuple[int, Result]:
+            result = in_flight[future], future.result()
+            if on_result:
+                on_result(*result)
+            del in_flight[future]  # last: if `on_result` is interrupted, `drain` delivers this result again
             return result
 
-        def remaining() -> Iterator[tuple[int, Answered]]:
+        def drain() -> Iterator[tuple[int, Result]]:
             self._stop.set()
-            for future in as_completed(list(under_way)):
+            for future in as_completed(list(in_flight)):
                 if future.exception() is None:
-                    yield taken(future)
+                    yield deliver(future)
 
         self._stop.clear()
-        self.client()
+        self.connect()
         try:
             with ThreadPoolExecutor(self.concurrency) as pool:
                 try:
-                    yield from self._in_turn(pool, jobs, under_way, taken, lost)
+                    yield from self._run_in_pool(pool, jobs, in_flight, deliver, on_failure)
                 except GeneratorExit:
-                    for _ in remaining():
+                    for _ in drain():
                         pass
                     raise
                 except BaseException:
-                    yield from remaining()
+                    yield from drain()
                     raise
         finally:
-            while self._clients:
-                self._clients.pop().close()
+            while self._connections:
+                self._connections.pop().close()
 
-    def _in_turn(
+    def _run_in_pool(
         self,
         pool: ThreadPoolExecutor,
-        jobs: Sequence[Callable[[], Answered]],
-        under_way: dict[Future[Answered], int],
-        taken: Callable[[Future[Answered]], tuple[int, Answered]],
-        lost: Callable[[int, RefusedError | IncompleteError], None] | None,
-    ) -> Iterator[tuple[int, Answered]]:
-        """What `run_all` does as long as nobody stops it."""
-        failed: BaseException | None = None
-        following = iter(enumerate(jobs))
-        in_a_row = 0
+        jobs: Sequence[Callable[[], Result]],
+        in_flight: dict[Future[Result], int],
+        deliver: Callable[[Future[Result]], tuple[int, Result]],
+        on_failure: Callable[[int, RefusedError | IncompleteError], None] | None,
+    ) -> Iterator[tuple[int, Result]]:
+        """Keep `concurrency` jobs in flight and yield their results; `run_all` handles interruptions."""
+        fatal: BaseException | None = None
+        pending = iter(enumerate(jobs))
+        failures_in_a_row = 0
         while True:
-            while failed is None and len(under_way) < self.concurrency:
-                number, job = next(following, (None, None))
+            while fatal is None and len(in_flight) < self.concurrency:
+                number, job = next(pending, (None, None))
                 if job is None or number is None:
                     break
-                under_way[pool.submit(job)] = number
-            if not under_way:
+                in_flight[pool.submit(job)] = number
+            if not in_flight:
                 break
-            for future in wait(under_way, return_when=FIRST_COMPLETED).done:
+            for future in wait(in_flight, return_when=FIRST_COMPLETED).done:
                 error = future.exception()
                 if error is None:
-                    in_a_row = 0
-                    yield taken(future)
+                    failures_in_a_row = 0
+                    yield deliver(future)
                     continue
-                number = under_way.pop(future)
-                in_a_row = in_a_row + 1 if isinstance(error, IncompleteError) else 0
-                if lost and isinstance(error, RefusedError | IncompleteError):
-                    lost(number, error)
-                    if in_a_row < max(LOST_IN_A_ROW, 2 * self.concurrency):
+                number = in_flight.pop(future)
+                failures_in_a_row = failures_in_a_row + 1 if isinstance(error, IncompleteError) else 0
+                if on_failure and isinstance(error, RefusedError | IncompleteError):
+                    on_failure(number, error)
+                    if failures_in_a_row < max(MAX_FAILURES_IN_A_ROW, 2 * self.concurrency):
                         continue
-                failed = failed or error
-        if failed is not None:
-            raise failed
+                fatal = fatal or error
+        if fatal is not None:
+            raise fatal
 
 
-def settings_of(text: str, where: str) -> dict[str, Any]:
-    """A server's settings from JSON. Raises ConfigError for what is none, or what decides who is asked what."""
+def parse_settings(text: str, where: str) -> dict[str, Any]:
+    """Parse a server's settings. Raises ConfigError if they are not a JSON object or set a reserved name."""
 
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is no JSON")
+    def reject_constant(constant: str) -> None:
+        raise ValueError(f"{constant} is not valid JSON")
 
     try:
-        found = json.loads(text, parse_constant=refuse)
+        settings = json.loads(text, parse_constant=reject_constant)
     except ValueError as error:
-        found, why = None, str(error)
+        settings, why = None, str(error)
     else:
-        why = "it is not an object of names and values"
-    if not isinstance(found, dict):
-        fix = """e.g. '{"max_tokens": null, "max_completion_tokens": 2000, "temperature": null}'"""
+        why = "it is not a JSON object"
+    if not isinstance(settings, dict):
+        fix = """write for example '{"max_tokens": null, "max_completion_tokens": 2000, "temperature": null}'"""
         raise ConfigError(f"not settings in JSON: {text!r}", where=where, why=why, fix=fix)
-    ours = found.keys() & {"model", "messages", "prompt", "n", "stream", "extra_body"}
-    if ours:
-        raise ConfigError(f"{', '.join(sorted(ours))} cannot be set", where=where, fix="leave it out")
-    return found
+    reserved = settings.keys() & {"model", "messages", "prompt", "n", "stream", "extra_body"}
+    if reserved:
+        raise ConfigError(f"{', '.join(sorted(reserved))} cannot be set", where=where, fix="remove it")
+    return settings
 
 
-def _refusal(error: Any, url: str) -> ConfigError:
-    """What is raised for a status that no further attempt changes."""
-    what = f"{REFUSES}: {error.status_code} {_said(error)}"
-    if error.status_code in REFUSED:
+def _permanent_error(error: Any, url: str) -> ConfigError:
+    what = f"{REFUSED_MESSAGE}: {error.status_code} {_message(error)}"
+    if error.status_code in REFUSED_STATUSES:
         return RefusedError(
             what,
             where=url,
-            fix="check the prompt's length and the settings, and leave out with null what this model does not take "
-            "(--server-settings, or the end of judge:URL,MODEL,VARIABLE,SETTINGS); what was answered is kept",
+            fix="check the prompt's length and the settings; remove a setting that this model does not accept by "
+            "setting it to null (--server-settings, or SETTINGS in judge:URL,MODEL,VARIABLE,SETTINGS); "
+            "completed results are saved",
         )
-    fix = "check the model's name, the key and the settings; what was answered is kept"
+    fix = "check the model's name, the key and the settings; completed results are saved"
     return ConfigError(what, where=url, fix=fix)
 
 
-def _said(error: Exception) -> str:
-    """The first line of an error; of a server's answer, its sentence."""
+def _message(error: Exception) -> str:
+    """Return the first line of an error, or of the message in a server's error reply."""
     body = getattr(error, "body", None)
-    sentence = body.get("message") if isinstance(body, dict) else body
-    text = sentence if isinstance(sentence, str) else str(error)
-    return _repaired((text.strip().splitlines() or [type(error).__name__])[0][:200])
+    message = body.get("message") if isinstance(body, dict) else body
+    text = message if isinstance(message, str) else str(error)
+    return _replace_surrogates((text.strip().splitlines() or [type(error).__name__])[0][:200])
 
 
-def _pause(error: Exception) -> float | None:
-    """What the server asks for in Retry-After, in seconds."""
+def _retry_after(error: Exception) -> float | None:
+    """Return the seconds in the Retry-After header, or None if it is missing or not a positive number."""
     response = getattr(error, "response", None)
     value = response.headers.get("retry-after") if response is not None else None
     try:
@@ -294,11 +296,10 @@ def _pause(error: Exception) -> float | None:
 
 
 def _count(usage: Any, name: str) -> int:
-    """A number of tokens; 0 for what is none."""
-    found = getattr(usage, name, 0)
-    return found if isinstance(found, int) else 0
+    count = getattr(usage, name, 0)
+    return count if isinstance(count, int) else 0
 
 
-def _repaired(text: str) -> str:
-    """Halves of a character (lone surrogates), which JSON can hold and no file can, become U+FFFD."""
+def _replace_surrogates(text: str) -> str:
+    """Replace lone surrogates, which JSON can hold but UTF-8 files cannot, with U+FFFD."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

@@ -1,16 +1,17 @@
-"""The exceptions that a user meets. Each carries the exit code of its family.
+"""Exceptions that are reported to the user without a traceback. Each class has its own exit code.
 
     PreftuneError              1  internal error
       ConfigError              2  usage or config
       DataError                3  data
       ModelError               4  model or tokenizer
       RunError                 5  checkpoint or run folder
-      NumericError             6  training stopped because a number was not finite or not what it must be
+      NumericError             6  training stopped: a number is not finite, or a numerical check failed
       StorageError             7  storage or permission
-      IncompleteError          9  samples or verdicts are missing; what was paid for is kept
-      Stopped                 75  stopped on request; the same command resumes
+      IncompleteError          9  samples or verdicts are missing; completed results are saved
+      Stopped                 75  stopped on request; rerun the same command to resume
 
-A message has up to four parts: where, what, why it matters, how to fix it (after a clean stop: what to do next).
+A message says where, what happened, why it matters and what to do: `where: what`, then indented lines with `why` and
+`fix: ...` (for Stopped, `next: ...`).
 """
 
 from __future__ import annotations
@@ -23,19 +24,19 @@ from pathlib import Path
 
 
 class PreftuneError(Exception):
-    """Base of everything that is reported to the user without a traceback."""
+    """Base class of all errors that are reported to the user without a traceback."""
 
     exit_code = 1
     label = "fix"
 
     def __init__(self, what: str, *, where: str = "", why: str = "", fix: str = "") -> None:
         self.what, self.where, self.why, self.fix = what, where, why, fix
-        first = f"{where}: {what}" if where else what
-        super().__init__("\n".join([first, *(f"  {part}" for part in (why, fix and f"{self.label}: {fix}") if part)]))
+        lines = [f"{where}: {what}" if where else what, why and f"  {why}", fix and f"  {self.label}: {fix}"]
+        super().__init__("\n".join(filter(None, lines)))
 
 
 class ConfigError(PreftuneError, ValueError):
-    """A config file, an override or a command line that cannot be meant."""
+    """An invalid config file, override or command line."""
 
     exit_code = 2
 
@@ -59,7 +60,7 @@ class RunError(PreftuneError, RuntimeError):
 
 
 class NumericError(PreftuneError, ArithmeticError):
-    """A loss, gradient or check that is not what it must be; the weights were not changed by it."""
+    """A loss or gradient that is not finite, or a failed numerical check. The weights are as before the step."""
 
     exit_code = 6
 
@@ -71,13 +72,13 @@ class StorageError(PreftuneError, OSError):
 
 
 class IncompleteError(PreftuneError, RuntimeError):
-    """Something outside did not answer for all of the work; what it answered is kept, and the same command goes on."""
+    """Some requests to a server failed. Completed results are saved; rerun the same command to request the rest."""
 
     exit_code = 9
 
 
 class Stopped(PreftuneError, RuntimeError):
-    """The user asked to stop; what was trained so far is saved."""
+    """The user stopped the run. Completed steps are saved; rerun the same command to resume."""
 
     exit_code = 75
     label = "next"
@@ -85,29 +86,29 @@ class Stopped(PreftuneError, RuntimeError):
 
 @contextmanager
 def writing(where: str | Path, fix: str = "") -> Iterator[None]:
-    """What is written inside is named in a StorageError if the disk is full or the place cannot be written."""
+    """Convert errors of the operating system inside this context to a StorageError that names the path `where`."""
     try:
         yield
     except Exception as error:
-        # safetensors has its own class for what the system says
+        # safetensors reports system errors with its own exception class
         if isinstance(error, StorageError) or not (isinstance(error, OSError) or "Safetensor" in type(error).__name__):
             raise
-        said = getattr(error, "strerror", None) or str(error)
-        raise StorageError(f"cannot be written: {said}", where=str(where), fix=fix) from error
+        reason = getattr(error, "strerror", None) or str(error)
+        raise StorageError(f"cannot be written: {reason}", where=str(where), fix=fix) from error
 
 
 def require_writable(where: str | Path) -> None:
-    """Raises StorageError if `where` could not be written later: asked before hours of work, and leaves nothing."""
+    """Check before a long run that the path `where` can be written. Raises StorageError if not; creates no file."""
     path = Path(where).absolute()
     parent = next(p for p in (path, *path.parents) if p.exists())
     if parent == path and not path.is_dir():
         parent = path.parent
-    with writing(where, fix="choose another place"):
+    with writing(where, fix="choose another path"):
         tempfile.TemporaryFile(dir=parent).close()
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A suggestion for a misspelt `name`, or the list of what exists."""
-    known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known) or 'none'}"
+def did_you_mean(name: str, valid_names: Iterable[str]) -> str:
+    """Suggest the closest of `valid_names` for a misspelt `name`; without a close match, list all of them."""
+    names = sorted(valid_names)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"valid names: {', '.join(names) or 'none'}"

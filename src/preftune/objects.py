@@ -1,11 +1,11 @@
-"""Rows, functions and models that a caller passes in memory, under names that a config can hold.
+"""Give in-memory rows, functions and models a name, so that a config, which holds only text, can refer to them.
 
-A config names its data, losses, rewards and formats by text. While `holding` is open, a name stands for an object;
-sources/read.py looks up rows here, resolve.py functions, and lifecycle/saved.py models.
+The Python API registers objects with `holding`. Names are looked up here by sources/read.py (rows), resolve.py
+(functions) and lifecycle/saved.py (models).
 
-    memory:data-1f2e3a4b5c6d7e8f        rows, by a hash of their content
-    memory:policy-1f2e3a4b5c6d7e8f      a model, by a hash of its weights; it lies in a temporary folder
-    python:my_module.my_loss-1f2e3a4b   a function, by a hash of its source
+    memory:data-1f2e3a4b5c6d7e8f        rows, with a hash of their content
+    memory:policy-1f2e3a4b5c6d7e8f      a model saved in a temporary folder, with a hash of its weights
+    python:my_module.my_loss-1f2e3a4b   a function, with a hash of its source
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from typing import Any
 from preftune.errors import ConfigError, DataError
 
 MEMORY, FUNCTION = "memory:", "python:"
-DEPTH = 4  # functions inside functions that enter a hash
+DEPTH = 4  # levels of nested functions that a hash includes
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Rows given in memory. Row i has the origin `label[i]`; `digest` is a hash of all rows."""
+    """Rows passed in memory. Row i has the origin `label[i]`; `digest` is a hash of all rows."""
 
     label: str
     rows: tuple[Any, ...]
@@ -45,28 +45,27 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """A function given in memory; `digest` is a hash of its source."""
+    """A function passed in memory; `digest` is a hash of its source."""
 
     call: Callable[..., Any]
     digest: str
 
     @property
     def name(self) -> str:
-        """Module and name, without the hash."""
-        base = self.call
-        module = getattr(base, "__module__", None) or "?"
-        name = getattr(base, "__qualname__", type(base).__qualname__)
+        """The module and name of the function, without the hash."""
+        module = getattr(self.call, "__module__", None) or "?"
+        name = getattr(self.call, "__qualname__", type(self.call).__qualname__)
         return f"{FUNCTION}{module}.{name}"
 
     @property
-    def exact(self) -> str:
-        """The name with the hash: another one when the source changes."""
+    def name_with_hash(self) -> str:
+        """The name with a hash of the source, so that it changes when the source does."""
         return f"{self.name}-{self.digest[:8]}"
 
 
 @dataclass(frozen=True, slots=True)
 class StoredModel:
-    """A model given in memory, as the folder that it was written to."""
+    """A model passed in memory, which was saved to `folder`."""
 
     folder: Path
 
@@ -76,113 +75,109 @@ class StoredModel:
 
 
 Object = Rows | Function | StoredModel
-_HELD: ContextVar[Mapping[str, Object]] = ContextVar("preftune_objects", default={})  # noqa: B039 - never changed
+_OBJECTS: ContextVar[Mapping[str, Object]] = ContextVar("preftune_objects", default={})  # noqa: B039 - never mutated
 
 
 @contextmanager
 def holding(objects: Mapping[str, Object]) -> Iterator[None]:
-    """Inside, the names stand for these objects, in this thread."""
-    token = _HELD.set({**_HELD.get(), **objects})
+    """Make the names of `objects` valid inside this context, for the current thread only."""
+    token = _OBJECTS.set({**_OBJECTS.get(), **objects})
     try:
         yield
     finally:
-        _HELD.reset(token)
+        _OBJECTS.reset(token)
 
 
 def rows(name: str) -> Rows | None:
-    """The rows of this name, None for a name of anything else.
+    """Return the rows with this name, or None if the name does not denote in-memory rows.
 
-    Raises DataError for rows that were given in memory to an earlier call.
+    Raises DataError if the rows are not available, because an earlier call received them.
     """
     if not name.startswith(MEMORY):
         return None
-    found = _HELD.get().get(name)
-    if not isinstance(found, Rows):
+    held = _OBJECTS.get().get(name)
+    if not isinstance(held, Rows):
         raise DataError(
-            "these data were given in memory",
+            "these rows were passed in memory and are no longer available",
             where=name,
-            why="a config holds a hash of such rows, not the rows",
+            why="the config holds only a hash of the rows",
             fix="call preftune from Python with the same rows, or write them to a file and set data.train=FILE",
         )
-    return found
+    return held
 
 
 def function(name: str, where: str) -> Callable[..., Any] | None:
-    """The function of this name, None for a name of anything else.
+    """Return the function with this name, or None if the name does not denote an in-memory function.
 
-    Raises ConfigError for a function that was given in memory to an earlier call.
+    Raises ConfigError if the function is not available, because an earlier call received it.
     """
     if not name.startswith(FUNCTION):
         return None
-    found = _HELD.get().get(name)
-    if not isinstance(found, Function):
+    held = _OBJECTS.get().get(name)
+    if not isinstance(held, Function):
         raise ConfigError(
-            f"{name!r} was given as a Python function",
+            f"{name!r} was passed as a Python function and is no longer available",
             where=where,
-            why="a config holds its name and a hash of its source, not the function",
-            fix='call preftune from Python with the function, or put it into a file and name it as "file.py:function"',
+            why="the config holds only the function's name and a hash of its source",
+            fix='call preftune from Python with the function, or put it into a file and write "file.py:function"',
         )
-    return found.call
+    return held.call
 
 
 def digest_of(name: str) -> str:
-    """A hash of the rows or the function that a name stands for; empty for other names."""
-    found = _HELD.get().get(name)
-    return found.digest if isinstance(found, Rows | Function) else ""
+    """Return the hash of the in-memory rows or function with this name, or "" for any other name."""
+    held = _OBJECTS.get().get(name)
+    return held.digest if isinstance(held, Rows | Function) else ""
 
 
 def model_path(name: str) -> str:
-    """The folder of a model given in memory; another name as it is."""
-    found = _HELD.get().get(name)
-    return str(found.folder) if isinstance(found, StoredModel) else name
+    """Return the folder of an in-memory model; any other name is returned unchanged."""
+    held = _OBJECTS.get().get(name)
+    return str(held.folder) if isinstance(held, StoredModel) else name
 
 
 def as_rows(values: Iterable[Any], label: str) -> Rows:
-    """Rows as a JSONL file would give them. Tuples and arrays become lists, numpy's numbers become Python's."""
-    found = tuple(plain(value) for value in values)
+    """Convert `values` to rows as read from JSONL: tuples and arrays to lists, NumPy scalars to Python numbers."""
+    rows = tuple(plain(value) for value in values)
     digest = hashlib.sha256()
-    for value in found:
-        digest.update(json.dumps(value, sort_keys=True, default=_in_words).encode() + b"\n")
-    return Rows(label, found, digest.hexdigest())
+    for row in rows:
+        digest.update(json.dumps(row, sort_keys=True, default=_stable_text).encode() + b"\n")
+    return Rows(label, rows, digest.hexdigest())
 
 
 def plain(value: Any) -> Any:
-    """`value` in the types of JSON. An object that has none of them, such as an image, stays as it is."""
+    """Convert `value` to JSON types. An object that has no JSON type, such as an image, is returned unchanged."""
     if value is None or isinstance(value, bool | int | float | str):
-        return value if type(value) in (bool, int, float, str, type(None)) else _base(value)
+        return value if type(value) in (bool, int, float, str, type(None)) else _to_base_type(value)
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
-    if callable(getattr(value, "tolist", None)):  # arrays and scalars of numpy, tensors
+    if callable(getattr(value, "tolist", None)):  # NumPy arrays and scalars, tensors
         return plain(value.tolist())
     return value
 
 
-def _base(value: Any) -> Any:
-    """An instance of a subclass of a JSON type, such as numpy.float64, as that type."""
+def _to_base_type(value: Any) -> Any:
+    """Convert an instance of a subclass of a JSON type, such as numpy.float64, to that type."""
     return next(kind(value) for kind in (bool, int, float, str) if isinstance(value, kind))
 
 
-def _in_words(value: Any) -> str:
-    """An object of no JSON type, for the hash: without the address in memory, which is another one next time."""
+def _stable_text(value: Any) -> str:
+    """Text of an object without a JSON type, for the hash. It has no memory address, which differs between runs."""
     if callable(getattr(value, "tobytes", None)):
         return f"{type(value).__qualname__} {hashlib.sha256(value.tobytes()).hexdigest()}"
-    return f"{type(value).__qualname__} {_without_address(repr(value))}"
-
-
-def _without_address(text: str) -> str:
-    return re.sub(r" at 0x[0-9a-fA-F]+", "", text)
+    return f"{type(value).__qualname__} {re.sub(r' at 0x[0-9a-fA-F]+', '', repr(value))}"
 
 
 def as_function(call: Callable[..., Any]) -> Function:
-    """A function with the hash of its source, its defaults and the plain values that it was made with."""
-    digest = hashlib.sha256("\n".join(_parts(call, DEPTH)).encode("utf-8", "replace")).hexdigest()
+    """Wrap `call` with a hash of its source, its default values and the plain values that it captured."""
+    digest = hashlib.sha256("\n".join(_hash_parts(call, DEPTH)).encode("utf-8", "replace")).hexdigest()
     return Function(call if isinstance(call, FunctionType | MethodType) else _as_plain_function(call), digest)
 
 
 def _as_plain_function(call: Callable[..., Any]) -> Callable[..., Any]:
-    """A partial, a class or an object with __call__, with the signature and the annotations of what it calls."""
+    """Wrap a partial, a class or a callable object in a function with the same signature and annotations."""
     core = call
     while isinstance(core, functools.partial):
         core = core.func
@@ -191,20 +186,20 @@ def _as_plain_function(call: Callable[..., Any]) -> Callable[..., Any]:
         inner = core.__init__ if isinstance(core, type) else type(core).__call__  # type: ignore[misc]
 
     @functools.wraps(inner)
-    def called(*arguments: Any, **keywords: Any) -> Any:
+    def wrapper(*arguments: Any, **keywords: Any) -> Any:
         return call(*arguments, **keywords)
 
-    named = core if hasattr(core, "__qualname__") else type(core)  # the name that the user knows it by
-    called.__module__, called.__qualname__ = str(named.__module__), named.__qualname__
-    called.__signature__ = inspect.signature(call)  # type: ignore[attr-defined]
-    return called
+    named = core if hasattr(core, "__qualname__") else type(core)  # messages show the name that the user wrote
+    wrapper.__module__, wrapper.__qualname__ = str(named.__module__), named.__qualname__
+    wrapper.__signature__ = inspect.signature(call)  # type: ignore[attr-defined]
+    return wrapper
 
 
-def _parts(call: Any, depth: int) -> Iterator[str]:
-    """What a function does, for its hash: source text, defaults and captured values, where they can be read."""
+def _hash_parts(call: Any, depth: int) -> Iterator[str]:
+    """Yield the texts that the hash of a function is made of: its source, default values and captured values."""
     if isinstance(call, functools.partial):
         yield f"partial {_values([call.args, call.keywords])}"
-        yield from _parts(call.func, depth)
+        yield from _hash_parts(call.func, depth)
         return
     if isinstance(call, MethodType):
         yield f"of {_values(getattr(call.__self__, '__dict__', {}))}"
@@ -218,15 +213,15 @@ def _parts(call: Any, depth: int) -> Iterator[str]:
     for name, cell in zip(names, getattr(call, "__closure__", None) or (), strict=False):
         try:
             value = cell.cell_contents
-        except ValueError:  # not bound yet
+        except ValueError:  # the variable has no value yet
             continue
         yield f"{name} = {_values(value)}"
         if isinstance(value, FunctionType) and depth:
-            yield from _parts(value, depth - 1)
+            yield from _hash_parts(value, depth - 1)
 
 
 def _source(call: Any) -> str:
-    """The source text of a function. Its bytecode if there is no text, or for a lambda, whose line may hold others."""
+    """Return a function's source text, or its bytecode for a lambda (its line may hold others) or without source."""
     try:
         if getattr(call, "__name__", "") == "<lambda>":
             raise OSError
@@ -246,7 +241,7 @@ def _code(code: CodeType) -> Iterator[str]:
 
 
 def _values(value: Any) -> str:
-    """A value of plain types in words; of anything else, its type."""
+    """Return the text of a value of plain types; for any other value, the name of its type."""
     if value is None or isinstance(value, bool | int | float | complex | str | bytes):
         return repr(value)
     if isinstance(value, Mapping):

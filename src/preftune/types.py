@@ -1,10 +1,10 @@
-"""The records that flow through the system. They hold data and have no behaviour beyond `to(device)`.
+"""The data classes that all parts of preftune share, from text to loss.
 
-    text      PreferenceGroup      one prompt, n responses, the judgements between them
-    ids       TokenGroup           the same, tokenised; all responses follow the very same prompt ids
-    tensors   Batch                groups laid out for one forward pass
-    numbers   Logps                what a model says about each response
-    result    LossOutput           sums, never means: the loop divides by the count of the whole step
+    text      PreferenceGroup      one prompt, n responses and the judgements between them
+    ids       TokenGroup           the same, tokenised; all responses share one sequence of prompt ids
+    tensors   Batch                groups arranged in memory for one forward pass
+    numbers   Logps                log-probs of each response under one model
+    result    LossOutput           sums, not means: the training loop divides by the count of the whole step
 
 Shape letters: T token slots, N scored tokens, S responses, P judgements (pairs), G groups, V vocabulary.
 """
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     Ids: TypeAlias = npt.NDArray[np.int32]
 
-# Ranges for the parameters of losses; the config reader enforces them.
+# Value ranges for parameters of losses. `resolve.bind` checks them.
 Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
 Share = Annotated[float, Ge(0), Le(1)]
@@ -37,8 +37,8 @@ BelowHalf = Annotated[float, Ge(0), Lt(0.5)]
 class Message:
     """One turn of a chat.
 
-    `extra` holds the other fields of the message (reasoning_content, tool_calls, name, ...), sorted by name, each
-    value as JSON text. The chat template receives them; see `message_dict`.
+    `extra` holds the other fields of the message (reasoning_content, tool_calls, name, ...) as pairs of name and JSON
+    text, sorted by name. They are passed to the chat template; see `message_dict`.
     """
 
     role: str
@@ -51,11 +51,11 @@ Text: TypeAlias = "str | tuple[Message, ...]"
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """Response `better` was preferred to response `worse` (indexes into the group's responses).
+    """Response `better` is preferred to response `worse` (indices into the group's responses).
 
-    weight       how many judgements this one counts for
-    probability  that `better` really is the better one (a soft label)
-    margin       by how much, on the judge's own scale
+    weight       the number of judgements that this one counts as
+    probability  the probability that `better` is the better response (a soft label)
+    margin       how much better it is, on the scale of the data
     """
 
     better: int
@@ -67,12 +67,12 @@ class Judgement:
 
 @dataclass(frozen=True, slots=True)
 class PreferenceGroup:
-    """One prompt, its responses and what is known about them, still text.
+    """One prompt with its responses as text, and the judgements, labels or ranks of the responses.
 
-    A preference pair has two responses and one judgement, a demonstration one response and none.
-    `labels` (+1 desirable, -1 undesirable), `ranks` (1 is best) and `ended` have one entry a response, or none at
-    all. A response that has not `ended` was cut off when it was sampled: it gets no EOS.
-    `origin` is file:line, for messages.
+    A preference pair has two responses and one judgement; a demonstration has one response and no judgement.
+    `labels` (+1 desirable, -1 undesirable), `ranks` (1 is best) and `ended` are empty or have one entry per response.
+    A response that has not `ended` was cut off by the token limit of sampling, so no EOS is added to it.
+    `origin` is "file:line", for messages.
     """
 
     prompt: Text
@@ -86,7 +86,7 @@ class PreferenceGroup:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenGroup:
-    """A PreferenceGroup in token ids. Every response token is scored, so each response has at least one."""
+    """A PreferenceGroup as token ids. All response tokens are scored; every response has at least one."""
 
     prompt_ids: Ids
     response_ids: tuple[Ids, ...]
@@ -97,22 +97,22 @@ class TokenGroup:
 
     @property
     def tokens(self) -> int:
-        """Tokens as the data holds them: the prompt once for every response."""
+        """The number of tokens, with the prompt counted once per response."""
         return sum(len(self.prompt_ids) + len(ids) for ids in self.response_ids)
 
     @property
     def longest(self) -> int:
-        """Tokens of the prompt with the longest response: positions that the model needs."""
+        """The number of tokens of the prompt with the longest response: the positions that the model needs."""
         return len(self.prompt_ids) + max(map(len, self.response_ids))
 
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """What is known about the S responses of a batch and the P judgements between them.
+    """The labels and ranks of the S responses of a batch, and the P judgements between them.
 
-    label_S is +1, -1, or 0 where there is no label: a mismatched response, which only estimates a baseline
-    (see losses.unpaired.kto), or data without labels.
-    rank_S is 0 where no rank is known.
+    label_S  +1, -1, or 0 for no label; a mismatched response (see losses.unpaired.kto) has none
+    rank_S   0 without a rank
+    group_S  index of the response's group in the batch
     """
 
     better_P: Tensor
@@ -125,21 +125,21 @@ class Judged:
     group_S: Tensor
 
     def to(self, device: torch.device) -> Judged:
-        return Judged(**{f.name: sent(getattr(self, f.name), device) for f in fields(self)})
+        return Judged(**{f.name: to_device(getattr(self, f.name), device) for f in fields(self)})
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Layout: one padded row of `width` token slots for each response, the prompt repeated in every row."""
+    """Layout with one padded row of `width` token slots per response; the prompt is repeated in every row."""
 
     rows: int
     width: int
 
 
 class Segment(NamedTuple):
-    """Slots [begin, end) of a packed row, a sequence or the rest of one that began with [prefix_begin, prefix_end).
+    """Slots [begin, end) of a packed row: a sequence, or the continuation of the prefix [prefix_begin, prefix_end).
 
-    A token of a segment sees the whole prefix, then its own segment up to itself. Without prefix both ends are 0.
+    A token attends to the whole prefix and to its own segment up to itself. Without a prefix, both bounds are 0.
     """
 
     begin: int
@@ -150,10 +150,10 @@ class Segment(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """Layout: one row of T slots, cut into segments that do not see each other; padding, if any, is the last one.
+    """Layout with one row of T slots, divided into segments that do not attend to each other (except to a prefix).
 
-    Shared prompts: a group lies as [prompt | r1 | r2 | ... | rn]; [prompt | r1] is a segment, and each other response
-    is one with the prompt as its prefix. Unshared: every [prompt | response] is a segment.
+    With shared prompts, a group is [prompt | r1 | r2 | ... | rn]: [prompt | r1] is a segment, and every other response
+    is one with the prompt as its prefix. Otherwise each [prompt | response] is a segment. Padding is the last segment.
     """
 
     segments: tuple[Segment, ...]
@@ -161,11 +161,11 @@ class Packed:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Groups laid out on T token slots; nothing outside `model` can tell which layout was used.
+    """Groups arranged on T token slots. Only `model` uses the layout; losses see the same values for every layout.
 
-    read_N    slot whose hidden state predicts scored token n (a shared prompt's last slot is read by every response)
-    target_N  that token
-    length_S  scored tokens of each response; the tokens of one response are adjacent in N, in order
+    read_N    slot whose hidden state predicts scored token n (all responses read the last slot of a shared prompt)
+    target_N  id of scored token n
+    length_S  number of scored tokens of each response; the tokens of one response are adjacent in N and in order
     """
 
     ids_T: Tensor
@@ -179,7 +179,7 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         moved = ("ids_T", "positions_T", "read_N", "target_N", "length_S")
-        tensors: dict[str, Any] = {name: sent(getattr(self, name), device) for name in moved}
+        tensors: dict[str, Any] = {name: to_device(getattr(self, name), device) for name in moved}
         return replace(self, judged=self.judged.to(device), **tensors)
 
 
@@ -187,9 +187,10 @@ class Batch:
 class Logps:
     """Log-probs of S responses under one model, in fp32.
 
-    token_N  one per scored token
-    sum_S    summed over each response
-    extra    per-response sums of other token statistics that a loss asked for (model.logprobs.STATISTICS)
+    token_N   log-prob of each scored token
+    sum_S     sum over each response
+    length_S  number of scored tokens of each response
+    extra     per-response sums of other token statistics that the loss uses (model.logprobs.STATISTICS)
     """
 
     token_N: Tensor
@@ -198,7 +199,7 @@ class Logps:
     extra: Mapping[str, Tensor] = field(default_factory=dict)
 
     def detach(self) -> Logps:
-        """The same without gradient and extras."""
+        """Return a copy without gradient and without `extra`."""
         return Logps(self.token_N.detach(), self.sum_S.detach(), self.length_S)
 
 
@@ -212,7 +213,7 @@ class PairLogps(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """Any other quantity of the two responses of P judgements."""
+    """Any other quantity of the two responses of P judgements: (P,), or (P, L) for one value per token."""
 
     chosen: Tensor
     rejected: Tensor
@@ -220,7 +221,7 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class LossOutput:
-    """`loss_sum` is a sum over `count` items, never a mean; `metrics` are (sum, count) pairs, detached."""
+    """`loss_sum` is the sum over `count` items, not the mean; `metrics` are detached (sum, count) pairs."""
 
     loss_sum: Tensor
     count: Tensor
@@ -228,17 +229,17 @@ class LossOutput:
 
 
 def content(text: Text) -> str:
-    """The words of a text or of all messages of a chat."""
+    """Return a text unchanged, or the contents of all messages of a chat, separated by newlines."""
     return text if isinstance(text, str) else "\n".join(message.content for message in text)
 
 
 def as_json(text: Text) -> Any:
-    """A text as it is, a chat as a list of {role, content, ...}."""
+    """Return a text unchanged, or a chat as a list of {role, content, ...}."""
     return text if isinstance(text, str) else [message_dict(m) for m in text]
 
 
 def message_dict(message: Message) -> dict[str, Any]:
-    """A message as transformers and chat templates take it: role, content and the other fields it has."""
+    """Return a message as transformers and chat templates expect it: role, content and the fields in `extra`."""
     return {
         "role": message.role,
         "content": message.content,
@@ -246,11 +247,11 @@ def message_dict(message: Message) -> dict[str, Any]:
     }
 
 
-def sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """`tensor` on `device`. A GPU is not waited for: what lies in ordinary memory is taken before the call returns."""
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Move `tensor` to `device`, without waiting for a GPU. CUDA copies pageable memory before the call returns."""
     return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 def plain(record: Any) -> dict[str, Any]:
-    """A flat record as a dict, for writing."""
+    """Return a flat data class as a dict."""
     return {f.name: getattr(record, f.name) for f in fields(record)}

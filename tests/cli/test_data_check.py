@@ -1,4 +1,4 @@
-"""`preftune data check` refuses what a run would refuse, takes its settings, and names the lines of what it counts."""
+"""`preftune data check` fails where a run fails, accepts its settings, and reports line numbers for its counts."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-#: name, rows (or the bytes of the file), settings. Half of them are refused by a run.
+#: name, rows (or the text of the file), settings. A run refuses half of them.
 TABLE: list[tuple[str, Any, list[str]]] = [
-    ("sound pairs", PAIRS, []),
+    ("valid pairs", PAIRS, []),
     ("a missing column", [*PAIRS, {"prompt": "x"}], []),
     ("a missing column, dropped", [*PAIRS, {"prompt": "x"}], ["data.bad_rows=drop"]),
     ("null", [*PAIRS, {**PAIRS[0], "chosen": None}], []),
     ("broken JSON", json.dumps(PAIRS[0]) + '\n{"prompt": \n', []),
     ("an empty file", "", []),
-    ("no known format", [{"a": 1, "b": 2}], []),
+    ("an unrecognised format", [{"a": 1, "b": 2}], []),
     ("a format that does not fit", PAIRS, ["data.format=hh"]),
     ("an unknown format", PAIRS, ["data.format=alpacca"]),
     ("all rows identical responses", [SAME, SAME], []),
@@ -49,7 +49,7 @@ TABLE: list[tuple[str, Any, list[str]]] = [
     ("evaluation on the training data", PAIRS, ["data.eval=pairs.jsonl"]),
     ("evaluation on the training data, allowed", PAIRS, ["data.eval=pairs.jsonl", "data.allow_overlap=true"]),
     ("evaluation on other data", PAIRS, ["data.eval=new.jsonl"]),
-    ("an evaluation file that is not there", PAIRS, ["data.eval=none.jsonl"]),
+    ("a missing evaluation file", PAIRS, ["data.eval=none.jsonl"]),
     ("a share", PAIRS, ["data.eval=0.25"]),
     ("a share of one prompt", [PAIRS[0], {**PAIRS[0], "chosen": "other"}], ["data.eval=0.5"]),
     ("a share above 1", PAIRS, ["data.eval=1.5"]),
@@ -64,21 +64,21 @@ TABLE: list[tuple[str, Any, list[str]]] = [
     ("longer than the model", [{**PAIRS[0], "chosen": "word " * 400}, PAIRS[1]], ["data.max_length=5000"]),
     ("the same after truncation", [{"prompt": "p", "chosen": "x" * 90, "rejected": "x" * 91}], ["data.max_length=8"]),
     ("chat without a template", CHAT, []),
-    ("chat with one", CHAT, ["data.chat_template=dialogue"]),
-    ("a template that is not there", CHAT, ["data.chat_template=none.jinja"]),
+    ("chat with a template", CHAT, ["data.chat_template=dialogue"]),
+    ("a missing template", CHAT, ["data.chat_template=none.jinja"]),
     ("margins in some rows", [*PAIRS, {**PAIRS[0], "chosen": "w", "margin": 1}], []),
     ("a function", PAIRS, ["data.format=fmt.py:good"]),
     ("a function that returns text", PAIRS, ["data.format=fmt.py:text"]),
     ("a function that returns None", PAIRS, ["data.format=fmt.py:none"]),
     ("a function that fails", PAIRS, ["data.format=fmt.py:key"]),
-    ("no function", PAIRS, ["data.format=fmt.py:nothing"]),
+    ("a missing function", PAIRS, ["data.format=fmt.py:nothing"]),
     ("an unknown key", PAIRS, ["data.max_lenght=3"]),
     ("a wrong type", PAIRS, ["data.max_length=many"]),
 ]
 
 
 @pytest.mark.parametrize(("name", "rows", "settings"), TABLE, ids=[row[0] for row in TABLE])
-def test_it_fails_exactly_where_a_run_fails(
+def test_the_check_fails_exactly_where_a_run_fails(
     model_folder: Path, capsys: pytest.CaptureFixture[str], name: str, rows: Any, settings: list[str]
 ) -> None:
     file = Path("rows.jsonl")
@@ -94,7 +94,7 @@ def test_it_fails_exactly_where_a_run_fails(
     by_config = capsys.readouterr()
     if code:
         assert by_config.err.splitlines()[-1] == refused[-1]
-        if code != 2:  # the sentence of a wrong setting names the config file
+        if code != 2:  # the message for a wrong setting names the config file
             assert by_config.err.splitlines() == refused[-len(by_config.err.splitlines()) :]
             assert by_file.err == by_config.err
     else:
@@ -107,7 +107,12 @@ def test_it_fails_exactly_where_a_run_fails(
     [
         (PAIRS, "{name: odpo}", 3, "'odpo' needs a margin for each judgement, and no row has one"),
         (PAIRS, "{name: kto}", 0, ""),
-        ([{**p, "margin": 1.0} for p in PAIRS], "{name: sigmoid}", 3, "'sigmoid' has no place for a margin"),
+        (
+            [{**p, "margin": 1.0} for p in PAIRS],
+            "{name: sigmoid}",
+            3,
+            "the data have a margin, which 'sigmoid' does not use",
+        ),
         (
             [{"prompt": "p", "completion": "c", "label": True}] * 2,
             "{name: sigmoid}",
@@ -119,21 +124,21 @@ def test_it_fails_exactly_where_a_run_fails(
         (PAIRS, "{name: sigmoid, gamma: 1}", 2, "'sigmoid' has no parameter 'gamma'"),
     ],
 )
-def test_a_config_adds_what_its_loss_needs(
+def test_a_config_adds_the_requirements_of_its_loss(
     model_folder: Path, capsys: pytest.CaptureFixture[str], rows: Any, loss: str, code: int, message: str
 ) -> None:
     write_jsonl(Path("rows.jsonl"), rows)
     Path("run.yaml").write_text(f"model: {{path: {model_folder}}}\ndata: {{train: rows.jsonl}}\nloss: {loss}\n")
     assert run(["dpo", "run.yaml", "--dry-run"]) == code
-    said = capsys.readouterr().err
+    refusal = capsys.readouterr().err
     assert run(["data", "check", "--config", "run.yaml"]) == code
-    found = capsys.readouterr()
-    assert message in found.err
-    assert not code or said.endswith(found.err)
-    assert code == 2 or "groups," in found.out
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert not code or refusal.endswith(printed.err)
+    assert code == 2 or "groups," in printed.out
 
 
-def test_without_a_loss_other_data_are_told_what_trains_on_them(
+def test_data_without_pairs_get_a_hint_which_method_uses_them(
     model_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_jsonl(Path("sft.jsonl"), [{"prompt": "p", "completion": "c"}])
@@ -143,7 +148,7 @@ def test_without_a_loss_other_data_are_told_what_trains_on_them(
         assert use in capsys.readouterr().out
 
 
-def test_every_count_has_its_lines(model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_count_has_line_numbers(model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a, b = PAIRS[0], PAIRS[1]
     flipped = {"prompt": a["prompt"], "chosen": a["rejected"], "rejected": a["chosen"]}
     long = {**b, "chosen": "word " * 300}
@@ -151,38 +156,38 @@ def test_every_count_has_its_lines(model_folder: Path, capsys: pytest.CaptureFix
     write_jsonl(Path("eval.jsonl"), [{"prompt": "new", "chosen": "x", "rejected": "y"}, b, SAME])
     options = ["--model", str(model_folder), "--eval", "eval.jsonl", "data.max_length=4000"]
     assert run(["data", "check", "rows.jsonl", *options]) == 3
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for line in (
         "rows.jsonl: 11 rows read as 'preference', 9 kept",
         "  dropped 1 (line 5): identical responses",
         "  dropped 1 (line 6): cannot be read: column 'prompt' must be text, not a number",
         "eval.jsonl: 3 rows read as 'preference', 2 kept",
         "  dropped 1 (line 3): identical responses",
-        "repeated prompts 7 (lines 3, 4, 7, ...)",
-        "repeated judgements 5 (lines 3, 8, 9, ...)",
-        "contradictions 3 (lines 1, 3, 4, ...)",
-        "evaluation groups whose prompt is in the training data 1 (line 2)",
-        "groups longer than the 256 positions of the model 1 (line 7): set data.max_length=256",
+        "repeated prompts: 7 (lines 3, 4, 7, ...)",
+        "repeated judgements: 5 (lines 3, 8, 9, ...)",
+        "contradictions: 3 (lines 1, 3, 4, ...)",
+        "evaluation groups whose prompt is in the training data: 1 (line 2)",
+        "groups longer than the model's 256 positions: 1 (line 7); set data.max_length=256",
     ):
-        assert f"\n{line}\n" in f"\n{said}"
+        assert f"\n{line}\n" in f"\n{printed}"
     assert run(["data", "check", "rows.jsonl", *options, "--json"]) == 3
-    found = json.loads(capsys.readouterr().out)
-    at = {name: [origin.rpartition(":")[2] for origin in origins] for name, origins in found["origins"].items()}
+    report = json.loads(capsys.readouterr().out)
+    at = {name: [origin.rpartition(":")[2] for origin in origins] for name, origins in report["origins"].items()}
     assert at == {
         "repeated_prompts": ["3", "4", "7", "8", "9", "10", "11"],
         "repeated_judgements": ["3", "8", "9", "10", "11"],
         "contradictions": ["1", "3", "4", "8", "9", "10", "11"],
         "leaks": ["2"],
     }
-    assert {name: found[name] for name in ("repeated_prompts", "repeated_judgements", "leaks")} == {
+    assert {name: report[name] for name in ("repeated_prompts", "repeated_judgements", "leaks")} == {
         "repeated_prompts": 7,
         "repeated_judgements": 5,
         "leaks": 1,
     }
-    assert found["too_long_for_the_model"] == ["rows.jsonl:7"]
-    assert found["evaluation"]["eval.jsonl"]["dropped"] == {"identical responses": ["eval.jsonl:3"]}
-    assert found["refused"]["exit_code"] == 3
-    assert found["refused"]["message"].startswith("rows.jsonl:6: column 'prompt' must be text")
+    assert report["too_long_for_the_model"] == ["rows.jsonl:7"]
+    assert report["evaluation"]["eval.jsonl"]["dropped"] == {"identical responses": ["eval.jsonl:3"]}
+    assert report["refused"]["exit_code"] == 3
+    assert report["refused"]["message"].startswith("rows.jsonl:6: column 'prompt' must be text")
 
 
 @pytest.mark.parametrize(
@@ -190,65 +195,66 @@ def test_every_count_has_its_lines(model_folder: Path, capsys: pytest.CaptureFix
     [
         (["pairs.jsonl", "max_length=5"], "did you mean data.max_length?"),
         (["pairs.jsonl", "max_lenght=5"], "did you mean data.max_length?"),
-        (["pairs.jsonl", "data.max_lenght=5"], "data.max_lenght: unknown key; did you mean 'max_length'?"),
+        (["pairs.jsonl", "data.max_lenght=5"], "unknown key 'data.max_lenght'; did you mean data.max_length?"),
         (["pairs.jsonl", "dat.max_length=5"], "did you mean data.max_length?"),
-        (["pairs.jsonl", "optim.lr=1"], "no setting of data, model, loss"),
-        (["pairs.jsonl", "data=5"], "no setting of data, model, loss"),
-        (["pairs.jsonl", "data.max_length=5", "--max-length", "6"], "data.max_length is given twice: 5 and 6"),
-        (["pairs.jsonl", "data.max_length=5", "data.max_length=6"], "data.max_length is given twice: 5 and 6"),
-        (["pairs.jsonl", "data.format=hh", "--format", "chat"], "data.format is given twice: hh and chat"),
-        (["pairs.jsonl", "data.train=new.jsonl"], "data.train is given twice: new.jsonl and pairs.jsonl"),
+        (["pairs.jsonl", "optim.lr=1"], "'optim.lr' is not a setting of data, model, loss"),
+        (["pairs.jsonl", "data=5"], "data is a section; write data.train=5"),
+        (["pairs.jsonl", "loss=ipo"], "loss is a section; write loss.name=ipo"),
+        (["pairs.jsonl", "data.max_length=5", "--max-length", "6"], "data.max_length is set to both 5 and 6"),
+        (["pairs.jsonl", "data.max_length=5", "data.max_length=6"], "data.max_length is set to both 5 and 6"),
+        (["pairs.jsonl", "data.format=hh", "--format", "chat"], "data.format is set to both hh and chat"),
+        (["pairs.jsonl", "data.train=new.jsonl"], "data.train is set to both new.jsonl and pairs.jsonl"),
         (["data.max_length=5"], "no data file is named"),
         ([], "no data file is named"),
         (["--config", "none.yaml"], "none.yaml: no such config file"),
         (["--config", "ppo.yaml"], "check it with preftune ppo ppo.yaml --dry-run"),
-        (["--config", "wrong.yaml"], "wrong.yaml:2: unknown key 'optimizer'; did you mean 'optim'?"),
+        (["--config", "wrong.yaml"], "wrong.yaml:2: unknown key 'optimizer'; did you mean optim?"),
     ],
 )
-def test_settings_that_cannot_be_meant(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
+def test_wrong_settings_are_refused(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
     Path("ppo.yaml").write_text("model: {path: m}\ndata: {train: pairs.jsonl}\nreward: vader\n")
     Path("wrong.yaml").write_text("data: {train: pairs.jsonl}\noptimizer: {lr: 1}\n")
     assert run(["data", "check", *arguments]) == 2
     assert message in capsys.readouterr().err
 
 
-def test_the_same_setting_twice_with_one_value_is_fine() -> None:
+def test_a_setting_may_be_repeated_with_the_same_value() -> None:
     assert run(["data", "check", "pairs.jsonl", "data.max_length=50", "--max-length", "50"]) == 0
 
 
-def test_a_config_its_file_and_its_changes(model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """FILE and settings change the config, as KEY=VALUE do in a run."""
+def test_files_and_settings_override_the_config(model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """FILE and settings override the config, as KEY=VALUE does in a run."""
     write_jsonl(Path("other.jsonl"), [{**p, "prompt": f"{p['prompt']} {i}"} for i, p in enumerate(PAIRS[:3])])
     Path("run.yaml").write_text(
         f"model: {{path: {model_folder}}}\ndata:\n  train: pairs.jsonl\n  eval: 0.25\n  ignore: []\n  max_length: 9\n"
     )
     assert run(["data", "check", "--config", "run.yaml", "other.jsonl", "data.max_length=100", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert (found["read"], found["unit"], found["noted"]) == (3, "tokens", {})
+    report = json.loads(capsys.readouterr().out)
+    assert (report["read"], report["unit"], report["noted"]) == (3, "tokens", {})
     assert run(["data", "show", "--config", "run.yaml", "--line", "2"]) == 0
     assert "pairs.jsonl:2" in capsys.readouterr().out
     assert run(["data", "convert", "--config", "run.yaml", "--out", "out.jsonl"]) == 0
     assert len(Path("out.jsonl").read_text().splitlines()) == len(PAIRS)
 
 
-def test_several_files_are_read_as_one(capsys: pytest.CaptureFixture[str]) -> None:
+def test_several_files_are_read_as_one_data_set(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["data", "check", "pairs.jsonl", "new.jsonl", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["read"] == 9
 
 
 @pytest.mark.parametrize(
-    ("winners", "found"),
+    ("winners", "note"),
     [
-        ("aaaaaa", "all 6 verdicts are for the response that was shown first"),
+        ("aaaaaa", "all 6 verdicts favour the response shown first"),
         (["tie"] * 6, "all 6 verdicts are ties"),
         ("aaaaab", ""),
     ],
 )
 def test_verdicts_for_one_column_are_reported(
-    winners: list[str], found: str, capsys: pytest.CaptureFixture[str]
+    winners: list[str], note: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sides = {"response_a": "good words", "response_b": "other words"}
     write_jsonl(Path("votes.jsonl"), [{"prompt": f"p{i}", **sides, "winner": w} for i, w in enumerate(winners)])
     run(["data", "check", "votes.jsonl"])
     printed = capsys.readouterr().out
-    assert (f"  note    {found}" in printed) if found else ("verdicts" not in printed)
+    assert (f"  note    {note}" in printed) if note else ("verdicts" not in printed)

@@ -1,4 +1,4 @@
-"""Bad input at the command line: the right exit code, file and line, reason and fix, quickly, no traceback."""
+"""Wrong input on the command line: exit code, file, line, reason and fix, within seconds and without a traceback."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from preftune.cli.main import run
 
 GOOD = json.dumps(PAIRS[0])
 
-# name, what the data file holds, overrides, exit code, what stderr must say
+# name, text of the data file, overrides, exit code, parts of stderr
 CASES: list[tuple[str, str, list[str], int, list[str]]] = [
     ("missing column", '{"prompt": "a", "chosen": "b"}', [], 3, ["pairs.jsonl", "'rejected'", "fix:"]),
     (
@@ -52,8 +52,8 @@ CASES: list[tuple[str, str, list[str], int, list[str]]] = [
         3,
         [":2: column 'chosen' must be text", "fix:"],
     ),
-    ("empty file", "", [], 3, ["pairs.jsonl: no rows: the file is empty"]),
-    ("blank lines", "\n\n\n", [], 3, ["no rows: the file is empty"]),
+    ("empty file", "", [], 3, ["pairs.jsonl: the file has no rows"]),
+    ("blank lines", "\n\n\n", [], 3, ["the file has no rows"]),
     ("broken JSON", GOOD + "\n" + GOOD + '\n{"prompt": "a", ', [], 3, ["pairs.jsonl:3: broken JSON", "fix:"]),
     ("broken first line", "{broken", [], 3, ["pairs.jsonl:1: broken JSON"]),
     (
@@ -61,14 +61,14 @@ CASES: list[tuple[str, str, list[str], int, list[str]]] = [
         '{"prompt": "a", "chosen": "b", "rejected": "b"}',
         [],
         3,
-        ["none of its 1 rows can be used", "1 (line 1): identical responses", "fix:"],
+        ["none of the 1 rows can be used", "1 (line 1): identical responses", "fix:"],
     ),
     (
         "too many dropped",
         GOOD + '\n{"prompt": "a", "chosen": "b", "rejected": "b"}',
         [],
         3,
-        ["1 of 2 rows dropped (50%)", "(line 2): identical responses", "data.max_dropped=1"],
+        ["1 of 2 rows were dropped (50%)", "(line 2): identical responses", "data.max_dropped=1"],
     ),
     (
         "prompt longer than the limit",
@@ -97,10 +97,10 @@ CASES: list[tuple[str, str, list[str], int, list[str]]] = [
         '{"prompt": "a", "responses": ["b", "c"], "scores": [1, 2]}\n' * 25 + '{"prompt": "a", "scores": [1, 2]}',
         [],
         3,
-        ["pairs.jsonl:26: no column with a list of responses", "fix:"],
+        ["pairs.jsonl:26: the row has no column with a list of responses", "fix:"],
     ),
     (
-        "labels that are none",
+        "invalid labels",
         '{"prompt": "a", "responses": ["b", "c"], "judgements": [], "labels": ["x", "y"]}',
         [],
         3,
@@ -111,47 +111,47 @@ CASES: list[tuple[str, str, list[str], int, list[str]]] = [
         '{"prompt": "a", "responses": ["b", "c"], "judgements": [{"better": 0, "worse": 1, "weight": -3}]}',
         [],
         3,
-        ["pairs.jsonl:1: judgements[0].weight must not be below 0", "fix:"],
+        ["pairs.jsonl:1: judgements[0].weight must be at least 0", "fix:"],
     ),
     (
-        "a function that returns nonsense",
+        "a function that returns an invalid group",
         GOOD,
         ["data.format=mine.py:far", "--dry-run"],
         3,
-        ["pairs.jsonl:1: mine.py:far: judgements[0] names a response that does not exist", "fix: repair the function"],
+        ["pairs.jsonl:1: mine.py:far: judgements[0] refers to a response that does not exist", "fix: repair the"],
     ),
     (
         "a number of 5000 digits",
         GOOD + '\n{"prompt": "a", "chosen": "b", "rejected": "c", "n": ' + "1" * 5000 + "}",
         [],
         3,
-        ["pairs.jsonl:2: broken JSON: an integer of more digits", "fix:"],
+        ["pairs.jsonl:2: broken JSON: an integer has more digits", "fix:"],
     ),
     (
         "a margin in some rows",
         GOOD + '\n{"prompt": "a", "chosen": "b", "rejected": "c", "margin": 1}',
         ["loss.name=odpo"],
         3,
-        ["pairs.jsonl:1: no margin, but other rows have one (pairs.jsonl:2)", "fix:"],
+        ["pairs.jsonl:1: the row has no margin, but other rows have one (pairs.jsonl:2)", "fix:"],
     ),
     ("missing data file in a folder", GOOD, ["data.train=data/no.jsonl"], 3, ["data/no.jsonl: no such file", "fix:"]),
-    ("an override that begins with a number", GOOD, ["0.x=1"], 2, ["override '0.x=1': 0: unknown key"]),
+    ("an override that begins with a number", GOOD, ["0.x=1"], 2, ["override '0.x=1': unknown key '0'"]),
     ("true for a number", GOOD, ["optim.lr=true"], 2, ["optim.lr: should be a number, not true or false"]),
     ("true for a parameter", GOOD, ["loss.beta=true"], 2, ["loss.beta: must be a number, not true or false"]),
-    ("an alias in itself", GOOD, ["data.ignore=&a [*a]"], 2, ["an alias (*) inside what it stands for"]),
-    ("unknown key", GOOD, ["optim.lrate=1"], 2, ["optim.lrate: unknown key; did you mean 'lr'?"]),
-    ("unknown section", GOOD, ["optimiser.lr=1"], 2, ["optimiser: unknown key; did you mean 'optim'?"]),
+    ("an alias in itself", GOOD, ["data.ignore=&a [*a]"], 2, ["an alias (*) inside the value it refers to"]),
+    ("unknown key", GOOD, ["optim.lrate=1"], 2, ["unknown key 'optim.lrate'; did you mean optim.lr?"]),
+    ("unknown section", GOOD, ["optimiser.lr=1"], 2, ["unknown key 'optimiser'; did you mean optim?"]),
     ("wrong type", GOOD, ["batch.pairs=many"], 2, ["batch.pairs: should be a valid integer", "'many'"]),
     ("out of range", GOOD, ["loss.beta=0"], 2, ["loss.beta: Input should be greater than 0, got 0"]),
-    ("unknown loss", GOOD, ["loss.name=dpo"], 2, ["loss.name: unknown name 'dpo'", "fix:"]),
+    ("unknown loss", GOOD, ["loss.name=ppo"], 2, ["loss.name: unknown name 'ppo'", "fix:"]),
     ("parameter of another loss", GOOD, ["loss.gamma=1"], 2, ["loss.gamma: 'sigmoid' has no parameter 'gamma'"]),
-    ("loss in a file that is not there", GOOD, ["loss.name=nowhere.py:f"], 2, ["no such file: nowhere.py"]),
+    ("loss in a missing file", GOOD, ["loss.name=nowhere.py:f"], 2, ["no such file: nowhere.py"]),
     ("missing model folder", GOOD, ["model.path=./nowhere"], 4, ["model.path ./nowhere: no such folder", "fix:"]),
-    ("model that is no model", GOOD, ["model.path=."], 4, ["no config.json: not a Hugging Face model folder", "fix:"]),
+    ("folder without a model", GOOD, ["model.path=."], 4, ["no config.json: not a Hugging Face model folder", "fix:"]),
     ("missing data file", GOOD, ["data.train=nowhere.jsonl"], 3, ["nowhere.jsonl: no such file", "fix:"]),
     ("unknown format", GOOD, ["data.format=alpacca"], 2, ["unknown name 'alpacca'; known:"]),
     ("misspelt format", GOOD, ["data.format=opena"], 2, ["did you mean 'openai'?"]),
-    ("a place where no folder can be", GOOD, ["out=/proc/x/y"], 7, ["/proc/x/y: cannot be written", "fix:"]),
+    ("a folder that cannot be created", GOOD, ["out=/proc/x/y"], 7, ["/proc/x/y: cannot be written", "fix:"]),
     (
         "evaluation data that are the training data",
         GOOD,
@@ -170,7 +170,7 @@ CASES: list[tuple[str, str, list[str], int, list[str]]] = [
 
 
 @pytest.mark.parametrize(("name", "data", "overrides", "code", "parts"), CASES, ids=[c[0] for c in CASES])
-def test_bad_input(
+def test_wrong_input_ends_with_a_message(
     tmp_path: Path,
     model_folder: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -193,15 +193,15 @@ def test_bad_input(
     begin = time.monotonic()
     assert run(["dpo", "run.yaml", *overrides]) == code
     assert time.monotonic() - begin < 5
-    said = capsys.readouterr()
+    printed = capsys.readouterr()
     for part in parts:
-        assert part in said.err
-    assert "Traceback" not in said.err
-    assert said.out == ""
+        assert part in printed.err
+    assert "Traceback" not in printed.err
+    assert printed.out == ""
     assert not Path("out").exists()
 
 
-def test_a_boundary_that_does_not_extend_is_exit_4(
+def test_a_template_that_rewrites_the_prompt_is_exit_4(
     tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -212,9 +212,9 @@ def test_a_boundary_that_does_not_extend_is_exit_4(
         f"model: {{path: {model_folder}}}\ndata: {{train: pairs.jsonl, chat_template: t.jinja}}\n"
     )
     assert run(["dpo", "run.yaml"]) == 4
-    said = capsys.readouterr().err
-    assert "pairs.jsonl:1: rendering with the response does not extend the rendering of the prompt" in said
-    assert "fix:" in said
+    printed = capsys.readouterr().err
+    assert "pairs.jsonl:1: rendering with the response does not extend the rendering of the prompt" in printed
+    assert "fix:" in printed
 
 
 @pytest.mark.parametrize(
@@ -222,16 +222,16 @@ def test_a_boundary_that_does_not_extend_is_exit_4(
     [
         (["dpo"], 2, "Missing argument"),
         (["dpo", "nowhere.yaml"], 2, "nowhere.yaml: no such config file"),
-        (["dpo", "."], 2, ".: a folder, not a config file"),
+        (["dpo", "."], 2, ".: this is a folder, not a config file"),
         (["dpoo"], 2, "No such command"),
         (["dpo", "--fast", "x"], 2, "No such option"),
         (["score", "--policy", "./a", "--reference", "./b", "--data", "c"], 4, "--policy ./a: no such folder"),
         (["data", "check", "nowhere.jsonl"], 3, "no such file"),
         (["data", "convert", "pairs.jsonl", "--out", "o.jsonl", "--to", "xml"], 2, "use one of pairs, groups"),
-        (["data", "show", "pairs.jsonl", "--line", "99"], 3, "pairs.jsonl:99: no such row"),
+        (["data", "show", "pairs.jsonl", "--line", "99"], 3, "pairs.jsonl:99: the data have no row at this line"),
     ],
 )
-def test_bad_command_line(
+def test_a_wrong_command_line_ends_with_a_message(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -245,19 +245,19 @@ def test_bad_command_line(
     assert part in capsys.readouterr().err
 
 
-def test_an_unexpected_error_is_one_sentence_and_exit_1(
+def test_an_unexpected_error_is_one_message_and_exit_1(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import preftune.lifecycle.prepare
+    import preftune.lifecycle.data
 
     def broken(*_: Any, **__: Any) -> Any:
         raise RuntimeError("a defect")
 
-    monkeypatch.setattr(preftune.lifecycle.prepare, "read_groups", broken)
+    monkeypatch.setattr(preftune.lifecycle.data, "read_groups", broken)
     assert run(["data", "check", "x.jsonl"]) == 1
-    said = capsys.readouterr().err
-    assert "internal error: RuntimeError: a defect" in said
-    assert "Traceback" not in said
+    printed = capsys.readouterr().err
+    assert "internal error: RuntimeError: a defect" in printed
+    assert "Traceback" not in printed
     assert run(["--debug", "data", "check", "x.jsonl"]) == 1
     assert "Traceback" in capsys.readouterr().err
 
@@ -276,10 +276,10 @@ def test_a_folder_that_cannot_be_written_is_exit_7(
     assert "file/x: cannot be written" in capsys.readouterr().err
 
 
-def test_an_interrupt_is_said(
+def test_an_interrupt_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Ctrl-C where no step is under way: while sampling, judging, scoring."""
+    """Ctrl-C outside a training step: while sampling, judging or scoring."""
 
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt

@@ -11,7 +11,7 @@ import yaml
 
 from preftune.cli.init import command_of, summary_of, templates
 from preftune.cli.main import run
-from preftune.cli.settings import KINDS
+from preftune.config.commands import CONFIGS as SCHEMAS
 from preftune.config.edit import with_setting
 from preftune.config.load import load
 
@@ -52,7 +52,7 @@ def test_a_written_config_is_valid_for_the_command_that_is_printed(
     assert f"wrote {file}" in printed
     assert f"preftune {command_of(kind)} {file} model.path=... data.train=..." in printed
     assert "configs/" not in Path(file).read_text().replace("configs/paper", "")
-    load(KINDS[command_of(kind).split()[-1]], file)
+    load(SCHEMAS[command_of(kind).split()[-1]], file)
 
 
 def test_the_printed_command_names_what_is_not_set_yet(capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,13 +115,13 @@ SETTINGS = [
 @pytest.mark.parametrize("kind", ["dpo", "dpo-lora"])
 def test_a_setting_in_the_file_has_the_same_effect_as_on_the_command_line(kind: str, setting: str) -> None:
     assert run(["init", kind, setting]) == 0
-    assert load(KINDS["dpo"], f"{kind}.yaml") == load(KINDS["dpo"], CONFIGS / f"{kind}.yaml", [setting])
+    assert load(SCHEMAS["dpo"], f"{kind}.yaml") == load(SCHEMAS["dpo"], CONFIGS / f"{kind}.yaml", [setting])
 
 
 def test_all_settings_together() -> None:
     settings = [setting for setting in SETTINGS if not setting.startswith("data=")]
     assert run(["init", "dpo", *settings]) == 0
-    assert load(KINDS["dpo"], "dpo.yaml") == load(KINDS["dpo"], CONFIGS / "dpo.yaml", settings)
+    assert load(SCHEMAS["dpo"], "dpo.yaml") == load(SCHEMAS["dpo"], CONFIGS / "dpo.yaml", settings)
 
 
 def test_comments_and_order_are_unchanged() -> None:

@@ -1,4 +1,4 @@
-"""The commands that read rows take the settings of a run's data section."""
+"""The commands that read rows accept the keys of the config section `data`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import PAIRS, write_jsonl
 
 from preftune.cli.main import run
-from preftune.cli.settings import chat_options, checking, data_section, parted
+from preftune.cli.settings import chat_options, check_settings, data_section, split_arguments
 from preftune.config.schema import DataConfig
 from preftune.errors import ConfigError
 
@@ -25,7 +25,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def test_rows_of_a_users_own_format_are_scored_sampled_and_judged(model_folder: Path) -> None:
+def test_rows_in_a_custom_format_are_scored_sampled_and_judged(model_folder: Path) -> None:
     model, own = str(model_folder), "data.format=fmt.py:f"
     implicit = ["--policy", model, "--reference", model]
     new = ["--max-new-tokens", "4"]
@@ -45,10 +45,10 @@ def test_rows_of_a_users_own_format_are_scored_sampled_and_judged(model_folder: 
     assert json.loads(Path("frontier/frontier.json").read_text())["settings"]["settings"]["format"] == "fmt.py:f"
 
 
-def test_the_settings_of_a_run_are_those_of_its_scores(model_folder: Path) -> None:
-    """The option, the setting and the default give the numbers that the same limits give."""
+def test_an_option_and_a_setting_give_the_same_scores(model_folder: Path) -> None:
+    """--max-length and data.max_length give the same numbers; the default limit gives others."""
     model = str(model_folder)
-    found = {}
+    lengths = {}
     for name, more in {
         "option": ["--max-length", "8"],
         "setting": ["data.max_length=8"],
@@ -57,10 +57,10 @@ def test_the_settings_of_a_run_are_those_of_its_scores(model_folder: Path) -> No
     }.items():
         arguments = ["--policy", model, "--reference", model, "--data", "pairs.jsonl", "--out", f"{name}.jsonl"]
         assert run(["score", *arguments, *more, "-q"]) == 0
-        found[name] = [json.loads(line)["chosen_tokens"] for line in Path(f"{name}.jsonl").read_text().splitlines()]
-    assert found["option"] == found["setting"]
-    assert sum(found["option"]) < sum(found["long"])
-    assert max(found["option"]) <= 7
+        lengths[name] = [json.loads(line)["chosen_tokens"] for line in Path(f"{name}.jsonl").read_text().splitlines()]
+    assert lengths["option"] == lengths["setting"]
+    assert sum(lengths["option"]) < sum(lengths["long"])
+    assert max(lengths["option"]) <= 7
 
 
 def test_prompts_that_are_too_long_are_dropped_and_counted(
@@ -68,9 +68,9 @@ def test_prompts_that_are_too_long_are_dropped_and_counted(
 ) -> None:
     arguments = ["--model", str(model_folder), "--prompts", "pairs.jsonl", "--max-new-tokens", "2"]
     assert run(["sample", *arguments, "data.max_prompt_length=5", "--out", "a.jsonl"]) == 0
-    assert "a prompt of more than 5 tokens" in capsys.readouterr().err
+    assert "the prompt is longer than 5 tokens" in capsys.readouterr().err
     assert run(["sample", *arguments, "data.max_prompt_length=5", "data.max_dropped=0.1", "--out", "b.jsonl"]) == 3
-    assert "rows dropped" in capsys.readouterr().err
+    assert "rows were dropped" in capsys.readouterr().err
     assert run(["sample", *arguments, "--out", "a.jsonl"]) == 0  # other prompts are other samples
     assert len(Path("a.jsonl").read_text().splitlines()) == len(PAIRS)
 
@@ -78,18 +78,18 @@ def test_prompts_that_are_too_long_are_dropped_and_counted(
 @pytest.mark.parametrize(
     ("command", "setting", "message"),
     [
-        ("score", "data.eval=0.1", "preftune score has no use for data.eval"),
-        ("score", "data.ignroe=[x]", "data.ignroe: unknown key; did you mean 'ignore'?"),
+        ("score", "data.eval=0.1", "preftune score does not use data.eval"),
+        ("score", "data.ignroe=[x]", "unknown key 'data.ignroe'; did you mean data.ignore?"),
         ("score", "ignore=[x]", "did you mean data.ignore?"),
-        ("score", "model.path=x", "no setting of data"),
-        ("score", "pairs.jsonl", "not a setting; write data.KEY=VALUE"),
+        ("score", "model.path=x", "'model.path' is not a setting of data; known: data"),
+        ("score", "pairs.jsonl", "this is not a setting; write data.KEY=VALUE"),
         ("score", "data.max_length=1", "data.max_length: should be greater than or equal to 2"),
-        ("sample", "data.pairs=adjacent", "preftune sample has no use for data.pairs"),
-        ("frontier", "data.overlong=drop", "preftune eval frontier has no use for data.overlong"),
-        ("winrate", "data.max_prompt_length=5", "preftune eval winrate has no use for data.max_prompt_length"),
+        ("sample", "data.pairs=adjacent", "preftune sample does not use data.pairs"),
+        ("frontier", "data.overlong=drop", "preftune eval frontier does not use data.overlong"),
+        ("winrate", "data.max_prompt_length=5", "preftune eval winrate does not use data.max_prompt_length"),
     ],
 )
-def test_settings_without_a_use_are_refused(
+def test_settings_that_a_command_does_not_use_are_refused(
     capsys: pytest.CaptureFixture[str], command: str, setting: str, message: str
 ) -> None:
     models = ["--policy", "m", "--reference", "m"]
@@ -103,15 +103,17 @@ def test_settings_without_a_use_are_refused(
     assert message in capsys.readouterr().err
 
 
-def test_limits_in_tokens_mean_nothing_to_a_function(capsys: pytest.CaptureFixture[str]) -> None:
+def test_token_limits_are_refused_for_a_reward_function(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["score", "--reward", "length", "--data", "pairs.jsonl", "data.overlong=drop"]) == 2
     assert "data.overlong: is for a model that reads tokens" in capsys.readouterr().err
 
 
-def test_files_and_settings_are_told_apart() -> None:
+def test_an_existing_file_is_not_taken_for_a_setting() -> None:
     Path("a=b.jsonl").write_text("")
     Path("data.x=1").write_text("")
-    assert parted(["a=b.jsonl", "data.max_length=3", "data.x=1", "org/name:split", "data.columns.prompt=q"]) == (
+    assert split_arguments(
+        ["a=b.jsonl", "data.max_length=3", "data.x=1", "org/name:split", "data.columns.prompt=q"]
+    ) == (
         ["a=b.jsonl", "data.x=1", "org/name:split"],
         ["data.max_length=3", "data.columns.prompt=q"],
     )
@@ -129,50 +131,52 @@ def test_every_key_of_the_data_section_can_be_set() -> None:
     section = data_section("f", [f"data.{key}={v}" for key, v in values.items() if v], {}, command="preftune score")
     default = DataConfig(train="f")
     assert all(getattr(section, key) != getattr(default, key) for key in values if key != "train")
-    found = checking(["f", *(f"data.{key}={v}" for key, v in values.items() if v)], None, {}, "preftune data check")
-    assert found.data == section
+    checked = check_settings(
+        ["f", *(f"data.{key}={v}" for key, v in values.items() if v)], None, {}, "preftune data check"
+    )
+    assert checked.data == section
     assert section.columns == {"prompt": "q"}
 
 
-def test_a_part_of_a_mapping_changes_that_part(tmp_path: Path) -> None:
+def test_a_setting_changes_one_key_of_a_mapping(tmp_path: Path) -> None:
     config = tmp_path / "run.yaml"
     config.write_text("model: {path: m}\ndata: {train: f, columns: {prompt: q, chosen: a}}\n")
-    found = checking(["data.columns.prompt=question"], config, {"--model": "other"}, "preftune data check")
-    assert found.data.columns == {"prompt": "question", "chosen": "a"}
-    assert found.model is not None
-    assert found.model.path == "other"
-    with pytest.raises(ConfigError, match=r"data\.train is given twice"):
-        checking(["a", "data.train=b"], config, {}, "preftune data check")
+    checked = check_settings(["data.columns.prompt=question"], config, {"--model": "other"}, "preftune data check")
+    assert checked.data.columns == {"prompt": "question", "chosen": "a"}
+    assert checked.model is not None
+    assert checked.model.path == "other"
+    with pytest.raises(ConfigError, match=r"data\.train is set to both b and a"):
+        check_settings(["a", "data.train=b"], config, {}, "preftune data check")
 
 
-def test_every_command_refuses_a_name_to_ignore_that_no_row_has(
+def test_every_command_refuses_to_ignore_a_column_that_no_row_has(
     model_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model, slip = str(model_folder), "data.ignore=[promt]"
+    model, misspelt = str(model_folder), "data.ignore=[promt]"
     write_jsonl(Path("prompts.jsonl"), [{"prompt": p["prompt"], "source": "here"} for p in PAIRS])
     tiny = ["model.path=" + model, "data.train=prompts.jsonl", "reward=length", "rollout.max_new_tokens=4"]
     Path("ppo.yaml").write_text("model: {path: x}\ndata: {train: y}\nreward: length\n")
     for command in (
-        ["score", "--reward", "length", "--data", "pairs.jsonl", slip],
-        ["sample", "--model", model, "--prompts", "prompts.jsonl", slip, "--max-new-tokens", "4"],
-        ["ppo", "ppo.yaml", *tiny, slip, "--dry-run"],
-        ["data", "check", "pairs.jsonl", slip],
+        ["score", "--reward", "length", "--data", "pairs.jsonl", misspelt],
+        ["sample", "--model", model, "--prompts", "prompts.jsonl", misspelt, "--max-new-tokens", "4"],
+        ["ppo", "ppo.yaml", *tiny, misspelt, "--dry-run"],
+        ["data", "check", "pairs.jsonl", misspelt],
     ):
         assert run(command) == 3, command
-        assert "data.ignore names 'promt', and no row has a column of that name" in capsys.readouterr().err
+        assert "data.ignore names the column 'promt', which no row has" in capsys.readouterr().err
 
 
-def test_text_that_a_reward_function_does_not_see_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_text_that_a_reward_function_does_not_see_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     def side(text: str) -> list[dict[str, str]]:
         return [{"role": "assistant", "content": text, "reasoning_content": "because"}]
 
-    asked = [{"role": "user", "content": "why?"}]
-    write_jsonl(Path("thinking.jsonl"), [{"prompt": asked, "chosen": side("so"), "rejected": side("no")}])
+    prompt = [{"role": "user", "content": "why?"}]
+    write_jsonl(Path("thinking.jsonl"), [{"prompt": prompt, "chosen": side("so"), "rejected": side("no")}])
     assert run(["score", "--reward", "length", "--data", "thinking.jsonl"]) == 0
     assert "'reasoning_content' of a response is not shown" in capsys.readouterr().err
 
 
-def test_template_arguments_on_the_command_line_are_a_json_object() -> None:
+def test_template_arguments_on_the_command_line_must_be_a_json_object() -> None:
     assert chat_options(None, '{"a": false}', True)["--chat-template-kwargs"] == {"a": False}
     for text in ("{a: false}", "[1]", "nothing"):
         with pytest.raises(ConfigError, match="--chat-template-kwargs: not a JSON object"):

@@ -1,4 +1,4 @@
-"""No warning of another library reaches the user: with --quiet, a run that succeeds writes nothing to stderr."""
+"""With --quiet, a successful run writes nothing to stderr, not even warnings of other libraries."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from preftune.errors import ModelError
 
 
 def preftune(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """The command as a user runs it: no filter but Python's own."""
+    """Run the command as a user does, with Python's default warning filters."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONWARNINGS"}
     command = [sys.executable, "-m", "preftune", *arguments]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
@@ -41,13 +41,13 @@ def test_a_quiet_run_is_silent(tmp_path: Path, model_folder: Path, method: str, 
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
     done = preftune(method, "c.yaml", "--quiet", *overrides, folder=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    if method == "dpo":  # the adapter is read and merged
+    if method == "dpo":  # score loads and merges the adapter
         rest = ["--reference", str(model_folder), "--data", "d.jsonl", "--out", "s.jsonl", "--quiet"]
         done = preftune("score", "--policy", "run/final", *rest, folder=tmp_path)
         assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_model_that_lacks_weights_is_refused_in_a_sentence(tmp_path: Path, model_folder: Path) -> None:
+def test_a_model_with_a_missing_tensor_is_refused_with_its_name(tmp_path: Path, model_folder: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     (tmp_path / "m").mkdir()

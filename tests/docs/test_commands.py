@@ -1,4 +1,4 @@
-"""The commands and configs of the documentation: all of them parse, and those for your own data run on a toy model."""
+"""The commands and configs of the documentation parse, and those for the reader's own data run on a toy model."""
 
 from __future__ import annotations
 
@@ -13,32 +13,48 @@ import yaml
 from tests.conftest import PAIRS, write_jsonl
 
 from preftune.cli.main import app, run
-from preftune.cli.settings import KINDS, checking, data_section
+from preftune.cli.settings import check_settings, data_section
+from preftune.config.commands import CONFIGS
 from preftune.config.load import load
-from preftune.config.schema import NOT_JUDGED, NOT_SAMPLED, NOT_SCORED, DataConfig, DPOConfig
+from preftune.config.schema import (
+    UNUSED_BY_SAMPLE,
+    UNUSED_BY_SCORE,
+    UNUSED_BY_WINRATE,
+    DataConfig,
+    DPOConfig,
+    SFTConfig,
+)
 from preftune.formats.table import FORMATS
+from preftune.losses import PREFERENCE_LOSSES
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FIRST_RUN = ROOT / "docs" / "first-run.md"
+TRAINING = ROOT / "docs" / "training.md"
 QWEN = "Qwen/Qwen2.5-0.5B-Instruct"
-UNUSED = {"score": NOT_SCORED, "sample": NOT_SAMPLED, "frontier": NOT_SAMPLED, "winrate": NOT_JUDGED}
+UNUSED = {
+    "score": UNUSED_BY_SCORE,
+    "sample": UNUSED_BY_SAMPLE,
+    "frontier": UNUSED_BY_SAMPLE,
+    "winrate": UNUSED_BY_WINRATE,
+}
 MINIMAL = "model: {path: MODEL}\ndata: {train: prefs.jsonl}\n"
 
 
 def blocks(page: Path, language: str = "") -> list[str]:
     """The fenced blocks of a page that are marked with `language`."""
-    found = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.M | re.S)
-    return [text for mark, text in found if mark == language]
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.M | re.S)
+    return [text for mark, text in fenced if mark == language]
 
 
 def commands(page: Path) -> list[str]:
-    """The lines of a page's blocks that call preftune, without comments."""
+    """The lines of a page's blocks that call preftune, without their comments."""
     lines = [line for block in blocks(page) for line in block.replace("\\\n", " ").splitlines()]
     return [re.sub(r"\s+#.*", "", line).strip() for line in lines if line.startswith("preftune ")]
 
 
 def command_of(words: list[str]) -> tuple[Any, list[str], list[str]]:
-    """The command that the first words name, their number taken off, and its name."""
+    """The command that the first words name, the words after it, and the names of the command."""
     command: Any = typer.main.get_command(app)
     names: list[str] = []
     while hasattr(command, "commands") and words and words[0] in command.commands:
@@ -47,7 +63,7 @@ def command_of(words: list[str]) -> tuple[Any, list[str], list[str]]:
 
 
 def config_of(file: str, folder: Path) -> Path:
-    """A config of the repository, or a minimal one for a name that stands for the reader's own."""
+    """The config of the repository with this name, or a minimal config in place of the reader's own."""
     if (ROOT / file).is_file():
         return ROOT / file
     path = folder / Path(file).name
@@ -65,19 +81,19 @@ def test_the_documentation_has_commands() -> None:
 
 @pytest.mark.parametrize(("page", "line"), LINES, ids=[f"{page.name}: {line[9:60]}" for page, line in LINES])
 def test_a_command_line_parses(page: Path, line: str, tmp_path: Path) -> None:
-    """Its command and its options exist, and its settings are keys of the config."""
+    """The command and its options exist, and its settings are keys of the config."""
     command, words, names = command_of(shlex.split(line)[1:])
     assert names, line
-    given = command.make_context(names[-1], words).params
     name = names[-1]
-    if name in KINDS:
-        load(KINDS[name], config_of(str(given["config"]), tmp_path), given["overrides"] or ())
+    options = command.make_context(name, words).params
+    if name in CONFIGS:
+        load(CONFIGS[name], config_of(str(options["config"]), tmp_path), options["overrides"] or ())
     elif name in ("check", "show", "convert"):
-        config = config_of(str(given["config"]), tmp_path) if given.get("config") else None
-        checking(given["arguments"] or (), config, {}, line)
+        config = config_of(str(options["config"]), tmp_path) if options.get("config") else None
+        check_settings(options["arguments"] or (), config, {}, line)
     elif name in UNUSED:
-        source = given.get("data") or given["prompts"]
-        data_section(source, given["settings"], {}, command=line, unused=UNUSED[name])
+        source = options.get("data") or options["prompts"]
+        data_section(source, options["settings"], {}, command=line, unused=UNUSED[name])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -89,14 +105,14 @@ def test_commands_in_the_text_exist(page: Path) -> None:
         if not names:
             assert words[0].startswith("--"), f"{page.name}: preftune {line}"
             continue
-        known = {name for parameter in command.params for name in [*parameter.opts, *parameter.secondary_opts]}
-        options = {word.partition("=")[0] for word in words if word.startswith("-")} - {"--help", "--debug"}
-        assert options <= known, f"{page.name}: preftune {line}"
+        options = {name for parameter in command.params for name in [*parameter.opts, *parameter.secondary_opts]}
+        used = {word.partition("=")[0] for word in words if word.startswith("-")} - {"--help", "--debug"}
+        assert used <= options, f"{page.name}: preftune {line}"
 
 
 @pytest.fixture
 def own_data(tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the files that the pages take for the reader's own."""
+    """A folder with the files that the pages assume the reader has."""
     monkeypatch.chdir(tmp_path)
     Path("configs").symlink_to(ROOT / "configs")
     rows = [{**pair, "prompt": f"{pair['prompt']} {i}", "source": "web"} for i in range(3) for pair in PAIRS]
@@ -107,11 +123,12 @@ def own_data(tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
     return model_folder
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/data.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/data.md", "docs/first-run.md"])
 def test_the_commands_for_your_own_data_run(page: str, own_data: Path) -> None:
     lines = commands(ROOT / page)
-    if page != "README.md":  # where the policy of the README's run is scored
+    if page == "docs/data.md":  # it scores the policy that the commands of the README train
         lines = [*commands(ROOT / "README.md"), *lines]
+    lines = [line for line in lines if not line.startswith("preftune demo")]
     assert len(lines) >= 3
     for line in lines:
         words = shlex.split(line.replace("MODEL", str(own_data)))[1:]
@@ -120,34 +137,46 @@ def test_the_commands_for_your_own_data_run(page: str, own_data: Path) -> None:
         assert run(words) == 0, line
 
 
-def test_the_readme_does_not_score_what_it_trains_on() -> None:
-    lines = " ".join(commands(ROOT / "README.md"))
+@pytest.mark.parametrize("page", [ROOT / "README.md", FIRST_RUN], ids=lambda page: page.name)
+def test_the_first_run_scores_other_data_than_it_trains_on(page: Path) -> None:
+    lines = " ".join(commands(page))
     trained, scored = (set(re.findall(rf"{name}(\S+)", lines)) for name in (r"data\.train=", r"--data "))
     assert trained
     assert scored
     assert not trained & scored
 
 
-def test_the_configs_of_the_readme_are_accepted(own_data: Path, tmp_path: Path) -> None:
-    found = blocks(ROOT / "README.md", "yaml")
-    assert found
-    for text in found:
-        (tmp_path / "readme.yaml").write_text(text.replace(QWEN, str(own_data)))
-        assert run(["dpo", "readme.yaml", "--dry-run"]) == 0
+def complete(config: object) -> bool:
+    """Whether a YAML block is a whole config and not a part of one."""
+    return isinstance(config, dict) and "path" in (config.get("model") or {}) and "train" in (config.get("data") or {})
 
 
-def test_learning_rates_are_those_that_the_readme_recommends() -> None:
-    """In the README's own configs and in those of configs/."""
-    text = (ROOT / "README.md").read_text()
-    table = re.search(r"start with (\S+) for all weights, (\S+) for LoRA", text)
+YAML_BLOCKS = [(page, text) for page in PAGES for text in blocks(page, "yaml") if complete(yaml.safe_load(text))]
+
+
+def test_the_configs_of_the_training_page_are_accepted(own_data: Path, tmp_path: Path) -> None:
+    texts = [text for page, text in YAML_BLOCKS if page == TRAINING]
+    assert texts
+    for text in texts:
+        (tmp_path / "page.yaml").write_text(text.replace(QWEN, str(own_data)))
+        assert run(["dpo", "page.yaml", "--dry-run"]) == 0
+
+
+def test_learning_rates_are_those_that_the_first_run_page_recommends() -> None:
+    """In the configs of the pages, in those of configs/, and in the table of the training page."""
+    table = re.search(r"start with (\S+) for all weights, (\S+) for LoRA", FIRST_RUN.read_text())
     assert table
     full, lora = map(float, table.groups())
     assert DPOConfig.model_fields["optim"].default.lr == full
-    configs = [yaml.safe_load(block) for block in blocks(ROOT / "README.md", "yaml")]
+    configs = [yaml.safe_load(text) for _, text in YAML_BLOCKS if "loss" in yaml.safe_load(text)]
     configs += [yaml.safe_load((ROOT / "configs" / name).read_text()) for name in ("dpo.yaml", "dpo-lora.yaml")]
     assert any(config.get("lora") for config in configs)
     for config in configs:
         assert float(config.get("optim", {}).get("lr", full)) == (lora if config.get("lora") else full)
+    rows = re.findall(r"^\| (DPO|SFT), (all weights|\[LoRA).*\| (\S+) \|$", TRAINING.read_text(), re.M)
+    rates = {(method, what): float(rate) for method, what, rate in rows}
+    sft = SFTConfig.model_fields["optim"].default.lr
+    assert rates == {("DPO", "all weights"): full, ("DPO", "[LoRA"): lora, ("SFT", "all weights"): sft}
 
 
 def test_the_format_function_of_the_data_page_runs(own_data: Path) -> None:
@@ -158,10 +187,15 @@ def test_the_format_function_of_the_data_page_runs(own_data: Path) -> None:
     assert run(["data", "check", "votes.jsonl", "data.format=my_format.py:votes"]) == 0
 
 
+def code_of(file: str) -> str:
+    """The Python block of the documentation that begins with the comment `# file`."""
+    (block,) = [text for page in PAGES for text in blocks(page, "python") if text.startswith(f"# {file}")]
+    return block
+
+
 def test_the_loss_and_the_reward_of_the_pages_run(own_data: Path) -> None:
-    for page, file in (("losses.md", "my_losses.py"), ("rlhf.md", "my_reward.py")):
-        (block,) = [text for text in blocks(ROOT / "docs" / page, "python") if text.startswith(f"# {file}")]
-        Path(file).write_text(block)
+    for file in ("my_losses.py", "my_reward.py"):
+        Path(file).write_text(code_of(file))
     (line,) = [line for line in commands(ROOT / "docs" / "losses.md") if "my_losses.py" in line]
     words = shlex.split(line)[1:]
     config_of("dpo.yaml", Path()).write_text(MINIMAL.replace("MODEL", str(own_data)))
@@ -169,12 +203,19 @@ def test_the_loss_and_the_reward_of_the_pages_run(own_data: Path) -> None:
     assert run(["score", "--reward", "my_reward.py:reward", "--data", "test.jsonl"]) == 0
 
 
+def test_the_pages_count_the_losses() -> None:
+    assert re.findall(r"one of (\d+) related losses", (ROOT / "README.md").read_text()) == [
+        str(len(PREFERENCE_LOSSES) - 1)
+    ]
+    assert re.findall(r"\[(\d+) losses\]", TRAINING.read_text()) == [str(len(PREFERENCE_LOSSES))]
+
+
 def test_the_pages_count_and_list_the_formats() -> None:
     for page in ("README.md", "CHANGELOG.md"):
         assert re.findall(r"(\w+) \[?data formats", (ROOT / page).read_text()) == [str(len(FORMATS))], page
     table = (ROOT / "docs/data.md").read_text().partition("## Formats")[2].partition("\n\nOther names")[0]
     names = {name for line in table.splitlines() for name in re.findall(r"`([\w-]+)`", line.partition(" | ")[0])}
-    assert {one.name for one in FORMATS} <= names
+    assert {data_format.name for data_format in FORMATS} <= names
 
 
 def test_the_changelog_lists_the_settings_of_the_data_section() -> None:

@@ -16,7 +16,7 @@ from preftune.data.layout import Budget, LayoutName, batch_of
 from preftune.lifecycle.packing_probe import admit
 from preftune.lifecycle.task import ResponseTask
 from preftune.losses import PREFERENCE_LOSSES
-from preftune.methods.dpo import bind_objective
+from preftune.methods.objective import bind_objective
 from preftune.model.attention import use_own, use_segments
 from preftune.model.compile import compile_blocks
 from preftune.model.logprobs import Scorer, logps
@@ -38,7 +38,7 @@ def gradients(
     if layout != "rows":
         assert use_segments(policy)
         assert use_segments(reference)
-    batches = running.layout(groups)
+    batches = running.micro_batches(groups)
     count = sum(running.count(batch) for batch in batches)
     tally = _accumulate(running, batches, count)
     return [p.grad for p in policy.parameters() if p.grad is not None], tally.means(), len(batches)

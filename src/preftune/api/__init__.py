@@ -1,1 +1,1 @@
-"""The functions that `import preftune` offers: the commands, with data, models and functions in memory."""
+"""The Python functions of `import preftune`: the commands, with data, models and functions in memory."""

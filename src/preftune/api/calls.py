@@ -1,4 +1,4 @@
-"""What the functions that measure have in common: checked keywords, messages with their names, a place for files."""
+"""Helpers of the functions that measure: checked keywords, errors that name keywords, and output files."""
 
 from __future__ import annotations
 
@@ -21,52 +21,52 @@ R = TypeVar("R")
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
-    """Check keywords by the function's annotations, and name them in errors that name options of the command line.
+    """Decorate a function so that it checks its keywords against its annotations.
 
-    The function then raises ConfigError for an unknown keyword, a wrong type or a value out of range. The keys of the
-    section `data` that it takes as `**settings` are checked by that section.
+    It then raises ConfigError for an unknown keyword, a wrong type or a value out of range, and errors name keywords
+    instead of options of the command line. The section `data` checks the keys in `**settings`.
     """
     keywords, data_keys = tuple(parameters_of(function)), _data_keys(function)
     positional = tuple(name for name in inputs_of(function) if name != "settings")
     where = f"preftune.{function.__name__}"
 
     @functools.wraps(function)
-    def call(*arguments: Any, **given: Any) -> Any:
+    def call(*arguments: Any, **values: Any) -> Any:
         if len(arguments) > len(positional):
             first = ", ".join(f"{name}=..." for name in keywords[: len(arguments) - len(positional)])
-            raise ConfigError("too many arguments without a name", where=where, fix=f"name them: {first}")
-        own = {name: given.pop(name) for name in positional if name in given}
-        lacking = [name for name in positional[len(arguments) :] if name not in own]
-        if lacking:
-            raise ConfigError(f"{function.__name__!r} needs {', '.join(lacking)}", where=where)
-        for key in given:
+            raise ConfigError("too many positional arguments", where=where, fix=f"pass them by name: {first}")
+        named = {name: values.pop(name) for name in positional if name in values}
+        missing = [name for name in positional[len(arguments) :] if name not in named]
+        if missing:
+            raise ConfigError(f"{function.__name__!r} needs {', '.join(missing)}", where=where)
+        for key in values:
             if key not in (*keywords, *data_keys):
                 what = f"{function.__name__!r} has no parameter {key!r}"
                 raise ConfigError(
                     f"{what}; {did_you_mean(key, [*positional, *keywords, *data_keys])}", where=f"{where}.{key}"
                 )
-        of_data = {key: given.pop(key) for key in tuple(given) if key not in keywords}
-        settings = bind(function, given, where, function.__name__)
-        with errors_in_python((*keywords, *data_keys)):
-            return function(*arguments, **own, **settings, **of_data)
+        data_settings = {key: values.pop(key) for key in tuple(values) if key not in keywords}
+        settings = bind(function, values, where, function.__name__)
+        with name_keywords_in_errors((*keywords, *data_keys)):
+            return function(*arguments, **named, **settings, **data_settings)
 
     return call
 
 
 def _data_keys(function: Callable[..., Any]) -> tuple[str, ...]:
-    """The names in the TypedDict of `**settings`; none if the function does not take it."""
+    """Return the names in the TypedDict of `**settings`, if the function has it."""
     kind = get_type_hints(function).get("settings")
     return tuple(get_args(kind)[0].__annotations__) if kind else ()
 
 
 @contextmanager
-def errors_in_python(names: tuple[str, ...]) -> Iterator[None]:
-    """Inside, an error that names the option --max-length names the keyword max_length."""
+def name_keywords_in_errors(names: tuple[str, ...]) -> Iterator[None]:
+    """Replace options in the errors of the block by keywords: --max-length becomes max_length."""
     try:
         yield
     except PreftuneError as error:
         parts = {part: _keywords(getattr(error, part), names) for part in ("what", "where", "why")}
-        parts["what"] = parts["what"].removeprefix("ModelConfig: ")  # made of dtype
+        parts["what"] = parts["what"].removeprefix("ModelConfig: ")  # raised for dtype
         parts["where"] = re.sub(r"^preftune (?:eval )?(\w+)$", r"preftune.\1()", parts["where"])
         parts["fix"] = _keywords(error.fix, names, "=...")
         for part, text in parts.items():
@@ -84,8 +84,8 @@ def _keywords(text: str, names: tuple[str, ...], value: str = "") -> str:
 
 
 @contextmanager
-def place(out: Any, name: str, quiet: bool) -> Iterator[tuple[Path, Display]]:
-    """Where a function writes, and its display: `out`, or a folder that is deleted afterwards and is not displayed."""
+def output(out: Any, name: str, quiet: bool) -> Iterator[tuple[Path, Display]]:
+    """Yield the output path and the display. Without `out`, the path is temporary and messages omit it."""
     from preftune.train.display import Display
 
     display = Display(quiet)
@@ -95,10 +95,10 @@ def place(out: Any, name: str, quiet: bool) -> Iterator[tuple[Path, Display]]:
     with tempfile.TemporaryDirectory(prefix="preftune-") as folder:
         path, say = Path(folder) / name, display.say
 
-        def tell(text: str) -> None:
+        def say_without_path(text: str) -> None:
             text = text.replace(f"{path}: ", "")
             if not text.startswith(f"done: {path}"):
                 say(text)
 
-        display.say = tell  # type: ignore[method-assign]
+        display.say = say_without_path  # type: ignore[method-assign]
         yield path, display

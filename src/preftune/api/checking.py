@@ -1,4 +1,4 @@
-"""preftune.check_data: what preference data are read as, before training on them."""
+"""The Python function preftune.check_data."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ def check_data(
     strict: bool = False,
     **settings: Unpack[DataSettings],
 ) -> DataReport:
-    """What preference data are read as, and whether a run would accept them.
+    """Report how preference data are read, and whether a run accepts them.
 
     data, eval, loss  as in preftune.dpo
-    model      folder or Hub id whose tokenizer counts; without it lengths are in characters
-    method     dpo, sft or reward: the run that the data are for
-    strict     raise what the run would raise; otherwise it is the report's `refusal`
+    model      folder or Hub id of the model whose tokenizer counts lengths; by default, lengths are in characters
+    method     training method that the data are for: dpo, sft or reward
+    strict     raise the error that the run would raise; by default, the report has it as `refusal`
     settings   keys of the section `data`: format, columns, max_length, overlong, ignore, bad_rows, ...
 
-    Rows that cannot be read are counted in the report, with their lines.
+    The report counts rows that cannot be read, with their line numbers.
     """
     from preftune.config.load import build
     from preftune.config.schema import DPOConfig
@@ -44,8 +44,8 @@ def check_data(
     if eval is not None:
         keys["eval"] = eval if isinstance(eval, int | float) else data_name(eval, "eval", held)
     config = data_section(data_name(data, "data", held), keys, held, where)
-    shell = {"model": {"path": "-"}, "data": config.model_dump(), "loss": loss_section(loss or "sigmoid", held)}
-    terms = build(DPOConfig, shell, source=where).terms
+    raw = {"model": {"path": "-"}, "data": config.model_dump(), "loss": loss_section(loss or "sigmoid", held)}
+    terms = build(DPOConfig, raw, source=where).terms
     from preftune.chat.open import load_renderer
     from preftune.model.load import load_config, locate, positions
     from preftune.workflows.check_data import check
@@ -56,7 +56,7 @@ def check_data(
             source = locate(folder_name(model, f"{where}: model"), "model")
             limit = positions(load_config(source))
             renderer = load_renderer(config, source)
-        found = check(config, method, terms, renderer, limit)
-    if strict and found.refusal:
-        raise found.refusal
-    return DataReport(found.account, found.audit, found.refusal)
+        checked = check(config, method, terms, renderer, limit)
+    if strict and checked.refusal:
+        raise checked.refusal
+    return DataReport(checked.account, checked.audit, checked.refusal)

@@ -1,4 +1,4 @@
-"""Models in memory, where preftune reads models from folders: they are written to a temporary one for the call."""
+"""Models in memory as arguments: each is saved to a temporary folder for the duration of the call."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from preftune.objects import StoredModel
 
 @contextmanager
 def models(held: Held, tokenizer: Any, where: str) -> Iterator[Callable[[Any, str], str]]:
-    """Inside, a function that names a model of an argument: a folder or Hub id as it is, a model in memory by a name
-    that `held` explains.
+    """Yield a function that returns the name of a model: a folder or Hub id unchanged, a model in memory as its name in
+    `held`.
 
-    `tokenizer` is that of the models in memory; left out, it is read from the folder that they were loaded from.
+    `tokenizer` belongs to the models in memory. By default, it is read from the folder that they were loaded from.
     """
     with tempfile.TemporaryDirectory(prefix="preftune-") as folder:
 
@@ -34,12 +34,12 @@ def models(held: Held, tokenizer: Any, where: str) -> Iterator[Callable[[Any, st
 
 
 def no_tokenizer(where: str) -> ConfigError:
-    """The error for a model in memory whose tokenizer cannot be told."""
-    return ConfigError("a model in memory without its tokenizer", where=where, fix="give tokenizer=... too")
+    """Return the error for a model in memory without a tokenizer."""
+    return ConfigError("the tokenizer of a model in memory is missing", where=where, fix="pass tokenizer=...")
 
 
 def _written(model: Any, tokenizer: Any, folder: Path, name: str, where: str) -> Path:
-    """The folder of the model. It is named by its weights, so that the same call resumes where it has `out`."""
+    """Save the model and return its folder, named after its weights so that the same call with `out` resumes."""
     from preftune.model.adapter import merged
     from preftune.model.load import load_tokenizer, locate, save_model, weights_hash
 
@@ -48,14 +48,14 @@ def _written(model: Any, tokenizer: Any, folder: Path, name: str, where: str) ->
         if not path:
             raise no_tokenizer(where)
         tokenizer = load_tokenizer(locate(path, where))
-    if hasattr(model, "merge_and_unload"):  # its base may differ from the one on disk: the adapter is not enough
+    if hasattr(model, "merge_and_unload"):  # saving the adapter is not enough: its base may differ from the one on disk
         model = merged(copy.deepcopy(model).float(), where)
     elif hasattr(model, "peft_config"):
         raise ModelError(
-            "a model with an adapter in its layers",
+            "the model has an adapter in its layers",
             where=where,
-            why="its weights cannot be saved without the adapter's",
-            fix="give the PeftModel around it, the adapter's folder, or the result of the run",
+            why="its weights cannot be saved without those of the adapter",
+            fix="pass the PeftModel that wraps it, the folder of the adapter, or the result of the run",
         )
     target = folder / f"{name}-{weights_hash(model)[:16]}"
     if not target.exists():

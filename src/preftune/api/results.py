@@ -1,4 +1,4 @@
-"""What the functions of `import preftune` return: paths, and tables of numbers and rows."""
+"""The results of the Python functions: paths, and tables of rows."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from preftune.formats.account import Account
     from preftune.measures.win_rate import WinRate
 
-SHOWN = 5  # rows of a table in its repr
+MAX_SHOWN = 5  # rows in the repr of a table
 FIGURES = ("step", "loss", "rewards/margins", "rewards/accuracies", "objective/score", "objective/kl", "drift/gap")
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Table(Sequence[dict[str, Any]]):
-    """Rows of named values: a sequence of dicts, or by the name of a column a list of its values."""
+    """A sequence of rows, which are dicts. table["loss"] is the list of the values in a column."""
 
     rows: tuple[dict[str, Any], ...]
 
@@ -33,7 +33,7 @@ class Table(Sequence[dict[str, Any]]):
     @overload
     def __getitem__(self, key: slice) -> Table: ...
     def __getitem__(self, key: int | str | slice) -> dict[str, Any] | list[Any] | Table:
-        """Row number `key`, the rows of a slice, or the column `key` with None where a row lacks it."""
+        """Return a row, the rows of a slice, or a column, with None for rows that lack it."""
         if isinstance(key, str):
             if key not in self.columns:
                 raise KeyError(f"no column {key!r}; columns: {', '.join(self.columns)}")
@@ -48,20 +48,20 @@ class Table(Sequence[dict[str, Any]]):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Names of all columns, in the order in which rows first have them."""
+        """Names of all columns, in the order of their first appearance."""
         return tuple(dict.fromkeys(name for row in self.rows for name in row))
 
     def only(self, **values: Any) -> Table:
-        """The rows with these values, e.g. only(split="eval")."""
+        """Return the rows with these values, e.g. only(split="eval")."""
         return Table(tuple(row for row in self.rows if all(row.get(name) == value for name, value in values.items())))
 
     def table(self, **values: Any) -> dict[str, list[Any]]:
-        """Columns by name, of the rows with these values: table(split="eval")["loss"]."""
-        found = self.only(**values)
-        return {name: found[name] for name in found.columns}
+        """Return the columns of the rows with these values: table(split="eval")["loss"]."""
+        rows = self.only(**values)
+        return {name: rows[name] for name in rows.columns}
 
     def to_pandas(self) -> Any:
-        """A pandas.DataFrame. Raises ConfigError if pandas is not installed."""
+        """Return a pandas.DataFrame. Raises ConfigError if pandas is not installed."""
         try:
             import pandas  # type: ignore[import-untyped]
         except ImportError as error:
@@ -70,16 +70,16 @@ class Table(Sequence[dict[str, Any]]):
 
     def __repr__(self) -> str:
         head = f"{len(self)} rows with {', '.join(self.columns) or 'no columns'}"
-        more = [f"... {len(self) - SHOWN} more"] if len(self) > SHOWN else []
-        return "\n".join([head, *(_brief(row) for row in self.rows[:SHOWN]), *more])
+        more = [f"... {len(self) - MAX_SHOWN} more"] if len(self) > MAX_SHOWN else []
+        return "\n".join([head, *(_brief(row) for row in self.rows[:MAX_SHOWN]), *more])
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class TrainResult:
-    """A finished run, or the plan of a dry run. It works as a path: that of the model, or of the folder of a dry run.
+    """A finished run, or a dry run. It can be used as a path: that of the model, or of the run folder of a dry run.
 
     folder     the run folder
-    model      the folder of the trained model, None after a dry run
+    model      the folder of the trained model; None after a dry run
     metrics    the lines of metrics.jsonl: step, split (train or eval), loss, ...
     manifest   the run's manifest.json: versions, machine, data, hashes
     config     the resolved config
@@ -93,7 +93,7 @@ class TrainResult:
 
     @staticmethod
     def of(config: Any, dry_run: bool) -> TrainResult:
-        """What a run has written into its folder."""
+        """Read the result from the run folder."""
         folder = Path(config.out)
         if dry_run:
             return TrainResult(folder, None, Table(()), {}, config)
@@ -102,17 +102,17 @@ class TrainResult:
 
     @property
     def last(self) -> dict[str, Any]:
-        """The last metrics of the training data; empty if there are none."""
+        """The last line of training metrics; empty if there is none."""
         return next((row for row in reversed(self.metrics.rows) if row["split"] == "train"), {})
 
     @property
     def last_eval(self) -> dict[str, Any]:
-        """The last metrics of the held-out data; empty if there are none."""
+        """The last line of evaluation metrics; empty if there is none."""
         return next((row for row in reversed(self.metrics.rows) if row["split"] == "eval"), {})
 
     @property
     def report(self) -> Path:
-        """The run's HTML page."""
+        """The HTML report of the run."""
         return self.folder / "report.html"
 
     def __fspath__(self) -> str:
@@ -121,12 +121,12 @@ class TrainResult:
     __str__ = __fspath__
 
     def __truediv__(self, name: str) -> Path:
-        """A file of the model's folder, as for a Path."""
+        """Return the path of a file in the model folder."""
         return Path(self) / name
 
     def __repr__(self) -> str:
         if self.model is None:
-            return f"dry run of {self.folder}: nothing was trained"
+            return f"dry run of {self.folder}; nothing was trained"
         lines = [f"model   {self.model}", f"report  {self.report}"]
         for split, row in (("train", self.last), ("eval", self.last_eval)):
             if row:
@@ -136,7 +136,7 @@ class TrainResult:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class SampleResult:
-    """Sampled responses; rows have prompt, responses, ended, tokens, origin. `path` is None unless `out` was given."""
+    """Sampled responses. Rows have prompt, responses, ended, tokens and origin. `path` is None without `out`."""
 
     rows: Table
     path: Path | None
@@ -148,7 +148,7 @@ class SampleResult:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class PairsResult:
-    """Preference data made of samples: groups with judgements. `account` says what became of each prompt."""
+    """Preference data made from samples: groups with judgements. `account` counts dropped prompts and notes."""
 
     rows: Table
     account: Account
@@ -162,7 +162,7 @@ class PairsResult:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class ScoreResult:
-    """Rewards, one row a judgement, and their summary: accuracy, and RewardBench's figures where the data have them."""
+    """Rewards, one row per pair, and their summary: accuracy, and RewardBench's scores if the data have its subsets."""
 
     rows: Table
     summary: Mapping[str, Any]
@@ -170,7 +170,7 @@ class ScoreResult:
 
     def __repr__(self) -> str:
         figures = {name: value for name, value in self.summary.items() if name != "settings"}
-        return f"{len(self.rows)} judgements scored{_in(self.path)}\n{_brief(_flat(figures))}"
+        return f"{len(self.rows)} pairs scored{_in(self.path)}\n{_brief(_flat(figures))}"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -178,9 +178,9 @@ class WinrateResult:
     """Win rates by policy and temperature.
 
     rates      the full records: rates[policy][temperature]
-    rows       one row a policy and temperature
-    agreement  how often the judge sides with the labels of the data, None where they have none
-    folder     with the samples, verdicts and pages, None unless `out` was given
+    rows       one row per policy and temperature
+    agreement  how often the judge agrees with the labels in the data; None without labels
+    folder     folder with samples, verdicts and pages; None without `out`
     """
 
     rates: Mapping[str, Mapping[str, WinRate]]
@@ -194,12 +194,12 @@ class WinrateResult:
             f"({row['low']:.1%} to {row['high']:.1%}) of {row['matches']} matches"
             for row in self.rows
         ]
-        return "\n".join(lines or ["dry run: nothing was judged"]) + _in(self.folder)
+        return "\n".join(lines or ["dry run; nothing was judged"]) + _in(self.folder)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class FrontierResult:
-    """Reward and KL of policies, of best of n, and of the optimum; each row has name, kl, reward and intervals."""
+    """Reward and KL of policies, of best-of-n and of the optimum. Rows have name, kl, reward and intervals."""
 
     rows: Table
     best_of_n: Table
@@ -213,12 +213,12 @@ class FrontierResult:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class DataReport:
-    """What preference data are read as.
+    """How preference data are read.
 
-    format     the format found
-    account    rows read and kept; dropped and noted rows with their origins
+    format     the detected format
+    account    counts of rows read and used; dropped rows and rows with notes, with their origins
     audit      lengths, repeated prompts, contradictions, leaks
-    refusal    why `preftune.dpo` would refuse the data with these settings, None if it would not
+    refusal    the error that training on the data raises with these settings; None if it accepts them
     """
 
     account: Account
@@ -227,7 +227,7 @@ class DataReport:
 
     @property
     def ok(self) -> bool:
-        """Whether a run accepts the data."""
+        """Whether training accepts the data."""
         return self.refusal is None
 
     @property
@@ -241,7 +241,7 @@ class DataReport:
 
     @property
     def notes(self) -> Mapping[str, list[str]]:
-        """Origins of rows that are kept with a note, by note."""
+        """Origins of rows that are used with a note, by note."""
         return self.account.noted
 
     def __repr__(self) -> str:
@@ -251,7 +251,7 @@ class DataReport:
 
 
 def read_table(path: str | os.PathLike[str]) -> Table:
-    """A JSON lines file as a table; empty if there is none."""
+    """Read a JSON Lines file as a table, which is empty if the file does not exist."""
     file = Path(path)
     text = file.read_text(encoding="utf-8") if file.is_file() else ""
     return Table(tuple(json.loads(line) for line in text.split("\n") if line))
@@ -262,16 +262,16 @@ def _in(path: Path | None) -> str:
 
 
 def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """Nested figures under names with dots."""
-    found: dict[str, Any] = {}
+    """Flatten nested values to names with dots."""
+    flat: dict[str, Any] = {}
     for name, value in values.items():
-        found |= _flat(value, f"{before}{name}.") if isinstance(value, Mapping) else {f"{before}{name}": value}
-    return found
+        flat |= _flat(value, f"{before}{name}.") if isinstance(value, Mapping) else {f"{before}{name}": value}
+    return flat
 
 
-def _brief(row: Mapping[str, Any], most: int = 8) -> str:
-    """The first values of a row, in one line."""
+def _brief(row: Mapping[str, Any], limit: int = 8) -> str:
+    """Return the first values of a row on one line."""
     cells = [
         f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value!s:.60}" for name, value in row.items()
     ]
-    return ", ".join(cells[:most]) + (", ..." if len(cells) > most else "")
+    return ", ".join(cells[:limit]) + (", ..." if len(cells) > limit else "")

@@ -1,4 +1,4 @@
-"""Keywords of the training functions, and how they become a config."""
+"""Keywords of the Python functions, and their conversion to a config."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ C = TypeVar("C", bound=BaseModel)
 Section = Mapping[str, Any]
 
 
-class Tuning(TypedDict, total=False):
-    """Sections and keys of every training config (docs/config.md)."""
+class CommonSettings(TypedDict, total=False):
+    """Config keys that all training functions accept as keywords (docs/configuration.md)."""
 
     optim: Section
     train: Section
@@ -28,30 +28,30 @@ class Tuning(TypedDict, total=False):
     track: Sequence[str]
 
 
-class DPOSettings(Tuning, total=False):
-    """Those of preftune.dpo."""
+class DPOSettings(CommonSettings, total=False):
+    """Config keys that preftune.dpo accepts as keywords."""
 
     reference: Section
     monitor: Section | bool | None
 
 
-class RewardSettings(Tuning, total=False):
-    """Those of preftune.reward."""
+class RewardSettings(CommonSettings, total=False):
+    """Config keys that preftune.reward accepts as keywords."""
 
     centre: float
     normalise: bool
 
 
-class PPOSettings(Tuning, total=False):
-    """Those of preftune.ppo."""
+class PPOSettings(CommonSettings, total=False):
+    """Config keys that preftune.ppo accepts as keywords."""
 
     value: Section
     rollout: Section
     ppo: Section
 
 
-class IterateSettings(Tuning, total=False):
-    """Those of preftune.iterate."""
+class IterateSettings(CommonSettings, total=False):
+    """Config keys that preftune.iterate accepts as keywords."""
 
     rounds: int
     prompts: int | None
@@ -64,7 +64,7 @@ class IterateSettings(Tuning, total=False):
 
 
 class PromptSettings(TypedDict, total=False):
-    """Keys of the section `data` for functions that read prompts."""
+    """Keys of the section `data` that functions which read prompts accept as keywords."""
 
     format: str | Callable[..., Any]
     columns: Mapping[str, str]
@@ -80,7 +80,7 @@ class PromptSettings(TypedDict, total=False):
 
 
 class ScoreSettings(PromptSettings, total=False):
-    """Keys of the section `data` for functions that read responses."""
+    """Keys of the section `data` that functions which read responses accept as keywords."""
 
     max_length: int
     overlong: Literal["truncate", "drop", "error"]
@@ -91,20 +91,20 @@ class ScoreSettings(PromptSettings, total=False):
 
 
 class DataSettings(ScoreSettings, total=False):
-    """Keys of the section `data` besides train and eval."""
+    """All keys of the section `data` except train and eval."""
 
     allow_overlap: bool
 
 
 def data_section(source: Any, settings: Mapping[str, Any], held: Held, where: str) -> DataConfig:
-    """The section `data` of a call whose keywords are its keys. `held` gets a format given as a function."""
+    """Build the section `data` from keywords. A function as format is added to `held`."""
     section = {**plain_settings(settings), "train": source}
     if "format" in settings:
         section["format"] = function_name(settings["format"], held)
     return build(DataConfig, section, source=where)
 
 
-def resolved(
+def resolve_config(
     schema: type[C],
     source: Any,
     overrides: Sequence[str],
@@ -112,9 +112,9 @@ def resolved(
     where: str,
     path: str | None = None,
 ) -> C:
-    """The config of a call: a YAML file, a dict, a config or nothing; then overrides; then keywords.
+    """Build a config from `source` (YAML file, dict, config or None), then `overrides`, then keywords.
 
-    `path` is the name of a model in memory where the config has none. Raises ConfigError with every problem at once.
+    `path` is model.path for a model in memory if the config has no model. Raises ConfigError that lists every problem.
     """
     overrides = [overrides] if isinstance(overrides, str) else list(overrides)
     if isinstance(source, schema) and not overrides and not settings:
@@ -126,8 +126,8 @@ def resolved(
         raw["model"] = {"path": path}
     for name, value in settings.items():
         _merge(raw, name, value)
-        for old in [place for place in places if place[:1] == (name,)]:
-            del places[old]
+        for path_of_key in [key for key in places if key[:1] == (name,)]:
+            del places[path_of_key]
     return build(schema, raw, places, where)
 
 
@@ -137,22 +137,22 @@ def _read(schema: type[BaseModel], source: Any, where: str) -> tuple[dict[str, A
     if isinstance(source, BaseModel):
         if not isinstance(source, schema):
             what = f"the config is a {type(source).__name__}, not a {schema.__name__}"
-            raise ConfigError(what, where=where, fix=f"preftune.{schema.__name__}(...) makes one")
+            raise ConfigError(what, where=where, fix=f"pass a preftune.{schema.__name__}")
         return source.model_dump(), {}
     if isinstance(source, Mapping):
         return copy.deepcopy(dict(source)), {}
     if isinstance(source, str | os.PathLike):
         return read_file(os.fspath(source))
     raise ConfigError(
-        f"the first argument is a config, not {type(source).__name__}",
+        f"the first argument must be a config, not {type(source).__name__}",
         where=where,
         why="a config is a YAML file, a dict or a preftune config",
-        fix="name the others: model=..., data=...",
+        fix="pass other arguments by name: model=..., data=...",
     )
 
 
 def _merge(raw: dict[str, Any], name: str, value: Any) -> None:
-    """Set a section or a key. A dict changes keys of its section; a loss replaces the loss and its parameters."""
+    """Set a key or a section. A dict updates its section, but a loss replaces the previous loss and its parameters."""
     before = raw.get(name)
     if isinstance(value, dict) and isinstance(before, dict) and name != "loss":
         for key, item in value.items():

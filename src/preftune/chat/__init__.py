@@ -1,1 +1,1 @@
-"""Chat templates: messages to token ids, with checks that no text of a response is lost."""
+"""Convert text and chat messages to token ids, and check that the chat template drops no text of a response."""

@@ -1,4 +1,4 @@
-"""What a chat template leaves out: the words of a message that its rendering does not have."""
+"""Detect text that a chat template leaves out: words of a message that its rendering does not contain."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from preftune.chat.template import REASONING
 from preftune.types import Message, message_dict
 
 WORD = re.compile(r"\w+|[^\w\s]")
-#: Fields that only name a message or link it to others. Few templates write them, and they are not part of an answer.
+#: Fields that identify a message or link it to others. They are not part of an answer, and few templates write them.
 LINKS = ("name", "tool_call_id", "id", "type", "index", "tool_calls.id", "tool_calls.type", "tool_calls.index")
 CALLS = ("tool_calls.", "function_call.")
-LONGEST = 60
+MAX_EXCERPT = 60  # characters
 
 
 @dataclass(frozen=True, slots=True)
-class LeftOut:
-    """A text of a message that its rendering does not have; `field` is empty for the content."""
+class MissingText:
+    """A text of a message that its rendering does not contain. `field` is the path of its field, "" for the content."""
 
     field: str
     text: str
 
-    def shown(self, rendered: str) -> str:
-        """The missing part, for a message."""
+    def describe(self, rendered: str) -> str:
+        """Return the missing part and its field, for an error message."""
         part = repr(missing_part(self.text, rendered))
         return f"{part} of the field {self.field!r}" if self.field else part
 
 
-def left_out(messages: Sequence[Message], rendered: str) -> LeftOut | None:
-    """The first text of `messages` that `rendered` does not have; None if every word is there.
+def find_missing(messages: Sequence[Message], rendered: str) -> MissingText | None:
+    """Return the first text of `messages` that `rendered` does not contain, or None if no word is missing.
 
-    White space does not count, and neither do order and JSON escapes. Words are counted: a word that the messages have
-    twice has to be there twice.
+    White space, order and JSON escapes are ignored. Words are counted: a word that occurs twice in the messages must
+    occur at least twice in `rendered`.
     """
     at = 0
     for message in messages:
@@ -45,49 +45,49 @@ def left_out(messages: Sequence[Message], rendered: str) -> LeftOut | None:
             break
     else:
         return None
-    there = Counter(WORD.findall(rendered))
+    unused = Counter(WORD.findall(rendered))
     for message in messages:
         for field, text in [("", message.content), *_texts(message)]:
-            words = next((w for w in map(_words, _forms(text)) if not w - there), None)
+            words = next((w for w in map(_words, _forms(text)) if not w - unused), None)
             if words is None:
-                return LeftOut(field, text)
-            there -= words
+                return MissingText(field, text)
+            unused -= words
     return None
 
 
 def unwritten_links(message: Message, rendered: str) -> list[str]:
-    """The fields such as `name` or `tool_call_id` whose value is not in `rendered`."""
+    """Return the fields in LINKS, such as `tool_call_id`, whose value is not in `rendered`."""
     return sorted({path for path, text in _fields(message) if path in LINKS and text.strip() not in rendered})
 
 
 def missing_part(text: str, rendered: str) -> str:
-    """What of `text` is not in `rendered`, between the beginning and the end that are, shortened for a message."""
-    whole = text.strip()
-    if len(whole) < 4000:  # the search takes time that grows with the square of the length
-        starts = (n for n in range(len(whole)) if n == 0 or not whole[n - 1].isalnum())
-        end = next((n for n in starts if whole[n:] in rendered), len(whole))
-        stops = (n for n in range(end, 0, -1) if whole[n - 1].isspace())
-        whole = whole[next((n for n in stops if whole[:n].strip() in rendered), 0) : end].strip() or whole
-    return whole if len(whole) <= LONGEST else whole[: LONGEST - 3] + "..."
+    """Return the part of `text` between its longest start and end that `rendered` contains, shortened for a message."""
+    part = text.strip()
+    if len(part) < 4000:  # the search time grows with the square of the length
+        starts = (n for n in range(len(part)) if n == 0 or not part[n - 1].isalnum())
+        end = next((n for n in starts if part[n:] in rendered), len(part))
+        stops = (n for n in range(end, 0, -1) if part[n - 1].isspace())
+        part = part[next((n for n in stops if part[:n].strip() in rendered), 0) : end].strip() or part
+    return part if len(part) <= MAX_EXCERPT else part[: MAX_EXCERPT - 3] + "..."
 
 
 def _end_of(text: str, rendered: str, at: int) -> int:
-    """Where `text` ends in `rendered` after `at`, as whole words; -1 if it is not there."""
-    found = rendered.find(text, at)
-    if found < 0:
+    """Return the index at which `text`, as whole words, ends in `rendered` after `at`, or -1 if it does not occur."""
+    start = rendered.find(text, at)
+    if start < 0:
         return -1
-    end = found + len(text)
-    inside = text and (_one_word(rendered[found - 1 : found + 1]) or _one_word(rendered[end - 1 : end + 1]))
+    end = start + len(text)
+    inside = text and (_one_word(rendered[start - 1 : start + 1]) or _one_word(rendered[end - 1 : end + 1]))
     return -1 if inside else end
 
 
 def _one_word(two: str) -> bool:
-    """Whether two neighbouring characters belong to the same word, such as the `_e` of `<|im_end|>`."""
+    """Return whether two adjacent characters belong to one word, such as the `_e` of `<|im_end|>`."""
     return len(two) == 2 and all(char.isalnum() or char == "_" for char in two)
 
 
 def _texts(message: Message) -> Iterator[tuple[str, str]]:
-    """(path, text) in the other fields of a message. Reasoning that stands under several names counts once."""
+    """Yield (path, text) for `extra`, without link fields. Reasoning stored under several names is yielded once."""
     reasoning: dict[str, str] = {}
     for path, text in _fields(message):
         if path in REASONING:
@@ -98,7 +98,7 @@ def _texts(message: Message) -> Iterator[tuple[str, str]]:
 
 
 def _fields(message: Message) -> Iterator[tuple[str, str]]:
-    """(path, text) of every text in the other fields of a message, and of the numbers in its tool calls."""
+    """Yield (path, text) for every string in `extra`, and for the numbers in tool calls."""
     fields = message_dict(message)
     for name, _ in message.extra:
         yield from _leaves(fields[name], name)
@@ -119,7 +119,7 @@ def _leaves(value: Any, path: str) -> Iterator[tuple[str, str]]:
 
 
 def _object(text: str) -> Any:
-    """The arguments of a tool call, which some data hold as JSON text; None for any other text."""
+    """Decode tool-call arguments that are JSON text; return None for any other text."""
     try:
         value = json.loads(text)
     except ValueError:
@@ -128,7 +128,7 @@ def _object(text: str) -> Any:
 
 
 def _forms(text: str) -> tuple[str, ...]:
-    """The text as it is and as JSON writes it inside of a string."""
+    """Return the text unchanged and as escaped inside a JSON string, with and without non-ASCII characters."""
     return text, json.dumps(text, ensure_ascii=False)[1:-1], json.dumps(text)[1:-1]
 
 

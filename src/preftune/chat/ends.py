@@ -1,4 +1,4 @@
-"""BOS, EOS and end-of-turn tokens that a text already has: one is kept, the others are removed with a note."""
+"""Find and remove duplicate BOS, EOS and end-of-turn tokens that the text of the data already contains."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-TWICE = "began with BOS twice; one was removed"
-ENDED = "the text already ended with EOS; none was added"
-BEFORE = "the response holds its end token before its end"
-CLOSED = "the content already ended with the template's end token; one was removed"
-INSIDE = "a response holds BOS after its beginning"
+BOS_TWICE = "began with BOS twice; one was removed"
+HAD_EOS = "the text already ended with EOS; none was added"
+HAD_END = "the message already ended with the template's end token; one was removed"
+END_INSIDE = "the response contains its end token before its end"
+BOS_INSIDE = "a response contains BOS after its beginning"
 
 
 def special_texts(tokenizer: Any) -> tuple[str, ...]:
-    """The texts of all tokens that only a template or a tokenizer should write."""
+    """Return the texts of all special tokens, which only a template or a tokenizer should write."""
     added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     return tuple(dict.fromkeys([*map(str, tokenizer.all_special_tokens), *added]))
 
 
 @dataclass(frozen=True, slots=True)
 class Ends:
-    """The tokens that begin and end texts.
+    """The BOS and end tokens of a tokenizer and its model.
 
-    bos      text of BOS where the tokenizer writes it at the beginning of every text, so that a text must not have it
-    gap      what the tokenizer decodes between BOS and the first word: white space that is not part of the text
-    bos_id   its id; None for a tokenizer without BOS
-    end_ids  all tokens that end a response: EOS and the model's own ends of a generation
-    ends     the texts of those that are special tokens
+    bos      text of BOS if the tokenizer adds it to every text; "" otherwise
+    gap      white space that the tokenizer decodes between BOS and the first word; it is not part of the text
+    bos_id   id of BOS; None for a tokenizer without BOS
+    end_ids  ids of all tokens that end a response: EOS and the end tokens of the model's generation config
+    ends     texts of those end tokens that are special tokens
     """
 
     tokenizer: Any
@@ -40,19 +40,19 @@ class Ends:
 
     @staticmethod
     def of(tokenizer: Any, end_ids: Sequence[int], writes_bos: bool) -> Ends:
-        every = frozenset([tokenizer.eos_token_id, *end_ids])
-        special = every.intersection([*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids])
+        all_ids = frozenset([tokenizer.eos_token_id, *end_ids])
+        special = all_ids.intersection([*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids])
         texts = tuple(str(tokenizer.convert_ids_to_tokens(i)) for i in sorted(special))
         bos, gap = tokenizer.bos_token if writes_bos else "", ""
         if bos:
-            between, found, _ = tokenizer.decode(tokenizer("a")["input_ids"]).removeprefix(bos).partition("a")
-            gap = between if found and not between.strip() else ""
-        return Ends(tokenizer, bos, gap, tokenizer.bos_token_id, every, texts)
+            between, word, _ = tokenizer.decode(tokenizer("a")["input_ids"]).removeprefix(bos).partition("a")
+            gap = between if word and not between.strip() else ""
+        return Ends(tokenizer, bos, gap, tokenizer.bos_token_id, all_ids, texts)
 
     def without_bos(self, text: str, first: bool = True) -> tuple[str, bool]:
-        """The text without BOS at its beginning, and whether there was one. The tokenizer writes its own.
+        """Return the text without BOS at its beginning, and whether there was one. The tokenizer adds BOS itself.
 
-        `first`: the text stands at the beginning of what is tokenised.
+        `first`: the text is at the beginning of the tokenised string.
         """
         rest = text
         while self.bos and rest.lstrip().startswith(self.bos):
@@ -61,37 +61,37 @@ class Ends:
         return rest, rest is not text
 
     def has_bos(self, content: str) -> bool:
-        """Whether a message's content holds BOS, which no message does that a template has not written."""
+        """Return whether the content of a message contains BOS (unless BOS is also an end token)."""
         bos = str(self.tokenizer.bos_token or "")
         return bool(bos) and bos in content and bos not in self.ends
 
-    def closed(self, ids: list[int]) -> tuple[list[int], bool]:
-        """The ids up to their end token, if only white space and further end tokens follow it; whether it is there."""
+    def cut_after_end(self, ids: list[int]) -> tuple[list[int], bool]:
+        """Cut `ids` after the first end token that only white space and end tokens follow; return whether it exists."""
         if not self.end_ids.intersection(ids):
             return ids, False
-        last = None
+        end = None
         for place in range(len(ids) - 1, -1, -1):
             if ids[place] in self.end_ids:
-                last = place
+                end = place
             elif self.tokenizer.decode(ids[place : place + 1]).strip():
                 break
-        return (ids, False) if last is None else (ids[: last + 1], True)
+        return (ids, False) if end is None else (ids[: end + 1], True)
 
     def count(self, text: str) -> int:
-        """How many end tokens a text holds."""
+        """Return the number of end tokens in a text."""
         return sum(text.count(end) for end in self.ends)
 
-    def beyond(self, tail: str) -> str:
-        """What a template writes after its end tokens, if it is more than white space."""
+    def text_after_end(self, tail: str) -> str:
+        """Return the text after the first run of end tokens and white space in `tail`, or "" without an end token."""
         any_end = "|".join(map(re.escape, self.ends))
-        found = re.search(rf"(?:{any_end})(?:\s|{any_end})*", tail)
-        return tail[found.end() :] if found else ""
+        match = re.search(rf"(?:{any_end})(?:\s|{any_end})*", tail)
+        return tail[match.end() :] if match else ""
 
-    def content(self, text: str, rendered: str, turn: Sequence[str] = ()) -> str:
-        """A message's content without the end tokens at its end that the template writes after it anyway.
+    def without_end(self, text: str, rendered: str, turn: Sequence[str] = ()) -> str:
+        """Return the content `text` of a message without end tokens at its end that the template also writes.
 
-        `rendered` is the dialogue as the template writes it with that content, and `turn` are special tokens with which
-        the template ends a turn, besides those that end a response.
+        `rendered` is the rendered dialogue with that content. `turn` holds special tokens with which the template ends
+        a turn, in addition to the end tokens of a response.
         """
         ends = [*self.ends, *turn]
         rest = text
@@ -104,8 +104,8 @@ class Ends:
             return text
         any_end = "|".join(map(re.escape, ends))
         removed = text[len(rest) :].strip()
-        # the content's own end tokens, and right after them the template's
-        again = re.search(re.escape(rest.strip() + removed) + rf"\s*(?:{any_end})", rendered) or re.search(
+        # the template's end token follows those of the content
+        duplicate = re.search(re.escape(rest.strip() + removed) + rf"\s*(?:{any_end})", rendered) or re.search(
             re.escape(rest.strip()) + rf"\s*(?:(?:{any_end})\s*){{{len(re.findall(any_end, removed)) + 1},}}", rendered
         )
-        return rest if again else text
+        return rest if duplicate else text

@@ -1,4 +1,4 @@
-"""Open the renderer of a model: for a training run from its config, for evaluation as the model was trained."""
+"""Create the renderer of a model, with the settings of the config (training) or of the saved model (evaluation)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from preftune.chat.render import Renderer
 from preftune.chat.template import ChatSettings, Thinking, require_used, source_of
-from preftune.chat.turns import in_turns
+from preftune.chat.turns import text_to_chat
 from preftune.config.sampling import PromptConfig
 from preftune.config.schema import DataConfig
 from preftune.errors import DataError
@@ -22,18 +22,18 @@ from preftune.types import PreferenceGroup
 
 
 def as_chat(prompts: Sequence[PreferenceGroup]) -> list[PreferenceGroup]:
-    """Text prompts as chat messages. Raises DataError for an empty one."""
+    """Convert text prompts to chat messages. Raises DataError for an empty prompt."""
     result = []
     for group in prompts:
         try:
-            result.append(in_turns(group))
+            result.append(text_to_chat(group))
         except BadRow as fault:
             raise DataError(str(fault), where=group.origin, fix="remove the row, or set data.as_chat=false") from None
     return result
 
 
 def chat_settings(config: DataConfig | PromptConfig, moment: str | None = None) -> ChatSettings:
-    """How chat messages are rendered. `moment` is what the template writes as the date; None: now."""
+    """Return the chat settings of a config. `moment` is the date for the template in ISO format; None: now."""
     when = datetime.fromisoformat(moment) if moment else None
     settings = ChatSettings(config.chat_template_kwargs, config.as_chat, moment=when)
     if isinstance(config, DataConfig):
@@ -48,9 +48,9 @@ def load_renderer(
     model: Any = None,
     moment: str | None = None,
 ) -> Renderer:
-    """The tokenizer with its chat template, its special tokens and the tokens that end a response.
+    """Create a renderer with the chat settings of `config`.
 
-    Template arguments are those of `config`; a note tells if the model was trained with others.
+    Prints a note if the model was trained with other arguments of the chat template.
     """
     if tokenizer is None:
         tokenizer = load.load_tokenizer(source, config.chat_template)
@@ -61,7 +61,7 @@ def load_renderer(
     if trained and trained != settings.arguments:
         before, now = (json.dumps(arguments, sort_keys=True) for arguments in (trained, settings.arguments))
         folder = source.adapter or source.run or source.base
-        note(f"{folder} was trained with data.chat_template_kwargs={before}; the chat template now gets {now}")
+        note(f"{folder} was trained with data.chat_template_kwargs={before}; the chat template now uses {now}")
     require_used(source_of(tokenizer, settings), settings.arguments, "data.chat_template_kwargs")
     ends = load.end_ids(source, tokenizer) if model is None else end_ids(model, tokenizer)
     return Renderer.of(tokenizer, ends, settings)
@@ -69,12 +69,12 @@ def load_renderer(
 
 @dataclass(frozen=True, slots=True)
 class ChatOptions:
-    """Chat settings that a command was given; they come before those that are saved with the model.
+    """Chat settings from the command line; they override the settings saved with the model.
 
-    arguments  arguments of the chat template; None: as the model was trained
-    as_chat    text prompts are sent through the template
-    moment     what the template writes as the date, in ISO format; None: as the model was trained, else now
-    thinking   who writes the reasoning of a response, the template or "keep"; None: as the model was trained
+    arguments           arguments of the chat template; None: as the model was trained
+    as_chat             apply the template to text prompts
+    moment              the date for the template, in ISO format; None: as the model was trained, else now
+    thinking            "template" or "keep", see ChatSettings; None: as the model was trained
     allow_dropped_text  the template may leave out part of a response
     """
 
@@ -84,8 +84,8 @@ class ChatOptions:
     thinking: Thinking | None = None
     allow_dropped_text: bool = False
 
-    def over(self, saved: ChatSettings) -> ChatSettings:
-        """The settings to use for a model that was saved with `saved`."""
+    def override(self, saved: ChatSettings) -> ChatSettings:
+        """Return `saved`, the settings of a model, with these options applied."""
         return replace(
             saved,
             arguments=saved.arguments if self.arguments is None else self.arguments,
@@ -104,12 +104,12 @@ def renderer_of(
     tokenizer: Any = None,
     record: Mapping[str, Any] | None = None,
 ) -> Renderer:
-    """The renderer of a model folder, or of another model's chat settings if their `record` is not empty.
+    """Create the renderer of a model with its saved chat settings, or with those in `record` if it is not empty.
 
     Raises ConfigError for an argument that the chat template does not read.
     """
     options = options or ChatOptions()
     tokenizer = tokenizer or load.load_tokenizer(source, chat_template)
-    settings = options.over(ChatSettings.of_record(record or load.chat_record(source)))
+    settings = options.override(ChatSettings.from_record(record or load.chat_record(source)))
     require_used(source_of(tokenizer, settings), options.arguments or {}, "--chat-template-kwargs")
     return Renderer.of(tokenizer, load.end_ids(source, tokenizer), settings)

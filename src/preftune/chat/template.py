@@ -1,4 +1,4 @@
-"""Chat messages to text by the tokenizer's chat template: its arguments, its date, its reasoning, its refusals."""
+"""Render chat messages with the tokenizer's chat template: arguments, the date, reasoning and template errors."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from preftune.types import Message, message_dict
 
 Thinking = Literal["template", "keep"]
 Fields = tuple[tuple[str, str], ...]
-#: Names under which a message carries its reasoning. transformers passes all of them as `reasoning_content`.
+#: Fields of a message that can hold its reasoning. transformers passes each of them as `reasoning_content`.
 REASONING = ("reasoning_content", "reasoning", "thinking")
 OPENED = re.compile(r"<think>\s*\Z")
 PROBE = "preftune-probe"
 NO_DATE = "preftune has no date for "
-# Templates call strftime_now, and transformers passes no function to a template. This macro takes its place.
+# transformers passes its own strftime_now, which writes the current time. This macro replaces it with fixed dates.
 DATES = (
     "{% macro strftime_now(format) %}{{ preftune_dates[format] if format in preftune_dates "
     "else raise_exception('" + NO_DATE + "' ~ format) }}{% endmacro %}\n"
@@ -27,13 +27,13 @@ DATES = (
 
 @dataclass(frozen=True, slots=True)
 class ChatSettings:
-    """How chat messages become text, from the config (sections `data` of config.schema and config.sampling).
+    """How chat messages are rendered, from the config (sections `data` of config.schema and config.sampling).
 
-    arguments           arguments of the template besides the messages (data.chat_template_kwargs)
-    as_chat             text prompts and responses are sent through the template
-    thinking            who writes the reasoning of a response: the template, or "keep", as it is in the data
-    allow_dropped_text  a template may leave out part of a response
-    moment              what strftime_now writes; None: the time at which the renderer is made
+    arguments           arguments of the template in addition to the messages (data.chat_template_kwargs)
+    as_chat             apply the template to text prompts and responses
+    thinking            "template": the template writes the reasoning of a response; "keep": use it as it is in the data
+    allow_dropped_text  the template may leave out part of a response
+    moment              the time that strftime_now writes; None: the time at which the renderer is created
     """
 
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -43,7 +43,7 @@ class ChatSettings:
     moment: datetime | None = None
 
     def record(self) -> dict[str, Any]:
-        """The settings as JSON, to be saved with a model that was trained with them."""
+        """Return the settings as JSON, to save with the trained model."""
         return {
             "chat_template_kwargs": dict(self.arguments),
             "as_chat": self.as_chat,
@@ -53,8 +53,8 @@ class ChatSettings:
         }
 
     @staticmethod
-    def of_record(record: Mapping[str, Any]) -> ChatSettings:
-        """The settings of a saved record; what it does not name has its default."""
+    def from_record(record: Mapping[str, Any]) -> ChatSettings:
+        """Return the settings of a saved record; missing keys get their default values."""
         moment = record.get("moment")
         return ChatSettings(
             record.get("chat_template_kwargs") or {},
@@ -71,9 +71,9 @@ class RefusedByTemplate(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A tokenizer's chat template with its settings. `source` is empty for a tokenizer without one.
+    """A tokenizer's chat template with its settings. `source` is "" for a tokenizer without a template.
 
-    `dates` holds the text of every date format that the template has asked for.
+    `dates` maps every date format that the template has used to its text.
     """
 
     tokenizer: Any
@@ -87,74 +87,74 @@ class Template:
         return Template(tokenizer, settings, source_of(tokenizer, settings), settings.moment or datetime.now())
 
     def render(self, messages: Sequence[Message], generation: bool) -> str:
-        """The messages as text, with the beginning of the answer for `generation`.
+        """Render the messages as text, with the generation prompt if `generation`.
 
-        Raises RefusedByTemplate where the template raises, ModelError without a template.
+        Raises RefusedByTemplate if the template raises an error, and ModelError without a template.
         """
         if not self.source:
             raise ModelError(
                 "the data are chat messages, but the tokenizer has no chat template",
                 where=str(self.tokenizer.name_or_path),
-                fix="set data.chat_template (--chat-template) to dialogue or to a .jinja file, or give plain text data",
+                fix="set data.chat_template (--chat-template) to dialogue or to a .jinja file, or use plain text data",
             )
         plain = [message_dict(m) for m in messages]
         dated = "strftime_now" in self.source
         while True:
-            more = {"chat_template": DATES + self.source, "preftune_dates": self.dates} if dated else {}
+            dates = {"chat_template": DATES + self.source, "preftune_dates": self.dates} if dated else {}
             try:
                 return str(
                     self.tokenizer.apply_chat_template(
-                        plain, tokenize=False, add_generation_prompt=generation, **self.settings.arguments, **more
+                        plain, tokenize=False, add_generation_prompt=generation, **self.settings.arguments, **dates
                     )
                 )
-            except Exception as error:  # templates raise whatever their author chose
-                _, missing, form = str(error).partition(NO_DATE)
-                if not missing or form in self.dates:
+            except Exception as error:  # a template can raise any exception
+                _, needs_date, date_format = str(error).partition(NO_DATE)
+                if not needs_date or date_format in self.dates:
                     raise RefusedByTemplate(f"the chat template refuses these messages: {error}") from error
-                self.dates[form] = self.moment.strftime(form)
+                self.dates[date_format] = self.moment.strftime(date_format)
 
-    def ending(self, prompt: Sequence[Message], extra: Fields = ()) -> tuple[str, str]:
-        """What the template writes before and after the content of an answer, counted from the prompt's rendering.
+    def around_content(self, prompt: Sequence[Message], extra: Fields = ()) -> tuple[str, str]:
+        """Return the text that the template writes between prompt and content of an answer, and after the content.
 
-        `extra` are the answer's other fields: tool calls are often written after the content. Raises RefusedByTemplate
-        where the answer's content cannot be found in the rendering.
+        `extra` holds the answer's other fields, as many templates write tool calls after the content. Raises
+        RefusedByTemplate if the template does not write the content of an answer.
         """
         before = self.render(prompt, generation=False)
         whole = self.render([*prompt, Message("assistant", PROBE, extra)], generation=False)
-        head, found, tail = whole.rpartition(PROBE)
-        if not found:
+        head, content, tail = whole.rpartition(PROBE)
+        if not content:
             raise RefusedByTemplate("the chat template does not write the content of an answer")
         return head.removeprefix(before) if head.startswith(before) else head, tail
 
-    def closing(self, dialogue: Sequence[Message], marks: Sequence[str]) -> list[str]:
-        """Those of the special tokens `marks` with which the template ends the turns of a dialogue.
+    def turn_ends(self, dialogue: Sequence[Message], special: Sequence[str]) -> list[str]:
+        """Return those of the `special` tokens with which the template ends the turns of a dialogue.
 
-        Of a turn in the middle, it is the first token after the content: others may begin the next turn.
+        For all turns but the last, only the first token after the content counts: others may begin the next turn.
         """
         probes = [replace(message, content=PROBE) for message in dialogue]
         *inner, last = self.render(probes, generation=False).split(PROBE)[1:] or [""]
-        first = [mark for mark in marks if any(text.lstrip().startswith(mark) for text in inner)]
-        return [*first, *(mark for mark in marks if mark in last)]
+        first = [token for token in special if any(text.lstrip().startswith(token) for text in inner)]
+        return [*first, *(token for token in special if token in last)]
 
-    def kept(self, prompt: Sequence[Message], text: str, answer: Message, ended: bool) -> str:
-        """The answer after the rendered prompt `text` with its reasoning as it is in the data, closed by the template.
+    def with_reasoning(self, prompt: Sequence[Message], text: str, answer: Message, ended: bool) -> str:
+        """Render the answer after the rendered prompt `text`, with its reasoning as it is in the data.
 
-        Where the prompt opens `<think>`, the answer does not open it again. An answer without reasoning then closes it
-        at once, as an empty block; only an answer that was cut off may leave it open. The template writes tool calls.
+        The template writes tool calls and the end of the turn. If the prompt opens `<think>`, the answer does not open
+        it again; an answer without reasoning then closes it at once, unless the answer was cut off.
         """
         others = tuple(entry for entry in answer.extra if entry[0] not in REASONING)
-        tail = self.ending(prompt, others)[1]
-        return _with_reasoning(text, answer, ended) + (tail if answer.content.strip() else tail.lstrip("\n"))
+        tail = self.around_content(prompt, others)[1]
+        return _reasoning_and_content(text, answer, ended) + (tail if answer.content.strip() else tail.lstrip("\n"))
 
     @property
     def note(self) -> str:
-        """What to tell about a template that writes the date; empty for any other."""
+        """A note for a template that writes the date; "" for any other template."""
         when = self.moment.strftime("%Y-%m-%d %H:%M:%S")
-        return f"the chat template writes the date; it is {when} for the whole run" if self.dates else ""
+        return f"the chat template writes the date; the whole run uses {when}" if self.dates else ""
 
 
 def source_of(tokenizer: Any, settings: ChatSettings) -> str:
-    """The text of the template in use; empty without one. Raises ModelError where several have no default."""
+    """Return the text of the template, or "" without one. Raises ModelError for several templates without a default."""
     if not tokenizer.chat_template:
         return ""
     try:
@@ -168,14 +168,13 @@ def source_of(tokenizer: Any, settings: ChatSettings) -> str:
 
 
 def require_used(source: str, arguments: Iterable[str], where: str) -> None:
-    """Raises ConfigError for an argument that the template never reads."""
+    """Raise ConfigError for an argument that the template does not read."""
     words = set(re.findall(r"[A-Za-z_]\w*", source))
     for name in arguments:
         if not source:
             raise ConfigError(f"{name!r} is set, but the tokenizer has no chat template", where=where)
         if name not in words:
-            near = [word for word in words if len(word) > 3]
-            hint = did_you_mean(name, near)
+            hint = did_you_mean(name, [word for word in words if len(word) > 3])
             raise ConfigError(
                 f"the chat template does not read {name!r}" + (f"; {hint}" if hint.startswith("did") else ""),
                 where=where,
@@ -183,20 +182,20 @@ def require_used(source: str, arguments: Iterable[str], where: str) -> None:
             )
 
 
-def opened(text: str) -> str:
-    """The `<think>` with which a rendered prompt ends, if it does."""
-    found = OPENED.search(text)
-    return found.group() if found else ""
+def open_think(text: str) -> str:
+    """Return the `<think>` and white space at the end of a rendered prompt, or ""."""
+    match = OPENED.search(text)
+    return match.group() if match else ""
 
 
 def reasoning_of(message: Message) -> str:
-    """The reasoning in the fields of a message, empty without any."""
+    """Return the reasoning in the fields of a message, or ""."""
     fields = message_dict(message)
     return next((str(fields[name]) for name in REASONING if fields.get(name)), "")
 
 
-def _with_reasoning(prompt: str, answer: Message, ended: bool) -> str:
-    start, reasoning, content = opened(prompt), reasoning_of(answer), answer.content
+def _reasoning_and_content(prompt: str, answer: Message, ended: bool) -> str:
+    start, reasoning, content = open_think(prompt), reasoning_of(answer), answer.content
     if reasoning:
         head = "" if start else "<think>\n"
         return head + reasoning.strip("\n") + "\n</think>\n\n" + content.lstrip("\n")

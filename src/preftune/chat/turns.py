@@ -1,4 +1,4 @@
-"""Text prompts as chat messages, for data.as_chat."""
+"""Convert text prompts to chat messages (data.as_chat)."""
 
 from __future__ import annotations
 
@@ -8,32 +8,31 @@ from dataclasses import replace
 from preftune.formats.values import BadRow
 from preftune.types import Message, PreferenceGroup, Text
 
-#: HH-RLHF writes dialogues as text, with these names at the beginning of each turn.
+#: HH-RLHF stores a dialogue as text; each turn begins with one of these names.
 TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant|System):")
 ROLE = {"Human": "user", "Assistant": "assistant", "System": "system"}
 
 
-def in_turns(group: PreferenceGroup) -> PreferenceGroup:
-    """The group as chat: a text prompt becomes one user message, a transcript of HH-RLHF the messages it is made of.
+def text_to_chat(group: PreferenceGroup) -> PreferenceGroup:
+    """Convert a text prompt to one user message, or an HH-RLHF transcript to its messages, and responses likewise.
 
-    Raises BadRow for an empty prompt. A group that is chat already is returned as it is.
+    A group whose prompt is a chat is returned unchanged. Raises BadRow for an empty prompt.
     """
     if not isinstance(group.prompt, str):
         return group
     if not group.prompt.strip():
-        raise BadRow("the prompt is empty, and data.as_chat needs a user message")
-    prompt = turns_of(group.prompt)
-    transcript = prompt is not None
-    answers = [str(response).strip() if transcript else str(response) for response in group.responses]
+        raise BadRow("the prompt is empty, but data.as_chat needs a user message")
+    messages = parse_transcript(group.prompt)
+    answers = [str(response).strip() if messages else str(response) for response in group.responses]
     return replace(
         group,
-        prompt=prompt if prompt is not None else (Message("user", group.prompt),),
+        prompt=messages or (Message("user", group.prompt),),
         responses=tuple((Message("assistant", answer),) for answer in answers),
     )
 
 
-def turns_of(prompt: Text) -> tuple[Message, ...] | None:
-    """The messages of a transcript that ends where the assistant has to answer; None for any other text."""
+def parse_transcript(prompt: Text) -> tuple[Message, ...] | None:
+    """Parse an HH-RLHF transcript that ends with "Assistant:". Return None for any other text."""
     if not isinstance(prompt, str):
         return None
     marks = list(TURN.finditer(prompt))

@@ -1,4 +1,4 @@
-"""preftune doctor: what this machine has, and what will be fast on it."""
+"""The command `preftune doctor`: facts about this machine, and advice on settings."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from preftune.train.run import machine
 
 
 def report() -> str:
-    """Facts and advice, in lines to read or to paste."""
+    """Return facts and advice as lines of text."""
     facts = machine()
-    lines = [f"{name} {number}" for name, number in facts["versions"].items()]
+    lines = [f"{name} {version}" for name, version in facts["versions"].items()]
     lines += [f"{name}: {value}" for name, value in facts["machine"].items()]
     lines += [f"GPU memory: {gpu_memory()}"] if torch.cuda.is_available() else []
-    lines += [f"matrix products: {speed('fp32'):.0f} GFLOP/s in fp32, {speed('bf16'):.0f} in bf16"]
+    lines += [f"matrix multiplication: {speed('fp32'):.0f} GFLOP/s in fp32, {speed('bf16'):.0f} in bf16"]
     lines += [f"reference cache: {cache_folder()} ({cache_size() / 1e6:.0f} MB)"]
     lines += [f"offline: HF_HUB_OFFLINE={os.environ.get('HF_HUB_OFFLINE', 'not set')}"]
     return "\n".join([*lines, "", *advice()])
 
 
 def speed(dtype: str) -> float:
-    """GFLOP/s of a square matrix product, measured for a tenth of a second."""
+    """Return the GFLOP/s of a square matrix product, measured for 0.1 seconds."""
     kind = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     n = 4096 if device == "cuda" else 512
@@ -39,14 +39,14 @@ def speed(dtype: str) -> float:
 
 
 def advice() -> list[str]:
-    """What to set here."""
+    """Return the recommended settings for this machine."""
     if torch.cuda.is_available():
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        return ["model.dtype=auto means bf16 here" if bf16 else "this GPU has no bf16: model.dtype=auto means fp32"]
+        return ["model.dtype=auto uses bf16 here" if bf16 else "this GPU has no bf16: model.dtype=auto uses fp32"]
     faster = speed("bf16") / speed("fp32")
     if faster > 1.2:
-        return [f"model.dtype=bf16 makes matrix products {faster:.1f} times as fast on this CPU; auto means fp32"]
-    return [f"this CPU has no fast bf16 ({faster:.2f} of the fp32 speed): keep model.dtype=auto, which means fp32 here"]
+        return [f"bf16 is {faster:.1f} times as fast as fp32 on this CPU: set model.dtype=bf16 (auto uses fp32)"]
+    return [f"this CPU has no fast bf16 ({faster:.2f} times the fp32 speed): keep model.dtype=auto, which uses fp32"]
 
 
 def gpu_memory() -> str:

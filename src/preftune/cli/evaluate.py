@@ -1,4 +1,4 @@
-"""preftune eval ..."""
+"""The commands `preftune eval frontier`, `winrate` and `length-controlled`."""
 
 from __future__ import annotations
 
@@ -7,54 +7,54 @@ from typing import Annotated
 
 import typer
 
-from preftune.cli.options import Settings
+from preftune.cli import options as opt
 
-app = typer.Typer(help="Measure tuned models: frontier, winrate, length-controlled.", no_args_is_help=True)
+app = typer.Typer(help="Measure trained models: frontier, winrate, length-controlled.", no_args_is_help=True)
 
 
 @app.callback()
 def evaluate() -> None:
-    """Measure tuned models."""
+    """Measure trained models."""
 
 
 @app.command()
 def frontier(
-    reference: Annotated[str, typer.Option(help="What the policies were tuned from: folder, run or Hub id.")],
-    policy: Annotated[list[str], typer.Option(help="Tuned model, run folder or checkpoint; can be repeated.")],
-    prompts: Annotated[str, typer.Option(help="Rows with `prompt`, or preference data, whose prompts are taken.")],
+    reference: Annotated[str, typer.Option(help="Model that the policies were trained from: folder, run or Hub id.")],
+    policy: Annotated[list[str], typer.Option(help="Model folder, run folder, checkpoint or Hub id. Repeatable.")],
+    prompts: Annotated[str, typer.Option(help="Rows with `prompt`, or preference data; only the prompts are used.")],
     reward: Annotated[
-        str, typer.Option(help="Any reward, as in preftune pairs: a folder, vader, file.py:function, ...")
+        str, typer.Option(help="Reward: a reward model's folder, vader, file.py:function, or another name.")
     ],
     out: Annotated[Path, typer.Option(help="Folder for frontier.json and frontier.html.")] = Path("frontier"),
-    temperatures: Annotated[str, typer.Option(help="Sampling temperatures, separated by commas.")] = "1",
-    samples: Annotated[int, typer.Option(help="Responses per prompt of each policy.", min=1)] = 8,
-    yardstick: Annotated[int, typer.Option(help="Responses per prompt of the reference.", min=2)] = 128,
-    max_new_tokens: Annotated[int, typer.Option(help="Where a response is cut off.", min=1)] = 64,
-    max_prompts: Annotated[int | None, typer.Option(help="Use only the first N prompts.", min=1)] = None,
-    seed: Annotated[int, typer.Option(help="Seed of all samples.", min=0)] = 0,
-    dtype: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
-    chat_template: Annotated[str | None, typer.Option(help="As data.chat_template.")] = None,
-    chat_template_kwargs: Annotated[str | None, typer.Option(help="As data.chat_template_kwargs, in JSON.")] = None,
-    as_chat: Annotated[bool, typer.Option("--as-chat", help="As data.as_chat.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only errors.")] = False,
-    settings: Settings = None,
+    temperatures: opt.Temperatures = "1",
+    samples: Annotated[int, typer.Option(help="Responses per prompt from each policy.", min=1)] = 8,
+    yardstick: Annotated[int, typer.Option(help="Responses per prompt from the reference.", min=2)] = 128,
+    max_new_tokens: opt.MaxNewTokens = 64,
+    max_prompts: opt.MaxPrompts = None,
+    seed: opt.Seed = 0,
+    dtype: opt.Dtype = "auto",
+    chat_template: opt.ChatTemplate = None,
+    chat_template_kwargs: opt.ChatTemplateKwargs = None,
+    as_chat: opt.AsChat = False,
+    quiet: opt.Quiet = False,
+    settings: opt.Settings = None,
 ) -> None:
-    """Reward and sequence KL of policies at several temperatures, beside best of n and the optimum."""
+    """Measure reward and KL of policies. They are compared with best-of-n and the optimum."""
     from preftune.cli.settings import chat_options, data_section
-    from preftune.config.schema import NOT_SAMPLED
+    from preftune.config.schema import UNUSED_BY_SAMPLE
 
-    listed, short = numbers(temperatures), chat_options(chat_template, chat_template_kwargs, as_chat)
-    section = data_section(prompts, settings, short, command="preftune eval frontier", unused=NOT_SAMPLED)
+    levels, chat = numbers(temperatures), chat_options(chat_template, chat_template_kwargs, as_chat)
+    section = data_section(prompts, settings, chat, command="preftune eval frontier", unused=UNUSED_BY_SAMPLE)
     from preftune.train.display import Display
     from preftune.workflows.frontier import FrontierOptions
     from preftune.workflows.frontier import run as run_frontier
 
-    wanted = FrontierOptions(
+    options = FrontierOptions(
         reference,
         tuple(policy),
         prompts,
         reward,
-        listed,
+        levels,
         samples,
         yardstick,
         max_new_tokens,
@@ -63,64 +63,64 @@ def frontier(
         dtype,
         settings=section,
     )
-    run_frontier(wanted, out, Display(quiet))
+    run_frontier(options, out, Display(quiet))
 
 
 @app.command()
 def winrate(
     policy: Annotated[
         list[str],
-        typer.Option(help="Tuned model, run folder, checkpoint, or best:N,MODEL,REWARD; can be repeated."),
+        typer.Option(help="Model folder, run folder, checkpoint, Hub id or best:N,MODEL,REWARD. Repeatable."),
     ],
-    data: Annotated[str, typer.Option(help="Preference data or demonstrations: prompts, and what to compare with.")],
+    data: Annotated[str, typer.Option(help="Preference data or demonstrations: the prompts and their responses.")],
     judge: Annotated[
-        str, typer.Option(help="A reward, lm:FOLDER, first, random; with --judge-url a model's name there.")
+        str, typer.Option(help="A reward, lm:FOLDER, first or random; with --judge-url, the model's name there.")
     ],
     against: Annotated[
-        str | None, typer.Option(help="Another model; left out, the responses that the data prefer.")
+        str | None, typer.Option(help="Model to compare with. By default: the preferred responses in the data.")
     ] = None,
-    temperatures: Annotated[str, typer.Option(help="Sampling temperatures, separated by commas.")] = "0.25,0.5,0.75,1",
+    temperatures: opt.Temperatures = "0.25,0.5,0.75,1",
     out: Annotated[Path, typer.Option(help="Folder for samples, verdicts and results.")] = Path("winrate"),
-    max_new_tokens: Annotated[int, typer.Option(help="Where a response is cut off.", min=1)] = 128,
-    max_prompts: Annotated[int | None, typer.Option(help="Use only the first N prompts.", min=1)] = None,
+    max_new_tokens: opt.MaxNewTokens = 128,
+    max_prompts: opt.MaxPrompts = None,
     task: Annotated[
-        str, typer.Option(help="general, dialogue or summarisation: the instructions of a chat model or lm: as judge.")
+        str, typer.Option(help="Instructions for a language model as judge: general, dialogue or summarisation.")
     ] = "general",
-    judge_url: Annotated[str | None, typer.Option(help="URL of an OpenAI-compatible server.")] = None,
-    api_key_env: Annotated[str | None, typer.Option(help="Environment variable with the server's API key.")] = None,
-    concurrency: Annotated[int, typer.Option(help="Requests in parallel.", min=1)] = 8,
-    timeout: Annotated[float, typer.Option(help="Seconds to wait for a response.", min=0.1, max=86400)] = 120.0,
-    server_settings: Annotated[
-        str | None, typer.Option(help="JSON object to add to every request; null removes a setting.")
-    ] = None,
+    judge_url: opt.ServerUrl = None,
+    api_key_env: opt.ApiKeyEnv = None,
+    concurrency: opt.Concurrency = 8,
+    timeout: opt.Timeout = 120.0,
+    server_settings: opt.ServerSettings = None,
     price_in: Annotated[float, typer.Option(help="Price per million input tokens, for the estimate.", min=0)] = 0.0,
     price_out: Annotated[float, typer.Option(help="Price per million output tokens, for the estimate.", min=0)] = 0.0,
-    seed: Annotated[int, typer.Option(help="Seed of samples and intervals.", min=0)] = 0,
-    dtype: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
-    chat_template: Annotated[str | None, typer.Option(help="As data.chat_template.")] = None,
-    chat_template_kwargs: Annotated[str | None, typer.Option(help="As data.chat_template_kwargs, in JSON.")] = None,
-    as_chat: Annotated[bool, typer.Option("--as-chat", help="As data.as_chat.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Report the cost of the server, ask it nothing.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only errors.")] = False,
-    settings: Settings = None,
+    seed: opt.Seed = 0,
+    dtype: opt.Dtype = "auto",
+    chat_template: opt.ChatTemplate = None,
+    chat_template_kwargs: opt.ChatTemplateKwargs = None,
+    as_chat: opt.AsChat = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Estimate the cost of the judge's server without sending requests.")
+    ] = False,
+    quiet: opt.Quiet = False,
+    settings: opt.Settings = None,
 ) -> None:
-    """How often a judge prefers a policy's responses, in both orders, at several sampling temperatures."""
+    """Measure how often a judge prefers a policy's responses. Every pair is judged in both orders."""
     from preftune.cli.settings import chat_options, data_section
-    from preftune.config.schema import NOT_JUDGED
+    from preftune.config.schema import UNUSED_BY_WINRATE
 
-    listed, short = numbers(temperatures), chat_options(chat_template, chat_template_kwargs, as_chat)
-    section = data_section(data, settings, short, command="preftune eval winrate", unused=NOT_JUDGED)
+    levels, chat = numbers(temperatures), chat_options(chat_template, chat_template_kwargs, as_chat)
+    section = data_section(data, settings, chat, command="preftune eval winrate", unused=UNUSED_BY_WINRATE)
     from preftune.client import Client
     from preftune.train.display import Display
     from preftune.workflows.winrate import WinRateOptions
     from preftune.workflows.winrate import run as run_winrate
 
-    contest = WinRateOptions(
+    options = WinRateOptions(
         tuple(policy),
         data,
         judge,
         against,
-        listed,
+        levels,
         max_new_tokens,
         max_prompts,
         task,
@@ -131,17 +131,20 @@ def winrate(
         price_out=price_out,
         settings=section,
     )
-    run_winrate(contest, out, Display(quiet), dry_run)
+    run_winrate(options, out, Display(quiet), dry_run)
 
 
 @app.command("length-controlled")
 def length_controlled(
-    annotations: Annotated[Path, typer.Argument(help="AlpacaEval's annotations.json of one model.")],
-    gamed: Annotated[Path, typer.Option(help="df_gamed.csv of the dataset tatsu-lab/alpaca_eval.")],
+    annotations: Annotated[
+        Path,
+        typer.Argument(help="File annotations.json of one model, written by AlpacaEval.", metavar="ANNOTATIONS.json"),
+    ],
+    gamed: Annotated[Path, typer.Option(help="File df_gamed.csv of the dataset tatsu-lab/alpaca_eval.")],
     out: Annotated[Path, typer.Option(help="File to write.")] = Path("length-controlled.json"),
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only errors.")] = False,
+    quiet: opt.Quiet = False,
 ) -> None:
-    """AlpacaEval's length-controlled win rate, from its annotations and its gamed baselines."""
+    """Compute AlpacaEval's length-controlled win rate. It needs the annotations and the gamed baselines."""
     from preftune.train.display import Display
     from preftune.workflows.length_controlled import run as run_alpaca
 
@@ -149,10 +152,11 @@ def length_controlled(
 
 
 def numbers(text: str) -> tuple[float, ...]:
-    """Temperatures from a list with commas."""
+    """Parse temperatures that are separated by commas."""
     from preftune.errors import ConfigError
 
     try:
-        return tuple(float(t) for t in text.split(","))
+        return tuple(float(number) for number in text.split(","))
     except ValueError:
-        raise ConfigError(f"not numbers: {text!r}", where="--temperatures", fix="e.g. 0.7,1.0") from None
+        what = f"{text!r} is not a list of numbers"
+        raise ConfigError(what, where="--temperatures", fix="separate numbers by commas, e.g. 0.7,1.0") from None

@@ -32,9 +32,9 @@ def init(
             print(f"{name:<{width}}  {summary_of(path.read_text(encoding='utf-8'))}")
         print("\nWrite one with: preftune init KIND [FOLDER] [SECTION.KEY=VALUE]...")
         return
-    from preftune.cli.settings import parted
+    from preftune.cli.settings import split_arguments
 
-    folders, settings = parted(arguments or ())
+    folders, settings = split_arguments(arguments or ())
     if len(folders) > 1:
         raise ConfigError(f"{len(folders)} folders: {', '.join(folders)}", where="preftune init", fix="name one folder")
     path = write(kind, Path(*folders), settings)
@@ -59,18 +59,18 @@ def summary_of(text: str) -> str:
 
 def command_of(kind: str) -> str:
     """The command that reads a config: `dpo` for dpo-lora and for paper/hh-dpo, `data noise` for noise."""
-    from preftune.cli.settings import KINDS
+    from preftune.config.commands import CONFIGS
 
-    method = next(part for part in re.split(r"[-/]", kind) if part in KINDS)
+    method = next(part for part in re.split(r"[-/]", kind) if part in CONFIGS)
     return "data noise" if method == "noise" else method
 
 
 def write(kind: str, folder: Path, settings: Sequence[str]) -> Path:
     """Write the config `kind` with `settings` to `folder`. Raises ConfigError if it exists or a setting is wrong."""
-    known = templates()
-    if kind not in known:
+    configs = templates()
+    if kind not in configs:
         raise ConfigError(
-            f"there is no config {kind!r}; {did_you_mean(kind, known)}",
+            f"there is no config {kind!r}; {did_you_mean(kind, configs)}",
             where="preftune init",
             fix="run preftune init to list the configs",
         )
@@ -83,13 +83,13 @@ def write(kind: str, folder: Path, settings: Sequence[str]) -> Path:
             where=str(path),
             fix="name another folder, or delete the file",
         )
-    text = known[kind].read_text(encoding="utf-8").replace(f"configs/{kind}.yaml", str(path))
+    text = configs[kind].read_text(encoding="utf-8").replace(f"configs/{kind}.yaml", str(path))
     if settings:
-        from preftune.cli.settings import KINDS
+        from preftune.config.commands import CONFIGS
         from preftune.config.edit import with_setting
         from preftune.config.load import load
 
-        load(KINDS[command_of(kind).split()[-1]], known[kind], settings)  # raises for a key or value that is wrong
+        load(CONFIGS[command_of(kind).split()[-1]], configs[kind], settings)  # raises for a key or value that is wrong
         for setting in settings:
             text = with_setting(text, setting)
     with writing(path):

@@ -1,11 +1,42 @@
-"""Arguments that several commands have. Nothing here takes time to import."""
+"""Arguments and options that several commands share. Nothing here takes time to import."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+Config = Annotated[Path, typer.Argument(help="YAML file with the config of the run.", metavar="CONFIG.yaml")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Config keys to override.", metavar="[SECTION.KEY=VALUE]...")
+]
 Settings = Annotated[
-    list[str] | None, typer.Argument(help="Settings of a run's data section.", metavar="[data.KEY=VALUE]...")
+    list[str] | None, typer.Argument(help="Keys of the config section `data`.", metavar="[data.KEY=VALUE]...")
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Check config, data and model, and print the plan. Train nothing.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
+MaxPrompts = Annotated[int | None, typer.Option(help="Use only the first N prompts.", min=1)]
+MaxNewTokens = Annotated[int, typer.Option(help="Maximum number of tokens per response.", min=1)]
+Temperatures = Annotated[str, typer.Option(help="Sampling temperatures, separated by commas.")]
+Seed = Annotated[int, typer.Option(help="Random seed.", min=0)]
+Dtype = Annotated[str, typer.Option(help="Compute precision: auto, fp32 or bf16.")]
+DataFormat = Annotated[str | None, typer.Option("--format", help="Name of the data format (data.format).")]
+ChatTemplate = Annotated[
+    str | None, typer.Option(help="Chat template: a .jinja file, or `dialogue` (data.chat_template).")
+]
+ChatTemplateKwargs = Annotated[
+    str | None, typer.Option(help="Arguments of the chat template, as a JSON object (data.chat_template_kwargs).")
+]
+AsChat = Annotated[
+    bool, typer.Option("--as-chat", help="Convert text to chat messages and apply the chat template (data.as_chat).")
+]
+ServerUrl = Annotated[str | None, typer.Option(help="URL of an OpenAI-compatible server.")]
+ApiKeyEnv = Annotated[str | None, typer.Option(help="Name of the environment variable with the server's API key.")]
+Concurrency = Annotated[int, typer.Option(help="Number of parallel requests.", min=1)]
+Timeout = Annotated[float, typer.Option(help="Seconds to wait for a completion.", min=0.1, max=86400)]
+ServerSettings = Annotated[
+    str | None, typer.Option(help="JSON object to merge into every request. The value null removes a setting.")
 ]

@@ -1,7 +1,6 @@
-"""Data settings on the command line: `data.KEY=VALUE`, a run's config, and options that are short for some of them.
+"""Data settings on the command line: `data.KEY=VALUE`, the config of a run, and options that set one key each.
 
-Every command that reads rows takes the keys of a run's `data` section, so whatever a run trains on can be looked at,
-scored and sampled from.
+Every command that reads rows accepts the keys of the config section `data`, so that it reads the rows as a run does.
 """
 
 from __future__ import annotations
@@ -13,34 +12,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from preftune.config.commands import CONFIGS
+from preftune.config.hints import suggest
 from preftune.config.load import apply_override, build, read_file
-from preftune.config.sampling import IterateConfig, PPOConfig
-from preftune.config.schema import (
-    DataConfig,
-    DPOConfig,
-    Losses,
-    ModelConfig,
-    NoiseConfig,
-    RewardConfig,
-    Section,
-    SFTConfig,
-)
+from preftune.config.schema import DataConfig, Losses, ModelConfig, Section
 from preftune.errors import ConfigError, did_you_mean
 
 SETTING = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*=")
-#: A config belongs to the first of these that has all its sections.
-KINDS: dict[str, type[Section]] = {
-    "dpo": DPOConfig,
-    "sft": SFTConfig,
-    "reward": RewardConfig,
-    "noise": NoiseConfig,
-    "ppo": PPOConfig,
-    "iterate": IterateConfig,
-}
+MAIN_KEYS = {"data": "train", "model": "path", "loss": "name"}
 
 
-class Checking(Section):
-    """What `data check` looks at: the sections of a run that decide what becomes of its data."""
+class CheckSettings(Section):
+    """The sections of a run's config that `data check` uses, and the training method if it is known."""
 
     data: DataConfig
     model: ModelConfig | None = None
@@ -48,79 +31,84 @@ class Checking(Section):
     method: Literal["dpo", "sft", "reward"] | None = None
 
 
-def parted(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Files and settings. An argument is a setting if it begins like `key=` and is not an existing file."""
-    settings = [one for one in arguments if SETTING.match(one) and not Path(one).exists()]
-    return [one for one in arguments if one not in settings], settings
+def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split arguments into files and settings. A setting begins with `key=` and is not an existing file."""
+    settings = [argument for argument in arguments if SETTING.match(argument) and not Path(argument).exists()]
+    return [argument for argument in arguments if argument not in settings], settings
 
 
 def data_section(
     source: str,
     settings: Sequence[str] | None,
-    short: Mapping[str, Any],
+    options: Mapping[str, Any],
     *,
     command: str,
     unused: Sequence[str] = (),
 ) -> DataConfig:
-    """The data section that `settings` and the options in `short` make for `source`.
+    """Return the section `data` that `settings` and `options` define for the file `source`.
 
-    `short` has the value of each option under its name, None for one that is not given. Raises ConfigError for a
-    setting in `unused`, which the command has no use for, and for one that is given twice with different values.
+    `options` maps an option's name to its value, or to None if it is not set. Raises ConfigError for a key in `unused`
+    and for a key with two different values.
     """
     raw: dict[str, Any] = {}
     places: dict[Any, str] = {}
-    _apply(raw, places, settings or (), {"--data": ("data.train", source), **_named(short)}, ("data",), command)
+    _apply(raw, places, settings or (), {"--data": ("data.train", source), **_keys_of(options)}, ("data",), command)
     for key in raw["data"]:
         if key in unused:
-            raise ConfigError(f"{command} has no use for data.{key}", where=f"data.{key}", fix="leave it out")
-    return build(Checking, raw, places, command).data
+            raise ConfigError(f"{command} does not use data.{key}", where=f"data.{key}", fix="remove it")
+    return build(CheckSettings, raw, places, command).data
 
 
 def chat_options(template: str | None, arguments: str | None, as_chat: bool) -> dict[str, Any]:
-    """The values of the options --chat-template, --chat-template-kwargs (a JSON object) and --as-chat."""
+    """Return the values of --chat-template, --chat-template-kwargs (parsed as a JSON object) and --as-chat."""
     try:
         values = json.loads(arguments) if arguments else None
     except ValueError as error:
         values = str(error)
     if not isinstance(values, dict | None):
         raise ConfigError(
-            f"not a JSON object: {values}", where="--chat-template-kwargs", fix="e.g. '{\"enable_thinking\": false}'"
+            f"not a JSON object: {values}",
+            where="--chat-template-kwargs",
+            fix="write an object, e.g. '{\"enable_thinking\": false}'",
         )
     return {"--chat-template": template, "--chat-template-kwargs": values, "--as-chat": as_chat or None}
 
 
-def checking(arguments: Sequence[str], config: Path | None, short: Mapping[str, Any], command: str) -> Checking:
-    """The sections that `data check` looks at, from files, settings, options and a run's config."""
-    files, settings = parted(arguments)
+def check_settings(
+    arguments: Sequence[str], config: Path | None, options: Mapping[str, Any], command: str
+) -> CheckSettings:
+    """Combine files, settings, options and a run's config into the sections that `data check` uses."""
+    files, settings = split_arguments(arguments)
     raw, places, method = _sections_of(config) if config else ({}, {}, None)
     named = {"FILE": ("data.train", files[0] if len(files) == 1 else files)} if files else {}
-    _apply(raw, places, settings, {**named, **_named(short)}, ("data", "model", "loss"), command)
+    _apply(raw, places, settings, {**named, **_keys_of(options)}, ("data", "model", "loss"), command)
     data = raw.get("data") or {}
     if isinstance(data, dict) and "train" not in data:
-        fix = f"{command} FILE, or {command} --config run.yaml"
+        fix = f"run {command} FILE, or {command} --config run.yaml"
         raise ConfigError("no data file is named", where=command, fix=fix)
     if "loss" in raw and method is None:
         method = "dpo"
-    return build(Checking, {**raw, "method": method}, places, str(config or command))
+    return build(CheckSettings, {**raw, "method": method}, places, str(config or command))
 
 
 def _sections_of(config: Path) -> tuple[dict[str, Any], dict[Any, str], str | None]:
-    """The sections data, model and loss of a run's config, and the method that it is for, if that can be told."""
+    """Read the sections data, model and loss of a run's config, and the training method if they determine it."""
     raw, places = read_file(config)
-    kinds = [name for name, schema in KINDS.items() if set(raw) <= set(schema.model_fields)]
-    if not kinds:
-        known = {key for schema in KINDS.values() for key in schema.model_fields}
-        wrong = next((key for key in raw if key not in known), None)
-        if wrong is None:
-            raise ConfigError("its sections belong to different methods", where=str(config))
-        raise ConfigError(f"unknown key {wrong!r}; {did_you_mean(wrong, known)}", where=places[(wrong,)])
-    if kinds[0] in ("ppo", "iterate"):
+    methods = [name for name, schema in CONFIGS.items() if set(raw) <= set(schema.model_fields)]
+    if not methods:
+        keys = {key for schema in CONFIGS.values() for key in schema.model_fields}
+        unknown = next((key for key in raw if key not in keys), None)
+        if unknown is None:
+            raise ConfigError("the sections belong to different training methods", where=str(config))
+        closest = max(CONFIGS.values(), key=lambda schema: len(set(raw) & set(schema.model_fields)))
+        raise ConfigError(f"unknown key {unknown!r}; {suggest(closest, (unknown,))}", where=places[(unknown,)])
+    if methods[0] in ("ppo", "iterate"):
         raise ConfigError(
-            f"this config is for preftune {kinds[0]}, which reads prompts",
+            f"this is a config of preftune {methods[0]}, which reads prompts, not preference data",
             where=str(config),
-            fix=f"check it with preftune {kinds[0]} {config} --dry-run",
+            fix=f"check it with preftune {methods[0]} {config} --dry-run",
         )
-    method: str | None = kinds[0]
+    method: str | None = methods[0]
     if method == "noise":
         method = "reward" if raw.get("ranker") == "reward" else "dpo"
     elif method == "dpo" and not {"loss", "reference", "monitor"} & set(raw):
@@ -130,35 +118,35 @@ def _sections_of(config: Path) -> tuple[dict[str, Any], dict[Any, str], str | No
     return {key: raw[key] for key in ("data", "model", "loss") if key in raw}, places, method
 
 
-def _named(short: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
-    """The setting and the value of each option that is given: `--max-length` is data.max_length."""
-    keys = {option: option.removeprefix("--").replace("-", "_") for option in short}
+def _keys_of(options: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
+    """Map each option that is set to its config key and value: --max-length is data.max_length."""
+    keys = {option: option.removeprefix("--").replace("-", "_") for option in options}
     names = {option: "model.path" if key == "model" else f"data.{key}" for option, key in keys.items()}
-    return {option: (names[option], value) for option, value in short.items() if value is not None}
+    return {option: (names[option], value) for option, value in options.items() if value is not None}
 
 
 def _apply(
     raw: dict[str, Any],
     places: dict[Any, str],
     settings: Sequence[str],
-    named: Mapping[str, tuple[str, Any]],
+    options: Mapping[str, tuple[str, Any]],
     sections: Sequence[str],
     command: str,
 ) -> None:
-    """Apply settings and options to `raw`. Raises ConfigError for a setting of another section, and for two values."""
-    given: dict[str, Any] = {}
+    """Apply settings and options to `raw`. Raises ConfigError for an unknown section and for a key with two values."""
+    values: dict[str, Any] = {}
     for setting in settings:
-        name, equals, _ = setting.partition("=")
+        name, equals, text = setting.partition("=")
         section, dot, key = name.partition(".")
         if not (equals and dot and key and section in sections):
-            raise ConfigError(_no_setting(name, equals, sections), where=f"{command} {setting}")
+            raise ConfigError(_not_a_setting(name, equals, text, sections), where=f"{command} {setting}")
         apply_override(raw, places, setting)
         value: Any = raw
         for part in name.split("."):
             value = value[int(part) if isinstance(value, list) else part]
-        _once(given, name, value, command)
-    for option, (name, value) in named.items():
-        _once(given, name, value, option)
+        _require_one_value(values, name, value, command)
+    for option, (name, value) in options.items():
+        _require_one_value(values, name, value, option)
         section, _, key = name.partition(".")
         if not isinstance(raw.get(section), dict):
             raw[section] = {}
@@ -166,16 +154,18 @@ def _apply(
         places[(section, key)] = option
 
 
-def _no_setting(name: str, equals: str, sections: Sequence[str]) -> str:
-    """What is wrong with an argument that names no setting of the sections."""
+def _not_a_setting(name: str, equals: str, value: str, sections: Sequence[str]) -> str:
+    """Describe an argument that is not a setting of one of the sections."""
     if not equals:
-        return f"not a setting; write {sections[0]}.KEY=VALUE"
-    bare = difflib.get_close_matches(name.rpartition(".")[2], list(DataConfig.model_fields), n=1, cutoff=0.75)
-    near = f"did you mean data.{bare[0]}?" if bare else f"{did_you_mean(name.partition('.')[0], sections)}"
-    return f"no setting of {', '.join(sections)}; {near}"
+        return f"this is not a setting; write {sections[0]}.KEY=VALUE"
+    if name in sections:
+        return f"{name} is a section; write {name}.{MAIN_KEYS[name]}={value}"
+    close = difflib.get_close_matches(name.rpartition(".")[2], list(DataConfig.model_fields), n=1, cutoff=0.75)
+    hint = f"did you mean data.{close[0]}?" if close else did_you_mean(name.partition(".")[0], sections)
+    return f"{name!r} is not a setting of {', '.join(sections)}; {hint}"
 
 
-def _once(given: dict[str, Any], name: str, value: Any, where: str) -> None:
-    before = given.setdefault(name, value)
+def _require_one_value(values: dict[str, Any], name: str, value: Any, where: str) -> None:
+    before = values.setdefault(name, value)
     if before != value:
-        raise ConfigError(f"{name} is given twice: {before} and {value}", where=where, fix="keep one of them")
+        raise ConfigError(f"{name} is set to both {before} and {value}", where=where, fix="remove one of them")

@@ -1,4 +1,4 @@
-"""A preference group for the eye: what is prompt, what is scored, token by token."""
+"""Print a preference group: the prompt, and each scored token of the responses."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from preftune.data.groups import Limits, tokenize
 from preftune.formats.account import Account
 from preftune.types import PreferenceGroup
 
-LONGEST = 1200  # characters of a prompt or response that are shown
+MAX_SHOWN = 1200  # characters of a prompt, and tokens of a response
 
 
 def render_group(group: PreferenceGroup, renderer: Renderer | None, limits: Limits, brackets: bool) -> Text:
-    """The group as text; `brackets` marks scored tokens for a screen without colours."""
+    """Return the group as text. `brackets` puts scored tokens in brackets, for output without colours."""
     out = Text()
     out.append(f"--- {group.origin}\n", style="bold")
     if renderer is None:
-        out.append(printable(shown(group.prompt)) + "\n", style="dim")
+        out.append(printable(text_of(group.prompt)) + "\n", style="dim")
         for index, response in enumerate(group.responses):
             out.append(f"{role(group, index)}: ", style="bold")
-            out.append(printable(shown(response)) + "\n", style="green")
+            out.append(printable(text_of(response)) + "\n", style="green")
         return out
     account = Account(group.origin)
-    found = tokenize([group], renderer, limits, account)
+    tokenized = tokenize([group], renderer, limits, account)
     for reason in account.dropped:
         out.append(f"dropped: {reason}\n", style="red")
     for note in account.noted:
         out.append(f"note: {note}\n", style="yellow")
-    for tokens in found:
+    for tokens in tokenized:
         out.append(clip(printable(renderer.tokenizer.decode(tokens.prompt_ids.tolist()))) + "\n", style="dim")
         for index, ids in enumerate(tokens.response_ids):
             out.append(f"{role(group, index)} ({len(ids)} scored tokens): ", style="bold")
             pieces = pieces_of(renderer.tokenizer, tokens.prompt_ids.tolist(), ids.tolist())
-            for place, piece in enumerate(pieces[:LONGEST]):
+            for place, piece in enumerate(pieces[:MAX_SHOWN]):
                 out.append(
                     f"[{visible(piece)}]" if brackets else printable(piece), style="green" if place % 2 else "cyan"
                 )
@@ -42,18 +42,18 @@ def render_group(group: PreferenceGroup, renderer: Renderer | None, limits: Limi
 
 
 def role(group: PreferenceGroup, index: int) -> str:
-    """What the data say about a response."""
+    """Return the label of a response in the data."""
     if group.labels:
         return {1: "desirable", -1: "undesirable"}.get(group.labels[index], "unlabelled")
-    won = sum(j.better == index for j in group.judgements)
-    lost = sum(j.worse == index for j in group.judgements)
+    wins = sum(j.better == index for j in group.judgements)
+    losses = sum(j.worse == index for j in group.judgements)
     if len(group.judgements) == 1:
-        return "chosen" if won else "rejected" if lost else f"response {index}"
-    return f"response {index} (better {won}x, worse {lost}x)" if group.judgements else "response"
+        return "chosen" if wins else "rejected" if losses else f"response {index}"
+    return f"response {index} (better {wins}x, worse {losses}x)" if group.judgements else "response"
 
 
-def shown(text: object) -> str:
-    """A text or a dialogue, clipped."""
+def text_of(text: object) -> str:
+    """Return a text or a dialogue, shortened to its end."""
     if isinstance(text, str):
         return clip(text)
     assert isinstance(text, tuple)
@@ -61,15 +61,15 @@ def shown(text: object) -> str:
 
 
 def clip(text: str) -> str:
-    """The end of a long text: what comes right before the response matters most."""
-    return text if len(text) <= LONGEST else f"... {text[-LONGEST:]}"
+    """Return the last MAX_SHOWN characters, because the text right before the response matters most."""
+    return text if len(text) <= MAX_SHOWN else f"... {text[-MAX_SHOWN:]}"
 
 
 def visible(piece: str) -> str:
-    """A token's text on one line."""
+    """Return the text of a token on one line."""
     return printable(piece).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def printable(text: str) -> str:
-    """No control characters but line breaks: data must not be able to steer a terminal."""
+    """Escape control characters other than line breaks, so that data cannot control the terminal."""
     return "".join(c if c == "\n" or (c.isprintable() and c != "\x7f") else repr(c)[1:-1] for c in text)

@@ -1,1 +1,1 @@
-"""What a run is made of: the schema and the reader of YAML files and `a.b=value` overrides."""
+"""The config of a run: its schema, the reader of YAML files and overrides, and hints for unknown keys."""

@@ -10,7 +10,7 @@ import yaml
 
 from preftune.config.load import apply_override
 
-# Text that YAML reads in the same way inside {...} and on a line of its own.
+# Text that YAML reads in the same way inside {...} and as the value on a line.
 PLAIN = re.compile(r"-?[\w./~+][\w./~+-]*([=:@ ][\w./~+-]+)*")
 
 

@@ -1,6 +1,6 @@
-"""The sections of the methods that sample: PPO and rounds of preference training.
+"""The config of methods that sample during training: PPO, and rounds of preference training.
 
-As in schema.py, field descriptions are the reference documentation.
+docs/configuration.md is generated from the field descriptions.
 """
 
 from __future__ import annotations
@@ -18,172 +18,175 @@ from preftune.config.schema import (
     SlotConfig,
     TemplateArguments,
     TunedConfig,
-    share,
+    check_eval,
     terms_of,
 )
 
 
 class PromptConfig(Section):
     train: str | list[str]
-    """Prompts: rows with `prompt` (text or messages), or data of any format, of which only the prompts are taken."""
+    """Prompts: rows with `prompt` (text or messages), or data of any format; only the prompts are used."""
     eval: str | float | None = None
-    """Held-out prompts: a file, or a share below 1 of the training prompts."""
+    """Held-out prompts: a file, or a share of the training prompts between 0 and 1."""
     columns: dict[str, str] = Field({})
-    """Columns of the file under preftune's names, e.g. {prompt: question}."""
+    """Columns of your data for preftune's fields, e.g. {prompt: question}."""
     ignore: list[str] = Field([])
-    """Columns to treat as absent."""
+    """Columns to ignore."""
     chat_template: str | None = None
-    """As for the other methods."""
+    """Chat template to use instead of the tokenizer's: a .jinja file, or `dialogue`. It is saved with the model."""
     chat_template_kwargs: TemplateArguments = Field({})
-    """Arguments of the chat template besides the messages, e.g. {enable_thinking: false}."""
+    """Arguments of the chat template in addition to the messages, e.g. {enable_thinking: false}."""
     as_chat: bool = False
-    """Send text prompts through the chat template, as one user message. Transcripts of HH-RLHF become the messages that
-    they consist of."""
+    """Convert text prompts to one user message and apply the chat template. HH-RLHF transcripts are split into their
+    messages."""
     max_prompt_length: int = Field(512, ge=1)
-    """Longer prompts are dropped, and counted."""
+    """Drop and count prompts with more tokens than this."""
     max_dropped: float = Field(0.2, ge=0, le=1)
-    """Stop when a larger share of the rows is dropped."""
+    """Stop if more than this share of the rows is dropped."""
 
     @field_validator("eval")
     @classmethod
-    def _share(cls, value: str | float | None) -> str | float | None:
-        return share(value)
+    def _check_eval(cls, value: str | float | None) -> str | float | None:
+        return check_eval(value)
 
 
 class ValueConfig(Section):
     kind: Literal["network", "head"] = "network"
-    """network: a model of its own with a scalar head; head: a linear map of the policy's last hidden states."""
+    """network: a separate model with a scalar head; head: a linear map of the policy's last hidden states."""
     path: str | None = None
-    """Where the value network starts: a model folder, often the reward model. null: as the policy, with a head of 0."""
+    """Folder of the model that the value network starts from, often the reward model. null: a copy of the policy with a
+    head of zeros."""
 
     @model_validator(mode="after")
-    def _a_head_has_no_folder(self) -> ValueConfig:
+    def _no_path_with_head(self) -> ValueConfig:
         if self.kind == "head" and self.path:
-            raise ValueError("a head on the policy starts at 0; value.path is for kind=network")
+            raise ValueError("value.path needs value.kind=network: a head starts with zeros")
         return self
 
 
 class RolloutConfig(Section):
     prompts: int = Field(64, ge=1)
-    """Prompts in one step."""
+    """Prompts per step."""
     responses: int = Field(1, ge=1)
-    """Responses sampled for each, at temperature 1: the gradient is that of the distribution that was sampled."""
+    """Responses per prompt, sampled at temperature 1, because the gradient is that of the sampled distribution."""
     max_new_tokens: int = Field(64, ge=1)
-    """Where a response is cut off."""
+    """Maximum number of tokens per response."""
     missing_eos: Literal["keep", "stop"] = "keep"
-    """keep: a response that was cut off is rewarded like any other, less the penalty; stop: it ends the run."""
+    """What to do with a response that reached max_new_tokens. keep: reward it, less the penalty; stop: end the run."""
     missing_eos_penalty: float = Field(0.0, ge=0)
-    """Taken off the reward of a response that was cut off."""
+    """Subtract this from the reward of a response that reached max_new_tokens."""
 
     @model_validator(mode="after")
-    def _one_of_two(self) -> RolloutConfig:
+    def _no_penalty_with_stop(self) -> RolloutConfig:
         if self.missing_eos == "stop" and self.missing_eos_penalty:
-            raise ValueError("missing_eos_penalty has no use with missing_eos=stop")
+            raise ValueError("missing_eos_penalty has no effect with missing_eos=stop; remove one of them")
         return self
 
 
 class PPOParameters(Section):
     kl_coef: float = Field(0.05, ge=0)
-    """Weight of the KL penalty, DPO's beta; where it starts, if `kl_target` is set."""
+    """Weight of the KL penalty (DPO's beta). With `kl_target`: its initial value."""
     kl_target: float | None = Field(None, gt=0)
-    """KL in nats a response that `kl_coef` is steered to. null: it stays fixed."""
+    """Target KL in nats per response. `kl_coef` is adjusted to reach it. null: `kl_coef` stays fixed."""
     kl_horizon: int = Field(10_000, ge=1)
-    """Responses over which the steering works: each step changes kl_coef by at most 0.2 * responses / horizon."""
+    """Number of responses over which kl_coef adapts. A step changes it by at most 0.2 * responses / horizon."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k1"
-    """How the KL to the reference enters; d = log policy - log reference. k1: d is taken off every token's reward.
-    k2, k3: the KL of a token is a loss term, d^2 / 2 or exp(-d) - 1 + d, weighted with the policy's ratio to the
-    sampling policy; the KL of later tokens stays in the rewards. All three have the gradient of the KL."""
+    """How to penalise the KL to the reference, with d = log policy - log reference. k1: d is subtracted from the reward
+    of each token. k2, k3: the KL of a token is a loss term, d^2 / 2 or exp(-d) - 1 + d, weighted with the ratio of the
+    policy to the sampling policy; the KL of later tokens stays in the rewards. All three have the gradient of the
+    KL."""
     gamma: float = Field(1.0, gt=0, le=1)
-    """Discount of later rewards."""
+    """Discount factor of later rewards."""
     lam: float = Field(0.95, ge=0, le=1)
-    """Lambda of generalised advantage estimation: 1 trusts the rewards alone, 0 the values."""
+    """Lambda of generalised advantage estimation. 1 uses the rewards only; 0 relies on the values most."""
     clip: float = Field(0.2, gt=0)
-    """The policy's ratio to the sampling policy gains nothing outside 1 +- clip."""
+    """Clip the policy's ratio to the sampling policy to 1 +- clip."""
     value_clip: float | None = Field(0.2, gt=0)
-    """A new value gains nothing further than this from the old one. null: not clipped."""
+    """Clip a new value to within this distance of the old one. null: no clipping."""
     value_coef: float = Field(0.5, gt=0)
     """Weight of the value loss."""
     epochs: int = Field(4, ge=1)
-    """Passes over the responses of a step."""
+    """Passes over the responses of each step."""
     minibatches: int = Field(4, ge=1)
-    """Updates in each pass."""
+    """Optimizer updates per pass."""
     whiten_rewards: bool = False
-    """Divide the scores of a step by their standard deviation (their mean stays)."""
+    """Divide the scores of a step by their standard deviation, without changing their mean."""
     whiten_advantages: bool = True
-    """Bring the advantages of a step to mean 0 and variance 1."""
+    """Normalise the advantages of a step to mean 0 and variance 1."""
 
 
 class PPOConfig(TunedConfig):
     data: PromptConfig
     reward: str
     """Folder of a reward model, `implicit:POLICY,REFERENCE,BETA`, `judge:URL,MODEL`, `vader`, `file.py:function` with
-    (prompts, responses) -> rewards, or a control: `length`, `short`, `random`."""
+    the signature (prompts, responses) -> rewards, or one of the controls `length`, `short` and `random`."""
     value: ValueConfig = ValueConfig()
     rollout: RolloutConfig = RolloutConfig()
     ppo: PPOParameters = PPOParameters()
     optim: OptimConfig = OptimConfig(lr=3e-6, schedule="constant", warmup=0)
     batch: SlotConfig = SlotConfig()
     out: str = "runs/ppo"
-    """The run folder. Running the same command again resumes."""
+    """The run folder. Rerun the same command to resume."""
 
 
 class SampleConfig(Section):
     n: int = Field(8, ge=2)
-    """Responses a prompt in every round."""
+    """Responses per prompt in each round."""
     temperature: float = Field(1.0, gt=0)
-    """Of the sampling."""
+    """Sampling temperature."""
     top_p: float = Field(1.0, gt=0, le=1)
-    """Keep the likeliest tokens up to this share."""
+    """Sample from the most likely tokens whose probabilities add up to this value."""
     max_new_tokens: int = Field(64, ge=1)
-    """Where a response is cut off."""
+    """Maximum number of tokens per response."""
     evaluation: int = Field(4, ge=1)
-    """Responses a prompt in the evaluation of every round, at temperature 1."""
+    """Responses per prompt in the evaluation of each round, sampled at temperature 1."""
 
 
 class SelectConfig(Section):
     select: Literal["best-worst", "best-random", "all", "rso"] = "all"
-    """Which judgements are made of a prompt's responses, as in `preftune pairs`."""
+    """Which preference pairs to make from the responses to a prompt, as in `preftune pairs`."""
     gap: float = Field(0.0, ge=0)
-    """Least difference in reward of a pair."""
+    """Minimum difference in reward between the responses of a pair."""
     soft: bool = True
-    """Label a pair with sigmoid(difference in reward)."""
+    """Label each pair with the probability sigmoid(difference in reward)."""
     beta: float = Field(0.1, gt=0)
-    """Of rso."""
+    """Temperature of the rejection sampling in rso."""
 
 
 class StopConfig(Section):
     kl: float | None = Field(None, gt=0)
-    """Stop after a round whose policy is further than this from the first model, in nats a response; the policy of the
-    round before is the result."""
+    """Stop if the KL to the first model exceeds this after a round, in nats per response. The result is the policy of
+    the previous round."""
     diversity: float | None = Field(None, gt=0, le=1)
-    """Stop after a round in which a smaller share of the evaluation's word pairs is distinct; the result is that of
-    the round before."""
+    """Stop if less than this share of the word pairs in the evaluation is distinct after a round. The result is the
+    policy of the previous round."""
     gain: float | None = None
-    """Stop after a round that raised the reward by less; where it fell, the result is that of the round before."""
+    """Stop if a round raises the reward by less than this. If the reward fell, the result is the policy of the previous
+    round."""
 
 
 class IterateConfig(TunedConfig):
     data: PromptConfig
     reward: str
-    """As in preftune ppo."""
+    """The reward, as in preftune ppo."""
     rounds: int = Field(3, ge=1)
     """Rounds of sampling, rewarding, pairing, training and evaluation."""
     prompts: int | None = Field(None, ge=1)
-    """Prompts of a round; rounds go on where the last one ended. null: all of them in every round."""
+    """Prompts per round. Each round continues where the previous one ended. null: all prompts in every round."""
     max_length: int = Field(1024, ge=2)
-    """Most tokens of prompt and response together in training."""
+    """Maximum number of tokens in prompt and response together during training."""
     reference: Literal["fixed", "refreshed"] = "fixed"
-    """fixed: every round is held to the first model; refreshed: to the policy it began with."""
+    """Reference of each round. fixed: the first model; refreshed: the policy at the start of the round."""
     sample: SampleConfig = SampleConfig()
     pairs: SelectConfig = SelectConfig()
     loss: Losses = Field({"name": "sigmoid", "beta": 0.1})
-    """As in preftune dpo."""
+    """The loss, as in preftune dpo."""
     batch: BatchConfig = BatchConfig()
     lr_decay: float = Field(1.0, gt=0, le=1)
-    """Every round has this times the learning rate of the round before: late rounds refine what early ones found."""
+    """Multiply the learning rate by this after each round."""
     stop: StopConfig = StopConfig()
     out: str = "runs/iterate"
-    """The folder. Running the same command again goes on from the last finished piece."""
+    """The run folder. Rerun the same command to resume after the last finished part."""
 
     @property
     def terms(self) -> list[LossTerm]:

@@ -1,1 +1,1 @@
-"""Groups of token ids, the order in which they are trained on, and the batches they are laid out in."""
+"""Read and tokenise preference data, put it in training order, and arrange it in batches."""

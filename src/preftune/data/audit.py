@@ -1,4 +1,4 @@
-"""What a person should know about preference data before training on it."""
+"""Audit preference data before training: lengths, duplicates, contradictions and leaks."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from preftune.data.groups import asked, prompt_key
-from preftune.formats.all_rows import uninformative
+from preftune.data.groups import normalised_prompt_key, prompt_key
+from preftune.formats.file_checks import uninformative_verdicts
 from preftune.types import PreferenceGroup, TokenGroup, content
 
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """Distribution of a length."""
+    """Mean, percentiles and maximum of a length."""
 
     mean: float
     p10: float
@@ -33,17 +33,17 @@ class Lengths:
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """Counts over groups; lengths are in tokens if the data were tokenised, else in characters.
+    """Counts over groups. Lengths are in tokens if the data are tokenised, otherwise in characters.
 
     chosen_longer        share of judgements whose better response is longer (ties count one half): the accuracy
-                         of a judge that only measures length
-    repeated_prompts     groups whose prompt occurred before
-    repeated_judgements  judgements that occurred before, word for word
-    contradictions       pairs of judgements that say the opposite of each other
+                         of a judge that always prefers the longer response
+    repeated_prompts     groups with the prompt of an earlier group
+    repeated_judgements  judgements with the prompt and the responses of an earlier judgement
+    contradictions       pairs of judgements that prefer opposite responses
     leaks                evaluation groups whose prompt is in the training data
-    uninformative        why the judgements or labels say nothing about the responses, or ""
-    origins              under each of these four names, the file:line of every row that it counts: the repeats, not
-                         the first of its kind; both sides of a contradiction; the evaluation rows
+    uninformative        why the judgements or labels do not distinguish the responses, or ""
+    origins              for repeated_prompts, repeated_judgements, contradictions and leaks, the "file:line" of every
+                         counted row: repeats without the first one, both sides of a contradiction, evaluation rows
     """
 
     unit: str
@@ -69,7 +69,7 @@ def audit(
     tokens: Sequence[TokenGroup] | None = None,
     held_out: Sequence[PreferenceGroup] | None = None,
 ) -> Audit:
-    """Measure `groups`; with `tokens`, lengths are those of the tokenised groups."""
+    """Count and measure `groups`. Lengths are those of `tokens`, the tokenised groups, if given."""
     if tokens is None:
         prompts = [len(content(g.prompt)) for g in groups]
         responses = [[len(content(r)) for r in g.responses] for g in groups]
@@ -80,17 +80,17 @@ def audit(
         judged = [g.judgements for g in tokens]
     pairs = [(r[j.better], r[j.worse]) for r, js in zip(responses, judged, strict=True) for j in js]
     keys = [prompt_key(g) for g in groups]
-    known = {asked(g) for g in groups} if held_out else set()
-    leaks = [g.origin for g in held_out or () if asked(g) in known]
-    prompts_again = _repeats(list(zip(keys, [g.origin for g in groups], strict=True)))
-    judged_at = [
+    trained = {normalised_prompt_key(g) for g in groups} if held_out else set()
+    leaks = [g.origin for g in held_out or () if normalised_prompt_key(g) in trained]
+    repeated_prompts = _repeats(list(zip(keys, [g.origin for g in groups], strict=True)))
+    judgements = [
         ((key, g.responses[j.better], g.responses[j.worse]), g.origin)
         for key, g in zip(keys, groups, strict=True)
         for j in g.judgements
     ]
-    judgements_again = _repeats(judged_at)
-    stated = {judgement for judgement, _ in judged_at}
-    opposed = [origin for (key, better, worse), origin in judged_at if (key, worse, better) in stated]
+    repeated_judgements = _repeats(judgements)
+    present = {judgement for judgement, _ in judgements}
+    opposed = [origin for (key, better, worse), origin in judgements if (key, worse, better) in present]
     return Audit(
         unit="characters" if tokens is None else "tokens",
         groups=len(prompts),
@@ -102,45 +102,43 @@ def audit(
         rejected=Lengths.of([w for _, w in pairs]),
         response=Lengths.of([n for lengths in responses for n in lengths]),
         chosen_longer=sum((b > w) + 0.5 * (b == w) for b, w in pairs) / len(pairs) if pairs else None,
-        repeated_prompts=len(prompts_again),
-        repeated_judgements=len(judgements_again),
+        repeated_prompts=len(repeated_prompts),
+        repeated_judgements=len(repeated_judgements),
         contradictions=len(opposed) // 2,
         leaks=None if held_out is None else len(leaks),
         origins={
-            "repeated_prompts": _rows(prompts_again),
-            "repeated_judgements": _rows(judgements_again),
-            "contradictions": _rows(opposed),
-            "leaks": _rows(leaks),
+            "repeated_prompts": _unique(repeated_prompts),
+            "repeated_judgements": _unique(repeated_judgements),
+            "contradictions": _unique(opposed),
+            "leaks": _unique(leaks),
         },
-        uninformative=_one_sided(groups),
+        uninformative=_why_uninformative(groups),
     )
 
 
-def _one_sided(groups: Sequence[PreferenceGroup]) -> str:
-    """Judgements that are all ties, or labels that are all the same."""
+def _why_uninformative(groups: Sequence[PreferenceGroup]) -> str:
+    """Return a message if all judgements are ties or all labels are equal, otherwise ""."""
     judgements = [j for g in groups for j in g.judgements]
     if judgements and all(j.probability == 0.5 for j in judgements):
-        return uninformative(0, 0, len(judgements))
+        return uninformative_verdicts(0, 0, len(judgements))
     labels = [label for g in groups for label in g.labels]
     if labels and len(set(labels)) == 1:
         side = "desirable" if labels[0] > 0 else "undesirable"
-        return (
-            f"all {len(labels)} labels are {side}: nothing says which responses are better. Add rows of the other kind"
-        )
+        return f"all {len(labels)} labels are {side}, so they do not distinguish responses. Add rows of the other kind"
     return ""
 
 
 def _repeats(items: Sequence[tuple[Hashable, str]]) -> list[str]:
-    """The origins of the items that occurred before."""
+    """Return the origin of every item that equals an earlier item."""
     seen: set[Hashable] = set()
-    again = []
+    repeats = []
     for item, origin in items:
         if item in seen:
-            again.append(origin)
+            repeats.append(origin)
         seen.add(item)
-    return again
+    return repeats
 
 
-def _rows(origins: Sequence[str]) -> tuple[str, ...]:
-    """Each row once."""
+def _unique(origins: Sequence[str]) -> tuple[str, ...]:
+    """Return the origins without duplicates, in order."""
     return tuple(dict.fromkeys(origins))

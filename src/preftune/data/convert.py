@@ -1,4 +1,4 @@
-"""Groups -> rows of preftune's own two formats, for `data convert`."""
+"""Convert groups to rows of preftune's two formats, for `preftune data convert`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 from preftune.types import PreferenceGroup, as_json, plain
 
 
-def as_pairs(groups: Sequence[PreferenceGroup]) -> Iterator[dict[str, Any]]:
-    """One row a judgement, labelled response or demonstration."""
-    margins = any(j.margin for group in groups for j in group.judgements)  # in all rows or in none
+def pair_rows(groups: Sequence[PreferenceGroup]) -> Iterator[dict[str, Any]]:
+    """Yield one row per judgement, labelled response or demonstration."""
+    margins = any(j.margin for group in groups for j in group.judgements)  # in every row, or in none
     for group in groups:
         prompt = as_json(group.prompt)
         for j in group.judgements:
@@ -28,8 +28,8 @@ def as_pairs(groups: Sequence[PreferenceGroup]) -> Iterator[dict[str, Any]]:
                 yield {**row, "label": group.labels[index] > 0} if group.labels else row
 
 
-def as_groups(groups: Sequence[PreferenceGroup]) -> Iterator[dict[str, Any]]:
-    """One row a group; nothing of the record is lost."""
+def group_rows(groups: Sequence[PreferenceGroup]) -> Iterator[dict[str, Any]]:
+    """Yield one row per group, with all its fields except the origin."""
     for group in groups:
         yield {
             "prompt": as_json(group.prompt),

@@ -1,4 +1,4 @@
-"""Rows -> preference groups -> token groups, with an account of every row."""
+"""Convert rows to preference groups and these to token groups, and record what happens to every row."""
 
 from __future__ import annotations
 
@@ -6,239 +6,235 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from typing import Literal
 
 import numpy as np
 
-from preftune.chat.faults import Fault, settle
+from preftune.chat.faults import Fault, report_faults
 from preftune.chat.render import Encoded, Renderer
-from preftune.chat.turns import in_turns
+from preftune.chat.turns import text_to_chat
 from preftune.errors import DataError
 from preftune.formats.account import Account
-from preftune.formats.all_rows import (
-    all_chats,
-    bad_row,
-    function_failed,
-    note_prompts_twice,
-    note_verdicts,
+from preftune.formats.cells import decode_cells
+from preftune.formats.columns import ColumnLedger, TrackedRow
+from preftune.formats.file_checks import (
+    bad_row_error,
+    check_margins,
+    function_error,
+    note_one_sided_verdicts,
+    note_repeated_prompts,
     require_prompts,
-    with_margins,
+    text_prompts_to_chats,
 )
-from preftune.formats.cells import decoded
-from preftune.formats.columns import Ledger, Tracked
-from preftune.formats.names import Names, names_of, no_such_column
+from preftune.formats.names import ColumnNames, column_names, missing_column_error
 from preftune.formats.parsers import Reading
-from preftune.formats.table import BY_NAME, FunctionFault, by_function, detect
-from preftune.formats.values import BadRow, Drop, Fields, states_margin, without_empty
+from preftune.formats.table import BY_NAME, FunctionFault, detect, parse_with_function
+from preftune.formats.values import BadRow, Drop, Fields, drop_empty_responses, has_margin
 from preftune.resolve import require_one_argument, resolve
 from preftune.sources.read import Row, read
 from preftune.types import Judgement, PreferenceGroup, TokenGroup
 
-DETECTION_ROWS = 20
-CHUNK = 512  # groups tokenised in one call
-DROPPED_ALONE = "the responses differ only in text that the chat template leaves out"
+DETECTION_ROWS = 20  # rows from which the format is detected
+CHUNK = 512  # groups to tokenise in one call
+DIFFER_IN_DROPPED_TEXT = "the responses differ only in text that the chat template leaves out"
 
 Parser = Callable[[Fields], Iterable[PreferenceGroup]]
 
 
 def read_groups(source: str | Sequence[str], reading: Reading | None = None) -> tuple[list[PreferenceGroup], Account]:
-    """All groups of `source` and the account of its rows and columns.
+    """Read all groups of `source`. Return them with the account of its rows and columns.
 
-    Raises DataError for an unknown format, for columns that are neither used nor known (see data.columns), and, unless
-    `reading.bad_rows` is "drop", for the first row that breaks its format.
+    Raises DataError for an unknown format, for unknown columns that are not used (see data.columns), and, unless
+    `reading.bad_rows` is "drop", for the first row that does not fit the format.
     """
     reading = reading or Reading()
     name = source if isinstance(source, str) else ", ".join(source)
     account = Account(name)
-    rows = decoded(read(source, account.note), reading, account.note)
+    rows = decode_cells(read(source, account.note), reading, account.note)
     head = list(islice(rows, DETECTION_ROWS))
-    names = names_of(reading.columns, reading.ignore)
-    parse, rows = _parser(_sound(head, names), head, _chain(head, rows), names, reading, account)
-    ledger = Ledger(name, account.format, names)
-    groups, judged = _parsed(rows, parse, ledger, account, reading)
-    _close(ledger, account, reading)
-    if account.format in BY_NAME and account.format != "ranked":  # others take margins from elsewhere
-        groups = with_margins(groups, judged, reading, account)
-    if ledger.in_context:
-        groups = all_chats(groups, account)
+    names = column_names(reading.columns, reading.ignore)
+    parse, rows = _parser(_readable(head, names), head, chain(head, rows), names, reading, account)
+    ledger = ColumnLedger(name, account.format, names)
+    groups, judged = _parse_rows(rows, parse, ledger, account, reading)
+    _finish_account(ledger, account, reading)
+    if account.format in BY_NAME and account.format != "ranked":  # others do not read margins from a column
+        groups = check_margins(groups, judged, reading, account)
+    if ledger.has_context:
+        groups = text_prompts_to_chats(groups, account)
     require_prompts(groups, reading, account)
-    note_prompts_twice(groups, account)
-    note_verdicts(groups, account)
+    note_repeated_prompts(groups, account)
+    note_one_sided_verdicts(groups, account)
     return groups, account
 
 
-def _parsed(
-    rows: Iterable[Row], parse: Parser, ledger: Ledger, account: Account, reading: Reading
+def _parse_rows(
+    rows: Iterable[Row], parse: Parser, ledger: ColumnLedger, account: Account, reading: Reading
 ) -> tuple[list[PreferenceGroup], dict[str, bool]]:
-    """The groups of all rows and, for the origin of each row with judgements, whether it states a margin."""
+    """Parse all rows. Return their groups and, by origin of each row with judgements, whether it has a margin."""
     strict = reading.bad_rows == "error"
     groups: list[PreferenceGroup] = []
     judged: dict[str, bool] = {}
-    failed: dict[str, list[str]] = {}  # what the user's function did wrong, and in which rows
+    failed: dict[str, list[str]] = {}  # error message -> origins of the rows
     for row in rows:
         account.read += 1
         try:
-            found = _read_row(row, parse, ledger, account, not strict)
-            groups.extend(map(in_turns, found) if reading.as_chat else found)
-            if any(group.judgements for group in found):
-                judged[row.origin] = states_margin(ledger.names.row(row.value))
+            row_groups = _read_row(row, parse, ledger, account, not strict)
+            groups.extend(map(text_to_chat, row_groups) if reading.as_chat else row_groups)
+            if any(group.judgements for group in row_groups):
+                judged[row.origin] = has_margin(ledger.names.rename(row.value))
         except Drop as reason:
             account.drop(str(reason), row.origin)
         except BadRow as fault:
             if strict and not isinstance(fault, FunctionFault):
-                ledger.refuse(account.read)  # a column that earlier rows could not use may explain the fault
-                raise bad_row(fault, row.origin, account.format, reading) from None
+                ledger.refuse(account.read)  # an unused column may explain the fault
+                raise bad_row_error(fault, row.origin, account.format, reading) from None
             account.drop(f"cannot be read: {fault}", row.origin)
             failed.setdefault(str(fault), []).append(row.origin)
         if account.read >= DETECTION_ROWS and strict:
             ledger.refuse(account.read)
-    if failed and strict:  # all rows are read first: one mistake of a function fails in many of them
-        raise function_failed(failed, account)
+    if failed and strict:  # reported together: one mistake in a function usually affects many rows
+        raise function_error(failed, account)
     return groups, judged
 
 
-def _close(ledger: Ledger, account: Account, reading: Reading) -> None:
-    """The account of the columns, or DataError for those that are refused or missing."""
+def _finish_account(ledger: ColumnLedger, account: Account, reading: Reading) -> None:
+    """Record the columns in the account. Raises DataError for refused and for missing columns."""
     if reading.bad_rows == "error" or ledger.refuses_most_of(account.read):
         ledger.refuse(account.read, nothing_kept=account.kept == 0)
     if account.read:
         ledger.require_mapped()
-    account.columns, account.unmatched = ledger.table(), ledger.unmatched() if account.read else []
+    account.columns, account.unmatched = ledger.statuses(), ledger.unmatched() if account.read else []
     account.unread = ledger.unread()
-    for what, origin in ledger.notes:
-        account.note(what, origin)
+    for note, origin in ledger.notes:
+        account.note(note, origin)
 
 
-def _sound(given: Sequence[Row], names: Names) -> list[Fields]:
-    """Rows under preftune's names, without those that cannot be read."""
-    rows = []
-    for row in given:
+def _readable(rows: Sequence[Row], names: ColumnNames) -> list[Fields]:
+    """Return the rows that can be read, with preftune's column names."""
+    readable = []
+    for row in rows:
         try:
             if not row.fault:
-                rows.append(names.row(row.value))
-        except BadRow:  # it is reported when the row is read
+                readable.append(names.rename(row.value))
+        except BadRow:  # reported when the row is parsed
             continue
-    return rows
+    return readable
 
 
-def _first_fault(row: Row, names: Names) -> DataError:
+def _first_fault(row: Row, names: ColumnNames) -> DataError:
     fault = BadRow(row.fault)
     try:
         if not row.fault:
-            names.row(row.value)
+            names.rename(row.value)
     except BadRow as error:
         fault = error
     return DataError(str(fault), where=row.origin, fix=fault.fix or "repair or remove the row")
 
 
-def _read_row(row: Row, parse: Parser, ledger: Ledger, account: Account, drop: bool) -> list[PreferenceGroup]:
-    """The groups of one row, its columns entered into the ledger."""
+def _read_row(row: Row, parse: Parser, ledger: ColumnLedger, account: Account, drop: bool) -> list[PreferenceGroup]:
+    """Parse one row and record its columns in the ledger."""
     if row.fault:
         raise BadRow(row.fault)
     ledger.seen.update(row.value)
-    value = Tracked(ledger.names.row(row.value))
+    value = TrackedRow(ledger.names.rename(row.value))
     try:
-        found = _groups_of(row.origin, parse(value), account)
+        groups = _without_empty(row.origin, parse(value), account)
     except Drop:
-        ledger.file(row.value, value, None, row.origin)
+        ledger.record(row.value, value, None, row.origin)
         raise
-    refused = ledger.file(row.value, value, found, row.origin)
+    refused = ledger.record(row.value, value, groups, row.origin)
     if refused and drop:
         raise BadRow(f"column {refused[0]!r} {ledger.refused[refused[0]][0]}")
-    return found
+    return groups
 
 
-def _groups_of(origin: str, parsed: Iterable[PreferenceGroup], account: Account) -> list[PreferenceGroup]:
-    """The groups of one row, without empty responses."""
-    found = [replace(group, origin=origin) for group in parsed if group.responses]
-    if not found:
-        raise Drop("no response in the row")
-    full = [without_empty(group) for group in found]
-    if full != found:
+def _without_empty(origin: str, parsed: Iterable[PreferenceGroup], account: Account) -> list[PreferenceGroup]:
+    """Return the groups of one row without empty responses."""
+    groups = [replace(group, origin=origin) for group in parsed if group.responses]
+    if not groups:
+        raise Drop("the row has no response")
+    result = [drop_empty_responses(group) for group in groups]
+    if result != groups:
         account.note("an empty response was left out, with its judgements", origin)
-    return full
-
-
-def _chain(head: list[Row], rest: Iterator[Row]) -> Iterator[Row]:
-    yield from head
-    yield from rest
+    return result
 
 
 def _parser(
-    sound: list[Fields], head: list[Row], rows: Iterator[Row], names: Names, reading: Reading, account: Account
+    readable: list[Fields], head: list[Row], rows: Iterator[Row], names: ColumnNames, reading: Reading, account: Account
 ) -> tuple[Parser, Iterator[Row]]:
-    """The parser of these rows, and the rows: a format may have to see all of them before the first is parsed."""
+    """Return the parser and the rows. Some formats must look at all rows before the first one is parsed."""
     if reading.format != "auto" and reading.format not in BY_NAME:
-        function = resolve(reading.format, dict.fromkeys(BY_NAME, by_function), "data.format")
+        function = resolve(reading.format, dict.fromkeys(BY_NAME, parse_with_function), "data.format")
         require_one_argument(function, reading.format)
         account.format = reading.format
-        return lambda row: by_function(function, dict(row.items()), reading.format), rows
+        return lambda row: parse_with_function(function, dict(row.items()), reading.format), rows
     if not head:
         account.format = account.format if reading.format == "auto" else reading.format
         return lambda row: (), rows
     if reading.format == "auto":
-        if not sound:  # not one row could be read: say why instead of guessing a format
+        if not readable:  # report why, instead of guessing a format
             raise _first_fault(head[0], names)
         where = head[0].origin.rpartition(":")[0] or head[0].origin
         for column, name in names.new_name.items():
-            if sound and not any(name in row for row in sound):
-                raise no_such_column(column, name, dict.fromkeys(key for row in sound for key in row), where)
-        chosen = detect(sound, where)
+            if readable and not any(name in row for row in readable):
+                raise missing_column_error(column, name, dict.fromkeys(key for row in readable for key in row), where)
+        row_format = detect(readable, where)
     else:
-        chosen = BY_NAME[reading.format]
-    account.format = chosen.name
-    if chosen.settle:
-        every = list(rows)
-        reading = chosen.settle(_sound(every, names), reading, account.source)
-        rows = iter(every)
-    return lambda row: chosen.parse(row, reading), rows
+        row_format = BY_NAME[reading.format]
+    account.format = row_format.name
+    if row_format.adjust:
+        all_rows = list(rows)
+        reading = row_format.adjust(_readable(all_rows, names), reading, account.source)
+        rows = iter(all_rows)
+    return lambda row: row_format.parse(row, reading), rows
 
 
 def hold_out(groups: Sequence[PreferenceGroup], share: float) -> tuple[list[PreferenceGroup], list[PreferenceGroup]]:
-    """(train, held out): about `share` of the prompts, chosen by their hash.
+    """Split the groups by prompt and return (train, held out), with about `share` of the prompts held out.
 
-    No prompt and no row is on both sides: the turns of one dialogue stay together, for each holds those before it.
+    The hash of a prompt decides. No prompt and no row is on both sides, so all turns of a dialogue stay together.
     """
     keys = [prompt_key(group) for group in groups]
-    families = _families(keys, [group.origin for group in groups])
-    wanted, held = max(1, round(share * len(set(keys)))), set[str]()
-    for family in families:
-        if len(held) + len(family) <= wanted:
-            held.update(family)
-    held = held or set(min(families, key=len, default=()))
+    components = _components(keys, [group.origin for group in groups])
+    target, held = max(1, round(share * len(set(keys)))), set[str]()
+    for component in components:
+        if len(held) + len(component) <= target:
+            held.update(component)
+    held = held or set(min(components, key=len, default=()))
     if len(held) == len(set(keys)):
+        same = f"all {len(groups)} groups have the same {'' if groups and groups[0].prompt else '(empty) '}prompt"
         raise DataError(
-            f"cannot hold out a share of {len(held)} distinct prompt(s)",
+            "cannot hold out a share of the prompts",
             where=groups[0].origin.rpartition(":")[0] or groups[0].origin if groups else "",
-            why="prompts that share a row stay together" if len(held) > 1 else "",
-            fix="give an evaluation file as data.eval",
+            why="prompts that share a row stay together" if len(held) > 1 else same,
+            fix="set data.eval to an evaluation file",
         )
     sides = [(group, key in held) for group, key in zip(groups, keys, strict=True)]
     return [group for group, out in sides if not out], [group for group, out in sides if out]
 
 
 def folds(groups: Sequence[PreferenceGroup], number: int) -> list[list[PreferenceGroup]]:
-    """The groups in `number` parts of about the same size, by prompt as in `hold_out`. Raises DataError for too few."""
+    """Split the groups into `number` parts of similar size, by prompt as in `hold_out`. Raises DataError."""
     keys = [prompt_key(group) for group in groups]
     counts = Counter(keys)
     part_of: dict[str, int] = {}
     sizes = [0] * number
-    for family in _families(keys, [group.origin for group in groups]):
+    for component in _components(keys, [group.origin for group in groups]):
         smallest = sizes.index(min(sizes))
-        sizes[smallest] += sum(counts[key] for key in family)
-        part_of |= dict.fromkeys(family, smallest)
+        sizes[smallest] += sum(counts[key] for key in component)
+        part_of |= dict.fromkeys(component, smallest)
     if min(sizes) == 0:
         raise DataError(
-            f"{len(counts)} distinct prompts cannot be parted into {number}",
+            f"cannot split {len(counts)} distinct prompts into {number} folds",
             where=groups[0].origin.rpartition(":")[0] or groups[0].origin if groups else "",
-            fix="lower `folds`",
+            fix="use fewer folds",
         )
     return [[g for g, key in zip(groups, keys, strict=True) if part_of[key] == part] for part in range(number)]
 
 
-def _families(keys: Sequence[str], origins: Sequence[str]) -> list[list[str]]:
-    """Prompts that are bound to each other by common rows, in an order that only depends on the prompts."""
+def _components(keys: Sequence[str], origins: Sequence[str]) -> list[list[str]]:
+    """Return the sets of prompts that are connected by common rows, in an order that depends only on the prompts."""
     parent = {key: key for key in keys}
 
     def root(key: str) -> str:
@@ -250,14 +246,15 @@ def _families(keys: Sequence[str], origins: Sequence[str]) -> list[list[str]]:
     of_row: dict[str, str] = {}
     for key, origin in zip(keys, origins, strict=True):
         parent[root(key)] = root(of_row.setdefault(origin, key) if origin else key)
-    families: dict[str, list[str]] = {}
+    components: dict[str, list[str]] = {}
     for key in sorted(parent):
-        families.setdefault(root(key), []).append(key)
-    # the smallest hash of a family would favour large ones; that of all its hashes does not
-    return sorted(families.values(), key=lambda f: f[0] if len(f) == 1 else _hash("".join(f)))
+        components.setdefault(root(key), []).append(key)
+    # sorted by a hash of all its hashes: the smallest hash of a component would put large ones first
+    return sorted(components.values(), key=lambda c: c[0] if len(c) == 1 else _hash("".join(c)))
 
 
 def prompt_key(group: PreferenceGroup) -> str:
+    """Return a hash of the prompt."""
     return _hash(repr(group.prompt))
 
 
@@ -265,8 +262,8 @@ def _hash(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def asked(group: PreferenceGroup) -> str:
-    """A hash of what is asked: the same for a text and for that text as the only message of a user."""
+def normalised_prompt_key(group: PreferenceGroup) -> str:
+    """Return a hash of the prompt that is the same for a text and for that text as a single user message."""
     prompt = group.prompt
     if not isinstance(prompt, str) and len(prompt) == 1 and prompt[0].role == "user" and not prompt[0].extra:
         prompt = prompt[0].content
@@ -274,21 +271,21 @@ def asked(group: PreferenceGroup) -> str:
 
 
 def refuse_overlap(train: Sequence[PreferenceGroup], held_out: Sequence[PreferenceGroup]) -> None:
-    """Raises DataError if a prompt is in both: evaluation would measure memory."""
-    seen = {asked(g): g.origin for g in train}
-    leaks = [g for g in held_out if asked(g) in seen]
+    """Raise DataError if a prompt is in both, as the evaluation would then measure memorisation."""
+    trained = {normalised_prompt_key(g): g.origin for g in train}
+    leaks = [g for g in held_out if normalised_prompt_key(g) in trained]
     if leaks:
         raise DataError(
             f"{len(leaks)} of {len(held_out)} evaluation prompts are also in the training data",
             where=leaks[0].origin,
-            why=f"the first one is the prompt of {seen[asked(leaks[0])]}",
-            fix="remove them, hold out a share instead (data.eval=0.05), or set data.allow_overlap=true",
+            why=f"the first one is also the prompt of {trained[normalised_prompt_key(leaks[0])]}",
+            fix="remove them, hold out a share of the training data (data.eval=0.05), or set data.allow_overlap=true",
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How long sequences may be, and what happens to rows that cannot be rendered, from the config."""
+    """Maximum lengths in tokens, and what to do with longer rows and with rows that cannot be rendered."""
 
     max_length: int = 1024
     max_prompt_length: int | None = None
@@ -299,9 +296,9 @@ class Limits:
 def tokenize(
     groups: Sequence[PreferenceGroup], renderer: Renderer, limits: Limits, account: Account
 ) -> list[TokenGroup]:
-    """Token ids of every group that fits the limits; what does not is dropped or cut, and accounted for.
+    """Tokenise the groups. Groups over the limits are truncated or dropped, which is recorded in the account.
 
-    Raises DataError for all rows that the chat template cannot render, unless `limits.bad_rows` is "drop".
+    Raises one DataError for all rows that the chat template cannot render, unless `limits.bad_rows` is "drop".
     """
     result: list[TokenGroup] = []
     reasons: dict[str, str] = {}
@@ -318,11 +315,11 @@ def tokenize(
                 result.append(_fit(group, encoded, limits, account, renderer.tokenizer.bos_token_id))
             except Drop as drop:
                 reasons[group.origin] = str(drop)
-    reasons |= settle(faults, len(groups), limits.bad_rows, account)
-    kept = {group.origin for group in result}
+    reasons |= report_faults(faults, len(groups), limits.bad_rows, account)
+    used = {group.origin for group in result}
     for origin, reason in reasons.items():
-        if origin in kept:  # another turn of the same row is trained on
-            account.note(f"one of its turns was dropped: {reason}", origin)
+        if origin in used:  # the row has other turns that are used
+            account.note(f"one turn of the row was dropped: {reason}", origin)
         else:
             account.drop(reason, origin)
     return result
@@ -330,9 +327,9 @@ def tokenize(
 
 def _fit(group: PreferenceGroup, encoded: Encoded, limits: Limits, account: Account, bos: int | None) -> TokenGroup:
     prompt, responses = encoded.prompt_ids, encoded.response_ids
-    if not prompt:  # without BOS nothing predicts the first token: it becomes the context of the rest
+    if not prompt:  # nothing predicts the first token, so it becomes the prompt
         if len({r[0] for r in responses}) > 1 or min(map(len, responses)) < 2:
-            raise Drop("empty prompt, and the tokenizer has no BOS to start from")
+            raise Drop("the prompt is empty, and the tokenizer has no BOS")
         prompt, responses = responses[0][:1], [r[1:] for r in responses]
     longest = max(map(len, responses))
     if len(prompt) + longest > limits.max_length:
@@ -345,14 +342,14 @@ def _fit(group: PreferenceGroup, encoded: Encoded, limits: Limits, account: Acco
                 where=group.origin,
                 fix="raise data.max_length, or set data.overlong to truncate or drop",
             )
-        prompt, responses = _cut(group, prompt, responses, limits, account, bos)
+        prompt, responses = _truncate(group, prompt, responses, limits, account, bos)
     judgements = _distinct(group.judgements, responses)
     if group.judgements and not judgements:
         if _distinct(group.judgements, encoded.response_ids):
-            raise Drop("identical after truncation")
-        raise Drop(DROPPED_ALONE if encoded.dropped else "identical token ids")
+            raise Drop("the responses are identical after truncation")
+        raise Drop(DIFFER_IN_DROPPED_TEXT if encoded.dropped else "the responses have identical token ids")
     if len(judgements) < len(group.judgements):
-        account.note("judgements between responses with identical ids were left out", group.origin)
+        account.note("judgements between responses with identical token ids were left out", group.origin)
     return TokenGroup(
         np.asarray(prompt, dtype=np.int32),
         tuple(np.asarray(r, dtype=np.int32) for r in responses),
@@ -367,7 +364,7 @@ def _distinct(judgements: tuple[Judgement, ...], ids: list[list[int]]) -> tuple[
     return tuple(j for j in judgements if ids[j.better] != ids[j.worse])
 
 
-def _cut(
+def _truncate(
     group: PreferenceGroup,
     prompt: list[int],
     responses: list[list[int]],
@@ -375,28 +372,28 @@ def _cut(
     account: Account,
     bos: int | None,
 ) -> tuple[list[int], list[list[int]]]:
-    """The prompt loses its beginning (never its BOS), then responses lose their end."""
+    """Truncate the beginning of the prompt (but not its BOS), then the end of responses that are still too long."""
     room = limits.max_length - max(map(len, responses))
-    keep = limits.max_prompt_length or max(room, limits.max_length // 2)
-    keep = min(keep, limits.max_length - 1)
-    if len(prompt) > keep:
-        head = prompt[:1] if bos is not None and prompt[0] == bos and keep > 1 else []
-        prompt = head + prompt[len(prompt) - (keep - len(head)) :]
-        account.note(f"the prompt lost its beginning (max_length {limits.max_length})", group.origin)
+    length = limits.max_prompt_length or max(room, limits.max_length // 2)
+    length = min(length, limits.max_length - 1)
+    if len(prompt) > length:
+        head = prompt[:1] if bos is not None and prompt[0] == bos and length > 1 else []
+        prompt = head + prompt[len(prompt) - (length - len(head)) :]
+        account.note(f"the beginning of the prompt was truncated (max_length {limits.max_length})", group.origin)
     room = limits.max_length - len(prompt)
     if any(len(r) > room for r in responses):
-        account.note(f"a response lost its end and its EOS (max_length {limits.max_length})", group.origin)
+        account.note(f"a response was truncated, so it has no EOS (max_length {limits.max_length})", group.origin)
         responses = [r[:room] for r in responses]
     return prompt, responses
 
 
 def require_vocabulary(groups: Iterable[TokenGroup], rows: int, where: str) -> None:
-    """Raises DataError if a token id has no row in the model's embedding."""
+    """Raise DataError if a token id is not in the model's embedding."""
     for group in groups:
         top = max(int(ids.max()) for ids in (group.prompt_ids, *group.response_ids))
         if top >= rows:
             raise DataError(
-                f"token id {top}, but the model's embedding has {rows} rows",
+                f"token id {top} is out of range: the model's embedding has {rows} rows",
                 where=group.origin,
                 why=f"the tokenizer does not belong to the model {where}",
                 fix="use the model's own tokenizer, or resize the model's embedding",

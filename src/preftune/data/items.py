@@ -1,4 +1,4 @@
-"""Groups seen as what a loss has values for: pairs, labelled responses or rankings."""
+"""Convert groups to the items of a loss: pairs, labelled responses or rankings."""
 
 from __future__ import annotations
 
@@ -12,58 +12,58 @@ from preftune.types import PreferenceGroup, TokenGroup
 
 
 def as_pairs(groups: Sequence[TokenGroup], loss: str) -> list[TokenGroup]:
-    """Groups with judgements. Raises DataError for data that have none."""
+    """Return the groups. Raises DataError for a group without judgements."""
     for group in groups:
         require_judged(group, loss)
     return list(groups)
 
 
 def require_judged(group: PreferenceGroup | TokenGroup, loss: str) -> None:
-    """Raises DataError for a group that compares nothing."""
+    """Raise DataError for a group without judgements."""
     if not group.judgements:
         what = "labelled responses" if group.labels else "demonstrations"
         raise DataError(
-            f"{loss!r} compares pairs, but the data hold {what}",
+            f"{loss!r} needs preference pairs, but the data contain {what}",
             where=group.origin,
-            fix="use loss.name=kto or bco" if group.labels else "train on demonstrations with preftune sft",
+            fix="use loss.name=kto or bco" if group.labels else "use preftune sft to train on demonstrations",
         )
 
 
 def as_labelled(groups: Sequence[TokenGroup], loss: str) -> list[TokenGroup]:
-    """Groups whose responses are labelled: as the data say, else winners +1 and losers -1.
+    """Return groups with labels: those of the data, otherwise +1 for better and -1 for worse responses.
 
-    A response of a ranking that both wins and loses has no label and is left out.
+    A response that is better in one judgement and worse in another has no label and is left out.
     """
     result = []
     for group in groups:
         if group.labels:
             result.append(group)
             continue
-        won = {j.better for j in group.judgements}
-        lost = {j.worse for j in group.judgements}
-        clear = sorted(won ^ lost)
+        better = {j.better for j in group.judgements}
+        worse = {j.worse for j in group.judgements}
+        clear = sorted(better ^ worse)
         if not clear:
-            raise DataError(f"{loss!r} needs labels, and none follow from these responses", where=group.origin)
+            raise DataError(f"{loss!r} needs labels, and this row has no better or worse response", where=group.origin)
         place = {old: new for new, old in enumerate(clear)}
-        kept = [j for j in group.judgements if j.better in place and j.worse in place]
+        judgements = [j for j in group.judgements if j.better in place and j.worse in place]
         result.append(
             replace(
                 group,
                 response_ids=tuple(group.response_ids[i] for i in clear),
-                judgements=tuple(replace(j, better=place[j.better], worse=place[j.worse]) for j in kept),
+                judgements=tuple(replace(j, better=place[j.better], worse=place[j.worse]) for j in judgements),
                 ranks=(),
-                labels=tuple(1 if i in won else -1 for i in clear),
+                labels=tuple(1 if i in better else -1 for i in clear),
             )
         )
     return result
 
 
 def with_mismatches(groups: Sequence[TokenGroup], loss: str) -> list[TokenGroup]:
-    """Every group with one more response, labelled 0: a response of the next group that has another prompt.
+    """Add to every group one response, labelled 0, of the next group that has a different prompt.
 
-    Group i gets response i (modulo their number) of that group, so that chosen and rejected ones take turns. It is cut
-    where prompt and response together would be longer than the longest sequence that the groups themselves have.
-    Responses that the group already has are skipped. Raises DataError if no other response is left.
+    Group i gets response i (modulo the number of responses), so that chosen and rejected ones alternate. The response
+    is truncated so that no sequence is longer than the longest one in the groups. Responses that the group already has
+    are skipped. Raises DataError if there is no other response.
     """
     longest = max((len(g.prompt_ids) + max(map(len, g.response_ids)) for g in groups), default=0)
     result = []
@@ -73,35 +73,35 @@ def with_mismatches(groups: Sequence[TokenGroup], loss: str) -> list[TokenGroup]
         if foreign is None:
             same_prompt = all(np.array_equal(g.prompt_ids, group.prompt_ids) for g in groups)
             raise DataError(
-                f"{loss!r} compares with a response to another prompt, and there is none",
+                f"{loss!r} needs a response to a different prompt, and there is none",
                 where=group.origin,
                 why="all prompts are the same"
                 if same_prompt
-                else "every response to another prompt is one of this row's own, word for word",
+                else "every response to a different prompt is identical to a response of this row",
                 fix="use loss.name=bco, or data with several prompts and different responses",
             )
         result.append(replace(group, response_ids=(*group.response_ids, foreign), labels=(*group.labels, 0)))
     return result
 
 
-def _of_other_prompts(groups: Sequence[TokenGroup], index: int, room: int) -> Iterator[np.ndarray]:
-    """The responses of the groups after `index` that have another prompt than it, cut to `room` tokens."""
+def _of_other_prompts(groups: Sequence[TokenGroup], index: int, max_tokens: int) -> Iterator[np.ndarray]:
+    """Yield the responses of groups after `index` with a different prompt, truncated to `max_tokens` tokens."""
     prompt = groups[index].prompt_ids
-    for step in range(1, len(groups)):
-        other = groups[(index + step) % len(groups)]
+    for offset in range(1, len(groups)):
+        other = groups[(index + offset) % len(groups)]
         if not np.array_equal(other.prompt_ids, prompt):
             number = len(other.response_ids)
-            yield from (other.response_ids[(index + i) % number][:room] for i in range(number))
+            yield from (other.response_ids[(index + i) % number][:max_tokens] for i in range(number))
 
 
 def _same(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether two responses are equal word for word: one may have lost its EOS, the last token, to truncation."""
+    """Return whether two responses are equal, except that one may have lost its EOS, the last token, to truncation."""
     common = min(len(one), len(other))
     return abs(len(one) - len(other)) <= 1 and np.array_equal(one[:common], other[:common])
 
 
 def as_rankings(groups: Sequence[TokenGroup], loss: str) -> list[TokenGroup]:
-    """Groups whose responses have a rank each, all different; a pair is a ranking of two."""
+    """Return groups with a different rank for every response. A pair becomes a ranking of two."""
     result = []
     for group in groups:
         ranks = group.ranks
@@ -109,7 +109,7 @@ def as_rankings(groups: Sequence[TokenGroup], loss: str) -> list[TokenGroup]:
             ranks = (1.0, 2.0) if group.judgements[0].better == 0 else (2.0, 1.0)
         if len(set(ranks)) != len(group.response_ids) or not ranks:
             raise DataError(
-                f"{loss!r} needs a rank for every response, all different; got {list(ranks) or 'none'}",
+                f"{loss!r} needs a different rank for every response, got {list(ranks) or 'none'}",
                 where=group.origin,
                 fix="remove ties from the rankings, or use a pairwise loss",
             )
@@ -120,7 +120,7 @@ def as_rankings(groups: Sequence[TokenGroup], loss: str) -> list[TokenGroup]:
 def require_columns(
     groups: Sequence[TokenGroup], loss: str, inputs: frozenset[str], weighted: bool, log_margin: bool
 ) -> None:
-    """Raises DataError where the judgements say something that the loss would ignore, or lack what it needs."""
+    """Raise DataError if judgements have a field that the loss ignores, or lack the margin that it needs."""
     margins = False
     for group in groups:
         for j in group.judgements:
@@ -130,13 +130,13 @@ def require_columns(
                 "margin": j.margin != 0 and "margin" not in inputs,
                 "weight": j.weight != 1 and not weighted,
             }
-            for column, bad in ignored.items():
-                if bad:
+            for column, is_ignored in ignored.items():
+                if is_ignored:
                     raise DataError(
-                        f"{loss!r} has no place for a {column}",
+                        f"the data have a {column}, which {loss!r} does not use",
                         where=group.origin,
-                        why="it would be ignored without a word",
-                        fix=f"use a loss that takes it (docs/losses.md), or set data.ignore=[{column}]",
+                        why="it would be ignored",
+                        fix=f"use a loss with this input (see docs/losses.md), or set data.ignore=[{column}]",
                     )
             if log_margin and j.margin <= 0:
                 raise DataError(f"{loss!r} with log needs margins above 0, got {j.margin}", where=group.origin)
@@ -144,5 +144,5 @@ def require_columns(
         raise DataError(
             f"{loss!r} needs a margin for each judgement, and no row has one",
             where=groups[0].origin.rpartition(":")[0],
-            fix="add a column `margin`, or set data.margin_from_scores=true for data with scores",
+            fix="add a column `margin`, or set data.margin_from_scores=true if the data have scores",
         )

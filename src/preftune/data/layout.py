@@ -1,12 +1,12 @@
-"""Token groups -> batches. This file alone knows how groups lie in memory.
+"""Split token groups into micro-batches, and arrange each in memory in one of three layouts.
 
-    rows     every response is a row [prompt | response], padded on the right to the longest
+    rows     one row [prompt | response] per response, padded on the right to the longest
     packed   the same sequences one after another in a single row, without padding
     shared   [prompt | r1 | r2 | ... | rn]: the prompt once for all responses of its group
 
-The last token of a response is only ever predicted, so no layout gives it a slot. In rows, causal attention never
-looks right, so padding needs no mask: no real position can see it. For compiled blocks, packed and shared rows can be
-padded to constant lengths; that padding is a segment of its own, which no other sees and nothing reads.
+The last token of a response is predicted but never read, so no layout has a slot for it. Rows need no padding mask:
+padding is on the right, where causal attention does not look. For compiled blocks, packed and shared rows can be
+padded to constant lengths. That padding is a separate segment to which no token attends.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ LayoutName = Literal["rows", "packed", "shared"]
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """How groups become micro-batches: their layout, and the most token slots of one micro-batch.
+    """The layout of micro-batches and their maximum number of token slots.
 
-    `constant`: packed and shared rows are padded to quarters of `tokens`, so that they have four lengths and no more.
+    `constant`: pad packed and shared rows to a multiple of a quarter of `tokens`, so that there are only four lengths.
     """
 
     layout: LayoutName
@@ -39,43 +39,43 @@ class Budget:
 
 
 def micro_batches(groups: Sequence[TokenGroup], budget: Budget) -> list[Batch]:
-    """`groups` as batches of at most `budget.tokens` slots each; a larger single group makes a batch of its own."""
+    """Split `groups` into batches of at most `budget.tokens` slots. A larger group is alone in its batch."""
     if budget.layout == "rows":
         bins = _similar(groups, budget.tokens)
     else:
         sizes = [slots_of(group, budget.layout) for group in groups]
         bins = _best_fit(groups, sizes, budget.tokens)
-        even = shares(sizes, len(bins))
+        even = balanced_shares(sizes, len(bins))
         if not budget.constant and all(sum(sizes[i] for i in share) <= budget.tokens for share in even):
-            bins = [[groups[i] for i in share] for share in even]  # as few, and none larger than it must be
+            bins = [[groups[i] for i in share] for share in even]  # as few bins, but of similar size
     batches = [batch_of(members, budget.layout) for members in bins]
     return [to_constant_length(batch, budget.tokens) for batch in batches] if budget.constant else batches
 
 
 def to_constant_length(batch: Batch, tokens: int) -> Batch:
-    """A packed or shared batch, padded to the next quarter of `tokens` slots, also beyond `tokens`."""
+    """Pad a packed or shared batch to a multiple of a quarter of `tokens` slots, even if it exceeds `tokens`."""
     assert isinstance(batch.layout, Packed)
     slots, quarter = len(batch.ids_T), -(-tokens // 4)
     length = -(-slots // quarter) * quarter
-    more = (min(length, tokens) if slots <= tokens else length) - slots
-    if not more:
+    padding = (min(length, tokens) if slots <= tokens else length) - slots
+    if not padding:
         return batch
     return replace(
         batch,
-        ids_T=pad(batch.ids_T, (0, more)),
-        positions_T=pad(batch.positions_T, (0, more)),  # all 0: there may be no more positions than the data need
-        layout=Packed((*batch.layout.segments, Segment(slots, slots + more))),
+        ids_T=pad(batch.ids_T, (0, padding)),
+        positions_T=pad(batch.positions_T, (0, padding)),  # position 0: the model may have no further position
+        layout=Packed((*batch.layout.segments, Segment(slots, slots + padding))),
     )
 
 
 def batch_of(groups: Sequence[TokenGroup], layout: LayoutName) -> Batch:
-    """`groups` as one batch."""
-    lay: dict[str, Callable[[Sequence[TokenGroup]], Batch]] = {"rows": rows, "packed": packed, "shared": shared}
-    return lay[layout](groups)
+    """Arrange `groups` in one batch."""
+    builders: dict[str, Callable[[Sequence[TokenGroup]], Batch]] = {"rows": rows, "packed": packed, "shared": shared}
+    return builders[layout](groups)
 
 
 def slots_of(group: TokenGroup, layout: LayoutName) -> int:
-    """Token slots that the group takes alone."""
+    """Return the number of token slots of a batch with only this group."""
     prompt, lengths = len(group.prompt_ids), [len(r) - 1 for r in group.response_ids]
     match layout:
         case "rows":
@@ -87,7 +87,7 @@ def slots_of(group: TokenGroup, layout: LayoutName) -> int:
 
 
 def _similar(groups: Sequence[TokenGroup], tokens: int) -> list[list[TokenGroup]]:
-    """Groups of similar width together: a batch ends when it is full, or a sixteenth of it would be padding."""
+    """Group by width. A batch ends when it is full, or when more than 1/16 of `tokens` would be padding."""
     bins: list[list[TokenGroup]] = []
     count = width = padding = 0
     for group in sorted(groups, key=width_of, reverse=True):
@@ -102,7 +102,7 @@ def _similar(groups: Sequence[TokenGroup], tokens: int) -> list[list[TokenGroup]
 
 
 def _best_fit(groups: Sequence[TokenGroup], sizes: Sequence[int], tokens: int) -> list[list[TokenGroup]]:
-    """Bin packing, best-fit decreasing: each group, the largest first, goes where the least room is left after it."""
+    """Bin packing by best-fit decreasing: each group, largest first, goes to the fullest bin that has room for it."""
     bins: list[list[TokenGroup]] = []
     room: list[tuple[int, int]] = []  # (slots left, number of the bin), ascending
     for index in sorted(range(len(groups)), key=lambda i: -sizes[i]):
@@ -117,28 +117,28 @@ def _best_fit(groups: Sequence[TokenGroup], sizes: Sequence[int], tokens: int) -
     return bins
 
 
-def shares(costs: Sequence[float], parts: int) -> list[list[int]]:
-    """Indices of `costs` in `parts` shares of nearly equal sum: the largest first, each to the share that has least.
+def balanced_shares(costs: Sequence[float], parts: int) -> list[list[int]]:
+    """Split the indices of `costs` into `parts` shares of nearly equal sum: largest first, each to the smallest share.
 
-    The largest share is at most 4/3 of the best possible (Graham, 1969). Equal costs are told apart by index alone, so
-    that every process finds the same shares.
+    The largest share is at most 4/3 of the optimum (Graham, 1969). Ties are broken by index, so that every process
+    computes the same shares.
     """
     heap = [(0.0, number) for number in range(parts)]
-    found: list[list[int]] = [[] for _ in range(parts)]
+    shares: list[list[int]] = [[] for _ in range(parts)]
     for index in sorted(range(len(costs)), key=lambda i: -costs[i]):
         total, number = heapq.heappop(heap)
-        found[number].append(index)
+        shares[number].append(index)
         heapq.heappush(heap, (total + costs[index], number))
-    return found
+    return shares
 
 
 def width_of(group: TokenGroup) -> int:
-    """Token slots of the group's widest row."""
+    """Return the number of token slots of the group's widest row."""
     return len(group.prompt_ids) + max(len(r) for r in group.response_ids) - 1
 
 
 def rows(groups: Sequence[TokenGroup]) -> Batch:
-    """One padded row a response."""
+    """Arrange groups with one padded row per response."""
     responses = [(g.prompt_ids, r) for g in groups for r in g.response_ids]
     width = max(map(width_of, groups))
     ids = np.zeros((len(responses), width), dtype=np.int64)
@@ -153,7 +153,7 @@ def rows(groups: Sequence[TokenGroup]) -> Batch:
 
 
 def packed(groups: Sequence[TokenGroup]) -> Batch:
-    """One row of whole sequences, one after another."""
+    """Arrange groups as complete sequences, one after another in a single row."""
     ids, positions, read, segments = [], [], [], []
     begin = 0
     for group in groups:
@@ -169,7 +169,7 @@ def packed(groups: Sequence[TokenGroup]) -> Batch:
 
 
 def shared(groups: Sequence[TokenGroup]) -> Batch:
-    """One row, every prompt once. The last slot of a prompt predicts the first token of all its responses."""
+    """Arrange groups in one row, each prompt once. Its last slot predicts the first token of all its responses."""
     ids, positions, read, segments = [], [], [], []
     begin = 0
     for group in groups:
@@ -178,15 +178,15 @@ def shared(groups: Sequence[TokenGroup]) -> Batch:
         positions.append(np.arange(prompt))
         at = begin + prompt
         for number, response in enumerate(group.response_ids):
-            own = len(response) - 1
+            size = len(response) - 1
             ids.append(response[:-1])
-            positions.append(np.arange(prompt, prompt + own))
-            read.append(np.concatenate([[begin + prompt - 1], np.arange(at, at + own)]))
+            positions.append(np.arange(prompt, prompt + size))
+            read.append(np.concatenate([[begin + prompt - 1], np.arange(at, at + size)]))
             if number == 0:
-                segments.append(Segment(begin, at + own))
-            elif own:
-                segments.append(Segment(at, at + own, begin, begin + prompt))
-            at += own
+                segments.append(Segment(begin, at + size))
+            elif size:
+                segments.append(Segment(at, at + size, begin, begin + prompt))
+            at += size
         begin = at
     return _batch(groups, np.concatenate(ids), np.concatenate(positions), Packed(tuple(segments)), read)
 
@@ -198,7 +198,7 @@ def _batch(
     layout: Rows | Packed,
     read: Sequence[np.ndarray],
 ) -> Batch:
-    """The record, from slots and, for each response, the slots that predict its tokens."""
+    """Create the batch. `read` holds, for each response, the slots that predict its tokens."""
     return Batch(
         ids_T=torch.from_numpy(ids.astype(np.int64)),
         positions_T=torch.from_numpy(positions.astype(np.int64)),
@@ -212,7 +212,7 @@ def _batch(
 
 
 def judged(groups: Sequence[TokenGroup]) -> Judged:
-    """The judgements, labels and ranks of `groups`, with responses numbered through."""
+    """Return the judgements, labels and ranks of `groups`, with responses numbered across all groups."""
     judgements, labels, ranks, owners = [], [], [], []
     first = 0
     for index, group in enumerate(groups):

@@ -1,6 +1,6 @@
-"""Which groups make which optimizer step: a function of seed, epoch and step alone.
+"""Assign groups to optimizer steps, as a function of the seed, the epoch and the step only.
 
-Neither the number of ranks, nor the size of micro-batches, nor how often a run was stopped changes it.
+The assignment does not depend on the number of ranks, the size of micro-batches, or how often a run was resumed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from preftune.types import TokenGroup
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One optimizer step: its number (from 1), its epoch (from 0) and the groups in it."""
+    """One optimizer step: its number (from 1), its epoch (from 0) and the indices of its groups."""
 
     number: int
     epoch: int
@@ -23,20 +23,20 @@ class Step:
 
 
 def size_of(group: TokenGroup) -> int:
-    """What a group counts for in `batch.pairs`: its judgements, or without any its labelled responses."""
+    """Return the size of a group for `batch.pairs`: its judgements, else its labelled responses, else its responses."""
     return len(group.judgements) or sum(label != 0 for label in group.labels) or len(group.response_ids)
 
 
 def permutation(n: int, seed: int, epoch: int) -> list[int]:
-    """The order of n groups in an epoch."""
+    """Return the order of n groups in an epoch."""
     return [int(i) for i in np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(n)]
 
 
 def epoch_steps(sizes: Sequence[int], pairs: int, seed: int, epoch: int) -> list[tuple[int, ...]]:
-    """The steps of an epoch, each with at most `pairs` judgements; every group is in exactly one.
+    """Split an epoch into steps with at most `pairs` judgements each. Every group is in exactly one step.
 
-    A group is never split: one that is larger than `pairs` makes a step of its own, and the last step
-    of an epoch may be smaller.
+    Groups are not split: a group with more than `pairs` judgements is alone in its step. The last step of an epoch may
+    be smaller than the others.
     """
     steps: list[tuple[int, ...]] = []
     current: list[int] = []
@@ -55,7 +55,7 @@ def epoch_steps(sizes: Sequence[int], pairs: int, seed: int, epoch: int) -> list
 def training_steps(
     sizes: Sequence[int], pairs: int, seed: int, epochs: int, max_steps: int | None = None
 ) -> Iterator[Step]:
-    """All steps of a run, in order."""
+    """Yield all steps of a run, in order."""
     number = 0
     for epoch in range(epochs):
         for members in epoch_steps(sizes, pairs, seed, epoch):

@@ -1,4 +1,4 @@
-"""Prompts from a file: rows that have one, or data of any other format, of which only the prompts are taken."""
+"""Read prompts from rows with a prompt column, or from data of any other format, whose responses are ignored."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from preftune.chat.faults import settle
+from preftune.chat.faults import report_faults
 from preftune.chat.render import Renderer
 from preftune.data.groups import read_groups
 from preftune.errors import DataError
 from preftune.formats.account import Account
-from preftune.formats.all_rows import all_chats
-from preftune.formats.cells import decoded
-from preftune.formats.columns import Ledger, Tracked
-from preftune.formats.names import Names, names_of
+from preftune.formats.cells import decode_cells
+from preftune.formats.column_roles import prompt_of
+from preftune.formats.columns import ColumnLedger, TrackedRow
+from preftune.formats.file_checks import text_prompts_to_chats
+from preftune.formats.names import ColumnNames, column_names
 from preftune.formats.parsers import Reading
-from preftune.formats.slots import prompt_of
 from preftune.formats.values import BadRow, Fields, text_of
 from preftune.sources.read import Row, read
 from preftune.types import PreferenceGroup, Text
@@ -27,15 +27,15 @@ from preftune.types import PreferenceGroup, Text
 if TYPE_CHECKING:
     from preftune.types import Ids
 
-LOOKED_AT = 20
-#: Columns of formats in which a `prompt` may be part of a chat, so that their parsers have to say what it is.
+LOOKED_AT = 20  # rows that show whether the data are prompts
+#: Columns of formats whose parsers must decide what the prompt is, as `prompt` may be only a part of the chat.
 ANSWERS = {"chosen", "rejected", "completion", "messages", "conversations", "judgements"}
-ASKED = {"prompt", "instruction", "question", "query"}
+PROMPT_COLUMNS = {"prompt", "instruction", "question", "query"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prompt:
-    """What is asked, its token ids, and where it stands."""
+    """A prompt, its token ids, and its origin as "file:line"."""
 
     text: Text
     ids: Ids
@@ -44,41 +44,41 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """The prompts of a run."""
+    """The training prompts and the held-out prompts of a run."""
 
     train: list[Prompt]
     held_out: list[Prompt]
 
 
 def read_prompts(source: str | Sequence[str], reading: Reading | None = None) -> tuple[list[PreferenceGroup], Account]:
-    """The distinct prompts of `source`, in order, as groups without responses. Raises DataError for a row without."""
+    """Read the distinct prompts of `source`, in order, as groups without responses. Raises DataError for a bad row."""
     reading = reading or Reading()
     account = Account(source if isinstance(source, str) else ", ".join(source), "prompts")
-    rows = decoded(read(source, account.note), reading, account.note)
+    rows = decode_cells(read(source, account.note), reading, account.note)
     head = list(islice(rows, LOOKED_AT))
-    names = names_of(reading.columns, reading.ignore)
+    names = column_names(reading.columns, reading.ignore)
     if reading.format == "auto" and _are_prompts(head, names):
-        found = list(_prompts(chain(head, rows), names, account, reading.bad_rows == "drop"))
+        prompts = list(_prompts(chain(head, rows), names, account, reading.bad_rows == "drop"))
     else:
         groups, account = read_groups(source, reading)
-        found = [PreferenceGroup(group.prompt, (), origin=group.origin) for group in groups]
+        prompts = [PreferenceGroup(group.prompt, (), origin=group.origin) for group in groups]
     distinct: dict[Text, PreferenceGroup] = {}
-    for group in found:
+    for group in prompts:
         if group.prompt in distinct:
-            account.note("the prompt of an earlier row; it is used once", group.origin)
+            account.note("the row has the prompt of an earlier row, which is used only once", group.origin)
         distinct.setdefault(group.prompt, group)
     return list(distinct.values()), account
 
 
-def _are_prompts(head: Sequence[Row], names: Names) -> bool:
-    """Whether the rows have a prompt, and no column whose format has to say what belongs to the prompt."""
-    found = {names.new_name.get(column, column) for row in head for column in row.value if column not in names.ignored}
-    return bool(found & ASKED) and not found & ANSWERS
+def _are_prompts(head: Sequence[Row], names: ColumnNames) -> bool:
+    """Return whether the rows have a prompt column and no column of a format that defines the prompt."""
+    columns = {names.new_name.get(name, name) for row in head for name in row.value if name not in names.ignored}
+    return bool(columns & PROMPT_COLUMNS) and not columns & ANSWERS
 
 
-def _prompts(rows: Iterable[Row], names: Names, account: Account, drop: bool) -> Iterator[PreferenceGroup]:
-    """A group without responses for each row; columns that belong to a prompt and are not read are refused."""
-    ledger = Ledger(account.source, "prompts", names)
+def _prompts(rows: Iterable[Row], names: ColumnNames, account: Account, drop: bool) -> Iterator[PreferenceGroup]:
+    """Yield one group without responses per row. Raises DataError for columns of the prompt that are not read."""
+    ledger = ColumnLedger(account.source, "prompts", names)
     groups = []
     for row in rows:
         account.read += 1
@@ -86,9 +86,9 @@ def _prompts(rows: Iterable[Row], names: Names, account: Account, drop: bool) ->
             if row.fault:
                 raise BadRow(row.fault)
             ledger.seen.update(row.value)
-            value = Tracked(names.row(row.value))
+            value = TrackedRow(names.rename(row.value))
             group = PreferenceGroup(prompt_of(value), (), origin=row.origin)
-            ledger.file(row.value, value, [group], row.origin)
+            ledger.record(row.value, value, [group], row.origin)
         except BadRow as fault:
             if not drop:
                 raise DataError(str(fault), where=row.origin, fix=fault.fix or "repair or remove the row") from None
@@ -97,19 +97,19 @@ def _prompts(rows: Iterable[Row], names: Names, account: Account, drop: bool) ->
         groups.append(group)
     ledger.refuse(account.read)
     ledger.require_mapped()
-    account.columns, account.unmatched = ledger.table(), ledger.unmatched()
-    yield from all_chats(groups, account) if ledger.in_context else groups
+    account.columns, account.unmatched = ledger.statuses(), ledger.unmatched()
+    yield from text_prompts_to_chats(groups, account) if ledger.has_context else groups
 
 
 def text_prompt(row: Fields) -> Text:
-    """The prompt of a row."""
+    """Return the prompt of a row."""
     return text_of(row, "prompt")
 
 
 def encode_prompts(
     groups: Sequence[PreferenceGroup], renderer: Renderer, longest: int, account: Account
 ) -> list[Prompt]:
-    """Their token ids; those that are too long, or that the chat template refuses, are dropped and counted."""
+    """Tokenise prompts. Those that are too long, or that the chat template refuses, are dropped and counted."""
     result, faults = [], []
     for group, encoded in zip(groups, renderer.encode(groups), strict=True):
         if encoded.fault:
@@ -118,11 +118,11 @@ def encode_prompts(
         for note in encoded.notes:
             account.note(note, group.origin)
         if len(encoded.prompt_ids) > longest:
-            account.drop(f"a prompt of more than {longest} tokens", group.origin)
+            account.drop(f"the prompt is longer than {longest} tokens", group.origin)
         elif not encoded.prompt_ids:
-            account.drop("a prompt without a token", group.origin)
+            account.drop("the prompt has no tokens", group.origin)
         else:
             result.append(Prompt(group.prompt, np.asarray(encoded.prompt_ids, dtype=np.int32), group.origin))
-    for origin, reason in settle(faults, len(groups), "drop", account).items():
+    for origin, reason in report_faults(faults, len(groups), "drop", account).items():
         account.drop(reason, origin)
     return result

@@ -1,12 +1,12 @@
-"""From scored responses to what is trained on: pairs, groups with all their judgements, or the best responses alone.
+"""Select training data from scored responses: pairs, groups with all their judgements, or the best responses.
 
 best-worst    the best response against the worst
-best-random   the best against another, drawn by the seed
-all           every pair, each prompt with a total weight of 1
-top-k         the k best as demonstrations (rejection sampling, RAFT: Dong et al. 2023, arXiv:2304.06767)
-rso           responses accepted with probability exp((r - max r) / beta), which are samples of the optimal policy
-              at beta as far as the best of them is its best (statistical rejection sampling: Liu et al. 2023,
-              arXiv:2309.06657), every pair of them; one that was accepted k times weighs as k
+best-random   the best response against another one, drawn with the seed
+all           all pairs, with a total weight of 1 per prompt
+top-k         the k best responses as demonstrations (rejection sampling, RAFT: Dong et al. 2023, arXiv:2304.06767)
+rso           all pairs of responses accepted with probability exp((r - max r) / beta) (statistical rejection sampling:
+              Liu et al. 2023, arXiv:2309.06657). Accepted responses are samples of the optimal policy at beta if the
+              best response has the highest possible reward. A response accepted k times has k times the weight.
 """
 
 from __future__ import annotations
@@ -30,8 +30,11 @@ SELECTIONS: tuple[str, ...] = ("best-worst", "best-random", "all", "top-k", "rso
 
 
 @dataclass(frozen=True, slots=True)
-class Selecting:
-    """How responses are chosen. `gap`: least difference in score of a pair; `soft`: sigmoid(difference) as label."""
+class SelectionOptions:
+    """Options of a selection: `k` is for top-k, `beta` for rso, `seed` for best-random and rso.
+
+    `gap` is the minimum difference in score of a pair. `soft` makes sigmoid(difference) the probability of a pair.
+    """
 
     select: Selection = "best-worst"
     gap: float = 0.0
@@ -41,27 +44,27 @@ class Selecting:
     seed: int = 0
 
 
-def selecting(select: str, gap: float, soft: bool, k: int, beta: float, seed: int) -> Selecting:
-    """The options of a selection. Raises ConfigError for an unknown one, and for an option that it does not use."""
+def selection_options(select: str, gap: float, soft: bool, k: int, beta: float, seed: int) -> SelectionOptions:
+    """Create the options. Raises ConfigError for an unknown selection and for an option that it does not use."""
     if select not in SELECTIONS:
         raise ConfigError(f"unknown selection {select!r}; {did_you_mean(select, SELECTIONS)}", where="--select")
-    useless = {
+    unused = {
         "--k": k != 1 and select != "top-k",
         "--beta": beta != 0.1 and select != "rso",
         "--gap": gap != 0 and select == "top-k",
         "--soft": soft and select == "top-k",
     }
-    for name in [name for name, given in useless.items() if given]:
-        raise ConfigError(f"means nothing to {select}", where=name, fix="leave it out, or use another --select")
-    return Selecting(select, gap, soft, k, beta, seed)  # type: ignore[arg-type]
+    for name in [name for name, is_unused in unused.items() if is_unused]:
+        raise ConfigError(f"is not used by {select!r}", where=name, fix="remove it, or use another --select")
+    return SelectionOptions(select, gap, soft, k, beta, seed)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
-    """Indices of the responses that are kept, and the judgements between them (numbered as they are kept).
+class Selected:
+    """The indices of the selected responses, and the judgements between them (indices into `members`).
 
-    left_out   what was not taken, by reason: responses without a reward, copies of a response, ties, pairs below the
-               gap, responses not accepted
+    left_out   by reason, the number of responses (without a reward, copies, not accepted) and pairs (ties, below the
+               gap) that were not selected
     """
 
     members: tuple[int, ...]
@@ -69,61 +72,62 @@ class Chosen:
     left_out: Mapping[str, int]
 
 
-def choose(texts: Sequence[str], scores: Sequence[float], how: Selecting, prompt: str) -> Chosen:
-    """What is kept of one prompt's responses; a score of NaN is none. Raises Drop with the reason if nothing is."""
-    every = [i for i in range(len(texts)) if not math.isnan(scores[i])]
-    if not every:
+def select_responses(texts: Sequence[str], scores: Sequence[float], options: SelectionOptions, prompt: str) -> Selected:
+    """Select from the responses to one prompt. A score of NaN means no reward. Raises Drop if nothing is selected."""
+    scored = [i for i in range(len(texts)) if not math.isnan(scores[i])]
+    if not scored:
         raise Drop("no response got a reward")
-    drawn = accepted(_ranked(every, scores), scores, how, prompt) if how.select == "rso" else every
+    drawn = rso_sample(_ranked(scored, scores), scores, options, prompt) if options.select == "rso" else scored
     first = {text: i for i, text in reversed([(i, texts[i]) for i in sorted(drawn)])}  # the first of each text
     times = Counter(first[texts[i]] for i in drawn)
     order = _ranked(first.values(), scores)
     left_out = {
-        "without a reward": len(texts) - len(every),
+        "without a reward": len(texts) - len(scored),
         "copies": len(drawn) - len(order),
-        "not accepted": len(every) - len(drawn),
+        "not accepted": len(scored) - len(drawn),
     }
-    if how.select == "top-k":
-        return Chosen(tuple(order[: how.k]), (), left_out)
+    if options.select == "top-k":
+        return Selected(tuple(order[: options.k]), (), left_out)
     if len(order) < 2:
-        few = "fewer than two different responses" + (" got a reward" if len(every) < len(texts) else "")
-        raise Drop(f"{few} were accepted: a larger beta accepts more" if how.select == "rso" else few)
+        few = "fewer than two different responses" + (" got a reward" if len(scored) < len(texts) else "")
+        raise Drop(f"{few} were accepted: a larger beta accepts more" if options.select == "rso" else few)
     pairs = list(combinations(order, 2))
-    if how.select == "best-worst":
+    if options.select == "best-worst":
         pairs = [(order[0], order[-1])]
-    elif how.select == "best-random":
-        pairs = [(order[0], order[1 + int(_random(how, prompt).integers(len(order) - 1))])]
-    far = [(b, w) for b, w in pairs if scores[b] - scores[w] > 0 and scores[b] - scores[w] >= how.gap]
+    elif options.select == "best-random":
+        pairs = [(order[0], order[1 + int(_random(options, prompt).integers(len(order) - 1))])]
+    wide = [(b, w) for b, w in pairs if scores[b] - scores[w] > 0 and scores[b] - scores[w] >= options.gap]
     ties = sum(scores[b] == scores[w] for b, w in pairs)
-    if not far:
-        raise Drop("all scores are tied" if ties == len(pairs) else f"no gap of {how.gap:g} or more")
-    members = sorted({i for pair in far for i in pair})
+    if not wide:
+        raise Drop("all scores are tied" if ties == len(pairs) else f"no pair has a gap of {options.gap:g} or more")
+    members = sorted({i for pair in wide for i in pair})
     place = {old: new for new, old in enumerate(members)}
-    # a response that was accepted twice stands for two samples of the optimal policy
-    weights = [float(times[b] * times[w]) if how.select == "rso" else 1.0 for b, w in far]
-    total = sum(weights) if how.select in ("all", "rso") else 1.0
+    # a response that was accepted twice counts as two samples of the optimal policy
+    weights = [float(times[b] * times[w]) if options.select == "rso" else 1.0 for b, w in wide]
+    total = sum(weights) if options.select in ("all", "rso") else 1.0
     judgements = tuple(
-        Judgement(place[b], place[w], weight / total, _sigmoid(scores[b] - scores[w]) if how.soft else 1.0)
-        for (b, w), weight in zip(far, weights, strict=True)
+        Judgement(place[b], place[w], weight / total, _sigmoid(scores[b] - scores[w]) if options.soft else 1.0)
+        for (b, w), weight in zip(wide, weights, strict=True)
     )
-    return Chosen(tuple(members), judgements, {**left_out, "ties": ties, "below the gap": len(pairs) - ties - len(far)})
+    left_out |= {"ties": ties, "below the gap": len(pairs) - ties - len(wide)}
+    return Selected(tuple(members), judgements, left_out)
 
 
 def _ranked(members: Iterable[int], scores: Sequence[float]) -> list[int]:
-    """The best first; equal ones as they come."""
+    """Return the members by descending score; equal scores by index."""
     return sorted(sorted(members), key=lambda i: -scores[i])
 
 
-def accepted(order: Sequence[int], scores: Sequence[float], how: Selecting, prompt: str) -> list[int]:
-    """Each response with probability exp((its score - the best score) / beta); the best one always."""
+def rso_sample(order: Sequence[int], scores: Sequence[float], options: SelectionOptions, prompt: str) -> list[int]:
+    """Accept each response with probability exp((score - best score) / beta). The best one is always accepted."""
     best = scores[order[0]]
-    numbers = _random(how, prompt).random(len(order))
-    return [i for i, u in zip(order, numbers, strict=True) if u <= math.exp((scores[i] - best) / how.beta)]
+    numbers = _random(options, prompt).random(len(order))
+    return [i for i, u in zip(order, numbers, strict=True) if u <= math.exp((scores[i] - best) / options.beta)]
 
 
-def _random(how: Selecting, prompt: str) -> np.random.Generator:
-    """Random numbers of a prompt that do not depend on the others."""
-    key = int.from_bytes(hashlib.sha256(f"{how.seed} {prompt}".encode()).digest()[:16], "little")
+def _random(options: SelectionOptions, prompt: str) -> np.random.Generator:
+    """Return a random generator for one prompt, independent of the other prompts."""
+    key = int.from_bytes(hashlib.sha256(f"{options.seed} {prompt}".encode()).digest()[:16], "little")
     return np.random.Generator(np.random.Philox(key=key))
 
 

@@ -1,1 +1,1 @@
-"""The offline first run: a small text world with a known true reward, and the whole path from SFT to the frontier."""
+"""The demo: SFT, sampling, DPO and evaluation on synthetic reviews whose true reward is known. Runs offline."""

@@ -1,4 +1,4 @@
-"""The demo's other way: a reward model from the same judgements, and PPO against it with four models."""
+"""RLHF in the demo, for comparison: a reward model on the same pairs, and PPO against it."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from preftune.train.display import Display
 
 
 @dataclass(frozen=True, slots=True)
-class Amount:
-    """How much PPO: the KL coefficients of its runs, and their steps."""
+class PPOScale:
+    """The size of the comparison: the KL coefficients of the PPO runs, and their number of steps."""
 
     coefficients: tuple[float, ...] = (0.3, 0.1)
     steps: int = 40
 
 
 def train_reward_model(out: Path, start: Path, display: Display) -> Path:
-    """From the judgements that DPO learns from."""
+    """Train a reward model on the pairs that DPO is trained on."""
     config = RewardConfig(
         model=ModelConfig(path=str(start), dtype="fp32"),
         data=DataConfig(train=str(out / "preferences.jsonl"), eval=0.1, max_length=128),
         optim=OptimConfig(lr=2e-3, schedule="cosine"),
         batch=BatchConfig(pairs=112),
         train=TrainConfig(epochs=3),
-        normalise=False,  # its rewards then have the scale of the judgements, and kl_coef that of DPO's beta
+        normalise=False,  # so that rewards have the scale of the labels, and kl_coef that of DPO's beta
         out=str(out / "reward-model"),
     )
     return reward.run(config, display=display)
 
 
-def train_ppo(out: Path, start: Path, judge: Path, coefficient: float, steps: int, display: Display) -> Path:
-    """PPO against the reward model."""
+def train_ppo(out: Path, start: Path, reward_model: Path, coefficient: float, steps: int, display: Display) -> Path:
+    """Run PPO against the reward model."""
     config = PPOConfig(
         model=ModelConfig(path=str(start), dtype="fp32"),
         data=PromptConfig(train=str(out / "preferences.jsonl")),
-        reward=str(judge),
+        reward=str(reward_model),
         rollout=RolloutConfig(prompts=50, responses=4, max_new_tokens=64),
         ppo=PPOParameters(kl_coef=coefficient, epochs=2),
         optim=OptimConfig(lr=3e-4, schedule="linear", warmup=0),
@@ -53,18 +53,17 @@ def train_ppo(out: Path, start: Path, judge: Path, coefficient: float, steps: in
 def points(
     out: Path,
     start: Path,
-    amount: Amount,
-    judged: Callable[[str, Path], Point],
+    scale: PPOScale,
+    measure: Callable[[str, Path], Point],
     display: Display,
     say: Callable[[str], None],
 ) -> list[Point]:
-    """One point for each KL coefficient; `judged` samples from a folder and measures with the true reward."""
-    judge = train_reward_model(out, start, display)
-    found = []
-    for coefficient in amount.coefficients:
-        found.append(
-            judged(f"PPO, KL {coefficient:g}", train_ppo(out, start, judge, coefficient, amount.steps, display))
-        )
-        reached = f"true reward {found[-1].reward:+.3f} at KL {found[-1].kl:.3f}"
-        say(f"      PPO at KL coefficient {coefficient:g}: {reached}")
-    return found
+    """Return reward and KL for each KL coefficient. `measure` samples from a folder and uses the true reward."""
+    reward_model = train_reward_model(out, start, display)
+    measured = []
+    for coefficient in scale.coefficients:
+        folder = train_ppo(out, start, reward_model, coefficient, scale.steps, display)
+        point = measure(f"PPO, KL {coefficient:g}", folder)
+        say(f"      PPO, KL coefficient {coefficient:g}: true reward {point.reward:+.3f} at KL {point.kl:.3f} nats")
+        measured.append(point)
+    return measured

@@ -1,7 +1,7 @@
-"""preftune demo: from nothing to a frontier, offline, in about a minute on two cores.
+"""The command `preftune demo`, which runs offline in about 90 seconds on two cores.
 
-write reviews -> tokenizer and SFT from scratch -> sample groups -> judge them by the true reward
--> DPO at several beta -> sample again -> reward against KL, beside best-of-n and the closed-form optimum
+generate reviews -> train a tokenizer and an SFT model -> sample groups of responses -> label them with the true reward
+-> DPO with several beta -> sample again -> compare reward and KL with best-of-n and the closed-form optimum
 """
 
 from __future__ import annotations
@@ -31,14 +31,16 @@ from preftune.chat.render import Renderer
 from preftune.config.schema import BatchConfig, DataConfig, DPOConfig, ModelConfig, OptimConfig, SFTConfig, TrainConfig
 from preftune.data.groups import Limits, tokenize
 from preftune.demo import rlhf, world
-from preftune.demo.findings import Finding, Findings, Tuned, write_report
+from preftune.demo.results import NEXT_STEPS, Check, DemoResults, Tuned, write_report
 from preftune.errors import RunError, writing
 from preftune.formats.account import Account
-from preftune.measures.frontier import Floats, Point, measure, response_logps
+from preftune.formulas import implicit_reward
+from preftune.measures.frontier import Floats, Point, measure
 from preftune.methods import dpo, sft
 from preftune.model.generate import Sampled, Sampling, sample
 from preftune.model.load import load_model, locate
 from preftune.model.logprobs import Scorer
+from preftune.scoring import response_logps
 from preftune.train.display import Display
 from preftune.types import PreferenceGroup
 
@@ -47,7 +49,7 @@ MARK = "preftune-demo.json"
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """How much of everything. `group` responses are judged against each other."""
+    """The size of the demo. Each group has `group` responses, which are compared with each other."""
 
     reviews: int
     samples: int
@@ -57,7 +59,7 @@ class Scale:
     evaluation: int
     width: int = 128
     layers: int = 3
-    ppo: rlhf.Amount = field(default_factory=rlhf.Amount)
+    ppo: rlhf.PPOScale = field(default_factory=rlhf.PPOScale)
 
 
 FULL = Scale(reviews=8000, samples=24, group=8, betas=(1.0, 0.3, 0.1), epochs=2, evaluation=8)
@@ -70,73 +72,71 @@ FAST = Scale(
     evaluation=4,
     width=64,
     layers=2,
-    ppo=rlhf.Amount((0.1,), 15),
+    ppo=rlhf.PPOScale((0.1,), 15),
 )
 
 
-def run(out: Path, *, fast: bool = False, with_ppo: bool = False, console: Console | None = None) -> Findings:
-    """Do everything below `out`, show it, and return the numbers of the final table."""
+def run(out: Path, *, fast: bool = False, with_ppo: bool = False, console: Console | None = None) -> DemoResults:
+    """Run the demo in the folder `out`, print the results and return them."""
     began = time.perf_counter()
     console = console or Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
     scale = FAST if fast else FULL
     display = Display(console=console if console.is_terminal else None, quiet=not console.is_terminal)
-    _fresh(out)
+    _make_empty(out)
     with _own_cache(out):
-        console.print(
-            f"[1/5] writing {scale.reviews} reviews with a small grammar (no network is used; files in {out}/)"
-        )
+        console.print(f"[1/5] generating {scale.reviews} reviews with a small grammar (offline; files in {out}/)")
         rng = random.Random(0)
         prompts = world.prompts()
         reviews = [world.write(rng.choice(prompts), rng) for _ in range(scale.reviews)]
         for review in reviews[:2]:
             console.print(f"      {review.prompt}{review.text}   true reward {world.true_reward(review.text):+.2f}")
 
-        console.print("[2/5] SFT: a tokenizer and a small Llama from scratch learn to write reviews")
+        console.print("[2/5] SFT: training a tokenizer and a small Llama model from scratch on the reviews")
         tokenizer = make_tokenizer([r.prompt + r.text for r in reviews])
         model = make_model(len(tokenizer), scale)
         reference_path = train_sft(out, reviews, model, tokenizer, display)
         reference = load_model(locate(str(reference_path)), torch.float32)
         sft_nats, entropy = compare_with_grammar(Scorer.of(reference), tokenizer, prompts)
-        console.print(f"      {sft_nats:.2f} nats for a new review; the grammar that wrote it needs {entropy:.2f}")
+        console.print(f"      held-out loss {sft_nats:.2f} nats per review (best possible: {entropy:.2f})")
 
-        console.print(
-            f"[3/5] sampling {scale.samples} reviews for each of {len(prompts)} prompts, judged by the true reward"
-        )
+        console.print(f"[3/5] sampling {scale.samples} reviews for each of {len(prompts)} prompts, and labelling pairs")
         ids = [tokenizer(p)["input_ids"] for p in prompts]
         drawn = sample(reference, tokenizer, ids, Sampling(scale.samples, seed=1))
         write_groups(out / "preferences.jsonl", prompts, drawn, scale.group)
         of_reference = Scorer.of(reference)
         unseen = sample(reference, tokenizer, ids, Sampling(scale.evaluation, seed=3))
 
-        console.print(f"[4/5] DPO at beta = {', '.join(f'{b:g}' for b in scale.betas)}")
+        console.print(f"[4/5] DPO with beta {', '.join(f'{b:g}' for b in scale.betas)}")
         tuned = []
         for beta in scale.betas:
             folder = train_dpo(out, beta, scale, display)
             policy = Scorer.of(load_model(locate(str(folder)), torch.float32))
             fresh = sample(policy.model, tokenizer, ids, Sampling(scale.evaluation, seed=2))
-            tuned.append(judge_policy(beta, out, policy, of_reference, fresh, unseen))
+            tuned.append(measure_policy(beta, out, policy, of_reference, fresh, unseen))
             console.print(f"      {tuned[-1].line()}")
 
-        def judged(name: str, folder: Path) -> Point:
+        def measure_folder(name: str, folder: Path) -> Point:
             policy = Scorer.of(load_model(locate(str(folder)), torch.float32))
             fresh = sample(policy.model, tokenizer, ids, Sampling(scale.evaluation, seed=2))
             return point_of(name, policy, of_reference, fresh)
 
-        with_reward_model = []
+        ppo_points = []
         if with_ppo:
-            console.print("[4/5] and the pipeline that DPO replaces: a reward model from the same judgements, then PPO")
-            with_reward_model = rlhf.points(out, reference_path, scale.ppo, judged, display, console.print)
+            console.print("[4/5] for comparison: a reward model on the same pairs, then PPO")
+            ppo_points = rlhf.points(out, reference_path, scale.ppo, measure_folder, display, console.print)
 
-        console.print("[5/5] the frontier")
+        console.print("[5/5] comparing reward and KL with the optimum")
         start = measure("SFT", np.zeros((len(unseen), scale.evaluation)), rewards(unseen))
         before = [s.texts for s in unseen]
-        findings = Findings(prompts, rewards(drawn), start, tuned, sft_nats, entropy, before, with_reward_model)
-        write_report(out, findings)
-    show(console, findings)
-    spent, peak = time.perf_counter() - began, peak_bytes()
-    console.print(f"{spent:.0f} s, {peak / 1e9:.2f} GB at most. Pictures and samples: {out / 'report.html'}")
-    console.print("Your own data next:  preftune data check prefs.jsonl   then   preftune dpo configs/dpo.yaml")
-    return findings
+        results = DemoResults(prompts, rewards(drawn), start, tuned, sft_nats, entropy, before, ppo_points)
+        write_report(out, results)
+    show(console, results)
+    seconds = time.perf_counter() - began
+    console.print(
+        f"Finished in {seconds:.0f} s, peak memory {peak_bytes() / 1e9:.2f} GB. Report: {out / 'report.html'}"
+    )
+    console.print(f"Next, with your own data:  {',  '.join(NEXT_STEPS)}")
+    return results
 
 
 def peak_bytes() -> int:
@@ -149,7 +149,7 @@ def peak_bytes() -> int:
 
 
 def make_tokenizer(texts: Sequence[str]) -> Any:
-    """A byte-level BPE tokenizer with BOS and EOS, fitted to `texts`."""
+    """Train a byte-level BPE tokenizer with BOS and EOS on `texts`."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -166,7 +166,7 @@ def make_tokenizer(texts: Sequence[str]) -> Any:
 
 
 def make_model(vocabulary: int, scale: Scale) -> Any:
-    """A Llama with random weights."""
+    """Return a Llama model with random weights."""
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         vocab_size=vocabulary,
@@ -211,7 +211,7 @@ def train_dpo(out: Path, beta: float, scale: Scale, display: Display) -> Path:
 
 
 def write_groups(path: Path, prompts: Sequence[str], drawn: Sequence[Sampled], size: int) -> None:
-    """Groups of `size` responses with all their judgements; the soft label is the Bradley-Terry probability."""
+    """Write groups of `size` responses with all pairs, labelled with their Bradley-Terry probability."""
     rows = []
     for prompt, sampled in zip(prompts, drawn, strict=True):
         for begin in range(0, len(sampled.texts), size):
@@ -229,7 +229,7 @@ def write_groups(path: Path, prompts: Sequence[str], drawn: Sequence[Sampled], s
     _write(path, rows)
 
 
-def judge_policy(
+def measure_policy(
     beta: float,
     out: Path,
     policy: Scorer,
@@ -237,16 +237,16 @@ def judge_policy(
     fresh: Sequence[Sampled],
     unseen: Sequence[Sampled],
 ) -> Tuned:
-    """Reward and KL on the policy's own samples; implicit against true reward on new samples of the reference."""
+    """Measure reward and KL on own samples, and implicit and true reward on new samples of the reference."""
     new = [s.group for s in unseen]
-    implicit = beta * (response_logps(policy, new) - response_logps(reference, new))
+    implicit = implicit_reward(response_logps(policy, new), response_logps(reference, new), beta)
     lines = [json.loads(line) for line in (out / f"dpo-beta-{beta:g}" / "metrics.jsonl").read_text().splitlines()]
     point = point_of(f"DPO, beta {beta:g}", policy, reference, fresh)
     return Tuned(beta, point, implicit, rewards(unseen), lines, [s.texts for s in fresh])
 
 
 def point_of(name: str, policy: Scorer, reference: Scorer, fresh: Sequence[Sampled]) -> Point:
-    """True reward and sequence KL of a policy's own samples."""
+    """Measure true reward and sequence KL on a policy's own samples."""
     groups = [s.group for s in fresh]
     kl = response_logps(policy, groups) - response_logps(reference, groups)
     return measure(name, kl, rewards(fresh))
@@ -256,32 +256,32 @@ def rewards(drawn: Sequence[Sampled]) -> Floats:
     return np.array([[world.true_reward(text) for text in s.texts] for s in drawn])
 
 
-def show(console: Console, findings: Findings) -> None:
-    """Curves, samples before and after, and what was expected against what came out."""
-    for tuned in findings.tuned:
+def show(console: Console, results: DemoResults) -> None:
+    """Print curves, samples before and after DPO, and the expected and measured values."""
+    for tuned in results.tuned:
         losses, margins = tuned.curve("loss"), tuned.curve("rewards/margins")
         console.print(
             f"beta {tuned.beta:<5g} loss {sparkline(losses)} {losses[0]:.3f} to {losses[-1]:.3f}"
             f"   margin {sparkline(margins)} {margins[0]:.3f} to {margins[-1]:.3f}"
         )
     console.print()
-    samples = Table(title="samples before and after (true reward)", title_justify="left", box=None)
-    for head in ("prompt", "SFT", findings.strongest.point.name):
-        samples.add_column(head, overflow="fold")
-    for prompt, before, after in findings.samples(3):
+    samples = Table(title="samples before and after DPO (true reward)", title_justify="left", box=None)
+    for header in ("prompt", "SFT", results.strongest.point.name):
+        samples.add_column(header, overflow="fold")
+    for prompt, before, after in results.samples(3):
         samples.add_row(prompt, *(f"{text.strip()} ({world.true_reward(text):+.2f})" for text in (before, after)))
     console.print(samples)
     console.print()
-    table = Table(title="expected and found", title_justify="left", box=None)
-    for head in ("", "expected", "found", ""):
-        table.add_column(head)
-    for finding in findings.table():
-        table.add_row(finding.what, finding.expected, finding.found, "ok" if finding.ok else "NOT AS EXPECTED")
+    table = Table(title="expected and measured", title_justify="left", box=None)
+    for header in ("", "expected", "measured", ""):
+        table.add_column(header)
+    for check in results.checks():
+        table.add_row(check.name, check.expected, check.measured, "ok" if check.ok else "NOT AS EXPECTED")
     console.print(table)
 
 
 def sparkline(values: Sequence[float], width: int = 24) -> str:
-    """A curve in one line of text."""
+    """Return a curve as one line of text."""
     marks = "▁▂▃▄▅▆▇█"
     chunks = np.array_split(np.asarray(values, dtype=float), min(width, len(values)))
     means = np.array([chunk.mean() for chunk in chunks])
@@ -290,7 +290,7 @@ def sparkline(values: Sequence[float], width: int = 24) -> str:
 
 
 def compare_with_grammar(model: Scorer, tokenizer: Any, prompts: Sequence[str]) -> tuple[float, float]:
-    """Nats of new reviews under the model and under the grammar that writes them, which no model can beat."""
+    """Return the nats per new review under the model, and under the grammar, which no model can beat."""
     rng = random.Random(1)
     reviews = [world.write(rng.choice(prompts), rng) for _ in range(400)]
     groups = [PreferenceGroup(r.prompt, (r.text,)) for r in reviews]
@@ -302,11 +302,11 @@ def _write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def _fresh(out: Path) -> None:
-    """An empty folder; what an earlier demo left is removed, anything else is not touched."""
+def _make_empty(out: Path) -> None:
+    """Create the folder, or empty it if it holds an earlier demo. Raises RunError for other contents."""
     if out.is_dir() and any(out.iterdir()):
         if not (out / MARK).is_file():
-            raise RunError("the folder is not empty and holds no demo", where=str(out), fix="choose another --out")
+            raise RunError("the folder is not empty and not from a demo", where=str(out), fix="choose another --out")
         shutil.rmtree(out)
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -315,16 +315,16 @@ def _fresh(out: Path) -> None:
 
 @contextmanager
 def _own_cache(out: Path) -> Iterator[None]:
-    """The demo leaves nothing outside its folder."""
-    before = os.environ.get("PREFTUNE_CACHE")
+    """Use a cache folder in `out`, so that the demo writes nothing elsewhere."""
+    previous = os.environ.get("PREFTUNE_CACHE")
     os.environ["PREFTUNE_CACHE"] = str(out / "cache")
     try:
         yield
     finally:
-        if before is None:
+        if previous is None:
             del os.environ["PREFTUNE_CACHE"]
         else:
-            os.environ["PREFTUNE_CACHE"] = before
+            os.environ["PREFTUNE_CACHE"] = previous
 
 
-__all__ = ["FAST", "FULL", "Finding", "run"]
+__all__ = ["FAST", "FULL", "Check", "run"]

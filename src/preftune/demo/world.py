@@ -1,9 +1,8 @@
-"""A world of product reviews whose true reward is known.
+"""Synthetic product reviews whose true reward is known.
 
-A grammar writes prompts ("my review of the harbour hotel :") and reviews of one to three sentences, some praise,
-some complaint, some neither, with negation ("not good"), emphasis ("really awful") and contrast ("... but ...").
-The true reward of any text, also of one that a model wrote, is its sentiment in (-1, 1): what a person who
-cares about nothing else would say.
+A grammar generates prompts ("my review of the harbour hotel :") and reviews of one to three sentences, which are
+positive, negative or neutral, with negation ("not good"), emphasis ("really awful") and contrast ("... but ...").
+The true reward of any text, including the output of a model, is its sentiment in (-1, 1).
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ FILLERS = {
     "person": ("sister", "uncle", "neighbour", "daughter", "boss"),
     "colour": ("grey", "green", "yellow"),
 }
-NEGATION = -0.6  # "not good" is bad, but less than "bad"
+NEGATION = -0.6  # "not good" is bad, but less bad than "bad"
 SOFTNESS = 3.0
 
 REWARD_WORDS = {**ADJECTIVES, **VERBS, **VERDICTS}
@@ -57,7 +56,7 @@ REWARD_WORDS = {**ADJECTIVES, **VERBS, **VERDICTS}
 
 @dataclass
 class Writer:
-    """Random choices that remember how likely they were."""
+    """Makes random choices and adds up their log-probability."""
 
     rng: random.Random
     logp: float = field(default=0.0)
@@ -67,14 +66,14 @@ class Writer:
         return options[self.rng.randrange(len(options))]
 
     def chance(self, p: float) -> bool:
-        yes = self.rng.random() < p
-        self.logp += math.log(p if yes else 1 - p)
-        return yes
+        outcome = self.rng.random() < p
+        self.logp += math.log(p if outcome else 1 - p)
+        return outcome
 
 
 @dataclass(frozen=True, slots=True)
 class Review:
-    """A prompt, a review of it, and the log-probability with which the grammar writes it."""
+    """A prompt, a review, and the review's log-probability under the grammar."""
 
     prompt: str
     text: str
@@ -82,7 +81,7 @@ class Review:
 
 
 def prompts() -> list[str]:
-    """Every prompt of the world."""
+    """Return all prompts."""
     openings = ("my review of {} :", "what i think of {} :", "{} , a short review :", "about {} :")
     return [o.format(thing) for things in THINGS.values() for thing in things for o in openings]
 
@@ -92,7 +91,7 @@ def kind_of(prompt: str) -> str:
 
 
 def write(prompt: str, rng: random.Random) -> Review:
-    """One review, as the people of this world write them: about as much praise as complaint."""
+    """Generate a review. Reviews are positive about as often as negative."""
     w = Writer(rng)
     kind = kind_of(prompt)
     sentences = [_sentence(w, kind)]
@@ -130,7 +129,7 @@ def _opinion(w: Writer, kind: str) -> str:
 
 
 def true_reward(text: str) -> float:
-    """Sentiment of a review in (-1, 1), whoever wrote it."""
+    """Return the sentiment of a text in (-1, 1)."""
     padded = f" {' '.join(text.replace('.', ' . ').split())} "
     total = 0.0
     for phrase, value in (*VERDICTS.items(), *VERBS.items()):

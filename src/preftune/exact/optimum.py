@@ -29,14 +29,6 @@ def optimal_policy(log_ref: Tensor, reward: Tensor, beta: float) -> tuple[Tensor
     return joint - log_z.unsqueeze(-1), log_z
 
 
-def implicit_reward(log_pi: Tensor, log_ref: Tensor, beta: float) -> Tensor:
-    """The reward whose optimum at `beta` is pi, up to a number for each prompt: beta (log pi - log ref).
-
-    Source: Rafailov et al. 2023, arXiv:2305.18290 eq. 5.
-    """
-    return beta * (log_pi - log_ref)
-
-
 def representative(log_ref: Tensor, reward: Tensor, beta: float) -> Tensor:
     """The one member of a reward's class that is an implicit reward: r - beta log Z.
 

@@ -1,1 +1,1 @@
-"""Rows to groups of text: which columns a row has, what they mean, and an account of every row."""
+"""Parse rows into groups of text: recognise the format, read the columns, and account for every row."""

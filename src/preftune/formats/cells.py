@@ -1,9 +1,9 @@
-"""Decode messages and lists that are stored as text: cells of CSV files, and JSON strings in files of other kinds.
+"""Decode messages and lists that are stored as text: cells of CSV files, and JSON strings in other files.
 
-A cell stays text unless its column can only be read as something else:
+A cell stays text except in two cases:
 
-* a column that no format takes as text (`LISTS`), where the cell is a JSON list;
-* any column in which each of the first rows that have text there holds a message or a list of messages.
+* No format reads the column as text (`POSSIBLE_LISTS`), and the cell is a JSON list.
+* In the first INSPECTED_ROWS rows, every non-empty cell of the column is a message or a list of messages.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import ast
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from json import JSONDecodeError
@@ -20,138 +20,145 @@ from typing import Any
 from preftune.formats.parsers import Reading
 from preftune.formats.table import BY_NAME
 from preftune.formats.values import CONTENT_KEYS, ROLE_KEYS, ROLES, Fields, has_role, is_messages
-from preftune.sources.json_rows import KeyTwiceError, fault_of, loads, refuse_twice
-from preftune.sources.rows import Row
+from preftune.sources.json_rows import DuplicateKeyError, describe_json_error, loads, object_with_unique_keys
+from preftune.sources.rows import Note, Row
 
-LOOKED_AT = 20
-#: Columns that no format takes as text. Those of SURE must be lists; others may be somebody's metadata.
-SURE = {"messages", "conversations", "responses", "judgements", "preferred_output", "non_preferred_output"}
+INSPECTED_ROWS = 20
+#: Columns that no format reads as text. Those of ALWAYS_LISTS must be lists; the others may be metadata.
+ALWAYS_LISTS = {"messages", "conversations", "responses", "judgements", "preferred_output", "non_preferred_output"}
 SCORES = {"scores", "rewards", "ranks"}
-LISTS = SURE | SCORES | {"labels", "ended", "history", "tools", "images", "videos", "audios"}
-ANSWERS = {"completions", "answers", "outputs"}  # lists in data with ranked answers only
-#: Formats that want lists, or messages, in columns where others take text; and those whose columns are all text.
-LISTS_OF = {"lists": {"chosen", "rejected"}, "ranked": ANSWERS}
-MESSAGES_OF = {
+POSSIBLE_LISTS = ALWAYS_LISTS | SCORES | {"labels", "ended", "history", "tools", "images", "videos", "audios"}
+ANSWERS = {"completions", "answers", "outputs"}  # lists only in data with ranked responses
+#: Columns that must be lists, or messages, in the named format and are text in others; formats with text columns only.
+LISTS_IN_FORMAT = {"lists": {"chosen", "rejected"}, "ranked": ANSWERS}
+MESSAGES_IN_FORMAT = {
     "chat": {"prompt", "chosen", "rejected"},
     **{name: {"chosen", "rejected"} for name in ("ultrafeedback", "chat-implicit", "sharegpt")},
 }
-TEXTS = ("hh", "preference", "preference-implicit", "sft-text")
-BEGIN = re.compile(r"\s*[\[{]")
-#: How a list of messages begins, in JSON or as Python writes it. What begins so and cannot be parsed is not plain text.
-MESSAGES = re.compile(r"""\s*\[\s*\{\s*(["'])(role|from|speaker|content|value)\1\s*:""")
+TEXT_FORMATS = ("hh", "preference", "preference-implicit", "sft-text")
+JSON_START = re.compile(r"\s*[\[{]")
+#: How a list of messages begins, in JSON or Python syntax. Text that begins like this and cannot be parsed is an error.
+MESSAGES_START = re.compile(r"""\s*\[\s*\{\s*(["'])(role|from|speaker|content|value)\1\s*:""")
 
 
 @dataclass(frozen=True, slots=True)
 class Decoding:
-    """Columns, by their names in the file: whose lists are decoded, which of them must be lists, whose messages are."""
+    """Columns whose cells are decoded if they are lists or messages. Cells of `always_lists` must be lists."""
 
     lists: frozenset[str] = frozenset()
-    sure: frozenset[str] = frozenset()
+    always_lists: frozenset[str] = frozenset()
     messages: frozenset[str] = frozenset()
 
 
-def decoded(rows: Iterable[Row], reading: Reading, note: Callable[[str, str], None] | None = None) -> Iterator[Row]:
-    """The rows, with messages and lists in place of the text they were stored as.
+def decode_cells(rows: Iterable[Row], reading: Reading, note: Note | None = None) -> Iterator[Row]:
+    """Yield the rows with messages and lists decoded from text.
 
-    A cell that must be decoded and cannot be is a fault of its row. `note(text, origin)` is called for messages that
-    stay text, because other rows of the column have plain text or because `reading.format` is one of plain text.
+    A row whose cell must be decoded and cannot be gets a fault. `note(text, origin)` is called for messages that stay
+    text, because other rows of the column have plain text or `reading.format` is a text format.
     """
     rows = iter(rows)
-    if reading.format not in ("auto", *BY_NAME):  # the user's own function gets the cells as they are
+    if reading.format not in ("auto", *BY_NAME):  # a user's function gets the cells unchanged
         yield from rows
         return
-    head = list(islice(rows, LOOKED_AT))
-    how = plan([row.value for row in head if not row.fault], reading)
+    head = list(islice(rows, INSPECTED_ROWS))
+    decoding = plan_decoding([row.value for row in head if not row.fault], reading)
     for row in chain(head, rows):
         if row.fault:
             yield row
             continue
-        value, fault = decode(row.value, how)
+        value, fault = decode_row(row.value, decoding)
         if fault:
             yield Row({}, row.origin, fault)
             continue
         yield Row(value, row.origin)
         if note:
-            for column in _messages_left(value, reading.ignore):
-                note(f"column {column!r} holds messages as JSON text, which stays plain text", row.origin)
+            for column in _columns_with_messages(value, reading.ignore):
+                note(f"column {column!r} contains messages as JSON text, which stays plain text", row.origin)
 
 
-def plan(rows: Sequence[Fields], reading: Reading) -> Decoding:
-    """Which columns of these rows are decoded."""
-    theirs: Mapping[str, str] = {name: ours for ours, name in reading.columns.items()}
-    names = {name: theirs.get(name, name) for row in rows for name in row if name not in reading.ignore}
-    wanted = LISTS | LISTS_OF.get(reading.format, set())
+def plan_decoding(rows: Sequence[Fields], reading: Reading) -> Decoding:
+    """Choose the columns to decode from the first rows."""
+    renamed: Mapping[str, str] = {column: name for name, column in reading.columns.items()}
+    names = {column: renamed.get(column, column) for row in rows for column in row if column not in reading.ignore}
+    list_names = POSSIBLE_LISTS | LISTS_IN_FORMAT.get(reading.format, set())
     if SCORES & set(names.values()):
-        wanted = wanted | ANSWERS
-    if "preferred_output" in names.values():  # the dialogue of that format; elsewhere `input` is text
-        wanted = wanted | {"input"}
+        list_names = list_names | ANSWERS
+    if "preferred_output" in names.values():  # the format `openai`, where `input` is not text
+        list_names = list_names | {"input"}
     lists = frozenset(
-        name for name, ours in names.items() if ours in wanted or (ours in ANSWERS and _all_objects(rows, name))
+        column
+        for column, name in names.items()
+        if name in list_names or (name in ANSWERS and _all_objects(rows, column))
     )
-    sought = MESSAGES_OF.get(reading.format, set())
+    message_names = MESSAGES_IN_FORMAT.get(reading.format, set())
     messages = frozenset(
-        name
-        for name, ours in names.items()
-        if name not in lists and reading.format not in TEXTS and (ours in sought or _all_messages(rows, name))
+        column
+        for column, name in names.items()
+        if column not in lists
+        and reading.format not in TEXT_FORMATS
+        and (name in message_names or _all_messages(rows, column))
     )
-    return Decoding(lists, frozenset(name for name in lists if names[name] in SURE), messages)
+    return Decoding(lists, frozenset(column for column in lists if names[column] in ALWAYS_LISTS), messages)
 
 
-def decode(row: Fields, how: Decoding) -> tuple[Fields, str]:
-    """The row with its cells decoded, and why one of them cannot be, if so."""
+def decode_row(row: Fields, decoding: Decoding) -> tuple[Fields, str]:
+    """Return the row with its cells decoded, and why a cell cannot be decoded or ""."""
     changed: Fields = {}
-    for column in how.lists | how.messages:
+    for column in decoding.lists | decoding.messages:
         cell = row.get(column)
-        if not isinstance(cell, str) or not BEGIN.match(cell):
+        if not isinstance(cell, str) or not JSON_START.match(cell):
             continue
         value, fault = _parse(cell)
-        if column in how.messages:
+        if column in decoding.messages:
             if value == [] or _are_messages(value):
                 changed[column] = value
-            elif fault and MESSAGES.match(cell):
+            elif fault and MESSAGES_START.match(cell):
                 return row, f"column {column!r}: {fault}"
         elif isinstance(value, list | dict):
             changed[column] = value
-        elif column in how.sure:
+        elif column in decoding.always_lists:
             return row, f"column {column!r}: {fault}"
     return (row | changed if changed else row), ""
 
 
 def messages_in(cell: str) -> Any:
-    """The message or list of messages that a text holds, or None."""
-    if not BEGIN.match(cell) or not ("role" in cell or "from" in cell):
+    """Return the message or list of messages in a text, or None."""
+    if not JSON_START.match(cell) or not ("role" in cell or "from" in cell):
         return None
     value, _ = _parse(cell)
     return value if _are_messages(value) else None
 
 
-def _messages_left(row: Fields, ignore: Sequence[str]) -> list[str]:
-    """The columns whose text holds messages."""
+def _columns_with_messages(row: Fields, ignore: Sequence[str]) -> list[str]:
+    """The columns whose text contains messages."""
     cells = {column: cell for column, cell in row.items() if isinstance(cell, str) and column not in ignore}
     return [column for column, cell in cells.items() if messages_in(cell) is not None]
 
 
 def _all_objects(rows: Sequence[Fields], column: str) -> bool:
-    """Whether the text of a column is a list of objects (answers with their scores) in each of these rows."""
+    """Whether the text of a column is a list of objects (responses with scores) in all of these rows."""
     cells = [row[column] for row in rows if row.get(column) not in (None, "")]
     return bool(cells) and all(isinstance(cell, str) and is_messages(_parse(cell)[0]) for cell in cells)
 
 
 def _all_messages(rows: Sequence[Fields], column: str) -> bool:
-    """Whether a column holds messages in each of these rows that has something there, stored as text or not."""
+    """Whether every non-empty cell of a column contains messages, stored as text or not."""
     cells = [row[column] for row in rows if row.get(column) not in (None, "", [], "[]")]
-    return bool(cells) and all(
-        bool(MESSAGES.match(cell)) or messages_in(cell) is not None if isinstance(cell, str) else _are_messages(cell)
-        for cell in cells
-    )
+
+    def has_messages(cell: Any) -> bool:
+        if not isinstance(cell, str):
+            return _are_messages(cell)
+        return bool(MESSAGES_START.match(cell)) or messages_in(cell) is not None
+
+    return bool(cells) and all(map(has_messages, cells))
 
 
 def _are_messages(value: Any) -> bool:
-    """Whether a value is a message of a known role, or a list of messages."""
+    """Whether a value is a message with a known role, or a list of messages."""
     if isinstance(value, dict):
         role = next((value[key] for key in ROLE_KEYS if value.get(key) is not None), None)
         return _is_message(value) and str(role).strip().lower() in ROLES
-    return is_messages(value) and all(_is_message(one) for one in value)
+    return is_messages(value) and all(_is_message(message) for message in value)
 
 
 def _is_message(value: dict[str, Any]) -> bool:
@@ -159,22 +166,22 @@ def _is_message(value: dict[str, Any]) -> bool:
 
 
 def _parse(cell: str) -> tuple[Any, str]:
-    """The value of a JSON text, or of a list or dict as Python writes it; or None and why there is none."""
+    """Parse JSON, or a list or dict in Python syntax. Returns (value, "") or (None, why it cannot be parsed)."""
     text = cell.strip()
     try:
         return loads(text), ""
     except (ValueError, RecursionError) as error:
-        fault = fault_of(error)
+        fault = describe_json_error(error)
         if not isinstance(error, JSONDecodeError):
             return None, fault
     try:
-        with warnings.catch_warnings(action="ignore"):  # Python warns of backslashes in text
+        with warnings.catch_warnings(action="ignore"):  # Python warns about backslashes in text
             tree = ast.parse(text, mode="eval")
             for keys in [node.keys for node in ast.walk(tree) if isinstance(node, ast.Dict)]:
-                refuse_twice([(str(key.value), None) for key in keys if isinstance(key, ast.Constant)])
+                object_with_unique_keys([(str(key.value), None) for key in keys if isinstance(key, ast.Constant)])
             return ast.literal_eval(tree), ""
-    except KeyTwiceError as error:
-        return None, fault_of(error)
+    except DuplicateKeyError as error:
+        return None, describe_json_error(error)
     except (ValueError, SyntaxError, RecursionError, MemoryError):
-        hint = "; write such cells with json.dumps" if MESSAGES.match(cell) else ""
+        hint = "; write such cells with json.dumps" if MESSAGES_START.match(cell) else ""
         return None, f"{fault}{hint}"

@@ -1,7 +1,7 @@
-"""What became of each column: used, known as metadata, named in data.ignore, or refused.
+"""Report how each column was treated: used, metadata, ignored (data.ignore) or refused.
 
-A row is first brought under preftune's names (`Names`); the parser then reads it through a `Tracked` row, which notes
-the columns whose values were read. So "used" is what the parser really did. The `Ledger` decides about the others.
+`ColumnNames` renames the columns of a row. The parser reads the row through a `TrackedRow`, which records the columns
+whose values are read, so "used" reflects what the parser did. `ColumnLedger` decides about the other columns.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from typing import Any
 
 from preftune.errors import DataError
 from preftune.formats import metadata
+from preftune.formats.column_roles import SYSTEMS, prompt_column
 from preftune.formats.names import (
     CANONICAL,
-    Names,
-    fields_inside,
-    near_name,
-    no_such_column,
+    ColumnNames,
+    columns_setting,
+    missing_column_error,
+    nested_fields,
     quoted,
-    setting,
+    suggest_name,
 )
-from preftune.formats.slots import SYSTEMS, prompt_column
 from preftune.formats.values import Fields, is_blank
 from preftune.types import PreferenceGroup
 
 TEXT_PROMPTS = ("prompt", "instruction", "question", "query")
-#: What became of a column, as it is printed.
-FATES = {
+#: The statuses of a column, as they are printed. If rows differ, the first in this order counts.
+STATUS_TEXT = {
     "used": "used",
     "ignored": "ignored",
     "refused": "refused",
@@ -38,12 +38,12 @@ FATES = {
     "empty": "empty",
 }
 BETTER, SAFER = "better_response_id", "safer_response_id"  # the two verdicts of PKU-SafeRLHF
-APPENDED = metadata.CONTEXT - {*SYSTEMS, "history"} | {"text"}  # what `input` may be called
-CONTEXT = "belongs to the prompt, and this format has no place for it"
+APPENDED = metadata.CONTEXT - {*SYSTEMS, "history"} | {"text"}  # columns that can be mapped to `input`
+CONTEXT = "belongs to the prompt, but this format cannot include it"
 
 
-class Tracked(dict[str, Any]):
-    """A row that notes whose values were read."""
+class TrackedRow(dict[str, Any]):
+    """A row that records which values are read."""
 
     def __init__(self, row: Fields) -> None:
         super().__init__(row)
@@ -65,118 +65,120 @@ class Tracked(dict[str, Any]):
         self.read |= self.keys()
         return super().values()
 
-    def quietly(self) -> Iterator[tuple[str, Any]]:
-        """Names and values, without a note."""
+    def untracked_items(self) -> Iterator[tuple[str, Any]]:
+        """Iterate over names and values without recording them as read."""
         return iter(super().items())
 
 
 @dataclass(slots=True)
-class Ledger:
-    """What became of the columns of a file, row by row.
+class ColumnLedger:
+    """The status of each column of a file, row by row.
 
-    seen      all columns of the file, those of rows that could not be read too
-    became    {column: {"used" | "metadata" | "repeated" | "empty" | "ignored" | "refused" | "dropped": rows};
-              "dropped" counts rows without anything to learn, whose parser may have stopped before it read the column
-    refused   {column: (why, where it was met)}
-    near      {column that is refused: the name that it may stand for}
-    inside    names of data.ignore that are fields of judgements or of OpenAI's `input`
+    seen          all columns of the file, including those of rows that cannot be read
+    counts        {column: {status: rows}}; "dropped" counts dropped rows, whose parser may not have read the column
+    refused       {column: (why, origins)}
+    suggestions   {refused column: the name that it probably means}
+    nested        names in data.ignore that are fields of judgements or of OpenAI's `input`
+    has_context   whether a row has a system text or a history
     """
 
     source: str
     format: str
-    names: Names
+    names: ColumnNames
     seen: set[str] = field(default_factory=set)
-    became: dict[str, Counter[str]] = field(default_factory=dict)
+    counts: dict[str, Counter[str]] = field(default_factory=dict)
     refused: dict[str, tuple[str, list[str]]] = field(default_factory=dict)
-    near: dict[str, str] = field(default_factory=dict)
+    suggestions: dict[str, str] = field(default_factory=dict)
     notes: list[tuple[str, str]] = field(default_factory=list)
-    in_context: bool = False
-    inside: set[str] = field(default_factory=set)
-    _suspects: dict[str, tuple[str, list[str]]] = field(default_factory=dict)  # misspelt names in dropped rows
+    has_context: bool = False
+    nested: set[str] = field(default_factory=set)
+    _misspelt: dict[str, tuple[str, list[str]]] = field(default_factory=dict)  # as `refused`, in dropped rows
 
-    def file(self, raw: Fields, row: Tracked, groups: list[PreferenceGroup] | None, origin: str) -> list[str]:
-        """Enter a row that was read and return the columns that are refused. `groups` is None for a dropped row."""
-        self._file_left_out(raw, row)
-        said: set[str] | None = None
+    def record(self, raw: Fields, row: TrackedRow, groups: list[PreferenceGroup] | None, origin: str) -> list[str]:
+        """Record the columns of a row and return the refused ones. `groups` is None for a dropped row."""
+        self._record_omitted(raw, row)
+        texts: set[str] | None = None
         refused = []
-        for name, value in row.quietly():
-            column = self.names.of_file(name)
+        for name, value in row.untracked_items():
+            column = self.names.original(name)
             if name in row.read:
-                self._file_used(column, name, value)
+                self._record_used(column, name, value)
             elif groups is None:
-                self._file_dropped(column, name, value, row, origin)
+                self._record_dropped(column, name, value, row, origin)
             else:
-                status, why = self._quick(name, value, row)
+                status, why = self._status_by_name(name, value, row)
                 if not status:
-                    said = metadata.said_in(groups) if said is None else said
-                    status, why = self._compared(name, value, row, said, origin)
-                self._enter(column, status)
+                    texts = metadata.texts_of(groups) if texts is None else texts
+                    status, why = self._status_by_value(name, value, row, texts, origin)
+                self._count(column, status)
                 if status == "refused":
                     self.refused.setdefault(column, (why, []))[1].append(origin)
                     refused.append(column)
         return refused
 
-    def _file_left_out(self, raw: Fields, row: Tracked) -> None:
+    def _record_omitted(self, raw: Fields, row: TrackedRow) -> None:
+        """Record the columns of the file that the renamed row does not have."""
         if self.names.ignored:
-            self.inside |= self.names.ignored & fields_inside(raw)
+            self.nested |= self.names.ignored & nested_fields(raw)
         for column in raw:
             if column in self.names.ignored:
-                self._enter(column, "ignored")
-            elif self.names.new_name.get(column, column) not in row:  # blank, and its name is given to another column
-                self._enter(column, "empty")
+                self._count(column, "ignored")
+            elif self.names.new_name.get(column, column) not in row:  # a blank column whose name another one got
+                self._count(column, "empty")
 
-    def _file_used(self, column: str, name: str, value: Any) -> None:
+    def _record_used(self, column: str, name: str, value: Any) -> None:
         blank = is_blank(value)
-        self._enter(column, "empty" if blank else "used")
-        self.in_context |= not blank and (name in SYSTEMS or (name == "history" and not isinstance(value, str)))
+        self._count(column, "empty" if blank else "used")
+        self.has_context |= not blank and (name in SYSTEMS or (name == "history" and not isinstance(value, str)))
 
-    def _file_dropped(self, column: str, name: str, value: Any, row: Tracked, origin: str) -> None:
-        self._enter(column, "dropped")
+    def _record_dropped(self, column: str, name: str, value: Any, row: TrackedRow, origin: str) -> None:
+        self._count(column, "dropped")
         if name in CANONICAL:
             return
-        if near_name(name, row) and metadata.texts_in(value) and not metadata.is_metadata(name, row):
-            self._suspects.setdefault(column, (self._not_used(name, row), []))[1].append(origin)
+        if suggest_name(name, row) and metadata.texts_in(value) and not metadata.is_metadata(name, row):
+            self._misspelt.setdefault(column, (self._not_used(name, row), []))[1].append(origin)
 
-    def _enter(self, column: str, status: str) -> None:
-        if column not in self.became:
-            self.became[column] = Counter()
-        self.became[column][status] += 1
+    def _count(self, column: str, status: str) -> None:
+        if column not in self.counts:
+            self.counts[column] = Counter()
+        self.counts[column][status] += 1
 
-    def _quick(self, name: str, value: Any, row: Tracked) -> tuple[str, str]:
-        """What a column is that was not read, by its name and the kind of its value; "" if it must be compared."""
+    def _status_by_name(self, name: str, value: Any, row: TrackedRow) -> tuple[str, str]:
+        """Status of an unread column and why it is refused, or ("", "") if `_status_by_value` must decide."""
         status, why = "", ""
         if is_blank(value):
             status = "empty"
-        elif metadata.unusable(name):
-            status, why = "refused", metadata.unusable(name)
-        elif self.format == "prompts":  # answers, references and labels of a prompt are not part of it
+        elif metadata.why_unusable(name):
+            status, why = "refused", metadata.why_unusable(name)
+        elif self.format == "prompts":  # responses, references and labels do not belong to a prompt
             status = "" if name in metadata.CONTEXT else "metadata"
         elif name in metadata.GRADES and not (name == "margin" and self.format == "ranked"):
             status, why = "refused", f"has no meaning in the format {self.format!r}"
         elif name in metadata.RATINGS and self.format == "sft-completion":
-            status, why = "refused", "says how good the response is, and a demonstration has no place for that"
-        elif self.format.startswith("sft-") and metadata.says_bad(name, value):
-            self.near[self.names.of_file(name)] = "label"
-            status, why = "refused", "says that the response is bad, and a demonstration is a good one"
-        elif self._describes(name, value, row):
+            status, why = "refused", "rates the response, and a demonstration cannot include a rating"
+        elif self.format.startswith("sft-") and metadata.marks_bad(name, value):
+            self.suggestions[self.names.original(name)] = "label"
+            status, why = "refused", "marks the response as bad, and a demonstration must be a good one"
+        elif self._describes_row(name, value, row):
             status = "metadata"
         return status, why
 
-    def _describes(self, name: str, value: Any, row: Tracked) -> bool:
-        """Whether a column only describes its row, by its name or because it holds no words."""
+    def _describes_row(self, name: str, value: Any, row: TrackedRow) -> bool:
+        """Whether a column only describes its row, according to its name or because it contains no words."""
         if name == SAFER and value != row.get(BETTER):
             return False
         if metadata.is_metadata(name, row):
-            return not (self.format == "preference-implicit" and metadata.may_ask(name, value))
+            return not (self.format == "preference-implicit" and metadata.can_be_prompt(name, value))
         if name in metadata.CONTEXT or not metadata.is_number(value):
             return not metadata.texts_in(value)
-        return not metadata.texts_in(value) or near_name(name, row) not in (*TEXT_PROMPTS, "input")
+        return not metadata.texts_in(value) or suggest_name(name, row) not in (*TEXT_PROMPTS, "input")
 
-    def _compared(self, name: str, value: Any, row: Tracked, said: set[str], origin: str) -> tuple[str, str]:
+    def _status_by_value(self, name: str, value: Any, row: TrackedRow, texts: set[str], origin: str) -> tuple[str, str]:
+        """Status of an unread column and why it is refused, given the `texts` that were read."""
         if name == SAFER:
             self.notes.append((f"column {SAFER!r} names the other response than {BETTER!r}, which was used", origin))
             return "metadata", ""
-        if metadata.repeats(name, value, said):
+        if metadata.only_repeats(name, value, texts):
             return "repeated", ""
         if self.format == "ultrafeedback" and name in TEXT_PROMPTS and name == prompt_column(row):
             self.notes.append((f"column {name!r} differs from the prompt in the dialogues, which was used", origin))
@@ -185,20 +187,20 @@ class Ledger:
             return "refused", CONTEXT
         return "refused", self._not_used(name, row)
 
-    def _not_used(self, name: str, row: Tracked) -> str:
-        near = near_name(name, row)
-        if not near:
+    def _not_used(self, name: str, row: TrackedRow) -> str:
+        suggestion = suggest_name(name, row)
+        if not suggestion:
             return "is not used"
-        self.near[self.names.of_file(name)] = near
-        return f"is not used (did you mean {near!r}?)"
+        self.suggestions[self.names.original(name)] = suggestion
+        return f"is not used (did you mean {suggestion!r}?)"
 
     def refuses_most_of(self, rows: int) -> bool:
-        """Whether refused columns made most rows unusable, so that dropping them would leave little."""
+        """Whether more than half of the rows have a refused column, so that dropping them would leave little."""
         return 2 * len({origin for _, origins in self.refused.values() for origin in origins}) > rows
 
     def refuse(self, rows: int, nothing_kept: bool = False) -> None:
-        """Raises DataError if a column was refused, or if nothing was kept and a column looks like a misspelt one."""
-        self.refused = self.refused or (self._suspects if nothing_kept else {})
+        """Raise DataError if a column was refused, or if no row was kept and a column name looks misspelt."""
+        self.refused = self.refused or (self._misspelt if nothing_kept else {})
         if not self.refused:
             return
         parts = [
@@ -215,47 +217,46 @@ class Ledger:
 
     def _fix(self) -> str:
         them = "it" if len(self.refused) == 1 else "them"
-        leave = f"to train without {them}, set data.ignore=[{', '.join(map(quoted, self.refused))}]"
+        ignore = f"to train without {them}, set data.ignore=[{', '.join(map(quoted, self.refused))}]"
         mapping: dict[str, str] = {}
         unknown = [column for column, (why, _) in self.refused.items() if why.startswith(("is not used", CONTEXT))]
-        has_text_prompt = any(self.became.get(column, Counter())["used"] for column in TEXT_PROMPTS)
+        has_text_prompt = any(self.counts.get(column, Counter())["used"] for column in TEXT_PROMPTS)
         for column in self.refused:
-            if column in self.near:
-                mapping.setdefault(self.near[column], column)
-            elif column in APPENDED and has_text_prompt and "input" not in self.became:
+            if column in self.suggestions:
+                mapping.setdefault(self.suggestions[column], column)
+            elif column in APPENDED and has_text_prompt and "input" not in self.counts:
                 mapping.setdefault("input", column)
         if mapping:
             appended = " (`input` is appended to the prompt)" if "input" in mapping else ""
-            return f"set {setting(mapping)}{appended}; {leave}"
-        return f"{leave}; or name what they are: data.columns={{prompt: COLUMN, ...}}" if unknown else leave
+            return f"set {columns_setting(mapping)}{appended}; {ignore}"
+        return f"{ignore}; or map them to known names: data.columns={{prompt: COLUMN, ...}}" if unknown else ignore
 
     def _list(self, status: str) -> str:
-        return ", ".join(repr(column) for column, counts in self.became.items() if counts[status])
+        return ", ".join(repr(column) for column, counts in self.counts.items() if counts[status])
 
-    def table(self) -> dict[str, str]:
-        """What became of each column, in words: the first of these that happened to it in any row."""
-        words = {}
-        for column in (*self.became, *sorted(self.seen - self.became.keys())):
-            counts = self.became.get(column, Counter({"dropped": 1}))
-            order = ("used", "ignored", "refused", "metadata", "repeated", "dropped", "empty")
-            fate = next(status for status in order if counts[status])
-            new = self.names.new_name.get(column)
-            words[column] = f"used as {new}" if new and fate == "used" else FATES[fate]
-        return words
+    def statuses(self) -> dict[str, str]:
+        """Return {column: text of its status}, the first in STATUS_TEXT that occurred in any row."""
+        texts = {}
+        for column in (*self.counts, *sorted(self.seen - self.counts.keys())):
+            counts = self.counts.get(column, Counter({"dropped": 1}))
+            status = next(status for status in STATUS_TEXT if counts[status])
+            new_name = self.names.new_name.get(column)
+            texts[column] = f"used as {new_name}" if new_name and status == "used" else STATUS_TEXT[status]
+        return texts
 
     def unread(self) -> list[str]:
-        """Columns that only dropped rows have and that no format reads."""
-        return [c for c, fate in self.table().items() if fate == FATES["dropped"] and c not in CANONICAL]
+        """Columns that occur only in dropped rows and that no format reads."""
+        return [c for c, text in self.statuses().items() if text == STATUS_TEXT["dropped"] and c not in CANONICAL]
 
     def unmatched(self) -> list[str]:
         """Names in data.ignore that no row has."""
-        return sorted(self.names.ignored - self.seen - self.inside)
+        return sorted(self.names.ignored - self.seen - self.nested)
 
     def require_mapped(self) -> None:
-        """Raises DataError if data.columns names a column that no row has."""
+        """Raise DataError if data.columns names a column that no row has."""
         for column, name in self.names.new_name.items():
             if column not in self.seen:
-                raise no_such_column(column, name, dict.fromkeys(sorted(self.seen)), self.source)
+                raise missing_column_error(column, name, dict.fromkeys(sorted(self.seen)), self.source)
 
 
 def _line(origin: str) -> tuple[int, str]:

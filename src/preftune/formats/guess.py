@@ -1,4 +1,4 @@
-"""The message for rows that no format fits: what is lacking, and the data.columns to write."""
+"""Build the error for rows that match no format: the missing columns and a suggested data.columns."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 from preftune.errors import DataError
 from preftune.formats import metadata
-from preftune.formats.names import ASKING, parts_of, setting
-from preftune.formats.parse_votes import sides_of, verdict_column
-from preftune.formats.slots import completion_column, pair_columns, prompt_column
+from preftune.formats.column_roles import completion_column, pair_columns, prompt_column
+from preftune.formats.names import PROMPT_WORDS, columns_setting, words_in
+from preftune.formats.parse_votes import response_columns, verdict_column
 from preftune.formats.values import Fields, is_dialogue
 
-#: Words in column names that suggest a meaning.
+#: Words in column names that suggest the meaning of a column.
 HINTS = {
-    "prompt": ASKING,
+    "prompt": PROMPT_WORDS,
     "chosen": {
         *("chosen", "choosen", "good", "better", "best", "preferred", "win", "winner", "accepted", "positive", "pos"),
         *("safe", "winning"),
@@ -26,69 +26,55 @@ HINTS = {
     },
     "completion": {"completion", "response", "answer", "solution", "reply", "summary", "assistant", "target", "output"},
 }
-MANY = {"responses", "generations", "completions", "answers", "outputs", "candidates"}
+RESPONSE_LISTS = {"responses", "generations", "completions", "answers", "outputs", "candidates"}
 ORDINALS = (("left", "right"), ("first", "second"))
 VOTES = {
-    "winner",
-    "win",
-    "better",
-    "preferred",
-    "preference",
-    "pref",
-    "choice",
-    "verdict",
-    "vote",
-    "judgement",
-    "label",
+    *("winner", "win", "better", "preferred", "preference", "pref", "choice", "verdict", "vote", "judgement", "label"),
 }
 
 
-def unknown_columns(
+def unknown_columns_error(
     rows: Sequence[Fields], formats: Mapping[str, tuple[tuple[str, ...], str]], where: str
 ) -> DataError:
-    """The error for rows that no format fits; `formats` holds the columns and an example row of each format."""
-    found = list(dict.fromkeys(key for row in rows for key in row))
-    what = f"no known format has the columns {sorted(found)}"
-    mapping = _mapping(rows)
-    if found and not mapping and all(_is_prompt_alone(row) for row in rows):
+    """Return the error for rows that match no format. `formats` has the columns and an example row of each format."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    what = f"no known format has the columns {sorted(columns)}"
+    mapping = _suggest_mapping(rows)
+    if columns and not mapping and all(_has_only_prompt(row) for row in rows):
         return DataError(
-            "the rows have a prompt and no response",
+            "the rows have a prompt but no response",
             where=where,
-            why=f"the columns are {', '.join(map(repr, found))}",
-            fix="sample responses first: preftune sample --prompts FILE, then preftune pairs; "
+            why=f"the columns are {', '.join(map(repr, columns))}",
+            fix="sample responses first with preftune sample --prompts FILE, then run preftune pairs; "
             "or name the columns of the responses: data.columns={chosen: COLUMN, rejected: COLUMN}",
         )
+    why = _missing_columns(formats, columns)
     if mapping:
-        return DataError(what, where=where, why=_lacking(formats, found), fix=f"set {setting(mapping)}")
-    if rows and sides_of(rows[0]):
+        return DataError(what, where=where, why=why, fix=f"set {columns_setting(mapping)}")
+    if rows and response_columns(rows[0]):
         fix = "name the column that says which response is better: data.columns={winner: COLUMN}"
-        return DataError(what, where=where, why=_lacking(formats, found), fix=fix)
-    nearest = sorted(formats, key=lambda name: -_likeness(formats[name][0], found))[:3]
-    return DataError(
-        what,
-        where=where,
-        why=_lacking(formats, found),
-        fix="; ".join(
-            [
-                "name the meaning of the columns, for instance data.columns={prompt: COLUMN, chosen: COLUMN, rejected: "
-                "COLUMN} or {prompt: COLUMN, response_a: COLUMN, response_b: COLUMN, winner: COLUMN}",
-                *(f"{name}: {formats[name][1]}" for name in nearest),
-                "or set data.format=my_format.py:function",
-            ]
-        ),
-    )
+        return DataError(what, where=where, why=why, fix=fix)
+    closest = sorted(formats, key=lambda name: -_similarity(formats[name][0], columns))[:3]
+    fixes = [
+        "map the columns, for example data.columns={prompt: COLUMN, chosen: COLUMN, rejected: COLUMN} or "
+        "{prompt: COLUMN, response_a: COLUMN, response_b: COLUMN, winner: COLUMN}",
+        *(f"{name}: {formats[name][1]}" for name in closest),
+        "or set data.format=my_format.py:function",
+    ]
+    return DataError(what, where=where, why=why, fix="; ".join(fixes))
 
 
-def _lacking(formats: Mapping[str, tuple[tuple[str, ...], str]], found: Sequence[str]) -> str:
-    nearest = max(formats, key=lambda name: _likeness(formats[name][0], found))
-    if _likeness(formats[nearest][0], found) < 0.1:  # nothing in common
+def _missing_columns(formats: Mapping[str, tuple[tuple[str, ...], str]], columns: Sequence[str]) -> str:
+    """Name the most similar format and the columns that it needs in addition, or return ""."""
+    closest = max(formats, key=lambda name: _similarity(formats[name][0], columns))
+    if _similarity(formats[closest][0], columns) < 0.1:  # nothing in common
         return ""
-    lacking = [column for column in formats[nearest][0] if column not in found]
-    hints = [f"{c!r}{f' (did you mean {near(c, found)!r}?)' if near(c, found) else ''}" for c in lacking]
-    return f"the nearest, {nearest!r}, also needs {', '.join(hints)}" if hints else ""
+    missing = [column for column in formats[closest][0] if column not in columns]
+    hints = [f"{c!r}{f' (did you mean {similar(c, columns)!r}?)' if similar(c, columns) else ''}" for c in missing]
+    return f"the most similar format, {closest!r}, also needs {', '.join(hints)}" if hints else ""
 
 
-def _is_prompt_alone(row: Fields) -> bool:
+def _has_only_prompt(row: Fields) -> bool:
     prompt = prompt_column(row)
     rest = [key for key in row if key not in (prompt, "system", "history", "input")]
     return prompt is not None and not any(_is_text(row[key]) and not metadata.is_metadata(key, row) for key in rest)
@@ -98,46 +84,47 @@ def _is_text(value: Any) -> bool:
     return bool(metadata.texts_in(value))
 
 
-def _mapping(rows: Sequence[Fields]) -> dict[str, str]:
-    """The data.columns that names and values suggest: for pairs, votes or rankings; {} if nothing fits."""
+def _suggest_mapping(rows: Sequence[Fields]) -> dict[str, str]:
+    """Suggest data.columns from names and values, for pairs, votes, rankings or demonstrations; {} if unclear."""
     row = rows[0] if rows else {}
-    ranked = _ranking(row)
-    if ranked:
-        return ranked
+    ranking = _suggest_ranking(row)
+    if ranking:
+        return ranking
     texts = [k for k, v in row.items() if (isinstance(v, str) or is_dialogue(v)) and not metadata.is_metadata(k, row)]
-    votes = _votes(row, texts)
+    votes = _suggest_votes(row, texts)
     if votes:
         return votes
-    pair = _hinted(row, texts, ("chosen", "rejected", "prompt"))
+    pair = _suggest_by_words(row, texts, ("chosen", "rejected", "prompt"))
     if {"chosen", "rejected"} <= {*pair, *row}:
         return pair
-    single = _hinted(row, texts, ("completion", "prompt"))
+    single = _suggest_by_words(row, texts, ("completion", "prompt"))
     both = ("completion" in single or completion_column(row)) and ("prompt" in single or prompt_column(row))
     return single if both and len(texts) == 2 else {}
 
 
-def _hinted(row: Fields, texts: Sequence[str], wanted: Sequence[str]) -> dict[str, str]:
-    """The columns whose names suggest the wanted meanings, each where exactly one does."""
+def _suggest_by_words(row: Fields, texts: Sequence[str], names: Sequence[str]) -> dict[str, str]:
+    """Map each of `names` to the column whose name suggests it, if there is exactly one."""
     mapping: dict[str, str] = {}
-    asked = prompt_column(row)
-    for name in wanted:
-        if name in row or (name == "prompt" and asked) or (name != "prompt" and pair_columns(row)):
+    prompt = prompt_column(row)
+    for name in names:
+        if name in row or (name == "prompt" and prompt) or (name != "prompt" and pair_columns(row)):
             continue
-        free = [key for key in texts if key not in mapping.values() and key != asked]
-        hinted = [key for key in free if near(name, [key]) or HINTS[name] & set(parts_of(key))]
-        if len(hinted) == 1:
-            mapping[name] = hinted[0]
+        free = [key for key in texts if key not in mapping.values() and key != prompt]
+        matches = [key for key in free if similar(name, [key]) or HINTS[name] & set(words_in(key))]
+        if len(matches) == 1:
+            mapping[name] = matches[0]
     return mapping
 
 
-def _ranking(row: Fields) -> dict[str, str]:
+def _suggest_ranking(row: Fields) -> dict[str, str]:
+    """Suggest a list of responses and a list of numbers of the same length."""
     lists = {k: v for k, v in row.items() if isinstance(v, list) and len(v) > 1}
     texts = [k for k, v in lists.items() if all(isinstance(item, str) for item in v)]
-    texts = [k for k in texts if MANY & set(parts_of(k))] or texts
+    texts = [k for k in texts if RESPONSE_LISTS & set(words_in(k))] or texts
     grades = [k for k, v in lists.items() if all(isinstance(n, int | float) and not isinstance(n, bool) for n in v)]
     if len(texts) != 1 or len(grades) != 1 or len(lists[texts[0]]) != len(lists[grades[0]]):
         return {}
-    ranks = bool({"rank", "ranks", "ranking", "order"} & set(parts_of(grades[0])))
+    ranks = bool({"rank", "ranks", "ranking", "order"} & set(words_in(grades[0])))
     mapping = {"responses": texts[0], "ranks" if ranks else "scores": grades[0]}
     if prompt_column(row) is None:
         free = [k for k, v in row.items() if isinstance(v, str) and not metadata.is_metadata(k, row)]
@@ -147,19 +134,19 @@ def _ranking(row: Fields) -> dict[str, str]:
     return {name: column for name, column in mapping.items() if name != column}
 
 
-def _votes(row: Fields, texts: Sequence[str]) -> dict[str, str]:
-    """Two columns whose names differ in their last letter or digit only, and one that sounds like a verdict."""
+def _suggest_votes(row: Fields, texts: Sequence[str]) -> dict[str, str]:
+    """Suggest two columns whose names differ only in the last character or in an ordinal, and a verdict column."""
     sides = [
         (a, b)
         for a in texts
         for b in texts
         if (a[:-1] == b[:-1] and a[-1:].lower() + b[-1:].lower() in ("ab", "12", "01", "xy"))
-        or any(first in parts_of(a) and a.replace(first, second) == b for first, second in ORDINALS)
+        or any(first in words_in(a) and a.replace(first, second) == b for first, second in ORDINALS)
     ]
-    said = verdict_column(row) or next((key for key in row if VOTES & set(parts_of(key))), None)
-    if len(sides) != 1 or said is None or said in sides[0]:
+    verdict = verdict_column(row) or next((key for key in row if VOTES & set(words_in(key))), None)
+    if len(sides) != 1 or verdict is None or verdict in sides[0]:
         return {}
-    mapping = {"response_a": sides[0][0], "response_b": sides[0][1], "winner": said}
+    mapping = {"response_a": sides[0][0], "response_b": sides[0][1], "winner": verdict}
     if prompt_column(row) is None:
         free = [key for key in texts if key not in mapping.values()]
         if len(free) != 1:
@@ -168,11 +155,11 @@ def _votes(row: Fields, texts: Sequence[str]) -> dict[str, str]:
     return {name: column for name, column in mapping.items() if name != column}
 
 
-def _likeness(columns: Sequence[str], found: Sequence[str]) -> float:
-    close = [column in found or bool(near(column, found)) for column in columns]
-    return sum(close) / len(close) + 0.01 * len(close)
+def _similarity(needed: Sequence[str], columns: Sequence[str]) -> float:
+    present = [name in columns or bool(similar(name, columns)) for name in needed]
+    return sum(present) / len(present) + 0.01 * len(present)
 
 
-def near(column: str, found: Sequence[str]) -> str:
-    """A column whose name is `column` misspelt, or ""."""
-    return next(iter(difflib.get_close_matches(column, sorted(found), n=1, cutoff=0.75)), "")
+def similar(name: str, columns: Sequence[str]) -> str:
+    """Return the column whose name is most similar to `name`, or ""."""
+    return next(iter(difflib.get_close_matches(name, sorted(columns), n=1, cutoff=0.75)), "")

@@ -1,4 +1,4 @@
-"""What a column that no parser reads can be, by its name and by its values."""
+"""Classify columns that no parser reads, by their names and values."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from preftune.formats.values import Fields, has_role, is_dialogue, peek
 from preftune.types import PreferenceGroup, Text
 
-#: Columns that describe a row. Nobody trains on them.
+#: Columns that describe a row and are not used for training.
 NAMES = frozenset(
     [
         *("id", "ids", "idx", "index", "uid", "uuid", "guid", "hash", "md5", "sha", "sha256", "key"),
@@ -24,22 +24,8 @@ NAMES = frozenset(
         *("metadata", "difficulty", "level", "status", "toxicity", "flags", "turn", "turns", "order"),
         *("rationale", "rationales", "rating", "ratings", "annotations", "openai_moderation"),
         *("toxic_chat_tag", "redacted", "avatarurl", "avatar_url", "hashed_ip", "header", "headers", "state"),
-        *(
-            "ability",
-            "critique",
-            "critiques",
-            "quality",
-            "intent",
-            "comment",
-            "comments",
-            "gender",
-            "temperature",
-            "subreddit",
-            "session",
-            "ip",
-            "region",
-            "sampling_params",
-        ),
+        *("ability", "critique", "critiques", "quality", "intent", "comment", "comments", "gender", "temperature"),
+        *("subreddit", "session", "ip", "region", "sampling_params"),
     ]
 )
 PATTERNS = re.compile(
@@ -50,18 +36,18 @@ PATTERNS = re.compile(
     r"([_-][abjk01234])?)|((quality|judge|annotator|labeler)[_-].+)",
     re.IGNORECASE,
 )
-#: Names that begin so describe a row if their text is a label.
-LABELS = re.compile(r"(is|has|num|n|meta)[_-].+", re.IGNORECASE)
-SIDE = re.compile(r"^(chosen|rejected)[_-]|[_-]([abjk01234]|chosen|rejected)$")
-#: Columns of NAMES and PATTERNS that may hold sentences. The others hold labels; long text may belong to the prompt.
+#: Columns with these prefixes describe a row if their text is a label.
+LABEL_PREFIXES = re.compile(r"(is|has|num|n|meta)[_-].+", re.IGNORECASE)
+SIDE_AFFIX = re.compile(r"^(chosen|rejected)[_-]|[_-]([abjk01234]|chosen|rejected)$")
+#: Columns of NAMES and PATTERNS that may contain sentences. In the others, long text may belong to the prompt.
 PROSE = re.compile(
     r"(.+[_-])?(rationales?|meta|metadata|annotations|moderation|headers?|comments?|reason|critiques?|feedback|configs?|"
     r"revision|flags)([_-].+)?|(quality|judge|annotator|labeler)[_-].+"
 )
-LONGEST = 15  # words of a label
-#: Names of NAMES that may stand for a prompt, where no other column is one.
-ASKS = frozenset({"task", "topic"})
-#: Columns of public data sets that hold text which is not part of the pair, by the column that marks the data set.
+MAX_LABEL_WORDS = 15
+#: Columns of NAMES that may be the prompt if no other column is.
+POSSIBLE_PROMPTS = frozenset({"task", "topic"})
+#: Columns of public data sets with text that is not part of the pair, after the columns that identify the data set.
 PUBLIC = (
     # argilla/distilabel-*: how the pair was made and judged
     ({"labelling_prompt"}, {"generations", "labelling_prompt", "raw_labelling_response", "original_chosen",
@@ -69,77 +55,59 @@ PUBLIC = (
     ({"generation_model"}, {"generations", "generation_prompt", "raw_generation_responses", "original_response",
       "conversation"}),
     ({"distilabel_metadata"}, {"generations"}),
-    # openbmb/UltraFeedback: answers of TruthfulQA
+    # openbmb/UltraFeedback: answers from TruthfulQA
     ({"completions", "correct_answers"}, {"correct_answers", "incorrect_answers"}),
-    # nvidia/HelpSteer2 and HelpSteer3: what each annotator said
+    # nvidia/HelpSteer2 and HelpSteer3: the opinion of each annotator
     ({"preference_strength"}, {"preference_statement", "preference_elaboration", "three_most_similar_preferences",
       "all_preferences_unprocessed"}),
     ({"overall_preference"}, {"individual_preference"}),
-    # snorkelai: the pool that the pair was taken from
+    # snorkelai: the responses from which the pair was selected
     ({"all_rm_scores"}, {"all_generated_responses"}),
     # openai/summarize_from_feedback
     ({"info", "summaries"}, {"extra", "worker", "batch"}),
     # HuggingFaceH4/stack-exchange-preferences
     ({"qid"}, {"metadata"}),
 )  # fmt: skip
-ALPACA = re.compile(r"### *Instruction|Below is an instruction")  # the row again, in the template of that project
-#: Columns that a model would have to see, and cannot.
+ALPACA = re.compile(r"### *Instruction|Below is an instruction")  # `text` repeats the row in Alpaca's template
+#: Columns that the model would have to see, and why preftune does not support them.
 UNUSABLE = {
     "tools": "describes tools for the chat template, which are not supported",
     "functions": "describes tools for the chat template, which are not supported",
-    "documents": "holds documents for the chat template, which are not supported",
-    "images": "holds images, and preftune trains on text",
-    "image": "holds images, and preftune trains on text",
-    "videos": "holds videos, and preftune trains on text",
-    "video": "holds videos, and preftune trains on text",
-    "audios": "holds audio, and preftune trains on text",
-    "audio": "holds audio, and preftune trains on text",
-    "chat_template_kwargs": "has template arguments for single rows; only data.chat_template_kwargs, one for all rows, "
-    "is supported",
+    "documents": "contains documents for the chat template, which are not supported",
+    "images": "contains images, but preftune trains on text only",
+    "image": "contains images, but preftune trains on text only",
+    "videos": "contains videos, but preftune trains on text only",
+    "video": "contains videos, but preftune trains on text only",
+    "audios": "contains audio, but preftune trains on text only",
+    "audio": "contains audio, but preftune trains on text only",
+    "chat_template_kwargs": "has template arguments for single rows, which are not supported; "
+    "data.chat_template_kwargs sets them for all rows",
 }
-#: Columns that belong in front of a prompt or into it.
+#: Columns that belong to the prompt or precede it.
 CONTEXT = {
-    "system",
-    "system_prompt",
-    "system_message",
-    "history",
-    "context",
-    "contexts",
-    "input",
-    "passage",
-    "document",
-    "persona",
-    "background",
+    *("system", "system_prompt", "system_message", "history", "context", "contexts", "input", "passage", "document"),
+    *("persona", "background"),
 }
-#: Columns that say something about the responses. A format that does not read them would train against them.
+#: Columns that grade the responses. A format that ignores them could train in the wrong direction.
 GRADES = {"weight", "probability", "margin", "label", "labels", "kto_tag", "winner", "preference", "choice", "ended",
           "preference_strength", "overall_preference"}  # fmt: skip
-#: Ratings of single responses, without anything to compare them with.
+#: Ratings of single responses.
 RATINGS = {
-    "helpfulness",
-    "correctness",
-    "coherence",
-    "harmlessness",
-    "honesty",
-    "score",
-    "reward",
-    "rating",
+    *("helpfulness", "correctness", "coherence", "harmlessness", "honesty", "score", "reward", "rating"),
     "overall_score",
 }
-
-
-#: Columns that say whether the one response of a row is good.
+#: Columns that mark the only response of a row as good or bad.
 FLAGS = {
     *("desirable", "is_desirable", "liked", "thumbs_up", "upvoted", "good", "is_good", "correct", "is_correct"),
     *("accepted", "is_accepted", "preferred", "is_preferred", "passed", "approved"),
 }
 NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)?%?|true|false|nan|none|null|n/a|inf", re.IGNORECASE)
 MEDIA = {"image", "images", "video", "videos", "audio", "audios"}
-PLACES = {"url", "urls", "path", "paths", "file", "files", "bytes", "base64", "b64", "data"}
+FILE_WORDS = {"url", "urls", "path", "paths", "file", "files", "bytes", "base64", "b64", "data"}
 
 
 def texts_in(value: Any) -> list[str]:
-    """All texts in a value that are not blank, at any depth; of messages only what is said, not the role."""
+    """Return all non-blank texts in a value, at any depth, without the roles of messages."""
     if isinstance(value, str):
         return [value] if value.strip() else []
     if isinstance(value, list | tuple):
@@ -153,22 +121,25 @@ def texts_in(value: Any) -> list[str]:
 
 @lru_cache(maxsize=4096)
 def _kind_by_name(name: str) -> str:
-    """What a column of this name holds, if it describes its row: prose, a label, or a label of few words; else ""."""
-    if name.lower() in ("task", "tasks"):  # a longer one is an instruction
+    """Return what a column with this name contains if it describes its row, else "".
+
+    "prose" is any text, "label" at most MAX_LABEL_WORDS words and "short" at most 3 words.
+    """
+    if name.lower() in ("task", "tasks"):  # longer text is an instruction
         return "short"
-    if SIDE.sub("", name.lower()) in NAMES or PATTERNS.fullmatch(name):
+    if SIDE_AFFIX.sub("", name.lower()) in NAMES or PATTERNS.fullmatch(name):
         return "prose" if PROSE.fullmatch(name.lower()) else "label"
-    return "short" if LABELS.fullmatch(name) else ""
+    return "short" if LABEL_PREFIXES.fullmatch(name) else ""
 
 
 def is_metadata(name: str, row: Fields) -> bool:
-    """Whether a column is known to describe its row, by its name and by the other columns of the row."""
+    """Whether a column describes its row, judged by its name, its value and the other columns of the row."""
     kind = _kind_by_name(name)
     if kind == "prose":
         return True
     value = peek(row, name)
     words = max((len(text.split()) for text in texts_in(value)), default=0) if kind else 0
-    if kind and not has_role(value) and not is_dialogue(value) and words <= (LONGEST if kind == "label" else 3):
+    if kind and not has_role(value) and not is_dialogue(value) and words <= (MAX_LABEL_WORDS if kind == "label" else 3):
         return True
     if name == "text" and ALPACA.search(str(value)):
         return {"instruction", "output"} <= row.keys()
@@ -176,48 +147,49 @@ def is_metadata(name: str, row: Fields) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value holds no words: numbers and true/false, also as the text of a CSV cell."""
+    """Whether a value contains no words, only numbers and true/false, possibly as the text of a CSV cell."""
     return all(NUMBER.fullmatch(text.strip()) for text in texts_in(value))
 
 
-def may_ask(name: str, value: Any) -> bool:
-    """Whether a column that is metadata by its name can be the prompt of a row that has no other."""
-    return name.lower() in ASKS and any(len(text.split()) > 3 for text in texts_in(value))
+def can_be_prompt(name: str, value: Any) -> bool:
+    """Whether a column with a metadata name can be the prompt of a row that has no other prompt."""
+    return name.lower() in POSSIBLE_PROMPTS and any(len(text.split()) > 3 for text in texts_in(value))
 
 
-def says_bad(name: str, value: Any) -> bool:
-    """Whether a column says that the one response of its row is a bad one."""
+def marks_bad(name: str, value: Any) -> bool:
+    """Whether a column marks the only response of its row as bad."""
     return name.lower() in FLAGS and str(value).strip().lower() in ("false", "0", "0.0", "-1", "-1.0")
 
 
 @lru_cache(maxsize=4096)
-def unusable(name: str) -> str:
-    """Why the model would have to see a column of this name and cannot, or ""."""
+def why_unusable(name: str) -> str:
+    """Say why preftune does not support a column that the model would have to see, or return ""."""
     name = name.lower()
     first, *_, last = re.split(r"[^a-z0-9]+", f"{name}_{name}")
-    return UNUSABLE.get(name) or (UNUSABLE.get(first, "") if last in PLACES and first in MEDIA else "")
+    return UNUSABLE.get(name) or (UNUSABLE.get(first, "") if last in FILE_WORDS and first in MEDIA else "")
 
 
-def repeats(name: str, value: Any, said: set[str]) -> bool:
-    """Whether a column only repeats what was read: each of its texts is one of `said`.
+def only_repeats(name: str, value: Any, read_texts: set[str]) -> bool:
+    """Whether a column repeats `read_texts`: all its texts are among them, or one of two special cases applies.
 
-    A list of responses that holds those that were read is where they were taken from; a column `text` that holds all
-    that was read is the row again in some template.
+    A list with at least two of `read_texts` is the list from which the responses were selected. A column `text` with
+    every line of `read_texts` is the row in some template.
     """
     texts = {text.strip() for text in texts_in(value)}
-    if texts <= said:
+    if texts <= read_texts:
         return True
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return len(texts & said) > 1
-    return name == "text" and isinstance(value, str) and all(line in value for text in said for line in _lines(text))
+        return len(texts & read_texts) > 1
+    lines = [line for text in read_texts for line in _lines(text)]
+    return name == "text" and isinstance(value, str) and all(line in value for line in lines)
 
 
 def _lines(text: str) -> list[str]:
     return [line.strip() for line in text.splitlines()]
 
 
-def said_in(groups: list[PreferenceGroup]) -> set[str]:
-    """All texts of groups, without white space around them."""
+def texts_of(groups: list[PreferenceGroup]) -> set[str]:
+    """Return all texts of groups, stripped of surrounding white space."""
     parts: list[Text] = [part for group in groups for part in (group.prompt, *group.responses)]
     texts: set[str] = set()
     for part in parts:

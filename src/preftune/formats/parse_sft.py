@@ -1,12 +1,12 @@
-"""Rows with one response -> groups: demonstrations, and responses that are labelled good or bad."""
+"""Parse rows with one response into groups: demonstrations, and responses labelled good or bad."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from preftune.formats.parse_pairs import after
+from preftune.formats.column_roles import DIALOGUES, add_context, completion_column, prompt_of
+from preftune.formats.parse_pairs import response_after
 from preftune.formats.parsers import Reading, group_of
-from preftune.formats.slots import DIALOGUES, completion_column, prompt_of, with_context
 from preftune.formats.values import BadRow, Drop, Fields, get, messages_of, peek, string, text_of
 from preftune.types import Message, PreferenceGroup, Text
 
@@ -15,7 +15,7 @@ LABELS = {"true": 1, "1": 1, "1.0": 1, "false": -1, "0": -1, "0.0": -1, "-1": -1
 
 
 def label_column(row: Fields) -> str | None:
-    """The column that says whether the response is good."""
+    """Return the column with the label of the response, or None."""
     return next((key for key in LABEL_COLUMNS if key in row), None)
 
 
@@ -33,14 +33,14 @@ def _label_of(row: Fields) -> int:
 
 
 def unpaired(row: Fields, _reading: Reading) -> list[PreferenceGroup]:
-    """One answer, labelled good or bad."""
+    """Parse a response labelled good or bad."""
     label = _label_of(row)
-    prompt, response = _answered(row)
+    prompt, response = _prompt_and_response(row)
     return [group_of(prompt, (response,), labels=(label,))]
 
 
 def unpaired_messages(row: Fields, _reading: Reading) -> list[PreferenceGroup]:
-    """A dialogue whose last turn is labelled good or bad."""
+    """Parse a dialogue whose last turn is labelled good or bad."""
     label = _label_of(row)
     messages = _dialogue(row)
     if len(messages) < 2 or messages[-1].role != "assistant":
@@ -49,27 +49,27 @@ def unpaired_messages(row: Fields, _reading: Reading) -> list[PreferenceGroup]:
 
 
 def sft_completion(row: Fields, _reading: Reading) -> list[PreferenceGroup]:
-    """A demonstration."""
-    prompt, response = _answered(row)
+    """Parse a demonstration with a prompt."""
+    prompt, response = _prompt_and_response(row)
     return [group_of(prompt, (response,))]
 
 
-def _answered(row: Fields) -> tuple[Text, Text]:
-    """Prompt and response; a response in messages may repeat the prompt."""
+def _prompt_and_response(row: Fields) -> tuple[Text, Text]:
+    """Return prompt and response. A response in messages may repeat the prompt."""
     prompt, response = prompt_of(row), text_of(row, completion_column(row) or "completion")
     if isinstance(response, str):
         return prompt, response
     turns = (Message("user", prompt),) if isinstance(prompt, str) else prompt
-    return turns, after(turns, response)
+    return turns, response_after(turns, response)
 
 
 def sft_text(row: Fields, _reading: Reading) -> list[PreferenceGroup]:
-    """A demonstration without a prompt."""
+    """Parse a demonstration without a prompt."""
     return [group_of("", (string(row, "text"),))]
 
 
 def sft_messages(row: Fields, _reading: Reading) -> list[PreferenceGroup]:
-    """One group for every assistant turn, each after the turns before it. Turns of weight 0 are not trained."""
+    """Return one group per assistant turn, with the earlier turns as prompt. Turns of weight 0 are left out."""
     messages = _dialogue(row)
     turns = [i for i, m in enumerate(messages) if m.role == "assistant" and i > 0]
     if not turns:
@@ -81,7 +81,7 @@ def sft_messages(row: Fields, _reading: Reading) -> list[PreferenceGroup]:
 
 
 def _weight_of(message: Message) -> bool:
-    """Whether a turn is trained: OpenAI's files say so in a field `weight`, which is 0 or 1."""
+    """Whether a turn is trained on, from the field `weight` (0 or 1) of OpenAI's files."""
     weight = dict(message.extra).get("weight", "1")
     if weight not in ("0", "1", "0.0", "1.0"):
         raise BadRow(f"the weight of an assistant turn must be 0 or 1, not {weight}")
@@ -89,8 +89,8 @@ def _weight_of(message: Message) -> bool:
 
 
 def _dialogue(row: Fields) -> tuple[Message, ...]:
-    """The messages of a row, after its system text."""
+    """Return the messages of a row, preceded by its system text and history."""
     key = next((key for key in DIALOGUES if peek(row, key) is not None), "messages")
-    prompt = with_context(row, messages_of(get(row, key), key), key)
+    prompt = add_context(row, messages_of(get(row, key), key), key)
     assert not isinstance(prompt, str)
     return prompt

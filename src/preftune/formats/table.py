@@ -1,9 +1,9 @@
-"""From a row of a data file to preference groups, one function a format.
+"""The table of data formats, the detection of a format, and formats that are functions of the user.
 
-A format is found from the rows themselves: the first of FORMATS whose `fits` accepts most of them. A parser raises
+The format of a file is the one whose `fits` accepts most rows, the first in FORMATS if several do. A parser raises
 
-    BadRow   the row is not what its format says (missing column, null, wrong type)
-    Drop     the row is well formed but there is nothing to learn from it (tie, empty response, ...)
+    BadRow   the row breaks its format (missing column, null, wrong type)
+    Drop     the row is well formed but cannot be trained on (tie, empty response, ...)
 """
 
 from __future__ import annotations
@@ -14,9 +14,7 @@ from reprlib import repr as brief
 from typing import Any
 
 from preftune.formats import parse_pairs, parse_sft, parse_votes, parsers
-from preftune.formats.guess import unknown_columns
-from preftune.formats.parsers import Reading
-from preftune.formats.slots import (
+from preftune.formats.column_roles import (
     DIALOGUES,
     completion_column,
     has_chat_prompt,
@@ -24,17 +22,19 @@ from preftune.formats.slots import (
     pair_columns,
     prompt_column,
 )
+from preftune.formats.guess import unknown_columns_error
+from preftune.formats.parsers import Reading
 from preftune.formats.values import (
     ROLES,
     BadRow,
     Drop,
     Fields,
-    clean,
+    annotations_of,
     is_dialogue,
     is_messages,
     kind_name,
-    knowledge_of,
     peek,
+    require_utf8,
 )
 from preftune.resolve import FAULTS, in_words, place_of
 from preftune.types import Judgement, Message, PreferenceGroup, Text, message_dict, plain
@@ -42,9 +42,13 @@ from preftune.types import Judgement, Message, PreferenceGroup, Text, message_di
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """`example` shows one row; `fits` looks at the columns and their shape only.
+    """A data format.
 
-    `settle` looks at all rows before the first is parsed, where one row alone does not say what it means.
+    example   one row
+    columns   the columns of the example
+    fits      whether a row seems to have this format, judged by its columns and their types
+    parse     turns a row into groups
+    adjust    completes the options from all rows before any is parsed, for formats whose rows are ambiguous alone
     """
 
     name: str
@@ -52,7 +56,7 @@ class Format:
     columns: tuple[str, ...]
     fits: Callable[[Fields], bool]
     parse: Callable[[Fields, Reading], Iterable[PreferenceGroup]]
-    settle: Callable[[Iterable[Fields], Reading, str], Reading] | None = None
+    adjust: Callable[[Iterable[Fields], Reading, str], Reading] | None = None
 
 
 def _has(*columns: str) -> Callable[[Fields], bool]:
@@ -60,13 +64,14 @@ def _has(*columns: str) -> Callable[[Fields], bool]:
 
 
 def _fits_ranked(row: Fields) -> bool:
-    lists = [key for key in parsers.LISTS if isinstance(row.get(key), list)]
+    lists = [key for key in parsers.RESPONSE_LISTS if isinstance(row.get(key), list)]
     return len(lists) == 1 and prompt_column(row) is not None
 
 
-def _two(row: Fields, kind: Callable[[Any], bool]) -> bool:
+def _both(row: Fields, has_type: Callable[[Any], bool]) -> bool:
+    """Whether the row has a pair of response columns and both values have the type."""
     columns = pair_columns(row)
-    return columns is not None and all(kind(row.get(column)) for column in columns)
+    return columns is not None and all(has_type(row.get(column)) for column in columns)
 
 
 def _is_text(value: Any) -> bool:
@@ -78,8 +83,8 @@ def _are_texts(value: Any) -> bool:
 
 
 def _has_lists(row: Fields) -> bool:
-    """Whether one side or both are lists of texts; the other one may be a text."""
-    return _two(row, lambda value: _is_text(value) or _are_texts(value)) and not _two(row, _is_text)
+    """Whether both responses are texts or lists of texts, and at least one is a list."""
+    return _both(row, lambda value: _is_text(value) or _are_texts(value)) and not _both(row, _is_text)
 
 
 def _has_answers(row: Fields) -> bool:
@@ -91,7 +96,7 @@ def _is_sharegpt(row: Fields) -> bool:
 
 
 def _has_votes(row: Fields) -> bool:
-    return parse_votes.sides_of(row) is not None and parse_votes.has_verdict(row)
+    return parse_votes.response_columns(row) is not None and parse_votes.has_verdict(row)
 
 
 def _is_labelled(row: Fields) -> bool:
@@ -127,14 +132,14 @@ FORMATS: tuple[Format, ...] = (
         "hh",
         '{"chosen": "\\n\\nHuman: ...\\n\\nAssistant: ...", "rejected": "..."}',
         ("chosen", "rejected"),
-        lambda row: prompt_column(row) is None and _two(row, parse_pairs.is_transcript),
+        lambda row: prompt_column(row) is None and _both(row, parse_pairs.is_transcript),
         parse_pairs.hh,
     ),
     Format(
         "preference",
         '{"prompt": "...", "chosen": "...", "rejected": "..."}',
         ("prompt", "chosen", "rejected"),
-        lambda row: has_text_prompt(row) and _two(row, _is_text),
+        lambda row: has_text_prompt(row) and _both(row, _is_text),
         parse_pairs.preference,
     ),
     Format(
@@ -148,7 +153,7 @@ FORMATS: tuple[Format, ...] = (
         "ultrafeedback",
         '{"prompt": "...", "chosen": [message, ...], "rejected": [message, ...]}',
         ("prompt", "chosen", "rejected"),
-        lambda row: has_text_prompt(row) and _has_answers(row) and not _two(row, _is_text),
+        lambda row: has_text_prompt(row) and _has_answers(row) and not _both(row, _is_text),
         parse_pairs.ultrafeedback,
     ),
     Format(
@@ -185,7 +190,7 @@ FORMATS: tuple[Format, ...] = (
         ("prompt", "response_a", "response_b", "winner"),
         _has_votes,
         parse_votes.votes,
-        parse_votes.settled,
+        parse_votes.with_winner_values,
     ),
     Format(
         "summaries",
@@ -226,14 +231,14 @@ FORMATS: tuple[Format, ...] = (
         "chat-implicit",
         '{"chosen": [message, ...], "rejected": [message, ...]}',
         ("chosen", "rejected"),
-        lambda row: prompt_column(row) is None and _has_answers(row) and not _two(row, _is_text),
+        lambda row: prompt_column(row) is None and _has_answers(row) and not _both(row, _is_text),
         parse_pairs.chat_implicit,
     ),
     Format(
         "preference-implicit",
         '{"chosen": "prompt and answer", "rejected": "prompt and another answer"}',
         ("chosen", "rejected"),
-        lambda row: prompt_column(row) is None and _two(row, _is_text),
+        lambda row: prompt_column(row) is None and _both(row, _is_text),
         parse_pairs.implicit,
     ),
     Format(
@@ -263,35 +268,35 @@ BY_NAME = {f.name: f for f in FORMATS}
 
 
 def detect(rows: Sequence[Fields], where: str) -> Format:
-    """The format of these rows: the one that fits most of them, the first of several.
+    """Return the format that fits most of these rows, the first one if several fit equally many.
 
-    Raises DataError naming the columns found and the mapping to write.
+    Raises DataError if no format fits; it lists the columns and suggests a value for data.columns.
     """
     counts = [(sum(map(candidate.fits, rows)), candidate) for candidate in FORMATS]
-    most, best = max(counts, key=lambda item: item[0])
-    if most:
+    count, best = max(counts, key=lambda item: item[0])
+    if count:
         return best
-    found = set(rows[0]) if rows else set()
-    # the right columns with wrong values: the parser says what is wrong
+    columns = set(rows[0]) if rows else set()
+    # for the right columns with wrong values, the parser raises a specific error
     for candidate in sorted(FORMATS, key=lambda candidate: -len(candidate.columns)):
-        if set(candidate.columns) <= found:
+        if set(candidate.columns) <= columns:
             return candidate
-    raise unknown_columns(rows, {f.name: (f.columns, f.example) for f in FORMATS}, where)
+    raise unknown_columns_error(rows, {f.name: (f.columns, f.example) for f in FORMATS}, where)
 
 
 class FunctionFault(BadRow):
-    """The user's function failed on the row, or returned something that no row can be."""
+    """The user's function failed on the row or returned a wrong type."""
 
 
 RETURN = "return a PreferenceGroup, a list of them, or None"
 
 
-def by_function(function: Callable[..., Any], row: Fields, name: str) -> list[PreferenceGroup]:
-    """Groups from a user's function, as strictly checked as those of a format; its mistakes are bad rows."""
+def parse_with_function(function: Callable[..., Any], row: Fields, name: str) -> list[PreferenceGroup]:
+    """Call a user's function and check the groups that it returns. Raises BadRow for its mistakes."""
     try:
         result = function(row)
         several = isinstance(result, Iterable) and not isinstance(result, str | bytes | Mapping)
-        groups = list(result) if several else [result]  # a generator runs the function only now
+        groups = list(result) if several else [result]  # runs the function if it is a generator
     except (BadRow, Drop):
         raise
     except FAULTS as error:
@@ -300,43 +305,43 @@ def by_function(function: Callable[..., Any], row: Fields, name: str) -> list[Pr
         raise Drop(f"the format function returned {'None' if result is None else 'an empty list'}")
     for group in groups:
         if not isinstance(group, PreferenceGroup):
-            what = "None" if group is None else f"a {type(group).__name__}"
-            within = f"a {type(result).__name__} that holds " if several else ""
-            raise FunctionFault(f"{name} returned {within}{what}; {RETURN}")
+            kind = type(group).__name__
+            what = f"a {type(result).__name__} with an item of type {kind}" if several else f"a value of type {kind}"
+            raise FunctionFault(f"{name} returned {what}; {RETURN}")
     try:
-        return [_sound(group) for group in groups]
+        return [_checked(group) for group in groups]
     except BadRow as fault:
         raise BadRow(f"{name}: {fault}") from None
 
 
-def _sound(group: PreferenceGroup) -> PreferenceGroup:
+def _checked(group: PreferenceGroup) -> PreferenceGroup:
+    """Check a group as the parser of the format `groups` does."""
     if not isinstance(group.responses, tuple | list):
         raise BadRow(f"responses must be a tuple of texts, not {kind_name(group.responses)}")
-    texts = [_given(response, f"responses[{i}]") for i, response in enumerate(group.responses)]
+    texts = [_checked_text(response, f"responses[{i}]") for i, response in enumerate(group.responses)]
     if not isinstance(group.judgements, tuple | list):
         raise BadRow(f"judgements must be a tuple of Judgement, not {kind_name(group.judgements)}")
-    known: Fields = {"judgements": [plain(j) if isinstance(j, Judgement) else j for j in group.judgements]}
+    fields: Fields = {"judgements": [plain(j) if isinstance(j, Judgement) else j for j in group.judgements]}
     for key in ("labels", "ranks", "ended"):
         values = getattr(group, key)
-        known[key] = (list(values) or None) if isinstance(values, tuple | list) else values
-    if not texts:  # such a row is counted as one without response
+        fields[key] = (list(values) or None) if isinstance(values, tuple | list) else values
+    if not texts:  # the row is dropped later, as a row without a response
         return group
-    return parsers.group_of(_given(group.prompt, "prompt"), texts, **knowledge_of(known, len(texts)))
+    return parsers.group_of(_checked_text(group.prompt, "prompt"), texts, **annotations_of(fields, len(texts)))
 
 
-def _given(value: Any, where: str) -> Text:
+def _checked_text(value: Any, where: str) -> Text:
     if isinstance(value, str):
-        return clean(value, where)
+        return require_utf8(value, where)
     if not isinstance(value, tuple | list) or not all(isinstance(m, Message) for m in value) or not value:
         raise BadRow(f"{where} must be text or a tuple of Message, not {kind_name(value)}")
     for message in value:
         if message.role not in ROLES.values() or not isinstance(message.content, str):
-            raise BadRow(f"{where} has a message of unknown role or without text: {brief(message)}")
-        clean(message.content, where)
+            raise BadRow(f"{where} has a message with an unknown role or without text: {brief(message)}")
+        require_utf8(message.content, where)
         try:
             message_dict(message)
         except (TypeError, ValueError):
-            raise BadRow(
-                f"{where} has a message whose extra is not ((name, JSON text), ...): {brief(message)}"
-            ) from None
+            what = f"{where} has a message whose extra is not ((name, JSON text), ...): {brief(message)}"
+            raise BadRow(what) from None
     return tuple(value)

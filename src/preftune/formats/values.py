@@ -1,4 +1,4 @@
-"""Values of a row, checked: text, numbers, messages, answers, judgements. Every refusal says what is wrong where."""
+"""Read and check the values of a row: texts, numbers, messages, responses and judgements."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from preftune.errors import did_you_mean
 from preftune.types import Judgement, Message, PreferenceGroup, Text
 
 Fields = dict[str, Any]
-LARGEST = 1e38  # the difference of two such numbers is still finite in fp32
+LARGEST = 1e38  # the difference of two numbers up to this is finite in fp32
 
 
 class BadRow(Exception):
-    """The row breaks its format. `fix` is what the user can do about this fault, where that is known."""
+    """The row breaks its format. `fix` says what to do about it, if that is known."""
 
     def __init__(self, what: str, fix: str = "") -> None:
         super().__init__(what)
@@ -25,21 +25,21 @@ class BadRow(Exception):
 
 
 class Drop(Exception):
-    """The row holds no usable judgement; the text is the reason it is counted under."""
+    """The row cannot be trained on. The text is the reason under which it is counted."""
 
 
 def is_messages(value: Any) -> bool:
-    """Whether a value is a list of objects, as a dialogue is."""
+    """Whether a value is a non-empty list of objects, as a dialogue is."""
     return isinstance(value, list) and len(value) > 0 and all(isinstance(m, dict) for m in value)
 
 
 def peek(row: Fields, key: str) -> Any:
-    """The value of a column or None, to choose between columns: a tracked row does not count it as used."""
+    """Return the value of a column, or None, without marking the column of a TrackedRow as used."""
     return dict.get(row, key)
 
 
 def is_blank(value: Any) -> bool:
-    """Whether a value says nothing: null, empty text, an empty list or object, also as JSON text or of such values."""
+    """Whether a value is null, empty text or an empty list or object (also as JSON text), or has only such values."""
     if isinstance(value, str):
         return value.strip() in ("", "[]", "{}", "null")
     items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else None
@@ -47,7 +47,7 @@ def is_blank(value: Any) -> bool:
 
 
 def get(row: Fields, key: str) -> Any:
-    """The value of a column that must be there and not be null."""
+    """Return the value of a column. Raises BadRow if it is missing or null."""
     if key not in row:
         raise BadRow(f"column {key!r} is missing; {did_you_mean(key, row)}")
     if row[key] is None:
@@ -56,40 +56,33 @@ def get(row: Fields, key: str) -> Any:
 
 
 def string(row: Fields, key: str) -> str:
-    """A column that must be text."""
+    """Return the text of a column. Raises BadRow for other types."""
     value = get(row, key)
     if not isinstance(value, str):
         raise BadRow(f"column {key!r} must be text, not {kind_name(value)}")
-    return clean(value, key)
+    return require_utf8(value, key)
 
 
-def clean(text: str, key: str) -> str:
-    """Text that can be written as UTF-8."""
+def require_utf8(text: str, key: str) -> str:
+    """Return `text`, or raise BadRow if it cannot be encoded as UTF-8."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise BadRow(f"column {key!r} holds half a surrogate pair at character {error.start}") from None
+        raise BadRow(f"column {key!r} contains a lone surrogate at character {error.start}") from None
     return text
 
 
 def kind_name(value: Any) -> str:
-    """The type of a value in words."""
-    names = {
-        dict: "an object",
-        list: "a list",
-        bool: "true/false",
-        int: "a number",
-        float: "a number",
-        str: "text",
-    }
+    """Name the type of a value in messages."""
+    names = {dict: "an object", list: "a list", bool: "true/false", int: "a number", float: "a number", str: "text"}
     return "null" if value is None else names.get(type(value), type(value).__name__)
 
 
 def number(row: Fields, key: str, default: float, where: str = "") -> float:
-    """A column that is a finite number, or `default` where it is absent."""
+    """Return a finite number, or `default` if the column is absent or empty."""
     where = where or f"column {key!r}"
     value = row.get(key)
-    if isinstance(value, list) and len(value) == 1:  # some writers put a single number into a list
+    if isinstance(value, list) and len(value) == 1:  # some data sets write a single number as a list
         value = value[0]
     if value is None or value == "":
         return default
@@ -105,16 +98,16 @@ def number(row: Fields, key: str, default: float, where: str = "") -> float:
 
 
 def as_number(value: Any) -> float | None:
-    """A finite number, also as the text of a CSV cell, or None."""
+    """Convert a value, such as the text of a CSV cell, to a finite number, or return None."""
     try:
-        found = float("nan" if isinstance(value, bool) else value)
+        number = float("nan" if isinstance(value, bool) else value)
     except (TypeError, ValueError, OverflowError):
         return None
-    return found if abs(found) <= LARGEST else None
+    return number if abs(number) <= LARGEST else None
 
 
 def required_number(fields: Fields, key: str, where: str) -> float:
-    """A number that must be there."""
+    """Return a finite number. Raises BadRow if it is missing."""
     if fields.get(key) is None or fields[key] == "":
         raise BadRow(f"{where} is {'empty' if fields.get(key) == '' else 'null'}")
     return number(fields, key, 0.0, where)
@@ -139,18 +132,18 @@ ROLES = {
     "ipython": "tool",
     "tool_response": "tool",
 }
-CALLS = ("function_call", "tool_call")  # roles of assistant turns that call a tool; their text is the call as JSON
+CALLS = ("function_call", "tool_call")  # roles of assistant turns whose text is a tool call as JSON
 ROLE_KEYS = ("role", "from", "speaker")
 CONTENT_KEYS = ("content", "value", "message", "text")
-#: Fields of a message that identify it and say nothing to the model: turns that differ only here are the same turn.
-NOT_WORDS = {"id", "message_id", "parent_id", "uuid", "index", "turn", "date", "timestamp", "created_at", "model"}
-LABELS = {"name", "tool_call_id", "finish_reason"}  # fields that say something about a turn, but not what it says
+#: Fields that identify a message without being part of its content; comparisons ignore them.
+ID_FIELDS = {"id", "message_id", "parent_id", "uuid", "index", "turn", "date", "timestamp", "created_at", "model"}
+INFO_FIELDS = {"name", "tool_call_id", "finish_reason"}  # a turn with only these fields is empty
 
 
 def message_of(value: Any, key: str) -> Message:
-    """{"role", "content"}, or {"from", "value"}, or {"speaker", "message"}; content may be a list of text parts.
+    """Read a message: {"role", "content"}, {"from", "value"} or {"speaker", "message"}.
 
-    Every other field that is not null or empty goes to Message.extra.
+    The content may be a list of text parts. All other fields that are not null or empty go to Message.extra.
     """
     if not isinstance(value, dict):
         raise BadRow(f"{key} must be a message, not {kind_name(value)}")
@@ -164,21 +157,21 @@ def message_of(value: Any, key: str) -> Message:
         raise BadRow(f"{key} has no role", fix='write messages as {"role": "user", "content": "..."}')
     if not isinstance(role, str) or role.strip().lower() not in ROLES:
         raise BadRow(
-            f"{key} has unknown role {role!r}; known: {', '.join([*ROLES, *CALLS])}",
+            f"{key} has the unknown role {role!r}; known roles: {', '.join([*ROLES, *CALLS])}",
             fix="rename the role to user, assistant, system or tool",
         )
-    if content is None and rest:  # an assistant turn may be a tool call or reasoning alone
+    if content is None and rest:  # a turn may consist of a tool call or reasoning only
         content = ""
     if isinstance(content, list):
         content = "".join(_part(part, f"{key}.{content_key}[{i}]") for i, part in enumerate(content))
     if not isinstance(content, str):
-        raise BadRow(f"{key} has content of the wrong type: {kind_name(content)}")
-    extra = {name: clean(json.dumps(item, ensure_ascii=False, default=str), key) for name, item in rest.items()}
-    return Message(ROLES[role.strip().lower()], clean(content, key), tuple(sorted(extra.items())))
+        raise BadRow(f"the content of {key} must be text, not {kind_name(content)}")
+    extra = {name: require_utf8(json.dumps(item, ensure_ascii=False, default=str), key) for name, item in rest.items()}
+    return Message(ROLES[role.strip().lower()], require_utf8(content, key), tuple(sorted(extra.items())))
 
 
 def _part(part: Any, where: str) -> str:
-    """The text of one part of a message's content."""
+    """Return the text of one part of a message's content."""
     text = part.get("text") if isinstance(part, dict) else part
     others = {k for k, v in part.items() if k not in ("type", "text") and v} if isinstance(part, dict) else set()
     if not isinstance(text, str) or others & {"image", "image_url", "audio", "input_audio", "video"}:
@@ -186,87 +179,88 @@ def _part(part: Any, where: str) -> str:
         what = "write the part as text" if "think" in str(kind) or "reason" in str(kind) else "remove these rows"
         raise BadRow(
             f"{where} has content that is not text: {kind!r}",
-            fix=f"preftune trains on text: {what}, or count and drop them with data.bad_rows=drop",
+            fix=f"{what}, because preftune trains on text only, or drop them with data.bad_rows=drop",
         )
     return text
 
 
 def _calls_of(content: Any, role: str, key: str) -> list[dict[str, Any]]:
-    """The tool calls of a turn whose role is function_call: JSON {"name", "arguments"}, or a list of such objects."""
+    """Return the tool calls of a turn with a role of CALLS: JSON {"name", "arguments"}, or a list of such objects."""
     try:
         calls = json.loads(content) if isinstance(content, str) else content
     except ValueError:
         calls = None
     calls = [calls] if isinstance(calls, dict) else calls
-    good = (
-        isinstance(calls, list)
-        and calls
-        and all(isinstance(c, dict) and set(c) == {"name", "arguments"} for c in calls)
-    )
-    if not good:
+    if (
+        not isinstance(calls, list)
+        or not calls
+        or not all(isinstance(c, dict) and set(c) == {"name", "arguments"} for c in calls)
+    ):
         raise BadRow(
-            f'{key} has role {role!r}, but its text is not JSON of the form {{"name": ..., "arguments": ...}}',
+            f'{key} has the role {role!r}, but its text is not JSON of the form {{"name": ..., "arguments": ...}}',
             fix="write the turn as an assistant message with the field tool_calls",
         )
-    return [{"type": "function", "function": call} for call in calls or ()]
+    return [{"type": "function", "function": call} for call in calls]
 
 
-def words_of(text: Text) -> Any:
-    """What a text says, for comparing: of a chat without the fields that hold no text or only identify a message."""
+def comparable(text: Text) -> Any:
+    """Return a text or chat in a form for comparisons, without fields that have no text or are in ID_FIELDS."""
     if isinstance(text, str):
         return text
-    return tuple((m.role, m.content, tuple(e for e in m.extra if e[0] not in NOT_WORDS and '"' in e[1])) for m in text)
+    return tuple((m.role, m.content, tuple(e for e in m.extra if e[0] not in ID_FIELDS and '"' in e[1])) for m in text)
 
 
 def is_empty(text: Text) -> bool:
-    """Whether nothing is said: no text, no tool call, no reasoning."""
+    """Whether a text or chat has no text, no tool call and no reasoning."""
     if isinstance(text, str):
         return not text.strip()
-    return all(not content.strip() and {name for name, _ in extra} <= LABELS for _, content, extra in words_of(text))
+    return all(
+        not content.strip() and {name for name, _ in extra} <= INFO_FIELDS for _, content, extra in comparable(text)
+    )
 
 
 def has_role(value: Any) -> bool:
-    """Whether a value is an object with the role of a message."""
+    """Whether a value is an object with a role, as a message is."""
     return isinstance(value, dict) and any(isinstance(value.get(key), str) for key in ROLE_KEYS)
 
 
 def is_dialogue(value: Any) -> bool:
-    """Whether a value is a list of objects with roles, which is stricter than `is_messages`."""
+    """Whether a value is a non-empty list of objects with roles (stricter than `is_messages`)."""
     return is_messages(value) and all(has_role(message) for message in value)
 
 
 def messages_of(value: Any, key: str) -> tuple[Message, ...]:
-    """A list of messages."""
+    """Read a list of messages."""
     if not isinstance(value, list) or not value:
-        found = "an empty list" if value == [] else kind_name(value)
-        raise BadRow(f"column {key!r} must be a list of messages, not {found}")
+        actual = "an empty list" if value == [] else kind_name(value)
+        raise BadRow(f"column {key!r} must be a list of messages, not {actual}")
     if all(isinstance(m, str) for m in value):
         raise BadRow(
             f"column {key!r} must be text or messages, not a list of {len(value)} texts",
-            fix="write one text, or messages with role and content; ranked responses are read with "
+            fix="write one text, or messages with role and content; for ranked responses, set "
             "data.columns={responses: COLUMN, scores: COLUMN}",
         )
     return tuple(message_of(m, f"{key}[{i}]") for i, m in enumerate(value))
 
 
 def text_of(row: Fields, key: str) -> Text:
-    """Text, one message or a list of messages."""
+    """Read a column with text, a message or a list of messages."""
     value = get(row, key)
     if isinstance(value, str):
-        return clean(value, key)
+        return require_utf8(value, key)
     if isinstance(value, dict):
         return (message_of(value, key),)
     return messages_of(value, key)
 
 
-def answer_of(row: Fields, key: str) -> Text:
-    """A response: text or exactly one assistant message."""
+def response_of(row: Fields, key: str) -> Text:
+    """Read a response: text or exactly one assistant message."""
     value = text_of(row, key)
     return value if isinstance(value, str) else one_turn(value)
 
 
 def one_turn(messages: tuple[Message, ...]) -> tuple[Message, ...]:
-    """Exactly one assistant message."""
+    """Return `messages`, or raise Drop if they are not exactly one assistant message."""
     if len(messages) != 1:
         raise Drop("several turns after the prompt")
     if messages[0].role != "assistant":
@@ -274,58 +268,59 @@ def one_turn(messages: tuple[Message, ...]) -> tuple[Message, ...]:
     return messages
 
 
-def grades(fields: Fields, where: str = "") -> tuple[float, float, float]:
-    """Weight, probability and margin of a judgement, each in its range; a weight of 0 is the caller's to judge."""
-    at = {key: f"{where}.{key}" if where else f"column {key!r}" for key in ("weight", "probability", "margin")}
-    weight = number(fields, "weight", 1.0, at["weight"])
+def judgement_numbers(fields: Fields, where: str = "") -> tuple[float, float, float]:
+    """Return weight, probability and margin of a judgement. The caller must check for a weight of 0."""
+    names = {key: f"{where}.{key}" if where else f"column {key!r}" for key in ("weight", "probability", "margin")}
+    weight = number(fields, "weight", 1.0, names["weight"])
     if weight < 0:
-        raise BadRow(f"{at['weight']} must not be below 0, got {weight}")
-    probability = number(fields, "probability", 1.0, at["probability"])
+        raise BadRow(f"{names['weight']} must be at least 0, not {weight}")
+    probability = number(fields, "probability", 1.0, names["probability"])
     if not 0 <= probability <= 1:
-        raise BadRow(f"{at['probability']} must lie between 0 and 1, not {probability}")
-    return weight, probability, number(fields, "margin", 0.0, at["margin"])
+        raise BadRow(f"{names['probability']} must be between 0 and 1, not {probability}")
+    return weight, probability, number(fields, "margin", 0.0, names["margin"])
 
 
 def judgement_of(item: Any, where: str, responses: int) -> Judgement:
-    """{"better", "worse", and perhaps "weight", "probability", "margin"} between two of so many responses."""
-    known = {"better", "worse", "weight", "probability", "margin"}
-    if not isinstance(item, dict) or not {"better", "worse"} <= set(item) <= known:
+    """Read {"better", "worse"} with optional "weight", "probability" and "margin". `responses` is their number."""
+    fields = {"better", "worse", "weight", "probability", "margin"}
+    if not isinstance(item, dict) or not {"better", "worse"} <= set(item) <= fields:
         raise BadRow(f"{where} must be an object with better and worse, not {brief(item)}")
     sides = [item["better"], item["worse"]]
     if not all(isinstance(k, Integral) and not isinstance(k, bool) and 0 <= int(k) < responses for k in sides):
-        raise BadRow(f"{where} names a response that does not exist: {brief(sides)} of {responses}, counted from 0")
+        what = f"{where} refers to a response that does not exist: {brief(sides)} of {responses}, counted from 0"
+        raise BadRow(what)
     if sides[0] == sides[1]:
-        raise BadRow(f"{where} calls response {sides[0]} better than itself")
-    weight, probability, margin = grades(item, where)
+        raise BadRow(f"{where} says that response {sides[0]} is better than itself")
+    weight, probability, margin = judgement_numbers(item, where)
     if weight == 0:
         raise BadRow(f"{where}.weight must be above 0")
     return Judgement(int(sides[0]), int(sides[1]), weight, probability, margin)
 
 
-def knowledge_of(fields: Fields, responses: int) -> dict[str, Any]:
-    """What is known about the responses of a group, checked: judgements, labels, ranks, ended."""
+def annotations_of(fields: Fields, responses: int) -> dict[str, Any]:
+    """Read and check judgements, labels, ranks and ended of a group. `responses` is the number of responses."""
     items = fields.get("judgements")
     if not isinstance(items, list):
         raise BadRow(f"column 'judgements' must be a list, not {kind_name(items)}")
     judgements = tuple(judgement_of(item, f"judgements[{i}]", responses) for i, item in enumerate(items))
     without = [i for i, item in enumerate(items) if item.get("margin") is None]
     if 0 < len(without) < len(items):
-        raise BadRow(f"judgements[{without[0]}] has no margin, but others of the row have one")
-    labels = _each(fields, "labels", responses)
+        raise BadRow(f"judgements[{without[0]}] has no margin, but other judgements of the row have one")
+    labels = _per_response(fields, "labels", responses)
     for i, label in enumerate(labels):
         if isinstance(label, bool) or label not in (1, -1):
             raise BadRow(f"labels[{i}] must be 1 or -1, not {brief(label)}")
-    ranks = [required_number({"r": r}, "r", f"ranks[{i}]") for i, r in enumerate(_each(fields, "ranks", responses))]
+    ranks = _per_response(fields, "ranks", responses)
     return {
         "judgements": judgements,
         "labels": tuple(int(label) for label in labels),
-        "ranks": tuple(ranks),
-        "ended": flags_of(fields, responses),
+        "ranks": tuple(required_number({"r": rank}, "r", f"ranks[{i}]") for i, rank in enumerate(ranks)),
+        "ended": ended_flags(fields, responses),
     }
 
 
-def _each(fields: Fields, key: str, responses: int) -> list[Any]:
-    """A column with one entry a response; absent, null and empty mean that nothing is known."""
+def _per_response(fields: Fields, key: str, responses: int) -> list[Any]:
+    """Return a list with one entry per response, or an empty list if the column is absent, null or empty."""
     values = fields.get(key)
     if values is None:
         return []
@@ -336,40 +331,40 @@ def _each(fields: Fields, key: str, responses: int) -> list[Any]:
     return values
 
 
-def states_margin(row: Fields) -> bool:
-    """Whether a row says by how much one response is better."""
+def has_margin(row: Fields) -> bool:
+    """Whether a row or one of its judgements has a margin."""
     judgements = row.get("judgements")
-    return any(place.get("margin") not in (None, "") for place in (judgements or [row]))
+    return any(fields.get("margin") not in (None, "") for fields in (judgements or [row]))
 
 
-def flags_of(row: Fields, responses: int) -> tuple[bool, ...]:
-    """Column `ended` of sampled responses: false for one that hit its token limit."""
+def ended_flags(row: Fields, responses: int) -> tuple[bool, ...]:
+    """Return the column `ended` of sampled responses: false for a response that reached its token limit."""
     flags = row.get("ended")
     if flags is None:
         return ()
     if not isinstance(flags, list) or len(flags) != responses or not all(isinstance(flag, bool) for flag in flags):
-        raise BadRow(f"'ended' must be a list of {responses} times true or false")
+        raise BadRow(f"'ended' must be a list of {responses} values true or false")
     return tuple(flags)
 
 
-def without_empty(group: PreferenceGroup) -> PreferenceGroup:
-    """The group without its empty responses and their judgements; at least two responses must remain."""
-    full = [i for i, response in enumerate(group.responses) if not is_empty(response)]
-    if len(full) == len(group.responses):
+def drop_empty_responses(group: PreferenceGroup) -> PreferenceGroup:
+    """Remove empty responses and their judgements. Raises Drop if fewer than two responses or no judgement remain."""
+    non_empty = [i for i, response in enumerate(group.responses) if not is_empty(response)]
+    if len(non_empty) == len(group.responses):
         return group
-    place = {old: new for new, old in enumerate(full)}
+    new_index = {old: new for new, old in enumerate(non_empty)}
     judgements = tuple(
-        replace(j, better=place[j.better], worse=place[j.worse])
+        replace(j, better=new_index[j.better], worse=new_index[j.worse])
         for j in group.judgements
-        if j.better in place and j.worse in place
+        if j.better in new_index and j.worse in new_index
     )
-    if len(full) < 2 or (group.judgements and not judgements):
+    if len(non_empty) < 2 or (group.judgements and not judgements):
         raise Drop("empty response")
     return replace(
         group,
-        responses=tuple(group.responses[i] for i in full),
+        responses=tuple(group.responses[i] for i in non_empty),
         judgements=judgements,
-        labels=tuple(group.labels[i] for i in full if group.labels),
-        ranks=tuple(group.ranks[i] for i in full if group.ranks),
-        ended=tuple(group.ended[i] for i in full if group.ended),
+        labels=tuple(group.labels[i] for i in non_empty if group.labels),
+        ranks=tuple(group.ranks[i] for i in non_empty if group.ranks),
+        ended=tuple(group.ended[i] for i in non_empty if group.ended),
     )

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from preftune.config.schema import RunConfig, TunedConfig
-from preftune.data.layout import LayoutName, batch_of, slots_of, width_of
+from preftune.data.layout import LayoutName, batch_of, micro_batches, slots_of, width_of
 from preftune.data.order import Step
 from preftune.lifecycle.monitor import Watched
 from preftune.lifecycle.task import ResponseTask
@@ -98,17 +98,14 @@ def choose_tokens(found: Footprint, device: torch.device, width: int) -> int:
     return tokens
 
 
-def in_words(
-    found: Footprint, task: ResponseTask, steps: Sequence[Step], time_lines: Callable[[], list[str]]
-) -> list[str]:
-    """The plan of a run in words; one that does not fit is not tried for its time."""
-    peak = found.peak(*largest_micro_batch(task, steps))
-    said = [token_line(task, steps), memory_line(found, task, steps)]
+def memory_plan(found: Footprint, task: ResponseTask, steps: Sequence[Step]) -> tuple[list[str], bool]:
+    """Return the lines on tokens and memory, and whether the run fits in memory."""
+    lines = [token_line(task, steps), memory_line(found, task, steps)]
     free = memory.available(task.scorer.device)
-    if peak - found.fixed["now"] > free:
-        fix = "train with lora, set model.gradient_checkpointing=true, or use reference.kind=cached"
-        return [*said, f"this run will not fit: {gb(free)} are free on {task.scorer.device}; {fix}"]
-    return [*said, *time_lines()]
+    if found.peak(*largest_micro_batch(task, steps)) - found.fixed["now"] <= free:
+        return lines, True
+    fix = "train with lora, set model.gradient_checkpointing=true, or use reference.kind=cached"
+    return [*lines, f"this run does not fit: {gb(free)} are free on {task.scorer.device}; {fix}"], False
 
 
 def memory_line(found: Footprint, task: ResponseTask, steps: Sequence[Step]) -> str:
@@ -123,21 +120,29 @@ def memory_line(found: Footprint, task: ResponseTask, steps: Sequence[Step]) -> 
     )
 
 
+def _batches(task: ResponseTask, steps: Sequence[Step]) -> list[Batch]:
+    """The micro-batches of the steps, on the CPU."""
+    members = [[task.groups[i] for i in step.members] for step in steps]
+    return [batch for groups in members for batch in micro_batches(groups, task.budget)]
+
+
 def largest_micro_batch(task: ResponseTask, steps: Sequence[Step]) -> tuple[int, int]:
     """(token slots, scored tokens) of the largest micro-batch: of the first hundred steps, or the largest group."""
-    batches = [batch for plan in steps[:100] for batch in task.lay([task.groups[i] for i in plan.members])]
-    batches += task.lay([max(task.groups, key=lambda g: slots_of(g, task.budget.layout))])
+    batches = [
+        batch for step in steps[:100] for batch in micro_batches([task.groups[i] for i in step.members], task.budget)
+    ]
+    batches += micro_batches([max(task.groups, key=lambda g: slots_of(g, task.budget.layout))], task.budget)
     return max((len(batch.ids_T), len(batch.read_N)) for batch in batches)
 
 
 def token_line(task: ResponseTask, steps: Sequence[Step]) -> str:
     """What sharing and packing save on these data, against padded pairs in batches of one step."""
     padded = real = ours = filled = 0
-    for plan in steps[:100]:
-        groups = [task.groups[i] for i in plan.members]
+    for step in steps[:100]:
+        groups = [task.groups[i] for i in step.members]
         padded += max(map(width_of, groups)) * sum(len(g.response_ids) for g in groups)
         real += sum(slots_of(g, "packed") for g in groups)
-        ours += sum(len(batch.ids_T) for batch in task.lay(groups))
+        ours += sum(len(batch.ids_T) for batch in micro_batches(groups, task.budget))
         filled += sum(slots_of(g, "shared" if task.budget.layout == "shared" else "packed") for g in groups)
     return (
         f"tokens: {ours:,} slots in the first {min(100, len(steps))} steps, {1 - filled / ours:.0%} of them padding; "
@@ -165,9 +170,11 @@ def time_lines(
         return float(sum(body * slots_of(g, layout) + head * sum(map(len, g.response_ids)) for g in groups))
 
     def of_steps(some: Sequence[Step]) -> float:
-        return sum(cost([task.groups[i] for i in plan.members]) for plan in some)
+        return sum(cost([task.groups[i] for i in step.members]) for step in some)
 
-    sample = [batch for plan in steps[:8] for batch in task.lay([task.groups[i] for i in plan.members])]
+    sample = [
+        batch for step in steps[:8] for batch in micro_batches([task.groups[i] for i in step.members], task.budget)
+    ]
     first = list({len(batch.ids_T): batch for batch in sample}.values()) if task.budget.constant else sample[:1]
     training, forward, update, warm = calibrate(task.scorer, first, sample, config, cost)
     work = of_steps(steps[:100]) * len(steps) / min(100, len(steps))

@@ -7,7 +7,6 @@ are compared with the data's responses and with the reference; nothing of the tr
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,16 +18,17 @@ import torch
 from preftune.config.schema import DPOConfig, MonitorConfig
 from preftune.data.order import permutation
 from preftune.errors import ModelError
-from preftune.lifecycle.prepare import Policy
+from preftune.lifecycle.policy import Policy
 from preftune.lifecycle.task import ResponseTask
 from preftune.measures.advice import advice, held_out_rose
 from preftune.measures.drift import divergence, figures, likelihood
-from preftune.measures.frontier import Floats, response_logps
+from preftune.measures.frontier import Floats
 from preftune.model import load
 from preftune.model.generate import Sampled, Sampling, sample
 from preftune.model.logprobs import Scorer, sum_responses
 from preftune.model.memory import in_parts, out_of_memory, release
 from preftune.model.reference import AdapterOff, Cached, Live
+from preftune.scoring import response_logps
 from preftune.train.metrics import Tally, preference_metrics
 from preftune.train.run import Run
 from preftune.types import TokenGroup
@@ -50,25 +50,26 @@ class Watched:
 
 
 def monitored(
-    task: ResponseTask, config: DPOConfig, policy: Policy, visited: Sequence[TokenGroup], run: Run, given: bool
-) -> ResponseTask:
-    """The task with a monitor; to be called while the policy is at step 0. `given`: the model has no file."""
+    task: ResponseTask, config: DPOConfig, policy: Policy, visited: Sequence[TokenGroup], run: Run, in_memory: bool
+) -> Watched | None:
+    """Return what the monitor of a run watches, and print it; None without a monitor. Call it while the policy is at
+    step 0. `in_memory`: the model has no files."""
     watched, left_out = watch(task, config, policy, visited)
     if watched is None:
-        return task
+        return None
     groups, sampling = watched.groups, watched.sampling
     positions, kind = load.positions(policy.model.config), "held-out" if task.held_out else "training"
-    what = f"{len(groups)} {kind} prompts, {sampling.n} x {sampling.max_new_tokens} tokens at most for each"
-    if left_out:
-        what += f"; {left_out} prompts leave no room for that in the model's {positions} positions"
     if len(groups) < 2:
-        run.display.say(f"monitor: none, as that needs 2 prompts: {what}")
-        return task
-    run.display.say(f"monitor: {what}")
-    run.on_line = partial(advise, run)
-    if not isinstance(task.reference, Live):
-        watched = replace(watched, start=start_of(config, policy, given))
-    return replace(task, monitor=partial(shift, watched=watched, say=run.display.say))
+        reason = f"it needs at least 2 distinct prompts, and {len(groups)} of the {kind} prompts can be used"
+        if left_out:
+            reason += f" ({left_out} leave no room for {sampling.max_new_tokens} tokens in {positions} positions)"
+        run.display.say(f"monitor off: {reason}")
+        return None
+    line = f"monitor: {len(groups)} {kind} prompts, {sampling.n} x {sampling.max_new_tokens} tokens at most per prompt"
+    if left_out:
+        line += f"; {left_out} prompts leave no room for that in the model's {positions} positions"
+    run.display.say(line)
+    return watched if isinstance(task.reference, Live) else replace(watched, start=start_of(config, policy, in_memory))
 
 
 def watch(
@@ -110,7 +111,7 @@ def choose(
     return chosen, left_out
 
 
-def start_of(config: DPOConfig, policy: Policy, given: bool) -> Start:
+def start_of(config: DPOConfig, policy: Policy, in_memory: bool) -> Start:
     """How the reference is had where the run has none in memory: the model of reference.path, or the policy at step 0.
 
     It is read again from its files for the moment that it is needed. A model given in memory has none: a copy is kept.
@@ -120,7 +121,7 @@ def start_of(config: DPOConfig, policy: Policy, given: bool) -> Start:
         return partial(_same_as_before, config.reference.path, dtype, device, set())
     if hasattr(policy.model, "peft_config"):
         return lambda: AdapterOff.of(policy.scorer)
-    if given:
+    if in_memory:
         kept = {name: tensor.detach().cpu().clone() for name, tensor in policy.model.state_dict().items()}
 
         def rebuild() -> Scorer:
@@ -150,8 +151,10 @@ def _same_as_before(path: str, dtype: torch.dtype, device: torch.device, hashes:
 
 
 @torch.no_grad()
-def shift(task: ResponseTask, watched: Watched, say: Callable[[str], None]) -> dict[str, float]:
-    """The figures of the monitor. What does not fit in memory is left out, with a sentence: no run ends for that."""
+def drift(task: ResponseTask, watched: Watched | None, say: Callable[[str], None]) -> dict[str, float]:
+    """The figures of the monitor; none without one. What does not fit in memory is left out and reported."""
+    if watched is None:
+        return {}
     found = _figures(task, watched, say)
     if found is None:
         release()  # out of the handler: the error held what had been allocated
@@ -185,8 +188,8 @@ def _figures(task: ResponseTask, watched: Watched, say: Callable[[str], None]) -
 def of_data(task: ResponseTask, watched: Watched) -> tuple[Floats, Floats, dict[str, float]]:
     """Log-probs and tokens of the data's responses as far as samples go, and the drift metrics of these groups."""
     tally, sums, lengths = Tally(), [], []
-    for whole in task.layout(watched.groups):
-        for _, found in in_parts(task.measure, whole, task.layout):
+    for whole in task.micro_batches(watched.groups):
+        for _, found in in_parts(task.measure, whole, task.micro_batches):
             metrics = preference_metrics(found.policy, found.reference, found.judged, task.loss.beta)
             tally.add({name: value for name, value in metrics.items() if name.startswith("drift/")})
             own_S, length_S = beginnings(found.policy.token_N, found.policy.length_S, watched.sampling.max_new_tokens)
@@ -208,7 +211,7 @@ def distance(
     task: ResponseTask, watched: Watched, drawn: Sequence[Sampled], own_PM: Floats, say: Callable[[str], None]
 ) -> dict[str, float]:
     """KL from the reference on the policy's own samples."""
-    if isinstance(task.reference, Cached) and task.reference.is_policy:
+    if task.at_start and isinstance(task.reference, Cached):
         return {"drift/kl": 0.0, "drift/kl_se": 0.0}
     groups = [sampled.group for sampled in drawn]
     if isinstance(task.reference, Live):
@@ -229,24 +232,22 @@ def distance(
     return {}
 
 
-def advise(run: Run, line: dict[str, Any]) -> None:
-    """Say what is to be done about the figures of an evaluation, each thing once, and note it in the manifest."""
-    if "drift/gap" not in line or line["split"] != "eval":
+def advise(run: Run, step: int) -> None:
+    """Print advice on the evaluation of a step, each piece once per run, and note it in the manifest."""
+    monitored = [line for line in run.lines() if "drift/gap" in line and line["split"] == "eval"]
+    if not monitored or monitored[-1]["step"] != step:
         return
-    lines = map(json.loads, (run.folder / "metrics.jsonl").read_text().splitlines())
-    found = advice(line, next(known for known in lines if "drift/gap" in known))
-    given = run.known("advice") or {}
-    for subject, sentence in found.items():
-        if subject not in given:
-            run.display.say(f"step {line['step']}: {sentence}")
-    if found:
-        run.note(advice={**given, **{name: {"step": line["step"], "text": text} for name, text in found.items()}})
+    sentences, earlier = advice(monitored[-1], monitored[0]), run.known("advice") or {}
+    for subject, sentence in sentences.items():
+        if subject not in earlier:
+            run.display.say(f"step {step}: {sentence}")
+    if sentences:
+        run.note(advice={**earlier, **{name: {"step": step, "text": text} for name, text in sentences.items()}})
 
 
 def advise_at_the_end(run: Run) -> None:
     """Print what to do about a held-out loss that rose, and note it in the manifest."""
-    every = map(json.loads, (run.folder / "metrics.jsonl").read_text().splitlines())
-    lines = [line for line in every if line["split"] == "eval" and "loss" in line]
+    lines = [line for line in run.lines() if line["split"] == "eval" and "loss" in line]
     sentence = held_out_rose(lines)
     if sentence:
         run.display.say(sentence)

@@ -10,7 +10,7 @@ from preftune.chat.open import ChatOptions
 from preftune.config.schema import DataConfig
 from preftune.formats.account import Account, require_matched
 from preftune.formats.parsers import Reading
-from preftune.lifecycle.prepare import reading_of
+from preftune.lifecycle.data import reading_of
 
 UNLIMITED = 1 << 20  # tokens of a prompt
 

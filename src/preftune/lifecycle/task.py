@@ -23,8 +23,9 @@ from preftune.types import Batch, Logps, LossOutput, TokenGroup
 class ResponseTask:
     """Policy, reference, data and loss of a run; see train.loop.Task for what the methods promise.
 
-    `says` is how the model that is trained is asked: for log-probs, or a reward model for rewards in their place.
-    `monitor` looks at what the policy writes by itself, at every evaluation (lifecycle.monitor).
+    ask        returns the log-probs of a batch, or a reward model's rewards in their place
+    at_start   the policy has not been updated and is the reference. Its own log-probs then take the place of cached
+               ones, which differ in the last digits: those depend on what else is in a forward pass
     """
 
     scorer: Scorer
@@ -33,19 +34,15 @@ class ResponseTask:
     groups: Sequence[TokenGroup]
     held_out: Sequence[TokenGroup]
     budget: Budget
-    says: Callable[..., Logps] = logps
-    monitor: Callable[[ResponseTask], dict[str, float]] = lambda task: {}
+    ask: Callable[..., Logps] = logps
+    at_start: bool = False
 
     @property
     def joint(self) -> bool:
         return self.loss.joint
 
-    def lay(self, groups: Sequence[TokenGroup]) -> list[Batch]:
-        """Micro-batches, not yet on the device."""
-        return micro_batches(groups, self.budget)
-
-    def layout(self, groups: Sequence[TokenGroup]) -> list[Batch]:
-        return [batch.to(self.scorer.device) for batch in self.lay(groups)]
+    def micro_batches(self, groups: Sequence[TokenGroup]) -> list[Batch]:
+        return [batch.to(self.scorer.device) for batch in micro_batches(groups, self.budget)]
 
     def halved(self, batches: Sequence[Batch]) -> ResponseTask:
         """The same with micro-batches half as large. Raises ConfigError if each has a single group."""
@@ -58,8 +55,8 @@ class ResponseTask:
         """One pass of the policy and one of the reference, or of its cache."""
         statistics: Collection[str] = self.loss.statistics
         if self.reference is None:
-            return Measured(self.says(self.scorer, batch, statistics), None, batch.judged)
-        if isinstance(self.reference, Cached) and self.reference.is_policy:
+            return Measured(self.ask(self.scorer, batch, statistics), None, batch.judged)
+        if self.at_start and isinstance(self.reference, Cached):
             policy = logps(self.scorer, batch, statistics)
             return Measured(policy, policy.detach(), batch.judged)
         if "kl" in statistics:
@@ -82,24 +79,18 @@ class ResponseTask:
             found = {name: value for name, value in found.items() if not name.startswith("logps/")}
         return LossOutput(out.loss_sum, out.count, {**out.metrics, **found})
 
-    def updated(self) -> None:
-        """Called after every update of the policy."""
-        if isinstance(self.reference, Cached):
-            self.reference.is_policy = False
-
-    def evaluate(self) -> dict[str, float]:
-        """Metrics of the held-out groups, and what the monitor sees."""
-        return {**self.monitor(self), **self.held_out_metrics()}
+    def after_update(self) -> ResponseTask:
+        return replace(self, at_start=False) if self.at_start else self
 
     @torch.no_grad()
-    def held_out_metrics(self) -> dict[str, float]:
+    def evaluate(self) -> dict[str, float]:
         """Loss and metrics of the held-out groups; a loss that couples a step sees all of them as one."""
         if not self.held_out:
             return {}
         tally, calibration, spread = Tally(), Calibration(), Spread()
         measured = []
-        for batch in self.layout(self.held_out):
-            for _, found in in_parts(self.measure, batch, self.layout):
+        for batch in self.micro_batches(self.held_out):
+            for _, found in in_parts(self.measure, batch, self.micro_batches):
                 measured.append(found)
                 if len(found.judged.better_P):
                     calibration.add(*margins(found.policy, found.reference, found.judged, self.loss.beta))

@@ -1,4 +1,4 @@
-"""How a policy moves away from its data and its reference: likelihood, KL, length, ends, repetition, diversity."""
+"""Metrics of drift from the data and the reference: likelihood, KL, length, ends, repetition, diversity."""
 
 from __future__ import annotations
 
@@ -7,36 +7,37 @@ from itertools import pairwise
 
 import numpy as np
 
-from preftune.measures.frontier import Floats, mean_and_error
+from preftune.formulas import Floats, mean_and_error
 
 
 def figures(texts: Sequence[str], ended: Sequence[bool]) -> dict[str, float]:
-    """Of a set of responses.
+    """Return metrics of a set of responses.
 
     responses/words     mean number of words
-    responses/ended     share that ended before the limit
-    diversity           distinct word pairs over all word pairs, of all responses together
+    responses/ended     share that ended before the token limit
+    diversity           distinct word pairs / all word pairs, over all responses together
     repetition          mean over responses of 1 - distinct / all word pairs of the response
 
-    Without a pair of words there is no diversity and no repetition.
+    `diversity` and `repetition` are left out if no response has two words.
     """
-    pairs = [list(pairwise(words)) for words in (text.split() for text in texts)]
-    every = [pair for own in pairs for pair in own]
-    repeated = [1 - len(set(own)) / len(own) for own in pairs if own]
+    by_response = [list(pairwise(words)) for words in (text.split() for text in texts)]
+    pairs = [pair for response in by_response for pair in response]
+    repeated = [1 - len(set(response)) / len(response) for response in by_response if response]
     return {
         "responses/words": float(np.mean([len(text.split()) for text in texts])),
         "responses/ended": float(np.mean(ended)),
-        **({"diversity": len(set(every)) / len(every), "repetition": float(np.mean(repeated))} if every else {}),
+        **({"diversity": len(set(pairs)) / len(pairs), "repetition": float(np.mean(repeated))} if pairs else {}),
     }
 
 
 def likelihood(own_S: Floats, own_length_S: Floats, data_S: Floats, data_length_S: Floats) -> dict[str, float]:
-    """How likely a policy finds its own samples and the responses of the data: summed log-probs, and tokens.
+    """Compare a policy's log-probs of its own samples and of the responses in the data.
 
-    drift/own_logps, drift/data_logps            mean log-prob of a response
-    drift/own_per_token, drift/data_per_token    mean log-prob of a token
-    drift/gap    (own_per_token - data_per_token) * mean tokens of the data's responses: by how many nats one of these
-                 is less likely than a sample of its length would be; sums of unequal lengths do not compare
+    own_S, data_S, own_length_S, data_length_S   summed log-probs and numbers of tokens of the responses
+    drift/own_logps, drift/data_logps            mean log-prob per response
+    drift/own_per_token, drift/data_per_token    mean log-prob per token
+    drift/gap    (own_per_token - data_per_token) * mean number of tokens of the data's responses: by how many nats a
+                 response in the data is less likely than a sample of the same length
     """
     own, data = float(own_S.sum() / own_length_S.sum()), float(data_S.sum() / data_length_S.sum())
     return {
@@ -49,9 +50,9 @@ def likelihood(own_S: Floats, own_length_S: Floats, data_S: Floats, data_length_
 
 
 def divergence(policy_PM: Floats, reference_PM: Floats) -> dict[str, float]:
-    """KL(policy || reference) in nats a response, from log-probs of M own samples for each of P prompts.
+    """Estimate KL(policy || reference) in nats per response from the log-probs of M policy samples per prompt.
 
-    drift/kl       mean of log pi - log ref, which is unbiased
+    drift/kl       mean of log pi - log ref, an unbiased estimate
     drift/kl_se    its standard error over prompts
     """
     kl, error = mean_and_error(policy_PM - reference_PM)

@@ -1,4 +1,4 @@
-"""How sure held-out margins are that a label is the wrong way round."""
+"""Calibrated probability that a label is wrong, from held-out margins."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from scipy.optimize import brentq
 from scipy.special import expit
 
 Floats = npt.NDArray[np.float64]
-STEEPEST = 1e3  # of margins in their own mean size: labels that the margins always agree with
+MAX_SLOPE = 1e3  # for margins in units of their mean size; reached if the margins agree with every label
 
 
 def slope(margin_P: Floats, weight_P: Floats) -> float:
-    """The a >= 0 under which sigmoid(a margin) is most likely to be the probability of the labels.
+    """Return the a >= 0 that maximises the likelihood of the labels, sum_i weight_i log sigmoid(a margin_i).
 
-    likelihood   sum_i weight_i log sigmoid(a margin_i), concave in a; the margins must come from models that have not
-                 seen the labels. 0 if they rank no better than chance.
+    It is concave in a. The margins must come from models that were not trained on these labels. Returns 0 if the
+    margins predict the labels no better than chance.
     Source: temperature scaling, Guo et al. 2017, arXiv:1706.04599.
     """
     size = float(np.mean(np.abs(margin_P)))
@@ -28,11 +28,11 @@ def slope(margin_P: Floats, weight_P: Floats) -> float:
 
     if gradient(0.0) <= 0:
         return 0.0
-    if gradient(STEEPEST) >= 0:
-        return STEEPEST / size
-    return float(brentq(gradient, 0.0, STEEPEST)) / size
+    if gradient(MAX_SLOPE) >= 0:
+        return MAX_SLOPE / size
+    return float(brentq(gradient, 0.0, MAX_SLOPE)) / size
 
 
 def confidence(margin_P: Floats, slope: float) -> Floats:
-    """(P,) the calibrated probability that a judge would label such a pair the other way round: sigmoid(-a margin)."""
+    """Return the (P,) calibrated probabilities that the labels are wrong: sigmoid(-slope * margin)."""
     return np.asarray(expit(-slope * margin_P), dtype=np.float64)

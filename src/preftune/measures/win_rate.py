@@ -1,7 +1,7 @@
-"""From verdicts to win rates: ties, intervals, length, position. Pure arithmetic.
+"""Win rates from a judge's verdicts, with ties, bootstrap intervals, length adjustment and position bias.
 
-Every pair of responses is judged in both orders. A verdict is 1 if our response won, 0 if the other did, 1/2 for a tie;
-the outcome of a pair is the mean of its two verdicts, so a judge that follows the order alone makes ties of everything.
+Every pair of responses is judged in both orders. A verdict is 1 if our response won, 0 if the other one did, 1/2 for a
+tie. The outcome of a pair is the mean of its two verdicts. If they contradict each other, the pair counts as a tie.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import expit
 
-from preftune.formats.all_rows import uninformative
+from preftune.formats.file_checks import uninformative_verdicts
+from preftune.formulas import Floats
 from preftune.types import Judgement
 
-Floats = npt.NDArray[np.float64]
 RESAMPLES = 10_000
-"""Of every interval. Another seed then moves an end of it by about 1.4 % of its half-width: by 0.05 points for a win
+"""Bootstrap resamples per interval. Another seed moves each end by about 1.4 % of the half-width: 0.05 points for a win
 rate of one half on 805 prompts."""
 CHUNK = 200_000  # resampled matches in memory at a time
-PENALTY = 1e-3  # on phi, times phi^2 / 2, beside the mean log loss
+PENALTY = 1e-3  # penalty * phi^2 / 2 is added to the mean log loss
 
 
 def sides(judgement: Judgement) -> tuple[int, int] | None:
-    """(better, worse) as the label says: the other way round below a probability of one half, None for a tie at it."""
+    """Return (better, worse), swapped if the probability is below 0.5, or None for a tie at exactly 0.5."""
     if judgement.probability == 0.5:
         return None
     order = judgement.better, judgement.worse
@@ -34,7 +34,7 @@ def sides(judgement: Judgement) -> tuple[int, int] | None:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """What came of one prompt. `forward`: our response was shown first; None where the answer could not be read."""
+    """The verdicts with our response shown first (`forward`) and second; None if unreadable. Lengths are in words."""
 
     forward: float | None
     backward: float | None
@@ -43,18 +43,20 @@ class Match:
 
     @property
     def outcome(self) -> float | None:
-        """The mean of the verdicts that could be read."""
-        read = [v for v in (self.forward, self.backward) if v is not None]
-        return sum(read) / len(read) if read else None
+        """The mean of the verdicts that could be read, or None."""
+        verdicts = [v for v in (self.forward, self.backward) if v is not None]
+        return sum(verdicts) / len(verdicts) if verdicts else None
 
 
 @dataclass(frozen=True, slots=True)
 class WinRate:
-    """Shares are of matches that could be read; `low`, `high`: 95 % bootstrap interval over matches.
+    """Shares are over matches with a readable verdict; `low` and `high` are a 95 % bootstrap interval over matches.
 
-    unread           verdicts, of which each of the `matches` has two
-    length_adjusted  see `length_adjusted`; AlpacaEval's length-controlled win rate is in length_controlled.py
-    uninformative    why the verdicts say nothing about the responses, or ""
+    unread           number of unreadable verdicts; each of the `matches` has two verdicts
+    length_adjusted  see `fitted`; AlpacaEval's length-controlled win rate is in length_controlled.py
+    first_shown      share of verdicts for the response that was shown first
+    consistent       share of pairs with the same verdict in both orders
+    uninformative    why the verdicts carry no information about the responses, or ""
     """
 
     rate: float
@@ -76,18 +78,18 @@ class WinRate:
 
 
 def win_rate(matches: Sequence[Match], seed: int = 0) -> WinRate:
-    """Raises ValueError if not one match could be read."""
-    read = [m for m in matches if m.outcome is not None]
-    if not read:
-        raise ValueError("not one verdict could be read")
-    outcome = np.array([m.outcome for m in read], dtype=np.float64)
-    longer = np.array([m.length - m.other_length for m in read], dtype=np.float64)
+    """Compute the win rate over all matches. Raises ValueError if no verdict could be read."""
+    readable = [m for m in matches if m.outcome is not None]
+    if not readable:
+        raise ValueError("no verdict could be read")
+    outcome = np.array([m.outcome for m in readable], dtype=np.float64)
+    longer = np.array([m.length - m.other_length for m in readable], dtype=np.float64)
     low, high = bootstrap(outcome, seed)
     theta, phi = (float(weight[0]) for weight in fitted(outcome[None], longer[None], PENALTY))
-    draws = (fitted(outcome[rows], longer[rows], PENALTY, (theta, phi))[0] for rows in resamples(len(read), seed))
-    adjusted = interval([expit(draw) for draw in draws])
-    both = [m for m in read if m.forward is not None and m.backward is not None]
-    firsts = for_the_first(both)
+    refits = (fitted(outcome[rows], longer[rows], PENALTY, (theta, phi))[0] for rows in resamples(len(readable), seed))
+    adjusted = interval([expit(theta_B) for theta_B in refits])
+    both = [m for m in readable if m.forward is not None and m.backward is not None]
+    first_shown = verdicts_by_position(both)
     return WinRate(
         rate=float(outcome.mean()),
         low=low,
@@ -100,7 +102,7 @@ def win_rate(matches: Sequence[Match], seed: int = 0) -> WinRate:
         length_adjusted=float(expit(theta)),
         length_adjusted_low=adjusted[0],
         length_adjusted_high=adjusted[1],
-        first_shown=float(np.mean(firsts)) if firsts else 0.5,
+        first_shown=float(np.mean(first_shown)) if first_shown else 0.5,
         consistent=float(np.mean([m.forward == m.backward for m in both])) if both else 0.0,
         words=float(np.mean([m.length for m in matches])),
         other_words=float(np.mean([m.other_length for m in matches])),
@@ -108,54 +110,48 @@ def win_rate(matches: Sequence[Match], seed: int = 0) -> WinRate:
     )
 
 
-def for_the_first(matches: Sequence[Match]) -> list[float]:
-    """The verdicts of matches that could be read in both orders: 1 for the response shown first, 0 for the other."""
+def verdicts_by_position(matches: Sequence[Match]) -> list[float]:
+    """Return all verdicts of matches read in both orders: 1 for the response shown first, 0 for the second."""
     return [v for m in matches if m.forward is not None and m.backward is not None for v in (m.forward, 1 - m.backward)]
 
 
 def why_uninformative(matches: Sequence[Match]) -> str:
-    """Why the verdicts say nothing about the responses, or ""."""
-    verdicts = for_the_first(matches)
+    """Return why the verdicts carry no information about the responses, or ""."""
+    verdicts = verdicts_by_position(matches)
     first, second = sum(v > 0.5 for v in verdicts), sum(v < 0.5 for v in verdicts)
-    return uninformative(first, second, len(verdicts) - first - second)
+    return uninformative_verdicts(first, second, len(verdicts) - first - second)
 
 
 def bootstrap(values: Floats, seed: int = 0) -> tuple[float, float]:
-    """95 % percentile interval of the mean."""
+    """Return the 95 % percentile interval of the mean."""
     return interval([values[rows].mean(axis=1) for rows in resamples(len(values), seed)])
 
 
 def resamples(n: int, seed: int) -> Iterator[npt.NDArray[np.int64]]:
-    """RESAMPLES draws of n of n rows with replacement, in pieces of (B, n)."""
+    """Draw n of n rows with replacement RESAMPLES times, and yield the (B, n) row indices in chunks."""
     generator, size = np.random.default_rng(seed), max(1, CHUNK // n)
     for done in range(0, RESAMPLES, size):
         yield generator.integers(n, size=(min(size, RESAMPLES - done), n))
 
 
-def interval(pieces: Sequence[Floats]) -> tuple[float, float]:
-    """The middle 95 % of the values."""
-    low, high = np.quantile(np.concatenate(pieces), [0.025, 0.975])
+def interval(chunks: Sequence[Floats]) -> tuple[float, float]:
+    """Return the 2.5 % and 97.5 % quantiles of the values."""
+    low, high = np.quantile(np.concatenate(chunks), [0.025, 0.975])
     return float(low), float(high)
-
-
-def length_adjusted(outcome: Floats, longer: Floats, penalty: float = PENALTY) -> float:
-    """The win rate between responses of equal length, by a logistic fit.
-
-    P(win) = sigmoid(theta + phi tanh(d / std(d))), d = our length - the other's; the result is sigmoid(theta). Only phi
-    is drawn towards 0, so without a difference in length the result is the win rate itself.
-
-    This is not the length-controlled win rate that AlpacaEval publishes: its difficulty of instructions, the rows of
-    its gamed baselines and its cross-validated penalty exist for its own prompts only, see measures.length_controlled.
-    Source of the form: Dubois et al. 2024, arXiv:2404.04475.
-    """
-    theta, _ = fitted(outcome[None], longer[None], penalty)
-    return float(expit(theta[0]))
 
 
 def fitted(
     outcome: Floats, longer: Floats, penalty: float, start: tuple[float, float] = (0.0, 0.0)
 ) -> tuple[Floats, Floats]:
-    """(B,) theta and phi of B fits of n matches each, by Newton's method from `start`."""
+    """Fit P(win) = sigmoid(theta + phi tanh(d / std(d))), d = our length - the other's, B times to n matches each.
+
+    Returns (B,) theta and phi, by Newton's method from `start`. sigmoid(theta) is the length-adjusted win rate, that
+    between responses of equal length. Only phi is penalised: without length differences it is the plain win rate.
+
+    This is not AlpacaEval's length-controlled win rate, which also needs instruction difficulties and gamed baselines
+    that exist only for its own prompts; see measures.length_controlled.
+    Source of the form: Dubois et al. 2024, arXiv:2404.04475.
+    """
     spread = longer.std(axis=1, keepdims=True)
     x = np.tanh(np.divide(longer, spread, out=np.zeros_like(longer), where=spread > 0))
     theta, phi = (np.full(len(outcome), value) for value in start)
@@ -169,6 +165,6 @@ def fitted(
             break
         a, b, c = w.mean(1) + 1e-9, wx.mean(1), np.einsum("bn,bn->b", wx, x) / n + penalty
         determinant = a * c - b * b
-        theta = theta - np.clip((c * down - b * down_x) / determinant, -1, 1)  # at most 1, or it may overshoot
+        theta = theta - np.clip((c * down - b * down_x) / determinant, -1, 1)  # at most 1, to avoid overshooting
         phi = phi - np.clip((a * down_x - b * down) / determinant, -1, 1)
     return theta, phi

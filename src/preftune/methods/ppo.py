@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,26 +10,22 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from preftune.chat.open import load_renderer
 from preftune.chat.render import Renderer
 from preftune.config.sampling import PPOConfig
 from preftune.data.groups import require_vocabulary
 from preftune.data.order import Step, training_steps
 from preftune.data.prompts import Prompt, Prompts, encode_prompts
 from preftune.errors import DataError
-from preftune.lifecycle import estimate, prepare
+from preftune.lifecycle import estimate
+from preftune.lifecycle.data import TextData, report_accounts
+from preftune.lifecycle.finish import finish_run, running
+from preftune.lifecycle.guard import before_first_step
 from preftune.lifecycle.packing_probe import admit, state_values
+from preftune.lifecycle.plan import print_plan
+from preftune.lifecycle.policy import Policy, device_of, require_positions, require_same_vocabulary
 from preftune.lifecycle.saved import model_fingerprint, note_reward, reward_models_fingerprint, warn_if_reward_changed
-from preftune.lifecycle.training import (
-    attention_returned,
-    conclude,
-    enough_memory,
-    finished,
-    running,
-    say_plan,
-    stoppable,
-)
-from preftune.methods.ppo_loop import optimise
+from preftune.lifecycle.start import attach_optimizer, open_run, start_run
+from preftune.methods.ppo_loop import evaluate, optimise, saved_on_error
 from preftune.methods.rollouts import Actors, Critic
 from preftune.model import load
 from preftune.model.adapter import matched
@@ -40,8 +35,7 @@ from preftune.model.scalar import load_scalar, scalar_scorer, scalar_twin
 from preftune.rewards.open import open_reward
 from preftune.rewards.reward import Reward
 from preftune.train.display import Display
-from preftune.train.optim import Weights, build_optimizer
-from preftune.train.run import Run, require_packages, run_identity
+from preftune.train.optim import Weights
 from preftune.types import TokenGroup
 
 
@@ -55,81 +49,65 @@ def run(
     dry_run: bool = False,
 ) -> Path:
     """Train and return the folder of the tuned model. Model, tokenizer and reward may be given in memory."""
-    display, folder = display or Display(), Path(config.out)
-    if dry_run and model is not None:
-        model = copy.deepcopy(model)  # nothing of it comes to the caller
-    with enough_memory(), stoppable(), attention_returned(model):
-        require_packages(list(config.track))
-        source = load.locate(config.model.path) if model is None else load.Source(config.model.path)
-        asked = prepare.read_prompt_data(config.data)
-        identity = config.model_dump(mode="json")
-        models = {"the reward": reward_models_fingerprint(None if reward else config.reward)}
-        if config.value.path:
-            models["the first value model"] = model_fingerprint(config.value.path)
-        Run.check(folder, run_identity(identity, asked.fingerprint, models), type(config))
-        if finished(config, source, model, tokenizer):
-            display.say(f"{folder} is finished; its model is {folder / 'final'}")
-            return folder / "final"
-        judge = reward or open_reward(config.reward, "reward", device=prepare.device_of(model))
-        moment = (Run.manifest(folder).get("chat") or {}).get("moment")
-        renderer = load_renderer(config.data, source, tokenizer, model, moment)
-        prompts = encoded(config, asked, renderer, display)
-        policy = prepare.load_policy(config, source, renderer, model)
-        require_room(policy, [*prompts.train, *prompts.held_out], config, source)
-        train = config.train
-        sizes, size = [1] * len(prompts.train), config.rollout.prompts
-        steps = list(training_steps(sizes, size, train.seed, train.epochs, train.max_steps))
-        critic = make_critic(config, source, policy, given=model is not None)
-        found = footprint(config, policy, critic, prompts.train)
-        policy.budget = replace(policy.budget, tokens=slots(config, policy, found))
-        describe(config, policy, critic, prompts, steps, found, display)
+    display = display or Display()
+    fingerprints = {"the reward": reward_models_fingerprint(None if reward else config.reward)}
+    if config.value.path:
+        fingerprints["the first value model"] = model_fingerprint(config.value.path)
+    with before_first_step(model):
+        start = start_run(
+            config, model=model, tokenizer=tokenizer, display=display, dry_run=dry_run, fingerprints=fingerprints
+        )
+        if start.is_finished:
+            return start.final
+        reward_function = reward or open_reward(config.reward, "reward", device=device_of(start.model))
+        renderer = start.renderer()
+        prompts = encoded(config, start.text, renderer, display)
+        policy = start.policy(renderer)
+        require_room(policy, [*prompts.train, *prompts.held_out], config, start.source)
+        train, size = config.train, config.rollout.prompts
+        steps = list(training_steps([1] * len(prompts.train), size, train.seed, train.epochs, train.max_steps))
+        critic = make_critic(config, start.source, policy, in_memory=model is not None)
+        memory = footprint(config, policy, critic, prompts.train)
+        policy.budget = replace(policy.budget, tokens=slots(config, policy, memory))
+        describe(config, policy, critic, prompts, steps, memory, display)
         if dry_run:
-            say_plan(config, [], display)
-            return folder
-        run = Run.open(folder, identity, asked.fingerprint, display, models, type(config))
+            return print_plan(config, [], display)
+        run = open_run(start, policy)
         if not reward:
             warn_if_reward_changed(run, config.reward)
             note_reward(run, config.reward)
-        prepare.require_same_start(run, policy)
-        run.note(
-            chat=renderer.settings.record(),
-            start_weights=policy.start_hash,
-            model_files=load.files_of(source) if model is None else None,
-            data={a.source: {"read": a.read, "kept": a.kept} for a in asked.accounts},
-        )
-        if run.tokens:  # a larger one would change last digits, or run out of memory again
+        if run.tokens:  # a larger size would change last digits, or run out of memory again
             policy.budget = replace(policy.budget, tokens=min(policy.budget.tokens, run.tokens))
         reference = AdapterOff.of(policy.scorer) if config.lora else Frozen.copy_of(policy.model)
-        actors = Actors(policy.scorer, reference, judge, critic, policy.tokenizer)
+        actors = Actors(policy.scorer, reference, reward_function, critic, policy.tokenizer)
         weights = Weights(nn.ModuleDict({"policy": policy.model, "value": critic.module}), precise(policy.precise))
-        optimizer = build_optimizer(weights.masters, config.optim.name, config.optim.lr, config.optim.weight_decay)
-        run.attach(weights, optimizer)
-        if run.start:
-            display.say(f"resuming after step {run.start} of {len(steps)}")
-    with running(run, policy, weights, "ppo", len(steps)):
-        optimise(actors, prompts, steps, config, policy.budget, weights, optimizer, run)
-    return conclude(run, policy, weights, len(steps))
+        optimizer = attach_optimizer(run, config, weights, len(steps))
+    with running(run, policy, "ppo", len(steps)):
+        for step, budget in optimise(actors, prompts, steps, config, policy.budget, weights, optimizer, run):
+            with saved_on_error(run, step, budget):
+                metrics = evaluate(actors, prompts.held_out, config, step)
+            run.evaluation(step, metrics)
+    return finish_run(run, policy, len(steps))
 
 
-def encoded(config: PPOConfig, asked: prepare.TextData, renderer: Renderer, display: Display) -> Prompts:
+def encoded(config: PPOConfig, asked: TextData, renderer: Renderer, display: Display) -> Prompts:
     """Token ids of the prompts; the account of every row is said."""
     longest = config.data.max_prompt_length
     prompts = encode_prompts(asked.train, renderer, longest, asked.accounts[0])
     held_out = encode_prompts(asked.held_out, renderer, longest, asked.accounts[-1])
+    report_accounts(asked, display)
     for account in asked.accounts:
-        for line in account.lines():
-            display.say(line)
         account.check(config.data.max_dropped)
     if not prompts:
         raise DataError("no prompt is left for training", where=asked.accounts[0].source)
     return Prompts(prompts, held_out)
 
 
-def require_room(policy: prepare.Policy, prompts: Sequence[Prompt], config: PPOConfig, source: load.Source) -> None:
+def require_room(policy: Policy, prompts: Sequence[Prompt], config: PPOConfig, source: load.Source) -> None:
     """Raises where prompts and model do not fit each other, or a response would leave the model's positions."""
     groups = imagined(prompts, config)
     require_vocabulary(groups, policy.model.get_input_embeddings().weight.shape[0], source.base)
-    prepare.require_positions(policy.model, groups, "rollout.max_new_tokens")
+    require_positions(policy.model, groups, "rollout.max_new_tokens")
 
 
 def imagined(prompts: Sequence[Prompt], config: PPOConfig) -> list[TokenGroup]:
@@ -138,7 +116,7 @@ def imagined(prompts: Sequence[Prompt], config: PPOConfig) -> list[TokenGroup]:
     return [TokenGroup(p.ids, (response,) * config.rollout.responses, origin=p.origin) for p in prompts]
 
 
-def make_critic(config: PPOConfig, source: load.Source, policy: prepare.Policy, given: bool) -> Critic:
+def make_critic(config: PPOConfig, source: load.Source, policy: Policy, in_memory: bool) -> Critic:
     """The value model: a network that starts as `value.path` or as the policy's body, or a head that starts at 0."""
     if config.value.kind == "head":
         width = policy.model.config.get_text_config().hidden_size
@@ -148,8 +126,8 @@ def make_critic(config: PPOConfig, source: load.Source, policy: prepare.Policy, 
         return Critic(None, head)
     if config.value.path:
         source = load.locate(config.value.path, "value.path")
-        prepare.require_same_vocabulary(policy.tokenizer, load.load_tokenizer(source), config.value.path, "value model")
-    if (given or source.adapter) and not config.value.path:
+        require_same_vocabulary(policy.tokenizer, load.load_tokenizer(source), config.value.path, "value model")
+    if (in_memory or source.adapter) and not config.value.path:
         network = scalar_twin(policy.model)
     else:
         network = load_scalar(source, policy.model.dtype, new_head=True)
@@ -173,16 +151,14 @@ def body_targets(network: Any, config: PPOConfig) -> str | list[str]:
     return targets if isinstance(targets, str) else [name for name in targets if matched(network, name, targets)]
 
 
-def slots(config: PPOConfig, policy: prepare.Policy, found: estimate.Footprint) -> int:
+def slots(config: PPOConfig, policy: Policy, found: estimate.Footprint) -> int:
     """`batch.tokens`; auto is what fits beside four models."""
     if config.batch.tokens != "auto":
         return config.batch.tokens
     return estimate.choose_tokens(found, policy.scorer.device, policy.model.config.get_text_config().hidden_size)
 
 
-def footprint(
-    config: PPOConfig, policy: prepare.Policy, critic: Critic, prompts: Sequence[Prompt]
-) -> estimate.Footprint:
+def footprint(config: PPOConfig, policy: Policy, critic: Critic, prompts: Sequence[Prompt]) -> estimate.Footprint:
     """That of the policy, with a frozen reference and the value model's gradients, moments and activations."""
     groups = imagined(prompts[:64], config)
     found = estimate.footprint(policy.scorer, config, not config.lora, groups, policy.budget.layout)
@@ -194,7 +170,7 @@ def footprint(
 
 def describe(
     config: PPOConfig,
-    policy: prepare.Policy,
+    policy: Policy,
     critic: Critic,
     prompts: Prompts,
     steps: Sequence[Step],

@@ -16,12 +16,13 @@ from preftune.config.sampling import PPOConfig, PPOParameters
 from preftune.data.layout import Budget, micro_batches
 from preftune.data.order import Step, permutation
 from preftune.data.prompts import Prompt, Prompts
-from preftune.errors import PreftuneError, Stopped
+from preftune.errors import PreftuneError
+from preftune.formulas import step_seed
 from preftune.lifecycle.task import halved
 from preftune.losses import ppo
-from preftune.measures.frontier import response_logps
 from preftune.methods.rollouts import Actors, Experience, collect, draw, scores
-from preftune.train.loop import update
+from preftune.scoring import response_logps
+from preftune.train.loop import stopped, update
 from preftune.train.metrics import Tally
 from preftune.train.optim import Weights, lr_at, warmup_steps
 from preftune.train.run import Run
@@ -41,7 +42,7 @@ class PPOTask:
     def joint(self) -> bool:
         return False
 
-    def layout(self, groups: Sequence[TokenGroup]) -> list[Batch]:
+    def micro_batches(self, groups: Sequence[TokenGroup]) -> list[Batch]:
         return [batch.to(self.actors.policy.device) for batch in micro_batches(groups, self.budget)]
 
     def halved(self, batches: Sequence[Batch]) -> PPOTask:
@@ -80,75 +81,74 @@ class PPOTask:
 def optimise(
     actors: Actors,
     prompts: Prompts,
-    training_steps: Sequence[Step],
+    steps: Sequence[Step],
     config: PPOConfig,
     budget: Budget,
     weights: Weights,
     optimizer: torch.optim.Optimizer,
     run: Run,
-) -> None:
-    """Do the steps `plans[run.start:]`. What stops it leaves a checkpoint of the last whole step behind."""
-    total, warmup = len(training_steps), warmup_steps(config.optim.warmup, len(training_steps))
+) -> Iterator[tuple[int, Budget]]:
+    """Do the steps `steps[run.start:]`. Yield the step number and the budget whenever an evaluation is due.
+
+    An error leaves a checkpoint of the last whole step behind.
+    """
+    total, warmup = len(steps), warmup_steps(config.optim.warmup, len(steps))
     coefficient = run.facts.get("kl_coef", config.ppo.kl_coef)
     if run.start == 0:
-        run.evaluation(0, evaluate(actors, prompts.held_out, config, 0))
-    for plan in training_steps[run.start :]:
-        began, lr = perf_counter(), lr_at(plan.number, total, config.optim.lr, config.optim.schedule, warmup)
+        yield 0, budget
+    for step in steps[run.start :]:
+        began, lr = perf_counter(), lr_at(step.number, total, config.optim.lr, config.optim.schedule, warmup)
         run.facts = {"kl_coef": coefficient}
-        with _Kept(run, plan.number - 1, budget) as kept:
-            asked = [prompts.train[i] for i in plan.members]
-            seed = config.train.seed * 1_000_003 + plan.number
-            found = collect(actors, asked, config.rollout, config.ppo, coefficient, budget, seed, plan.number)
-            task, tally = PPOTask(actors, found, config.ppo, budget), Tally()
-            kept.changed = True
-            for members in minibatches(len(asked), config.ppo, config.train.seed, plan.number):
-                some = [found.groups[i] for i in members]
-                task, measured, norm = update(
-                    task, some, weights, optimizer, lr, config.optim.max_grad_norm, plan.number, run
+        with saved_on_error(run, step.number - 1, budget) as guard:
+            batch = [prompts.train[i] for i in step.members]
+            seed = step_seed(config.train.seed, step.number)
+            experience = collect(actors, batch, config.rollout, config.ppo, coefficient, budget, seed, step.number)
+            task, tally = PPOTask(actors, experience, config.ppo, budget), Tally()
+            guard.weights_changed = True
+            for members in minibatches(len(batch), config.ppo, config.train.seed, step.number):
+                groups = [experience.groups[i] for i in members]
+                task, metrics, norm = update(
+                    task, groups, weights, optimizer, lr, config.optim.max_grad_norm, step.number, run
                 )
-                tally.merge(measured)
+                tally.merge(metrics)
                 tally.add({"grad_norm": (torch.tensor(norm), torch.tensor(1.0))})
         budget = task.budget
-        length_S = [len(ids) for group in found.groups for ids in group.response_ids]
+        length_S = [len(ids) for group in experience.groups for ids in group.response_ids]
         if config.ppo.kl_target is not None:
-            kl, horizon = found.metrics["objective/kl"], config.ppo.kl_horizon
+            kl, horizon = experience.metrics["objective/kl"], config.ppo.kl_horizon
             coefficient = ppo.steered(coefficient, kl, config.ppo.kl_target, len(length_S), horizon)
         run.facts = {"kl_coef": coefficient}
-        spent = perf_counter() - began
-        rates = {"responses_per_s": len(length_S) / spent, "tokens_per_s": sum(length_S) / spent}
-        if plan.number % config.train.log_every == 0 or plan.number in (1, total):
-            run.train(plan.number, {**tally.means(), **found.metrics, "lr": lr, "epoch": plan.epoch, **rates})
-        stop = run.stop_requested() and plan.number < total
-        if plan.number == total or (config.train.eval_every and plan.number % config.train.eval_every == 0):
-            with _Kept(run, plan.number, budget):
-                found_held_out = evaluate(actors, prompts.held_out, config, plan.number)
-            run.evaluation(plan.number, found_held_out)
-        if stop or (config.train.save_every and plan.number % config.train.save_every == 0):
-            run.save(plan.number, Tally(), budget.tokens)
+        seconds = perf_counter() - began
+        rates = {"responses_per_s": len(length_S) / seconds, "tokens_per_s": sum(length_S) / seconds}
+        if step.number % config.train.log_every == 0 or step.number in (1, total):
+            run.train(step.number, {**tally.means(), **experience.metrics, "lr": lr, "epoch": step.epoch, **rates})
+        stop = run.stop_requested() and step.number < total
+        if step.number == total or (config.train.eval_every and step.number % config.train.eval_every == 0):
+            yield step.number, budget
+        if stop or (config.train.save_every and step.number % config.train.save_every == 0):
+            run.save(step.number, Tally(), budget.tokens)
         if stop:
-            raise Stopped(
-                f"stopped after step {plan.number} of {total}; everything is saved",
-                fix="rerun the same command to resume",
-            )
+            raise stopped(step.number, total)
 
 
-class _Kept:
-    """What goes wrong leaves a checkpoint of the last whole step, unless there is one.
+class saved_on_error:
+    """A context in which an error leaves a checkpoint of the last whole step behind, unless there is one.
 
-    `changed`: updates of the next step have begun. Their state is no step's, so it is kept only where nothing else is.
+    Once `weights_changed` is set, updates of the next step have begun. Their weights belong to no whole step, so they
+    are only saved if there is no checkpoint at all.
     """
 
     def __init__(self, run: Run, step: int, budget: Budget) -> None:
-        self.run, self.step, self.tokens, self.changed = run, step, budget.tokens, False
+        self.run, self.step, self.tokens, self.weights_changed = run, step, budget.tokens, False
 
-    def __enter__(self) -> _Kept:
+    def __enter__(self) -> saved_on_error:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _trace: Any) -> None:
         if not isinstance(error, PreftuneError) or self.step == 0:
             return
-        there = sorted((self.run.folder / "checkpoints").glob("step-????????"))
-        if there and (self.changed or there[-1].name == f"step-{self.step:08d}"):
+        saved = sorted((self.run.folder / "checkpoints").glob("step-????????"))
+        if saved and (self.weights_changed or saved[-1].name == f"step-{self.step:08d}"):
             return
         assert self.run.weights is not None
         self.run.weights.clear_gradients()
@@ -169,7 +169,7 @@ def evaluate(actors: Actors, held_out: Sequence[Prompt], config: PPOConfig, step
     """Reward and sequence KL of fresh responses to the held-out prompts, always with the same random numbers."""
     if not held_out:
         return {}
-    drawn = draw(actors, held_out, config.rollout, config.train.seed * 1_000_003)
+    drawn = draw(actors, held_out, config.rollout, step_seed(config.train.seed, 0))
     score_S, ended_S = scores(actors, held_out, drawn, config.rollout, f"evaluation at step {step}")
     groups = [sampled.group for sampled in drawn]
     policy = response_logps(actors.policy, groups)

@@ -24,7 +24,7 @@ from preftune.model.memory import by_group
 from preftune.model.reference import Live
 from preftune.model.scalar import scalars
 from preftune.model.token_logprobs import token_logprobs
-from preftune.rewards.reward import Reward, answers_of, every_reward
+from preftune.rewards.reward import Reward, require_rewards, responses_of
 from preftune.types import Batch, Logps, TokenGroup
 
 BLOWN_UP = 1000.0  # a value so many times the largest reward of a response has lost its way
@@ -100,7 +100,7 @@ def scores(
     actors: Actors, prompts: Sequence[Prompt], drawn: Sequence[Sampled], rollout: RolloutConfig, when: str
 ) -> tuple[Tensor, Tensor]:
     """(S,) rewards less the penalty for cut-off responses, and whether each response ended."""
-    answers = answers_of(prompts, drawn)
+    answers = responses_of(prompts, drawn)
     cut = next((a for a in answers if not a.ended), None)
     if cut and rollout.missing_eos == "stop":
         raise NumericError(
@@ -110,7 +110,7 @@ def scores(
             fix="raise rollout.max_new_tokens, or set rollout.missing_eos=keep, with a penalty",
         )
     ended = torch.tensor([a.ended for a in answers])
-    found = torch.from_numpy(every_reward(actors.reward, answers, when)).float()
+    found = torch.from_numpy(require_rewards(actors.reward, answers, when)).float()
     return found - rollout.missing_eos_penalty * (~ended).float(), ended
 
 
@@ -125,7 +125,7 @@ def collect(
     seed: int,
     step: int,
 ) -> Experience:
-    """Sample, score, and compute advantages. Raises the errors of `every_reward`, and for values that have blown up."""
+    """Sample, score, and compute advantages. Raises the errors of `require_rewards`, also for values that blew up."""
     when = f"step {step}"
     drawn = draw(actors, prompts, rollout, seed)
     score_S, ended_S = scores(actors, prompts, drawn, rollout, when)

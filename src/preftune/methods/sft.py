@@ -9,12 +9,16 @@ from typing import Any
 
 from preftune.config.schema import SFTConfig
 from preftune.data.items import require_columns
-from preftune.lifecycle import prepare
+from preftune.lifecycle.finish import finish_run, running
+from preftune.lifecycle.guard import before_first_step
+from preftune.lifecycle.plan import plan_run, print_run_plan, sized
+from preftune.lifecycle.start import attach_optimizer, load_run, open_run, start_run
 from preftune.lifecycle.task import ResponseTask
-from preftune.lifecycle.training import Method, train
 from preftune.losses import Objective, Term
 from preftune.losses.supervised import sft as sft_loss
 from preftune.train.display import Display
+from preftune.train.loop import fit
+from preftune.train.optim import Weights
 from preftune.types import TokenGroup
 
 OBJECTIVE = Objective((Term("sft", sft_loss, ("policy",), "tokens", {}),))
@@ -28,13 +32,25 @@ def run(
     display: Display | None = None,
     dry_run: bool = False,
 ) -> Path:
-    """Train and return the folder of the tuned model. `model` and `tokenizer` may be given in memory."""
-
-    def task(policy: prepare.Policy, data: prepare.TokenData) -> ResponseTask:
+    """Train and return the folder of the tuned model. `model` and `tokenizer` may be objects in memory."""
+    with before_first_step(model):
+        start = start_run(config, model=model, tokenizer=tokenizer, display=display, dry_run=dry_run)
+        if start.is_finished:
+            return start.final
+        policy, data = load_run(start, config)
         groups, held_out = preferred(data.train), preferred(data.held_out)
-        return ResponseTask(policy.scorer, None, OBJECTIVE, groups, held_out, policy.budget)
-
-    return train(config, Method(task), model=model, tokenizer=tokenizer, display=display, dry_run=dry_run)
+        task = ResponseTask(policy.scorer, None, OBJECTIVE, groups, held_out, policy.budget)
+        plan = plan_run(start, config, policy, task)
+        if dry_run:
+            return print_run_plan(start, config, plan)
+        run = open_run(start, policy, data)
+        task, steps = sized(plan, config, policy, run.tokens), plan.steps
+        weights = Weights(policy.model, policy.precise)
+        optimizer = attach_optimizer(run, config, weights, len(steps))
+    with running(run, policy, "train", len(steps)):
+        for step, task in fit(task, steps, run.start, weights, optimizer, config.optim, config.train, run):
+            run.evaluation(step, task.evaluate())
+    return finish_run(run, policy, len(steps))
 
 
 def preferred(groups: Sequence[TokenGroup]) -> list[TokenGroup]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, create_block_mask, flex_attention
 
-from preftune.types import Packed, sent
+from preftune.types import Packed, to_device
 
 
 def flex(
@@ -48,7 +48,7 @@ def _compiled() -> Any:
 def block_mask(layout: Packed, window: int | None, device: torch.device) -> BlockMask:
     """Which slots see which; made once for a batch and kind of layer."""
     begin, prefix_begin, prefix_end = (
-        sent(torch.cat([torch.full((s.end - s.begin,), getattr(s, name)) for s in layout.segments]), device)
+        to_device(torch.cat([torch.full((s.end - s.begin,), getattr(s, name)) for s in layout.segments]), device)
         for name in ("begin", "prefix_begin", "prefix_end")
     )
     slots = len(begin)

@@ -23,7 +23,7 @@ from preftune.model.logprobs import Scorer, head_input, logps, sum_responses
 from preftune.model.memory import in_parts
 from preftune.model.statistics import HeadInput
 from preftune.model.store import Store, response_key
-from preftune.types import Batch, Logps, TokenGroup, sent
+from preftune.types import Batch, Logps, TokenGroup, to_device
 
 Layout = Callable[[Sequence[TokenGroup]], list[Batch]]
 BLOCK = 2048  # groups that are laid out at a time
@@ -106,18 +106,13 @@ class AdapterOff:
 
 @dataclass(slots=True)
 class Cached:
-    """Log-probs from a store that has been filled for every group of the run.
-
-    is_policy   until the first update the policy is the reference: its own log-probs are used then, as those in the
-                store differ in the last digits, which depend on what else is in a forward pass
-    """
+    """Log-probs from a store that has been filled for every group of the run."""
 
     store: Store
     device: torch.device
-    is_policy: bool = False
 
     def logps(self, batch: Batch) -> Logps:
-        token_N = sent(
+        token_N = to_device(
             torch.from_numpy(np.concatenate([self.store.get(key) for key in batch_keys(batch)])), self.device
         )
         length_S = batch.length_S.to(self.device)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from preftune.types import Packed, Segment, sent
+from preftune.types import Packed, Segment, to_device
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -191,11 +191,11 @@ def _ragged(layout: Packed, device: torch.device) -> tuple[Tensor, Tensor, Tenso
     Made once for a batch: every layer asks with the same layout.
     """
     keys = [[*range(s.prefix_begin, s.prefix_end), *range(s.begin, s.end)] for s in layout.segments]
-    gather = sent(torch.tensor([slot for segment in keys for slot in segment]), device)
+    gather = to_device(torch.tensor([slot for segment in keys for slot in segment]), device)
     queries = [s.end - s.begin for s in layout.segments]
     lengths = [len(segment) for segment in keys]
     return gather, _cumulated(queries, device), _cumulated(lengths, device), max(queries), max(lengths)
 
 
 def _cumulated(lengths: Sequence[int], device: torch.device) -> Tensor:
-    return sent(torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32), device)
+    return to_device(torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32), device)

@@ -1,1 +1,1 @@
-"""Pages about runs: figures and the self-contained HTML that holds them."""
+"""HTML reports: figures, and self-contained pages that show them."""

@@ -1,4 +1,4 @@
-"""Figures of a run, as plotly figures from plain numbers."""
+"""Plotly figures from plain numbers."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # told apart by colour-blind readers
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # distinguishable for colour-blind readers
 Series = Mapping[str, Sequence[tuple[float, float]]]
 
 
 def curves(title: str, y: str, series: Series, x: str = "step", level: tuple[str, float] | None = None) -> Any:
-    """Lines over `x`, one for each name; `level` is a horizontal line to compare with."""
+    """Draw a line for each name. `level` is the name and value of a horizontal line."""
     figure = _figure(title, x, y)
     for colour, (name, points) in zip(_colours(len(series)), series.items(), strict=True):
         figure.add_trace(
@@ -27,13 +27,13 @@ def curves(title: str, y: str, series: Series, x: str = "step", level: tuple[str
 
 
 def loss_curves(series: Series) -> Any:
-    """Losses of preference training, beside that of a policy which equals its reference."""
-    return curves("Loss", "loss", series, level=("ln 2: no preference learnt", math.log(2)))
+    """Draw losses of preference training, and the loss of a policy that equals its reference."""
+    return curves("Loss", "loss", series, level=("ln 2: policy = reference", math.log(2)))
 
 
 def frontier(title: str, lines: Series, points: Mapping[str, Sequence[Any]]) -> Any:
-    """Reward against KL. `lines` are curves; `points` have name, kl, reward, kl_se, reward_se."""
-    figure = _figure(title, "KL(policy || reference), nats", "true reward")
+    """Draw reward against KL. `lines` are curves; `points` have name, kl, reward, kl_se and reward_se."""
+    figure = _figure(title, "KL(policy || reference), nats", "reward")
     colours = iter(_colours(len(lines) + len(points)))
     for name, line in lines.items():
         xs, ys = [p[0] for p in line], [p[1] for p in line]
@@ -56,7 +56,7 @@ def frontier(title: str, lines: Series, points: Mapping[str, Sequence[Any]]) -> 
 
 
 def scatter(title: str, x: str, y: str, points: Sequence[tuple[float, float]]) -> Any:
-    """One mark a point."""
+    """Draw a scatter plot."""
     figure = _figure(title, x, y)
     figure.add_trace(
         go.Scatter(

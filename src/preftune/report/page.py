@@ -1,4 +1,4 @@
-"""One self-contained HTML page: it opens from disk and asks the network for nothing."""
+"""Self-contained HTML pages, which load nothing from the network."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ style="--a: {{ p.strength }}" title="{{ p.title }}">{{ p.text }}</span>{% endfor
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A piece of text on a background: blue for a value above 0, orange below, as strong as `strength`, 0 to 1."""
+    """A shaded piece of text: blue if `value` is above 0, otherwise orange, with the opacity `strength` (0 to 1)."""
 
     text: str
     value: float
@@ -59,7 +59,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A heading with any of a paragraph, a table (first row: heads), figures, a block of text and shaded texts."""
+    """A heading with an optional paragraph, table (first row: headers), figures, block of code and shaded texts."""
 
     title: str
     text: str = ""
@@ -70,9 +70,9 @@ class Section:
 
 
 def write_page(path: Path, title: str, sections: Sequence[Section]) -> None:
-    """Write the page. Every text is escaped: what a model wrote stays text."""
+    """Write the page. All texts are escaped, so a model's output cannot become HTML."""
     environment = jinja2.Environment(autoescape=True)
-    shown = [
+    contents = [
         {
             "title": s.title,
             "text": s.text,
@@ -84,7 +84,7 @@ def write_page(path: Path, title: str, sections: Sequence[Section]) -> None:
         for s in sections
     ]
     script = _plotly() if any(s.figures for s in sections) else ""
-    write_text(path, environment.from_string(TEMPLATE).generate(title=title, sections=shown, plotly_js=script))
+    write_text(path, environment.from_string(TEMPLATE).generate(title=title, sections=contents, plotly_js=script))
 
 
 def _plotly() -> Markup:
@@ -94,5 +94,5 @@ def _plotly() -> Markup:
 
 
 def _html(figure: Any) -> str:
-    """The figure without the library; its JSON cannot end the script it stands in."""
+    """Return the figure without the plotly library. Its JSON cannot close the surrounding script element."""
     return str(figure.to_html(full_html=False, include_plotlyjs=False))

@@ -1,1 +1,1 @@
-"""Rewards of responses: reward models, implicit rewards, judges behind a server, and functions."""
+"""Rewards of responses (reward models, implicit rewards, chat models, functions), and judges that compare two."""

@@ -1,10 +1,10 @@
-"""Judges: which of two responses is better. A chat model behind a server, a local model, any reward, and controls.
+"""Judges that decide which of two responses is better.
 
-server model   an OpenAI-compatible chat API; the two responses are handed over as JSON strings, so nothing in them
-               can look like an instruction of ours, and only the judge's own last line counts
-lm:FOLDER      a local causal language model: the likelier of the answers "A" and "B"
-a reward       a reward model's folder, implicit:POLICY,REFERENCE, vader, length, file.py:function: the higher one
-first, random  controls that a sound evaluation must show to be worthless
+server model   a chat model behind an OpenAI-compatible API. The responses are sent as JSON strings, so that they cannot
+               pose as instructions, and only the last line of the reply is read
+lm:FOLDER      a local language model; compares the log-probs of " A" and " B" after the question
+a reward       anything that open_reward opens; the response with the higher reward wins
+first, random  controls that ignore the responses; their win rate should be one half
 """
 
 from __future__ import annotations
@@ -15,24 +15,26 @@ import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from preftune.chat.render import Renderer
-from preftune.client import REFUSES, Client, RefusedError
+from preftune.client import REFUSED_MESSAGE, Client, RefusedError
 from preftune.data.groups import Limits, tokenize
-from preftune.data.layout import Budget, micro_batches
 from preftune.errors import ConfigError, IncompleteError
 from preftune.formats.account import Account
+from preftune.formulas import win
 from preftune.model import load
 from preftune.model.logprobs import Scorer, logps
 from preftune.rewards.open import open_reward
-from preftune.rewards.replies import AFTER, AROUND, last_line
-from preftune.rewards.reward import Answer, rewards_of
+from preftune.rewards.replies import MARKUP, MARKUP_AT_END, MAX_TOKENS, estimate_tokens, last_line
+from preftune.rewards.reward import PromptResponse, rewards_of
+from preftune.scoring import score_responses
 from preftune.types import Message, PreferenceGroup, Text, as_json
 
-VERSION = 2  # of the instructions below and of what is handed over
+VERSION = 2  # of the instructions and the JSON layout; part of the key of a saved verdict
 INSTRUCTIONS = {
     "general": (
         "You compare two answers to the same request. Judge how well each does what was asked: correct, complete, "
@@ -52,16 +54,16 @@ FORM = (
     "in which the candidates stand means nothing, and length alone is no merit. Think in one or two sentences, then "
     "end with a line of its own that is exactly one of\nVERDICT: A\nVERDICT: B\nVERDICT: TIE"
 )
-VERDICT = re.compile(rf"{AROUND}VERDICT{AROUND}:{AROUND}([\"']?)(A|B|TIE)\1{AFTER}", re.IGNORECASE)
+VERDICT = re.compile(rf"{MARKUP}VERDICT{MARKUP}:{MARKUP}([\"']?)(A|B|TIE)\1{MARKUP_AT_END}", re.IGNORECASE)
 CUT_OFF = "cut off"
 TOO_LONG = "longer than the judge's context"
-UNREWARDED = "one of the two got no reward: longer than the reward model can read, or refused"
-WORTH = {"A": 1.0, "B": 0.0, "TIE": 0.5}
+NO_REWARD = "one of the two responses got no reward: too long for the reward model, or refused by its server"
+VERDICTS = {"A": 1.0, "B": 0.0, "TIE": 0.5}
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """Which is better, `first` or `second`? `origin` is the prompt's file:line."""
+    """Which response is better, `first` or `second`? `origin` is the prompt's file:line."""
 
     prompt: Text
     first: str
@@ -70,118 +72,117 @@ class Question:
 
     @property
     def key(self) -> str:
-        """A hash of what is asked."""
+        """A hash of prompt and responses."""
         text = json.dumps([as_json(self.prompt), self.first, self.second])
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-#: (number, 1 for the first, 0 for the second, 1/2 for a tie, None if unreadable; the judge's words), as they come.
+#: Yields (index of the question, verdict, reply) as replies arrive. A verdict is 1 for the first response, 0 for the
+#: second, 1/2 for a tie, None if it could not be read.
 Judge = Callable[[Sequence[Question]], Iterator[tuple[int, float | None, str]]]
 
 
 def open_judge(name: str, where: str, *, device: Any = None, seed: int = 0, task: str = "general") -> Judge:
-    """A judge that needs no server. `task` is what a local model is told; rewards and controls are told nothing."""
+    """Open a judge that needs no server. `task` selects the instructions of a local model; other judges ignore it."""
     if name == "first":
         return lambda questions: ((i, 1.0, "") for i in range(len(questions)))
     if name == "random":
-        return lambda questions: ((i, _coin(q, seed), "") for i, q in enumerate(questions))
+        return lambda questions: ((i, _coin_flip(q, seed), "") for i, q in enumerate(questions))
     if name.startswith("lm:"):
-        return _local(name.removeprefix("lm:"), where, device, task)
+        return _local_judge(name.removeprefix("lm:"), where, device, task)
     try:
         reward = open_reward(name, where, device=device)
     except ConfigError as error:
         if ":" in name:  # not the name of a model
             raise
-        more = f"{error.why + '; ' if error.why else ''}or first, lm:FOLDER, judge:URL,MODEL"
-        fix = f"{error.fix + '; ' if error.fix else ''}a model behind a server needs --judge-url"
-        raise ConfigError(error.what, where=error.where, why=more, fix=fix) from error
+        why = f"{error.why + '; ' if error.why else ''}other judges are first, lm:FOLDER and judge:URL,MODEL"
+        fix = f"{error.fix + '; ' if error.fix else ''}for a model behind a server, set --judge-url"
+        raise ConfigError(error.what, where=error.where, why=why, fix=fix) from error
 
     def judge(questions: Sequence[Question]) -> Iterator[tuple[int, float | None, str]]:
-        answers = [Answer(q.prompt, text, True, q.origin) for q in questions for text in (q.first, q.second)]
-        values = rewards_of(reward, answers, "judging").tolist()
+        responses = [PromptResponse(q.prompt, text, True, q.origin) for q in questions for text in (q.first, q.second)]
+        values = rewards_of(reward, responses, "judging").tolist()
         for i in range(len(questions)):
             first, second = values[2 * i : 2 * i + 2]
             if math.isnan(first + second):
-                yield i, None, UNREWARDED
+                yield i, None, NO_REWARD
             else:
-                yield i, 0.5 + 0.5 * ((first > second) - (first < second)), f"{first:.4g} {second:.4g}"
+                yield i, win(first - second), f"{first:.4g} {second:.4g}"
 
     return judge
 
 
-def _coin(question: Question, seed: int) -> float:
+def _coin_flip(question: Question, seed: int) -> float:
     return float(hashlib.sha256(f"{seed} {question.key}".encode()).digest()[0] & 1)
 
 
 def server_judge(server: Client, task: str) -> Judge:
-    """A chat model behind a server; a broken answer is no verdict, and is counted, and so is a question that the server
-    refuses. What it does not answer is an error when all others have been answered."""
+    """Return the judge that asks a chat model. A cut-off reply or a refused request yields None as the verdict.
+
+    The judge raises IncompleteError after all other questions if a request failed.
+    """
 
     def judge(questions: Sequence[Question]) -> Iterator[tuple[int, float | None, str]]:
-        server.client()
-        jobs = [lambda q=q: server.ask(request(q, task), temperature=0.0, max_tokens=MAX_TOKENS) for q in questions]
+        complete = partial(server.complete, temperature=0.0, max_tokens=MAX_TOKENS)
+        jobs = [partial(complete, messages_for(q, task)) for q in questions]
         refused, errors = list[tuple[int, str]](), list[IncompleteError]()
 
-        def lost(number: int, error: RefusedError | IncompleteError) -> None:
+        def on_failure(number: int, error: RefusedError | IncompleteError) -> None:
             if isinstance(error, RefusedError):
                 refused.append((number, error.what))
             else:
                 errors.append(error)
 
-        for number, reply in server.run_all(jobs, lost=lost):
+        for number, reply in server.run_all(jobs, on_failure=on_failure):
             if reply.ended:
-                yield number, verdict_of(reply.text), reply.text
-            else:  # its last line may be half of a quotation
+                yield number, parse_verdict(reply.text), reply.text
+            else:  # the last line of a cut-off reply may be a quotation
                 yield number, None, f"{reply.text} ... ({CUT_OFF} after {server.max_tokens(MAX_TOKENS)} tokens)"
-        yield from ((number, None, said) for number, said in refused)
-        for error in errors[:1]:
-            raise error
+        yield from ((number, None, message) for number, message in refused)
+        if errors:
+            raise errors[0]
 
     return judge
 
 
-MAX_TOKENS = 300
-
-
-def request(question: Question, task: str) -> tuple[Message, ...]:
-    """What the judge is asked."""
+def messages_for(question: Question, task: str) -> tuple[Message, ...]:
+    """Return the messages that ask for a verdict."""
     return Message("system", f"{INSTRUCTIONS[task]}\n\n{FORM}"), Message("user", _data(question))
 
 
 def _data(question: Question) -> str:
-    """The texts as JSON: a prompt that is a chat with its roles."""
+    """Return the texts as JSON; a chat prompt keeps its roles."""
     data = {"request": as_json(question.prompt), "A": question.first, "B": question.second}
     return json.dumps(data, ensure_ascii=False)
 
 
-def verdict_of(text: str) -> float | None:
-    """The verdict if the last line is one, else None: a line before it may quote a candidate."""
+def parse_verdict(text: str) -> float | None:
+    """Return the verdict on the last line of a reply, or None. Earlier lines may quote a response."""
     match = VERDICT.fullmatch(last_line(text))
-    return WORTH[match[2].upper()] if match else None
+    return VERDICTS[match[2].upper()] if match else None
 
 
-def why_unread(said: str) -> str:
-    """What kind of no verdict a judge's words are."""
-    if said in (TOO_LONG, UNREWARDED) or said.startswith(REFUSES):
-        return said
-    return CUT_OFF if f"... ({CUT_OFF} after" in last_line(said) else "its last line is no verdict"
+def unreadable_reason(reply: str) -> str:
+    """Return why a reply, or the message in its place, has no verdict."""
+    if reply in (TOO_LONG, NO_REWARD) or reply.startswith(REFUSED_MESSAGE):
+        return reply
+    return CUT_OFF if f"... ({CUT_OFF} after" in last_line(reply) else "its last line is not a verdict"
 
 
-def tokens_of(questions: Sequence[Question], task: str, server: Client) -> tuple[int, int]:
-    """About how many tokens a server will read and write at most: four characters each."""
-    read = sum(sum(len(m.content) for m in request(q, task)) for q in questions) // 4
-    return read, len(questions) * server.max_tokens(MAX_TOKENS)
+def estimate_request_tokens(questions: Sequence[Question], task: str, server: Client) -> tuple[int, int]:
+    """Estimate the input tokens of all questions, and the largest possible number of output tokens."""
+    return estimate_tokens(messages_for(q, task) for q in questions), len(questions) * server.max_tokens(MAX_TOKENS)
 
 
-def _local(path: str, where: str, device: Any, task: str) -> Judge:
-    """The difference in log-prob of the answers A and B after the question, as plain text."""
+def _local_judge(path: str, where: str, device: Any, task: str) -> Judge:
+    """Return the judge that compares the log-probs of " A" and " B" after the question as plain text."""
     source = load.locate(path, where)
     model = load.load_model(source, torch.float32).to(device or "cpu")
     scorer = Scorer.of(model)
-    # the question is plain text for every model
+    # no chat template: the question is plain text for every model
     tokenizer = load.load_tokenizer(source)
     renderer = Renderer.of(tokenizer, load.end_ids(source, tokenizer))
-    limit = load.positions(model.config) or 1 << 20
+    max_length = load.positions(model.config) or 1 << 20
 
     @torch.no_grad()
     def judge(questions: Sequence[Question]) -> Iterator[tuple[int, float | None, str]]:
@@ -189,12 +190,11 @@ def _local(path: str, where: str, device: Any, task: str) -> Judge:
             prompt = f"{INSTRUCTIONS[task]}\n{_data(q)}\nThe better candidate is"
             group = PreferenceGroup(prompt, (" A", " B"), ended=(False, False), origin=q.origin)
             account = Account("judge")
-            found = tokenize([group], renderer, Limits(limit, overlong="drop"), account)
-            if not found:
+            tokens = tokenize([group], renderer, Limits(max_length, overlong="drop"), account)
+            if not tokens:
                 yield number, None, TOO_LONG
                 continue
-            (batch,) = micro_batches(found, Budget("rows", 1 << 20))
-            first, second = logps(scorer, batch.to(scorer.device)).sum_S.tolist()
-            yield number, 0.5 + 0.5 * ((first > second) - (first < second)), f"{first:.4g} {second:.4g}"
+            [[first, second]] = score_responses(partial(logps, scorer), tokens, scorer.device)
+            yield number, win(first - second), f"{first:.4g} {second:.4g}"
 
     return judge

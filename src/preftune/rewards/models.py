@@ -1,10 +1,10 @@
-"""Rewards that a model computes: a reward model, or the implicit reward of a policy and its reference."""
+"""Rewards computed by models: a reward model, or the implicit reward of a policy and its reference."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -14,26 +14,24 @@ import torch
 from preftune.chat.open import renderer_of
 from preftune.chat.render import Renderer
 from preftune.data.groups import Limits, tokenize
-from preftune.data.layout import Budget, micro_batches
 from preftune.errors import ConfigError, ModelError
 from preftune.formats.account import Account
+from preftune.formulas import implicit_reward
 from preftune.model import load
 from preftune.model.logprobs import Scorer, logps
-from preftune.model.memory import by_group
 from preftune.model.scalar import load_scalar, no_adapter, readable, reward_logps, scalar_scorer, scale_of
-from preftune.rewards.reward import Answer, Reward
-from preftune.types import Batch, Logps, Message, PreferenceGroup, Text, TokenGroup
-
-SLOTS = 4096
+from preftune.rewards.reward import PromptResponse, Reward
+from preftune.scoring import score_responses
+from preftune.types import Message, PreferenceGroup, Text, TokenGroup
 
 
 @dataclass(frozen=True, slots=True)
 class RewardModel:
-    """A scalar model with its tokenizer; rewards come out with mean 0 and variance 1 of its training data."""
+    """A reward model with its tokenizer. Its rewards are scaled to mean 0 and variance 1 on its training data."""
 
     scorer: Scorer
     renderer: Renderer
-    longest: int
+    max_length: int
     reasons: Counter[str] = field(default_factory=Counter)
 
     @staticmethod
@@ -44,83 +42,77 @@ class RewardModel:
         architectures = getattr(load.load_config(source), "architectures", None) or []
         if not any(name.endswith("ForSequenceClassification") for name in architectures):
             raise ModelError(
-                f"not a reward model but {', '.join(architectures) or 'a model of unknown kind'}",
+                f"the model is {', '.join(architectures) or 'of unknown kind'}, not a reward model",
                 where=f"{where} {path}",
-                fix="train one with preftune reward, or name any sequence classifier with one label",
+                fix="train one with preftune reward, or use a sequence classifier with one label",
             )
         model = load_scalar(source, dtype)
         model.to(device or "cpu").requires_grad_(False)
-        longest = load.positions(model.config) or 1 << 20
-        return RewardModel(scalar_scorer(model), renderer_of(source), longest)
+        max_length = load.positions(model.config) or 1 << 20
+        return RewardModel(scalar_scorer(model), renderer_of(source), max_length)
 
     @torch.no_grad()
-    def __call__(self, answers: Sequence[Answer]) -> Sequence[float | None]:
-        tokens = tokens_of(answers, self.renderer, self.longest, self.reasons)
-        return in_place(tokens, [value for [value] in self.of_groups(list(tokens.values()))], len(answers))
+    def __call__(self, responses: Sequence[PromptResponse]) -> Sequence[float | None]:
+        tokens = tokenize_responses(responses, self.renderer, self.max_length, self.reasons)
+        return fill_gaps(tokens, [value for [value] in self.score_groups(list(tokens.values()))], len(responses))
 
     @torch.no_grad()
-    def of_groups(self, groups: Sequence[TokenGroup]) -> list[list[float]]:
-        """The rewards of each group's responses."""
+    def score_groups(self, groups: Sequence[TokenGroup]) -> list[list[float]]:
+        """Return the scaled rewards of each group's responses."""
         scale = scale_of(self.scorer.model)
-        found = _sums(lambda batch: reward_logps(self.scorer, batch.to(self.scorer.device)), readable(groups))
-        return [[(value - scale.mean) / scale.std for value in values] for values in found]
+        rewards = score_responses(partial(reward_logps, self.scorer), readable(groups), self.scorer.device)
+        return [[(value - scale.mean) / scale.std for value in values.tolist()] for values in rewards]
 
 
-def tokens_of(
-    answers: Sequence[Answer], renderer: Renderer, longest: int, reasons: Counter[str]
+def tokenize_responses(
+    responses: Sequence[PromptResponse], renderer: Renderer, max_length: int, reasons: Counter[str]
 ) -> dict[int, TokenGroup]:
-    """One group an answer, by the answer's number, without those that cannot be read: `reasons` says why."""
+    """Return one token group per response, by its index. Responses that do not fit are counted in `reasons`."""
     groups = []
-    for number, a in enumerate(answers):
-        response: Text = a.response if isinstance(a.prompt, str) else (Message("assistant", a.response),)
-        groups.append(PreferenceGroup(a.prompt, (response,), ended=(a.ended,), origin=str(number)))
-    account = Account("answers")
-    tokens = tokenize(groups, renderer, Limits(longest, overlong="drop", bad_rows="drop"), account)
+    for index, r in enumerate(responses):
+        response: Text = r.response if isinstance(r.prompt, str) else (Message("assistant", r.response),)
+        groups.append(PreferenceGroup(r.prompt, (response,), ended=(r.ended,), origin=str(index)))
+    account = Account("responses")
+    tokens = tokenize(groups, renderer, Limits(max_length, overlong="drop", bad_rows="drop"), account)
     reasons.update({reason: len(origins) for reason, origins in account.dropped.items()})
     return {int(group.origin): group for group in tokens}
 
 
-def in_place(tokens: Iterable[int], values: Sequence[float], number: int) -> list[float | None]:
-    """The values at their numbers, None elsewhere."""
-    known = dict(zip(tokens, values, strict=True))
-    return [known.get(place) for place in range(number)]
+def fill_gaps(indices: Iterable[int], values: Sequence[float], length: int) -> list[float | None]:
+    """Return a list of `length` with the values at their indices and None elsewhere."""
+    by_index = dict(zip(indices, values, strict=True))
+    return [by_index.get(index) for index in range(length)]
 
 
-def _sums(says: Callable[[Batch], Logps], groups: Sequence[TokenGroup]) -> list[list[float]]:
-    """A number for each response of each group."""
-    lay = partial(micro_batches, budget=Budget("rows", SLOTS))
-    return [values.tolist() for (values,) in by_group(lambda batch: (says(batch).sum_S.double(),), groups, lay)]
-
-
-def implicit(name: str, where: str, dtype: torch.dtype, device: Any = None) -> Reward:
-    """beta (log policy - log reference) of the response, from "POLICY,REFERENCE,BETA"; without BETA it is 1."""
-    paths, beta = models_of(name, where)
+def open_implicit(name: str, where: str, dtype: torch.dtype, device: Any = None) -> Reward:
+    """Open the implicit reward beta (log policy - log reference) of "POLICY,REFERENCE,BETA"; BETA defaults to 1."""
+    paths, beta = parse_implicit(name, where)
     sources = [load.locate(path, where) for path in paths]
     tokenizers = [load.load_tokenizer(source) for source in sources]
     if tokenizers[0].get_vocab() != tokenizers[1].get_vocab():
         raise ModelError("policy and reference have different vocabularies", where=where)
     scorers = [Scorer.of(load.load_model(source, dtype).to(device or "cpu")) for source in sources]
     renderer = renderer_of(sources[0], tokenizer=tokenizers[0])
-    longest, reasons = load.positions(scorers[0].model.config) or 1 << 20, Counter[str]()
+    max_length, reasons = load.positions(scorers[0].model.config) or 1 << 20, Counter[str]()
 
     @torch.no_grad()
-    def reward(answers: Sequence[Answer]) -> Sequence[float | None]:
-        tokens = tokens_of(answers, renderer, longest, reasons)
+    def reward(responses: Sequence[PromptResponse]) -> Sequence[float | None]:
+        tokens = tokenize_responses(responses, renderer, max_length, reasons)
         groups = list(tokens.values())
-        own, base = (_sums(lambda batch, s=scorer: logps(s, batch.to(s.device)), groups) for scorer in scorers)  # type: ignore[misc]
-        return in_place(tokens, [beta * (p - r) for [p], [r] in zip(own, base, strict=True)], len(answers))
+        policy, reference = (score_responses(partial(logps, s), groups, s.device) for s in scorers)
+        values = [float(implicit_reward(p, r, beta)) for [p], [r] in zip(policy, reference, strict=True)]
+        return fill_gaps(tokens, values, len(responses))
 
     reward.reasons = reasons  # type: ignore[attr-defined]
     return reward
 
 
-def models_of(name: str, where: str) -> tuple[tuple[str, str], float]:
-    """Policy, reference and beta of "POLICY,REFERENCE" or "POLICY,REFERENCE,BETA"."""
+def parse_implicit(name: str, where: str) -> tuple[tuple[str, str], float]:
+    """Return the policy, reference and beta of "POLICY,REFERENCE" or "POLICY,REFERENCE,BETA"."""
     parts = name.split(",")
     if len(parts) not in (2, 3) or not all(parts):
-        raise ConfigError(
-            f"implicit:{name}", where=where, fix="implicit:POLICY,REFERENCE or implicit:POLICY,REFERENCE,BETA"
-        )
+        fix = "write implicit:POLICY,REFERENCE or implicit:POLICY,REFERENCE,BETA"
+        raise ConfigError(f"implicit:{name} does not name a policy and a reference", where=where, fix=fix)
     try:
         beta = float(parts[2]) if len(parts) == 3 else 1.0
     except ValueError:

@@ -1,4 +1,4 @@
-"""Open a reward by name: a model folder, implicit:POLICY,REFERENCE, judge:URL,MODEL, vader, a function or a control."""
+"""Open a reward by name: a model folder, implicit:POLICY,REFERENCE, judge:URL,MODEL, a function or a built-in."""
 
 from __future__ import annotations
 
@@ -12,41 +12,39 @@ import torch
 from preftune import objects
 from preftune.errors import ConfigError
 from preftune.resolve import inputs_of, line_of, parameters_of, resolve
-from preftune.rewards.chat_grades import graded
-from preftune.rewards.models import RewardModel, implicit
-from preftune.rewards.reward import Answer, Reward
+from preftune.rewards.chat_grades import open_chat_grades
+from preftune.rewards.models import RewardModel, open_implicit
+from preftune.rewards.reward import PromptResponse, Reward
 from preftune.types import content
 
 
 def open_reward(name: str, where: str = "reward", *, dtype: torch.dtype = torch.float32, device: Any = None) -> Reward:
-    """The reward called `name`. Raises ConfigError or ModelError for one that cannot be had."""
+    """Open the reward called `name`. Raises ConfigError or ModelError if it does not exist or cannot be used."""
     if name.startswith("judge:"):
-        return graded(name.removeprefix("judge:"), where)
+        return open_chat_grades(name.removeprefix("judge:"), where)
     if name.startswith("implicit:"):
-        return implicit(name.removeprefix("implicit:"), where, dtype, device)
-    held = name.startswith(objects.FUNCTION)
-    if (
-        name not in RULES
-        and not held
-        and (Path(name).expanduser().is_dir() or not name.rpartition(":")[0].endswith(".py"))
-    ):
+        return open_implicit(name.removeprefix("implicit:"), where, dtype, device)
+    is_file_function = name.rpartition(":")[0].endswith(".py") and not Path(name).expanduser().is_dir()
+    if name not in BUILT_IN and not name.startswith(objects.FUNCTION) and not is_file_function:
         if "/" not in name and not Path(name).is_dir():
-            resolve(name, RULES, where)  # says what is known
+            resolve(name, BUILT_IN, where)  # raises, with the list of known names
         return RewardModel.open(name, where, dtype, device)
-    function = resolve(name, RULES, where)
-    if name in RULES:
+    function = resolve(name, BUILT_IN, where)
+    if name in BUILT_IN:
         return function()  # type: ignore[no-any-return]
     required = [key for key, p in parameters_of(function).items() if p.default is p.empty]
     if tuple(inputs_of(function)) != ("prompts", "responses") or required:
         raise ConfigError(
             f"{name} has the arguments {', '.join([*inputs_of(function), *required]) or 'none'}",
             where=f"{where}, {line_of(function)}",
-            fix="def reward(prompts: list[str], responses: list[str]) -> list[float | None], one reward a response",
+            why="a reward function takes prompts and responses and returns one reward per response",
+            fix="write def reward(prompts: list[str], responses: list[str]) -> list[float | None]",
         )
 
-    def reward(answers: Sequence[Answer]) -> Sequence[float | None]:
-        found: Sequence[float | None] = function([content(a.prompt) for a in answers], [a.response for a in answers])
-        return found
+    def reward(responses: Sequence[PromptResponse]) -> Sequence[float | None]:
+        prompts = [content(r.prompt) for r in responses]
+        rewards: Sequence[float | None] = function(prompts, [r.response for r in responses])
+        return rewards
 
     reward.function = function  # type: ignore[attr-defined]
     return reward
@@ -59,28 +57,28 @@ def vader() -> Reward:
     except ImportError as error:
         raise ConfigError("vaderSentiment is not installed", fix="pip install 'preftune[vader]'") from error
     analyzer = SentimentIntensityAnalyzer()
-    return lambda answers: [float(analyzer.polarity_scores(a.response)["compound"]) for a in answers]
+    return lambda responses: [float(analyzer.polarity_scores(r.response)["compound"]) for r in responses]
 
 
 def length() -> Reward:
-    """The response's number of characters: a control that shows what rewards length."""
-    return lambda answers: [float(len(a.response)) for a in answers]
+    """The number of characters of the response: a control for a preference for long responses."""
+    return lambda responses: [float(len(r.response)) for r in responses]
 
 
 def short() -> Reward:
-    """Minus the number of characters: a control that shows what rewards brevity."""
-    return lambda answers: [-float(len(a.response)) for a in answers]
+    """Minus the number of characters of the response: a control for a preference for short responses."""
+    return lambda responses: [-float(len(r.response)) for r in responses]
 
 
 def random() -> Reward:
-    """A number between 0 and 1 that the text's hash decides: a control from which nothing can be learnt."""
-    return lambda answers: [
+    """A number in [0, 1) from a hash of prompt and response: a control from which nothing can be learnt."""
+    return lambda responses: [
         int.from_bytes(
-            hashlib.sha256(f"{content(a.prompt)}\0{a.response}".encode("utf-8", "replace")).digest()[:6], "big"
+            hashlib.sha256(f"{content(r.prompt)}\0{r.response}".encode("utf-8", "replace")).digest()[:6], "big"
         )
         / 2**48
-        for a in answers
+        for r in responses
     ]
 
 
-RULES: dict[str, Callable[..., Any]] = {"vader": vader, "length": length, "short": short, "random": random}
+BUILT_IN: dict[str, Callable[..., Any]] = {"vader": vader, "length": length, "short": short, "random": random}

@@ -1,17 +1,27 @@
-"""How the last line of a chat model's reply is read: with or without markdown and brackets around it."""
+"""Read the last line of a chat model's reply, and estimate the tokens of requests."""
 
 from __future__ import annotations
 
-#: What may stand around the parts of a line: markdown and brackets, but no lone quotation mark, which ends a quotation.
-AROUND = r"[\s*_`#()\[\]{}<]*"
-AFTER = r"[\s*_`()\[\]{}>.!]*"
+from collections.abc import Iterable, Sequence
+
+from preftune.types import Message
+
+# allowed around the parts of the last line; no lone quotation mark, which may end a quotation of a response
+MARKUP = r"[\s*_`#()\[\]{}<]*"
+MARKUP_AT_END = r"[\s*_`()\[\]{}>.!]*"
+MAX_TOKENS = 300  # of a reply
 
 
 def last_line(text: str) -> str:
-    """The last line that is not empty. Lines end with a newline alone: other separators may stand in a quotation."""
+    """Return the last non-empty line. Only a newline ends a line; other separators may be part of a quotation."""
     return text.strip().rpartition("\n")[2]
 
 
-def shortened(said: str, most: int = 300) -> str:
-    """The end of a judge's reply, where its verdict should be."""
-    return repr(said if len(said) <= most else f"... {said[-most:]}")
+def end_of(reply: str, limit: int = 300) -> str:
+    """Return the quoted end of a reply, where its verdict should be."""
+    return repr(reply if len(reply) <= limit else f"... {reply[-limit:]}")
+
+
+def estimate_tokens(requests: Iterable[Sequence[Message]]) -> int:
+    """Estimate the prompt tokens of requests at four characters per token."""
+    return sum(len(message.content) for messages in requests for message in messages) // 4

@@ -1,6 +1,6 @@
-"""What a reward is: a function from responses to numbers, and how it is called and checked.
+"""Call a reward function, check what it returns, and explain missing rewards.
 
-Every reward reads text, so a reward model may have another tokenizer than the policy.
+A reward maps responses to numbers. It reads text, so a reward model can have another tokenizer than the policy.
 """
 
 from __future__ import annotations
@@ -21,17 +21,13 @@ from preftune.resolve import FAULTS, in_words, place_of
 from preftune.types import PreferenceGroup, Text
 
 Floats = npt.NDArray[np.float64]
-
-
-CHUNK = 64  # groups whose responses are rewarded in one call
-
-
-LARGEST = 1e30  # what fp32 can still be added up in
+GROUPS_PER_CALL = 64
+MAX_REWARD = 1e30  # larger rewards would overflow when fp32 values are summed
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """A response to be rewarded. One that has not `ended` was cut off; `origin` is the prompt's file:line."""
+class PromptResponse:
+    """A prompt and a response to reward. `ended` is False if the response was cut off; `origin` is the file:line."""
 
     prompt: Text
     response: str
@@ -39,131 +35,134 @@ class Answer:
     origin: str = ""
 
 
-#: None for a response that it cannot reward: one too long for a reward model, one that a judge's server refuses. A
-#: reward's `reasons`, if it has them, say why, and how often it was so.
-Reward = Callable[[Sequence[Answer]], Sequence[float | None]]
+#: Returns one reward per response, or None for a response without a reward: one that is too long for the reward model,
+#: or that a server refuses. An optional attribute `reasons` counts the reasons for None.
+Reward = Callable[[Sequence[PromptResponse]], Sequence[float | None]]
 
 
 def note_text_only(groups: Sequence[PreferenceGroup], account: Account) -> None:
-    """Note the groups whose responses say something beside their text, for a judge or reward that reads text alone."""
+    """Note groups whose responses have fields other than their text, which judges and rewards do not read."""
     for group in groups:
         turns = [turn for response in group.responses if not isinstance(response, str) for turn in response]
         for name in sorted({name for turn in turns for name, _ in turn.extra}):
-            account.note(f"{name!r} of a response is not shown: judge and reward read only its text", group.origin)
+            account.note(f"{name!r} of a response is not shown: judges and rewards read only its text", group.origin)
 
 
-def answers_of(prompts: Sequence[Prompt], drawn: Sequence[Sampled]) -> list[Answer]:
-    """All responses that were sampled for the prompts."""
+def responses_of(prompts: Sequence[Prompt], samples: Sequence[Sampled]) -> list[PromptResponse]:
+    """Return all sampled responses with their prompts."""
     return [
-        Answer(prompt.text, text, ended, prompt.origin)
-        for prompt, sampled in zip(prompts, drawn, strict=True)
+        PromptResponse(prompt.text, text, ended, prompt.origin)
+        for prompt, sampled in zip(prompts, samples, strict=True)
         for text, ended in zip(sampled.texts, sampled.ended, strict=True)
     ]
 
 
-def rewards_of(reward: Reward, answers: Sequence[Answer], when: str) -> Floats:
-    """(S,) one reward a response, NaN where there is none. Raises ConfigError or NumericError naming the moment and the
-    row for a reward that is not finite."""
+def rewards_of(reward: Reward, responses: Sequence[PromptResponse], when: str) -> Floats:
+    """Return the (S,) rewards, NaN where the reward is None.
+
+    `when` names the step in error messages. Raises ConfigError if the function fails or returns something else than one
+    number per response, and NumericError for a reward that is not finite.
+    """
     try:
-        found: Any = reward(answers)
-        if isinstance(found, Iterable) and not isinstance(found, str | bytes | Mapping):
-            found = list(found)  # of a generator, this runs the function
+        returned: Any = reward(responses)
+        if isinstance(returned, Iterable) and not isinstance(returned, str | bytes | Mapping):
+            returned = list(returned)  # inside `try`, because this runs the body of a generator
     except PreftuneError:
         raise
     except FAULTS as error:
-        guilty = _guilty(reward, answers)
-        ours = str(getattr(reward, "__module__", "")).startswith("preftune.")
-        own = getattr(reward, "function", None if ours else reward)
-        place, row = place_of(error, own), f"{when}, {guilty.origin}" if guilty else when
+        failing = _first_failing(reward, responses)
+        built_in = str(getattr(reward, "__module__", "")).startswith("preftune.")
+        function = getattr(reward, "function", None if built_in else reward)
+        place, row = place_of(error, function), f"{when}, {failing.origin}" if failing else when
         raise ConfigError(
             f"the reward function raised {in_words(error)}",
             where=place or row,
-            why="; ".join([row] * bool(place) + [f"on the response {a.response!r}" for a in [guilty] if a]),
-            fix="repair the function, then run the same command again: saved results are kept",
+            why="; ".join([row] * bool(place) + [f"on the response {r.response!r}" for r in [failing] if r]),
+            fix="correct the function and rerun the same command; completed results are saved",
         ) from error
-    values = _numbers(found, answers, when)
-    none = np.array([value is None for value in found], dtype=bool)
-    if values.shape != (len(answers),):
+    values = _to_array(returned, responses, when)
+    is_none = np.array([value is None for value in returned], dtype=bool)
+    if values.shape != (len(responses),):
         raise ConfigError(
-            f"the reward function gave {len(found)} rewards for {len(answers)} responses"
-            + (f", in the shape {values.shape}" if values.ndim > 1 else ""),
-            where=f"{when}, {answers[0].origin}",
-            fix="it must give one number for each response, in order",
+            f"the reward function returned {len(returned)} rewards for {len(responses)} responses"
+            + (f", with the shape {values.shape}" if values.ndim > 1 else ""),
+            where=f"{when}, {responses[0].origin}",
+            fix="return one number per response, in order",
         )
-    bad = np.flatnonzero(~(np.abs(values) < LARGEST) & ~none)
+    bad = np.flatnonzero(~(np.abs(values) < MAX_REWARD) & ~is_none)
     if len(bad):
-        answer = answers[bad[0]]
+        first = responses[bad[0]]
         raise NumericError(
-            f"the reward of {len(bad)} of {len(answers)} responses is {values[bad[0]]}",
-            where=f"{when}, {answer.origin}",
-            why=f"the first is {answer.response!r}",
-            fix="a reward must be a finite number (below 1e30) for every text, also an empty one, or None",
+            f"the reward of {len(bad)} of {len(responses)} responses is {values[bad[0]]}",
+            where=f"{when}, {first.origin}",
+            why=f"the first of them is {first.response!r}",
+            fix="return a finite number below 1e30, or None, for every text, including an empty one",
         )
     return values
 
 
-def _numbers(found: Any, answers: Sequence[Answer], when: str) -> Floats:
-    """What a reward function returned. Raises ConfigError if it is not a list of numbers."""
+def _to_array(returned: Any, responses: Sequence[PromptResponse], when: str) -> Floats:
+    """Convert the returned list to an array. Raises ConfigError if it is not a list of numbers."""
     try:
-        if not isinstance(found, list):
+        if not isinstance(returned, list):
             raise TypeError
-        return np.asarray(found, dtype=np.float64)
+        return np.asarray(returned, dtype=np.float64)
     except (TypeError, ValueError, RuntimeError) as error:
-        kind = type(found).__name__
-        other = [v for v in found if isinstance(v, str | bytes)] if isinstance(found, list) else []
+        kind = type(returned).__name__
+        texts = [v for v in returned if isinstance(v, str | bytes)] if isinstance(returned, list) else []
         raise ConfigError(
-            f"the reward function returned a {kind}{f' with {other[0]!r}' if other else ''}, not a list of numbers",
-            where=f"{when}, {answers[0].origin}" if answers else when,
+            f"the reward function returned a {kind}{f' with {texts[0]!r}' if texts else ''}, not a list of numbers",
+            where=f"{when}, {responses[0].origin}" if responses else when,
             why=str(error),
-            fix="it must give one number for each response, in order",
+            fix="return one number per response, in order",
         ) from error
 
 
-def every_reward(reward: Reward, answers: Sequence[Answer], when: str) -> Floats:
-    """`rewards_of`, for what cannot go on without one of them. Raises ModelError if one is lacking."""
-    values = rewards_of(reward, answers, when)
+def require_rewards(reward: Reward, responses: Sequence[PromptResponse], when: str) -> Floats:
+    """Return the rewards as `rewards_of` does. Raises ModelError if one is missing."""
+    values = rewards_of(reward, responses, when)
     if np.isnan(values).any():
-        raise lacking(reward, answers, values, when)
+        raise missing_error(reward, responses, values, when)
     return values
 
 
-def lacking(reward: Reward, answers: Sequence[Answer], values: Floats, when: str) -> ModelError:
-    """What is said where responses without a reward cannot be left out."""
+def missing_error(reward: Reward, responses: Sequence[PromptResponse], values: Floats, when: str) -> ModelError:
+    """Return the error for a command that needs a reward for every response."""
     missing = np.flatnonzero(np.isnan(values))
     return ModelError(
-        f"{len(missing)} of {len(answers)} responses got no reward",
-        where=f"{when}, {answers[missing[0]].origin}",
-        why=why_none(reward),
-        fix="leave out the longest prompts, sample shorter responses, or take a reward that reads more",
+        f"{len(missing)} of {len(responses)} responses got no reward",
+        where=f"{when}, {responses[missing[0]].origin}",
+        why=why_missing(reward),
+        fix="drop the longest prompts, sample shorter responses, or use a reward model with a longer context",
     )
 
 
-def why_none(reward: Reward | None) -> str:
-    """Why responses got no reward, in words; empty if nobody knows."""
+def why_missing(reward: Reward | None) -> str:
+    """Return the reasons for missing rewards with their counts, or "" if the reward does not record them."""
     reasons: Counter[str] = getattr(reward, "reasons", None) or Counter()
     return "; ".join(f"{number:,}: {reason}" for reason, number in reasons.most_common(3))
 
 
-def rewards_of_groups(
-    reward: Reward, groups: Sequence[Sequence[Answer]], when: str, done: Callable[[int], None]
+def rewards_by_group(
+    reward: Reward, groups: Sequence[Sequence[PromptResponse]], when: str, progress: Callable[[int], None]
 ) -> list[list[float]]:
-    """The rewards of the answers of each group, asked for in chunks of groups; NaN for those without one."""
-    found: list[list[float]] = []
-    for begin in range(0, len(groups), CHUNK):
-        chunk = groups[begin : begin + CHUNK]
-        values = rewards_of(reward, [answer for group in chunk for answer in group], when).tolist()
+    """Return the rewards of each group's responses, NaN where missing; several groups are rewarded per call."""
+    rewards: list[list[float]] = []
+    for begin in range(0, len(groups), GROUPS_PER_CALL):
+        chunk = groups[begin : begin + GROUPS_PER_CALL]
+        values = rewards_of(reward, [response for group in chunk for response in group], when).tolist()
         for group in chunk:
-            found.append(values[: len(group)])
+            rewards.append(values[: len(group)])
             values = values[len(group) :]
-        done(len(found))
-    return found
+        progress(len(rewards))
+    return rewards
 
 
-def _guilty(reward: Reward, answers: Sequence[Answer]) -> Answer | None:
-    """The first response that the function fails on alone."""
-    for answer in answers:
+def _first_failing(reward: Reward, responses: Sequence[PromptResponse]) -> PromptResponse | None:
+    """Return the first response on which the function fails when it is called with that response alone."""
+    for response in responses:
         try:
-            reward([answer])
+            reward([response])
         except FAULTS:
-            return answer
+            return response
     return None

@@ -1,4 +1,4 @@
-"""Open data files that may be compressed (.gz, .bz2, .xz, .zst)."""
+"""Open data files, decompressing .gz, .bz2, .xz and .zst."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from pathlib import Path
 from typing import IO, cast
 
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zstd")
-#: What the readers raise for a file that is damaged or cut short.
-DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError)
+#: What reading raises for a file that is damaged or truncated.
+READ_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError)
 
 
-def kind_of(path: Path) -> tuple[str, str]:
-    """The suffix that says what a file holds, and the one of its compression or "": (".jsonl", ".gz")."""
+def file_suffixes(path: Path) -> tuple[str, str]:
+    """Return the suffix of the file format and that of the compression, or "": (".jsonl", ".gz")."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
-    packed = suffixes.pop() if suffixes and suffixes[-1] in COMPRESSED else ""
-    return (suffixes[-1] if suffixes else ""), packed
+    compression = suffixes.pop() if suffixes and suffixes[-1] in COMPRESSED else ""
+    return (suffixes[-1] if suffixes else ""), compression
 
 
 def open_bytes(path: Path) -> IO[bytes]:
-    """The file's bytes, unpacked. Reading raises one of DAMAGED if the file is damaged."""
-    packed = kind_of(path)[1]
-    if packed == ".gz":
+    """Open a file and decompress it while reading. Reading a damaged file raises one of READ_ERRORS."""
+    compression = file_suffixes(path)[1]
+    if compression == ".gz":
         return cast(IO[bytes], gzip.open(path, "rb"))
-    if packed == ".bz2":
+    if compression == ".bz2":
         return bz2.open(path, "rb")
-    if packed == ".xz":
+    if compression == ".xz":
         return lzma.open(path, "rb")
-    if packed:
+    if compression:
         import pyarrow
 
         return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))

@@ -1,4 +1,4 @@
-"""Rows of one data file, by its suffix."""
+"""Read the rows of one data file with the reader for its suffix."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from preftune.errors import DataError
-from preftune.sources.compressed import COMPRESSED, DAMAGED, kind_of
+from preftune.sources.compressed import COMPRESSED, READ_ERRORS, file_suffixes
 from preftune.sources.json_rows import json_list, jsonl
 from preftune.sources.rows import Row
 from preftune.sources.tables import arrow, comma_separated, parquet, tab_separated
@@ -20,29 +20,30 @@ READERS: dict[str, Callable[[Path, str], Iterator[Row]]] = {
     ".parquet": parquet,
     ".arrow": arrow,
 }
-WHOLE = (".parquet", ".arrow")  # compressed inside; not read out of a compressed file
-#: A name that ends so is meant as a file.
+COMPRESSED_INSIDE = (".parquet", ".arrow")  # formats with their own compression: .parquet.gz is not supported
+#: A name with one of these suffixes is a local file, never a Hub id.
 FILE_SUFFIXES = (*READERS, *COMPRESSED, ".txt")
 
 
 def is_data_file(name: str) -> bool:
-    """Whether the suffix of a file's name is one that is read."""
-    kind, packed = kind_of(Path(name))
-    return kind in READERS and not (packed and kind in WHOLE)
+    """Whether preftune can read a file with this name, judged by its suffix."""
+    suffix, compression = file_suffixes(Path(name))
+    return suffix in READERS and not (compression and suffix in COMPRESSED_INSIDE)
 
 
 def read_file(path: Path, name: str) -> Iterator[Row]:
-    """The rows of a file; origins begin with `name`.
+    """Yield the rows of a file; their origins begin with `name`.
 
-    Raises DataError for a suffix that is not known and for a file that cannot be read as a whole.
+    Raises DataError for an unknown suffix and for a file that cannot be read.
     """
-    kind, packed = kind_of(path)
+    suffix, compression = file_suffixes(path)
     if not is_data_file(path.name):
-        what = f"{kind}{packed} files are not read" if kind in READERS else f"unknown file type {kind or '(none)'!r}"
+        unsupported = f"{suffix}{compression} files are not supported"
+        what = unsupported if suffix in READERS else f"unknown file type {suffix or '(none)'!r}"
         fix = f"use .jsonl, .json, .csv or .tsv (also with {', '.join(COMPRESSED[:4])}), .parquet or .arrow"
         raise DataError(what, where=name, fix=fix)
     try:
-        yield from READERS[kind](path, name)
-    except DAMAGED as error:
-        fix = "the file is damaged or cut short: get it again" if packed else ""
+        yield from READERS[suffix](path, name)
+    except READ_ERRORS as error:
+        fix = "the file is damaged or truncated; download or copy it again" if compression else ""
         raise DataError(f"cannot be read: {error}", where=name, fix=fix) from error

@@ -1,7 +1,7 @@
-"""Folders of data: which files belong to which config and split, by the rules of the `datasets` library.
+"""Find which files of a data folder belong to which config and split, by the rules of the `datasets` library.
 
-A folder is one that `save_to_disk` wrote, one whose README.md lists configs, or any other with data files. Nothing in
-it is left out silently: other splits and configs and files that are not read are in the notes.
+A data folder was written by `save_to_disk`, has a README.md that lists configs, or contains any other data files.
+Splits, configs and files that are not read are reported in the notes.
 """
 
 from __future__ import annotations
@@ -18,82 +18,79 @@ from typing import Any
 import yaml
 
 from preftune.errors import DataError
-from preftune.sources.compressed import kind_of
+from preftune.sources.compressed import file_suffixes
 from preftune.sources.files import READERS, is_data_file
 from preftune.sources.rows import Source
-from preftune.sources.splits import TRAIN, choose, listed, not_read
+from preftune.sources.splits import TRAIN, choose_part, join_names, notes_on_unread_parts
 
-#: The words in names of files and folders that tell the split, as in datasets/data_files.py.
-WORDS = {
+#: The words in names of files and folders that identify a split, as in datasets/data_files.py.
+SPLIT_WORDS = {
     TRAIN: ("train", "training"),
     "validation": ("validation", "valid", "dev", "val"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
-SHARD = re.compile(r"data/(?P<split>\w+(\.\w+)*)-\d{5}-of-\d{5}[^/]*\.[^/]*")
-#: Files that describe a dataset and are not part of it.
+SHARD_NAME = re.compile(r"data/(?P<split>\w+(\.\w+)*)-\d{5}-of-\d{5}[^/]*\.[^/]*")
+#: Files that describe a dataset and contain no rows.
 DESCRIPTIONS = ("config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
-SAVED, SAVED_INFO, SAVED_SPLITS = "state.json", "dataset_info.json", "dataset_dict.json"
+STATE_FILE, INFO_FILE, SPLITS_FILE = "state.json", "dataset_info.json", "dataset_dict.json"
 
 Splits = Mapping[str, tuple[str, ...]]  # the files of each split, relative to the folder
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What a folder holds: the files of each config and split, and the config that a bare name means."""
+    """The files of each config and split of a folder, and the config of a name without parts."""
 
     configs: dict[str, Splits]
     default: str | None
 
 
 def folder_source(folder: Path, target: str, parts: Sequence[str]) -> Source:
-    """What `target` (the folder as the user named it) with these parts stands for.
+    """Find the data that `target` (the folder as the user named it) followed by `parts` refers to.
 
-    Raises DataError that lists splits or configs if the name does not say which, and for a folder without data files.
+    Raises DataError for a folder without data files. If the name is ambiguous, the error lists configs or splits.
     """
     name = ":".join([target, *parts])
-    if _is_saved(folder):
-        return _saved(folder, name, target, parts)
-    every = tuple(_files(folder))
-    data = [file for file in every if is_data_file(file) and PurePosixPath(file).name not in DESCRIPTIONS]
-    if (folder / SAVED_SPLITS).is_file():
+    if _is_saved_dataset(folder):
+        return _saved_source(folder, name, target, parts)
+    all_files = tuple(_files(folder))
+    data = [file for file in all_files if is_data_file(file) and PurePosixPath(file).name not in DESCRIPTIONS]
+    if (folder / SPLITS_FILE).is_file():
         splits = _saved_splits(folder, target)
-        config, split = choose(target, parts, ("default",), None, lambda _: splits)
-        notes = not_read(target, parts, ("default",), config, split, splits)
-        notes += _beside([file for file in data if PurePosixPath(file).parts[0] not in splits])
-        return _saved(folder / split, name, target, (), notes)
-    if inside := sorted({p for file in every if _is_saved(folder / (p := str(PurePosixPath(file).parent)))}):
-        outer = [str(PurePosixPath(one).parent) for one in inside]
-        sets = sorted({o if (folder / o / SAVED_SPLITS).is_file() else i for i, o in zip(inside, outer, strict=True)})
+        config, split = choose_part(target, parts, ("default",), None, lambda _: splits)
+        notes = notes_on_unread_parts(target, parts, ("default",), config, split, splits)
+        notes += _notes_on_other_files([file for file in data if PurePosixPath(file).parts[0] not in splits])
+        return _saved_source(folder / split, name, target, (), notes)
+    parents = {str(PurePosixPath(file).parent) for file in all_files}
+    if inside := sorted(parent for parent in parents if _is_saved_dataset(folder / parent)):
+        outer = [str(PurePosixPath(inner).parent) for inner in inside]
+        sets = sorted({o if (folder / o / SPLITS_FILE).is_file() else i for i, o in zip(inside, outer, strict=True)})
         fix = f"name one of them, such as {_join(target, sets[0])}"
-        raise DataError(f"its subfolders are saved datasets: {listed(sets)}", where=name, fix=fix)
+        raise DataError(f"the subfolders are saved datasets: {join_names(sets)}", where=name, fix=fix)
     if not data:
-        fix = f"give a folder with files of these kinds: {', '.join(READERS)}"
-        raise DataError(f"the folder holds no data file; it has {listed(every) or 'no file'}", where=name, fix=fix)
+        what = f"the folder {f'has no data files, only {join_names(all_files)}' if all_files else 'is empty'}"
+        raise DataError(what, where=name, fix=f"name a folder with files of these types: {', '.join(READERS)}")
     layout = _layout(folder, target, data)
     names = list(layout.configs)
-    config, split = _chosen(folder, target, parts, layout)
+    config, split = _choose(folder, target, parts, layout)
     files = layout.configs[config][split]
     if not files:
-        raise DataError(f"no file of split {split!r} is there", where=name, fix=f"see data_files in {target}/README.md")
-    notes = not_read(target, parts, names, config, split, list(layout.configs[config]))
-    return Source(
-        name,
-        tuple((folder / file, _join(target, file)) for file in files),
-        folder,
-        notes=(*notes, *_left_out(every, data, layout)),
-    )
+        raise DataError(f"split {split!r} has no files", where=name, fix=f"correct data_files in {target}/README.md")
+    notes = notes_on_unread_parts(target, parts, names, config, split, list(layout.configs[config]))
+    notes += _notes_on_unread_files(all_files, data, layout)
+    return Source(name, tuple((folder / file, _join(target, file)) for file in files), folder, notes=tuple(notes))
 
 
-def _chosen(folder: Path, target: str, parts: Sequence[str], layout: Layout) -> tuple[str, str]:
-    """Config and split that the name means. A subfolder is neither: the error then says how to write it."""
+def _choose(folder: Path, target: str, parts: Sequence[str], layout: Layout) -> tuple[str, str]:
+    """Choose config and split. If a part is the name of a subfolder, the error says how to write that."""
+    configs = layout.configs
     try:
-        return choose(target, parts, list(layout.configs), layout.default, lambda config: list(layout.configs[config]))
+        return choose_part(target, parts, list(configs), layout.default, lambda config: list(configs[config]))
     except DataError as error:
         if parts and (folder / parts[0]).is_dir():
             name = ":".join([_join(target, parts[0]), *parts[1:]])
-            raise DataError(
-                error.what, where=error.where, why=error.why, fix=f"for the subfolder write {name}"
-            ) from None
+            fix = f"to read the subfolder, write {name}"
+            raise DataError(error.what, where=error.where, why=error.why, fix=fix) from None
         raise
 
 
@@ -101,33 +98,33 @@ def _join(target: str, file: str) -> str:
     return f"{target.rstrip('/')}/{file}"
 
 
-def _saved(folder: Path, name: str, target: str, parts: Sequence[str], notes: Sequence[str] = ()) -> Source:
-    """One dataset that `save_to_disk` wrote. It has no splits, but may know which one it was."""
-    if not _is_saved(folder):
-        what = f"{folder} is not a saved dataset: it lacks {SAVED} or {SAVED_INFO}"
+def _saved_source(folder: Path, name: str, target: str, parts: Sequence[str], notes: Sequence[str] = ()) -> Source:
+    """Return the source of one dataset that `save_to_disk` wrote. It may store the name of its split."""
+    if not _is_saved_dataset(folder):
+        what = f"{folder} is not a saved dataset: {STATE_FILE} or {INFO_FILE} is missing"
         raise DataError(what, where=name, fix="save it again")
-    state = _read_json(folder / SAVED, name)
+    state = _read_json(folder / STATE_FILE, name)
     if parts and list(parts) != [state.get("_split")]:
-        raise DataError("it is one saved dataset, without configs or splits", where=name, fix=f"write {target}")
+        raise DataError("a single saved dataset has no configs or splits", where=name, fix=f"write {target}")
     own = [str(file.get("filename")) for file in state.get("_data_files") or [] if isinstance(file, dict)]
     rest = [file for file in _files(folder) if is_data_file(file) and file not in (*own, *DESCRIPTIONS)]
-    return Source(name, saved=folder, notes=(*notes, *_beside(rest)))
+    return Source(name, saved=folder, notes=(*notes, *_notes_on_other_files(rest)))
 
 
-def _is_saved(folder: Path) -> bool:
-    return (folder / SAVED).is_file() and (folder / SAVED_INFO).is_file()
+def _is_saved_dataset(folder: Path) -> bool:
+    return (folder / STATE_FILE).is_file() and (folder / INFO_FILE).is_file()
 
 
-def _beside(files: Sequence[str]) -> list[str]:
-    """A note on data files in the folder of a saved dataset that are not its own."""
-    rest = [file for file in files if not PurePosixPath(file).name.startswith("cache-")]  # of `datasets` itself
-    return [f"not read, as they are not part of the saved dataset: {listed(rest)}"] if rest else []
+def _notes_on_other_files(files: Sequence[str]) -> list[str]:
+    """Note the data files in the folder of a saved dataset that do not belong to it."""
+    rest = [file for file in files if not PurePosixPath(file).name.startswith("cache-")]  # `datasets` writes cache-*
+    return [f"not read because they are not part of the saved dataset: {join_names(rest)}"] if rest else []
 
 
 def _saved_splits(folder: Path, target: str) -> list[str]:
-    splits = _read_json(folder / SAVED_SPLITS, target).get("splits")
+    splits = _read_json(folder / SPLITS_FILE, target).get("splits")
     if not isinstance(splits, list) or not all(isinstance(split, str) for split in splits):
-        raise DataError(f"{SAVED_SPLITS} does not list splits", where=target, fix="save the dataset again")
+        raise DataError(f"{SPLITS_FILE} does not list splits", where=target, fix="save the dataset again")
     return splits
 
 
@@ -140,40 +137,40 @@ def _read_json(path: Path, where: str) -> dict[str, Any]:
 
 
 def _files(folder: Path) -> Iterator[str]:
-    """All files in a folder, sorted, without hidden ones and without folders whose name begins with two underscores."""
-    found, visited = [], set[str]()
+    """Yield all files in a folder, sorted, except hidden files and files in hidden folders or in __folders."""
+    paths, visited = [], set[str]()
 
     def refuse(error: OSError) -> None:
         raise DataError(f"cannot be read: {error.strerror}", where=str(error.filename))
 
-    for place, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
-        real = os.path.realpath(place)
+    for directory, subfolders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        real = os.path.realpath(directory)
         if real in visited:  # a link to a folder above
-            folders.clear()
+            subfolders.clear()
             continue
         visited.add(real)
-        folders[:] = [name for name in folders if not name.startswith((".", "__"))]
-        at = Path(place).relative_to(folder)
-        names = [(at / name).as_posix() for name in files if not name.startswith(".")]
-        found += [name for name in names if (folder / name).is_file()]
-    yield from sorted(found)
+        subfolders[:] = [name for name in subfolders if not name.startswith((".", "__"))]
+        relative = Path(directory).relative_to(folder)
+        names = [(relative / name).as_posix() for name in files if not name.startswith(".")]
+        paths += [name for name in names if (folder / name).is_file()]
+    yield from sorted(paths)
 
 
 def split_files(files: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """The files of each split, told by their names; all are `train` if no name tells a split.
+    """Assign files to splits by their names. If no name contains a split, all files are `train`.
 
-    The first rule that fits any file decides: data/SPLIT-00000-of-00001.KIND, then a folder named after a split,
-    then a file named after one. Files that do not fit that rule are in no split.
+    The first rule that matches any file is used: data/SPLIT-00000-of-00001.KIND, then a folder named after a split,
+    then a file named after a split. Files that do not match that rule belong to no split.
     """
-    shards = {file: match["split"] for file in files if (match := SHARD.fullmatch(file))}
+    shards = {file: match["split"] for file in files if (match := SHARD_NAME.fullmatch(file))}
     if shards:
         names = set(shards.values())
-        ordered = [split for split in WORDS if split in names] + sorted(names - set(WORDS))
+        ordered = [split for split in SPLIT_WORDS if split in names] + sorted(names - set(SPLIT_WORDS))
         return {split: tuple(file for file in files if shards.get(file) == split) for split in ordered}
-    for part in (slice(None, -1), slice(-1, None)):  # the folders of a path, its name
+    for part in (slice(None, -1), slice(-1, None)):  # the folders of a path, then its file name
         splits = {
             split: tuple(file for file in files if any(_has_word(p, split) for p in PurePosixPath(file).parts[part]))
-            for split in WORDS
+            for split in SPLIT_WORDS
         }
         if any(splits.values()):
             return {split: members for split, members in splits.items() if members}
@@ -181,32 +178,32 @@ def split_files(files: Sequence[str]) -> dict[str, tuple[str, ...]]:
 
 
 def _has_word(part: str, split: str) -> bool:
-    """Whether the name of a file or folder has a word for this split, between -, ., _, blanks or digits."""
-    return any(re.fullmatch(rf"(.*[-._ 0-9])?{word}([-._ 0-9].*)?", part) for word in WORDS[split])
+    """Whether the name of a file or folder contains a word for this split, delimited by -, ., _, blanks or digits."""
+    return any(re.fullmatch(rf"(.*[-._ 0-9])?{word}([-._ 0-9].*)?", part) for word in SPLIT_WORDS[split])
 
 
 def _layout(folder: Path, target: str, data: Sequence[str]) -> Layout:
-    configs = _card(folder, target)
+    configs = _configs_of_card(folder, target)
     if not configs:
         return Layout({"default": split_files(data)}, "default")
     layouts: dict[str, Splits] = {}
     defaults = []
     for config in configs:
         name = config["config_name"]
-        begin = f"{str(config.get('data_dir') or '').strip('/')}/".lstrip("/")
-        inner = [file.removeprefix(begin) for file in data if file.startswith(begin)]
+        prefix = f"{str(config.get('data_dir') or '').strip('/')}/".lstrip("/")
+        inner = [file.removeprefix(prefix) for file in data if file.startswith(prefix)]
         if config.get("data_files") is None:
             splits: Splits = split_files(inner)
         else:
-            splits = _named_files(folder / begin, config["data_files"], f"{target}/README.md")
-        layouts[name] = {split: tuple(begin + file for file in files) for split, files in splits.items()}
+            splits = _files_of_splits(folder / prefix, config["data_files"], f"{target}/README.md")
+        layouts[name] = {split: tuple(prefix + file for file in files) for split, files in splits.items()}
         if name == "default" or config.get("default"):
             defaults.append(name)
     return Layout(layouts, defaults[0] if len(defaults) == 1 else None)
 
 
-def _card(folder: Path, target: str) -> list[dict[str, Any]]:
-    """The list `configs` at the top of README.md; empty if there is none."""
+def _configs_of_card(folder: Path, target: str) -> list[dict[str, Any]]:
+    """Return the list `configs` in the YAML header of README.md, or an empty list."""
     card = folder / "README.md"
     if not card.is_file():
         return []
@@ -215,16 +212,16 @@ def _card(folder: Path, target: str) -> list[dict[str, Any]]:
     try:
         head = yaml.safe_load(match[1]) if match else None
     except yaml.YAMLError as error:
-        at = getattr(error, "problem_mark", None)
-        where = f"{target}/README.md{f':{at.line + 2}' if at else ''}"
-        raise DataError("the YAML at its top cannot be read", where=where, fix="repair it or remove it") from None
+        mark = getattr(error, "problem_mark", None)
+        where = f"{target}/README.md{f':{mark.line + 2}' if mark else ''}"
+        raise DataError("the YAML header cannot be read", where=where, fix="repair or remove the header") from None
     configs = head.get("configs") if isinstance(head, dict) else None
     if configs is None:
         return []
-    sound = isinstance(configs, list) and all(isinstance(c, dict) and _is_name(c.get("config_name")) for c in configs)
-    if not sound:
-        fix = "write `- config_name: NAME` and `data_files: ...` for each"
-        raise DataError("`configs` must list configs by name", where=f"{target}/README.md", fix=fix)
+    valid = isinstance(configs, list) and all(isinstance(c, dict) and _is_name(c.get("config_name")) for c in configs)
+    if not valid:
+        fix = "write `- config_name: NAME` and `data_files: ...` for each config"
+        raise DataError("`configs` must be a list of named configs", where=f"{target}/README.md", fix=fix)
     return list(configs)
 
 
@@ -232,43 +229,43 @@ def _is_name(value: Any) -> bool:
     return isinstance(value, str) and bool(value)
 
 
-def _named_files(base: Path, named: Any, where: str) -> dict[str, tuple[str, ...]]:
-    """The files of each split of `data_files`: a pattern, a list of them, or a list of {split, path}."""
-    entries = named if isinstance(named, list) else [named]
+def _files_of_splits(base: Path, data_files: Any, where: str) -> dict[str, tuple[str, ...]]:
+    """Return the files of each split of `data_files`: a pattern, a list of patterns, or a list of {split, path}."""
+    entries = data_files if isinstance(data_files, list) else [data_files]
     if all(isinstance(entry, str) for entry in entries):
         entries = [{"split": TRAIN, "path": entries}]
     splits: dict[str, tuple[str, ...]] = {}
     for entry in entries:
         paths = entry.get("path") if isinstance(entry, dict) else None
         patterns = [paths] if isinstance(paths, str) else paths
-        sound = isinstance(patterns, list) and all(isinstance(pattern, str) for pattern in patterns)
-        if not sound or not _is_name(entry.get("split")) or entry["split"] in splits:
+        valid = isinstance(patterns, list) and all(isinstance(pattern, str) for pattern in patterns)
+        if not valid or not _is_name(entry.get("split")) or entry["split"] in splits:
             fix = "list each split once, as `- split: train` and `path: ...`"
             raise DataError(f"`data_files` cannot be used: {entry}", where=where, fix=fix)
-        files = [file for pattern in patterns or [] for file in _matches(base, pattern, where)]
+        files = [file for pattern in patterns or [] for file in _matching_files(base, pattern, where)]
         splits[entry["split"]] = tuple(dict.fromkeys(files))
     return splits
 
 
-def _matches(base: Path, pattern: str, where: str) -> list[str]:
+def _matching_files(base: Path, pattern: str, where: str) -> list[str]:
     if "://" in pattern or PurePosixPath(pattern).is_absolute() or ".." in PurePosixPath(pattern).parts:
-        raise DataError(f"{pattern!r} is not inside the folder", where=where, fix="name files of this folder only")
-    found = sorted(glob.glob(pattern, root_dir=base, recursive=True))
-    files = [PurePosixPath(file).as_posix() for file in found if (base / file).is_file()]
+        raise DataError(f"{pattern!r} is outside the folder", where=where, fix="name only files in this folder")
+    matches = sorted(glob.glob(pattern, root_dir=base, recursive=True))
+    files = [PurePosixPath(file).as_posix() for file in matches if (base / file).is_file()]
     if not files and not glob.has_magic(pattern):
-        raise DataError(f"{pattern!r} is not there", where=where, fix="correct `data_files`, or get the file")
+        raise DataError(f"{pattern!r} does not exist", where=where, fix="correct `data_files`, or add the file")
     return [file for file in files if PurePosixPath(file).name not in (*DESCRIPTIONS, "README.md")]
 
 
-def _left_out(every: Sequence[str], data: Sequence[str], layout: Layout) -> list[str]:
-    """Notes on files that no config and split has, and on files of a kind that is not read."""
+def _notes_on_unread_files(all_files: Sequence[str], data: Sequence[str], layout: Layout) -> list[str]:
+    """Notes on data files outside every config and split, and on files of an unsupported type."""
     used = {file for splits in layout.configs.values() for files in splits.values() for file in files}
     rest = [file for file in data if file not in used]
-    notes = [f"not read, as they belong to no split: {listed(rest)}"] if rest else []
-    unknown = [file for file in every if file not in data and file not in used and not _is_description(file)]
-    return notes + ([f"not read, as they are not data files of a known kind: {listed(unknown)}"] if unknown else [])
+    notes = [f"not read because they belong to no split: {join_names(rest)}"] if rest else []
+    unknown = [file for file in all_files if file not in data and file not in used and not _is_description(file)]
+    return notes + ([f"not read because their file type is unknown: {join_names(unknown)}"] if unknown else [])
 
 
 def _is_description(file: str) -> bool:
     name = PurePosixPath(file).name
-    return name in DESCRIPTIONS or kind_of(Path(name))[0] == ".md" or name.upper().startswith("LICENSE")
+    return name in DESCRIPTIONS or file_suffixes(Path(name))[0] == ".md" or name.upper().startswith("LICENSE")

@@ -1,4 +1,4 @@
-"""Datasets of the Hugging Face Hub and those written by `save_to_disk`, through `datasets`. Their code is never run."""
+"""Read datasets of the Hugging Face Hub and of `save_to_disk` with `datasets`. Code in a dataset is never run."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 from preftune.errors import DataError
 from preftune.sources.files import FILE_SUFFIXES
 from preftune.sources.rows import Row, Source
-from preftune.sources.splits import choose, not_read
+from preftune.sources.splits import choose_part, notes_on_unread_parts
 
 HUB_ID = re.compile(r"^(?P<name>[\w.-]+/[\w.-]+)(?P<parts>(?::[\w.-]+){0,2})$")
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name that is not a local file may be a Hub id. `data/missing.jsonl` is never looked up there."""
+    """Whether a name that is not a local file may be a Hub id. `data/missing.jsonl` is not one."""
     match = HUB_ID.match(name)
     if not match or Path(match["name"]).suffix.lower() in FILE_SUFFIXES:
         return False
@@ -26,9 +26,9 @@ def is_hub_id(name: str) -> bool:
 
 @lru_cache(maxsize=16)
 def hub_source(name: str) -> Source:
-    """The split of a Hub dataset that `name` means; it is loaded once per process.
+    """Load the split of a Hub dataset that `name` refers to, once per process.
 
-    Raises DataError with configs and splits if the name does not say which, and if the dataset cannot be loaded.
+    Raises DataError if the dataset cannot be loaded. If the name is ambiguous, the error lists configs and splits.
     """
     import datasets
 
@@ -38,36 +38,36 @@ def hub_source(name: str) -> Source:
         default = datasets.get_dataset_default_config_name(target)
 
         def splits_of(config: str) -> list[str]:
-            return list(datasets.get_dataset_split_names(target, _asked(config, configs)))
+            return list(datasets.get_dataset_split_names(target, _config_argument(config, configs)))
 
-        config, split = choose(target, parts, configs, default if default in configs else None, splits_of)
-        loaded = datasets.load_dataset(target, _asked(config, configs), split=split)
-        notes = not_read(target, parts, configs, config, split, splits_of(config))
+        config, split = choose_part(target, parts, configs, default if default in configs else None, splits_of)
+        loaded = datasets.load_dataset(target, _config_argument(config, configs), split=split)
+        notes = notes_on_unread_parts(target, parts, configs, config, split, splits_of(config))
     except DataError:
         raise
-    except Exception as error:  # datasets raises many kinds; each means that these data cannot be had
-        raise _unloaded(name, error) from error
+    except Exception as error:  # datasets raises errors of many types when it cannot load data
+        raise _load_error(name, error) from error
     return Source(name, hub=loaded, notes=tuple(notes))
 
 
-def _asked(config: str, configs: list[str]) -> str | None:
-    """The config to name; not where there is only one, as a cached dataset does not know it by its name."""
+def _config_argument(config: str, configs: list[str]) -> str | None:
+    """The config to pass to `datasets`: None for the only config, because a cached dataset does not store its name."""
     return config if len(configs) > 1 else None
 
 
 def hub_rows(source: Source) -> Iterator[Row]:
-    """The rows of a loaded dataset; the number in an origin is that of the row."""
+    """Yield the rows of a loaded dataset; an origin ends with the number of the row."""
     yield from _rows(source.hub, source.name)
 
 
 def saved_rows(source: Source) -> Iterator[Row]:
-    """The rows of a dataset that `save_to_disk` wrote."""
+    """Yield the rows of a dataset that `save_to_disk` wrote."""
     import datasets
 
     try:
         loaded = datasets.load_from_disk(str(source.saved)).with_format(None)
-    except Exception as error:  # as above
-        raise _unloaded(source.name, error) from error
+    except Exception as error:  # as in hub_source
+        raise _load_error(source.name, error) from error
     yield from _rows(loaded, source.name)
 
 
@@ -76,11 +76,11 @@ def _rows(loaded: Any, name: str) -> Iterator[Row]:
         yield Row(dict(value), f"{name}:{number}")
 
 
-def _unloaded(name: str, error: Exception) -> DataError:
+def _load_error(name: str, error: Exception) -> DataError:
     text = str(error).strip() or type(error).__name__
     return DataError(
         f"cannot load dataset: {text.splitlines()[0]}",
         where=name,
-        fix="give a local file or folder, or `org/name:split` or `org/name:config:split` of a dataset "
+        fix="name a local file or folder, or `org/name:split` or `org/name:config:split` of a dataset "
         "that this machine can reach",
     )

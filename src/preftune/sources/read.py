@@ -1,10 +1,10 @@
-"""Names of files, folders and Hub datasets -> rows, each with the place it came from. Nothing is skipped here."""
+"""Read the rows of files, folders and Hub datasets, each with its origin. No row is skipped here."""
 
 from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from preftune import objects
@@ -13,105 +13,103 @@ from preftune.sources.files import read_file
 from preftune.sources.folders import folder_source
 from preftune.sources.hub import hub_rows, hub_source, is_hub_id, saved_rows
 from preftune.sources.json_rows import as_row
-from preftune.sources.rows import Row, Source
+from preftune.sources.rows import Note, Row, Source
 
 __all__ = ["Row", "fingerprint", "read"]
 
-Note = Callable[[str, str], None]
-
 
 def read(source: str | Sequence[str], note: Note | None = None) -> Iterator[Row]:
-    """The rows of `source`: a file, a folder, a Hub id, or several of them.
+    """Yield the rows of `source`: a file, a folder, a Hub id, or a sequence of these.
 
-    `name:split`, `name:config` and `name:config:split` name a part of a folder or of a Hub dataset; `train` is read if
-    the name does not say more. `note(text, name)` is called for what is there and not read, such as a `test` split.
-
-    Raises DataError if there is no such thing or the file as a whole cannot be read; a single unreadable
-    line of a JSONL file becomes a Row with a `fault`.
+    `name:split`, `name:config` and `name:config:split` select a part of a folder or of a Hub dataset. The default
+    split is `train`. `note(text, name)` is called for available data that are not read, such as a `test` split.
+    Raises DataError if a source does not exist or a file cannot be read. A single unreadable line of a JSONL file
+    becomes a Row with a `fault`.
     """
     for name in [source] if isinstance(source, str) else source:
-        held = objects.rows(name)
-        if held:
-            yield from (as_row(value, f"{held.label}[{i}]") for i, value in enumerate(held.rows))
+        in_memory = objects.rows(name)
+        if in_memory:
+            yield from (as_row(value, f"{in_memory.label}[{i}]") for i, value in enumerate(in_memory.rows))
             continue
-        one = _find(name)
-        for text in one.notes:
+        located = _locate(name)
+        for text in located.notes:
             if note:
                 note(text, name)
-        if one.hub is not None:
-            yield from hub_rows(one)
-        elif one.saved:
-            yield from saved_rows(one)
+        if located.hub is not None:
+            yield from hub_rows(located)
+        elif located.saved:
+            yield from saved_rows(located)
         else:
-            for path, shown in one.files:
-                yield from read_file(path, shown)
+            for path, shown_name in located.files:
+                yield from read_file(path, shown_name)
 
 
 def fingerprint(source: str | Sequence[str]) -> str:
-    """A hash of the content that `read` reads.
+    """Return a hash of the content that `read` reads. Raises DataError as `read` does.
 
-    The bytes of a file; for a folder the names and bytes of the files of the split; for a dataset written by
-    `save_to_disk` its rows, as its files also hold random names; for a Hub dataset its name and the fingerprint that
-    `datasets` computes from commit, config and split. Raises DataError as `read` does.
+    file                       its bytes
+    folder                     names and bytes of the files of the split
+    `save_to_disk` dataset     its rows, because its files also contain random names
+    Hub dataset                its name and the fingerprint that `datasets` computes from commit, config and split
     """
     digest = hashlib.sha256()
     for name in [source] if isinstance(source, str) else source:
         digest.update(b"\0source\0")
-        held = objects.rows(name)
-        if held:
-            digest.update(held.digest.encode())
+        in_memory = objects.rows(name)
+        if in_memory:
+            digest.update(in_memory.digest.encode())
             continue
-        one = _find(name)
-        if one.hub is not None:
-            digest.update(f"{name}\0{getattr(one.hub, '_fingerprint', '')}".encode())
-        if one.saved:
-            for row in saved_rows(one):
+        located = _locate(name)
+        if located.hub is not None:
+            digest.update(f"{name}\0{getattr(located.hub, '_fingerprint', '')}".encode())
+        if located.saved:
+            for row in saved_rows(located):
                 digest.update(repr(row.value).encode("utf-8", "surrogatepass"))
-        for path, _ in one.files:
-            if one.root:
-                digest.update(f"\0{path.relative_to(one.root).as_posix()}\0".encode())
+        for path, _ in located.files:
+            if located.root:
+                digest.update(f"\0{path.relative_to(located.root).as_posix()}\0".encode())
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
 
 
-def _find(name: str) -> Source:
-    """What a name stands for. Raises DataError if it is nothing on this machine and cannot be meant for the Hub."""
-    path = _local(name)
+def _locate(name: str) -> Source:
+    """Find the data that a name refers to. Raises DataError if it is not a local path and cannot be a Hub id."""
+    path = _local_path(name)
     if path.is_file():
         return Source(name, ((path, name),))
-    for cut in range(3):
-        target, *parts = name.rsplit(":", cut)
-        if len(parts) < cut:
+    for number_of_parts in range(3):
+        target, *parts = name.rsplit(":", number_of_parts)
+        if len(parts) < number_of_parts:
             break
-        folder = _local(target)
+        folder = _local_path(target)
         if folder.is_dir():
             return folder_source(folder, target, parts)
-        if cut and folder.is_file():
+        if number_of_parts and folder.is_file():
             raise DataError("a file has no configs or splits", where=name, fix=f"write {target}")
     if is_hub_id(name):
         return hub_source(name)
-    raise DataError("no such file", where=name, fix=_nearby(path))
+    raise DataError("no such file", where=name, fix=_similar_files(path))
 
 
-def _local(name: str) -> Path:
-    """The path that a name means on this machine."""
+def _local_path(name: str) -> Path:
+    """Return the local path of a name."""
     if not name.strip():
-        raise DataError("no file: the name is empty", where="data")
+        raise DataError("the name of a file is empty", where="data")
     try:
         path = Path(name).expanduser()
         path.is_file()
-    except (OSError, RuntimeError) as error:  # a name too long, no permission, no such user
+    except (OSError, RuntimeError) as error:  # name too long, permission denied, or unknown user in ~user
         raise DataError(f"cannot be read: {getattr(error, 'strerror', None) or error}", where=name[:200]) from None
     return path
 
 
-def _nearby(path: Path) -> str:
+def _similar_files(path: Path) -> str:
     if not path.parent.is_dir():
-        return f"the folder {path.parent} does not exist either; paths are relative to where the command runs"
+        return f"the folder {path.parent} does not exist either; paths are relative to the current folder"
     try:
         names = sorted(p.name for p in path.parent.iterdir() if not p.name.startswith("."))
     except OSError:
         return f"the folder {path.parent} cannot be read"
-    near = difflib.get_close_matches(path.name, names, n=3) or names[:8]
-    return f"in {path.parent} there is: {', '.join(near) or 'nothing'}"
+    similar = difflib.get_close_matches(path.name, names, n=3) or names[:8]
+    return f"{path.parent} contains {', '.join(similar) or 'no files'}"

@@ -1,15 +1,18 @@
-"""The records that reading passes on: a row of a data file, and what one data name stands for."""
+"""Records that the readers return: a row of a data file, and the data that a name refers to."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+Note = Callable[[str, str], None]  # called with a message to the user and an origin
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One record of a data file. `fault` says why it could not be read, if so."""
+    """One record of a data file. If it could not be read, `fault` says why."""
 
     value: dict[str, Any]
     origin: str
@@ -18,13 +21,13 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What one data name stands for.
+    """The data that one name refers to.
 
-    files    each file with the name that origins show, in reading order
-    root     the folder that holds the files, if the name is a folder
-    saved    the folder of a dataset that was written by `save_to_disk`
+    files    (path, name shown in origins) of each file, in reading order
+    root     the folder that contains the files, if the name is a folder
+    saved    the folder of a dataset that `save_to_disk` wrote
     hub      a dataset that was loaded from the Hub
-    notes    what the user should know about data that are there and not read
+    notes    messages to the user about available data that are not read
     """
 
     name: str

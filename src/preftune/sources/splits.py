@@ -1,4 +1,4 @@
-"""Which config and split of a dataset a name asks for: `name`, `name:split`, `name:config` or `name:config:split`."""
+"""Choose the config and split that `name`, `name:split`, `name:config` or `name:config:split` refers to."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from collections.abc import Callable, Sequence
 from preftune.errors import DataError
 
 TRAIN = "train"
-HELD_OUT = ("test", "valid", "dev", "eval")  # how the names of splits begin that are not trained on
-NAMED = 8  # names in a message
+HELD_OUT = ("test", "valid", "dev", "eval")  # prefixes of splits that are not meant for training
+MAX_NAMES = 8  # names listed in one message
 
 
-def choose(
+def choose_part(
     target: str,
     parts: Sequence[str],
     configs: Sequence[str],
     default: str | None,
     splits_of: Callable[[str], Sequence[str]],
 ) -> tuple[str, str]:
-    """Config and split that `target` with these parts of its name means; `default` is the config of a bare name.
+    """Return the config and split that `target` followed by `parts` refers to.
 
-    Raises DataError that lists what there is, with a name to type, if nothing fits or if two things do.
+    `default` is the config of a name without parts. Raises DataError if the name matches nothing or is ambiguous; the
+    error lists the configs or splits and suggests a name.
     """
     base = default or (configs[0] if len(configs) == 1 else None)
     where = ":".join([target, *parts])
@@ -51,15 +52,15 @@ def _no_config(
     where = ":".join([target, *parts])
     if len(configs) == 1:
         split = nearest(parts[-1], splits_of(configs[0]))
-        what = f"it has no config {parts[0]!r}; its only config is {configs[0]!r}"
+        what = f"the dataset has no config {parts[0]!r}; its only config is {configs[0]!r}"
         return DataError(what, where=where, fix=f"write {target}:{split}")
     config = nearest(parts[0], configs) if parts else configs[0]
     split = nearest(parts[-1] if parts else TRAIN, splits_of(config))
-    lack = f"it has no config {parts[0]!r}; " if parts else ""
+    missing = f"the dataset has no config {parts[0]!r}; it" if parts else "the dataset"
     return DataError(
-        f"{lack}it has the configs {listed(configs)}",
+        f"{missing} has the configs {join_names(configs)}",
         where=where,
-        why="the name must say which one to read",
+        why="the name must include the config",
         fix=f"write {target}:CONFIG or {target}:CONFIG:SPLIT, such as {target}:{config}:{split}",
     )
 
@@ -67,38 +68,35 @@ def _no_config(
 def _no_split(
     target: str, where: str, config: str, split: str, base: bool, splits: Sequence[str], configs: Sequence[str]
 ) -> DataError:
-    owner = "it" if len(configs) == 1 else f"its config {config!r}"
-    there = listed(splits) or "no split"
+    owner = "the dataset" if len(configs) == 1 else f"config {config!r}"
+    available = join_names(splits) or "no split"
     name = f"{target}:{nearest(split, splits)}" if base else f"{target}:{config}:{nearest(split, splits)}"
-    why = f"its configs are {listed(configs)}" if len(configs) > 1 else ""
-    return DataError(f"{owner} has no split {split!r}; it has {there}", where=where, why=why, fix=f"write {name}")
+    why = f"the configs are {join_names(configs)}" if len(configs) > 1 else ""
+    return DataError(f"{owner} has no split {split!r}; it has {available}", where=where, why=why, fix=f"write {name}")
 
 
 def nearest(wanted: str, names: Sequence[str]) -> str:
-    """The first name that begins with `wanted`, else the one that looks most like it, else the first."""
+    """Return the first name that begins with `wanted`, else the most similar one, else the first one."""
     begin = [name for name in names if wanted and name.startswith(wanted)]
     return next(iter(begin or difflib.get_close_matches(wanted, names, n=1, cutoff=0.3) or names), wanted)
 
 
-def listed(names: Sequence[str], most: int = NAMED) -> str:
-    """The names with commas; of many only the first."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+def join_names(names: Sequence[str], limit: int = MAX_NAMES) -> str:
+    """Join the first `limit` names with commas and say how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
 
 
-def not_read(
+def notes_on_unread_parts(
     target: str, parts: Sequence[str], configs: Sequence[str], config: str, split: str, splits: Sequence[str]
 ) -> list[str]:
-    """Notes on the splits and configs that are there beside the ones that are read.
-
-    Someone who reads a `test` split has the other splits in mind already: nothing is said then.
-    """
+    """Notes on the splits and configs that are not read. A user who reads a `test` split gets no note on splits."""
     notes = []
     others = [name for name in splits if name != split]
     if others and not split.startswith(HELD_OUT):
         name = f"{target}:{others[0]}" if config not in parts else f"{target}:{config}:{others[0]}"
-        notes.append(f"only split {split!r} is used here; not used here: {listed(others)} (as in {name})")
+        notes.append(f"only split {split!r} is used; also available: {join_names(others)} (write {name})")
     if len(configs) > 1 and config not in parts:
         rest = [name for name in configs if name != config]
-        notes.append(f"only config {config!r} is used here; not used here: {listed(rest)} (as in {target}:{rest[0]})")
+        notes.append(f"only config {config!r} is used; also available: {join_names(rest)} (write {target}:{rest[0]})")
     return notes

@@ -1,4 +1,4 @@
-"""Rows of CSV, TSV, Parquet and Arrow files. A column that is there twice is an error."""
+"""Read rows of CSV, TSV, Parquet and Arrow files. A duplicate column is an error."""
 
 from __future__ import annotations
 
@@ -11,71 +11,71 @@ from typing import Any
 
 from preftune.errors import DataError
 from preftune.sources.compressed import open_bytes
-from preftune.sources.json_rows import fault_of, loads, text_of_bytes
+from preftune.sources.json_rows import decode_utf8, describe_json_error, loads
 from preftune.sources.rows import Row
 
 
-def _given_twice(column: str, where: str) -> DataError:
+def _duplicate_column(column: str, where: str) -> DataError:
     why = "it is not clear which of the two to read"
-    return DataError(f"column {column!r} is there twice", where=where, why=why, fix="remove or rename one of them")
+    return DataError(f"column {column!r} appears twice", where=where, why=why, fix="remove or rename one of them")
 
 
 def comma_separated(path: Path, name: str) -> Iterator[Row]:
-    """Rows of a CSV file; every cell is text."""
+    """Yield the rows of a CSV file; every cell is text."""
     return _separated(path, name, ",")
 
 
 def tab_separated(path: Path, name: str) -> Iterator[Row]:
-    """Rows of a TSV file, with the quoting of CSV; every cell is text."""
+    """Yield the rows of a TSV file, with the quoting of CSV; every cell is text."""
     return _separated(path, name, "\t")
 
 
 def _separated(path: Path, name: str, delimiter: str) -> Iterator[Row]:
     csv.field_size_limit(sys.maxsize)
     with open_bytes(path) as file:
-        text = text_of_bytes(file.read(), name)
+        text = decode_utf8(file.read(), name)
     reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
     header: list[str] = []
-    begins = 1
+    first_line = 1
     try:
         for cells in reader:
-            origin = f"{name}:{begins}"
-            begins = reader.line_num + 1
-            if not cells:  # a blank line
+            origin = f"{name}:{first_line}"
+            first_line = reader.line_num + 1
+            if not cells:  # blank line
                 continue
             if not header:
                 header = cells
                 _check_header(header, origin, delimiter)
             elif len(cells) != len(header):
-                yield Row({}, origin, f"wrong number of columns: {len(cells)}, but the header has {len(header)}")
+                yield Row({}, origin, f"the row has {len(cells)} columns, but the header has {len(header)}")
             else:
                 yield Row(dict(zip(header, cells, strict=True)), origin)
     except csv.Error as error:
         if not header:
             _check_header(text.splitlines()[:1], f"{name}:1", delimiter)
-        fix = "quote cells that hold quotes, separators or line breaks, and double the quotes inside them"
+        fix = "quote cells that contain quotes, separators or line breaks, and double the quotes inside them"
         raise DataError(f"broken CSV: {error}", where=f"{name}:{reader.line_num}", fix=fix) from None
 
 
-SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars", ",": "commas"}
+SEPARATOR_NAMES = {";": "semicolons", "\t": "tabs", "|": "vertical bars", ",": "commas"}
 
 
 def _check_header(header: list[str], where: str, delimiter: str) -> None:
-    for other, words in SEPARATORS.items():
+    for other, words in SEPARATOR_NAMES.items():
         if len(header) == 1 and other != delimiter and other in header[0]:
-            fix = "save it with commas, or with tabs as .tsv; pandas: pd.read_csv(FILE, sep=...).to_csv(...)"
-            what = f"the columns seem to be separated by {words}, not by {SEPARATORS[delimiter]}: {header[0]!r}"
+            fix = "save the file with commas, or with tabs as .tsv; pandas: pd.read_csv(FILE, sep=...).to_csv(...)"
+            what = f"the columns seem to be separated by {words}, not by {SEPARATOR_NAMES[delimiter]}: {header[0]!r}"
             raise DataError(what, where=where, fix=fix)
     for number, column in enumerate(header, start=1):
         if not column.strip():
-            fix = "name it, or remove the column (pandas writes its index there: use to_csv(..., index=False))"
+            fix = "name the column or remove it (if it is the index of pandas, use to_csv(..., index=False))"
             raise DataError(f"column {number} of {len(header)} has no name", where=where, fix=fix)
         if column in header[: number - 1]:
-            raise _given_twice(column, where)
+            raise _duplicate_column(column, where)
 
 
 def parquet(path: Path, name: str) -> Iterator[Row]:
-    """Rows of a Parquet file; the number in an origin is that of the row."""
+    """Yield the rows of a Parquet file; an origin ends with the number of the row."""
     import pyarrow
     import pyarrow.parquet
 
@@ -87,7 +87,7 @@ def parquet(path: Path, name: str) -> Iterator[Row]:
 
 
 def arrow(path: Path, name: str) -> Iterator[Row]:
-    """Rows of an Arrow file (stream or file format), as the `datasets` library writes them."""
+    """Yield the rows of an Arrow file (stream or file format), as the `datasets` library writes them."""
     import pyarrow
     import pyarrow.ipc
 
@@ -105,36 +105,36 @@ def arrow(path: Path, name: str) -> Iterator[Row]:
 
 
 def _records(schema: Any, batches: Iterable[Any], name: str) -> Iterator[Row]:
-    twice = _twice(schema)
-    if twice:
-        raise _given_twice(twice, name)
+    duplicate = _first_duplicate(schema)
+    if duplicate:
+        raise _duplicate_column(duplicate, name)
     encoded = {field.name: decode for field in schema if (decode := _decoder(field.type))}
     for number, value in enumerate((value for batch in batches for value in batch.to_pylist()), start=1):
         origin = f"{name}:{number}"
         try:
             value |= {key: decode(value[key]) for key, decode in encoded.items()}
         except (ValueError, RecursionError) as error:
-            yield Row({}, origin, fault_of(error))
+            yield Row({}, origin, describe_json_error(error))
             continue
         yield Row(value, origin)
 
 
-def _twice(fields: Iterable[Any], path: str = "") -> str:
-    """The first name that two fields of one struct have, with the names of the columns around it, or ""."""
+def _first_duplicate(fields: Iterable[Any], path: str = "") -> str:
+    """Return the first field name that occurs twice in one struct, as column.field, or ""."""
     names = set[str]()
     for field in fields:
         full = f"{path}{field.name}"
         if field.name in names:
             return full
         names.add(field.name)
-        inner = _twice(_struct_fields(field.type), f"{full}.")
+        inner = _first_duplicate(_struct_fields(field.type), f"{full}.")
         if inner:
             return inner
     return ""
 
 
 def _struct_fields(kind: Any) -> list[Any]:
-    """The fields of a struct type, or of the structs in a list or map type."""
+    """Return the fields of a struct type, or of the structs in a list or map type."""
     if _is_list(kind):
         return _struct_fields(kind.value_type)
     if _types().is_map(kind):
@@ -154,7 +154,7 @@ def _types() -> Any:
 
 
 def _decoder(kind: Any) -> Callable[[Any], Any] | None:
-    """What turns a value of this type into Python where JSON text is part of it (Arrow's type `json`), else None."""
+    """Return a function that decodes JSON text (Arrow's type `json`) inside values of this type, or None."""
     if getattr(kind, "extension_name", "") == "arrow.json":
         return lambda value: None if value is None else loads(value)
     if _is_list(kind):

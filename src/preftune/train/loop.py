@@ -43,8 +43,8 @@ class Losses(Protocol):
         """Size of micro-batches."""
         ...
 
-    def layout(self, groups: Sequence[TokenGroup]) -> list[Batch]:
-        """Micro-batches, on the model's device."""
+    def micro_batches(self, groups: Sequence[TokenGroup]) -> list[Batch]:
+        """The groups as micro-batches, on the model's device."""
         ...
 
     def halved(self, batches: Sequence[Batch]) -> Self:
@@ -61,15 +61,15 @@ class Losses(Protocol):
 
 
 class Task(Losses, Protocol):
-    """The same with the data of a run."""
+    """The losses of a method, with the training data of a run."""
 
     @property
     def groups(self) -> Sequence[TokenGroup]:
         """The training data."""
         ...
 
-    def evaluate(self) -> dict[str, float]:
-        """Metrics on held-out data; empty if there are none."""
+    def after_update(self) -> Self:
+        """The task once the policy has been updated."""
         ...
 
 
@@ -85,7 +85,8 @@ class JointTask(Losses, Protocol):
         ...
 
 
-T = TypeVar("T", bound=Losses)
+L = TypeVar("L", bound=Losses)
+T = TypeVar("T", bound=Task)
 
 
 class Log(Protocol):
@@ -98,8 +99,6 @@ class Log(Protocol):
 
     def train(self, step: int, metrics: dict[str, float]) -> None: ...
 
-    def evaluation(self, step: int, metrics: dict[str, float]) -> None: ...
-
     def save(self, step: int, tally: Tally, tokens: int) -> None: ...
 
     def halved(self, step: int, tokens: int) -> None:
@@ -110,50 +109,55 @@ class Log(Protocol):
 
 
 def fit(
-    task: Task,
-    training_steps: Sequence[Step],
+    task: T,
+    steps: Sequence[Step],
     start: int,
     weights: Weights,
     optimizer: torch.optim.Optimizer,
     optim: OptimConfig,
     train: TrainConfig,
     log: Log,
-) -> None:
-    """Do the optimizer steps `plans[start:]`. Raises NumericError before an update that would not be finite.
+) -> Iterator[tuple[int, T]]:
+    """Do the optimizer steps `steps[start:]`. Yield the step number and the task whenever an evaluation is due.
 
-    `log.tally` has what a resumed run had not logged yet.
+    Evaluations are due before the first step, every `train.eval_every` steps, and at the end; what the caller does with
+    them does not count as training time. `log.tally` holds metrics that a resumed run had not logged yet. Raises
+    NumericError before an update that would not be finite, and Stopped after a step if the user asked for it.
     """
-    total, warmup = len(training_steps), warmup_steps(optim.warmup, len(training_steps))
+    total, warmup = len(steps), warmup_steps(optim.warmup, len(steps))
     tally, clock = log.tally, _Clock()
     if start == 0:
-        log.evaluation(0, task.evaluate())
+        yield 0, task
         clock.read()
-    for plan in training_steps[start:]:
-        groups = [task.groups[i] for i in plan.members]
-        lr = lr_at(plan.number, total, optim.lr, optim.schedule, warmup)
-        task, found, grad_norm = update(task, groups, weights, optimizer, lr, optim.max_grad_norm, plan.number, log)
-        tally.merge(found)
+    for step in steps[start:]:
+        groups = [task.groups[i] for i in step.members]
+        lr = lr_at(step.number, total, optim.lr, optim.schedule, warmup)
+        task, metrics, grad_norm = update(task, groups, weights, optimizer, lr, optim.max_grad_norm, step.number, log)
+        task = task.after_update()
+        tally.merge(metrics)
         clock.add(sum(map(size_of, groups)), sum(group.tokens for group in groups))
 
-        if plan.number % train.log_every == 0 or plan.number in (1, total):
+        if step.number % train.log_every == 0 or step.number in (1, total):
             rates = clock.read()
-            log.train(plan.number, {**tally.means(), "grad_norm": grad_norm, "lr": lr, "epoch": plan.epoch, **rates})
+            log.train(step.number, {**tally.means(), "grad_norm": grad_norm, "lr": lr, "epoch": step.epoch, **rates})
             tally = Tally()
-        stop = log.stop_requested() and plan.number < total
+        stop = log.stop_requested() and step.number < total
         with clock.paused():
-            if plan.number == total or (train.eval_every and plan.number % train.eval_every == 0):
-                log.evaluation(plan.number, task.evaluate())
-            if stop or (train.save_every and plan.number % train.save_every == 0):
-                log.save(plan.number, tally, task.budget.tokens)
+            if step.number == total or (train.eval_every and step.number % train.eval_every == 0):
+                yield step.number, task
+            if stop or (train.save_every and step.number % train.save_every == 0):
+                log.save(step.number, tally, task.budget.tokens)
         if stop:
-            raise Stopped(
-                f"stopped after step {plan.number} of {total}; everything is saved",
-                fix="rerun the same command to resume",
-            )
+            raise stopped(step.number, total)
+
+
+def stopped(step: int, total: int) -> Stopped:
+    """The error for a run that the user stopped after a step; its checkpoint is saved."""
+    return Stopped(f"stopped after step {step} of {total}; everything is saved", fix="rerun the same command to resume")
 
 
 def update(
-    task: T,
+    task: L,
     groups: Sequence[TokenGroup],
     weights: Weights,
     optimizer: torch.optim.Optimizer,
@@ -161,7 +165,7 @@ def update(
     max_norm: float,
     step: int,
     log: Log,
-) -> tuple[T, Tally, float]:
+) -> tuple[L, Tally, float]:
     """One update of the weights on `groups`: the task (its micro-batches may have become smaller), metrics, norm."""
     task, batches, found = _gradients(task, groups, weights, step, log)
     grad_norm = float(clip(weights.gradients(), max_norm))
@@ -176,12 +180,12 @@ def update(
 
 
 def _gradients(
-    task: T, groups: Sequence[TokenGroup], weights: Weights, step: int, log: Log
-) -> tuple[T, list[Batch], Tally]:
+    task: L, groups: Sequence[TokenGroup], weights: Weights, step: int, log: Log
+) -> tuple[L, list[Batch], Tally]:
     """The gradients of a step. Where memory runs out, micro-batches are halved and the step begins again: the
     backward pass that failed has left part of its gradient behind. The smaller micro-batches are kept."""
     while True:
-        batches = task.layout(groups)
+        batches = task.micro_batches(groups)
         try:
             count = torch.stack([task.count(batch) for batch in batches]).sum()
             return task, batches, _accumulate(task, batches, count)
@@ -276,7 +280,7 @@ def _not_finite(task: Losses, batches: Sequence[Batch], weights: Weights, step: 
     everyone = [group for batch in batches for group in batch.groups]
     for group in everyone:
         weights.clear_gradients()
-        loss = task.loss_of(task.layout([group])[0]).loss_sum
+        loss = task.loss_of(task.micro_batches([group])[0]).loss_sum
         if loss.requires_grad:
             loss.backward()
         if not all(bool(torch.isfinite(value).all()) for value in (loss, *weights.gradients())):

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from preftune.formulas import implicit_reward, win
 from preftune.types import Judged, Logps, LossOutput
 
 
@@ -119,8 +120,12 @@ class Calibration:
 
 def margins(policy: Logps, reference: Logps | None, judged: Judged, beta: float) -> tuple[Tensor, Tensor]:
     """(P,) margins of rewards, and the probabilities that the data give their judgements."""
-    reward_S = beta * (policy.sum_S - reference.sum_S if reference else policy.sum_S)
+    reward_S = _reward(policy, reference, beta)
     return reward_S[judged.better_P] - reward_S[judged.worse_P], judged.probability_P
+
+
+def _reward(policy: Logps, reference: Logps | None, beta: float) -> Tensor:
+    return implicit_reward(policy.sum_S, reference.sum_S, beta) if reference else beta * policy.sum_S
 
 
 @torch.no_grad()
@@ -137,7 +142,7 @@ def preference_metrics(
     drift/chosen, drift/rejected       mean over their tokens of log pi - log ref, in nats; only with a reference
     drift/displaced                    share of judgements whose responses are both less likely than under the reference
     """
-    reward_S = beta * (policy.sum_S - reference.sum_S if reference else policy.sum_S)
+    reward_S = _reward(policy, reference, beta)
     if len(judged.better_P):
         good, bad = judged.better_P, judged.worse_P
         margin = reward_S[good] - reward_S[bad]
@@ -145,7 +150,7 @@ def preference_metrics(
             "rewards/chosen": reward_S[good],
             "rewards/rejected": reward_S[bad],
             "rewards/margins": margin,
-            "rewards/accuracies": 0.5 * (1 + torch.sign(margin)),
+            "rewards/accuracies": win(margin),
             "logps/chosen": policy.sum_S[good],
             "logps/rejected": policy.sum_S[bad],
         }

@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -60,7 +60,6 @@ class Run:
     tokens: int | None = None
     weights: Weights | None = None
     optimizer: torch.optim.Optimizer | None = None
-    on_line: Callable[[dict[str, Any]], None] = lambda line: None
     tally: Tally = field(default_factory=Tally)
     facts: dict[str, float] = field(default_factory=dict)  # what else the next step depends on
     _stop: bool = False
@@ -110,17 +109,14 @@ class Run:
     @staticmethod
     def open(
         folder: Path,
-        config: dict[str, Any],
-        data: str,
+        identity: dict[str, Any],
         display: Display,
-        others: Mapping[str, str] | None = None,
         schema: type[BaseModel] | None = None,
     ) -> Run:
         """Start in an empty folder, or go on where the same command stopped.
 
         Raises RunError if the folder belongs to something else or to a run with another config or other data.
         """
-        identity = run_identity(config, data, others)
         Run.check(folder, identity, schema)
         run, known = Run(folder, identity, display), _manifest(folder)
         run.resumed, state, damaged = checkpoint.newest(folder / "checkpoints")
@@ -130,7 +126,7 @@ class Run:
             folder.mkdir(parents=True, exist_ok=True)
             # the manifest first: it is what makes the folder a run
             run.note(started=known.get("started") or time.strftime("%Y-%m-%dT%H:%M:%S%z"), **machine())
-            (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+            (folder / "config.yaml").write_text(yaml.safe_dump(identity["config"], sort_keys=False, allow_unicode=True))
             for left in [*folder.glob("*.part*"), *folder.glob("checkpoints/*.part*")]:
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
         if run.resumed:
@@ -166,9 +162,13 @@ class Run:
         with writing(self.folder / "metrics.jsonl"), (self.folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
         self.display.line(step, split, metrics)
-        self.on_line(line)
         for tracker in self.trackers:
             tracker.log(step, {f"{split}/{name}": value for name, value in metrics.items()})
+
+    def lines(self) -> list[dict[str, Any]]:
+        """All lines of metrics.jsonl so far."""
+        path = self.folder / "metrics.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
     def halved(self, step: int, tokens: int) -> None:
         """Say so."""

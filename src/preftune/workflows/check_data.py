@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,17 @@ from preftune.data.audit import Audit, audit
 from preftune.data.groups import read_groups, require_vocabulary
 from preftune.errors import PreftuneError
 from preftune.formats.account import Account
-from preftune.lifecycle import prepare
-from preftune.lifecycle.training import require_groups
-from preftune.methods import dpo, reward, sft
+from preftune.lifecycle.data import (
+    TextData,
+    TokenData,
+    read_data,
+    reading_of,
+    require_groups,
+    require_length,
+    tokenize_data,
+)
+from preftune.methods import reward, sft
+from preftune.methods.objective import bind_objective, shape_for
 from preftune.types import PreferenceGroup, TokenGroup
 
 #: What a setting is for the complete report: nothing stops it.
@@ -73,8 +82,8 @@ def check(
     """
     adapt = _adapter(method, terms)
     try:
-        text = prepare.read_data(config)
-        tokens = prepare.tokenize_data(text, renderer, config) if renderer else None
+        text = read_data(config)
+        tokens = tokenize_data(text, renderer, config) if renderer else None
         refusal = _refusal(config, text, tokens, adapt, positions, rows, base)
     except PreftuneError as error:
         refusal = error
@@ -90,8 +99,8 @@ def check(
 
 def _refusal(
     config: DataConfig,
-    text: prepare.TextData,
-    tokens: prepare.TokenData | None,
+    text: TextData,
+    tokens: TokenData | None,
     adapt: Adapter,
     positions: int | None,
     rows: int | None,
@@ -103,7 +112,7 @@ def _refusal(
         if rows and tokens:
             require_vocabulary([*train, *held_out], rows, base)
         if tokens:
-            prepare.require_length([*train, *held_out], positions, "data.max_length")
+            require_length([*train, *held_out], positions, "data.max_length")
         groups = adapt(train)
         adapt(held_out)
         require_groups(groups, config.train)
@@ -114,19 +123,19 @@ def _refusal(
 
 def _complete(
     config: DataConfig, renderer: Renderer | None, refusal: PreftuneError
-) -> tuple[prepare.TextData, prepare.TokenData | None]:
+) -> tuple[TextData, TokenData | None]:
     """Text and tokens with every limit lifted. Raises `refusal` if the data cannot be read even so."""
     overlong = "truncate" if config.overlong == "error" else config.overlong
     lifted = config.model_copy(update={**LIFTED, "overlong": overlong})
-    reading = prepare.reading_of(lifted)
+    reading = reading_of(lifted)
     try:
         train, account = read_groups(config.train, reading)
         held_out, *more = read_groups(config.eval, reading) if isinstance(config.eval, str) else ([],)
     except PreftuneError:
         raise refusal from None
-    text = prepare.TextData(train, held_out, (account, *more), "")
+    text = TextData(train, held_out, (account, *more), "")
     try:
-        return text, prepare.tokenize_data(text, renderer, lifted) if renderer else None
+        return text, tokenize_data(text, renderer, lifted) if renderer else None
     except PreftuneError:  # the report counts characters
         return text, None
 
@@ -134,7 +143,7 @@ def _complete(
 def _adapter(method: str | None, terms: Sequence[LossTerm]) -> Adapter:
     """How the method brings groups into the form that it trains on; raises where it cannot."""
     if method == "dpo":
-        return dpo.adapter_of_data(dpo.bind_objective(terms))
+        return partial(shape_for, bind_objective(terms))
     return {"sft": sft.preferred, "reward": reward.judged}.get(method or "", list)
 
 

@@ -23,27 +23,19 @@ from preftune.data.prompts import Prompt, read_prompts
 from preftune.errors import ConfigError, require_writable
 from preftune.exact.optimum import tilt
 from preftune.files import write_json
-from preftune.lifecycle.prepare import compute_dtype, device_of, prompts_that_fit, require_same_vocabulary
+from preftune.lifecycle.data import prompts_that_fit
+from preftune.lifecycle.policy import compute_dtype, device_of, require_same_vocabulary
 from preftune.lifecycle.saved import chat_record_of, find_policy, open_policy
 from preftune.lifecycle.sections import UNLIMITED, max_dropped_of, options_of, require_rows, rows_of, section_of
-from preftune.measures.frontier import (
-    Floats,
-    Point,
-    best_of_n,
-    beta_at,
-    measure,
-    optimum,
-    optimum_at,
-    response_logps,
-    tempered,
-)
+from preftune.measures.frontier import Floats, Point, best_of_n, beta_at, measure, optimum, optimum_at, tempered
 from preftune.model import load
 from preftune.model.generate import Sampled, Sampling, sample
 from preftune.model.logprobs import Scorer
 from preftune.report.figures import frontier
 from preftune.report.page import Section, write_page
 from preftune.rewards.open import open_reward
-from preftune.rewards.reward import Reward, answers_of, every_reward
+from preftune.rewards.reward import Reward, require_rewards, responses_of
+from preftune.scoring import response_logps
 from preftune.train.display import Display
 
 NS = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -95,7 +87,7 @@ class Asking:
 
     def rewards(self, drawn: Sequence[Sampled], when: str) -> Floats:
         """(P, M)"""
-        return every_reward(self.reward, answers_of(self.prompts, drawn), when).reshape(len(self.prompts), -1)
+        return require_rewards(self.reward, responses_of(self.prompts, drawn), when).reshape(len(self.prompts), -1)
 
 
 def run(wanted: FrontierOptions, out: Path, display: Display) -> dict[str, list[Point]]:

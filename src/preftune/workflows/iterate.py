@@ -28,11 +28,14 @@ from preftune.config.sampling import IterateConfig
 from preftune.config.schema import DataConfig, DPOConfig, ReferenceConfig
 from preftune.data.order import permutation
 from preftune.data.prompts import encode_prompts
-from preftune.data.select import Selecting
+from preftune.data.select import SelectionOptions
 from preftune.errors import writing
 from preftune.files import digest, write_json, write_rows
 from preftune.formats.account import Account
-from preftune.lifecycle.prepare import compute_dtype, device_of, prompts_that_fit, read_prompt_data
+from preftune.formulas import step_seed
+from preftune.lifecycle.data import prompts_that_fit, read_prompt_data
+from preftune.lifecycle.plan import print_plan
+from preftune.lifecycle.policy import compute_dtype, device_of
 from preftune.lifecycle.saved import (
     model_fingerprint,
     note_reward,
@@ -41,17 +44,17 @@ from preftune.lifecycle.saved import (
     reward_models_fingerprint,
     warn_if_reward_changed,
 )
-from preftune.lifecycle.training import say_plan
 from preftune.measures.drift import figures
-from preftune.measures.frontier import response_logps
 from preftune.methods import dpo
+from preftune.methods.objective import bind_objective
 from preftune.model import load
 from preftune.model.generate import Sampling, sample
 from preftune.model.logprobs import Scorer
 from preftune.report.run import write_run_page
 from preftune.rewards import chat_grades
 from preftune.rewards.open import open_reward
-from preftune.rewards.reward import Answer, Floats, Reward, answers_of, lacking, rewards_of, why_none
+from preftune.rewards.reward import Floats, PromptResponse, Reward, missing_error, responses_of, rewards_of, why_missing
+from preftune.scoring import response_logps
 from preftune.train.display import Display
 from preftune.train.run import Run, run_identity
 from preftune.train.track import open_trackers
@@ -67,7 +70,7 @@ def run(
     """Do the rounds and return the folder of the last policy. A reward may be given in memory."""
     display, out = display or Display(), Path(config.out)
     load.locate(config.model.path)
-    dpo.bind_objective(config.terms)
+    bind_objective(config.terms)
     asked = read_prompt_data(config.data)
     moment = Run.manifest(out).get("rendered_at") or datetime.now().isoformat()  # what chat templates write as the date
     train = fitting(config, asked.train, asked.accounts[0], moment)
@@ -76,7 +79,8 @@ def run(
         for line in account.lines():
             display.say(line)
     identity, sources = config.model_dump(mode="json"), sources_of(config, reward)
-    Run.check(out, run_identity(identity, asked.fingerprint, sources), type(config))
+    identity = run_identity(identity, asked.fingerprint, sources)
+    Run.check(out, identity, type(config))
     judge = reward or open_reward(config.reward, "reward", device=device_of(None))
     if Run.finished(out):
         display.say(f"{out} is finished; its model is {out / 'final'}")
@@ -89,11 +93,10 @@ def run(
     )
     wanted = chat_grades.estimate(judge, stand_ins(config, train, held_out or train))
     if wanted:
-        display.say(f"reward: {wanted.in_words()}")
+        display.say(f"reward: {wanted.describe()}")
     if dry_run:
-        say_plan(config, [], display)
-        return out
-    log = Run.open(out, identity, asked.fingerprint, display, sources, type(config))
+        return print_plan(config, [], display)
+    log = Run.open(out, identity, display, type(config))
     log.note(rendered_at=moment)
     if not reward:
         if warn_if_reward_changed(log, config.reward):  # figures of two rewards cannot be compared
@@ -145,13 +148,13 @@ def rounds(
 
 def stand_ins(
     config: IterateConfig, train: Sequence[PreferenceGroup], asked: Sequence[PreferenceGroup]
-) -> Iterator[Answer]:
+) -> Iterator[PromptResponse]:
     """As many answers as all rounds will have rewarded, each as long as it may be, four characters a token."""
     for number in range(config.rounds + 1):
         drawn = [train[i] for i in prompts_of_round(config, number, len(train))] if number else []
         for group, n in [*((g, config.sample.n) for g in drawn), *((g, config.sample.evaluation) for g in asked)]:
             for k in range(n):
-                yield Answer(group.prompt, f"{number} {k} {n}".rjust(4 * config.sample.max_new_tokens, "x"))
+                yield PromptResponse(group.prompt, f"{number} {k} {n}".rjust(4 * config.sample.max_new_tokens, "x"))
 
 
 @contextmanager
@@ -203,14 +206,15 @@ def one_round(
     asked = folder / "prompts.jsonl"
     write_rows(asked, ({"prompt": as_json(train[i].prompt)} for i in chosen))
     settings = config.sample
-    seed = config.train.seed * 1_000_003 + number
+    seed = step_seed(config.train.seed, number)
     sampling = Sampling(settings.n, settings.max_new_tokens, settings.temperature, settings.top_p, seed=seed)
     dtype, template = config.model.dtype, config.data.chat_template
     wanted = SampleOptions(policy, str(asked), sampling, dtype=dtype, chat_template=template, chat=chat)
     drawn = samples.run(wanted, folder / "samples.jsonl", display)
     prefs = folder / "prefs.jsonl"
     if not prefs.is_file():
-        how = Selecting(config.pairs.select, config.pairs.gap, config.pairs.soft, beta=config.pairs.beta, seed=seed)
+        options = config.pairs
+        how = SelectionOptions(options.select, options.gap, options.soft, beta=options.beta, seed=seed)
         pairs.run(str(drawn), prefs, how, judge, display)
     base = config.model.path if config.reference == "fixed" and number > 1 else None
     tuning = DPOConfig(
@@ -275,11 +279,11 @@ def evaluated(
     prompts = encode_prompts(asked, renderer, 1 << 20, Account("evaluation"))
     sampling = Sampling(config.sample.evaluation, config.sample.max_new_tokens, seed=config.train.seed)
     drawn = sample(opened.model, tokenizer, [p.ids.tolist() for p in prompts], sampling)
-    answers = answers_of(prompts, drawn)
+    answers = responses_of(prompts, drawn)
     when = f"evaluation of {policy}"
     rewards = rewards_of(judge, answers, when)
     if np.isnan(rewards).all():
-        raise lacking(judge, answers, rewards, when)
+        raise missing_error(judge, answers, rewards, when)
     groups = [sampled.group for sampled in drawn]
     own = response_logps(Scorer.of(opened.model), groups)
     del opened
@@ -307,7 +311,7 @@ def say_unrewarded(log: Run, found: dict[str, float], judge: Reward) -> None:
     """How many responses of an evaluation are not part of its mean."""
     if "objective/unrewarded" in found:
         number = found["objective/unrewarded"]
-        log.display.say(f"{number:g} responses of the evaluation got no reward: {why_none(judge)}".rstrip(": "))
+        log.display.say(f"{number:g} responses of the evaluation got no reward: {why_missing(judge)}".rstrip(": "))
 
 
 def enough(config: IterateConfig, before: dict[str, float], after: dict[str, float]) -> str:

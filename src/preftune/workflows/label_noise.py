@@ -12,7 +12,7 @@ Every piece is finished or not there, so the same command goes on wherever it wa
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,28 +23,30 @@ import torch
 
 from preftune.chat.open import load_renderer
 from preftune.config.schema import DPOConfig, NoiseConfig, RewardConfig
-from preftune.data.convert import as_groups
+from preftune.data.convert import group_rows
 from preftune.data.groups import folds, tokenize
 from preftune.data.items import require_judged
-from preftune.data.layout import Budget, micro_batches
+from preftune.data.layout import Budget
 from preftune.errors import ConfigError, DataError
 from preftune.files import write_json, write_rows
-from preftune.formats.account import Account, places
-from preftune.lifecycle import prepare
-from preftune.lifecycle.packing_probe import Values, admit, state_values, token_values
-from preftune.lifecycle.prepare import limits_of
-from preftune.lifecycle.training import say_plan
+from preftune.formats.account import Account, format_origins
+from preftune.formulas import implicit_reward, win
+from preftune.lifecycle.data import limits_of, read_data
+from preftune.lifecycle.packing_probe import admit, state_values
+from preftune.lifecycle.plan import print_plan
+from preftune.lifecycle.policy import compute_dtype, device_of
 from preftune.measures.label_noise import Floats, confidence, slope
 from preftune.methods import dpo, reward
+from preftune.methods.objective import bind_objective
+from preftune.methods.reference import reference_kind
 from preftune.model import load
 from preftune.model.logprobs import Scorer, logps
-from preftune.model.memory import by_group
 from preftune.model.scalar import load_scalar, readable, reward_logps, scalar_scorer
+from preftune.scoring import SLOTS, score_responses
 from preftune.train.display import Display
 from preftune.train.run import Run, run_identity
-from preftune.types import Batch, Judgement, Logps, PreferenceGroup, TokenGroup, content, plain
+from preftune.types import Judgement, PreferenceGroup, TokenGroup, content, plain
 
-SLOTS = 4096
 CENTRE = 0.01  # keeps rewards near 0 without a say in the margins
 SHOWN = 200  # characters of a text in noise.jsonl
 
@@ -69,9 +71,9 @@ def run(config: NoiseConfig, *, display: Display | None = None, dry_run: bool = 
     load.locate(config.model.path)
     if config.ranker == "dpo":
         require_ranker(config)
-    text = prepare.read_data(config.data)
-    identity = config.model_dump(mode="json")
-    Run.check(out, run_identity(identity, text.fingerprint), type(config))
+    text = read_data(config.data)
+    identity = run_identity(config.model_dump(mode="json"), text.fingerprint)
+    Run.check(out, identity, type(config))
     for group in text.train:
         require_judged(group, "noise")
     parts = folds(text.train, config.folds)
@@ -81,9 +83,8 @@ def run(config: NoiseConfig, *, display: Display | None = None, dry_run: bool = 
         f"{config.folds} folds of {', '.join(str(len(part)) for part in parts)} groups, no prompt in two of them"
     )
     if dry_run:
-        say_plan(config, [], display)
-        return out
-    log = Run.open(out, identity, text.fingerprint, display, schema=type(config))
+        return print_plan(config, [], display)
+    log = Run.open(out, identity, display, type(config))
     held = []
     for number, part in enumerate(parts, start=1):
         others = [group for other in parts if other is not part for group in other]
@@ -101,12 +102,12 @@ def run(config: NoiseConfig, *, display: Display | None = None, dry_run: bool = 
 
 def require_ranker(config: NoiseConfig) -> None:
     """Raises ConfigError for a loss whose policies have no implicit reward, or a reference that cannot be had."""
-    objective, where = dpo.bind_objective(config.terms), f"loss.name {config.terms[0].name}"
+    objective, where = bind_objective(config.terms), f"loss.name {config.terms[0].name}"
     if objective.items != "pairs" or not objective.uses_reference:
         raise ConfigError(
             "ranks pairs by no reward against a reference", where=where, fix="use sigmoid, ipo or another such loss"
         )
-    dpo.reference_kind(_dpo(config, Path(config.out)), objective)
+    reference_kind(_dpo(config, Path(config.out)), objective)
     if config.reference.path:
         load.locate(config.reference.path, "reference.path")
 
@@ -123,7 +124,7 @@ def margins_of_fold(
     path = folder / "margins.json"
     if not path.is_file():
         display.say(f"fold {number} of {config.folds}: {len(others)} groups to learn from, {len(held_out)} to rank")
-        write_json(folder / "train.json", list(as_groups(others)))
+        write_json(folder / "train.json", list(group_rows(others)))
         final = trained(config, folder, display)
         write_json(path, ranked(config, final, held_out, display))
     return [
@@ -161,16 +162,16 @@ def ranked(
     numbered = [replace(group, origin=str(place)) for place, group in enumerate(held_out)]
     groups = tokenize(numbered, renderer, limits, account)
     for reason, at in account.dropped.items():
-        display.say(f"not ranked {len(at)} ({places([held_out[int(place)].origin for place in at])}): {reason}")
-    dtype, device = prepare.compute_dtype(config.model), prepare.device_of(None)
+        display.say(f"not ranked {len(at)} ({format_origins([held_out[int(place)].origin for place in at])}): {reason}")
+    dtype, device = compute_dtype(config.model), device_of(None)
     if config.ranker == "reward":
         scorer = scalar_scorer(load_scalar(source, dtype).to(device))
-        rewards = sums(scorer, readable(groups), reward_logps, state_values)
+        layout, _ = admit(scorer, "auto", state_values)
+        rewards = score_responses(partial(reward_logps, scorer), readable(groups), scorer.device, Budget(layout, SLOTS))
     else:
-        rewards = sums(Scorer.of(load.load_model(source, dtype).to(device)), groups, logps, token_values)
-        base = load.load_model(load.locate(config.reference.path or config.model.path), dtype).to(device)
-        before = sums(Scorer.of(base), groups, logps, token_values)
-        rewards = [p - r for p, r in zip(rewards, before, strict=True)]
+        base = load.locate(config.reference.path or config.model.path)
+        policy, reference = (logps_of(Scorer.of(load.load_model(s, dtype).to(device)), groups) for s in (source, base))
+        rewards = [implicit_reward(p, r, beta=1.0) for p, r in zip(policy, reference, strict=True)]
     return [
         {"group": int(group.origin), "judgement": plain(j), "margin": float(values[j.better] - values[j.worse])}
         for group, values in zip(groups, rewards, strict=True)
@@ -178,14 +179,10 @@ def ranked(
     ]
 
 
-def sums(
-    scorer: Scorer, groups: Sequence[TokenGroup], says: Callable[[Scorer, Batch], Logps], values: Values
-) -> list[Floats]:
-    """For each group the log-probs, or rewards, of its responses."""
-    layout, _ = admit(scorer, "auto", values)
-    lay = partial(micro_batches, budget=Budget(layout, SLOTS))
-    found = by_group(lambda batch: (says(scorer, batch.to(scorer.device)).sum_S.double().cpu(),), groups, lay)
-    return [sum_S.numpy() for (sum_S,) in found]
+def logps_of(scorer: Scorer, groups: Sequence[TokenGroup]) -> list[Floats]:
+    """The summed log-probs of each group's responses, in the fastest layout that the model allows."""
+    layout, _ = admit(scorer, "auto")
+    return score_responses(partial(logps, scorer), groups, scorer.device, Budget(layout, SLOTS))
 
 
 def report(config: NoiseConfig, held: Sequence[Held], lost: int, out: Path) -> tuple[Path, dict[str, Any]]:
@@ -201,7 +198,7 @@ def report(config: NoiseConfig, held: Sequence[Held], lost: int, out: Path) -> t
     summary = {
         "judgements": len(held),
         "not_ranked": lost,
-        "accuracy": float(np.mean((1 + np.sign(turned)) / 2)),
+        "accuracy": float(np.mean(win(turned))),
         "slope": steepness,
         "backwards": int(np.sum(turned < 0)),
         "surest": float(sure.max()),

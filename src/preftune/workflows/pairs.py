@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from preftune.data.prompts import text_prompt
-from preftune.data.select import Selecting, choose
+from preftune.data.select import SelectionOptions, select_responses
 from preftune.errors import ConfigError, DataError, require_writable
 from preftune.files import write_rows
 from preftune.formats.account import Account
-from preftune.formats.cells import decoded
+from preftune.formats.cells import decode_cells
 from preftune.formats.parsers import Reading
-from preftune.formats.values import BadRow, Drop, Fields, answer_of, flags_of, number
+from preftune.formats.values import BadRow, Drop, Fields, ended_flags, number, response_of
 from preftune.rewards import chat_grades
-from preftune.rewards.reward import Answer, Reward, rewards_of_groups, why_none
+from preftune.rewards.reward import PromptResponse, Reward, rewards_by_group, why_missing
 from preftune.sources.read import read
 from preftune.train.display import Display
 from preftune.types import Message, Text, as_json, content
@@ -35,7 +35,7 @@ class Samples:
     origin: str
 
 
-def run(samples: str, out: Path, how: Selecting, reward: Reward | None, display: Display) -> Account:
+def run(samples: str, out: Path, how: SelectionOptions, reward: Reward | None, display: Display) -> Account:
     """Write `out`, one group a prompt, and return the account. Without a reward the samples must have scores."""
     require_writable(out)
     account = Account(samples, "samples")
@@ -44,7 +44,7 @@ def run(samples: str, out: Path, how: Selecting, reward: Reward | None, display:
     written, judgements, left_out = [], 0, Counter[str]()
     for row in scored:
         try:
-            chosen = choose(row.texts, row.scores, how, repr(row.prompt))
+            chosen = select_responses(row.texts, row.scores, how, repr(row.prompt))
         except Drop as reason:
             account.drop(str(reason), row.origin)
             continue
@@ -70,8 +70,8 @@ def run(samples: str, out: Path, how: Selecting, reward: Reward | None, display:
     if any(left_out.values()):
         said = ", ".join(f"{number:,} {what}" for what, number in left_out.items() if number)
         display.say(f"  of the prompts that are kept, left out: {said}")
-    if why_none(reward):
-        display.say(f"  without a reward: {why_none(reward)}")
+    if why_missing(reward):
+        display.say(f"  without a reward: {why_missing(reward)}")
     return account
 
 
@@ -88,21 +88,19 @@ def score(rows: Sequence[Samples], reward: Reward | None, display: Display) -> l
         if lacking:
             raise ConfigError("the samples have no scores", where=lacking.origin, fix="name a reward: --reward")
         return list(rows)
-    answers = [
-        [Answer(r.prompt, text, end, r.origin) for text, end in zip(r.texts, r.ended, strict=True)] for r in rows
-    ]
+    answers = [[PromptResponse(r.prompt, *pair, r.origin) for pair in zip(r.texts, r.ended, strict=True)] for r in rows]
     wanted = chat_grades.estimate(reward, (answer for group in answers for answer in group))
     if wanted:
-        display.say(f"reward: {wanted.in_words()}")
+        display.say(f"reward: {wanted.describe()}")
     with display.stage("reward", len(rows)) as stage:
-        found = rewards_of_groups(reward, answers, "rewards", stage.advance)
+        found = rewards_by_group(reward, answers, "rewards", stage.advance)
     return [replace(row, scores=tuple(scores)) for row, scores in zip(rows, found, strict=True)]
 
 
 def read_samples(source: str, account: Account) -> list[Samples]:
     """The rows of samples.jsonl. Raises DataError for a row that is none."""
     found = []
-    for row in decoded(read(source, account.note), Reading()):
+    for row in decode_cells(read(source, account.note), Reading()):
         account.read += 1
         try:
             if row.fault:
@@ -112,7 +110,7 @@ def read_samples(source: str, account: Account) -> list[Samples]:
             if scores and (not isinstance(scores, list) or len(scores) != len(texts)):
                 raise BadRow(f"'scores' must be a list of {len(texts)} numbers")
             values = tuple(number({"score": s}, "score", math.nan, f"scores[{i}]") for i, s in enumerate(scores))
-            ended = flags_of(row.value, len(texts)) or (True,) * len(texts)
+            ended = ended_flags(row.value, len(texts)) or (True,) * len(texts)
             found.append(Samples(text_prompt(row.value), texts, ended, values, row.origin))
         except BadRow as fault:
             raise DataError(str(fault), where=row.origin, fix="samples are what preftune sample writes") from None
@@ -125,7 +123,7 @@ def texts_of(fields: Fields) -> tuple[str, ...]:
     if not isinstance(responses, list) or not responses:
         raise BadRow("column 'responses' must be a list of texts")
     try:
-        answers = [answer_of({"response": one}, "response") for one in responses]
+        answers = [response_of({"response": one}, "response") for one in responses]
     except Drop as reason:
         raise BadRow(str(reason)) from None
     for answer in answers:

@@ -22,7 +22,8 @@ from preftune.data.prompts import read_prompts
 from preftune.errors import ConfigError, IncompleteError, RunError, require_writable, writing
 from preftune.files import Journal, write_json, write_rows
 from preftune.formats.account import Account
-from preftune.lifecycle.prepare import compute_dtype, device_of, prompts_that_fit
+from preftune.lifecycle.data import prompts_that_fit
+from preftune.lifecycle.policy import compute_dtype, device_of
 from preftune.lifecycle.saved import model_fingerprint, open_policy
 from preftune.lifecycle.sections import UNLIMITED, max_dropped_of, options_of, require_rows, rows_of, section_of
 from preftune.model.generate import Sampling, sample
@@ -282,7 +283,7 @@ def _from_server(
     """The prompts that were refused, and the responses that did not come."""
     server, sampling = wanted.server, wanted.sampling
     assert server is not None
-    server.client()  # a missing package or key is said before anything else
+    server.connect()  # a missing package or key is said before anything else
     if sampling.n > 1 and server.settings.get("seed") is not None:
         raise ConfigError("one seed for all responses", where="--server-settings", fix="use --seed: each gets its own")
     refused: dict[int, RefusedError] = {}
@@ -301,7 +302,7 @@ def _from_server(
         def ask() -> Response:
             if p in refused:  # its other responses would be refused, too
                 raise refused[p]
-            reply = server.ask(groups[p].prompt, **settings)
+            reply = server.complete(groups[p].prompt, **settings)
             return Response(reply.text, reply.ended, reply.tokens)
 
         return ask
@@ -314,7 +315,7 @@ def _from_server(
 
     jobs = [job(p, k) for p, k in lacking]
     with suppress(IncompleteError):  # the server is down: `lost` was told
-        for _ in server.run_all(jobs, keep=lambda number, response: keep(lacking[number], response), lost=lost):
+        for _ in server.run_all(jobs, on_result=lambda number, r: keep(lacking[number], r), on_failure=lost):
             pass
     return refused, unanswered
 

@@ -21,27 +21,27 @@ from preftune.chat.render import Renderer
 from preftune.config.schema import DataConfig, ModelConfig
 from preftune.data.groups import Limits, read_groups, require_vocabulary, tokenize
 from preftune.data.items import as_pairs, require_judged
-from preftune.data.layout import Budget, micro_batches
+from preftune.data.layout import Budget
 from preftune.data.rewardbench_tokens import LENGTH, PROMPT, as_published
 from preftune.errors import ConfigError, did_you_mean, require_writable
 from preftune.files import write_json, write_rows
-from preftune.formats.account import Account, places
+from preftune.formats.account import Account, format_origins
+from preftune.formulas import implicit_reward
 from preftune.lifecycle.packing_probe import admit
-from preftune.lifecycle.prepare import compute_dtype, device_of, require_positions, require_same_vocabulary
+from preftune.lifecycle.policy import compute_dtype, device_of, require_positions, require_same_vocabulary
 from preftune.lifecycle.saved import source_of
 from preftune.lifecycle.sections import max_dropped_of, options_of, require_rows, rows_of, section_of
 from preftune.model.load import DTYPES, Source, load_config, load_model, load_tokenizer, positions
 from preftune.model.logprobs import Scorer, logps
-from preftune.model.memory import by_group
-from preftune.report.tokens import ShadedPair, shown, write_token_page
+from preftune.report.tokens import ShadedPair, pairs_to_show, write_token_page
 from preftune.rewards.models import RewardModel
 from preftune.rewards.open import open_reward
-from preftune.rewards.reward import Answer, note_text_only, rewards_of_groups, why_none
+from preftune.rewards.reward import PromptResponse, note_text_only, rewards_by_group, why_missing
+from preftune.scoring import SLOTS, score_tokens
 from preftune.train.display import Display
-from preftune.types import Batch, Message, PreferenceGroup, TokenGroup, content
+from preftune.types import Message, PreferenceGroup, TokenGroup, content
 from preftune.workflows.summary import Mark, Scored, Tokens, lines_of, marks_of, summary_of
 
-SLOTS = 4096
 MAX_LENGTH = 1024
 MODES = ("corrected", "compatible")
 UNREWARDED = "a response without a reward"
@@ -179,15 +179,15 @@ def rewarded(
     for line in account.lines():
         display.say(line)
     with display.stage("reward", len(groups)) as stage:
-        found = rewards_of_groups(reward, answers_of_groups(groups), "rewards", stage.advance)
+        found = rewards_by_group(reward, answers_of_groups(groups), "rewards", stage.advance)
     both = list(zip(groups, found, strict=True))
     for lacking in [group.origin for group, rewards in both if any(map(math.isnan, rewards))]:
         account.drop(UNREWARDED, lacking)
     if UNREWARDED in account.dropped:
         origins = account.dropped[UNREWARDED]
-        display.say(f"dropped {len(origins)} ({places(origins, scoring.data)}): {UNREWARDED}")
-        if why_none(reward):
-            display.say(f"  without a reward: {why_none(reward)}")
+        display.say(f"dropped {len(origins)} ({format_origins(origins, scoring.data)}): {UNREWARDED}")
+        if why_missing(reward):
+            display.say(f"  without a reward: {why_missing(reward)}")
         account.check(1.0, "look at the reward")
     return [Scored(g.origin, g.judgements, rewards) for g, rewards in both if not any(map(math.isnan, rewards))]
 
@@ -202,14 +202,14 @@ def by_model(
 ) -> list[Scored]:
     """The groups with the rewards of a reward model; what is too long for it is cut as for an implicit reward."""
     turned = [as_turns(group, marks) for group in groups] if reward.renderer.tokenizer.chat_template else groups
-    limits = limits_of(section, min(MAX_LENGTH, reward.longest))
+    limits = limits_of(section, min(MAX_LENGTH, reward.max_length))
     tokens = as_pairs(tokenize(turned, reward.renderer, limits, account), "score")
     for line in account.lines():
         display.say(line)
     account.check(max_dropped_of(section))
     require_positions(reward.scorer.model, tokens, "--max-length")
     with display.stage("reward", len(tokens)) as stage:
-        found = reward.of_groups(tokens)
+        found = reward.score_groups(tokens)
         stage.advance(len(tokens))
     return [Scored(group.origin, group.judgements, rewards) for group, rewards in zip(tokens, found, strict=True)]
 
@@ -220,11 +220,11 @@ def limits_of(section: DataConfig, longest: int) -> Limits:
     return Limits(most, section.max_prompt_length, section.overlong, section.bad_rows)
 
 
-def answers_of_groups(groups: Sequence[PreferenceGroup]) -> list[list[Answer]]:
+def answers_of_groups(groups: Sequence[PreferenceGroup]) -> list[list[PromptResponse]]:
     """The responses of each group, to be rewarded."""
     return [
         [
-            Answer(group.prompt, content(response), end, group.origin)
+            PromptResponse(group.prompt, content(response), end, group.origin)
             for response, end in zip(group.responses, group.ended or (True,) * len(group.responses), strict=True)
         ]
         for group in groups
@@ -317,26 +317,16 @@ def joined(parts: Sequence[TokenGroup]) -> TokenGroup:
 
 def scored(group: TokenGroup, policy: Sequence[Any], reference: Sequence[Any], beta: float) -> Scored:
     """Sums are taken in fp64 of the fp32 token log-probs."""
-    tokens = [beta * (p - r) for p, r in zip(policy, reference, strict=True)]
+    tokens = [implicit_reward(p, r, beta) for p, r in zip(policy, reference, strict=True)]
     sums = [float(values.sum()) for values in tokens]
     return Scored(group.origin, group.judgements, sums, Tokens(group, policy, reference, tokens))
 
 
-@torch.no_grad()
 def token_logps(scorer: Scorer, groups: Sequence[TokenGroup], display: Display, name: str) -> list[list[torch.Tensor]]:
     """For each group, a float64 tensor of token log-probs for each response."""
     layout, _ = admit(scorer, "auto")
-    lay = partial(micro_batches, budget=Budget(layout, SLOTS))
-
-    def says(batch: Batch) -> tuple[torch.Tensor]:
-        return (logps(scorer, batch.to(scorer.device)).token_N.double().cpu(),)
-
     with display.stage(f"score {name}", len(groups)) as stage:
-        found = by_group(says, groups, lay, stage.advance)
-    return [
-        list(torch.split(token_N, [len(ids) for ids in group.response_ids]))
-        for group, (token_N,) in zip(groups, found, strict=True)
-    ]
+        return score_tokens(partial(logps, scorer), groups, scorer.device, Budget(layout, SLOTS), stage.advance)
 
 
 def rows(
@@ -376,5 +366,5 @@ def pages_of(found: Sequence[Scored], tokenizer: Any) -> tuple[list[ShadedPair],
         ]
         return ShadedPair(one.origin, prompt, sides[0], sides[1])
 
-    first, worst = shown([one.rewards[j.better] - one.rewards[j.worse] for one, j in judged])
+    first, worst = pairs_to_show([one.rewards[j.better] - one.rewards[j.worse] for one, j in judged])
     return [shaded(place) for place in first], [shaded(place) for place in worst]

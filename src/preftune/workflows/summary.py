@@ -12,6 +12,7 @@ import torch
 
 from preftune.chat.render import pieces_of
 from preftune.errors import DataError
+from preftune.formulas import win
 from preftune.measures.rewardbench import SECTIONS, Case, figures
 from preftune.measures.win_rate import sides
 from preftune.sources.read import read
@@ -68,7 +69,7 @@ def summary_of(found: Mapping[str, Sequence[Scored]], marks: Mapping[str, Mark])
     margins = np.array([margin_of(one, j) for one in written for j in one.judgements])
     summary: dict[str, Any] = {
         "pairs": len(margins),
-        "accuracy": float(np.mean((1 + np.sign(margins)) / 2)),
+        "accuracy": float(np.mean(win(margins))),
         "ties": int(np.sum(margins == 0)),
         "margin": float(np.mean(margins)),
     }

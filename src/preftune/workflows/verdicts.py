@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from preftune.client import REFUSES
+from preftune.client import REFUSED_MESSAGE
 from preftune.errors import ConfigError, IncompleteError
 from preftune.files import Journal
 from preftune.measures.win_rate import Match, sides, why_uninformative, win_rate
-from preftune.rewards.judges import VERSION, Judge, Question, why_unread
-from preftune.rewards.replies import shortened
+from preftune.rewards.judges import VERSION, Judge, Question, unreadable_reason
+from preftune.rewards.replies import end_of
 from preftune.train.display import Display
 from preftune.types import PreferenceGroup, content
 
@@ -57,8 +57,8 @@ class Verdicts:
                 journal.add({"key": key, "verdict": verdict, "said": said, "origin": lacking[number].origin})
                 self.found[key] = verdict
                 if verdict is None:
-                    self.unreadable = self.unreadable if said.startswith(REFUSES) else said
-                    self.unread[why_unread(said)] += 1
+                    self.unreadable = self.unreadable if said.startswith(REFUSED_MESSAGE) else said
+                    self.unread[unreadable_reason(said)] += 1
                 stage.advance(done)
         return [self.found[self.key(q)] for q in questions]
 
@@ -92,7 +92,7 @@ def words(text: str) -> int:
 def require_read(matches: Sequence[Match], verdicts: Verdicts) -> Sequence[Match]:
     """The matches. Raises IncompleteError if not one verdict could be read."""
     if all(match.outcome is None for match in matches):
-        if all(why.startswith(REFUSES) for why in verdicts.unread):
+        if all(why.startswith(REFUSED_MESSAGE) for why in verdicts.unread):
             raise ConfigError(
                 f"not one of {2 * len(matches)} questions was taken",
                 where=str(verdicts.path),
@@ -102,7 +102,7 @@ def require_read(matches: Sequence[Match], verdicts: Verdicts) -> Sequence[Match
         raise IncompleteError(
             f"not one of {2 * len(matches)} verdicts could be read",
             where=str(verdicts.path),
-            why=f"{verdicts.why_unread()}; the judge said at last: {shortened(verdicts.unreadable)}",
+            why=f"{verdicts.why_unread()}; the judge said at last: {end_of(verdicts.unreadable)}",
             fix="the same command asks again; take another model or name of --judge if it cannot end its reply with a "
             "line VERDICT: A, B or TIE",
         )

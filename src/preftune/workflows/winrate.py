@@ -23,11 +23,11 @@ from preftune.data.prompts import ANSWERS, LOOKED_AT, read_prompts
 from preftune.errors import ConfigError, DataError, IncompleteError, require_writable
 from preftune.files import write_json, write_rows
 from preftune.formats.account import Account
-from preftune.formats.cells import decoded
-from preftune.formats.names import names_of
+from preftune.formats.cells import decode_cells
+from preftune.formats.names import column_names
 from preftune.formats.parsers import Reading
 from preftune.formats.table import FORMATS
-from preftune.lifecycle.prepare import device_of
+from preftune.lifecycle.policy import device_of
 from preftune.lifecycle.saved import find_policy, reward_fingerprint
 from preftune.lifecycle.sections import options_of, require_rows, rows_of, section_of
 from preftune.measures.win_rate import WinRate, sides, win_rate
@@ -39,12 +39,12 @@ from preftune.rewards.chat_grades import Estimate
 from preftune.rewards.judges import (
     INSTRUCTIONS,
     Question,
+    estimate_request_tokens,
     open_judge,
     server_judge,
-    tokens_of,
 )
 from preftune.rewards.open import open_reward
-from preftune.rewards.reward import Answer, Reward, note_text_only, why_none
+from preftune.rewards.reward import PromptResponse, Reward, note_text_only, why_missing
 from preftune.sources.read import read
 from preftune.train.display import Display
 from preftune.types import PreferenceGroup, Text, as_json, content, plain
@@ -194,9 +194,9 @@ def judged_groups(contest: WinRateOptions) -> tuple[list[PreferenceGroup], list[
 
 def only_prompts(source: str, reading: Reading) -> bool:
     """Whether the first rows have prompts, and nothing that any format of data would read as a response."""
-    rows = [row.value for row in islice(decoded(read(source), reading), LOOKED_AT) if not row.fault]
-    names = names_of(reading.columns, reading.ignore)
-    head = [names.row(row) for row in rows] if reading.format == "auto" else []
+    rows = [row.value for row in islice(decode_cells(read(source), reading), LOOKED_AT) if not row.fault]
+    names = column_names(reading.columns, reading.ignore)
+    head = [names.rename(row) for row in rows] if reading.format == "auto" else []
     answered = any(ANSWERS & set(row) or any(form.fits(row) for form in FORMATS) for row in head)
     return any("prompt" in row for row in head) and not answered
 
@@ -260,7 +260,7 @@ def sampled(
     best, scored = {}, score(rows, writer.reward, display)
     lacking = sum(map(math.isnan, (value for row in scored for value in row.scores)))
     if lacking:
-        display.say(f"{writer.name}: {lacking} answers got no reward ({why_none(writer.reward)})")
+        display.say(f"{writer.name}: {lacking} answers got no reward ({why_missing(writer.reward)})")
     for row in scored:
         ranked = sorted((-s, i) for i, s in enumerate(row.scores) if not math.isnan(s))
         if ranked:
@@ -293,7 +293,7 @@ def estimate(
             writer = writer_of(name)
             texts = stand_ins(contest, writer.n * times)
             found[name] = chat_grades.estimate(
-                writer.reward, (Answer(g.prompt, text) for g in groups for text in texts)
+                writer.reward, (PromptResponse(g.prompt, text) for g in groups for text in texts)
             )
     if contest.server:
         found["judge"] = verdicts_wanted(contest, contest.server, groups, labelled)
@@ -301,7 +301,7 @@ def estimate(
         found["judge"] = chat_grades.estimate(open_reward(contest.judge, "--judge"), answers(contest, groups, labelled))
     for name, wanted in found.items():
         if wanted:
-            display.say(f"{name}: {wanted.in_words(contest.price_in, contest.price_out)}")
+            display.say(f"{name}: {wanted.describe(contest.price_in, contest.price_out)}")
 
 
 def stand_ins(contest: WinRateOptions, number: int) -> list[str]:
@@ -318,24 +318,24 @@ def verdicts_wanted(
     labels = [Question(p.group.prompt, p.ours, p.other) for p in labels_of(labelled)[0]]
     rounds = len(contest.policies) * len(contest.temperatures)
     read_written = ((2 * rounds, matches), (2, labels))
-    sums = [(n, *tokens_of(questions, contest.task, server)) for n, questions in read_written]
+    sums = [(n, *estimate_request_tokens(questions, contest.task, server)) for n, questions in read_written]
     requests = 2 * (rounds * len(matches) + len(labels))
     return Estimate(requests, sum(n * read for n, read, _ in sums), sum(n * written for n, _, written in sums))
 
 
 def answers(
     contest: WinRateOptions, groups: Sequence[PreferenceGroup], labelled: Sequence[PreferenceGroup]
-) -> Iterator[Answer]:
+) -> Iterator[PromptResponse]:
     """Every response that will be judged."""
     writers = len(contest.policies) + (contest.against is not None)
     texts = stand_ins(contest, writers * len(contest.temperatures))
     for group in groups:
-        yield from (Answer(group.prompt, text) for text in texts)
+        yield from (PromptResponse(group.prompt, text) for text in texts)
         if contest.against is None:
-            yield Answer(group.prompt, preferred(group))
+            yield PromptResponse(group.prompt, preferred(group))
     for pair in labels_of(labelled)[0]:
-        yield Answer(pair.group.prompt, pair.ours)
-        yield Answer(pair.group.prompt, pair.other)
+        yield PromptResponse(pair.group.prompt, pair.ours)
+        yield PromptResponse(pair.group.prompt, pair.other)
 
 
 def in_words(policy: str, temperature: float, rate: WinRate) -> str:

@@ -1,4 +1,4 @@
-"""Tables: sequences of dicts that know their columns."""
+"""Tables: sequences of dicts with access by column."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def test_a_table_is_a_sequence_of_rows_with_columns() -> None:
         table["los"]
 
 
-def test_the_repr_is_short() -> None:
+def test_the_repr_shows_the_first_rows() -> None:
     assert repr(Table(())) == "0 rows with no columns"
     assert len(repr(Table(ROWS * 10)).splitlines()) == 7
     assert "... 25 more" in repr(Table(ROWS * 10))
 
 
-def test_a_frame_needs_pandas(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_to_pandas_without_pandas_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(Table(ROWS).to_pandas()["step"]) == [1, 1, 2]
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(ConfigError, match="pip install pandas"):

@@ -1,7 +1,8 @@
-"""preftune.sft, dpo, reward, ppo and iterate, called with data, models and functions in memory."""
+"""preftune.sft, dpo, reward, ppo and iterate with data, models and functions in memory."""
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import threading
@@ -16,7 +17,7 @@ import torch
 from tests.conftest import PAIRS, make_model, write_jsonl
 
 import preftune
-from preftune.api.settings import DPOSettings, IterateSettings, PPOSettings, RewardSettings, Tuning
+from preftune.api.settings import CommonSettings, DPOSettings, IterateSettings, PPOSettings, RewardSettings
 from preftune.config.load import dump
 from preftune.methods import dpo as dpo_method
 from preftune.train.display import Display
@@ -52,8 +53,8 @@ def weights(folder: Any) -> bytes:
     return (Path(folder) / "model.safetensors").read_bytes()
 
 
-def test_rows_train_as_their_file_does(model_folder: Path, pairs_file: Path) -> None:
-    """The same weights, bit for bit, from a file, a list, an iterator, a Dataset, a DataFrame and the command's way."""
+def test_rows_in_memory_train_like_their_file(model_folder: Path, pairs_file: Path) -> None:
+    """The weights are equal bit for bit for a file, a list, an iterator, a Dataset, a DataFrame and the command."""
     config = preftune.DPOConfig(
         model={"path": str(model_folder)},
         data={"train": str(pairs_file), "eval": 0.25},
@@ -81,13 +82,13 @@ def test_rows_train_as_their_file_does(model_folder: Path, pairs_file: Path) -> 
     assert weights(preftune.dpo(config, data=PAIRS, out="both", quiet=True)) == expected
 
 
-def test_missing_cells_of_a_frame_are_null(model_folder: Path) -> None:
+def test_missing_cells_of_a_data_frame_are_null(model_folder: Path) -> None:
     frame = pandas.DataFrame([*PAIRS, {"prompt": "x", "chosen": None, "rejected": "y"}])
     with pytest.raises(preftune.DataError, match=r"data\[8\]: column 'chosen' is null"):
         preftune.dpo(model=model_folder, data=frame, **SHORT)
 
 
-def test_held_out_rows_and_a_yaml_file_with_overrides(model_folder: Path) -> None:
+def test_keywords_override_a_yaml_file_and_its_overrides(model_folder: Path) -> None:
     Path("run.yaml").write_text(
         f"model: {{path: {model_folder}}}\ndata: {{train: none.jsonl}}\nloss: {{name: ipo, beta: 1}}"
     )
@@ -97,7 +98,7 @@ def test_held_out_rows_and_a_yaml_file_with_overrides(model_folder: Path) -> Non
     assert [row["step"] for row in result.metrics.only(split="eval")] == [0, 2]
 
 
-def test_the_result_is_a_path_and_a_table(model_folder: Path) -> None:
+def test_the_result_is_a_path_with_metrics(model_folder: Path) -> None:
     result = preftune.dpo(model=model_folder, data=PAIRS, out="run", lora={"rank": 2}, **SHORT)
     assert (result.folder, result.model, result.report) == (Path("run"), Path("run/final"), Path("run/report.html"))
     assert os.fspath(result) == str(result) == "run/final"
@@ -113,7 +114,9 @@ def test_the_result_is_a_path_and_a_table(model_folder: Path) -> None:
     assert list(result.metrics.to_pandas()["step"]) == [line["step"] for line in lines]
 
 
-def test_rows_in_memory_resume_and_notice_a_change(model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_on_rows_in_memory_resumes_unless_they_changed(
+    model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     call = {"model": model_folder, "out": "run", **SHORT}
     first = preftune.dpo(data=PAIRS, **call)
     again = preftune.dpo(data=datasets.Dataset.from_list(PAIRS), **{**call, "quiet": False})
@@ -122,12 +125,12 @@ def test_rows_in_memory_resume_and_notice_a_change(model_folder: Path, capsys: p
     changed = [*PAIRS[:-1], {**PAIRS[-1], "rejected": " changed"}]
     with pytest.raises(preftune.RunError, match="the data files have changed"):
         preftune.dpo(data=changed, **call)
-    with pytest.raises(preftune.DataError, match="these data were given in memory"):
+    with pytest.raises(preftune.DataError, match="these rows were passed in memory"):
         preftune.dpo("run/config.yaml", quiet=True)
     preftune.dpo("run/config.yaml", data=PAIRS, quiet=True)
 
 
-def test_a_stopped_run_resumes_with_the_same_bytes(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_run_resumes_to_the_same_weights(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     call = {"model": model_folder, "data": PAIRS, **SHORT, "train": {"epochs": 4}}
     whole = preftune.dpo(out="whole", **call)
     with monkeypatch.context() as patch:
@@ -137,8 +140,8 @@ def test_a_stopped_run_resumes_with_the_same_bytes(model_folder: Path, monkeypat
     assert weights(preftune.dpo(out="parts", **call)) == weights(whole)
 
 
-def test_a_function_as_loss(model_folder: Path) -> None:
-    """Alone, with parameters, and in a sum with one of preftune's own, which keeps its name."""
+def test_a_function_can_be_the_loss(model_folder: Path) -> None:
+    """Alone, with parameters, and in a sum with a loss of preftune, which keeps its name."""
     call = {"model": model_folder, "data": PAIRS, **SHORT}
     alone = preftune.dpo(loss=half, out="alone", **call)
     assert alone.metrics.only(split="train")[0]["loss"] == pytest.approx(0.5 * 0.6931472)
@@ -152,8 +155,8 @@ def test_a_function_as_loss(model_folder: Path) -> None:
         preftune.dpo(loss=lambda policy, reference: half(policy, reference), out="alone", **call)
 
 
-def test_functions_of_one_source_are_told_apart(model_folder: Path) -> None:
-    """Closures over objects have one hash; in one call each still has its own name."""
+def test_functions_with_the_same_source_are_distinguished(model_folder: Path) -> None:
+    """Closures over different objects have the same hash, but different names within one call."""
     scales = [torch.tensor(1.0), torch.tensor(3.0)]
     made = [{"name": scaled(scale)} for scale in scales]
     result = preftune.dpo(model=model_folder, data=PAIRS, loss=made, out="run", **SHORT)
@@ -167,7 +170,7 @@ def scaled(scale: torch.Tensor) -> Any:
     return loss
 
 
-def test_a_function_as_format(model_folder: Path) -> None:
+def test_a_function_can_be_the_format(model_folder: Path) -> None:
     rows = [{"q": row["prompt"], "pair": [row["chosen"], row["rejected"]]} for row in PAIRS] + [{"q": "", "pair": []}]
 
     def read(row: dict[str, Any]) -> Any:
@@ -185,11 +188,11 @@ def test_a_model_in_memory_is_trained_in_place(model_folder: Path, tokenizer: An
     result = preftune.dpo(model=model, tokenizer=tokenizer, data=PAIRS, out="memory", **SHORT)
     assert any(not torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert weights(result) == weights(preftune.dpo(model=model_folder, data=PAIRS, out="folder", **SHORT))
-    with pytest.raises(preftune.ConfigError, match="without its tokenizer"):
+    with pytest.raises(preftune.ConfigError, match="the tokenizer of a model in memory is missing"):
         preftune.dpo(model=make_model(), data=PAIRS, out="none", **SHORT)
 
 
-def test_sft_reward_ppo_and_iterate(model_folder: Path) -> None:
+def test_sft_reward_ppo_and_iterate_run(model_folder: Path) -> None:
     start = preftune.sft(model=model_folder, data=[{"prompt": "a", "completion": " b"}], out="sft", **PLAIN)
     judge = preftune.reward(model=start, data=PAIRS, out="reward", centre=0.01, **PLAIN)
     rollout = {"prompts": 2, "max_new_tokens": 4}
@@ -202,14 +205,14 @@ def test_sft_reward_ppo_and_iterate(model_folder: Path) -> None:
     )
     assert (rounds / "config.json").is_file()
     assert rounds.last_eval["step"] == 1
-    # a finished run is found again with the function that it knows
+    # the same function resumes the finished run
     preftune.iterate(
         model=start, data=PROMPTS, reward=brevity, rounds=1, sample={"n": 2, "max_new_tokens": 4}, out="it", quiet=True
     )
 
 
-def test_a_reward_that_fails_can_be_repaired(model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """As with a file: the run resumes with the repaired function and says so."""
+def test_a_run_resumes_with_a_corrected_reward_function(model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The run reports the change, as it does for a function in a file."""
 
     def call(reward: Any) -> preftune.TrainResult:
         return preftune.ppo(
@@ -243,33 +246,33 @@ def test_a_dry_run_writes_nothing(model_folder: Path, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_call_in_another_thread(model_folder: Path) -> None:
-    found: list[Any] = []
+def test_training_works_in_another_thread(model_folder: Path) -> None:
+    results: list[Any] = []
 
     def work() -> None:
-        found.append(preftune.dpo(model=model_folder, data=PAIRS, loss=half, out="run", **SHORT))
+        results.append(preftune.dpo(model=model_folder, data=PAIRS, loss=half, out="run", **SHORT))
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert found[0].last["step"] == 2
+    assert results[0].last["step"] == 2
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
-    "nothing": ({}, r"preftune.dpo\(\): model: required, not set\npreftune.dpo\(\): data: required, not set"),
-    "keyword": ({"dta": PAIRS}, r"dta: unknown key; did you mean 'data'\?"),
-    "key": ({"lora": {"rnk": 1}}, r"lora.rnk: unknown key; did you mean 'rank'\?"),
-    "key of another section": ({"lr": 1e-5}, r"lr: unknown key; did you mean optim.lr\?"),
-    "beta": ({"beta": 0.2}, r"beta: unknown key; did you mean loss.beta\?"),
+    "nothing": ({}, r"preftune.dpo\(\): model is required\npreftune.dpo\(\): data is required"),
+    "keyword": ({"dta": PAIRS}, r"unknown key 'dta'; did you mean data\?"),
+    "key": ({"lora": {"rnk": 1}}, r"unknown key 'lora.rnk'; did you mean lora.rank\?"),
+    "key of another section": ({"lr": 1e-5}, r"unknown key 'lr'; did you mean optim.lr\?"),
+    "beta": ({"beta": 0.2}, r"unknown key 'beta'; did you mean loss.beta\?"),
     "type": ({"optim": {"lr": "high"}}, r"optim.lr: should be a valid number.*got 'high'"),
     "range": ({"train": {"epochs": 0}}, r"train.epochs: should be greater than or equal to 1, got 0"),
     "loss": ({"loss": "ipoo"}, r"loss.name: unknown name 'ipoo'; did you mean 'ipo'\?"),
     "parameter of a function": ({"loss": {"name": half, "gamma": 1}}, r"loss.gamma: .* has no parameter 'gamma'"),
     "input of a function": ({"loss": lambda polcy: polcy}, r"asks for 'polcy', which no loss can have"),
     "path": ({"model": 5}, r"model.path: should be a valid string.*got 5"),
-    "eval": ({"eval": 2.0}, r"data.eval: a share of the training data lies between 0 and 1.*got 2.0"),
+    "eval": ({"eval": 2.0}, r"data.eval: should be a file, or a share of the training data between 0 and 1, got 2.0"),
     "eval twice": ({"data": {"train": PAIRS, "eval": 0.5}, "eval": 0.1}, r"'eval' is set twice"),
-    "config": ({"config": make_model}, r"the first argument is a config, not function"),
+    "config": ({"config": make_model}, r"the first argument must be a config, not function"),
     "config of another method": (
         {"config": preftune.SFTConfig(model={"path": "m"}, data={"train": "d"})},
         r"the config is a SFTConfig, not a DPOConfig",
@@ -278,10 +281,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("what", WRONG)
-def test_wrong_calls_are_refused_in_the_words_of_the_commands(what: str, model_folder: Path) -> None:
-    change, sentence = WRONG[what]
+def test_wrong_calls_get_the_messages_of_the_commands(what: str, model_folder: Path) -> None:
+    change, message = WRONG[what]
     call = {} if what == "nothing" else {"model": model_folder, "data": PAIRS, **change}
-    with pytest.raises(preftune.ConfigError, match=sentence) as caught:
+    with pytest.raises(preftune.ConfigError, match=message) as caught:
         preftune.dpo(**call)
     assert isinstance(caught.value, ValueError)
     assert "pydantic" not in str(caught.value)
@@ -290,36 +293,40 @@ def test_wrong_calls_are_refused_in_the_words_of_the_commands(what: str, model_f
 def test_wrong_data_are_refused(model_folder: Path) -> None:
     splits = datasets.DatasetDict(train=datasets.Dataset.from_list(PAIRS), test=datasets.Dataset.from_list(PAIRS))
     for data, sentence in (
-        (splits, r"a DatasetDict with the splits train, test[^$]*dataset\['train'\]"),
-        ({"prompt": ["a"], "chosen": ["b"], "rejected": ["c"]}, r"not dict[^$]*Dataset.from_dict"),
-        ([], "no rows: the data are empty"),
-        (5, "rows are a list of dicts, a datasets.Dataset or a file, not int"),
+        (splits, r"got a DatasetDict with the splits train, test[^$]*dataset\['train'\]"),
+        ({"prompt": ["a"], "chosen": ["b"], "rejected": ["c"]}, r"got dict[^$]*Dataset.from_dict"),
+        ([], "data: the data are empty"),
+        (5, "expected a list of dicts, a datasets.Dataset or a file, got int"),
         ([5], r"data\[0\]: a row is an object with named fields, not int"),
         ("none.jsonl", "none.jsonl: no such file"),
     ):
         with pytest.raises(preftune.DataError, match=sentence):
             preftune.dpo(model=model_folder, data=data, **SHORT)
-    with pytest.raises(preftune.ConfigError, match=r"data.trian: unknown key; did you mean 'train'\?"):
+    with pytest.raises(preftune.ConfigError, match=r"unknown key 'data.trian'; did you mean data.train\?"):
         preftune.dpo(model=model_folder, data={"trian": PAIRS}, **SHORT)
 
 
 def test_models_in_memory_are_refused_where_a_folder_is_needed(model_folder: Path) -> None:
-    with pytest.raises(preftune.ConfigError, match=r"iterate\(\): model: a model in memory[^$]*save_pretrained"):
+    with pytest.raises(
+        preftune.ConfigError, match=r"iterate\(\): model: expected a folder, got a model[^$]*save_pretrained"
+    ):
         preftune.iterate(model=make_model(), data=PROMPTS, reward=brevity)
-    with pytest.raises(preftune.ConfigError, match=r"ppo\(\): reward: a model in memory"):
+    with pytest.raises(preftune.ConfigError, match=r"ppo\(\): reward: expected a folder, got a model in memory"):
         preftune.ppo(model=model_folder, data=PROMPTS, reward=make_model())
 
 
-def test_configs_built_directly_raise_the_same_sentences() -> None:
-    with pytest.raises(preftune.ConfigError, match=r"DPOConfig: optim.lrr: unknown key; did you mean 'lr'\?") as caught:
+def test_config_classes_raise_the_same_messages() -> None:
+    with pytest.raises(
+        preftune.ConfigError, match=r"DPOConfig: unknown key 'optim.lrr'; did you mean optim.lr"
+    ) as caught:
         preftune.DPOConfig(model={"path": "m"}, data={"train": "d"}, optim={"lrr": 1})
     assert caught.value.exit_code == 2
 
 
-def test_the_typed_keywords_are_those_of_the_configs() -> None:
+def test_the_typed_keywords_are_the_keys_of_the_configs() -> None:
     named = {"model", "data", "out", "loss", "reward"}
     for schema, keywords in (
-        (preftune.SFTConfig, Tuning),
+        (preftune.SFTConfig, CommonSettings),
         (preftune.DPOConfig, DPOSettings),
         (preftune.RewardConfig, RewardSettings),
         (preftune.PPOConfig, PPOSettings),
@@ -328,8 +335,15 @@ def test_the_typed_keywords_are_those_of_the_configs() -> None:
         assert set(keywords.__annotations__) == set(schema.model_fields) - named, schema
 
 
-def test_a_config_with_a_function_is_a_readable_file(model_folder: Path) -> None:
+def test_a_saved_config_names_its_functions(model_folder: Path) -> None:
     result = preftune.dpo(model=model_folder, data=PAIRS, loss=half, out="run", **SHORT)
     assert "python:" in dump(result.config)
-    with pytest.raises(preftune.ConfigError, match="was given as a Python function"):
+    with pytest.raises(preftune.ConfigError, match="was passed as a Python function"):
         preftune.dpo("run/config.yaml", data=write_jsonl(Path("p.jsonl"), PAIRS), out="again", quiet=True)
+
+
+def test_help_shows_the_typed_keywords() -> None:
+    for function in (preftune.sft, preftune.dpo, preftune.reward, preftune.ppo, preftune.iterate):
+        parameters = inspect.signature(function).parameters
+        assert {"config", "overrides", "model", "data", "eval", "out", "dry_run", "quiet"} <= set(parameters)
+        assert "Unpack" in str(parameters["settings"].annotation)

@@ -1,4 +1,4 @@
-"""Arguments of tool calls in the form that the chat template needs, with a note; the form of the data otherwise."""
+"""Tool-call arguments are converted, with a note, only if the chat template needs the other form."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from tests.unit.data.test_template import GENERATE, answer, renderer, texts
+from tests.unit.chat.test_template import GENERATE, answer, renderer, texts
 
 from preftune.chat.arguments import AS_OBJECTS, AS_TEXT, QUOTED
 from preftune.chat.render import Encoded
@@ -20,16 +20,16 @@ ANY = START + "{{ call.function | tojson }}" + END
 ARGUMENTS = {"at": "the sea"}
 
 
-def asked(arguments: Any, in_prompt: bool = False) -> PreferenceGroup:
+def tool_call_group(arguments: Any, in_prompt: bool = False) -> PreferenceGroup:
     call = answer("", tool_calls=[{"function": {"name": "at", "arguments": arguments}}])
     prompt = (Message("user", "where?"), *(call if in_prompt else ()))
     return PreferenceGroup(prompt, (answer("there") if in_prompt else call, answer("no")), origin="f:1")
 
 
 def encoded(template: str, arguments: Any, in_prompt: bool = False) -> Encoded:
-    (found,) = renderer(template).encode([asked(arguments, in_prompt)])
-    assert not found.fault, found.fault
-    return found
+    (result,) = renderer(template).encode([tool_call_group(arguments, in_prompt)])
+    assert not result.fault, result.fault
+    return result
 
 
 @pytest.mark.parametrize("in_prompt", [False, True])
@@ -40,29 +40,28 @@ def encoded(template: str, arguments: Any, in_prompt: bool = False) -> Encoded:
         (TEXT, ARGUMENTS, json.dumps(ARGUMENTS), AS_TEXT),
     ],
 )
-def test_arguments_that_the_template_refuses_are_given_in_the_other_form(
+def test_arguments_that_the_template_refuses_are_converted_with_a_note(
     template: str, arguments: Any, other: Any, note: str, in_prompt: bool
 ) -> None:
-    found, wanted = encoded(template, arguments, in_prompt), encoded(template, other, in_prompt)
-    assert (found.prompt_ids, found.response_ids) == (wanted.prompt_ids, wanted.response_ids)
-    assert note in found.notes
-    assert note not in wanted.notes
+    converted, expected = encoded(template, arguments, in_prompt), encoded(template, other, in_prompt)
+    assert (converted.prompt_ids, converted.response_ids) == (expected.prompt_ids, expected.response_ids)
+    assert note in converted.notes
+    assert note not in expected.notes
 
 
-def test_arguments_that_no_form_helps_are_refused_with_the_first_reason() -> None:
-    (found,) = renderer(OBJECTS).encode([asked("not JSON")])
-    assert found.fault
-    assert "has no attribute 'items'" in found.fault.reason
+def test_arguments_that_fail_in_both_forms_report_the_first_error() -> None:
+    (result,) = renderer(OBJECTS).encode([tool_call_group("not JSON")])
+    assert result.fault
+    assert "has no attribute 'items'" in result.fault.reason
 
 
-def test_arguments_in_quotes_are_noted() -> None:
+def test_arguments_written_as_a_quoted_string_are_noted() -> None:
     assert QUOTED in encoded(ANY, json.dumps(ARGUMENTS)).notes
     assert QUOTED not in encoded(ANY, ARGUMENTS).notes
     assert QUOTED not in encoded(TEXT, json.dumps(ARGUMENTS)).notes
 
 
-def test_tool_calls_follow_reasoning_that_is_kept() -> None:
-    """With data.thinking=keep, the template writes the tool calls and preftune the reasoning before them."""
+def test_with_thinking_keep_the_template_writes_tool_calls_after_the_reasoning() -> None:
     template = TEXT.replace("'<|im_start|>assistant\n' }}{% endif", "'<|im_start|>assistant\n<think>\n' }}{% endif")
     calls = [{"function": {"name": "look", "arguments": "{}"}}]
     one = PreferenceGroup(

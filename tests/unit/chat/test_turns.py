@@ -1,4 +1,4 @@
-"""Text prompts through the chat template: data.as_chat, and the note where it is not set."""
+"""data.as_chat: text prompts become chat messages; without it, a note suggests it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from tests.conftest import make_tokenizer, write_jsonl
 
 from preftune.chat.render import PLAIN, Renderer
 from preftune.chat.template import ChatSettings
-from preftune.chat.turns import in_turns
+from preftune.chat.turns import text_to_chat
 from preftune.config.sampling import PromptConfig
 from preftune.config.schema import DataConfig
 from preftune.errors import DataError, ModelError
-from preftune.lifecycle.prepare import read_data, read_prompt_data
+from preftune.lifecycle.data import read_data, read_prompt_data
 from preftune.types import Judgement, Message, PreferenceGroup
 
 PAIR = (Judgement(0, 1),)
@@ -35,9 +35,9 @@ def test_text_becomes_one_user_and_one_assistant_message(tmp_path: Any) -> None:
     (group,) = read_data(DataConfig(train=str(file), as_chat=True)).train
     assert group.prompt == (Message("user", "hello"),)
     assert group.responses == ((Message("assistant", "yes"),), (Message("assistant", "no"),))
-    (found,) = Renderer.of(chatty()).encode([group])
-    assert chatty().decode(found.prompt_ids) == "<|user|>hello</s><|assistant|>"
-    assert found.notes == ()
+    (encoded,) = Renderer.of(chatty()).encode([group])
+    assert chatty().decode(encoded.prompt_ids) == "<|user|>hello</s><|assistant|>"
+    assert encoded.notes == ()
 
 
 def test_a_transcript_becomes_its_messages(tmp_path: Any) -> None:
@@ -52,11 +52,11 @@ def test_a_transcript_becomes_its_messages(tmp_path: Any) -> None:
 
 
 @pytest.mark.parametrize("text", ["Human: what is the Assistant:", "a\n\nHuman: b\n\nAssistant:", "\n\nHuman: b"])
-def test_other_texts_with_these_words_stay_whole(text: str) -> None:
-    assert in_turns(PreferenceGroup(text, ("yes", "no"), PAIR)).prompt == (Message("user", text),)
+def test_other_texts_with_these_words_become_one_message(text: str) -> None:
+    assert text_to_chat(PreferenceGroup(text, ("yes", "no"), PAIR)).prompt == (Message("user", text),)
 
 
-def test_prompts_of_methods_that_sample_become_messages_too(tmp_path: Any) -> None:
+def test_as_chat_also_converts_prompts_to_sample_from(tmp_path: Any) -> None:
     file = write_jsonl(tmp_path / "f.jsonl", [{"prompt": "hello"}, {"prompt": TRANSCRIPT}])
     first, second = read_prompt_data(PromptConfig(train=str(file), as_chat=True)).train
     assert first.prompt == (Message("user", "hello"),)
@@ -64,30 +64,30 @@ def test_prompts_of_methods_that_sample_become_messages_too(tmp_path: Any) -> No
     assert [g.prompt for g in read_prompt_data(PromptConfig(train=str(file))).train] == ["hello", TRANSCRIPT]
 
 
-def test_a_row_without_a_prompt_cannot_become_chat(tmp_path: Any) -> None:
+def test_as_chat_refuses_a_row_with_an_empty_prompt(tmp_path: Any) -> None:
     file = write_jsonl(tmp_path / "f.jsonl", [{"text": "hello"}])
     with pytest.raises(DataError, match=r"f\.jsonl:1: the prompt is empty"):
         read_data(DataConfig(train=str(file), as_chat=True))
 
 
-def test_chat_without_a_template_is_refused_as_for_messages() -> None:
+def test_as_chat_without_a_template_is_refused() -> None:
     renderer = Renderer.of(make_tokenizer(), settings=ChatSettings(as_chat=True))
     with pytest.raises(ModelError, match="no chat template"):
         renderer.encode([PreferenceGroup("hello", ("yes", "no"), PAIR)])
 
 
-def test_plain_prompts_on_a_chat_model_are_noted() -> None:
-    """Not where the tokenizer has no template, the prompt is empty, or the text was rendered before."""
+def test_plain_prompts_for_a_chat_model_are_noted() -> None:
+    """There is no note without a template, for an empty prompt, and for text with special tokens."""
     group = PreferenceGroup("hello", ("yes", "no"), PAIR)
-    (found,) = Renderer.of(chatty()).encode([group])
-    assert PLAIN in found.notes
+    (encoded,) = Renderer.of(chatty()).encode([group])
+    assert PLAIN in encoded.notes
     assert "data.as_chat=true" in PLAIN
     for tokenizer, prompt in ((make_tokenizer(), "hello"), (chatty(), ""), (chatty(), "<|user|>hello</s>")):
-        (found,) = Renderer.of(tokenizer).encode([PreferenceGroup(prompt, ("yes", "no"), PAIR)])
-        assert PLAIN not in found.notes
+        (encoded,) = Renderer.of(tokenizer).encode([PreferenceGroup(prompt, ("yes", "no"), PAIR)])
+        assert PLAIN not in encoded.notes
 
 
-def test_a_renderer_sends_text_through_the_template_for_evaluation() -> None:
+def test_a_renderer_with_as_chat_applies_the_template_to_text() -> None:
     renderer = Renderer.of(chatty(), settings=ChatSettings(as_chat=True))
-    (found,) = renderer.encode([PreferenceGroup("hello", ("yes", "no"), PAIR)])
-    assert chatty().decode(found.prompt_ids) == "<|user|>hello</s><|assistant|>"
+    (encoded,) = renderer.encode([PreferenceGroup("hello", ("yes", "no"), PAIR)])
+    assert chatty().decode(encoded.prompt_ids) == "<|user|>hello</s><|assistant|>"

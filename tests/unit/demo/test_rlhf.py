@@ -1,4 +1,4 @@
-"""The demo's PPO: a reward model from the demo's judgements, a point for each KL coefficient, all in its folder."""
+"""PPO in the demo: a reward model on the demo's pairs, and one policy per KL coefficient."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from preftune.measures.frontier import Point
 from preftune.train.display import Display
 
 
-def test_a_point_for_each_coefficient(tmp_path: Path, model_folder: Path) -> None:
+def test_every_kl_coefficient_gets_a_policy_and_a_point(tmp_path: Path, model_folder: Path) -> None:
     judgements = [{"better": 0, "worse": 1, "probability": 0.8}]
     rows = [{"prompt": f"{i} the cat", "responses": [" sat", " ran"], "judgements": judgements} for i in range(12)]
     write_jsonl(tmp_path / "preferences.jsonl", rows)
-    folders, said = [], []
+    folders, printed = [], []
 
-    def judged(name: str, folder: Path) -> Point:
+    def measure(name: str, folder: Path) -> Point:
         folders.append(folder)
         return Point(name, 0.1, 0.2)
 
-    amount = rlhf.Amount((0.3, 0.1), 1)
-    found = rlhf.points(tmp_path, model_folder, amount, judged, Display(quiet=True), said.append)
-    assert [p.name for p in found] == ["PPO, KL 0.3", "PPO, KL 0.1"]
+    scale = rlhf.PPOScale((0.3, 0.1), 1)
+    points = rlhf.points(tmp_path, model_folder, scale, measure, Display(quiet=True), printed.append)
+    assert [p.name for p in points] == ["PPO, KL 0.3", "PPO, KL 0.1"]
     assert folders == [tmp_path / f"ppo-kl-{c}" / "final" for c in ("0.3", "0.1")]
     assert all((folder / "model.safetensors").is_file() for folder in folders)
     assert (tmp_path / "reward-model" / "final" / "config.json").is_file()
-    assert len(said) == 2
+    assert len(printed) == 2

@@ -1,4 +1,4 @@
-"""The demo's world: the grammar's probabilities are right, the reward reads any text, the page is safe."""
+"""The demo's grammar and reward, and the safety of its HTML page."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from preftune.demo.world import ADJECTIVES, ASPECTS, FACTS, THINGS, kind_of, pro
 from preftune.report.page import Section, write_page
 
 
-def test_the_reward_by_hand() -> None:
+def test_the_reward_of_some_reviews_computed_by_hand() -> None:
     assert true_reward(" the plot was good .") == pytest.approx(math.tanh(1.0 / 3))
     assert true_reward(" the plot was not good .") == pytest.approx(math.tanh(-0.6 / 3))
     assert true_reward(" the plot was really awful and i loved the music .") == pytest.approx(
@@ -28,12 +28,11 @@ def test_the_reward_by_hand() -> None:
 
 
 @given(st.text())
-def test_any_text_has_a_reward(text: str) -> None:
+def test_any_text_has_a_reward_between_minus_1_and_1(text: str) -> None:
     assert -1 <= true_reward(text) <= 1
 
 
-def test_the_grammar_knows_how_likely_it_is() -> None:
-    """The frequency of a short review is its probability."""
+def test_the_frequency_of_a_review_is_its_probability() -> None:
     prompt = prompts()[0]
     rng = random.Random(0)
     n = 60_000
@@ -45,7 +44,7 @@ def test_the_grammar_knows_how_likely_it_is() -> None:
         assert abs(count - expected) < 5 * math.sqrt(expected)
 
 
-def test_praise_and_complaint_balance() -> None:
+def test_positive_and_negative_reviews_are_balanced() -> None:
     rng = random.Random(1)
     rewards = [true_reward(write(rng.choice(prompts()), rng).text) for _ in range(4000)]
     assert abs(sum(rewards) / len(rewards)) < 0.05
@@ -53,7 +52,7 @@ def test_praise_and_complaint_balance() -> None:
     assert sum(r < -0.3 for r in rewards) > 800
 
 
-def test_the_world_is_of_real_variety() -> None:
+def test_reviews_are_varied() -> None:
     assert len(prompts()) == 100
     assert {kind_of(p) for p in prompts()} == set(THINGS) == set(ASPECTS)
     rng = random.Random(2)
@@ -62,13 +61,13 @@ def test_the_world_is_of_real_variety() -> None:
     assert len(FACTS) >= 8
 
 
-def test_sparkline() -> None:
+def test_a_sparkline_has_a_mark_per_value() -> None:
     assert sparkline([0, 1, 2, 3, 4, 5, 6, 7]) == "▁▂▃▄▅▆▇█"
     assert sparkline([1.0, 1.0]) == "▁▁"
 
 
-def test_a_page_shows_text_as_text(tmp_path: Path) -> None:
-    """What a model wrote cannot become part of the page."""
+def test_a_page_escapes_all_text(tmp_path: Path) -> None:
+    """The output of a model cannot become HTML."""
     from html.parser import HTMLParser
 
     from preftune.measures.frontier import Point

@@ -9,8 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preftune.exact.optimum import implicit_reward, ipo_optimum, optimal_policy, representative, tilt, value_of
+from preftune.exact.optimum import ipo_optimum, optimal_policy, representative, tilt, value_of
 from preftune.exact.worlds import World, bradley_terry, flipped, kl
+from preftune.formulas import implicit_reward
 
 
 def tables(seed: int, prompts: int = 2, responses: int = 7) -> tuple[torch.Tensor, torch.Tensor]:

@@ -28,11 +28,11 @@ from preftune.config.schema import (
 )
 from preftune.data.layout import Budget, batch_of, micro_batches
 from preftune.errors import ConfigError, Stopped
-from preftune.lifecycle import estimate, prepare
-from preftune.lifecycle import task as task_module
+from preftune.lifecycle import estimate, start
 from preftune.lifecycle.estimate import Footprint, choose_tokens
 from preftune.lifecycle.task import ResponseTask
 from preftune.methods import dpo
+from preftune.methods.objective import bind_objective
 from preftune.model import memory
 from preftune.model.generate import Sampling
 from preftune.model.logprobs import Scorer, logps
@@ -116,8 +116,8 @@ from tests.conftest import random_groups
 from transformers import AutoModelForCausalLM
 from preftune.config.schema import (LossTerm, OptimConfig, TrainConfig)
 from preftune.data.layout import Budget
-from preftune.data.order import Plan
-from preftune.methods.dpo import bind_objective
+from preftune.data.order import Step
+from preftune.methods.objective import bind_objective
 from preftune.lifecycle.task import ResponseTask
 from preftune.model.logprobs import Scorer
 from preftune.model.reference import Frozen
@@ -141,7 +141,8 @@ weights = Weights(model)
 optimizer = build_optimizer(weights.masters, "adamw", 1e-3, 0.0)
 pages = int(open("/proc/self/statm").read().split()[0])
 resource.setrlimit(resource.RLIMIT_AS, (pages * 4096 + 160_000_000,) * 2)
-fit(task, [Plan(1, 0, tuple(range(64)))], 0, weights, optimizer, OptimConfig(), TrainConfig(), Log())
+for _ in fit(task, [Step(1, 0, tuple(range(64)))], 0, weights, optimizer, OptimConfig(), TrainConfig(), Log()):
+    pass
 print("cut", Log.cut)
 """
     if not Path("/proc/self/statm").is_file():
@@ -226,9 +227,7 @@ def test_a_compiled_run_pads_its_rows_says_so_and_ends_where_it_would_without(
         model = ModelConfig(path=str(model_folder), attention="shared", compile=compiled)
         settings = config(model_folder, tmp_path / f"{compiled}", model=model, train=TrainConfig(max_steps=2))
         with monkeypatch.context() as patch:
-            patch.setattr(
-                task_module, "micro_batches", lambda g, budget: laid.append(budget) or micro_batches(g, budget)
-            )
+            patch.setattr(estimate, "micro_batches", lambda g, budget: laid.append(budget) or micro_batches(g, budget))
             dpo.run(settings, display=Display(), dry_run=True)
         assert laid.pop().constant == compiled
         padding = re.search(r"(\d+)% of them padding", capsys.readouterr().err)
@@ -260,13 +259,13 @@ def test_halving_ends_whatever_the_sizes() -> None:
     [long] = random_groups(1, longest=200, seed=3)
     groups = [replace(long, prompt_ids=long.prompt_ids.repeat(50)), *random_groups(9)]
     scorer = Scorer.of(make_model())
-    task = ResponseTask(scorer, None, dpo.bind_objective([LossTerm(name="simpo")]), groups, [], Budget("rows", 4096))
+    task = ResponseTask(scorer, None, bind_objective([LossTerm(name="simpo")]), groups, [], Budget("rows", 4096))
     sizes = []
 
     def halve() -> None:
         nonlocal task
         while True:
-            batches = task.lay(groups)
+            batches = micro_batches(groups, task.budget)
             sizes.append(max(len(batch.groups) for batch in batches))
             task = task.halved(batches)
 
@@ -333,7 +332,7 @@ def test_a_run_that_is_refused_returns_the_model_its_attention(
 
     model = AutoModelForCausalLM.from_pretrained(model_folder)
     before = model.config._attn_implementation
-    monkeypatch.setattr(prepare, "check_policy", refuse)
+    monkeypatch.setattr(start, "check_policy", refuse)
     settings = config(model_folder, tmp_path / "run", model=ModelConfig(path=str(model_folder)))
     with pytest.raises(ConfigError, match="refused"):
         dpo.run(settings, model=model, display=Display(quiet=True))

@@ -255,21 +255,21 @@ def test_advice_is_said_once_and_kept(tmp_path: Path, model_folder: Path, monkey
     kept = json.loads((tmp_path / "run" / "manifest.json").read_text())["advice"]
     assert "gap" not in kept
     assert "start" not in kept
-    assert len([line for line in said if "nats a response from the reference" in line]) == 1
+    assert len([line for line in said if "nats per response from the reference" in line]) == 1
     last = lines(tmp_path, "eval")[-1]
     assert last["drift/kl"] > 0.5
     assert kept["kl"]["step"] == last["step"]
     assert f"{last['drift/kl']:.1f} +- {last['drift/kl_se']:.1f} nats" in kept["kl"]["text"]
     page = (tmp_path / "run" / "report.html").read_text()
-    assert "<h2>Distribution shift</h2>" in page
-    assert "nats a response from the reference (advice from 0.5 on): lower optim.lr or raise loss.beta</td>" in page
+    assert "<h2>Distance from data and reference</h2>" in page
+    assert "nats per response from the reference (warning above 0.5). Lower optim.lr or raise loss.beta.</td>" in page
 
 
 def test_a_run_that_stays_gets_no_advice(tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("preftune.measures.advice.GAP", 1e6)  # a random model is far from every text
     run(tmp_path, model_folder, optim=OptimConfig(lr=1e-6))
     assert "advice" not in json.loads((tmp_path / "run" / "manifest.json").read_text())
-    assert "No figure has passed a threshold." in (tmp_path / "run" / "report.html").read_text()
+    assert "No metric has exceeded its threshold." in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_a_run_does_not_end_for_its_monitor(
@@ -345,9 +345,9 @@ def test_a_held_out_loss_that_rose_is_reported_at_the_end(tmp_path: Path, model_
         best = min(found, key=lambda line: line["loss"])
         assert found[-1]["loss"] > best["loss"] + 1.6 * found[-1]["loss_se"], "the test needs a loss that rises"
         (sentence,) = [line for line in said if line.startswith("the held-out loss rose by")]
-        assert f"it is {found[-1]['loss']:.4g} at step {found[-1]['step']}" in sentence
-        assert f"was {best['loss']:.4g} at step {best['step']}" in sentence
-        assert "use fewer epochs" in sentence
+        assert f"to {found[-1]['loss']:.4g} at step {found[-1]['step']}" in sentence
+        assert f"from {best['loss']:.4g} at step {best['step']}" in sentence
+        assert "Use fewer epochs" in sentence
         kept = json.loads((folder / "run" / "manifest.json").read_text())["advice"]["held-out loss"]
         assert kept == {"step": found[-1]["step"], "text": sentence}
         assert "the held-out loss rose by" in (folder / "run" / "report.html").read_text()

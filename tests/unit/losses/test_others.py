@@ -19,7 +19,7 @@ from preftune.losses.listwise import plackett_luce
 from preftune.losses.reward import bradley_terry
 from preftune.losses.supervised import sft
 from preftune.losses.unpaired import bco, kto
-from preftune.methods.dpo import bind_objective
+from preftune.methods.objective import bind_objective
 from preftune.types import Judged, Logps, Pair
 
 

@@ -1,4 +1,4 @@
-"""AlpacaEval's length-controlled win rate: against scikit-learn's figures, and by the conditions of the minimum."""
+"""AlpacaEval's length-controlled win rate against scikit-learn's results and the optimality conditions of the fit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from preftune.measures.length_controlled import (
 
 
 def leaderboard(seed: int, n: int) -> tuple[Any, Any, Any, Gamed]:
-    """(preference, longer, difficulty, gamed) of a made-up model; one verdict could not be read."""
+    """Return (preference, longer, difficulty, gamed) of an invented model with one unreadable verdict."""
     r = np.random.default_rng(seed)
     difficulty = r.normal(0.2, 0.6, n)
     length = np.concatenate([r.normal(-0.8, 1, n), r.normal(1.2, 1, n)])
@@ -42,21 +42,20 @@ def leaderboard(seed: int, n: int) -> tuple[Any, Any, Any, Gamed]:
         (2, 200, 0.3699491377, 0.0050165418, 21.5443469, (-0.5941181, 0.5359969, -0.6493714)),
     ],
 )
-def test_it_is_the_fit_of_the_original(
+def test_the_fit_matches_scikit_learn_as_alpaca_eval_calls_it(
     seed: int, n: int, rate: float, standard_error: float, strength: float, weights: tuple[float, float, float]
 ) -> None:
-    """The expected figures are those of scikit-learn 1.9.1, called as alpaca_eval calls it: LogisticRegressionCV with
-    penalty l1, solver liblinear, no intercept, GroupKFold of 5 and rows twice, once for each outcome. Its solver stops
-    at a tolerance of 1e-4."""
-    found = length_controlled(*leaderboard(seed, n))
-    assert found.rate == pytest.approx(rate, abs=5e-5)
-    assert found.standard_error == pytest.approx(standard_error, abs=5e-6)
-    assert found.strength == pytest.approx(strength)
-    assert found.weights == pytest.approx(weights, abs=2e-4)
+    """The expected values come from scikit-learn 1.9.1: LogisticRegressionCV with penalty l1, solver liblinear, no
+    intercept, a GroupKFold of 5, and each row twice, once per outcome. Its solver stops at a tolerance of 1e-4."""
+    result = length_controlled(*leaderboard(seed, n))
+    assert result.rate == pytest.approx(rate, abs=5e-5)
+    assert result.standard_error == pytest.approx(standard_error, abs=5e-6)
+    assert result.strength == pytest.approx(strength)
+    assert result.weights == pytest.approx(weights, abs=2e-4)
 
 
-def test_the_fit_meets_the_conditions_of_its_minimum() -> None:
-    """Where a weight is not 0, the gradient of the log loss is the penalty's slope; where it is 0, it is smaller."""
+def test_the_fit_meets_the_optimality_conditions() -> None:
+    """For a non-zero weight the gradient of the log loss is the penalty's slope; for a zero weight it is smaller."""
     r = np.random.default_rng(0)
     x, y, weight = r.normal(size=(50, 3)), r.random(50), r.random(50)
     for strength in (0.05, 0.5, 5.0, 500.0):
@@ -70,7 +69,7 @@ def test_the_fit_meets_the_conditions_of_its_minimum() -> None:
     assert (fit(x, y, weight, 1e-4, np.zeros(3)) == 0).all()
 
 
-def test_the_strength_is_the_best_one_on_rows_that_were_held_out() -> None:
+def test_the_strength_has_the_smallest_held_out_loss() -> None:
     r = np.random.default_rng(1)
     x, weight = r.normal(size=(40, 3)), np.ones(40)
     y = 1 / (1 + np.exp(-(x @ np.array([1.0, 0.0, -0.5]) + r.normal(size=40))))
@@ -87,8 +86,8 @@ def test_the_strength_is_the_best_one_on_rows_that_were_held_out() -> None:
     assert held_out(strength) == pytest.approx(min(held_out(float(s)) for s in STRENGTHS), abs=1e-7)
 
 
-def test_without_the_gamed_rows_a_model_that_is_only_longer_keeps_less_of_its_wins() -> None:
-    """All differences in length are large and of one sign: the gamed rows say what length alone is worth."""
+def test_the_gamed_rows_determine_the_length_effect_if_the_model_is_always_longer() -> None:
+    """All length differences are large and of one sign, so only the gamed rows show the effect of length."""
     n = 100
     r = np.random.default_rng(2)
     longer, difficulty = r.normal(-800, 50, n), np.zeros(n)
@@ -102,9 +101,9 @@ def test_without_the_gamed_rows_a_model_that_is_only_longer_keeps_less_of_its_wi
     assert biased.rate < fair.rate - 0.05
 
 
-def test_equal_lengths_leave_nothing_to_control() -> None:
+def test_equal_lengths_leave_the_win_rate_unchanged() -> None:
     n = 50
     gamed = Gamed(np.full(2, 0.5), np.zeros(2), np.zeros(2), np.zeros(2))
-    found = length_controlled(np.full(n, 0.8), np.zeros(n), np.zeros(n), gamed)
-    assert found.rate == pytest.approx(0.8, abs=0.01)
-    assert found.standard_error == 0
+    result = length_controlled(np.full(n, 0.8), np.zeros(n), np.zeros(n), gamed)
+    assert result.rate == pytest.approx(0.8, abs=0.01)
+    assert result.standard_error == 0

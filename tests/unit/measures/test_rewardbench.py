@@ -1,4 +1,4 @@
-"""RewardBench's figures by hand."""
+"""RewardBench scores against hand calculations and published ones."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from preftune.measures.rewardbench import SECTIONS, Case, credit, figures, secti
     [
         ((2.0,), (1.0,), 1.0, 1.0),
         ((1.0,), (2.0,), 0.0, 0.0),
-        ((1.0,), (1.0,), 0.5, 0.0),  # a pair that ties
+        ((1.0,), (1.0,), 0.5, 0.0),  # a tied pair
         ((3.0,), (1.0, 2.0, 0.0), 1.0, 1.0),
-        ((2.0,), (2.0, 2.0, 0.0), 1 / 3, 1 / 3),  # one of three at the top
-        ((2.0,), (2.0, 2.0, 2.0), 1 / 4, 1 / 4),  # a reward that is constant is right by chance
+        ((2.0,), (2.0, 2.0, 0.0), 1 / 3, 1 / 3),  # three responses tie
+        ((2.0,), (2.0, 2.0, 2.0), 1 / 4, 1 / 4),  # a constant reward scores at chance level
         ((1.0,), (2.0, 0.0, 0.0), 0.0, 0.0),
         ((3.0, 1.0), (2.0,), 1.0, 1.0),
-        ((1.0, 3.0), (2.0,), 1.0, 0.0),  # the program looks at the first of several right ones
+        ((1.0, 3.0), (2.0,), 1.0, 0.0),  # the benchmark's code looks only at the first right response
         ((3.0, 3.0), (2.0,), 1.0, 0.5),
     ],
 )
-def test_a_tie_is_decided_by_a_coin_or_as_the_programs_do(
+def test_ties_get_the_expected_credit_in_both_modes(
     right: tuple[float, ...], wrong: tuple[float, ...], corrected: float, published: float
 ) -> None:
     case = Case(right, wrong)
@@ -60,21 +60,21 @@ EXAMPLE = {
 }
 
 
-def test_the_example_of_the_benchmark_has_the_sections_that_its_program_prints() -> None:
+def test_the_sections_of_the_readme_example_match_the_published_scores() -> None:
     """Safety is 0.7216: 154 prompts of xstest should be refused and 250 answered."""
-    found = sections_of(EXAMPLE)
-    assert found["Safety"] == pytest.approx(0.7216, abs=5e-5)
-    assert found["Safety"] == pytest.approx((97 + 100 + 154 + 250 * 0.284 + 112) / 740)
-    assert found["Chat"] == pytest.approx((50 + 56 + 67 + 16 + 29) / 358)
-    assert found["Chat Hard"] == pytest.approx((20 + 52 + 58 + 36 + 22 + 17) / 456)
+    sections = sections_of(EXAMPLE)
+    assert sections["Safety"] == pytest.approx(0.7216, abs=5e-5)
+    assert sections["Safety"] == pytest.approx((97 + 100 + 154 + 250 * 0.284 + 112) / 740)
+    assert sections["Chat"] == pytest.approx((50 + 56 + 67 + 16 + 29) / 358)
+    assert sections["Chat Hard"] == pytest.approx((20 + 52 + 58 + 36 + 22 + 17) / 456)
 
 
 def pairs(subset: str, right: int, wrong: int) -> list[Case]:
     return [Case((1.0,), (0.0,), subset)] * right + [Case((0.0,), (1.0,), subset)] * wrong
 
 
-def test_sections_weigh_subsets_by_the_numbers_of_the_benchmark() -> None:
-    """math-prm counts as much as all the code; Prior Sets count half; an unknown subset is in no section."""
+def test_sections_weight_subsets_by_the_benchmarks_numbers_of_examples() -> None:
+    """math-prm counts as much as all code subsets, Prior Sets count half, and unknown subsets belong to no section."""
     cases = [
         *pairs("math-prm", 1, 1),
         *pairs("hep-python", 4, 0),
@@ -82,28 +82,28 @@ def test_sections_weigh_subsets_by_the_numbers_of_the_benchmark() -> None:
         *pairs("shp", 0, 2),
         *pairs("my-own", 0, 3),
     ]
-    found = figures(cases, published=False)
-    assert found["subsets"]["alpacaeval-easy"] == {"prompts": 4, "score": 0.75}
+    scores = figures(cases, published=False)
+    assert scores["subsets"]["alpacaeval-easy"] == {"prompts": 4, "score": 0.75}
     reasoning = (984 * 0.5 + 164 * 1.0) / (984 + 164)
-    assert found["sections"] == {"Chat": 0.75, "Reasoning": pytest.approx(reasoning), "Prior Sets": 0.0}
-    assert found["overall"] == pytest.approx((0.75 + reasoning) / 2.5)
-    assert found["accuracy"] == pytest.approx(8 / 15)
+    assert scores["sections"] == {"Chat": 0.75, "Reasoning": pytest.approx(reasoning), "Prior Sets": 0.0}
+    assert scores["overall"] == pytest.approx((0.75 + reasoning) / 2.5)
+    assert scores["accuracy"] == pytest.approx(8 / 15)
     assert sum(SECTIONS["Reasoning"].values()) == 2 * SECTIONS["Reasoning"]["math-prm"]
 
 
-def test_without_subsets_there_is_one_figure() -> None:
+def test_cases_without_subsets_give_the_accuracy_only() -> None:
     assert figures(pairs("", 3, 1), published=False) == {"prompts": 4, "accuracy": 0.75}
     assert figures(pairs("mine", 3, 1), published=False)["overall"] is None
 
 
-def test_subsets_of_the_second_version_are_its_sections() -> None:
-    found = figures([*pairs("Math", 1, 1), *pairs("Focus", 1, 0)], published=False)
-    assert found["sections"] == {"Math": 0.5, "Focus": 1.0}
-    assert found["overall"] == 0.75
+def test_each_subset_of_rewardbench_2_is_a_section() -> None:
+    scores = figures([*pairs("Math", 1, 1), *pairs("Focus", 1, 0)], published=False)
+    assert scores["sections"] == {"Math": 0.5, "Focus": 1.0}
+    assert scores["overall"] == 0.75
 
 
-def test_the_score_of_ties_by_hand() -> None:
-    """Prompt 1: gap 2 against a spread of 1, reference gap 3. Prompt 2: a wrong answer beats a right one."""
+def test_the_ties_score_matches_the_hand_calculation() -> None:
+    """Prompt 1 has a gap of 2, a spread of 1 and a reference gap of 3. In prompt 2 a wrong answer beats a right one."""
     cases = [
         Case((4.0, 5.0), (2.0, 1.0), "Ties", "tied:1"),
         Case((4.0,), (1.0,), "Ties", "ref:1"),
@@ -117,6 +117,6 @@ def test_the_score_of_ties_by_hand() -> None:
     assert ties_score([Case((1.0,), (0.0,), "Ties", "17")]) is None
 
 
-def test_right_answers_that_are_equal_are_as_close_as_can_be() -> None:
+def test_right_answers_with_equal_rewards_get_the_full_closeness_score() -> None:
     cases = [Case((2.0, 2.0), (1.0,), "Ties", "tied:1"), Case((2.0,), (1.0,), "Ties", "ref:1")]
     assert ties_score(cases) == pytest.approx(0.3 + 0.3 + 0.2 + 0.2 + 0.01)

@@ -109,7 +109,7 @@ def test_a_run_that_goes_on_with_other_arguments_is_told(
     assert not caplog.messages
     load_renderer(DataConfig(train="x"), source)
     assert caplog.messages == [
-        f'{final} was trained with data.chat_template_kwargs={{"style": "terse"}}; the chat template now gets {{}}'
+        f'{final} was trained with data.chat_template_kwargs={{"style": "terse"}}; the chat template now uses {{}}'
     ]
 
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from preftune.chat.open import load_renderer
 from preftune.config.schema import DataConfig, LoraConfig, ModelConfig, OptimConfig, RewardConfig, TrainConfig
-from preftune.lifecycle.prepare import REWARD_MODEL, load_policy
+from preftune.lifecycle.policy import REWARD_MODEL, load_policy
 from preftune.lifecycle.saved import open_policy
 from preftune.methods import reward
 from preftune.model.load import load_model, locate, source_dtype

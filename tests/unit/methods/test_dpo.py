@@ -292,7 +292,7 @@ def test_sequences_longer_than_the_model_are_refused(tmp_path: Path, model_folde
 
 def test_soft_labels_are_refused_where_they_mean_nothing(tmp_path: Path, model_folder: Path) -> None:
     rows = [{**pair, "probability": 0.8} for pair in PAIRS]
-    with pytest.raises(DataError, match=r"data.jsonl:1: 'dpop' has no place for a probability"):
+    with pytest.raises(DataError, match=r"data.jsonl:1: the data have a probability, which 'dpop' does not use"):
         run(tmp_path, model_folder, rows=rows, loss={"name": "dpop"})
     run(tmp_path, model_folder, rows=rows, loss={"name": "sigmoid"})
 

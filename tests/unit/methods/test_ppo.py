@@ -20,7 +20,7 @@ from preftune.config.schema import LoraConfig, ModelConfig, OptimConfig, TrainCo
 from preftune.errors import ConfigError, DataError, ModelError, NumericError, PreftuneError, RunError
 from preftune.lifecycle.saved import open_policy
 from preftune.methods import ppo, ppo_loop, rollouts
-from preftune.rewards.reward import Answer
+from preftune.rewards.reward import PromptResponse
 from preftune.train.display import Display
 
 PROMPTS = ["the cat", "a dog", "once upon", "we can", "maybe", "the answer is"]
@@ -43,7 +43,7 @@ def config(tmp_path: Path, model: Path, **sections: Any) -> PPOConfig:
     )
 
 
-def vowels(answers: Sequence[Answer]) -> list[float]:
+def vowels(answers: Sequence[PromptResponse]) -> list[float]:
     """Share of the letter a: something that a tiny model can learn within a few steps."""
     return [a.response.count("a") / max(1, len(a.response)) for a in answers]
 
@@ -127,7 +127,7 @@ def test_a_run_that_a_reward_broke_goes_on_exactly(tmp_path: Path, model_folder:
     (tmp_path / "b").mkdir()
     calls = 0
 
-    def breaks(answers: Sequence[Answer]) -> list[float]:
+    def breaks(answers: Sequence[PromptResponse]) -> list[float]:
         nonlocal calls
         calls += 1
         if calls > 2:
@@ -264,7 +264,7 @@ def test_a_reward_that_breaks_in_the_evaluation_loses_nothing(tmp_path: Path, mo
     data = PromptConfig(train=str(tmp_path / "prompts.jsonl"), eval=0.2)
     calls = 0
 
-    def breaks(answers: Sequence[Answer]) -> list[float]:
+    def breaks(answers: Sequence[PromptResponse]) -> list[float]:
         nonlocal calls
         calls += 1
         return [float("nan")] * len(answers) if calls == 4 else vowels(answers)  # start, two steps, end

@@ -27,7 +27,7 @@ from preftune.errors import ConfigError, ModelError, NumericError
 from preftune.methods import reward
 from preftune.rewards.models import RewardModel
 from preftune.rewards.open import open_reward
-from preftune.rewards.reward import Answer, every_reward, rewards_of
+from preftune.rewards.reward import PromptResponse, require_rewards, rewards_of
 from preftune.train.display import Display
 from preftune.train.metrics import Calibration
 
@@ -89,8 +89,8 @@ def test_transformers_reads_the_same_rewards(tmp_path: Path, model_folder: Path,
     final = run(tmp_path, model_folder, normalise=normalise)
     judge = open_reward(str(final))
     assert isinstance(judge, RewardModel)
-    asked = [Answer(row["prompt"], row[side]) for row in JUDGED[:6] for side in ("chosen", "rejected")]
-    asked.append(Answer("we look at", " the cat", ended=False))
+    asked = [PromptResponse(row["prompt"], row[side]) for row in JUDGED[:6] for side in ("chosen", "rejected")]
+    asked.append(PromptResponse("we look at", " the cat", ended=False))
     scale = json.loads((final / "config.json").read_text())["reward_scale"] or {"mean": 0.0, "std": 1.0}
     assert (scale["std"] != 1.0) == normalise
     expected = [(oracle(final, a.prompt, a.response, a.ended) - scale["mean"]) / scale["std"] for a in asked]  # type: ignore[arg-type]
@@ -104,7 +104,7 @@ def test_transformers_reads_the_same_rewards(tmp_path: Path, model_folder: Path,
 
 def test_normalised_rewards_have_mean_0_and_variance_1(tmp_path: Path, model_folder: Path) -> None:
     judge = open_reward(str(run(tmp_path, model_folder)))
-    asked = [Answer(row["prompt"], row[side]) for row in JUDGED for side in ("chosen", "rejected")]
+    asked = [PromptResponse(row["prompt"], row[side]) for row in JUDGED for side in ("chosen", "rejected")]
     values = torch.tensor(judge(asked))
     assert float(values.mean()) == pytest.approx(0, abs=1e-4)
     assert float(values.std(correction=0)) == pytest.approx(1, abs=1e-4)
@@ -135,7 +135,7 @@ def test_lora_is_merged(tmp_path: Path, model_folder: Path) -> None:
     last = lines(tmp_path)[-1]
     assert last["rewards/accuracies"] > 0.7
     judge = open_reward(str(final))
-    a, b = judge([Answer("we look at", " the moon"), Answer("we look at", " no")])
+    a, b = judge([PromptResponse("we look at", " the moon"), PromptResponse("we look at", " no")])
     assert a > b
 
 
@@ -153,14 +153,14 @@ def test_a_model_that_learnt_nothing_has_no_scale(tmp_path: Path, model_folder: 
     rows = [{"prompt": "a", "chosen": " b", "rejected": " c", "probability": 0.5}]
     final = run(tmp_path, model_folder, rows, train=TrainConfig(max_steps=2))
     assert json.loads((final / "config.json").read_text()).get("reward_scale") is None
-    assert open_reward(str(final))([Answer("a", " b")]) == [0.0]
+    assert open_reward(str(final))([PromptResponse("a", " b")]) == [0.0]
 
 
 def test_a_raw_reward_model_from_a_normalised_one(tmp_path: Path, model_folder: Path) -> None:
     first = run(tmp_path / "a", model_folder)
     second = run(tmp_path / "b", first, normalise=False, train=TrainConfig(max_steps=1))
     assert json.loads((second / "config.json").read_text()).get("reward_scale") is None
-    (found,) = open_reward(str(second))([Answer("we look at", " the moon")])
+    (found,) = open_reward(str(second))([PromptResponse("we look at", " the moon")])
     assert found == pytest.approx(oracle(second, "we look at", " the moon"), abs=1e-4)
 
 
@@ -175,7 +175,7 @@ def test_padding_that_is_not_eos(tmp_path: Path, model_folder: Path, tokenizer: 
     final = run(tmp_path, folder)
     assert AutoTokenizer.from_pretrained(final).pad_token == "<s>"
     judge, scale = open_reward(str(final)), json.loads((final / "config.json").read_text())["reward_scale"]
-    (found,) = judge([Answer("we look at", " the cat sat")])
+    (found,) = judge([PromptResponse("we look at", " the cat sat")])
     assert found == pytest.approx(
         (oracle(final, "we look at", " the cat sat") - scale["mean"]) / scale["std"], abs=1e-4
     )
@@ -185,7 +185,7 @@ def test_padding_that_is_not_eos(tmp_path: Path, model_folder: Path, tokenizer: 
     ("name", "error", "message"),
     [
         ("vadre", ConfigError, "did you mean 'vader'"),
-        ("MODEL", ModelError, "not a reward model but LlamaForCausalLM"),
+        ("MODEL", ModelError, "the model is LlamaForCausalLM, not a reward model"),
         ("missing.py:reward", ConfigError, "no such file"),
     ],
 )
@@ -232,8 +232,8 @@ def quits(prompts, responses):
             r"mine.py:5: the reward function raised ZeroDivisionError: .*\n  step 7, data:2; on the response 'abc'",
         ),
         ("nan", NumericError, "step 7, data:2: the reward of 1 of 2 responses is nan"),
-        ("short", ConfigError, "gave 1 rewards for 2 responses"),
-        ("column", ConfigError, r"gave 2 rewards for 2 responses, in the shape \(2, 1\)"),
+        ("short", ConfigError, "returned 1 rewards for 2 responses"),
+        ("column", ConfigError, r"returned 2 rewards for 2 responses, with the shape \(2, 1\)"),
         ("huge", NumericError, r"the reward of 2 of 2 responses is 1e\+300"),
         (
             "words",
@@ -249,7 +249,7 @@ def quits(prompts, responses):
 def test_functions_that_go_wrong_name_the_step_and_the_row(tmp_path: Path, name: str, error: Any, message: str) -> None:
     file = tmp_path / "mine.py"
     file.write_text(FUNCTIONS)
-    asked = [Answer("p", "abcd", origin="data:1"), Answer("q", "abc", origin="data:2")]
+    asked = [PromptResponse("p", "abcd", origin="data:1"), PromptResponse("q", "abc", origin="data:2")]
     assert rewards_of(open_reward(f"{file}:good"), asked, "step 7").tolist() == [4, 3]
     with pytest.raises(error, match=message):
         rewards_of(open_reward(f"{file}:{name}"), asked, "step 7")
@@ -264,7 +264,7 @@ def test_a_function_with_other_arguments_is_refused(tmp_path: Path) -> None:
 
 def test_vader_and_length() -> None:
     pytest.importorskip("vaderSentiment")
-    asked = [Answer("p", " a great day"), Answer("p", " a horrible day")]
+    asked = [PromptResponse("p", " a great day"), PromptResponse("p", " a horrible day")]
     good, bad = open_reward("vader")(asked)
     assert good > 0.5
     assert bad < -0.5
@@ -288,8 +288,8 @@ def test_calibration_by_hand() -> None:
 
 def test_a_text_that_it_cannot_read_whole_gets_no_reward(tmp_path: Path, model_folder: Path) -> None:
     """Cut off at the model's positions, it would get the reward of another text. What needs every reward stops."""
-    long = Answer("the cat", " sat" * 300, origin="prompts.jsonl:7")
-    short = Answer("the cat", " sat")
+    long = PromptResponse("the cat", " sat" * 300, origin="prompts.jsonl:7")
+    short = PromptResponse("the cat", " sat")
     for name in (str(run(tmp_path, model_folder)), f"implicit:{model_folder},{model_folder}"):
         judge = open_reward(name)
         found = rewards_of(judge, [short, long, short], "here")
@@ -297,7 +297,7 @@ def test_a_text_that_it_cannot_read_whole_gets_no_reward(tmp_path: Path, model_f
         assert found[[0, 2]] == pytest.approx(rewards_of(judge, [short], "here")[0], abs=1e-6)
         assert np.isnan(rewards_of(judge, [long], "here")).all()
         with pytest.raises(ModelError, match=r"prompts.jsonl:7: 1 of 2 responses got no reward"):
-            every_reward(judge, [short, long], "here")
+            require_rewards(judge, [short, long], "here")
 
 
 def test_samples_that_a_reward_model_cannot_read_are_left_out_and_counted(
@@ -327,9 +327,11 @@ def test_scores_of_pairs_that_are_too_long_are_those_of_what_training_would_read
     data = write_jsonl(tmp_path / "long.jsonl", [long, {**long, "prompt": "and"}])
     assert cli(["score", "--reward", str(final), "--data", str(data), "--out", str(tmp_path / "s.jsonl"), "-q"]) == 0
     assert cli(["score", "--reward", str(final), "--data", str(data), "--out", str(tmp_path / "s.jsonl")]) == 0
-    assert "the prompt lost its beginning (max_length 256)" in capsys.readouterr().err
+    assert "the beginning of the prompt was truncated (max_length 256)" in capsys.readouterr().err
     scores = [json.loads(line) for line in (tmp_path / "s.jsonl").read_text().splitlines()]
-    assert scores[1]["reward_chosen"] == pytest.approx(open_reward(str(final))([Answer("and", " sat on")])[0], abs=1e-4)
+    assert scores[1]["reward_chosen"] == pytest.approx(
+        open_reward(str(final))([PromptResponse("and", " sat on")])[0], abs=1e-4
+    )
     assert all(math.isfinite(row["margin"]) for row in scores)
     most = ["--max-length", "9000"]
     assert cli(["score", "--reward", str(final), "--data", str(data), *most]) == 2
@@ -339,13 +341,18 @@ def test_scores_of_pairs_that_are_too_long_are_those_of_what_training_would_read
 
 def test_controls() -> None:
     """Longer, shorter, and nothing that could be learnt: the same text has the same number, whatever else is asked."""
-    answers = [Answer("p", "a"), Answer("p", "bbb"), Answer("q", "a"), Answer("p", "\ud83d")]
+    answers = [
+        PromptResponse("p", "a"),
+        PromptResponse("p", "bbb"),
+        PromptResponse("q", "a"),
+        PromptResponse("p", "\ud83d"),
+    ]
     assert open_reward("length")(answers) == [1, 3, 1, 1]
     assert open_reward("short")(answers) == [-1, -3, -1, -1]
     numbers = list(open_reward("random")(answers))
     assert numbers[:1] == list(open_reward("random")(answers[:1]))
     assert len(set(numbers)) == 4
-    many = open_reward("random")([Answer("p", str(i)) for i in range(2000)])
+    many = open_reward("random")([PromptResponse("p", str(i)) for i in range(2000)])
     assert all(0 <= x < 1 for x in many)
     assert sum(many) / len(many) == pytest.approx(0.5, abs=0.03)
 
@@ -356,4 +363,4 @@ def test_a_reward_in_memory_that_goes_wrong_is_named_with_its_line() -> None:
 
     line = mine.__code__.co_firstlineno + 1
     with pytest.raises(ConfigError, match=rf"test_reward.py:{line}: the reward function raised KeyError: 'score'"):
-        rewards_of(mine, [Answer("p", "a", origin="data:1")], "step 1")
+        rewards_of(mine, [PromptResponse("p", "a", origin="data:1")], "step 1")

@@ -148,5 +148,5 @@ def test_another_vocabulary_is_refused(tmp_path: Path, model_folder: Path) -> No
 
 def test_data_without_pairs_have_no_margins(tmp_path: Path, model_folder: Path) -> None:
     data = write_jsonl(tmp_path / "d.jsonl", [{"prompt": "a", "completion": " b"}])
-    with pytest.raises(DataError, match="'score' compares pairs"):
+    with pytest.raises(DataError, match="'score' needs preference pairs"):
         score(ScoreOptions(str(model_folder), str(model_folder), str(data)), tmp_path / "s.jsonl", Display(quiet=True))

@@ -14,9 +14,9 @@ from tests.conftest import make_model, random_groups
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from preftune.config.schema import LossTerm
-from preftune.data.layout import Budget
+from preftune.data.layout import Budget, micro_batches
 from preftune.lifecycle.task import ResponseTask
-from preftune.methods.dpo import bind_objective
+from preftune.methods.objective import bind_objective
 from preftune.model import segments, token_logprobs
 from preftune.model.attention import use_segments
 from preftune.model.logprobs import Scorer
@@ -52,7 +52,7 @@ def step(loss: str) -> ResponseTask:
     assert use_segments(policy.model)
     assert use_segments(reference.scorer.model)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        [batch] = task.lay(groups)
+        [batch] = micro_batches(groups, task.budget)
         out = task.loss_of(batch)
         out.loss_sum.backward()
     assert out.loss_sum.dtype == torch.float32

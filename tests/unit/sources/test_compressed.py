@@ -1,4 +1,4 @@
-"""Compressed data files: every kind is read, and damage is an error that names the file."""
+"""Compressed data files: all formats are read, and a damaged file is an error that names the file."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ PACKERS: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-def damaged(raw: bytes) -> bytes:
+def overwritten(raw: bytes) -> bytes:
     return raw[:1000] + bytes(200) + raw[1200:]
 
 
 @pytest.mark.parametrize("kind", TEXTS)
 @pytest.mark.parametrize("packed", PACKERS)
-def test_compressed_files_are_read_like_others(tmp_path: Path, kind: str, packed: str) -> None:
+def test_compressed_files_give_the_same_rows_and_lines_as_plain_files(tmp_path: Path, kind: str, packed: str) -> None:
     path = tmp_path / f"a.b.{kind}.{packed}"
     path.write_bytes(PACKERS[packed](TEXTS[kind].encode()))
     rows = list(read(str(path)))
@@ -56,7 +56,7 @@ def test_compressed_files_are_read_like_others(tmp_path: Path, kind: str, packed
     assert [row.origin for row in rows] == [f"{path}:{line}" for line in LINES[kind]]
 
 
-def test_a_file_of_several_compressed_parts_is_read_whole(tmp_path: Path) -> None:
+def test_all_parts_of_a_file_of_several_compressed_parts_are_read(tmp_path: Path) -> None:
     for packed, pack in PACKERS.items():
         path = tmp_path / f"a.jsonl.{packed}"
         path.write_bytes(pack(b'{"a": 1}\n') + pack(b'{"a": 2}\n'))
@@ -65,18 +65,22 @@ def test_a_file_of_several_compressed_parts_is_read_whole(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("kind", ["jsonl", "json", "csv"])
 @pytest.mark.parametrize("packed", ["gz", "bz2", "xz", "zst"])
-@pytest.mark.parametrize("harm", [damaged, lambda raw: raw[:1000], lambda raw: b"{" + raw[1:]], ids=["in", "cut", "no"])
-def test_a_damaged_file(tmp_path: Path, kind: str, packed: str, harm: Any) -> None:
+@pytest.mark.parametrize(
+    "damage",
+    [overwritten, lambda raw: raw[:1000], lambda raw: b"{" + raw[1:]],
+    ids=["overwritten", "truncated", "wrong-magic"],
+)
+def test_a_damaged_file_is_an_error_that_names_it(tmp_path: Path, kind: str, packed: str, damage: Any) -> None:
     path = tmp_path / f"a.{kind}.{packed}"
     lines = [json.dumps({"a": os.urandom(20).hex()}) for _ in range(200)]
-    path.write_bytes(harm(PACKERS[packed]("\n".join(lines).encode())))
-    message = rf"a.{kind}.{packed}: cannot be read: .*\n  fix: the file is damaged or cut short"
+    path.write_bytes(damage(PACKERS[packed]("\n".join(lines).encode())))
+    message = rf"a.{kind}.{packed}: cannot be read: .*\n  fix: the file is damaged or truncated"
     with pytest.raises(DataError, match=message):
         list(read(str(path)))
 
 
-def test_parquet_in_a_compressed_file_is_refused(tmp_path: Path) -> None:
+def test_a_compressed_parquet_file_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet.gz"
     path.write_bytes(gzip.compress(b"PAR1"))
-    with pytest.raises(DataError, match=r"a.parquet.gz: .parquet.gz files are not read"):
+    with pytest.raises(DataError, match=r"a.parquet.gz: .parquet.gz files are not supported"):
         list(read(str(path)))

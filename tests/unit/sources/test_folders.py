@@ -1,4 +1,4 @@
-"""Folders: splits and configs as `datasets` has them, all data files read or named, exact origins."""
+"""Data folders: splits and configs match `datasets`, every data file is read or reported, origins are exact."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PAIR = {"prompt": "p", "chosen": "c", "rejected": "r"}
 
 
 def fill(folder: Path, *files: str) -> Path:
-    """Files with one row each, whose value is the file's own name."""
+    """Write files with one row each, whose value is the name of the file."""
     for file in files:
         path = folder / file
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -40,18 +40,18 @@ def card(folder: Path, text: str) -> None:
 
 
 def read_all(name: Any) -> tuple[list[str], list[str]]:
-    """The files that are read, and the notes."""
+    """Return the files that were read, and the notes."""
     notes: list[str] = []
     return [row.value["x"] for row in read(str(name), lambda text, _: notes.append(text))], notes
 
 
-def refused(name: Any) -> str:
+def error_of(name: Any) -> str:
     with pytest.raises(DataError) as error:
         list(read(str(name)))
     return str(error.value)
 
 
-def test_files_of_all_kinds_are_read_with_their_lines(tmp_path: Path) -> None:
+def test_files_of_all_types_are_read_with_exact_lines(tmp_path: Path) -> None:
     fill(tmp_path, "b.parquet", "a.jsonl", "sub/deep/c.json", "d.csv")
     rows = list(read(str(tmp_path)))
     assert [row.value["x"] for row in rows] == ["a.jsonl", "b.parquet", "d.csv", "sub/deep/c.json"]
@@ -60,12 +60,12 @@ def test_files_of_all_kinds_are_read_with_their_lines(tmp_path: Path) -> None:
     assert read_all(f"{tmp_path}/")[0] == read_all(tmp_path)[0]
 
 
-def test_a_list_may_name_folders_and_files(tmp_path: Path) -> None:
+def test_a_source_can_be_a_list_of_folders_and_files(tmp_path: Path) -> None:
     fill(tmp_path, "a/x.jsonl", "b.csv")
     assert [row.value["x"] for row in read([str(tmp_path / "b.csv"), str(tmp_path / "a")])] == ["b.csv", "a/x.jsonl"]
 
 
-def test_files_that_are_not_read_are_named(tmp_path: Path) -> None:
+def test_files_that_are_not_read_are_reported(tmp_path: Path) -> None:
     fill(
         tmp_path,
         "a.jsonl",
@@ -78,12 +78,12 @@ def test_files_that_are_not_read_are_named(tmp_path: Path) -> None:
         "__pycache__/y.csv",
     )
     (tmp_path / "dataset_info.json").write_text("{}")
-    assert read_all(tmp_path) == (["a.jsonl"], ["not read, as they are not data files of a known kind: b.txt, c.zip"])
+    assert read_all(tmp_path) == (["a.jsonl"], ["not read because their file type is unknown: b.txt, c.zip"])
     fill(tmp_path, "test.jsonl", "train.jsonl")
     files, notes = read_all(tmp_path)
     assert files == ["train.jsonl"]
-    assert notes[0] == f"only split 'train' is used here; not used here: test (as in {tmp_path}:test)"
-    assert notes[1] == "not read, as they belong to no split: a.jsonl"
+    assert notes[0] == f"only split 'train' is used; also available: test (write {tmp_path}:test)"
+    assert notes[1] == "not read because they belong to no split: a.jsonl"
 
 
 def test_a_linked_folder_is_read_once(tmp_path: Path) -> None:
@@ -94,13 +94,13 @@ def test_a_linked_folder_is_read_once(tmp_path: Path) -> None:
     assert read_all(tmp_path / "data")[0] == ["b.jsonl", "a.jsonl"]
 
 
-def test_a_folder_without_data_says_what_it_has(tmp_path: Path) -> None:
-    assert "the folder holds no data file; it has no file" in refused(tmp_path)
+def test_the_error_for_a_folder_without_data_lists_its_files(tmp_path: Path) -> None:
+    assert "the folder is empty" in error_of(tmp_path)
     fill(tmp_path, "a.txt")
-    assert "the folder holds no data file; it has a.txt" in refused(tmp_path)
+    assert "the folder has no data files, only a.txt" in error_of(tmp_path)
 
 
-def test_splits_by_the_names_of_files_and_folders(tmp_path: Path) -> None:
+def test_names_of_files_and_folders_determine_the_split(tmp_path: Path) -> None:
     fill(tmp_path / "a", "train.jsonl", "train_2.csv", "my-test.jsonl", "val.parquet")
     assert read_all(tmp_path / "a")[0] == ["train.jsonl", "train_2.csv"]
     assert read_all(f"{tmp_path / 'a'}:test") == (["my-test.jsonl"], [])
@@ -108,8 +108,10 @@ def test_splits_by_the_names_of_files_and_folders(tmp_path: Path) -> None:
     fill(tmp_path / "b", "train/x.jsonl", "train/y.parquet", "test/x.jsonl")
     assert read_all(tmp_path / "b")[0] == ["train/x.jsonl", "train/y.parquet"]
     fill(tmp_path / "c", "data/train_prefs-00000-of-00001.parquet", "data/test_prefs-00000-of-00001-ab.parquet")
-    assert f"{tmp_path / 'c'}: it has no split 'train'; it has test_prefs, train_prefs" in refused(tmp_path / "c")
-    assert f"fix: write {tmp_path / 'c'}:train_prefs" in refused(tmp_path / "c")
+    assert f"{tmp_path / 'c'}: the dataset has no split 'train'; it has test_prefs, train_prefs" in error_of(
+        tmp_path / "c"
+    )
+    assert f"fix: write {tmp_path / 'c'}:train_prefs" in error_of(tmp_path / "c")
     assert read_all(f"{tmp_path / 'c'}:test_prefs")[0] == ["data/test_prefs-00000-of-00001-ab.parquet"]
 
 
@@ -126,8 +128,8 @@ PLAIN = st.lists(NAMES, max_size=2).flatmap(
 
 @settings(deadline=None)
 @given(st.lists(SHARDS | PATHS | PLAIN, min_size=1, max_size=5, unique=True))
-def test_splits_are_those_of_datasets(files: list[str]) -> None:
-    """The oracle is the library's own search for data files, in a real folder."""
+def test_splits_match_the_datasets_library(files: list[str]) -> None:
+    """Compare with the library's own search for data files, in a real folder."""
     import tempfile
 
     from datasets.data_files import DataFilesDict, get_data_patterns
@@ -152,39 +154,39 @@ def test_splits_are_those_of_datasets(files: list[str]) -> None:
     assert {split: set(members) for split, members in split_files(made).items()} == expected
 
 
-def test_saved_datasets_and_their_splits(tmp_path: Path) -> None:
+def test_splits_of_saved_datasets_are_read_by_name(tmp_path: Path) -> None:
     import datasets
 
     saved = datasets.Dataset.from_list([{"x": "1"}, {"x": "2"}])
     saved.save_to_disk(str(tmp_path / "one"))
     assert read_all(tmp_path / "one") == (["1", "2"], [])
-    assert "it is one saved dataset, without configs or splits\n  fix: write" in refused(f"{tmp_path / 'one'}:train")
+    assert "a single saved dataset has no configs or splits\n  fix: write" in error_of(f"{tmp_path / 'one'}:train")
     datasets.DatasetDict({"train_prefs": saved, "test_prefs": saved.select([1])}).save_to_disk(str(tmp_path / "two"))
-    assert "it has no split 'train'; it has train_prefs, test_prefs" in refused(tmp_path / "two")
-    assert f"fix: write {tmp_path / 'two'}:train_prefs" in refused(f"{tmp_path / 'two'}:trian")
+    assert "the dataset has no split 'train'; it has train_prefs, test_prefs" in error_of(tmp_path / "two")
+    assert f"fix: write {tmp_path / 'two'}:train_prefs" in error_of(f"{tmp_path / 'two'}:trian")
     assert read_all(f"{tmp_path / 'two'}:test_prefs") == (["2"], [])
     files, notes = read_all(f"{tmp_path / 'two'}:train_prefs")
     assert files == ["1", "2"]
-    assert "not used here: test_prefs" in notes[0]
-    with pytest.raises(DataError, match=r"its subfolders are saved datasets: one, two"):
+    assert "also available: test_prefs" in notes[0]
+    with pytest.raises(DataError, match=r"the subfolders are saved datasets: one, two"):
         list(read(str(tmp_path)))
 
 
-def test_a_saved_dataset_that_is_damaged(tmp_path: Path) -> None:
+def test_a_damaged_saved_dataset_is_an_error(tmp_path: Path) -> None:
     import datasets
 
     saved = datasets.Dataset.from_list([{"x": "1"}])
     datasets.DatasetDict({"train": saved}).save_to_disk(str(tmp_path / "d"))
     next((tmp_path / "d" / "train").glob("*.arrow")).unlink()
-    assert "cannot load dataset" in refused(tmp_path / "d")
+    assert "cannot load dataset" in error_of(tmp_path / "d")
     (tmp_path / "d" / "train" / "state.json").unlink()
-    assert "is not a saved dataset: it lacks state.json" in refused(tmp_path / "d")
+    assert "is not a saved dataset: state.json or dataset_info.json is missing" in error_of(tmp_path / "d")
     for text in ("{", "{}", '{"splits": [1]}'):
         (tmp_path / "d" / "dataset_dict.json").write_text(text)
-        assert "dataset_dict.json" in refused(tmp_path / "d")
+        assert "dataset_dict.json" in error_of(tmp_path / "d")
 
 
-def test_files_beside_a_saved_dataset_are_named(tmp_path: Path) -> None:
+def test_other_files_in_the_folder_of_a_saved_dataset_are_reported(tmp_path: Path) -> None:
     import datasets
 
     saved = datasets.Dataset.from_list([{"x": "1"}])
@@ -193,7 +195,7 @@ def test_files_beside_a_saved_dataset_are_named(tmp_path: Path) -> None:
     assert read_all(tmp_path / "one")[1] == read_all(tmp_path / "two")[1] == []
     for folder in ("one", "two", "two/train"):
         fill(tmp_path / folder, "a.jsonl", "cache-1.arrow", "b.txt")
-    what = "not read, as they are not part of the saved dataset"
+    what = "not read because they are not part of the saved dataset"
     assert read_all(tmp_path / "one") == (["1"], [f"{what}: a.jsonl"])
     assert read_all(tmp_path / "two") == (["1"], [f"{what}: a.jsonl"] * 2)
 
@@ -208,37 +210,36 @@ TWO = """configs:
 """
 
 
-def test_configs_of_the_dataset_card(tmp_path: Path) -> None:
+def test_configs_come_from_the_dataset_card(tmp_path: Path) -> None:
     fill(tmp_path, "helpful/train.jsonl", "helpful/test_1.csv", "harmless/a.jsonl", "raw/b.jsonl")
     card(tmp_path, TWO)
-    message = refused(tmp_path)
-    assert "it has the configs helpful, harmless" in message
+    message = error_of(tmp_path)
+    assert "the dataset has the configs helpful, harmless" in message
     assert f"write {tmp_path}:CONFIG or {tmp_path}:CONFIG:SPLIT, such as {tmp_path}:helpful:train" in message
     files, notes = read_all(f"{tmp_path}:helpful")
     assert files == ["helpful/train.jsonl"]
     assert notes == [
-        f"only split 'train' is used here; not used here: test (as in {tmp_path}:helpful:test)",
-        "not read, as they belong to no split: raw/b.jsonl",
+        f"only split 'train' is used; also available: test (write {tmp_path}:helpful:test)",
+        "not read because they belong to no split: raw/b.jsonl",
     ]
     assert read_all(f"{tmp_path}:helpful:test")[0] == ["helpful/test_1.csv"]
     assert read_all(f"{tmp_path}:harmless:train")[0] == ["harmless/a.jsonl"]
-    assert "its config 'harmless' has no split 'test'; it has train" in refused(f"{tmp_path}:harmless:test")
-    assert f"such as {tmp_path}:helpful:train" in refused(f"{tmp_path}:helpfull")
-    assert f"such as {tmp_path}:harmless:train" in refused(f"{tmp_path}:harmles:train")
+    assert "config 'harmless' has no split 'test'; it has train" in error_of(f"{tmp_path}:harmless:test")
+    assert f"such as {tmp_path}:helpful:train" in error_of(f"{tmp_path}:helpfull")
+    assert f"such as {tmp_path}:harmless:train" in error_of(f"{tmp_path}:harmles:train")
 
 
-def test_the_default_config_is_read_and_the_others_are_named(tmp_path: Path) -> None:
+def test_the_default_config_is_read_and_the_others_are_reported(tmp_path: Path) -> None:
     fill(tmp_path, "a/train.jsonl", "b/train.jsonl", "b/test.jsonl")
     card(tmp_path, "configs:\n- {config_name: a, data_dir: a}\n- {config_name: b, data_dir: b, default: true}")
     files, notes = read_all(tmp_path)
     assert files == ["b/train.jsonl"]
-    assert f"only config 'b' is used here; not used here: a (as in {tmp_path}:a)" in notes
+    assert f"only config 'b' is used; also available: a (write {tmp_path}:a)" in notes
     assert read_all(f"{tmp_path}:test")[0] == ["b/test.jsonl"]
     assert read_all(f"{tmp_path}:a")[0] == ["a/train.jsonl"]
 
 
-def test_configs_are_those_of_datasets(tmp_path: Path) -> None:
-    """The oracle is the library's reading of the same card."""
+def test_configs_match_the_datasets_library(tmp_path: Path) -> None:
     import datasets
 
     fill(tmp_path, "helpful/train.jsonl", "helpful/test_1.jsonl", "harmless/a.jsonl", "harmless/sub/b.jsonl")
@@ -252,60 +253,60 @@ def test_configs_are_those_of_datasets(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("configs: 3", "`configs` must list configs by name"),
-        ("configs: [{data_files: a.jsonl}]", "`configs` must list configs by name"),
+        ("configs: 3", "`configs` must be a list of named configs"),
+        ("configs: [{data_files: a.jsonl}]", "`configs` must be a list of named configs"),
         ("configs: [{config_name: a, data_files: 3}]", "`data_files` cannot be used: 3"),
         ("configs: [{config_name: a, data_files: [{split: train}]}]", "`data_files` cannot be used"),
-        ("configs: [{config_name: a, data_files: ../a.jsonl}]", "'../a.jsonl' is not inside the folder"),
-        ("configs: [{config_name: a, data_files: 'https://x.org/a.jsonl'}]", "is not inside the folder"),
-        ("configs: [{config_name: a, data_files: b.jsonl}]", "'b.jsonl' is not there"),
-        ("configs: [{config_name: a, data_files: 'b*'}]", "no file of split 'train' is there"),
-        ("a: [", "README.md:2: the YAML at its top cannot be read"),
+        ("configs: [{config_name: a, data_files: ../a.jsonl}]", "'../a.jsonl' is outside the folder"),
+        ("configs: [{config_name: a, data_files: 'https://x.org/a.jsonl'}]", "is outside the folder"),
+        ("configs: [{config_name: a, data_files: b.jsonl}]", "'b.jsonl' does not exist"),
+        ("configs: [{config_name: a, data_files: 'b*'}]", "split 'train' has no files"),
+        ("a: [", "README.md:2: the YAML header cannot be read"),
     ],
 )
-def test_a_dataset_card_that_cannot_be_used(tmp_path: Path, text: str, message: str) -> None:
+def test_an_invalid_dataset_card_is_an_error(tmp_path: Path, text: str, message: str) -> None:
     fill(tmp_path, "a.jsonl")
     card(tmp_path, text)
-    assert message in refused(tmp_path)
+    assert message in error_of(tmp_path)
 
 
-def test_a_card_without_configs_changes_nothing(tmp_path: Path) -> None:
+def test_a_dataset_card_without_configs_has_no_effect(tmp_path: Path) -> None:
     fill(tmp_path, "a.jsonl")
     for text in ("license: mit", "", "- 1"):
         card(tmp_path, text)
         assert read_all(tmp_path) == (["a.jsonl"], [])
 
 
-def test_a_word_that_is_a_config_and_a_split_must_be_told_apart(tmp_path: Path) -> None:
+def test_a_name_that_is_both_a_config_and_a_split_is_an_error(tmp_path: Path) -> None:
     fill(tmp_path, "a/train.jsonl", "a/test.jsonl", "b/train.jsonl")
     card(tmp_path, "configs:\n- {config_name: default, data_dir: a}\n- {config_name: test, data_dir: b}")
-    message = refused(f"{tmp_path}:test")
+    message = error_of(f"{tmp_path}:test")
     assert "'test' is both a config and a split" in message
     assert f"write {tmp_path}:test:train or {tmp_path}:default:test" in message
 
 
-def test_a_file_has_no_split(tmp_path: Path) -> None:
+def test_a_split_of_a_file_is_an_error(tmp_path: Path) -> None:
     fill(tmp_path, "a.jsonl")
-    assert f"a file has no configs or splits\n  fix: write {tmp_path / 'a.jsonl'}" in refused(
+    assert f"a file has no configs or splits\n  fix: write {tmp_path / 'a.jsonl'}" in error_of(
         f"{tmp_path / 'a.jsonl'}:train"
     )
 
 
-def test_the_account_has_the_notes(tmp_path: Path) -> None:
+def test_notes_are_part_of_the_account(tmp_path: Path) -> None:
     for name in ("train.jsonl", "test.jsonl"):
         (tmp_path / name).write_text(json.dumps(PAIR) + "\n")
     _, account = read_groups(str(tmp_path))
     assert account.kept == 1
-    assert f"  note    only split 'train' is used here; not used here: test (as in {tmp_path}:test)" in account.lines()
+    assert f"  note    only split 'train' is used; also available: test (write {tmp_path}:test)" in account.lines()
 
 
-def test_a_subfolder_is_not_a_config_and_the_error_says_how_to_write_it(tmp_path: Path) -> None:
+def test_the_error_for_a_subfolder_says_how_to_name_it(tmp_path: Path) -> None:
     for part in ("helpful", "harmless"):
         (tmp_path / "hh" / part).mkdir(parents=True)
         (tmp_path / "hh" / part / "train.jsonl").write_text('{"text": "x"}\n')
     for part in ("helpful", "helpful:train"):
         with pytest.raises(DataError) as caught:
             list(read(f"{tmp_path}/hh:{part}"))
-        name = caught.value.fix.removeprefix("for the subfolder write ")
+        name = caught.value.fix.removeprefix("to read the subfolder, write ")
         assert name == f"{tmp_path}/hh/{part}"
         assert len(list(read(name))) == 1

@@ -1,4 +1,4 @@
-"""Hub datasets: which config and split a name means, what is said when it means none. The Hub itself is replaced."""
+"""Hub datasets: the config and split that a name refers to, and errors for other names. The Hub itself is mocked."""
 
 from __future__ import annotations
 
@@ -52,23 +52,20 @@ def read_all(name: str) -> tuple[list[str], list[str]]:
 @pytest.mark.parametrize(
     ("name", "value", "notes"),
     [
-        ("org/one", "default train", ["only split 'train' is used here; not used here: test (as in org/one:test)"]),
+        ("org/one", "default train", ["only split 'train' is used; also available: test (write org/one:test)"]),
         ("org/one:test", "default test", []),
         (
             "org/splits:train_prefs",
             "default train_prefs",
-            [
-                "only split 'train_prefs' is used here; not used here: test_prefs, train_sft "
-                "(as in org/splits:test_prefs)"
-            ],
+            ["only split 'train_prefs' is used; also available: test_prefs, train_sft (write org/splits:test_prefs)"],
         ),
         ("org/configs:harmless", "harmless train", []),
         ("org/configs:helpful:test", "helpful test", []),
-        ("org/main", "main train", ["only config 'main' is used here; not used here: extra (as in org/main:extra)"]),
+        ("org/main", "main train", ["only config 'main' is used; also available: extra (write org/main:extra)"]),
         ("org/main:extra", "extra train", []),
     ],
 )
-def test_a_name_means_one_config_and_split(name: str, value: str, notes: list[str]) -> None:
+def test_a_name_refers_to_one_config_and_split(name: str, value: str, notes: list[str]) -> None:
     assert read_all(name) == ([value], notes)
     assert [row.origin for row in read(name)] == [f"{name}:1"]
 
@@ -76,19 +73,19 @@ def test_a_name_means_one_config_and_split(name: str, value: str, notes: list[st
 @pytest.mark.parametrize(
     ("name", "what", "fix"),
     [
-        ("org/splits", "it has no split 'train'; it has train_prefs, test_prefs, train_sft", "org/splits:train_prefs"),
-        ("org/one:tset", "it has no split 'tset'; it has train, test", "org/one:test"),
-        ("org/configs", "it has the configs helpful, harmless", "such as org/configs:helpful:train"),
+        ("org/splits", "no split 'train'; it has train_prefs, test_prefs, train_sft", "org/splits:train_prefs"),
+        ("org/one:tset", "the dataset has no split 'tset'; it has train, test", "org/one:test"),
+        ("org/configs", "the dataset has the configs helpful, harmless", "such as org/configs:helpful:train"),
         (
             "org/configs:test",
-            "it has no config 'test'; it has the configs helpful, harmless",
+            "the dataset has no config 'test'; it has the configs helpful, harmless",
             "org/configs:CONFIG:SPLIT",
         ),
-        ("org/configs:harmless:test", "its config 'harmless' has no split 'test'", "org/configs:harmless:train"),
-        ("org/one:x:test", "it has no config 'x'; its only config is 'default'", "org/one:test"),
+        ("org/configs:harmless:test", "config 'harmless' has no split 'test'", "org/configs:harmless:train"),
+        ("org/one:x:test", "the dataset has no config 'x'; its only config is 'default'", "org/one:test"),
     ],
 )
-def test_what_a_dataset_has_is_listed(name: str, what: str, fix: str, calls: list[Any]) -> None:
+def test_the_error_for_a_wrong_name_lists_configs_or_splits(name: str, what: str, fix: str, calls: list[Any]) -> None:
     with pytest.raises(DataError) as error:
         list(read(name))
     assert what in str(error.value)
@@ -103,12 +100,12 @@ def test_a_dataset_is_loaded_once_per_process(calls: list[Any]) -> None:
     assert calls == [("org/one", None, "train")]
 
 
-def test_the_fingerprint_follows_that_of_datasets() -> None:
+def test_fingerprints_differ_between_configs_and_splits() -> None:
     names = ["org/one", "org/one:test", "org/configs:helpful", "org/configs:harmless"]
     assert len({fingerprint(name) for name in names}) == len(names)
 
 
-def test_what_cannot_be_loaded_is_refused_with_advice(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_a_failed_download_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(name: str) -> list[str]:
         raise ConnectionError("offline\nand more")
 
@@ -118,7 +115,7 @@ def test_what_cannot_be_loaded_is_refused_with_advice(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
-    ("name", "meant"),
+    ("name", "expected"),
     [
         ("org/name", True),
         ("org/name:test", True),
@@ -131,5 +128,5 @@ def test_what_cannot_be_loaded_is_refused_with_advice(monkeypatch: pytest.Monkey
         ("data/a.csv.zst:train", False),
     ],
 )
-def test_names_that_can_be_meant_for_the_hub(name: str, meant: bool) -> None:
-    assert is_hub_id(name) is meant
+def test_only_some_names_can_be_hub_ids(name: str, expected: bool) -> None:
+    assert is_hub_id(name) is expected

@@ -1,4 +1,4 @@
-"""Keys that a JSON object has twice."""
+"""Duplicate keys in JSON objects are errors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from preftune.data.groups import read_groups
 from preftune.errors import DataError
-from preftune.sources.json_rows import KeyTwiceError, loads
+from preftune.sources.json_rows import DuplicateKeyError, loads
 from preftune.sources.read import read
 
 NESTED = [
@@ -23,7 +23,7 @@ NESTED = [
 
 
 @pytest.mark.parametrize("text", NESTED)
-def test_a_key_that_is_there_twice_is_the_fault_of_its_row(tmp_path: Path, text: str) -> None:
+def test_a_duplicate_key_is_a_fault_of_its_row(tmp_path: Path, text: str) -> None:
     lines, whole, wrapped = tmp_path / "a.jsonl", tmp_path / "a.json", tmp_path / "b.json"
     lines.write_text(f'{{"x": 1}}\n{text}\n{{"x": 3}}\n')
     whole.write_text(f'[{{"x": 1}},\n{text},\n{{"x": 3}}]')
@@ -31,32 +31,32 @@ def test_a_key_that_is_there_twice_is_the_fault_of_its_row(tmp_path: Path, text:
     for path in (lines, whole, wrapped):
         rows = list(read(str(path)))
         assert [row.value for row in rows] == [{"x": 1}, {}, {"x": 3}]
-        assert [row.fault for row in rows] == ["", "key 'a' is there twice", ""]
+        assert [row.fault for row in rows] == ["", "key 'a' appears twice", ""]
         assert rows[1].origin == f"{path}:2"
 
 
-def test_the_row_is_bad_and_named(tmp_path: Path) -> None:
+def test_the_error_names_the_row_and_the_key(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     row = '{"prompt": "p", "chosen": "c", "rejected": "r"}'
     path.write_text(f'{row}\n{row[:-1]}, "chosen": "old"}}\n')
-    with pytest.raises(DataError, match=r"a.jsonl:2: key 'chosen' is there twice"):
+    with pytest.raises(DataError, match=r"a.jsonl:2: key 'chosen' appears twice"):
         read_groups(str(path))
 
 
-def test_two_lists_of_one_name_are_refused(tmp_path: Path) -> None:
+def test_two_lists_with_the_same_key_are_an_error(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text('{"data": [{"x": 1}],\n"data": [{"x": 2}]}')
-    with pytest.raises(DataError, match=r"a.json:2: key 'data' is there twice"):
+    with pytest.raises(DataError, match=r"a.json:2: key 'data' appears twice"):
         list(read(str(path)))
 
 
 @given(st.lists(st.text(max_size=2), max_size=5))
-def test_keys_are_refused_exactly_if_they_repeat(keys: list[str]) -> None:
+def test_only_objects_with_duplicate_keys_are_rejected(keys: list[str]) -> None:
     import json
 
     text = "{" + ", ".join(f"{json.dumps(key)}: {i}" for i, key in enumerate(keys)) + "}"
     if len(set(keys)) == len(keys):
         assert loads(text) == {key: i for i, key in enumerate(keys)}
     else:
-        with pytest.raises(KeyTwiceError):
+        with pytest.raises(DuplicateKeyError):
             loads(text)

@@ -1,4 +1,4 @@
-"""CSV, TSV, Parquet and Arrow: cells are text, lines are exact, a column that is there twice is refused."""
+"""CSV, TSV, Parquet and Arrow: CSV cells are text, lines are exact, duplicate columns are errors."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ CELLS = st.text(st.characters(codec="utf-8", exclude_characters="\0\r\ufeff"), m
 
 
 @given(st.lists(st.lists(CELLS, min_size=2, max_size=2), max_size=4))
-def test_csv_lines_are_those_where_the_record_begins(records: list[list[str]]) -> None:
+def test_the_line_of_a_csv_record_is_its_first_line(records: list[list[str]]) -> None:
     import tempfile
 
     text, begins = "a,b\n", []
@@ -61,15 +61,15 @@ def test_csv_lines_are_those_where_the_record_begins(records: list[list[str]]) -
 @pytest.mark.parametrize(
     ("header", "message"),
     [
-        ("prompt,chosen,rejected,chosen", r"1: column 'chosen' is there twice"),
-        ("a,a", r"1: column 'a' is there twice"),
-        ("\n\na,a", r"3: column 'a' is there twice"),
-        (",prompt", r"1: column 1 of 2 has no name\n  fix: name it, or remove the column \(pandas"),
+        ("prompt,chosen,rejected,chosen", r"1: column 'chosen' appears twice"),
+        ("a,a", r"1: column 'a' appears twice"),
+        ("\n\na,a", r"3: column 'a' appears twice"),
+        (",prompt", r"1: column 1 of 2 has no name\n  fix: name the column or remove it \(if"),
         ("prompt, ,b", r"1: column 2 of 3 has no name"),
         ("prompt,b,", r"1: column 3 of 3 has no name"),
     ],
 )
-def test_a_header_that_names_no_column_or_one_twice(tmp_path: Path, header: str, message: str) -> None:
+def test_a_header_with_a_missing_or_duplicate_name_is_an_error(tmp_path: Path, header: str, message: str) -> None:
     for suffix, text in ((".csv", header), (".tsv", header.replace(",", "\t"))):
         path = tmp_path / f"a{suffix}"
         path.write_text(f"{text}\n1,2\n")
@@ -92,23 +92,23 @@ def tables() -> dict[str, pa.Table]:
 
 
 @pytest.mark.parametrize("column", tables())
-def test_a_column_or_field_that_a_table_has_twice(tmp_path: Path, column: str) -> None:
+def test_a_duplicate_column_or_field_is_an_error(tmp_path: Path, column: str) -> None:
     pyarrow.parquet.write_table(tables()[column], tmp_path / "a.parquet")
     with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as file, pa.ipc.new_stream(file, tables()[column].schema) as stream:
         stream.write_table(tables()[column])
     for name in ("a.parquet", "a.arrow"):
-        with pytest.raises(DataError, match=rf"{name}: column '{column.strip()}' is there twice"):
+        with pytest.raises(DataError, match=rf"{name}: column '{column.strip()}' appears twice"):
             rows_of(tmp_path / name)
 
 
-def test_fields_of_the_same_name_in_different_places_are_fine(tmp_path: Path) -> None:
+def test_fields_of_different_structs_may_have_the_same_name(tmp_path: Path) -> None:
     row = {"a": {"a": 1, "b": [{"a": "x"}]}, "b": [{"a": None}]}
     pyarrow.parquet.write_table(pa.Table.from_pylist([row]), tmp_path / "a.parquet")
     assert rows_of(tmp_path / "a.parquet") == [row]
 
 
 @pytest.mark.parametrize("kind", ["stream", "file"])
-def test_arrow_files(tmp_path: Path, kind: str) -> None:
+def test_arrow_streams_and_files_are_read(tmp_path: Path, kind: str) -> None:
     rows = [{"a": [{"role": "user", "content": "é"}]}, {"a": None}]
     table = pa.Table.from_pylist(rows)
     path = tmp_path / "a.arrow"
@@ -122,7 +122,7 @@ def test_arrow_files(tmp_path: Path, kind: str) -> None:
         rows_of(path)
 
 
-def test_json_columns_of_datasets_are_decoded(tmp_path: Path) -> None:
+def test_arrow_json_columns_are_decoded(tmp_path: Path) -> None:
     """`datasets` stores values of mixed types as Arrow's JSON type."""
     import datasets
 
@@ -134,7 +134,7 @@ def test_json_columns_of_datasets_are_decoded(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("separator", "word"), [(";", "semicolons"), ("\t", "tabs"), ("|", "vertical bars")])
-def test_other_separators_are_named(tmp_path: Path, separator: str, word: str) -> None:
+def test_the_error_for_another_separator_names_it(tmp_path: Path, separator: str, word: str) -> None:
     path = tmp_path / "a.csv"
     path.write_text(f"prompt{separator}chosen{separator}rejected\n")
     with pytest.raises(DataError, match=f"separated by {word}"):

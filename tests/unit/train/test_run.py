@@ -21,7 +21,7 @@ def earlier(folder: Path, *, without: tuple[str, ...], **more: Any) -> None:
     """A run that was begun before the settings in `without` existed."""
     stored = config().model_dump(mode="json")
     stored["data"] = {key: value for key, value in stored["data"].items() if key not in without} | more
-    Run.open(folder, stored, "x", Display(quiet=True))
+    Run.open(folder, run_identity(stored, "x"), Display(quiet=True))
 
 
 def check(folder: Path, wanted: DPOConfig) -> None:

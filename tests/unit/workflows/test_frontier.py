@@ -13,9 +13,10 @@ from tests.conftest import make_model, make_tokenizer, write_jsonl
 from transformers import AutoModelForCausalLM
 
 from preftune.errors import ConfigError, ModelError, RunError
-from preftune.measures.frontier import best_of_n, response_logps, tempered
+from preftune.measures.frontier import best_of_n, tempered
 from preftune.model.generate import Sampling, sample
 from preftune.model.logprobs import Scorer
+from preftune.scoring import response_logps
 from preftune.train.display import Display
 from preftune.workflows import frontier
 from preftune.workflows.frontier import FrontierOptions

@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from preftune.cli.main import run
 from preftune.errors import ConfigError
-from preftune.rewards.models import models_of
+from preftune.rewards.models import parse_implicit
 from preftune.rewards.open import open_reward
-from preftune.rewards.reward import Answer
+from preftune.rewards.reward import PromptResponse
 
 
 @pytest.fixture(scope="module")
@@ -114,13 +114,13 @@ def test_chat_responses_are_labelled_too(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_beta_is_a_part_of_the_name(policy: Path, model_folder: Path) -> None:
-    asked = [Answer("the cat", " sat"), Answer("a dog", " ran")]
+    asked = [PromptResponse("the cat", " sat"), PromptResponse("a dog", " ran")]
     plain = open_reward(f"implicit:{policy},{model_folder}")(asked)
     assert open_reward(f"implicit:{policy},{model_folder},0.1")(asked) == pytest.approx([0.1 * x for x in plain])
-    assert models_of("a,b", "") == (("a", "b"), 1.0)
+    assert parse_implicit("a,b", "") == (("a", "b"), 1.0)
 
 
 @pytest.mark.parametrize("name", ["a", "a,b,", "a,b,c", "a,b,0", "a,b,-1", "a,b,inf", "a,b,0.1,c", ",b"])
 def test_what_is_no_implicit_reward(name: str) -> None:
     with pytest.raises(ConfigError, match="implicit:"):
-        models_of(name, "--reward")
+        parse_implicit(name, "--reward")

@@ -24,7 +24,7 @@ from preftune.config.schema import BatchConfig, LoraConfig, ModelConfig, OptimCo
 from preftune.errors import ConfigError, ModelError, RunError
 from preftune.lifecycle.saved import reward_models_fingerprint
 from preftune.measures.drift import figures
-from preftune.rewards.reward import Answer
+from preftune.rewards.reward import PromptResponse
 from preftune.train.display import Display
 from preftune.workflows import iterate
 from preftune.workflows.iterate import enough, prompts_of_round
@@ -33,7 +33,7 @@ KILLS = int(os.environ.get("PREFTUNE_KILLS", "4"))  # `make kills`: 20
 PROMPTS = ["the cat", "a dog", "once upon", "we can", "maybe", "the answer is"]
 
 
-def vowels(answers: Sequence[Answer]) -> list[float]:
+def vowels(answers: Sequence[PromptResponse]) -> list[float]:
     return [20 * a.response.count("a") / max(1, len(a.response)) for a in answers]
 
 
@@ -81,7 +81,7 @@ def test_rounds_raise_the_reward(tmp_path: Path, model_folder: Path, reference: 
 def test_responses_without_a_reward_are_left_out_and_counted(tmp_path: Path, model_folder: Path) -> None:
     """What has none is neither trained on nor part of the mean; if nothing has one, that is an error."""
 
-    def often(answers: Sequence[Answer]) -> list[float | None]:
+    def often(answers: Sequence[PromptResponse]) -> list[float | None]:
         return [None if len(a.response) % 3 == 0 else float(len(a.response)) for a in answers]
 
     iterate.run(config(tmp_path, model_folder, rounds=1), reward=often, display=Display(quiet=True))
@@ -117,7 +117,7 @@ def test_long_prompts_are_dropped_before_anything_is_sampled(
         iterate.run(asked, reward=vowels, display=Display(), dry_run=True)
         said = " ".join(capsys.readouterr().err.split())
         assert "of 6 prompts, 6 responses each" in said
-    assert "dropped 2 (lines 7, 8): a prompt of more than 10 tokens" in said
+    assert "dropped 2 (lines 7, 8): the prompt is longer than 10 tokens" in said
     tight = wanted.model_copy(update={"sample": SampleConfig(n=2, max_new_tokens=300, evaluation=2)})
     with pytest.raises(ConfigError, match="built for 256"):
         iterate.run(tight, reward=vowels, display=Display(quiet=True), dry_run=True)
@@ -312,8 +312,8 @@ def test_rounds_are_tracked(tmp_path: Path, model_folder: Path, monkeypatch: pyt
         def close(self) -> None: ...
 
     monkeypatch.setattr(iterate, "open_trackers", lambda names, folder, _: [Tracker(folder)] if names else [])
-    monkeypatch.setattr("preftune.lifecycle.training.open_trackers", lambda *_: [])
-    monkeypatch.setattr("preftune.lifecycle.training.require_packages", lambda _: None)
+    monkeypatch.setattr("preftune.lifecycle.finish.open_trackers", lambda *_: [])
+    monkeypatch.setattr("preftune.lifecycle.start.require_packages", lambda _: None)
     run(config(tmp_path, model_folder, track=["tensorboard"]))
     assert seen == {str(tmp_path / "run"): [0, 1, 2]}
 

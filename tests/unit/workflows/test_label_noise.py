@@ -102,7 +102,7 @@ def test_a_stopped_command_goes_on(tmp_path: Path, model_folder: Path, monkeypat
     wanted = config(tmp_path, model_folder, confidence=0.6)
     whole = label_noise.run(wanted, display=QUIET).read_text()
     out = tmp_path / "noise"
-    (out / "label_noise.jsonl").unlink()
+    (out / "noise.jsonl").unlink()
     (out / "fold-3" / "margins.json").unlink()
     real, calls = label_noise.ranked, []
     monkeypatch.setattr(label_noise, "ranked", lambda *given: calls.append(given[1].parent.parent) or real(*given))
@@ -128,7 +128,7 @@ def test_a_soft_label_below_one_half_prefers_the_other_response(tmp_path: Path, 
     ("changes", "error", "message"),
     [
         ({"data": {"eval": 0.1}}, ConfigError, "held out once"),
-        ({"folds": 13}, DataError, "12 distinct prompts cannot be parted into 13"),
+        ({"folds": 13}, DataError, "cannot split 12 distinct prompts into 13 folds"),
         ({"loss": {"name": "kto"}}, ConfigError, "ranks pairs by no reward"),
         ({"loss": {"name": "simpo"}}, ConfigError, "ranks pairs by no reward"),  # its margins would be lengths
         ({"reference": {"kind": "adapter-off"}}, ConfigError, "no adapter without lora"),

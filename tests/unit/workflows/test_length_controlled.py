@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.unit.evaluate.test_alpaca import leaderboard
+from tests.unit.measures.test_length_controlled import leaderboard
 
 from preftune.cli.main import run as cli
 from preftune.errors import DataError

@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import write_jsonl
 
 from preftune.data.groups import read_groups
-from preftune.data.select import Selecting
+from preftune.data.select import SelectionOptions
 from preftune.errors import ConfigError, DataError, RunError
 from preftune.model.generate import Sampling
 from preftune.rewards.open import open_reward
@@ -90,7 +90,7 @@ def test_prompts_without_room_are_left_out_and_counted(
         samples.run(SampleOptions(str(model_folder), str(file), Sampling(1, 256)), out, QUIET)
     samples.run(SampleOptions(str(model_folder), str(file), Sampling(2, 8)), out, Display())
     assert [row["prompt"] for row in rows(out)] == ["the cat", "a dog"]
-    assert "dropped 1 (line 2): a prompt of more than 248 tokens" in capsys.readouterr().err
+    assert "dropped 1 (line 2): the prompt is longer than 248 tokens" in capsys.readouterr().err
     long = write_jsonl(tmp_path / "long.jsonl", [{"prompt": "the cat " * 200}])
     with pytest.raises(DataError, match="no prompt is left"):
         samples.run(SampleOptions(str(model_folder), str(long), Sampling(2, 8)), tmp_path / "t.jsonl", QUIET)
@@ -154,7 +154,7 @@ def test_pairs_of_samples(tmp_path: Path, model_folder: Path, prompts: str) -> N
     """What pairs writes is data that training reads, cut-off responses and scores included."""
     drawn = samples.run(SampleOptions(str(model_folder), prompts, Sampling(4, 8)), tmp_path / "s.jsonl", QUIET)
     out = tmp_path / "prefs.jsonl"
-    account = pairs.run(str(drawn), out, Selecting("all", soft=True), open_reward("length"), QUIET)
+    account = pairs.run(str(drawn), out, SelectionOptions("all", soft=True), open_reward("length"), QUIET)
     groups, read = read_groups(str(out))
     assert (account.read, read.kept) == (4, len(groups))
     for group, row in zip(groups, rows(out), strict=True):
@@ -163,7 +163,7 @@ def test_pairs_of_samples(tmp_path: Path, model_folder: Path, prompts: str) -> N
             assert row["scores"][j.better] > row["scores"][j.worse]
             assert row["scores"][j.better] == len(row["responses"][j.better])
     again = tmp_path / "again.jsonl"
-    pairs.run(str(out), again, Selecting("best-worst"), None, QUIET)  # its own scores
+    pairs.run(str(out), again, SelectionOptions("best-worst"), None, QUIET)  # its own scores
     assert all(len(row["responses"]) == 2 for row in rows(again))
 
 
@@ -177,7 +177,7 @@ def test_what_is_dropped_is_counted(tmp_path: Path) -> None:
             {"prompt": "d", "responses": ["x"], "scores": [1]},
         ],
     )
-    account = pairs.run(str(file), tmp_path / "p.jsonl", Selecting(), None, QUIET)
+    account = pairs.run(str(file), tmp_path / "p.jsonl", SelectionOptions(), None, QUIET)
     assert {reason: len(origins) for reason, origins in account.dropped.items()} == {
         "all scores are tied": 1,
         "fewer than two different responses": 2,
@@ -196,4 +196,4 @@ def test_what_is_dropped_is_counted(tmp_path: Path) -> None:
 def test_samples_that_are_none(tmp_path: Path, row: dict[str, Any], message: str) -> None:
     file = write_jsonl(tmp_path / "s.jsonl", [row])
     with pytest.raises((DataError, ConfigError), match=message):
-        pairs.run(str(file), tmp_path / "p.jsonl", Selecting(), None, QUIET)
+        pairs.run(str(file), tmp_path / "p.jsonl", SelectionOptions(), None, QUIET)

@@ -43,7 +43,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
 
 def asked(server: Client, *prompts: str) -> list[tuple[int, Reply]]:
     """What a server answers."""
-    return list(server.run_all([lambda p=p: server.ask(p) for p in prompts]))  # type: ignore[misc]
+    return list(server.run_all([lambda p=p: server.complete(p) for p in prompts]))  # type: ignore[misc]
 
 
 def kept_in(part: Path) -> int:
@@ -146,7 +146,7 @@ def test_half_a_character_is_an_answer(tmp_path: Path, prompts: str, faulty: Any
 
 
 def test_a_prompt_with_half_a_character_is_refused(faulty: Any) -> None:
-    with pytest.raises(RefusedError, match="half a character"):
+    with pytest.raises(RefusedError, match="lone surrogate"):
         asked(Client(faulty.url, "m"), "the \ud83d")
     assert faulty.seen == []
 
@@ -183,7 +183,7 @@ def test_who_takes_results_and_stops_gets_what_is_under_way(faulty: Any) -> None
     """An interrupt while `each` waits: whoever only takes results is handed the rest before it is raised."""
     server = Client(faulty.url, "m", concurrency=3)
     faulty.failures += ["", *["late"] * 9]
-    jobs = [lambda i=i: server.ask(f"p{i}", max_tokens=1) for i in range(9)]
+    jobs = [lambda i=i: server.complete(f"p{i}", max_tokens=1) for i in range(9)]
     results = server.run_all(jobs)
     taken = [next(results), results.throw(KeyboardInterrupt)]
     with pytest.raises(KeyboardInterrupt):
@@ -202,7 +202,7 @@ def test_a_refused_prompt_is_left_out_and_counted(
     out = samples.run(wanted, tmp_path / "s.jsonl", Display())
     assert [row["prompt"] for row in rows(out)] == [p for p in PROMPTS if p != "a dog"]
     said = capsys.readouterr().err
-    assert f"dropped 1 (line 2): the server refuses: {status} maximum context length is 512" in said
+    assert f"dropped 1 (line 2): the server refused the request: {status} maximum context length is 512" in said
     assert len(faulty.seen) == 3 * 3 + 1  # refused once, the prompt is not sent again
     samples.run(wanted, out, QUIET)
     assert len(faulty.seen) == 3 * 3 + 1
@@ -223,7 +223,7 @@ def test_a_prompt_that_always_fails_does_not_keep_the_others_from_it(tmp_path: P
     faulty.always = {"the cat": "500"}
     server = Client(faulty.url, "m", concurrency=1, attempts=2, pause_s=0.01)
     wanted = SampleOptions("m", prompts, Sampling(2, 5), server=server)
-    with pytest.raises(IncompleteError, match="2 of 8 responses are missing: no answer after 2 attempts"):
+    with pytest.raises(IncompleteError, match="2 of 8 responses are missing: the request failed after 2 attempts"):
         samples.run(wanted, tmp_path / "s.jsonl", QUIET)
     assert kept_in(tmp_path / "s.jsonl.part") == 6
     faulty.always = {}
@@ -233,7 +233,9 @@ def test_a_prompt_that_always_fails_does_not_keep_the_others_from_it(tmp_path: P
 
 def test_an_answer_of_another_shape_is_named(faulty: Any) -> None:
     faulty.always = {"x": "dict"}
-    with pytest.raises(IncompleteError, match="no answer after 2 attempts: an answer of another shape: KeyError"):
+    with pytest.raises(
+        IncompleteError, match="the request failed after 2 attempts: the reply has an unexpected structure: KeyError"
+    ):
         asked(Client(faulty.url, "m", attempts=2, pause_s=0.01), "x")
 
 
@@ -241,7 +243,7 @@ def test_a_server_that_is_down_is_left_alone(
     tmp_path: Path, prompts: str, faulty: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After so many jobs in a row without an answer; what failed comes last then, so that each call comes further."""
-    monkeypatch.setattr(server_module, "LOST_IN_A_ROW", 3)
+    monkeypatch.setattr(server_module, "MAX_FAILURES_IN_A_ROW", 3)
     faulty.always = dict.fromkeys(PROMPTS[:2], "500")
     server = Client(faulty.url, "m", concurrency=1, attempts=1)
     wanted = SampleOptions("m", prompts, Sampling(2, 5), server=server)
@@ -301,7 +303,7 @@ def test_nothing_that_was_paid_for_is_asked_again(tmp_path: Path, prompts: str, 
     faulty.failures += ["", "", "", *["500"] * 100]
     server = Client(faulty.url, "m", concurrency=1, attempts=2, pause_s=0.01)
     wanted = SampleOptions("m", prompts, Sampling(2, 5), server=server)
-    with pytest.raises(IncompleteError, match="no answer after 2 attempts") as error:
+    with pytest.raises(IncompleteError, match="the request failed after 2 attempts") as error:
         samples.run(wanted, tmp_path / "s.jsonl", QUIET)
     assert error.value.exit_code == 9
     assert kept_in(tmp_path / "s.jsonl.part") == 3
@@ -325,7 +327,7 @@ def test_a_server_that_does_not_sample_is_named(
 def test_a_refusal_is_not_asked_again(tmp_path: Path, prompts: str, faulty: Any) -> None:
     faulty.failures += ["401"]
     server = Client(faulty.url, "m", concurrency=1)
-    with pytest.raises(ConfigError, match="the server refuses: 401"):
+    with pytest.raises(ConfigError, match="the server refused the request: 401"):
         samples.run(SampleOptions("m", prompts, Sampling(1, 5), server=server), tmp_path / "s.jsonl", QUIET)
     assert len(faulty.seen) == 1
 

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from preftune.cli.main import run as command
 from preftune.errors import ConfigError, DataError, ModelError
 from preftune.model.load import TEMPLATES
-from preftune.report.tokens import ShadedPair, shown, write_token_page
+from preftune.report.tokens import ShadedPair, pairs_to_show, write_token_page
 from preftune.train.display import Display
 from preftune.workflows import score
 from preftune.workflows.score import RewardScoreOptions, ScoreOptions
@@ -213,7 +213,7 @@ def test_the_table_says_the_difference(tmp_path: Path, models: dict[str, Path], 
     assert re.search(r"subset +prompts +corrected +compatible +difference", said)
     assert re.search(r"section Reasoning \(2 of 7 subsets\) ( +-?\d\.\d{4}){3}", said)
     assert "published: the header of the assistant's turn is scored" in said
-    assert "published: the prompt stands in an answer too" in said
+    assert "published: the prompt also occurs in an answer" in said
 
 
 @pytest.mark.parametrize(
@@ -267,13 +267,13 @@ def test_the_strongest_tokens_have_the_strongest_shade(tmp_path: Path) -> None:
 
 def test_the_page_shows_the_first_and_the_most_wrong_pairs(tmp_path: Path) -> None:
     """Of 100 pairs the first 20, and the 20 with the lowest margins below 0."""
-    first, worst = shown([50.0 - i for i in range(100)])
+    first, worst = pairs_to_show([50.0 - i for i in range(100)])
     assert first == list(range(20))
     assert worst == list(range(99, 79, -1))
-    assert shown([1.0, -1.0, 0.0]) == ([0, 1, 2], [1])
+    assert pairs_to_show([1.0, -1.0, 0.0]) == ([0, 1, 2], [1])
     pairs = [ShadedPair(f"d:{i}.", "p", (("a", 0.0),), (("b", 1.0),)) for i in (1, 2)]
     write_token_page(tmp_path / "t.html", "t", pairs[:1], pairs[1:])
-    assert re.findall(r"<h2>(?:Wrong: )?d:(\d+)\.</h2>", (tmp_path / "t.html").read_text()) == ["2", "1"]
+    assert re.findall(r"<h2>(?:Low margin: )?d:(\d+)\.</h2>", (tmp_path / "t.html").read_text()) == ["2", "1"]
 
 
 def test_an_implicit_reward_as_the_reward_is_refused(tmp_path: Path) -> None:

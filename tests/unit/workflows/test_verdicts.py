@@ -87,7 +87,9 @@ def test_a_judge_that_cannot_be_read_is_quoted(
 def test_a_judge_that_refuses_everything_is_quoted(tmp_path: Path, model_folder: Path, judge_server: Any) -> None:
     judge_server.refuses = True
     wanted = contest(tmp_path, model_folder, judge="judge", server=Client(judge_server.url, "judge"))
-    with pytest.raises(ConfigError, match=r"not one of 6 questions was taken\s*6: the server refuses: 400 unsupported"):
+    with pytest.raises(
+        ConfigError, match=r"not one of 6 questions was taken\s*6: the server refused the request: 400 unsupported"
+    ):
         winrate.run(wanted, tmp_path / "out", QUIET)
 
 
@@ -102,10 +104,10 @@ def test_why_verdicts_are_unread_is_counted(
     said = " ".join(capsys.readouterr().err.split())
     assert "5 of 6 verdicts unread" in said
     assert "of 3 matches" in said
-    assert "verdicts unread, 4: its last line is no verdict; 1: the server refuses: 400 unsupported parameter" in said
+    assert "verdicts unread, 4: its last line is not a verdict; 1: the server refused the request: 400 unsup" in said
     judge_server.asked.clear()
     judge_server.silent = 1000
-    with pytest.raises(IncompleteError, match=r"5: its last line is no verdict; 1: the server(.|\n)*at last: 'hm'"):
+    with pytest.raises(IncompleteError, match=r"5: its last line is not a verdict; 1: the server(.|\n)*at last: 'hm'"):
         winrate.run(wanted, tmp_path / "again", Display())
 
 

@@ -42,7 +42,7 @@ def test_two_models_need_prompts_alone(tmp_path: Path, model_folder: Path) -> No
     (rate,) = winrate.run(wanted, tmp_path / "out", QUIET)[str(model_folder)].values()
     assert rate.ties == 2
     assert json.loads((tmp_path / "out" / "winrate.json").read_text())["agreement_with_labels"] is None
-    with pytest.raises(DataError, match="a prompt and no response"):
+    with pytest.raises(DataError, match="a prompt but no response"):
         winrate.run(replace(wanted, against=None), tmp_path / "out", QUIET)
     misspelt = write_jsonl(tmp_path / "typo.jsonl", [{"prompt": "the cat", "chosen": " sat", "rejcted": " ran"}])
     with pytest.raises(DataError, match="did you mean"):  # not taken for prompts
@@ -60,7 +60,7 @@ def test_what_grades_will_take_is_said_first(
     winrate.run(wanted, tmp_path / "out", Display(), dry_run=True)
     said = capsys.readouterr().err
     assert "judge: at most 9 requests" in said  # 3 responses to be sampled, 3 chosen and 3 rejected ones
-    assert "at most 2,700 to write (up to 3 times that if replies cannot be read), about 0.0" in said
+    assert "at most 2,700 output tokens (up to 3 times that if replies cannot be read), about 0.0" in said
     assert judge_server.asked == []
     winrate.run(wanted, tmp_path / "out", QUIET)
     assert len(judge_server.asked) <= 9
@@ -85,8 +85,8 @@ def test_prompts_that_are_too_long_are_left_out_and_said(
 def test_controls_show_what_they_are(tmp_path: Path, model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = winrate.run(contest(tmp_path, model_folder, judge="first"), tmp_path / "first", Display())
     said = capsys.readouterr().err
-    assert "all 6 verdicts are for the response that was shown first, so they say nothing about the responses" in said
-    assert "the judge on the data's pairs: all 6 verdicts are for the response that was shown first" in said
+    assert "all 6 verdicts favour the response shown first, so they carry no information" in said
+    assert "the judge on the data's pairs: all 6 verdicts favour the response shown first" in said
     for rate in found[str(model_folder)].values():
         assert (rate.rate, rate.first_shown, rate.consistent) == (0.5, 1.0, 0.0)
     found = winrate.run(contest(tmp_path, model_folder, judge="length"), tmp_path / "length", QUIET)
@@ -125,7 +125,7 @@ def test_the_command(tmp_path: Path, model_folder: Path, judge_server: Any, caps
     assert cli([*common, *price]) == 0
     said = capsys.readouterr().err
     assert "at most 30 requests" in said
-    assert "at the prices given" in said
+    assert "at the given prices" in said
     assert judge_server.asked == []
     assert cli([*common, "--judge", "length", "--task", "poetry"]) == 2
 
@@ -176,5 +176,5 @@ def test_wrong_names_are_said_with_their_option(tmp_path: Path, model_folder: Pa
         winrate.run(replace(wanted, policies=("nope",)), tmp_path / "out", QUIET)
     with pytest.raises(ModelError, match="--against nope"):
         winrate.run(replace(wanted, against="best:4,nope,length"), tmp_path / "out", QUIET)
-    with pytest.raises(ConfigError, match="a model behind a server needs --judge-url"):
+    with pytest.raises(ConfigError, match="for a model behind a server, set --judge-url"):
         winrate.run(replace(wanted, judge="mymodel"), tmp_path / "out", QUIET)

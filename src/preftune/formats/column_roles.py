@@ -1,4 +1,4 @@
-"""Which columns of a row hold its prompt, its responses and its scores, under the names that public data sets use."""
+"""Find the columns with prompt, responses and scores of a row, by the names that public data sets use."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from preftune.formats.values import (
     BadRow,
     Fields,
     as_number,
-    clean,
     get,
     has_role,
     is_blank,
@@ -19,6 +18,7 @@ from preftune.formats.values import (
     messages_of,
     number,
     peek,
+    require_utf8,
     text_of,
 )
 from preftune.types import Message, Text
@@ -35,7 +35,7 @@ PROMPTS = (
     "context",
     "history",
 )
-DIALOGUES = ("messages", "conversations", "conversation")  # never text
+DIALOGUES = ("messages", "conversations", "conversation")  # columns that are never text
 SYSTEMS = ("system", "system_prompt", "system_message")
 PAIRS = (
     ("chosen", "rejected"),
@@ -55,17 +55,15 @@ KINDS_OF_SCORE = ("score", "rating", "reward", "avg_rating")
 
 
 def prompt_column(row: Fields) -> str | None:
-    """The column with the prompt: the first known name whose value can be one, an empty text only if nothing else."""
-    usable = [key for key in PROMPTS if key in row and _can_ask(peek(row, key), key)]
-    told = next((key for key in usable if peek(row, key)), None)
-    if told or usable:
-        return told or usable[0]
-    return next(
-        (key for key in ("prompt", *DIALOGUES[:2]) if peek(row, key) is not None), None
-    )  # its parser says what is wrong
+    """Return the column with the prompt: the first of PROMPTS with a suitable value. Empty text is the last resort."""
+    usable = [key for key in PROMPTS if key in row and _can_be_prompt(peek(row, key), key)]
+    if usable:
+        return next((key for key in usable if peek(row, key)), usable[0])
+    # a column with an unsuitable value, for which the parser raises an error
+    return next((key for key in ("prompt", *DIALOGUES[:2]) if peek(row, key) is not None), None)
 
 
-def _can_ask(value: Any, key: str) -> bool:
+def _can_be_prompt(value: Any, key: str) -> bool:
     if isinstance(value, str):
         return key not in DIALOGUES
     if key == "history":  # a list of earlier turns
@@ -74,50 +72,50 @@ def _can_ask(value: Any, key: str) -> bool:
 
 
 def has_text_prompt(row: Fields) -> bool:
-    """Whether the prompt is text."""
+    """Whether the row has a text prompt."""
     key = prompt_column(row)
     return key is not None and isinstance(peek(row, key), str)
 
 
 def has_chat_prompt(row: Fields) -> bool:
-    """Whether the prompt is a list of messages, or one message."""
+    """Whether the row has a prompt of one or more messages."""
     key = prompt_column(row)
     return key is not None and isinstance(peek(row, key), list | dict)
 
 
 def prompt_of(row: Fields, text_only: bool = False) -> Text:
-    """The prompt of a row: its column, with an `input` appended to it and `system` and `history` in front of it.
+    """Return the prompt of a row: `system` and `history`, then the prompt column, then `input`.
 
-    A text prompt with a system text or a history becomes a chat, since these have no place in plain text.
+    A text prompt with a system text or a history becomes a chat, because plain text cannot represent these.
     """
     key = prompt_column(row) or "prompt"
     if isinstance(get(row, key), str):
-        prompt: Text = _with_input(row, key, clean(row[key], key))
+        prompt: Text = _with_input(row, key, require_utf8(row[key], key))
     elif text_only:
         raise BadRow(f"column {key!r} must be text, not {kind_name(row[key])}")
     else:
         prompt = text_of(row, key)
-    return with_context(row, prompt, key)
+    return add_context(row, prompt, key)
 
 
 def _with_input(row: Fields, key: str, prompt: str) -> str:
-    more = row.get("input") if key in ("prompt", "instruction", "question", "query") else None
-    if is_blank(more):
+    text = row.get("input") if key in ("prompt", "instruction", "question", "query") else None
+    if is_blank(text):
         return prompt
-    if not isinstance(more, str):
-        raise BadRow(f"column 'input' beside {key!r} must be text, not {kind_name(more)}")
-    return "\n".join(part for part in (prompt, clean(more, "input")) if part)
+    if not isinstance(text, str):
+        raise BadRow(f"column 'input', which is appended to {key!r}, must be text, not {kind_name(text)}")
+    return "\n".join(part for part in (prompt, require_utf8(text, "input")) if part)
 
 
-def with_context(row: Fields, prompt: Text, key: str = "prompt") -> Text:
-    """A prompt after the system text and the earlier turns that the row has in columns of their own."""
+def add_context(row: Fields, prompt: Text, key: str = "prompt") -> Text:
+    """Prepend the system text and the earlier turns that the row has in separate columns."""
     system, turns = _system_of(row), () if key == "history" else _history_of(row)
     if not system and not turns:
         return prompt
     messages = (Message("user", prompt),) if isinstance(prompt, str) else prompt
     if messages and messages[0].role == "system":
         if system and system.strip() != messages[0].content.strip():
-            raise BadRow("the system column and the system message of the prompt differ")
+            raise BadRow("the system column differs from the system message of the prompt")
         return (messages[0], *turns, *messages[1:])
     return (*((Message("system", system),) if system else ()), *turns, *messages)
 
@@ -128,12 +126,12 @@ def _system_of(row: Fields) -> str:
         if not isinstance(text, str):
             raise BadRow(f"column {key!r} must be text, not {kind_name(text)}")
     if len({str(text).strip() for text in texts.values()}) > 1:
-        raise BadRow(f"the columns {' and '.join(map(repr, texts))} hold different system texts")
-    return next((clean(str(text), key) for key, text in texts.items() if str(text).strip()), "")
+        raise BadRow(f"the columns {' and '.join(map(repr, texts))} contain different system texts")
+    return next((require_utf8(str(text), key) for key, text in texts.items() if str(text).strip()), "")
 
 
 def _history_of(row: Fields) -> tuple[Message, ...]:
-    """Earlier turns: messages, or [question, answer] pairs."""
+    """Return the earlier turns, stored as messages or as [question, answer] pairs."""
     history = row.get("history")
     if is_blank(history):
         return ()
@@ -144,70 +142,69 @@ def _history_of(row: Fields) -> tuple[Message, ...]:
         if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
             raise BadRow(
                 "column 'history' must be a list of messages or of [question, answer] pairs of text",
-                fix="rewrite the column, or leave it out with data.ignore=[history]",
+                fix="rewrite the column, or omit it with data.ignore=[history]",
             )
-        turns += [
-            Message(role, clean(text, f"history[{i}]")) for role, text in zip(("user", "assistant"), pair, strict=True)
-        ]
+        texts = [require_utf8(text, f"history[{i}]") for text in pair]
+        turns += [Message("user", texts[0]), Message("assistant", texts[1])]
     return tuple(turns)
 
 
 def pair_columns(row: Fields) -> tuple[str, str] | None:
-    """The columns with the better and the worse response."""
+    """Return the columns with the better and the worse response, or None."""
     return next((pair for pair in PAIRS if pair[0] in row and pair[1] in row), None)
 
 
 def completion_column(row: Fields) -> str | None:
-    """The column with the one response of a row."""
+    """Return the column with the only response of a row, or None."""
     return next((key for key in COMPLETIONS if peek(row, key) is not None), None)
 
 
-#: Pairs of columns that grade the better and the worse response: score_chosen and score_rejected, ...
+#: Pairs of columns with the scores of the better and the worse response: score_chosen and score_rejected, ...
 SCORES = [
     (order.format(kind=kind, side="chosen"), order.format(kind=kind, side="rejected"))
     for kind, order in product(KINDS_OF_SCORE, ("{kind}_{side}", "{side}_{kind}", "{kind}-{side}", "{side}-{kind}"))
 ]
-#: Words in other names of columns that grade two responses: chosen_armorm_score, quality_rejected, score_j, ...
+#: Words in other names of score columns: chosen_armorm_score, quality_rejected, score_j, ...
 GRADING = re.compile("score|rating|reward|quality|grade|elo")
 SIDES_OF_PAIRS = (("chosen", "rejected"), ("preferred", "dispreferred"), ("j", "k"))
 
 
 def scores_of(row: Fields) -> tuple[float, float] | None:
-    """The scores of the better and the worse response, if the row has any.
+    """Return the scores of the better and the worse response, or None.
 
-    Raises BadRow where they are swapped: any of SCORES, or all of the others where those are absent.
+    Raises BadRow if the worse response has the higher score: in any of the SCORES columns, or, if there are none, in
+    all other score columns.
     """
-    found = []
+    scored = []
     for better, worse in SCORES:
         if better not in row or worse not in row:
             continue
         if row.get(better) not in (None, "") and row.get(worse) not in (None, ""):
-            found.append((better, number(row, better, 0.0), worse, number(row, worse, 0.0)))
-    swapped = [item for item in found if item[1] < item[3]]
-    others = [] if found else _other_scores(row)
+            scored.append((better, number(row, better, 0.0), worse, number(row, worse, 0.0)))
+    swapped = [item for item in scored if item[1] < item[3]]
+    others = [] if scored else _other_scores(row)
     if others and all(high <= low for _, high, _, low in others):
         swapped = [item for item in others if item[1] < item[3]]
     if swapped:
-        told = ", ".join(f"{better} {high:g} and {worse} {low:g}" for better, high, worse, low in swapped)
+        scores = ", ".join(f"{better} {high:g} and {worse} {low:g}" for better, high, worse, low in swapped)
         names = ", ".join(f"{better}, {worse}" for better, _, worse, _ in swapped)
         sides = pair_columns(row) or ("chosen", "rejected")
         raise BadRow(
-            f"the rejected response has the higher score: {told}",
-            fix=f"data.ignore=[{names}] trusts the names of the responses; with "
-            f"data.columns={{chosen: {sides[1]}, rejected: {sides[0]}}} in addition it swaps them; "
-            "data.bad_rows=drop leaves such rows out and counts them",
+            f"the rejected response has the higher score: {scores}",
+            fix=f"to ignore the scores, set data.ignore=[{names}]; to swap the responses, also set "
+            f"data.columns={{chosen: {sides[1]}, rejected: {sides[0]}}}; to drop such rows, set data.bad_rows=drop",
         )
-    return (found[0][1], found[0][3]) if found else None
+    return (scored[0][1], scored[0][3]) if scored else None
 
 
 def _other_scores(row: Fields) -> list[tuple[str, float, str, float]]:
-    """Other columns that grade both responses, which only tell whether the sides are swapped."""
-    found = []
+    """Return (better, score, worse, score) of other score columns, which only show whether the sides are swapped."""
+    scored = []
     for name in filter(GRADING.search, row):
         words = re.split(r"([^a-zA-Z]+)", name)
         for better, worse in SIDES_OF_PAIRS:
             other = "".join(worse if word == better else word for word in words)
             high, low = as_number(peek(row, name)), as_number(peek(row, other))
             if other != name and high is not None and low is not None:
-                found.append((name, high, other, low))
-    return found
+                scored.append((name, high, other, low))
+    return scored

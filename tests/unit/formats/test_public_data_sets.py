@@ -1,7 +1,7 @@
-"""The columns of public data sets, with words of our own: each is read as what it means, or refused by name.
+"""Rows with the columns of public data sets are parsed correctly, or refused with the name of the column.
 
-The words say what is right: PROMPT, EARLIER and SYSTEM belong to the prompt, GOOD to the better response, BAD to the
-worse one, and NOISE to neither.
+The texts are made up and show where they belong: PROMPT, EARLIER and SYSTEM in the prompt, GOOD in the better response,
+BAD in the worse one. NOISE must not appear in a group.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from tests.conftest import write_jsonl
-from tests.unit.data.test_formats import chat
+from tests.unit.formats.examples import chat
 
 from preftune.data.groups import read_groups
 from preftune.errors import DataError
@@ -234,7 +234,7 @@ PAIRS: list[tuple[str, str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("name", "form", "row"), PAIRS, ids=[name for name, _, _ in PAIRS])
-def test_pairs_of_public_data_sets(tmp_path: Path, name: str, form: str, row: dict[str, Any]) -> None:
+def test_pairs_of_public_data_sets_are_parsed(tmp_path: Path, name: str, form: str, row: dict[str, Any]) -> None:
     groups, account = read_groups(str(write_jsonl(tmp_path / "rows.jsonl", [row])))
     assert (account.format, account.kept, account.noted) == (form, 1, {})
     [group] = groups
@@ -274,7 +274,7 @@ ONE_RESPONSE: list[tuple[str, str, dict[str, Any], tuple[int, ...]]] = [
 
 
 @pytest.mark.parametrize(("name", "form", "row", "labels"), ONE_RESPONSE, ids=[row[0] for row in ONE_RESPONSE])
-def test_single_responses_of_public_data_sets(
+def test_single_responses_of_public_data_sets_are_parsed(
     tmp_path: Path, name: str, form: str, row: dict[str, Any], labels: tuple[int, ...]
 ) -> None:
     groups, account = read_groups(str(write_jsonl(tmp_path / "rows.jsonl", [row])))
@@ -295,6 +295,6 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("name", "row", "message"), REFUSED, ids=[name for name, _, _ in REFUSED])
-def test_what_cannot_be_used_is_refused(tmp_path: Path, name: str, row: dict[str, Any], message: str) -> None:
+def test_columns_that_cannot_be_used_are_refused(tmp_path: Path, name: str, row: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         read_groups(str(write_jsonl(tmp_path / "rows.jsonl", [row])))

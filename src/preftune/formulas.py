@@ -1,0 +1,39 @@
+"""Formulas that several packages share: implicit reward, ties, mean with standard error, seed of a step."""
+
+from __future__ import annotations
+
+import math
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+Floats = npt.NDArray[np.float64]
+Numbers = TypeVar("Numbers", float, torch.Tensor, Floats)
+
+
+def implicit_reward(log_policy: Numbers, log_reference: Numbers, beta: float) -> Numbers:
+    """Return the implicit reward beta (log pi - log ref), defined up to a constant per prompt.
+
+    Source: Rafailov et al. 2023, arXiv:2305.18290, section 5.1.
+    """
+    return beta * (log_policy - log_reference)
+
+
+def win(margin: Numbers) -> Numbers:
+    """Return 1 where the margin is positive, 0 where it is negative, 1/2 for a tie. Its mean is the accuracy."""
+    if isinstance(margin, torch.Tensor):
+        return 0.5 * (1 + torch.sign(margin))
+    return 0.5 * (1 + np.sign(margin))  # type: ignore[no-any-return]
+
+
+def mean_and_error(value_PM: Floats) -> tuple[float, float]:
+    """Return the mean of M values for each of P prompts, and its standard error over prompts (P = 1: over values)."""
+    means = value_PM.mean(axis=1) if len(value_PM) > 1 else value_PM[0]
+    return float(means.mean()), float(means.std(ddof=1) / math.sqrt(len(means))) if len(means) > 1 else 0.0
+
+
+def step_seed(seed: int, step: int) -> int:
+    """Return the seed of one step or round in a run with the given seed."""
+    return seed * 1_000_003 + step

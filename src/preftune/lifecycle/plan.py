@@ -1,0 +1,97 @@
+"""The plan of a run: its steps, the size of its micro-batches, and what a dry run prints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from preftune.config.load import dump
+from preftune.config.schema import RunConfig, TunedConfig
+from preftune.data.order import Step, size_of, training_steps
+from preftune.lifecycle import estimate
+from preftune.lifecycle.data import require_groups
+from preftune.lifecycle.monitor import Watched
+from preftune.lifecycle.policy import Policy
+from preftune.lifecycle.start import Start
+from preftune.lifecycle.task import ResponseTask
+from preftune.model.logprobs import model_size
+from preftune.train.display import Display
+from preftune.train.optim import warmup_steps
+
+
+@dataclass(frozen=True, slots=True)
+class RunPlan:
+    """The optimizer steps of a run, the memory that they need, and the task with micro-batches of the right size."""
+
+    steps: list[Step]
+    footprint: estimate.Footprint
+    task: ResponseTask
+
+
+def plan_run(
+    start: Start, config: RunConfig, policy: Policy, task: ResponseTask, second_model: bool = False
+) -> RunPlan:
+    """Plan and print the steps of a run. `second_model`: a frozen reference is held in memory."""
+    require_groups(task.groups, config.data.train)
+    sizes = [size_of(group) for group in task.groups]
+    steps = training_steps(sizes, config.batch.pairs, config.train.seed, config.train.epochs, config.train.max_steps)
+    footprint = estimate.footprint(policy.scorer, config, second_model, task.groups, policy.budget.layout)
+    plan = RunPlan(list(steps), footprint, task)
+    plan = replace(plan, task=sized(plan, config, policy))
+    describe(config, policy, plan, start.display)
+    return plan
+
+
+def sized(plan: RunPlan, config: RunConfig, policy: Policy, checkpoint_tokens: int | None = None) -> ResponseTask:
+    """Return the task with micro-batches of `batch.tokens` slots; for `auto`, as many as fit in memory.
+
+    `checkpoint_tokens` is the size when a resumed run was saved. A larger size would change the last digits, or run out
+    of memory again.
+    """
+    tokens = config.batch.tokens
+    if tokens == "auto":
+        width = policy.model.config.get_text_config().hidden_size
+        tokens = checkpoint_tokens or estimate.choose_tokens(plan.footprint, policy.scorer.device, width)
+    policy.budget = replace(policy.budget, tokens=min(tokens, checkpoint_tokens or tokens))
+    return replace(plan.task, budget=policy.budget)
+
+
+def describe(config: RunConfig, policy: Policy, plan: RunPlan, display: Display) -> None:
+    """Print model, data and steps in a few lines."""
+    task, steps = plan.task, len(plan.steps)
+    parameters, trained = model_size(policy.model)
+    dtype = str(next(iter(policy.model.parameters())).dtype).removeprefix("torch.")
+    place = f"{dtype} on {policy.scorer.device}, layout {policy.budget.layout}"
+    display.say(f"model: {parameters:,} parameters, {trained:,} trained, {place}")
+    if policy.layout_note:
+        display.say(policy.layout_note)
+    tokens = sum(group.tokens for group in task.groups)
+    items = sum(size_of(group) for group in task.groups)
+    unit = "judgements" if any(group.judgements for group in task.groups) else "responses"
+    display.say(
+        f"data: {len(task.groups)} groups with {items} {unit} and {tokens:,} tokens; "
+        f"{len(task.held_out)} groups held out; {steps} steps"
+    )
+    warmup = warmup_steps(config.optim.warmup, steps)
+    if warmup >= steps:
+        display.say(f"note: the warm-up takes {warmup} steps, all of the run, so optim.lr is never reached")
+
+
+def print_run_plan(
+    start: Start, config: RunConfig, plan: RunPlan, reference: str = "none", watched: Watched | None = None
+) -> Path:
+    """Print the plan with its memory and time, and return the run folder. `reference` is its kind."""
+    lines, fits = estimate.memory_plan(plan.footprint, plan.task, plan.steps)
+    if fits:  # a run that does not fit is not timed
+        lines += estimate.time_lines(plan.task, plan.steps, config, reference, watched, start.began)
+    return print_plan(config, lines, start.display)
+
+
+def print_plan(config: TunedConfig, lines: Sequence[str], display: Display) -> Path:
+    """Print the plan and the resolved config of a dry run, and return the folder that the run would write."""
+    for line in lines:
+        display.say(line)
+    display.say(dump(config))
+    display.say(f"dry run: nothing was trained or written; without --dry-run this command writes {config.out}")
+    return Path(config.out)

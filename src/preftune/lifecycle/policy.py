@@ -1,0 +1,186 @@
+"""Load the policy of a run: precision, device, adapter, layout, and what is needed to save it exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+
+from preftune.chat.render import Renderer
+from preftune.config.schema import ModelConfig, TunedConfig
+from preftune.data.groups import require_vocabulary
+from preftune.data.layout import Budget
+from preftune.errors import ConfigError, ModelError
+from preftune.lifecycle.data import TokenData, require_length
+from preftune.lifecycle.packing_probe import Values, admit, state_values, token_values
+from preftune.model import load
+from preftune.model.compile import compile_blocks
+from preftune.model.logprobs import Scorer
+from preftune.model.precision import exact_in, exact_state, save_dtype_of
+from preftune.model.scalar import load_scalar, scalar_scorer
+from preftune.model.weights import note
+from preftune.types import TokenGroup
+
+PROVISIONAL = 4096  # token slots of a micro-batch, until lifecycle.plan chooses
+
+
+class ModelKind(NamedTuple):
+    """How one kind of model is loaded and scored. `values` is what the packing probe compares, `adapter` is peft's
+    name of the kind."""
+
+    load: Callable[[load.Source, torch.dtype], Any]
+    scorer: Callable[[Any], Scorer]
+    values: Values
+    adapter: str
+
+
+LANGUAGE_MODEL = ModelKind(load.load_model, Scorer.of, token_values, "CAUSAL_LM")
+REWARD_MODEL = ModelKind(partial(load_scalar, new_head=True), scalar_scorer, state_values, "SEQ_CLS")
+
+
+@dataclass(slots=True)
+class Policy:
+    """The model that is trained, with what is needed to save it.
+
+    start_hash     hash of its weights at step 0
+    precise        weights and saved buffers in fp32 by name, where the source has more digits than the compute
+                   precision; with LoRA, only where the base is saved as well
+    dtypes         precision of each tensor in `final/` by name; `save_dtype` for all others
+    layout_note    why batches use the layout "rows", if they have to
+    base_unsaved   the adapter's base exists only in memory, so it is saved in the run folder
+    """
+
+    scorer: Scorer
+    tokenizer: Any
+    renderer: Renderer
+    save_dtype: torch.dtype
+    start_hash: str
+    budget: Budget
+    precise: Mapping[str, torch.Tensor]
+    layout_note: str = ""
+    base_unsaved: bool = field(default=False)
+    dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
+
+    @property
+    def model(self) -> Any:
+        return self.scorer.model
+
+
+def load_policy(
+    config: TunedConfig, source: load.Source, renderer: Renderer, model: Any = None, kind: ModelKind = LANGUAGE_MODEL
+) -> Policy:
+    """Return the policy at step 0 on its device, with an adapter if the config has one. Dropout is off.
+
+    `model` is a model in memory; without it the model is read from `source`.
+    """
+    torch.manual_seed(config.train.seed)
+    in_memory = model is not None
+    if in_memory:
+        _require_usable(model, config.model)
+        model = model.eval()
+        precise: dict[str, torch.Tensor] = {}
+        dtypes, save_dtype = {name: t.dtype for name, t in exact_state(model).items()}, model.dtype
+    else:
+        dtypes = load.source_dtypes(source)
+        model, precise = read_policy(config, source, kind, dtypes)
+        dtypes = {name: torch.float32 if dtype == torch.float64 else dtype for name, dtype in dtypes.items()}
+        save_dtype = save_dtype_of(model, dtypes) if dtypes else load.source_dtype(source)
+    if config.model.save_dtype != "auto":
+        dtypes, save_dtype = {}, load.DTYPES[config.model.save_dtype]
+    model.config.use_cache = False
+    if config.lora:
+        model = load.add_lora(model, config.lora.rank, config.lora.alpha, config.lora.targets, kind.adapter)
+    model.to(device_of(model if in_memory else None))
+    scorer = kind.scorer(model)
+    layout, layout_note = admit(scorer, config.model.attention, kind.values)
+    if config.model.gradient_checkpointing:
+        load.checkpoint_activations(model)
+    if config.model.compile:
+        compile_blocks(model, constant=layout != "rows")
+    return Policy(
+        scorer,
+        renderer.tokenizer,
+        renderer,
+        save_dtype,
+        load.weights_hash(model),
+        Budget(layout, PROVISIONAL, constant=config.model.compile and layout != "rows"),
+        precise,
+        layout_note,
+        base_unsaved=bool(config.lora) and (in_memory or source.adapter is not None),
+        dtypes=dtypes,
+    )
+
+
+def read_policy(
+    config: TunedConfig, source: load.Source, kind: ModelKind, stored: Mapping[str, torch.dtype]
+) -> tuple[Any, dict[str, torch.Tensor]]:
+    """Return the model in compute precision, and in fp32 those of its tensors that this rounds and that are saved."""
+    dtype = compute_dtype(config.model)
+    rounded = source.adapter is not None or not exact_in(stored.values() or {load.source_dtype(source)}, dtype)
+    saved = not config.lora or source.adapter is not None or kind is REWARD_MODEL  # a plain adapter's base is not saved
+    precise = {}
+    if rounded and saved and dtype != torch.float32:
+        precise = exact_state(kind.load(source, torch.float32))
+    if torch.float64 in stored.values():
+        note(f"note: {source.base}: float64 weights are rounded to fp32, the highest precision of a run")
+    return kind.load(source, dtype).requires_grad_(True), precise
+
+
+def _require_usable(model: Any, config: ModelConfig) -> None:
+    """Raises for a model in memory that does not fit the config."""
+    if hasattr(model, "peft_config"):
+        raise ModelError(
+            "the model already has an adapter",
+            why="its reference would be the model without that adapter",
+            fix="pass the model without an adapter, or PeftModel.merge_and_unload(); the section `lora` adds one",
+        )
+    if config.dtype != "auto" and load.DTYPES[config.dtype] != model.dtype:
+        raise ConfigError(
+            f"the config asks for {config.dtype}, but the model is {model.dtype}",
+            where="model.dtype",
+            fix="leave it at auto, or pass the model in that precision",
+        )
+
+
+def require_same_vocabulary(tokenizer: Any, other: Any, where: str, what: str = "reference") -> None:
+    """Raises ModelError unless both tokenizers give every token the same id."""
+    if tokenizer.get_vocab() != other.get_vocab():
+        raise ModelError(
+            f"the {what} and the policy have different vocabularies",
+            where=where,
+            why="the same ids would mean different tokens",
+            fix="use the model that the policy was tuned from, or one with the same tokenizer",
+        )
+
+
+def compute_dtype(config: ModelConfig) -> torch.dtype:
+    """Return the config's precision; for `auto`, bf16 on a GPU that supports it, else fp32."""
+    if config.dtype != "auto":
+        return load.DTYPES[config.dtype]
+    native = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if native else torch.float32
+
+
+def device_of(model: Any) -> torch.device:
+    """Return the device to use: that of a model in memory, else a GPU if there is one, else the CPU."""
+    if model is not None:
+        device: torch.device = next(iter(model.parameters())).device
+        return device
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def check_policy(policy: Policy, data: TokenData, source: load.Source) -> None:
+    """Raises for token ids that the model has no embedding for, and for sequences longer than its positions."""
+    groups = [*data.train, *data.held_out]
+    require_vocabulary(groups, policy.model.get_input_embeddings().weight.shape[0], source.base)
+    require_length(groups, load.positions(policy.model.config), "data.max_length")
+
+
+def require_positions(model: Any, groups: Sequence[TokenGroup], where: str) -> None:
+    """Raises ConfigError for sequences longer than the model's positions."""
+    require_length(groups, load.positions(model.config), where)

@@ -1,0 +1,152 @@
+"""The start of a run: refuse what can be refused, cheapest checks first, then open the run folder."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from preftune.chat.open import load_renderer
+from preftune.chat.render import Renderer
+from preftune.config.sampling import PPOConfig
+from preftune.config.schema import RunConfig
+from preftune.errors import RunError
+from preftune.lifecycle.data import TextData, TokenData, read_data, read_prompt_data, report_accounts, tokenize_data
+from preftune.lifecycle.policy import LANGUAGE_MODEL, ModelKind, Policy, check_policy, load_policy
+from preftune.model import load
+from preftune.train.display import Display
+from preftune.train.optim import Weights, build_optimizer
+from preftune.train.run import Run, require_packages, run_identity
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A run before anything is loaded.
+
+    text         its rows
+    identity     what makes it the same run when it is resumed
+    model        the model in memory that was passed, or None: then it is read from `source`
+    moment       the date that the chat template writes, in ISO format; None: now
+    began        time.perf_counter() when the command started
+    is_finished  the folder holds this run with its final model
+    """
+
+    config: RunConfig | PPOConfig
+    kind: ModelKind
+    source: load.Source
+    text: TextData
+    identity: dict[str, Any]
+    display: Display
+    model: Any
+    tokenizer: Any
+    moment: str | None
+    began: float
+    is_finished: bool
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.config.out)
+
+    @property
+    def final(self) -> Path:
+        """The folder of the final model."""
+        return self.folder / "final"
+
+    def renderer(self) -> Renderer:
+        """The tokenizer with its chat template and the config's chat settings."""
+        return load_renderer(self.config.data, self.source, self.tokenizer, self.model, self.moment)
+
+    def policy(self, renderer: Renderer) -> Policy:
+        """The policy at step 0."""
+        return load_policy(self.config, self.source, renderer, self.model, self.kind)
+
+
+def start_run(
+    config: RunConfig | PPOConfig,
+    kind: ModelKind = LANGUAGE_MODEL,
+    *,
+    model: Any = None,
+    tokenizer: Any = None,
+    display: Display | None = None,
+    dry_run: bool = False,
+    moment: str | None = None,
+    fingerprints: Mapping[str, str] | None = None,
+) -> Start:
+    """Read the data and check the run folder. Nothing is loaded and nothing is written.
+
+    `fingerprints` are hashes, by name, of other models that a resumed run must have again. A dry run works on a copy
+    of a model in memory, so that no adapter, compiled block or frozen weight reaches the caller. Raises RunError if
+    the folder belongs to another run, or to a finished run that started from other weights.
+    """
+    display, began, folder = display or Display(), time.perf_counter(), Path(config.out)
+    if dry_run and model is not None:
+        model = copy.deepcopy(model)
+    require_packages(list(config.track))
+    source = load.locate(config.model.path) if model is None else load.Source(config.model.path)
+    text = read_prompt_data(config.data) if isinstance(config, PPOConfig) else read_data(config.data)
+    identity = run_identity(config.model_dump(mode="json"), text.fingerprint, fingerprints)
+    Run.check(folder, identity, type(config))
+    moment = (Run.manifest(folder).get("chat") or {}).get("moment") or moment
+    start = Start(config, kind, source, text, identity, display, model, tokenizer, moment, began, Run.finished(folder))
+    if start.is_finished:
+        _require_same_model(start)
+        display.say(f"{folder} is finished; its model is in {start.final}")
+    return start
+
+
+def _require_same_model(start: Start) -> None:
+    """Raises RunError if a finished run started from other weights.
+
+    A model in memory is compared by its weights. A model folder is only loaded if its files have changed.
+    """
+    if start.model is not None:
+        Run.require_start(start.folder, load.weights_hash(start.model))
+    elif Run.manifest(start.folder).get("model_files") not in (None, load.files_of(start.source)):
+        renderer = load_renderer(start.config.data, start.source, start.tokenizer)
+        Run.require_start(start.folder, start.policy(renderer).start_hash)
+
+
+def load_run(start: Start, config: RunConfig) -> tuple[Policy, TokenData]:
+    """Return the policy at step 0 and the token ids of the data. Raises if they do not fit each other."""
+    renderer = start.renderer()
+    data = tokenize_data(start.text, renderer, config.data)
+    report_accounts(start.text, start.display)
+    policy = start.policy(renderer)
+    check_policy(policy, data, start.source)
+    return policy, data
+
+
+def open_run(start: Start, policy: Policy, data: TokenData | None = None) -> Run:
+    """Open the run folder, new or resumed. Raises RunError if it started from other weights or other token ids."""
+    run = Run.open(start.folder, start.identity, start.display, type(start.config))
+    Run.require_start(run.folder, policy.start_hash)
+    ids = data.hash if data else None
+    if run.known("ids") not in (None, ids):
+        raise RunError(
+            "the data have other token ids than when this run started",
+            where=str(run.folder),
+            why="the tokenizer, its chat template or a format function has changed",
+            fix="restore the old ones to resume, or choose another `out`",
+        )
+    run.note(
+        **({"ids": ids} if ids else {}),
+        chat=policy.renderer.settings.record(),
+        start_weights=policy.start_hash,
+        data={a.source: {"read": a.read, "kept": a.kept, "format": a.format} for a in start.text.accounts},
+        model_files=load.files_of(start.source) if start.model is None else None,
+    )
+    return run
+
+
+def attach_optimizer(run: Run, config: RunConfig | PPOConfig, weights: Weights, steps: int) -> torch.optim.Optimizer:
+    """Return the optimizer of `weights`. A resumed run restores both from its newest checkpoint."""
+    optimizer = build_optimizer(weights.masters, config.optim.name, config.optim.lr, config.optim.weight_decay)
+    run.attach(weights, optimizer)
+    if run.start:
+        run.display.say(f"resuming after step {run.start} of {steps}")
+    return optimizer

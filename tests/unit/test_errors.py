@@ -1,0 +1,42 @@
+"""How errors are printed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from preftune.errors import DataError, PreftuneError, Stopped, StorageError, did_you_mean, require_writable
+
+
+def test_a_message_has_place_reason_and_fix_on_lines_of_their_own() -> None:
+    error = DataError("no chosen response", where="pairs.jsonl:3", why="the row is not a pair", fix="remove the row")
+    assert str(error) == "pairs.jsonl:3: no chosen response\n  the row is not a pair\n  fix: remove the row"
+
+
+def test_missing_parts_are_left_out() -> None:
+    assert str(PreftuneError("no data")) == "no data"
+    assert str(PreftuneError("no data", fix="set data.train")) == "no data\n  fix: set data.train"
+
+
+def test_a_clean_stop_prints_next_instead_of_fix() -> None:
+    error = Stopped("stopped after step 3 of 12", fix="rerun the same command to resume")
+    assert str(error) == "stopped after step 3 of 12\n  next: rerun the same command to resume"
+    assert error.exit_code == 75
+
+
+def test_a_close_name_is_suggested_and_otherwise_all_names_are_listed() -> None:
+    assert did_you_mean("sigmiod", ["ipo", "sigmoid"]) == "did you mean 'sigmoid'?"
+    assert did_you_mean("x", ["sigmoid", "ipo"]) == "valid names: ipo, sigmoid"
+    assert did_you_mean("x", []) == "valid names: none"
+
+
+def test_a_path_below_a_file_is_not_writable(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="cannot be written"):
+        require_writable(tmp_path / "file" / "below")
+
+
+def test_require_writable_creates_nothing(tmp_path: Path) -> None:
+    require_writable(tmp_path / "new" / "folder")
+    assert not (tmp_path / "new").exists()
