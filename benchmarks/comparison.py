@@ -195,8 +195,8 @@ def judge(options: argparse.Namespace, folder: Path, seed: int) -> dict[str, Any
             top = order[0]
             ended = [bool(sampled.ended[top])]
             best.append({"prompt": prompt.text, "responses": [sampled.texts[top]], "ended": ended, "judgements": []})
-    for name, rows in (("groups", soft), ("hard", hard), ("best", best)):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name, labelled in (("groups", soft), ("hard", hard), ("best", best)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in labelled))
     return {"generated_tokens": sum(len(ids) for s in samples for ids in s.group.response_ids)}
 
 

@@ -76,7 +76,7 @@ def main() -> None:
             print(error, flush=True)
         else:
             print(f"{name:21} {line(runs_of[name][-1])}", flush=True)
-    figures = {name: median_run(runs) for name, runs in runs_of.items() if runs}
+    figures: dict[str, Any] = {name: median_run(runs) for name, runs in runs_of.items() if runs}
     figures |= {"out of memory": [name for name in names if name not in figures]}
     figures["gemm_gflops"] = max(run["gemm_gflops"] for runs in runs_of.values() for run in runs)
     print(table(figures, names))
@@ -233,7 +233,9 @@ def in_file_order(groups: Sequence[Any], pairs: int) -> list[Any]:
     """Return steps of `pairs` judgements in the order of the list, which is random and the same for all systems."""
     from preftune.data.order import Step
 
-    steps, members, filled = [], [], 0
+    steps: list[Step] = []
+    members: list[int] = []
+    filled = 0
     for index, group in enumerate(groups):
         members.append(index)
         filled += len(group.judgements)

@@ -65,7 +65,8 @@ def main() -> None:
 
 def comparison_data(options: argparse.Namespace) -> Path:
     """Write pairs of the model's samples, of which the better one is chosen. Return the file."""
-    prompts, chosen = options.out / "prompts.jsonl", options.out / "pairs.jsonl"
+    out: Path = options.out
+    prompts, chosen = out / "prompts.jsonl", out / "pairs.jsonl"
     if not chosen.is_file():
         write_rows(prompts, ({"prompt": template.format(name)} for template in TEMPLATES for name in OTHERS))
         data, sampling = DataConfig(train=str(prompts)), Sampling(2, NEW_TOKENS, seed=99)

@@ -1,10 +1,10 @@
-"""Direct Preference Optimization in one file: torch, transformers, and the paper (arXiv:2305.18290).
+"""Direct Preference Optimization (arXiv:2305.18290) in one file, with torch and transformers only.
 
     python examples/minimal_dpo.py MODEL_FOLDER pairs.jsonl OUT_FOLDER
 
-pairs.jsonl holds {"prompt": ..., "chosen": ..., "rejected": ...} lines. This file is for reading, and it is the
-oracle that the library is tested against: given the same pairs in the same order, both take the same steps.
-It is slow: it pads, encodes every prompt twice and keeps a second model.
+Each line of pairs.jsonl is {"prompt": ..., "chosen": ..., "rejected": ...}. This file is meant for reading. The tests
+compare preftune with it: for the same pairs in the same order, both take the same steps. It is slow, because it pads
+rows, processes every prompt twice, and keeps a second model in memory.
 """
 
 import copy
@@ -15,26 +15,26 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-BETA = 0.1  # strength of the KL constraint: small beta, far from the reference
+BETA = 0.1  # strength of the KL constraint; with a smaller beta, the policy moves further from the reference
 LEARNING_RATE = 5e-7
-BATCH = 8  # pairs in one optimizer step
+BATCH = 8  # pairs per optimizer step
 MAX_GRAD_NORM = 1.0
 WARMUP_STEPS = 0
 
 
 def encode(tokenizer, pair):
-    """Token ids of prompt, chosen and rejected. Both responses follow the same prompt ids and end with EOS."""
+    """Return the token ids of prompt, chosen and rejected. The responses end with EOS."""
     prompt = tokenizer(pair["prompt"])["input_ids"]
     responses = []
     for text in (pair["chosen"], pair["rejected"]):
         joint = tokenizer(pair["prompt"] + text)["input_ids"]
-        assert joint[: len(prompt)] == prompt, "a merge across the boundary: see preftune.chat.render"
+        assert joint[: len(prompt)] == prompt, "a token spans prompt and response; preftune.chat.render handles this"
         responses.append([*joint[len(prompt) :], tokenizer.eos_token_id])
     return prompt, *responses
 
 
 def response_logps(model, prompts, responses):
-    """log pi(y|x) of each response: the sum of its tokens' log-probabilities, prompt and padding left out."""
+    """Return log pi(y|x) of each response: the sum over its tokens, without prompt and padding."""
     rows = [p + r for p, r in zip(prompts, responses, strict=True)]
     width = max(map(len, rows))
     ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
@@ -50,8 +50,8 @@ def response_logps(model, prompts, responses):
 def dpo_loss(policy_chosen, policy_rejected, reference_chosen, reference_rejected):
     """Equation 7:  -log sigmoid( beta log pi(y_w|x)/ref(y_w|x) - beta log pi(y_l|x)/ref(y_l|x) ).
 
-    beta log pi/ref is the implicit reward (up to a constant of the prompt, which cancels): the loss is the
-    Bradley-Terry likelihood (equation 1) of a reward model that happens to be a language model.
+    beta log pi/ref is the implicit reward, up to a constant per prompt, which cancels. The loss is the negative
+    log-likelihood of the Bradley-Terry model (equation 1) with this reward.
     """
     reward_chosen = BETA * (policy_chosen - reference_chosen)
     reward_rejected = BETA * (policy_rejected - reference_rejected)
@@ -59,16 +59,16 @@ def dpo_loss(policy_chosen, policy_rejected, reference_chosen, reference_rejecte
 
 
 def lr_factor(step, total):
-    """Linear warm-up, then linear decay. `step` counts from 1."""
+    """Return the factor on the learning rate: linear warm-up, then linear decay. `step` starts at 1."""
     if step <= WARMUP_STEPS:
         return step / (WARMUP_STEPS + 1)
     return 1 - (step - WARMUP_STEPS - 1) / (total - WARMUP_STEPS)
 
 
 def train(policy, batches, learning_rate=LEARNING_RATE):
-    """DPO on batches of encoded pairs. Yields the metrics of each step, measured before its update."""
-    policy.eval()  # dropout would make policy and reference differ for no reason
-    reference = copy.deepcopy(policy).requires_grad_(False)  # the policy's state at step 0, frozen
+    """Train on batches of encoded pairs. Yield the metrics of each step, measured before its update."""
+    policy.eval()  # without dropout, which would make policy and reference differ
+    reference = copy.deepcopy(policy).requires_grad_(False)  # a frozen copy of the initial policy
     optimizer = torch.optim.AdamW(policy.parameters(), lr=learning_rate, weight_decay=0.0)
     for step, batch in enumerate(batches, start=1):
         prompts, chosen, rejected = zip(*batch, strict=True)
@@ -92,7 +92,7 @@ def train(policy, batches, learning_rate=LEARNING_RATE):
         margins = (reward_chosen - reward_rejected).detach()
         yield {
             "step": step,
-            "loss": loss.item(),  # ln 2 at step 1, where policy and reference are the same model
+            "loss": loss.item(),  # ln 2 at step 1, because policy and reference are equal
             "rewards/margins": margins.mean().item(),
             "rewards/accuracies": (margins > 0).float().mean().item(),
             "grad_norm": grad_norm.item(),

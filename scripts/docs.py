@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -31,7 +31,7 @@ COLUMNS = ("probability", "margin")
 
 
 def losses() -> str:
-    families = [
+    families: list[tuple[str, str, Mapping[str, Callable[..., Any]]]] = [
         ("Pairwise losses on the log-ratio to a reference", "", pairwise.TABLE),
         ("Pairwise losses without a reference", "", reference_free.TABLE),
         ("Pairwise losses on other quantities than the two log-ratios", "", tokenwise.TABLE),

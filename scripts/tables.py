@@ -12,12 +12,12 @@ ROWS = Path(__file__).parents[1] / "benchmarks" / "results.jsonl"
 
 
 def measured(claim: str) -> list[dict[str, Any]]:
-    """The rows of a benchmark, oldest first."""
+    """Return the recorded rows of a benchmark, oldest first."""
     return [row for row in map(json.loads, ROWS.read_text().splitlines()) if row["claim"] == claim]
 
 
 def lines(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
+    """Format a Markdown table."""
     head = f"| {' | '.join(heads)} |"
     return "\n".join(
         [head.replace("|  |", "| |"), "|" + "---|" * len(heads), *(f"| {' | '.join(row)} |" for row in rows)]
@@ -25,40 +25,41 @@ def lines(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def dpo_steps() -> str:
-    """A table from the newest row of each benchmark of a step."""
-    newest: dict[tuple[Any, ...], dict[str, Any]] = {}
+    """Format one table per setting, from the newest row of each setting and set of systems."""
+    newest: dict[tuple[str, str, str, int, tuple[str, ...]], dict[str, Any]] = {}
     for row in measured("dpo step"):
         settings, systems = row["settings"], tuple(name for name, f in row["figures"].items() if isinstance(f, dict))
         adapter = f", LoRA of rank {settings['lora']}" if settings.get("lora") else ""
         kind = settings["model"] + adapter, settings["data"], settings["dtype"], settings["pairs"]
         for key in [key for key in newest if key[:-1] == kind and set(key[-1]) <= set(systems)]:
-            del newest[key]  # measured again
+            del newest[key]  # replaced by this row
         newest[(*kind, systems)] = row
     return "\n\n".join(dpo_step(*key[:4], row["figures"], row["command"]) for key, row in sorted(newest.items()))
 
 
 def dpo_step(model: str, data: str, dtype: str, pairs: int, figures: dict[str, Any], command: str) -> str:
-    systems = {name: found for name, found in figures.items() if isinstance(found, dict)}
+    """Format the table of one setting, with its title and command."""
+    systems = {name: run for name, run in figures.items() if isinstance(run, dict)}
     ratio = {peer: systems[peer] for peer in ("trl", "trl-best", "preftune-pairs") if peer in systems}
     heads = ["", "pairs/s", "peak GB", "useful", "reference pass", *(f"against {peer}" for peer in ratio)]
     rows = []
-    for name, found in systems.items():
-        title = f"{name}, batches of {found['batch']}" if name == "trl-best" and "batch" in found else name
-        cells = [title, f"{found['pairs_per_s']:.2f}", f"{found['peak_gb']:.2f}", f"{found['useful_mfu']:.0%}"]
+    for name, run in systems.items():
+        title = f"{name}, batches of {run['batch']}" if name == "trl-best" and "batch" in run else name
+        cells = [title, f"{run['pairs_per_s']:.2f}", f"{run['peak_gb']:.2f}", f"{run['useful_mfu']:.0%}"]
         cached = name not in ("preftune-online", "trl")
-        cells.append(f"{found['reference_s']:.1f} s" if cached else "in the step")
+        cells.append(f"{run['reference_s']:.1f} s" if cached else "in the step")
         for peer in ratio.values():
-            speed, memory = found["pairs_per_s"] / peer["pairs_per_s"], found["peak_gb"] / peer["peak_gb"]
-            cells.append(f"{speed:.1f}x, {memory:.2f}x memory" if found is not peer else "")
+            speed, memory = run["pairs_per_s"] / peer["pairs_per_s"], run["peak_gb"] / peer["peak_gb"]
+            cells.append(f"{speed:.1f}x, {memory:.2f}x memory" if run is not peer else "")
         rows.append(cells)
-    beyond = figures.get("out of memory")
-    return f"**{model}, {data}, {dtype}, {pairs} pairs a step** (`{command}`)\n\n{lines(heads, rows)}" + (
-        f"\n\nOut of memory: {', '.join(beyond)}." if beyond else ""
+    too_large = figures.get("out of memory")
+    return f"**{model}, {data}, {dtype}, {pairs} pairs per step** (`{command}`)\n\n{lines(heads, rows)}" + (
+        f"\n\nOut of memory: {', '.join(too_large)}." if too_large else ""
     )
 
 
 def plans() -> str:
-    """What the dry run said and what the run took, the newest row of each command."""
+    """Compare the prediction of the dry run with the run, for the newest row of each command."""
     newest = {row["command"]: row["figures"] for row in measured("plan")}
     cells = [
         [
@@ -69,16 +70,18 @@ def plans() -> str:
         ]
         for command, f in newest.items()
     ]
-    return lines(["`python benchmarks/plan.py`", "steps", "GB: said, taken", "seconds: said, taken"], cells)
+    return lines(
+        ["`python benchmarks/plan.py`", "steps", "GB: predicted, measured", "seconds: predicted, measured"], cells
+    )
 
 
 def comparison() -> str:
-    """Policies and costs."""
-    found = measured("comparison")[-1]["figures"]
-    start = {"kl": 0.0, "reward": found["reference"]}
+    """Format the policies and the costs of the comparison of methods."""
+    figures = measured("comparison")[-1]["figures"]
+    start = {"kl": 0.0, "reward": figures["reference"]}
 
     def at(kind: str, kl: float) -> str:
-        return between(sorted([start, *found[kind]], key=lambda p: p["kl"]), kl, "reward")
+        return between(sorted([start, *figures[kind]], key=lambda p: p["kl"]), kl, "reward")
 
     policies = [
         [
@@ -88,7 +91,7 @@ def comparison() -> str:
             at("best of n", p["kl"]),
             at("optimum", p["kl"]),
         ]
-        for name, p in found["policies"].items()
+        for name, p in figures["policies"].items()
     ]
     costs = [
         [
@@ -97,15 +100,15 @@ def comparison() -> str:
             f"{spent['cpu_seconds']:.0f}",
             f"{spent.get('generated_tokens', 0):,.0f}",
         ]
-        for name, spent in found["costs"].items()
+        for name, spent in figures["costs"].items()
     ]
-    heads = ["policy", "reward (sd over seeds)", "KL, nats (sd)", "best of n there", "the optimum there"]
+    heads = ["policy", "reward (sd over seeds)", "KL, nats (sd)", "best of n at this KL", "optimum at this KL"]
     costly = ["step", "models in memory", "seconds on one core", "generated tokens"]
     return f"{lines(heads, policies)}\n\n{lines(costly, costs)}"
 
 
 def temperatures() -> str:
-    """Win rates of every policy by the true reward, and what the controls say of them."""
+    """Format the win rates of every policy by the true reward, and by the control judges."""
     row = measured("win rate over temperatures")[-1]
     truth, *controls = row["figures"]
     columns = [f"{t:g}" for t in row["settings"]["temperatures"]]
@@ -128,26 +131,26 @@ def temperatures() -> str:
 
 
 def iterative() -> str:
-    """Rounds, and what one round with as many judgements has at the same KL by the line between its points."""
-    found = measured("iterative dpo")[-1]["figures"]
-    offline = sorted((curve[0] for name, curve in found.items() if name.startswith("offline")), key=lambda p: p["kl"])
+    """Format the rounds. The last column interpolates offline DPO with as many judgements at the same KL."""
+    figures = measured("iterative dpo")[-1]["figures"]
+    offline = sorted((curve[0] for name, curve in figures.items() if name.startswith("offline")), key=lambda p: p["kl"])
     rounds = [
         [name.removeprefix("iterative, ") if number == 0 else "", str(number), *at_round(p), between(offline, p["kl"])]
-        for name, curve in found.items()
+        for name, curve in figures.items()
         if name.startswith("iterative")
         for number, p in enumerate(curve)
     ]
     single = [
         [name.removeprefix("offline, "), *at_round(curve[0])]
-        for name, curve in found.items()
+        for name, curve in figures.items()
         if name.startswith("offline")
     ]
-    rounds_table = lines(["rounds at", "round", *ROUND, "one round at this KL"], rounds)
-    return f"{rounds_table}\n\n{lines(['one round at', *ROUND], single)}"
+    rounds_table = lines(["iterative DPO", "round", *ROUND, "offline DPO at this KL"], rounds)
+    return f"{rounds_table}\n\n{lines(['offline DPO, one round', *ROUND], single)}"
 
 
 def elsewhere() -> str:
-    """One round on another model's responses, and what own ones have at the same KL."""
+    """Format offline DPO on another model's responses, next to its own responses at the same KL."""
     own = measured("iterative dpo")[-1]["figures"]
     start = next(curve[0] for name, curve in own.items() if name.startswith("iterative"))
     curve = [start, *(curve[0] for name, curve in own.items() if name.startswith("offline"))]
@@ -156,19 +159,19 @@ def elsewhere() -> str:
         [name.removeprefix("offline, "), *at_round(p), between(line, p["kl"])]
         for name, [p] in measured("dpo on another model's responses")[-1]["figures"].items()
     ]
-    return lines(["one round at", *ROUND, "own responses at this KL"], rows)
+    return lines(["offline DPO, one round", *ROUND, "own responses at this KL"], rows)
 
 
 ROUND = ["reward (sd over seeds)", "KL, nats (sd)", "distinct word pairs"]
 
 
 def at_round(p: dict[str, float]) -> list[str]:
-    """What is shown of an evaluation, under the heads ROUND."""
+    """Format an evaluation for the columns ROUND."""
     return [f"{p['score']:.3f} ({p['score_sd']:.3f})", f"{p['kl']:.2f} ({p['kl_sd']:.2f})", f"{p['diversity']:.2f}"]
 
 
 def between(curve: Sequence[dict[str, float]], kl: float, name: str = "score") -> str:
-    """The reward at this KL on the line between the points of a curve; empty beyond its ends."""
+    """Interpolate the reward of a curve at this KL. Empty outside the curve."""
     for low, high in itertools.pairwise(curve):
         if low["kl"] <= kl <= high["kl"]:
             share = (kl - low["kl"]) / ((high["kl"] - low["kl"]) or 1.0)
@@ -177,8 +180,8 @@ def between(curve: Sequence[dict[str, float]], kl: float, name: str = "score") -
 
 
 def dialogue() -> str:
-    """Held-out accuracy and calibration of each reward."""
-    found = measured("single-turn dialogue")[-1]["figures"]
+    """Format the held-out accuracy and calibration of each reward."""
+    figures = measured("single-turn dialogue")[-1]["figures"]
     rows = [
         [
             name,
@@ -189,20 +192,20 @@ def dialogue() -> str:
             f"{f['calibration/ece']:.3f}",
             f"{f['calibration/brier']:.4f}",
         ]
-        for name, parts in found.items()
+        for name, parts in figures.items()
         for pairs, f in parts.items()
     ]
     heads = ["reward", "held-out pairs", "number", "accuracy", "log loss", "calibration error", "Brier score"]
     bins = [
-        [name, f"{said:.3f}", f"{right:.3f}", f"{number:,}"]
-        for name, parts in found.items()
-        for said, right, number in parts["all"]["table"]
+        [name, f"{predicted:.3f}", f"{observed:.3f}", f"{number:,}"]
+        for name, parts in figures.items()
+        for predicted, observed, number in parts["all"]["table"]
     ]
-    return f"{lines(heads, rows)}\n\n{lines(['reward', 'what it says', 'share that is right', 'pairs'], bins)}"
+    return f"{lines(heads, rows)}\n\n{lines(['reward', 'predicted probability', 'observed share', 'pairs'], bins)}"
 
 
 def noise() -> str:
-    """Precision and recall of the list at each share that was turned round."""
+    """Format the precision and recall of the list for each flipped share."""
     rows = [
         [
             f["ranker"],
@@ -216,18 +219,18 @@ def noise() -> str:
         ]
         for f in measured("noise finder")[-1]["figures"]["runs"]
     ]
-    heads = ["ranker", "turned round", "seed", "pairs", "agrees with the labels"]
-    listed = ["a tenth as many", "as many as were turned round", "all that are ranked backwards"]
+    heads = ["ranker", "flipped", "seed", "pairs", "agrees with the labels"]
+    listed = ["k = flipped / 10", "k = flipped", "all ranked backwards"]
     return lines([*heads, *(f"{name}: precision, recall" for name in listed)], rows)
 
 
 def distilled() -> str:
-    """Both rewards on the held-out pairs."""
-    found = measured("distilled reward")[-1]["figures"]
-    heads = ["held-out pairs", "same sign", "correlation", "of ranks", "implicit: right", "scalar: right"]
-    shares = [f"{found[name]:.0%}" for name in ("same_sign", "accuracy_implicit", "accuracy_distilled")]
-    between = [f"{found[name]:.2f}" for name in ("pearson", "spearman")]
-    return lines(heads, [[str(found["pairs"][1]), shares[0], *between, *shares[1:]]])
+    """Format the agreement of both rewards on the held-out pairs."""
+    figures = measured("distilled reward")[-1]["figures"]
+    heads = ["held-out pairs", "same sign", "correlation", "rank correlation", "implicit: accuracy", "scalar: accuracy"]
+    shares = [f"{figures[name]:.0%}" for name in ("same_sign", "accuracy_implicit", "accuracy_distilled")]
+    between = [f"{figures[name]:.2f}" for name in ("pearson", "spearman")]
+    return lines(heads, [[str(figures["pairs"][1]), shares[0], *between, *shares[1:]]])
 
 
 RESULTS = {

@@ -11,7 +11,6 @@ from torch import Tensor
 from preftune.config.schema import OptimConfig, TrainConfig
 from preftune.data.layout import Budget, micro_batches
 from preftune.data.order import training_steps
-from tests.exact_worlds import World
 from preftune.lifecycle.task import ResponseTask
 from preftune.losses import Objective
 from preftune.model.logprobs import Scorer, logps
@@ -20,6 +19,7 @@ from preftune.train.loop import fit
 from preftune.train.metrics import Tally
 from preftune.train.optim import Weights, build_optimizer
 from preftune.types import TokenGroup
+from tests.exact_worlds import World
 
 # No prompt may equal the beginning of another prompt with a response: the model would need two distributions there.
 # No prompt may repeat one token: without a BOS, attention cannot count repetitions.

@@ -15,6 +15,7 @@ import typer
 from preftune.cli import data as data_commands
 from preftune.cli import evaluate as evaluate_commands
 from preftune.cli import options as opt
+from preftune.cli.init import init
 from preftune.cli.options import Config, DryRun, Overrides, Quiet
 from preftune.errors import ConfigError, PreftuneError
 
@@ -56,6 +57,9 @@ def demo(
     from preftune.demo.run import run as run_demo
 
     run_demo(out, fast=fast, with_ppo=with_ppo)
+
+
+app.command()(init)
 
 
 @app.command()

@@ -15,6 +15,8 @@ from preftune.measures.frontier import Floats, Point, best_of_n, optimum, optimu
 from preftune.report.figures import curves, frontier, loss_curves, scatter
 from preftune.report.page import Section, write_page
 
+NEXT_STEPS = ("preftune data check prefs.jsonl", "preftune init dpo", "preftune dpo dpo.yaml")
+
 
 @dataclass(frozen=True, slots=True)
 class Check:
@@ -175,7 +177,8 @@ def write_report(out: Path, results: DemoResults) -> None:
             ),
             Section("Samples before and after", table=[["prompt", "SFT", strongest.point.name], *sampled]),
             Section(
-                "Next steps with your own data", code="preftune data check prefs.jsonl\npreftune dpo configs/dpo.yaml"
+                "Next steps with your own data",
+                code="preftune data check prefs.jsonl\npreftune init dpo\npreftune dpo dpo.yaml",
             ),
         ],
     )

@@ -10,7 +10,6 @@ import json
 import math
 import os
 import random
-import resource
 import shutil
 import sys
 import time
@@ -32,7 +31,7 @@ from preftune.chat.render import Renderer
 from preftune.config.schema import BatchConfig, DataConfig, DPOConfig, ModelConfig, OptimConfig, SFTConfig, TrainConfig
 from preftune.data.groups import Limits, tokenize
 from preftune.demo import rlhf, world
-from preftune.demo.results import Check, DemoResults, Tuned, write_report
+from preftune.demo.results import NEXT_STEPS, Check, DemoResults, Tuned, write_report
 from preftune.errors import RunError, writing
 from preftune.formats.account import Account
 from preftune.formulas import implicit_reward
@@ -132,13 +131,21 @@ def run(out: Path, *, fast: bool = False, with_ppo: bool = False, console: Conso
         results = DemoResults(prompts, rewards(drawn), start, tuned, sft_nats, entropy, before, ppo_points)
         write_report(out, results)
     show(console, results)
-    seconds, peak = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT
-    console.print(f"Finished in {seconds:.0f} s, peak memory {peak / 1e9:.2f} GB. Report: {out / 'report.html'}")
-    console.print("Next, with your own data:  preftune data check prefs.jsonl  and  preftune dpo configs/dpo.yaml")
+    seconds = time.perf_counter() - began
+    console.print(
+        f"Finished in {seconds:.0f} s, peak memory {peak_bytes() / 1e9:.2f} GB. Report: {out / 'report.html'}"
+    )
+    console.print(f"Next, with your own data:  {',  '.join(NEXT_STEPS)}")
     return results
 
 
-_RSS_UNIT = 1 if sys.platform == "darwin" else 1024
+def peak_bytes() -> int:
+    """Return the peak memory of this process; 0 on Windows, where Python has no `resource` module."""
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def make_tokenizer(texts: Sequence[str]) -> Any:

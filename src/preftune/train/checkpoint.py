@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,8 @@ def _sha256(path: Path) -> str:
 
 def _sync(path: Path) -> None:
     """Force the file or folder to be written to the disk."""
+    if sys.platform == "win32" and path.is_dir():  # Windows cannot open folders
+        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.exact_worlds import World
 from torch import Tensor
 
-from tests.exact_worlds import World
 from preftune.losses.ppo import advantages, kl_estimate, kl_loss, policy_loss, token_rewards
 
 WORLD = World(3, eos=0, length=3, prompts=((1,),))
