@@ -24,7 +24,7 @@ from preftune.data.prompts import Prompt, Prompts
 from preftune.exact.optimum import ipo_optimum, optimal_policy
 from preftune.methods.objective import bind_objective
 from preftune.methods.ppo_loop import optimise
-from preftune.methods.rollouts import Actors, Critic
+from preftune.methods.rollouts import Critic, PPOModels
 from preftune.model.logprobs import Scorer
 from preftune.model.reference import Frozen
 from preftune.rewards.reward import PromptResponse
@@ -159,7 +159,7 @@ def train_by_ppo(reward: Tensor, settings: PPOParameters) -> tuple[Tensor, Tenso
     )
     critic = Critic(None, torch.nn.Linear(48, 1))
     torch.nn.init.zeros_(critic.module.weight)
-    actors = Actors(scorer, Frozen.copy_of(model), judge, critic, Letters())
+    models = PPOModels(scorer, Frozen.copy_of(model), judge, critic, Letters())
     prompts = [
         Prompt("".join(map(str, p)), np.array(p, dtype=np.int32), f"world:{i}") for i, p in enumerate(WORLD.prompts)
     ]
@@ -167,7 +167,7 @@ def train_by_ppo(reward: Tensor, settings: PPOParameters) -> tuple[Tensor, Tenso
     optimizer = build_optimizer(weights.masters, "adamw", 1e-2, 0.0)
     steps = list(training_steps([1, 1], 2, 0, 60))
     budget = Budget("rows", 1 << 20)
-    for _ in optimise(actors, Prompts(prompts, []), steps, config, budget, weights, optimizer, Silent()):
+    for _ in optimise(models, Prompts(prompts, []), steps, config, budget, weights, optimizer, Silent()):
         pass
     return log_ref, table(scorer, WORLD)
 
