@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 from preftune.errors import DataError, did_you_mean
 
-REPAIR = "repair the rows"
 #: Advice for the most frequent reason for dropping rows.
 REPAIRS = {
     "several turns after the prompt": "end each response after its first assistant turn; more are not supported",
@@ -92,7 +91,7 @@ class Account:
 
     def _repair(self) -> str:
         reason = max(self.dropped, key=lambda reason: len(self.dropped[reason]), default="")
-        usual = f"look at the function {self.format}" if ".py:" in self.format else REPAIR
+        usual = f"look at the function {self.format}" if ".py:" in self.format else "repair the rows"
         return "; or ".join([REPAIRS.get(reason, usual), *self.remedies])
 
     def check(self, max_dropped: float, repair: str = "") -> None:
