@@ -115,11 +115,11 @@ def require_matched(accounts: Sequence[Account]) -> None:
     """Raise DataError if data.ignore names a column that no row of any of these sources has."""
     missing = set.intersection(*(set(account.unmatched) for account in accounts)) if accounts else set()
     for column in sorted(missing):
-        known = {name for account in accounts for name in account.columns}
+        columns = {name for account in accounts for name in account.columns}
         raise DataError(
             f"data.ignore names the column {column!r}, which no row has",
             where=accounts[0].source,
-            fix=did_you_mean(column, known),
+            fix=did_you_mean(column, columns),
         )
 
 
