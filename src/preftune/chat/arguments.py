@@ -28,7 +28,9 @@ def other_forms(group: PreferenceGroup) -> Iterator[tuple[PreferenceGroup, str]]
 
 def are_quoted(message: Message, rendered: str) -> bool:
     """Return whether `rendered` has the arguments as a string inside JSON, with escaped quotes."""
-    texts = [text for text in _arguments(message) if isinstance(text, str) and '"' in text]
+    calls = json.loads(dict(message.extra).get("tool_calls", "[]"))
+    arguments = [function["arguments"] for function in _functions(calls)]
+    texts = [text for text in arguments if isinstance(text, str) and '"' in text]
     return any(text not in rendered and json.dumps(text, ensure_ascii=False)[1:-1] in rendered for text in texts)
 
 
@@ -48,12 +50,6 @@ def _convert_calls(text: str, convert: Callable[[Any], Any]) -> str:
     for function in _functions(calls):
         function["arguments"] = convert(function["arguments"])
     return json.dumps(calls, ensure_ascii=False)
-
-
-def _arguments(message: Message) -> Iterator[Any]:
-    for name, text in message.extra:
-        if name == "tool_calls":
-            yield from (function["arguments"] for function in _functions(json.loads(text)))
 
 
 def _functions(calls: Any) -> Iterator[dict[str, Any]]:

@@ -95,10 +95,7 @@ class Ends:
         """
         ends = [*self.ends, *turn]
         rest = text
-        while True:
-            end = next((e for e in ends if rest.rstrip().endswith(e)), None)
-            if end is None:
-                break
+        while end := next((e for e in ends if rest.rstrip().endswith(e)), ""):
             rest = rest.rstrip().removesuffix(end)
         if rest is text or not rest.strip():
             return text

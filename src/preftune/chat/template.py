@@ -188,14 +188,9 @@ def open_think(text: str) -> str:
     return match.group() if match else ""
 
 
-def reasoning_of(message: Message) -> str:
-    """Return the reasoning in the fields of a message, or ""."""
-    fields = message_dict(message)
-    return next((str(fields[name]) for name in REASONING if fields.get(name)), "")
-
-
 def _reasoning_and_content(prompt: str, answer: Message, ended: bool) -> str:
-    start, reasoning, content = open_think(prompt), reasoning_of(answer), answer.content
+    start, content, fields = open_think(prompt), answer.content, message_dict(answer)
+    reasoning = next((str(fields[name]) for name in REASONING if fields.get(name)), "")
     if reasoning:
         head = "" if start else "<think>\n"
         return head + reasoning.strip("\n") + "\n</think>\n\n" + content.lstrip("\n")

@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 
 from preftune.formats.values import BadRow
-from preftune.types import Message, PreferenceGroup, Text
+from preftune.types import Message, PreferenceGroup
 
 #: HH-RLHF stores a dialogue as text; each turn begins with one of these names.
 TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant|System):")
@@ -31,17 +31,12 @@ def text_to_chat(group: PreferenceGroup) -> PreferenceGroup:
     )
 
 
-def parse_transcript(prompt: Text) -> tuple[Message, ...] | None:
+def parse_transcript(prompt: str) -> tuple[Message, ...] | None:
     """Parse an HH-RLHF transcript that ends with "Assistant:". Return None for any other text."""
-    if not isinstance(prompt, str):
-        return None
     marks = list(TURN.finditer(prompt))
-    if (
-        len(marks) < 2
-        or marks[0].start() != 0
-        or marks[-1].group(1) != "Assistant"
-        or prompt[marks[-1].end() :].strip()
-    ):
+    if len(marks) < 2 or marks[0].start() != 0:
+        return None
+    if marks[-1].group(1) != "Assistant" or prompt[marks[-1].end() :].strip():
         return None
     ends = [mark.start() for mark in marks[1:]]
     return tuple(

@@ -73,11 +73,10 @@ def audit(
     if tokens is None:
         prompts = [len(content(g.prompt)) for g in groups]
         responses = [[len(content(r)) for r in g.responses] for g in groups]
-        judged = [g.judgements for g in groups]
     else:
         prompts = [len(g.prompt_ids) for g in tokens]
         responses = [[len(r) for r in g.response_ids] for g in tokens]
-        judged = [g.judgements for g in tokens]
+    judged = [g.judgements for g in (groups if tokens is None else tokens)]
     pairs = [(r[j.better], r[j.worse]) for r, js in zip(responses, judged, strict=True) for j in js]
     keys = [prompt_key(g) for g in groups]
     trained = {normalised_prompt_key(g) for g in groups} if held_out else set()

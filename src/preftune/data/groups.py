@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Literal
@@ -15,24 +16,17 @@ from preftune.chat.faults import Fault, report_faults
 from preftune.chat.render import Encoded, Renderer
 from preftune.chat.turns import text_to_chat
 from preftune.errors import DataError
+from preftune.formats import file_checks
 from preftune.formats.account import Account
 from preftune.formats.cells import decode_cells
 from preftune.formats.columns import ColumnLedger, TrackedRow
-from preftune.formats.file_checks import (
-    bad_row_error,
-    check_margins,
-    function_error,
-    note_one_sided_verdicts,
-    note_repeated_prompts,
-    require_prompts,
-    text_prompts_to_chats,
-)
 from preftune.formats.names import ColumnNames, column_names, missing_column_error
 from preftune.formats.parsers import Reading
 from preftune.formats.table import BY_NAME, FunctionFault, detect, parse_with_function
 from preftune.formats.values import BadRow, Drop, Fields, drop_empty_responses, has_margin
 from preftune.resolve import require_one_argument, resolve
-from preftune.sources.read import Row, read
+from preftune.sources.read import read
+from preftune.sources.rows import Row
 from preftune.types import Judgement, PreferenceGroup, TokenGroup
 
 DETECTION_ROWS = 20  # rows from which the format is detected
@@ -59,12 +53,12 @@ def read_groups(source: str | Sequence[str], reading: Reading | None = None) -> 
     groups, judged = _parse_rows(rows, parse, ledger, account, reading)
     _finish_account(ledger, account, reading)
     if account.format in BY_NAME and account.format != "ranked":  # others do not read margins from a column
-        groups = check_margins(groups, judged, reading, account)
+        groups = file_checks.check_margins(groups, judged, reading, account)
     if ledger.has_context:
-        groups = text_prompts_to_chats(groups, account)
-    require_prompts(groups, reading, account)
-    note_repeated_prompts(groups, account)
-    note_one_sided_verdicts(groups, account)
+        groups = file_checks.text_prompts_to_chats(groups, account)
+    file_checks.require_prompts(groups, reading, account)
+    file_checks.note_repeated_prompts(groups, account)
+    file_checks.note_one_sided_verdicts(groups, account)
     return groups, account
 
 
@@ -88,13 +82,13 @@ def _parse_rows(
         except BadRow as fault:
             if strict and not isinstance(fault, FunctionFault):
                 ledger.refuse(account.read)  # an unused column may explain the fault
-                raise bad_row_error(fault, row.origin, account.format, reading) from None
+                raise file_checks.bad_row_error(fault, row.origin, account.format, reading) from None
             account.drop(f"cannot be read: {fault}", row.origin)
             failed.setdefault(str(fault), []).append(row.origin)
         if account.read >= DETECTION_ROWS and strict:
             ledger.refuse(account.read)
     if failed and strict:  # reported together: one mistake in a function usually affects many rows
-        raise function_error(failed, account)
+        raise file_checks.function_error(failed, account)
     return groups, judged
 
 
@@ -114,11 +108,9 @@ def _readable(rows: Sequence[Row], names: ColumnNames) -> list[Fields]:
     """Return the rows that can be read, with preftune's column names."""
     readable = []
     for row in rows:
-        try:
+        with suppress(BadRow):  # reported when the row is parsed
             if not row.fault:
                 readable.append(names.rename(row.value))
-        except BadRow:  # reported when the row is parsed
-            continue
     return readable
 
 
@@ -374,8 +366,7 @@ def _truncate(
 ) -> tuple[list[int], list[list[int]]]:
     """Truncate the beginning of the prompt (but not its BOS), then the end of responses that are still too long."""
     room = limits.max_length - max(map(len, responses))
-    length = limits.max_prompt_length or max(room, limits.max_length // 2)
-    length = min(length, limits.max_length - 1)
+    length = min(limits.max_prompt_length or max(room, limits.max_length // 2), limits.max_length - 1)
     if len(prompt) > length:
         head = prompt[:1] if bos is not None and prompt[0] == bos and length > 1 else []
         prompt = head + prompt[len(prompt) - (length - len(head)) :]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import bisect
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -70,8 +70,7 @@ def to_constant_length(batch: Batch, tokens: int) -> Batch:
 
 def batch_of(groups: Sequence[TokenGroup], layout: LayoutName) -> Batch:
     """Arrange `groups` in one batch."""
-    builders: dict[str, Callable[[Sequence[TokenGroup]], Batch]] = {"rows": rows, "packed": packed, "shared": shared}
-    return builders[layout](groups)
+    return {"rows": rows, "packed": packed, "shared": shared}[layout](groups)
 
 
 def slots_of(group: TokenGroup, layout: LayoutName) -> int:

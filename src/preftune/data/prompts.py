@@ -15,13 +15,14 @@ from preftune.data.groups import read_groups
 from preftune.errors import DataError
 from preftune.formats.account import Account
 from preftune.formats.cells import decode_cells
-from preftune.formats.column_roles import prompt_of
+from preftune.formats.column_roles import TEXT_PROMPTS, prompt_of
 from preftune.formats.columns import ColumnLedger, TrackedRow
 from preftune.formats.file_checks import text_prompts_to_chats
 from preftune.formats.names import ColumnNames, column_names
 from preftune.formats.parsers import Reading
 from preftune.formats.values import BadRow, Fields, text_of
-from preftune.sources.read import Row, read
+from preftune.sources.read import read
+from preftune.sources.rows import Row
 from preftune.types import PreferenceGroup, Text
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 LOOKED_AT = 20  # rows that show whether the data are prompts
 #: Columns of formats whose parsers must decide what the prompt is, as `prompt` may be only a part of the chat.
 ANSWERS = {"chosen", "rejected", "completion", "messages", "conversations", "judgements"}
-PROMPT_COLUMNS = {"prompt", "instruction", "question", "query"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,7 +73,7 @@ def read_prompts(source: str | Sequence[str], reading: Reading | None = None) ->
 def _are_prompts(head: Sequence[Row], names: ColumnNames) -> bool:
     """Return whether the rows have a prompt column and no column of a format that defines the prompt."""
     columns = {names.new_name.get(name, name) for row in head for name in row.value if name not in names.ignored}
-    return bool(columns & PROMPT_COLUMNS) and not columns & ANSWERS
+    return not columns.isdisjoint(TEXT_PROMPTS) and not columns & ANSWERS
 
 
 def _prompts(rows: Iterable[Row], names: ColumnNames, account: Account, drop: bool) -> Iterator[PreferenceGroup]:
@@ -89,12 +89,11 @@ def _prompts(rows: Iterable[Row], names: ColumnNames, account: Account, drop: bo
             value = TrackedRow(names.rename(row.value))
             group = PreferenceGroup(prompt_of(value), (), origin=row.origin)
             ledger.record(row.value, value, [group], row.origin)
+            groups.append(group)
         except BadRow as fault:
             if not drop:
                 raise DataError(str(fault), where=row.origin, fix=fault.fix or "repair or remove the row") from None
             account.drop(f"cannot be read: {fault}", row.origin)
-            continue
-        groups.append(group)
     ledger.refuse(account.read)
     ledger.require_mapped()
     account.columns, account.unmatched = ledger.statuses(), ledger.unmatched()

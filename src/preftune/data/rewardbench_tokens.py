@@ -14,7 +14,6 @@ Its default precision (8 bits, float16) is not reproduced.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,9 +62,8 @@ def as_published(group: PreferenceGroup, tokenizer: Any, limit: int, account: Ac
     if any(len(ids.prompt) + longest > limit for ids in rows):
         account.note(f"published: longer than {limit} tokens; the prompt is cut to its last {PROMPT}", group.origin)
         rows = [_truncate(ids, longest, limit) for ids in rows]
-    return [
-        TokenGroup(_array(ids.prompt), (_array(ids.response),), group.judgements, origin=group.origin) for ids in rows
-    ]
+    arrays = [(np.asarray(ids.prompt, dtype=np.int32), np.asarray(ids.response, dtype=np.int32)) for ids in rows]
+    return [TokenGroup(prompt, (answer,), group.judgements, origin=group.origin) for prompt, answer in arrays]
 
 
 def _note(account: Account, origin: str, times: int, head: str, opened: str) -> None:
@@ -90,7 +88,3 @@ def _ids(head: str, answer: str, tokenizer: Any) -> Ids:
 def _truncate(ids: Ids, longest: int, limit: int) -> Ids:
     prompt = ids.prompt[-PROMPT:] if len(ids.prompt) + longest > limit else ids.prompt
     return Ids(prompt, ids.response[: limit - PROMPT] if len(prompt) + longest > limit else ids.response)
-
-
-def _array(ids: Sequence[int]) -> Any:
-    return np.asarray(ids, dtype=np.int32)

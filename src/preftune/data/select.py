@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -26,7 +26,7 @@ from preftune.formats.values import Drop
 from preftune.types import Judgement
 
 Selection = Literal["best-worst", "best-random", "all", "top-k", "rso"]
-SELECTIONS: tuple[str, ...] = ("best-worst", "best-random", "all", "top-k", "rso")
+SELECTIONS: tuple[str, ...] = get_args(Selection)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 from preftune.errors import DataError, did_you_mean
 
-REPAIR = "repair the rows"
 #: Advice for the most frequent reason for dropping rows.
 REPAIRS = {
     "several turns after the prompt": "end each response after its first assistant turn; more are not supported",
@@ -92,7 +91,7 @@ class Account:
 
     def _repair(self) -> str:
         reason = max(self.dropped, key=lambda reason: len(self.dropped[reason]), default="")
-        usual = f"look at the function {self.format}" if ".py:" in self.format else REPAIR
+        usual = f"look at the function {self.format}" if ".py:" in self.format else "repair the rows"
         return "; or ".join([REPAIRS.get(reason, usual), *self.remedies])
 
     def check(self, max_dropped: float, repair: str = "") -> None:
@@ -116,11 +115,11 @@ def require_matched(accounts: Sequence[Account]) -> None:
     """Raise DataError if data.ignore names a column that no row of any of these sources has."""
     missing = set.intersection(*(set(account.unmatched) for account in accounts)) if accounts else set()
     for column in sorted(missing):
-        known = {name for account in accounts for name in account.columns}
+        columns = {name for account in accounts for name in account.columns}
         raise DataError(
             f"data.ignore names the column {column!r}, which no row has",
             where=accounts[0].source,
-            fix=did_you_mean(column, known),
+            fix=did_you_mean(column, columns),
         )
 
 

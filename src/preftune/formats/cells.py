@@ -72,8 +72,9 @@ def decode_cells(rows: Iterable[Row], reading: Reading, note: Note | None = None
             continue
         yield Row(value, row.origin)
         if note:
-            for column in _columns_with_messages(value, reading.ignore):
-                note(f"column {column!r} contains messages as JSON text, which stays plain text", row.origin)
+            for column, cell in value.items():
+                if isinstance(cell, str) and column not in reading.ignore and messages_in(cell) is not None:
+                    note(f"column {column!r} contains messages as JSON text, which stays plain text", row.origin)
 
 
 def plan_decoding(rows: Sequence[Fields], reading: Reading) -> Decoding:
@@ -127,12 +128,6 @@ def messages_in(cell: str) -> Any:
         return None
     value, _ = _parse(cell)
     return value if _are_messages(value) else None
-
-
-def _columns_with_messages(row: Fields, ignore: Sequence[str]) -> list[str]:
-    """The columns whose text contains messages."""
-    cells = {column: cell for column, cell in row.items() if isinstance(cell, str) and column not in ignore}
-    return [column for column, cell in cells.items() if messages_in(cell) is not None]
 
 
 def _all_objects(rows: Sequence[Fields], column: str) -> bool:

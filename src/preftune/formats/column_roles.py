@@ -23,19 +23,9 @@ from preftune.formats.values import (
 )
 from preftune.types import Message, Text
 
-PROMPTS = (
-    "prompt",
-    "instruction",
-    "question",
-    "query",
-    "input",
-    "messages",
-    "conversations",
-    "conversation",
-    "context",
-    "history",
-)
+TEXT_PROMPTS = ("prompt", "instruction", "question", "query")
 DIALOGUES = ("messages", "conversations", "conversation")  # columns that are never text
+PROMPTS = (*TEXT_PROMPTS, "input", *DIALOGUES, "context", "history")
 SYSTEMS = ("system", "system_prompt", "system_message")
 PAIRS = (
     ("chosen", "rejected"),
@@ -71,16 +61,10 @@ def _can_be_prompt(value: Any, key: str) -> bool:
     return is_dialogue(value) or (has_role(value) and key != "input")
 
 
-def has_text_prompt(row: Fields) -> bool:
-    """Whether the row has a text prompt."""
+def prompt_value(row: Fields) -> Any:
+    """Return the value of the prompt column without marking the column as used, or None."""
     key = prompt_column(row)
-    return key is not None and isinstance(peek(row, key), str)
-
-
-def has_chat_prompt(row: Fields) -> bool:
-    """Whether the row has a prompt of one or more messages."""
-    key = prompt_column(row)
-    return key is not None and isinstance(peek(row, key), list | dict)
+    return None if key is None else peek(row, key)
 
 
 def prompt_of(row: Fields, text_only: bool = False) -> Text:
@@ -99,7 +83,7 @@ def prompt_of(row: Fields, text_only: bool = False) -> Text:
 
 
 def _with_input(row: Fields, key: str, prompt: str) -> str:
-    text = row.get("input") if key in ("prompt", "instruction", "question", "query") else None
+    text = row.get("input") if key in TEXT_PROMPTS else None
     if is_blank(text):
         return prompt
     if not isinstance(text, str):

@@ -13,7 +13,7 @@ from typing import Any
 
 from preftune.errors import DataError
 from preftune.formats import metadata
-from preftune.formats.column_roles import SYSTEMS, prompt_column
+from preftune.formats.column_roles import SYSTEMS, TEXT_PROMPTS, prompt_column
 from preftune.formats.names import (
     CANONICAL,
     ColumnNames,
@@ -26,7 +26,6 @@ from preftune.formats.names import (
 from preftune.formats.values import Fields, is_blank
 from preftune.types import PreferenceGroup
 
-TEXT_PROMPTS = ("prompt", "instruction", "question", "query")
 #: The statuses of a column, as they are printed. If rows differ, the first in this order counts.
 STATUS_TEXT = {
     "used": "used",
@@ -208,10 +207,11 @@ class ColumnLedger:
             for column, (why, origins) in sorted(self.refused.items(), key=lambda item: -len(item[1][1]))
         ]
         first = min((origins[0] for _, origins in self.refused.values()), key=_line)
+        used = ", ".join(repr(column) for column, counts in self.counts.items() if counts["used"])
         raise DataError(
             "; ".join(parts),
             where=first,
-            why=f"the rows were read as {self.format!r} from {self._list('used') or 'no column'}",
+            why=f"the rows were read as {self.format!r} from {used or 'no column'}",
             fix=self._fix(),
         )
 
@@ -230,9 +230,6 @@ class ColumnLedger:
             appended = " (`input` is appended to the prompt)" if "input" in mapping else ""
             return f"set {columns_setting(mapping)}{appended}; {ignore}"
         return f"{ignore}; or map them to known names: data.columns={{prompt: COLUMN, ...}}" if unknown else ignore
-
-    def _list(self, status: str) -> str:
-        return ", ".join(repr(column) for column, counts in self.counts.items() if counts[status])
 
     def statuses(self) -> dict[str, str]:
         """Return {column: text of its status}, the first in STATUS_TEXT that occurred in any row."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from preftune.errors import DataError
 from preftune.formats import metadata
@@ -76,12 +75,8 @@ def _missing_columns(formats: Mapping[str, tuple[tuple[str, ...], str]], columns
 
 def _has_only_prompt(row: Fields) -> bool:
     prompt = prompt_column(row)
-    rest = [key for key in row if key not in (prompt, "system", "history", "input")]
-    return prompt is not None and not any(_is_text(row[key]) and not metadata.is_metadata(key, row) for key in rest)
-
-
-def _is_text(value: Any) -> bool:
-    return bool(metadata.texts_in(value))
+    texts = [key for key in row if metadata.texts_in(row[key]) and not metadata.is_metadata(key, row)]
+    return prompt is not None and {prompt, "system", "history", "input"}.issuperset(texts)
 
 
 def _suggest_mapping(rows: Sequence[Fields]) -> dict[str, str]:

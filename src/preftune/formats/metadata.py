@@ -71,15 +71,11 @@ PUBLIC = (
 ALPACA = re.compile(r"### *Instruction|Below is an instruction")  # `text` repeats the row in Alpaca's template
 #: Columns that the model would have to see, and why preftune does not support them.
 UNUSABLE = {
-    "tools": "describes tools for the chat template, which are not supported",
-    "functions": "describes tools for the chat template, which are not supported",
+    **dict.fromkeys(("tools", "functions"), "describes tools for the chat template, which are not supported"),
     "documents": "contains documents for the chat template, which are not supported",
-    "images": "contains images, but preftune trains on text only",
-    "image": "contains images, but preftune trains on text only",
-    "videos": "contains videos, but preftune trains on text only",
-    "video": "contains videos, but preftune trains on text only",
-    "audios": "contains audio, but preftune trains on text only",
-    "audio": "contains audio, but preftune trains on text only",
+    **dict.fromkeys(("image", "images"), "contains images, but preftune trains on text only"),
+    **dict.fromkeys(("video", "videos"), "contains videos, but preftune trains on text only"),
+    **dict.fromkeys(("audio", "audios"), "contains audio, but preftune trains on text only"),
     "chat_template_kwargs": "has template arguments for single rows, which are not supported; "
     "data.chat_template_kwargs sets them for all rows",
 }
@@ -180,12 +176,8 @@ def only_repeats(name: str, value: Any, read_texts: set[str]) -> bool:
         return True
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return len(texts & read_texts) > 1
-    lines = [line for text in read_texts for line in _lines(text)]
+    lines = [line.strip() for text in read_texts for line in text.splitlines()]
     return name == "text" and isinstance(value, str) and all(line in value for line in lines)
-
-
-def _lines(text: str) -> list[str]:
-    return [line.strip() for line in text.splitlines()]
 
 
 def texts_of(groups: list[PreferenceGroup]) -> set[str]:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 from preftune.errors import ConfigError, DataError, did_you_mean
@@ -32,14 +33,7 @@ CANONICAL = tuple(
             *("scores", "ranks", "judgements", "labels", "system", "history", "input", "messages", "conversations"),
             *("text", "weight", "probability", "margin", "score_chosen", "score_rejected", "ended", "completions"),
             *("answers", "outputs", "rewards", "rejected_response", "rejected_messages", "preferred_output"),
-            *(
-                "non_preferred_output",
-                "kto_tag",
-                *PROMPTS,
-                *SYSTEMS,
-                *COMPLETIONS,
-                *(side for p in PAIRS for side in p),
-            ),
+            *("non_preferred_output", "kto_tag", *PROMPTS, *SYSTEMS, *COMPLETIONS, *chain.from_iterable(PAIRS)),
         )
     )
 )
@@ -128,7 +122,7 @@ NUMBERS = frozenset({"weight", "probability", "margin", "score_chosen", "score_r
 ANSWERS = frozenset(
     {"responses", "completions", "answers", "outputs", "scores", "ranks", "rewards", "judgements", "label", "labels"}
     | {"response_a", "response_b", "winner", "rejected_messages", *COMPLETIONS}
-    | {side for pair in PAIRS for side in pair}
+    | {*chain.from_iterable(PAIRS)}
 )
 
 

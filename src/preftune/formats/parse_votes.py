@@ -57,6 +57,7 @@ INDEX_COLUMNS = ("winner", "better_response_id", "safer_response_id", "choice") 
 ONE_HOT = {"winner_model_a": "a", "winner_model_b": "b", "winner_tie": "tie"}
 TIES = ("tie", "tie (bothbad)", "tie (both bad)", "both", "bothbad", "both bad", "both_bad", "draw", "equal", "same",
         "neither")  # fmt: skip
+SIDE_WORDS = {"a": "a", "first": "a", "b": "b", "second": "b"}
 
 
 def response_columns(row: Fields) -> tuple[str, str] | None:
@@ -167,10 +168,10 @@ def _side(value: Any, key: str, sides: tuple[str, str], reading: Reading) -> str
         return str(reading.winner_values[word])
     if str(value) in _names(sides, reading):
         return "ab"[_names(sides, reading).index(str(value))]
-    if not reading.winner_values or word in TIES:
-        side = _side_by_word(word)
-        if side:
-            return side
+    if word in TIES:
+        return "tie"
+    if not reading.winner_values and word in SIDE_WORDS:
+        return SIDE_WORDS[word]
     raise BadRow(
         f"column {key!r} must say which response is better, not {value!r}",
         fix="set data.winner_values={a: VALUE, b: VALUE, tie: VALUE}",
@@ -180,13 +181,6 @@ def _side(value: Any, key: str, sides: tuple[str, str], reading: Reading) -> str
 def _names(sides: tuple[str, str], reading: Reading) -> list[str]:
     """Return the names that the columns of the two responses have in the file."""
     return [reading.columns.get(side, side) for side in sides]
-
-
-def _side_by_word(word: str) -> str:
-    """Return the side that a word such as "first" or "draw" means, or ""."""
-    if word in TIES:
-        return "tie"
-    return {"a": "a", "first": "a", "b": "b", "second": "b"}.get(word, "")
 
 
 def _normalise(value: Any) -> str:

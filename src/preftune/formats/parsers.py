@@ -58,14 +58,12 @@ def group_of(prompt: Text, responses: Sequence[Text], **annotations: Any) -> Pre
     Raises Drop for other responses, and if fewer than two responses (or the only one) are not empty. Other empty
     responses remain; values.drop_empty_responses removes them later, where they are counted.
     """
+    if isinstance(prompt, str) and not all(isinstance(r, str) for r in responses):
+        prompt = (Message("user", prompt),)
     if not isinstance(prompt, str):
         responses = [(Message("assistant", r),) if isinstance(r, str) else r for r in responses]
-    elif not all(isinstance(r, str) for r in responses):
-        prompt = (Message("user", prompt),)
-        responses = [(Message("assistant", r),) if isinstance(r, str) else r for r in responses]
     responses = [r if isinstance(r, str) else one_turn(r) for r in responses]
-    non_empty = sum(not is_empty(r) for r in responses)
-    if non_empty < min(2, len(responses)):
+    if sum(not is_empty(r) for r in responses) < min(2, len(responses)):
         raise Drop("empty response")
     return PreferenceGroup(prompt, tuple(responses), **annotations)
 

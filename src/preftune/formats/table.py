@@ -17,10 +17,9 @@ from preftune.formats import parse_pairs, parse_sft, parse_votes, parsers
 from preftune.formats.column_roles import (
     DIALOGUES,
     completion_column,
-    has_chat_prompt,
-    has_text_prompt,
     pair_columns,
     prompt_column,
+    prompt_value,
 )
 from preftune.formats.guess import unknown_columns_error
 from preftune.formats.parsers import Reading
@@ -91,14 +90,6 @@ def _has_answers(row: Fields) -> bool:
     return pair_columns(row) is not None
 
 
-def _is_sharegpt(row: Fields) -> bool:
-    return prompt_column(row) == "conversations" and _has_answers(row)
-
-
-def _has_votes(row: Fields) -> bool:
-    return parse_votes.response_columns(row) is not None and parse_votes.has_verdict(row)
-
-
 def _is_labelled(row: Fields) -> bool:
     return (
         parse_sft.label_column(row) is not None
@@ -139,7 +130,7 @@ FORMATS: tuple[Format, ...] = (
         "preference",
         '{"prompt": "...", "chosen": "...", "rejected": "..."}',
         ("prompt", "chosen", "rejected"),
-        lambda row: has_text_prompt(row) and _both(row, _is_text),
+        lambda row: _is_text(prompt_value(row)) and _both(row, _is_text),
         parse_pairs.preference,
     ),
     Format(
@@ -153,21 +144,21 @@ FORMATS: tuple[Format, ...] = (
         "ultrafeedback",
         '{"prompt": "...", "chosen": [message, ...], "rejected": [message, ...]}',
         ("prompt", "chosen", "rejected"),
-        lambda row: has_text_prompt(row) and _has_answers(row) and not _both(row, _is_text),
+        lambda row: _is_text(prompt_value(row)) and _has_answers(row) and not _both(row, _is_text),
         parse_pairs.ultrafeedback,
     ),
     Format(
         "sharegpt",
         '{"conversations": [{"from": "human", "value": "..."}, ...], "chosen": {...}, "rejected": {...}}',
         ("conversations", "chosen", "rejected"),
-        _is_sharegpt,
+        lambda row: prompt_column(row) == "conversations" and _has_answers(row),
         parse_pairs.chat,
     ),
     Format(
         "chat",
         '{"prompt": [message, ...], "chosen": [message] or message or "...", "rejected": ...}',
         ("prompt", "chosen", "rejected"),
-        lambda row: has_chat_prompt(row) and _has_answers(row),
+        lambda row: isinstance(prompt_value(row), list | dict) and _has_answers(row),
         parse_pairs.chat,
     ),
     Format(
@@ -188,7 +179,7 @@ FORMATS: tuple[Format, ...] = (
         "votes",
         '{"prompt": "...", "response_a": "...", "response_b": "...", "winner": "a"}',
         ("prompt", "response_a", "response_b", "winner"),
-        _has_votes,
+        lambda row: parse_votes.response_columns(row) is not None and parse_votes.has_verdict(row),
         parse_votes.votes,
         parse_votes.with_winner_values,
     ),

@@ -178,11 +178,7 @@ def _calls_of(content: Any, role: str, key: str) -> list[dict[str, Any]]:
     except ValueError:
         calls = None
     calls = [calls] if isinstance(calls, dict) else calls
-    if (
-        not isinstance(calls, list)
-        or not calls
-        or not all(isinstance(c, dict) and set(c) == {"name", "arguments"} for c in calls)
-    ):
+    if not is_messages(calls) or not all(set(call) == {"name", "arguments"} for call in calls):
         raise BadRow(
             f'{key} has the role {role!r}, but its text is not JSON of the form {{"name": ..., "arguments": ...}}',
             fix="write the turn as an assistant message with the field tool_calls",

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from preftune.errors import DataError
 from preftune.sources.compressed import COMPRESSED, READ_ERRORS, file_suffixes
 from preftune.sources.json_rows import json_list, jsonl
 from preftune.sources.rows import Row
-from preftune.sources.tables import arrow, comma_separated, parquet, tab_separated
+from preftune.sources.tables import arrow, parquet, separated
 
 READERS: dict[str, Callable[[Path, str], Iterator[Row]]] = {
     ".jsonl": jsonl,
     ".ndjson": jsonl,
     ".json": json_list,
-    ".csv": comma_separated,
-    ".tsv": tab_separated,
+    ".csv": partial(separated, delimiter=","),
+    ".tsv": partial(separated, delimiter="\t"),
     ".parquet": parquet,
     ".arrow": arrow,
 }

@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from preftune.errors import DataError
 from preftune.sources.files import FILE_SUFFIXES
@@ -19,9 +18,8 @@ HUB_ID = re.compile(r"^(?P<name>[\w.-]+/[\w.-]+)(?P<parts>(?::[\w.-]+){0,2})$")
 def is_hub_id(name: str) -> bool:
     """Whether a name that is not a local file may be a Hub id. `data/missing.jsonl` is not one."""
     match = HUB_ID.match(name)
-    if not match or Path(match["name"]).suffix.lower() in FILE_SUFFIXES:
-        return False
-    return not Path(name.split("/")[0]).is_dir()
+    is_file = match is None or Path(match["name"]).suffix.lower() in FILE_SUFFIXES
+    return not is_file and not Path(name.split("/")[0]).is_dir()
 
 
 @lru_cache(maxsize=16)
@@ -55,25 +53,18 @@ def _config_argument(config: str, configs: list[str]) -> str | None:
     return config if len(configs) > 1 else None
 
 
-def hub_rows(source: Source) -> Iterator[Row]:
-    """Yield the rows of a loaded dataset; an origin ends with the number of the row."""
-    yield from _rows(source.hub, source.name)
+def dataset_rows(source: Source) -> Iterator[Row]:
+    """Yield the rows of a Hub dataset or one that `save_to_disk` wrote; an origin ends with the number of the row."""
+    loaded = source.hub
+    if source.saved:
+        import datasets
 
-
-def saved_rows(source: Source) -> Iterator[Row]:
-    """Yield the rows of a dataset that `save_to_disk` wrote."""
-    import datasets
-
-    try:
-        loaded = datasets.load_from_disk(str(source.saved)).with_format(None)
-    except Exception as error:  # as in hub_source
-        raise _load_error(source.name, error) from error
-    yield from _rows(loaded, source.name)
-
-
-def _rows(loaded: Any, name: str) -> Iterator[Row]:
+        try:
+            loaded = datasets.load_from_disk(str(source.saved)).with_format(None)
+        except Exception as error:  # as in hub_source
+            raise _load_error(source.name, error) from error
     for number, value in enumerate(loaded, start=1):
-        yield Row(dict(value), f"{name}:{number}")
+        yield Row(dict(value), f"{source.name}:{number}")
 
 
 def _load_error(name: str, error: Exception) -> DataError:

@@ -43,6 +43,8 @@ def describe_json_error(error: Exception) -> str:
     """Say why a JSON text could not be read."""
     if isinstance(error, DuplicateKeyError):
         return f"key {error.args[0]!r} appears twice"
+    if isinstance(error, UnicodeDecodeError):
+        return f"not UTF-8 at byte {error.start} of the line"
     if isinstance(error, json.JSONDecodeError):
         return f"broken JSON: {error.msg} at column {error.colno}"
     too_deep = isinstance(error, RecursionError)
@@ -71,15 +73,10 @@ def jsonl(path: Path, name: str) -> Iterator[Row]:
                 continue
             try:
                 line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                yield Row({}, origin, f"not UTF-8 at byte {error.start} of the line")
-                continue
-            try:
-                value = loads(line.rstrip("\r\n"))
+                row = as_row(loads(line.rstrip("\r\n")), origin)
             except (ValueError, RecursionError) as error:
-                yield Row({}, origin, describe_json_error(error))
-                continue
-            yield as_row(value, origin)
+                row = Row({}, origin, describe_json_error(error))
+            yield row
 
 
 def as_row(value: Any, origin: str) -> Row:

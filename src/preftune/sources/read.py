@@ -11,11 +11,9 @@ from preftune import objects
 from preftune.errors import DataError
 from preftune.sources.files import read_file
 from preftune.sources.folders import folder_source
-from preftune.sources.hub import hub_rows, hub_source, is_hub_id, saved_rows
+from preftune.sources.hub import dataset_rows, hub_source, is_hub_id
 from preftune.sources.json_rows import as_row
 from preftune.sources.rows import Note, Row, Source
-
-__all__ = ["Row", "fingerprint", "read"]
 
 
 def read(source: str | Sequence[str], note: Note | None = None) -> Iterator[Row]:
@@ -35,13 +33,10 @@ def read(source: str | Sequence[str], note: Note | None = None) -> Iterator[Row]
         for text in located.notes:
             if note:
                 note(text, name)
-        if located.hub is not None:
-            yield from hub_rows(located)
-        elif located.saved:
-            yield from saved_rows(located)
-        else:
-            for path, shown_name in located.files:
-                yield from read_file(path, shown_name)
+        if located.hub is not None or located.saved:
+            yield from dataset_rows(located)
+        for path, shown_name in located.files:
+            yield from read_file(path, shown_name)
 
 
 def fingerprint(source: str | Sequence[str]) -> str:
@@ -63,7 +58,7 @@ def fingerprint(source: str | Sequence[str]) -> str:
         if located.hub is not None:
             digest.update(f"{name}\0{getattr(located.hub, '_fingerprint', '')}".encode())
         if located.saved:
-            for row in saved_rows(located):
+            for row in dataset_rows(located):
                 digest.update(repr(row.value).encode("utf-8", "surrogatepass"))
         for path, _ in located.files:
             if located.root:

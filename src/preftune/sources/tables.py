@@ -20,17 +20,8 @@ def _duplicate_column(column: str, where: str) -> DataError:
     return DataError(f"column {column!r} appears twice", where=where, why=why, fix="remove or rename one of them")
 
 
-def comma_separated(path: Path, name: str) -> Iterator[Row]:
-    """Yield the rows of a CSV file; every cell is text."""
-    return _separated(path, name, ",")
-
-
-def tab_separated(path: Path, name: str) -> Iterator[Row]:
-    """Yield the rows of a TSV file, with the quoting of CSV; every cell is text."""
-    return _separated(path, name, "\t")
-
-
-def _separated(path: Path, name: str, delimiter: str) -> Iterator[Row]:
+def separated(path: Path, name: str, delimiter: str) -> Iterator[Row]:
+    """Yield the rows of a CSV file, or of a TSV file with the quoting of CSV; every cell is text."""
     csv.field_size_limit(sys.maxsize)
     with open_bytes(path) as file:
         text = decode_utf8(file.read(), name)
@@ -105,8 +96,7 @@ def arrow(path: Path, name: str) -> Iterator[Row]:
 
 
 def _records(schema: Any, batches: Iterable[Any], name: str) -> Iterator[Row]:
-    duplicate = _first_duplicate(schema)
-    if duplicate:
+    if duplicate := _first_duplicate(schema):
         raise _duplicate_column(duplicate, name)
     encoded = {field.name: decode for field in schema if (decode := _decoder(field.type))}
     for number, value in enumerate((value for batch in batches for value in batch.to_pylist()), start=1):
@@ -115,8 +105,8 @@ def _records(schema: Any, batches: Iterable[Any], name: str) -> Iterator[Row]:
             value |= {key: decode(value[key]) for key, decode in encoded.items()}
         except (ValueError, RecursionError) as error:
             yield Row({}, origin, describe_json_error(error))
-            continue
-        yield Row(value, origin)
+        else:
+            yield Row(value, origin)
 
 
 def _first_duplicate(fields: Iterable[Any], path: str = "") -> str:
@@ -127,8 +117,7 @@ def _first_duplicate(fields: Iterable[Any], path: str = "") -> str:
         if field.name in names:
             return full
         names.add(field.name)
-        inner = _first_duplicate(_struct_fields(field.type), f"{full}.")
-        if inner:
+        if inner := _first_duplicate(_struct_fields(field.type), f"{full}."):
             return inner
     return ""
 

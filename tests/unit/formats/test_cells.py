@@ -18,7 +18,7 @@ from preftune.data.prompts import read_prompts
 from preftune.errors import DataError
 from preftune.formats.cells import decode_cells
 from preftune.formats.parsers import Reading
-from preftune.sources.read import Row
+from preftune.sources.rows import Row
 from preftune.types import Message, PreferenceGroup
 
 
