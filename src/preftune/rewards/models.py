@@ -17,16 +17,8 @@ from preftune.data.groups import Limits, tokenize
 from preftune.errors import ConfigError, ModelError
 from preftune.formats.account import Account
 from preftune.formulas import implicit_reward
-from preftune.model import load
+from preftune.model import load, scalar
 from preftune.model.logprobs import Scorer, logps
-from preftune.model.scalar import (
-    adapter_unsupported,
-    load_scalar,
-    reward_logps,
-    scalar_scorer,
-    scale_of,
-    with_reward_slot,
-)
 from preftune.rewards.reward import PromptResponse, Reward
 from preftune.scoring import score_responses
 from preftune.types import Message, PreferenceGroup, Text, TokenGroup
@@ -45,7 +37,7 @@ class RewardModel:
     def open(path: str, where: str, dtype: torch.dtype, device: Any = None) -> RewardModel:
         source = load.locate(path, where)
         if source.adapter:
-            raise adapter_unsupported(source.adapter)
+            raise scalar.adapter_unsupported(source.adapter)
         architectures = getattr(load.load_config(source), "architectures", None) or []
         if not any(name.endswith("ForSequenceClassification") for name in architectures):
             raise ModelError(
@@ -53,10 +45,10 @@ class RewardModel:
                 where=f"{where} {path}",
                 fix="train one with preftune reward, or use a sequence classifier with one label",
             )
-        model = load_scalar(source, dtype)
+        model = scalar.load_scalar(source, dtype)
         model.to(device or "cpu").requires_grad_(False)
         max_length = load.max_positions(model.config) or 1 << 20
-        return RewardModel(scalar_scorer(model), renderer_of(source), max_length)
+        return RewardModel(scalar.scalar_scorer(model), renderer_of(source), max_length)
 
     @torch.no_grad()
     def __call__(self, responses: Sequence[PromptResponse]) -> Sequence[float | None]:
@@ -66,8 +58,9 @@ class RewardModel:
     @torch.no_grad()
     def score_groups(self, groups: Sequence[TokenGroup]) -> list[list[float]]:
         """Return the scaled rewards of each group's responses."""
-        scale = scale_of(self.scorer.model)
-        rewards = score_responses(partial(reward_logps, self.scorer), with_reward_slot(groups), self.scorer.device)
+        scale = scalar.scale_of(self.scorer.model)
+        forward = partial(scalar.reward_logps, self.scorer)
+        rewards = score_responses(forward, scalar.with_reward_slot(groups), self.scorer.device)
         return [[(value - scale.mean) / scale.std for value in values.tolist()] for values in rewards]
 
 

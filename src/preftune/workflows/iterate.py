@@ -33,7 +33,7 @@ from preftune.data.select import SelectionOptions
 from preftune.errors import writing
 from preftune.files import digest, write_json, write_rows
 from preftune.formats.account import Account
-from preftune.formulas import mean_and_error, step_seed
+from preftune.formulas import Floats, mean_and_error, step_seed
 from preftune.lifecycle.data import prompts_that_fit, read_prompt_data
 from preftune.lifecycle.plan import print_plan
 from preftune.lifecycle.policy import compute_dtype, device_of
@@ -54,7 +54,7 @@ from preftune.model.logprobs import Scorer
 from preftune.report.run import write_run_page
 from preftune.rewards import chat_grades
 from preftune.rewards.open import open_reward
-from preftune.rewards.reward import Floats, PromptResponse, Reward, missing_error, responses_of, rewards_of, why_missing
+from preftune.rewards.reward import PromptResponse, Reward, missing_error, responses_of, rewards_of, why_missing
 from preftune.scoring import response_logps
 from preftune.train.display import Display
 from preftune.train.run import Run, run_identity
