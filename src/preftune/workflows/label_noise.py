@@ -49,6 +49,7 @@ from preftune.train.display import Display
 from preftune.train.run import Run, run_identity
 from preftune.types import Judgement, PreferenceGroup, TokenGroup, content, plain
 
+Groups = Sequence[PreferenceGroup]
 CENTRE = 0.01  # keeps rewards near 0; hardly changes the margins
 MAX_CHARACTERS = 200  # of a text in noise.jsonl
 
@@ -78,8 +79,7 @@ def run(config: NoiseConfig, *, display: Display | None = None, dry_run: bool = 
     for group in text.train:
         require_judged(group, "noise")
     parts = folds(text.train, config.folds)
-    for line in text.accounts[0].lines():
-        display.say(line)
+    display.say("\n".join(text.accounts[0].lines()))
     display.say(
         f"{config.folds} folds of {', '.join(str(len(part)) for part in parts)} groups, no prompt in two of them"
     )
@@ -95,8 +95,7 @@ def run(config: NoiseConfig, *, display: Display | None = None, dry_run: bool = 
         raise DataError("no judgement is left to rank", where=str(config.data.train))
     path, summary = report(config, ranked, not_ranked, out)
     log.note(finished=True, **summary)
-    for line in summary_lines(config, summary):
-        display.say(line)
+    display.say("\n".join(summary_lines(config, summary)))
     display.say(f"done: {path}")
     return path
 
@@ -116,8 +115,8 @@ def rank_fold(
     config: NoiseConfig,
     folder: Path,
     number: int,
-    others: Sequence[PreferenceGroup],
-    held_out: Sequence[PreferenceGroup],
+    others: Groups,
+    held_out: Groups,
     display: Display,
 ) -> list[RankedJudgement]:
     """Return the held-out judgements with their margins, read from margins.json if it exists."""
@@ -150,9 +149,7 @@ def _common(config: NoiseConfig, folder: Path) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def margins_of(
-    config: NoiseConfig, final: Path, held_out: Sequence[PreferenceGroup], display: Display
-) -> list[dict[str, Any]]:
+def margins_of(config: NoiseConfig, final: Path, held_out: Groups, display: Display) -> list[dict[str, Any]]:
     """Return each judgement with the index of its group and its margin, the reward of better minus worse."""
     source = load.locate(str(final))
     renderer = load_renderer(config.data, source, moment=load.chat_record(source).get("moment"))
@@ -166,9 +163,8 @@ def margins_of(
     if config.ranker == "reward":
         scorer = scalar_scorer(load_scalar(source, dtype).to(device))
         layout, _ = choose_layout(scorer, "auto", state_values)
-        rewards = score_responses(
-            partial(reward_logps, scorer), with_reward_slot(groups), scorer.device, Budget(layout, SLOTS)
-        )
+        forward, slots = partial(reward_logps, scorer), with_reward_slot(groups)
+        rewards = score_responses(forward, slots, scorer.device, Budget(layout, SLOTS))
     else:
         base = load.locate(config.reference.path or config.model.path)
         policy, reference = (logps_of(Scorer.of(load.load_model(s, dtype).to(device)), groups) for s in (source, base))
