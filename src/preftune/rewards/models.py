@@ -34,7 +34,7 @@ class RewardModel:
     reasons: Counter[str] = field(default_factory=Counter)
 
     @staticmethod
-    def open(path: str, where: str, dtype: torch.dtype, device: Any = None) -> RewardModel:
+    def open(path: str, where: str, device: Any = None) -> RewardModel:
         source = load.locate(path, where)
         if source.adapter:
             raise scalar.adapter_unsupported(source.adapter)
@@ -45,7 +45,7 @@ class RewardModel:
                 where=f"{where} {path}",
                 fix="train one with preftune reward, or use a sequence classifier with one label",
             )
-        model = scalar.load_scalar(source, dtype)
+        model = scalar.load_scalar(source, torch.float32)
         model.to(device or "cpu").requires_grad_(False)
         max_length = load.max_positions(model.config) or 1 << 20
         return RewardModel(scalar.scalar_scorer(model), renderer_of(source), max_length)
@@ -84,14 +84,14 @@ def fill_gaps(indices: Iterable[int], values: Sequence[float], length: int) -> l
     return [by_index.get(index) for index in range(length)]
 
 
-def open_implicit(name: str, where: str, dtype: torch.dtype, device: Any = None) -> Reward:
+def open_implicit(name: str, where: str, device: Any = None) -> Reward:
     """Open the implicit reward beta (log policy - log reference) of "POLICY,REFERENCE,BETA"; BETA defaults to 1."""
     paths, beta = parse_implicit(name, where)
     sources = [load.locate(path, where) for path in paths]
     tokenizers = [load.load_tokenizer(source) for source in sources]
     if tokenizers[0].get_vocab() != tokenizers[1].get_vocab():
         raise ModelError("policy and reference have different vocabularies", where=where)
-    scorers = [Scorer.of(load.load_model(source, dtype).to(device or "cpu")) for source in sources]
+    scorers = [Scorer.of(load.load_model(source, torch.float32).to(device or "cpu")) for source in sources]
     renderer = renderer_of(sources[0], tokenizer=tokenizers[0])
     max_length, reasons = load.max_positions(scorers[0].model.config) or 1 << 20, Counter[str]()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -151,10 +152,8 @@ def rewards_by_group(
     rewards: list[list[float]] = []
     for begin in range(0, len(groups), GROUPS_PER_CALL):
         chunk = groups[begin : begin + GROUPS_PER_CALL]
-        values = rewards_of(reward, [response for group in chunk for response in group], when).tolist()
-        for group in chunk:
-            rewards.append(values[: len(group)])
-            values = values[len(group) :]
+        values = iter(rewards_of(reward, [response for group in chunk for response in group], when).tolist())
+        rewards += [list(islice(values, len(group))) for group in chunk]
         progress(len(rewards))
     return rewards
 

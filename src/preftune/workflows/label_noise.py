@@ -89,15 +89,15 @@ def run(config: NoiseConfig, *, display: Display | None = None, dry_run: bool = 
     ranked: list[RankedJudgement] = []
     for number, part in enumerate(parts, start=1):
         others = [group for other in parts if other is not part for group in other]
-        ranked += rank_fold(config, out / f"fold-{number}", number, others, part, display)
+        ranked += rank_fold(config, number, others, part, display)
     not_ranked = sum(len(group.judgements) for group in text.train) - len(ranked)
     if not ranked:
         raise DataError("no judgement is left to rank", where=str(config.data.train))
-    path, summary = report(config, ranked, not_ranked, out)
+    summary = report(config, ranked, not_ranked)
     log.note(finished=True, **summary)
     display.say("\n".join(summary_lines(config, summary)))
-    display.say(f"done: {path}")
-    return path
+    display.say(f"done: {out / 'noise.jsonl'}")
+    return out / "noise.jsonl"
 
 
 def require_implicit_reward(config: NoiseConfig) -> None:
@@ -112,14 +112,10 @@ def require_implicit_reward(config: NoiseConfig) -> None:
 
 
 def rank_fold(
-    config: NoiseConfig,
-    folder: Path,
-    number: int,
-    others: Groups,
-    held_out: Groups,
-    display: Display,
+    config: NoiseConfig, number: int, others: Groups, held_out: Groups, display: Display
 ) -> list[RankedJudgement]:
     """Return the held-out judgements with their margins, read from margins.json if it exists."""
+    folder = Path(config.out) / f"fold-{number}"
     path = folder / "margins.json"
     if not path.is_file():
         display.say(f"fold {number} of {config.folds}: {len(others)} groups to train on, {len(held_out)} to rank")
@@ -182,10 +178,8 @@ def logps_of(scorer: Scorer, groups: Sequence[TokenGroup]) -> list[Floats]:
     return score_responses(partial(logps, scorer), groups, scorer.device, Budget(layout, SLOTS))
 
 
-def report(
-    config: NoiseConfig, ranked: Sequence[RankedJudgement], not_ranked: int, out: Path
-) -> tuple[Path, dict[str, Any]]:
-    """Write noise.jsonl and summary.json. Return the path of the first and the content of the second."""
+def report(config: NoiseConfig, ranked: Sequence[RankedJudgement], not_ranked: int) -> dict[str, Any]:
+    """Write noise.jsonl and summary.json. Return the summary."""
     margin = np.array([r.margin for r in ranked])
     soft = np.array([r.judgement.probability for r in ranked])
     weight = np.array([r.judgement.weight for r in ranked])
@@ -203,10 +197,9 @@ def report(
         "surest": float(confidences.max()),
         "listed": len(rows),
     }
-    path = out / "noise.jsonl"
-    write_rows(path, rows)
-    write_json(out / "summary.json", summary)
-    return path, summary
+    write_rows(Path(config.out) / "noise.jsonl", rows)
+    write_json(Path(config.out) / "summary.json", summary)
+    return summary
 
 
 def row_of(ranked: RankedJudgement, confidence: float) -> dict[str, Any]:

@@ -83,9 +83,19 @@ class Files:
 
 def files_of(options: SampleOptions, out: Path) -> Files:
     """Return the files of a command. Raises RunError if `out` holds samples with other settings."""
-    settings = _settings(options)
-    rows = options.data.model_dump(mode="json", exclude_defaults=True, exclude={"train", *RENDERING})
-    prompts, n = fingerprint(options.data.train), options.sampling.n
+    data = options.data
+    settings = {  # everything that a response depends on, other than its prompt and its index
+        "model": options.model,
+        "weights": None if options.server else model_fingerprint(options.model),
+        "sampling": {name: value for name, value in asdict(options.sampling).items() if name != "n"},
+        "dtype": options.dtype,
+        "chat_template": data.chat_template,
+        **({"chat_template_kwargs": data.chat_template_kwargs} if data.chat_template_kwargs else {}),
+        **({"as_chat": True} if data.as_chat else {}),
+        "server": options.server.record if options.server else None,
+    }
+    rows = data.model_dump(mode="json", exclude_defaults=True, exclude={"train", *RENDERING})
+    prompts, n = fingerprint(data.train), options.sampling.n
     request = {"prompts": prompts, "n": n, "max_prompts": options.max_prompts, **rows}
     identity = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     meta, part = out.with_name(f"{out.name}.meta.json"), out.with_name(f"{out.name}.part")
@@ -358,21 +368,6 @@ def _read_out(out: Path) -> dict[Key, Response]:
             fix = "delete the file, or choose another --out"
             raise RunError(f"not a line of samples: {error}", where=f"{out}:{number}", fix=fix) from error
     return responses
-
-
-def _settings(options: SampleOptions) -> dict[str, Any]:
-    """Return everything that a response depends on other than its prompt and its index."""
-    data = options.data
-    return {
-        "model": options.model,
-        "weights": None if options.server else model_fingerprint(options.model),
-        "sampling": {name: value for name, value in asdict(options.sampling).items() if name != "n"},
-        "dtype": options.dtype,
-        "chat_template": data.chat_template,
-        **({"chat_template_kwargs": data.chat_template_kwargs} if data.chat_template_kwargs else {}),
-        **({"as_chat": True} if data.as_chat else {}),
-        "server": options.server.record if options.server else None,
-    }
 
 
 def _read_meta(path: Path) -> dict[str, Any]:

@@ -35,8 +35,9 @@ from preftune.report.figures import curves
 from preftune.report.page import Section, write_page
 from preftune.rewards import chat_grades
 from preftune.rewards.chat_grades import Estimate
-from preftune.rewards.judges import INSTRUCTIONS, Question, estimate_request_tokens, open_judge, server_judge
+from preftune.rewards.judges import INSTRUCTIONS, Question, messages_for, open_judge, server_judge
 from preftune.rewards.open import open_reward
+from preftune.rewards.replies import MAX_TOKENS, estimate_tokens
 from preftune.rewards.reward import PromptResponse, Reward, note_text_only, why_missing
 from preftune.sources.read import read
 from preftune.train.display import Display
@@ -270,10 +271,10 @@ def verdict_estimate(options: WinRateOptions, server: Client, groups: Groups, la
     matches = [Question(g.prompt, ours, ours if options.against else preferred(g)) for g in groups]
     labels = [Question(p.group.prompt, p.ours, p.other) for p in labels_of(labelled)[0]]
     rounds = len(options.policies) * len(options.temperatures)
-    orders = ((2 * rounds, matches), (2, labels))
-    sums = [(n, *estimate_request_tokens(questions, options.task, server)) for n, questions in orders]
+    match_tokens = estimate_tokens(messages_for(question, options.task) for question in matches)
+    label_tokens = estimate_tokens(messages_for(question, options.task) for question in labels)
     requests = 2 * (rounds * len(matches) + len(labels))
-    return Estimate(requests, sum(n * tokens for n, tokens, _ in sums), sum(n * tokens for n, _, tokens in sums))
+    return Estimate(requests, 2 * (rounds * match_tokens + label_tokens), requests * server.max_tokens(MAX_TOKENS))
 
 
 def judged_responses(options: WinRateOptions, groups: Groups, labelled: Groups) -> Iterator[PromptResponse]:
