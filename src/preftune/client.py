@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, TypeVar
 
 from preftune.errors import ConfigError, IncompleteError
@@ -37,11 +38,10 @@ class RefusedError(ConfigError):
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """Generated text, whether it ended before the token limit, and the server's token counts."""
+    """Generated text, whether it ended before the token limit, and the server's count of its tokens."""
 
     text: str
     ended: bool
-    prompt_tokens: int = 0
     tokens: int = 0
 
 
@@ -125,9 +125,9 @@ class Client:
         text = choices[0].text if isinstance(prompt, str) else getattr(choices[0].message, "content", None)
         if not isinstance(text, str):
             raise MalformedReplyError("the reply has no text")
-        usage = getattr(completion, "usage", None)
-        prompt_tokens, tokens = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
-        return Reply(_replace_surrogates(text), choices[0].finish_reason != "length", prompt_tokens, tokens)
+        tokens = getattr(getattr(completion, "usage", None), "completion_tokens", 0)
+        ended = choices[0].finish_reason != "length"
+        return Reply(_replace_surrogates(text), ended, tokens if isinstance(tokens, int) else 0)
 
     def _with_retries(self, request: Callable[[], Result]) -> Result:
         import openai
@@ -217,11 +217,9 @@ class Client:
         pending = iter(enumerate(jobs))
         failures_in_a_row = 0
         while True:
-            while fatal is None and len(in_flight) < self.concurrency:
-                number, job = next(pending, (None, None))
-                if job is None or number is None:
-                    break
-                in_flight[pool.submit(job)] = number
+            if fatal is None:
+                for number, job in islice(pending, self.concurrency - len(in_flight)):
+                    in_flight[pool.submit(job)] = number
             if not in_flight:
                 break
             for future in wait(in_flight, return_when=FIRST_COMPLETED).done:
@@ -284,20 +282,13 @@ def _message(error: Exception) -> str:
     return _replace_surrogates((text.strip().splitlines() or [type(error).__name__])[0][:200])
 
 
-def _retry_after(error: Exception) -> float | None:
+def _retry_after(error: Any) -> float | None:
     """Return the seconds in the Retry-After header, or None if it is missing or not a positive number."""
-    response = getattr(error, "response", None)
-    value = response.headers.get("retry-after") if response is not None else None
     try:
-        seconds = float(value) if value is not None else math.nan
-    except ValueError:
+        seconds = float(error.response.headers["retry-after"])
+    except (AttributeError, KeyError, ValueError):
         return None
     return seconds if math.isfinite(seconds) and seconds > 0 else None
-
-
-def _count(usage: Any, name: str) -> int:
-    count = getattr(usage, name, 0)
-    return count if isinstance(count, int) else 0
 
 
 def _replace_surrogates(text: str) -> str:

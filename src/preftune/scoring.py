@@ -24,10 +24,7 @@ ROWS = Budget("rows", SLOTS)
 
 @torch.no_grad()
 def score_responses(
-    forward: Callable[[Batch], Logps],
-    groups: Sequence[TokenGroup],
-    device: torch.device,
-    budget: Budget = ROWS,
+    forward: Callable[[Batch], Logps], groups: Sequence[TokenGroup], device: torch.device, budget: Budget = ROWS
 ) -> list[Floats]:
     """Return for each group the (S,) summed log-probs, or rewards, of its responses.
 
@@ -40,15 +37,12 @@ def score_responses(
 
 @torch.no_grad()
 def score_tokens(
-    forward: Callable[[Batch], Logps],
-    groups: Sequence[TokenGroup],
-    device: torch.device,
-    budget: Budget = ROWS,
-    progress: Callable[[int], None] = lambda number: None,
+    scorer: Scorer, groups: Sequence[TokenGroup], budget: Budget, progress: Callable[[int], None]
 ) -> list[list[Tensor]]:
     """Return for each group one tensor of token log-probs for each of its responses."""
     batches = partial(micro_batches, budget=budget)
-    values = by_group(lambda batch: (forward(batch.to(device)).token_N.double().cpu(),), groups, batches, progress)
+    device = scorer.device
+    values = by_group(lambda b: (logps(scorer, b.to(device)).token_N.double().cpu(),), groups, batches, progress)
     return [
         list(torch.split(token_N, [len(ids) for ids in group.response_ids]))
         for group, (token_N,) in zip(groups, values, strict=True)

@@ -43,103 +43,70 @@ GENTLER = "Lower optim.lr or raise loss.beta"
 def advice(now: Line, first: Line) -> dict[str, str]:
     """Return warnings by subject, from the metrics of an evaluation and of the first one, each with its `step`.
 
-    A metric that was not measured gives no warning.
+    A metric that was not measured gives no warning. One that is NaN does, because every check is a negation.
     """
-    texts = {
-        "start": _data_unlikely_at_start(now),
-        "gap": _data_unlikely(now, first),
-        "kl": _far_from_reference(now),
-        "displaced": _displaced(now),
-        "length": _longer(now, first),
-        "ended": _fewer_end(now, first),
-        "repetition": _repetitive(now, first),
-        "diversity": _less_diverse(now, first),
-    }
-    return {subject: text for subject, text in texts.items() if text}
+    return {**_about_likelihood(now, first), **_about_samples(now, first)}
 
 
-def _data_unlikely_at_start(now: Line) -> str:
-    gap = now.get("drift/gap", 0.0)
-    if now["step"] > 0 or gap <= GAP:
-        return ""
-    return (
-        f"the responses in your data are unlikely under the model before training: gap {gap:.0f} nats (warning above "
-        f"{GAP:g}). First train on the chosen responses with preftune sft, or build data from the model's own samples "
-        "with preftune iterate."
-    )
-
-
-def _data_unlikely(now: Line, first: Line) -> str:
-    """If the gap exceeded the threshold at the start, it must grow by the threshold again."""
-    gap, before = now.get("drift/gap", 0.0), first.get("drift/gap", 0.0)
-    limit = GAP + (before if before > GAP else 0.0)
-    if gap <= limit:
-        return ""
-    return (
-        f"the responses in your data have become unlikely under the model: gap {gap:.0f} nats ({before:.0f} at step "
-        f"{first['step']}, warning above {limit:.0f}). Refresh the data with preftune iterate."
-    )
-
-
-def _far_from_reference(now: Line) -> str:
+def _about_likelihood(now: Line, first: Line) -> dict[str, str]:
+    warnings = {}
+    gap, gap_before = now.get("drift/gap", 0.0), first.get("drift/gap", 0.0)
+    if now["step"] <= 0 and not gap <= GAP:
+        warnings["start"] = (
+            f"the responses in your data are unlikely under the model before training: gap {gap:.0f} nats (warning "
+            f"above {GAP:g}). First train on the chosen responses with preftune sft, or build data from the model's "
+            "own samples with preftune iterate."
+        )
+    limit = GAP + (gap_before if gap_before > GAP else 0.0)  # a gap that was too large must grow by as much again
+    if not gap <= limit:
+        warnings["gap"] = (
+            f"the responses in your data have become unlikely under the model: gap {gap:.0f} nats ({gap_before:.0f} at "
+            f"step {first['step']}, warning above {limit:.0f}). Refresh the data with preftune iterate."
+        )
     kl = now.get("drift/kl", 0.0)
-    if kl <= KL:
-        return ""
-    return (
-        f"the policy has a KL of {kl:.1f} +- {now['drift/kl_se']:.1f} nats per response from the reference (warning "
-        f"above {KL:g}). {GENTLER}."
-    )
+    if not kl <= KL:
+        warnings["kl"] = (
+            f"the policy has a KL of {kl:.1f} +- {now['drift/kl_se']:.1f} nats per response from the reference "
+            f"(warning above {KL:g}). {GENTLER}."
+        )
+    displaced = now.get("drift/displaced", 0.0)
+    if not (displaced <= DISPLACED or now["drift/chosen"] > -FALL):
+        warnings["displaced"] = (
+            f"chosen and rejected responses have both become less likely than under the reference in {displaced:.0%} "
+            f"of the pairs (warning above {DISPLACED:.0%}). Use loss dpop, or add {{name: nll, weight: 0.2}} to the "
+            "loss."
+        )
+    return warnings
 
 
-def _displaced(now: Line) -> str:
-    share = now.get("drift/displaced", 0.0)
-    if share <= DISPLACED or now["drift/chosen"] > -FALL:
-        return ""
-    return (
-        f"chosen and rejected responses have both become less likely than under the reference in {share:.0%} of the "
-        f"pairs (warning above {DISPLACED:.0%}). Use loss dpop, or add {{name: nll, weight: 0.2}} to the loss."
-    )
-
-
-def _longer(now: Line, first: Line) -> str:
+def _about_samples(now: Line, first: Line) -> dict[str, str]:
+    warnings, step = {}, first["step"]
     length, before = now.get("drift/tokens", 0.0), first.get("drift/tokens", 0.0)
-    if length <= LENGTH * before:
-        return ""
-    return (
-        f"the policy's responses have {length:.0f} tokens on average ({before:.0f} at step {first['step']}, warning "
-        f"above {LENGTH:g} times that). Use loss r_dpo or ld_dpo; preftune data check compares lengths in your data."
-    )
-
-
-def _fewer_end(now: Line, first: Line) -> str:
+    if not length <= LENGTH * before:
+        warnings["length"] = (
+            f"the policy's responses have {length:.0f} tokens on average ({before:.0f} at step {step}, warning above "
+            f"{LENGTH:g} times that). Use loss r_dpo or ld_dpo; preftune data check compares lengths in your data."
+        )
     ended, before = now.get("drift/ended", 1.0), first.get("drift/ended", 0.0)
-    if ended >= before - ENDED:
-        return ""
-    return (
-        f"only {ended:.0%} of the policy's responses end before the token limit ({before:.0%} at step {first['step']}, "
-        f"warning after a drop of {100 * ENDED:.0f} points). Check with preftune data check --model whether responses "
-        f"in your data lost their EOS. {GENTLER}."
-    )
-
-
-def _repetitive(now: Line, first: Line) -> str:
+    if not ended >= before - ENDED:
+        warnings["ended"] = (
+            f"only {ended:.0%} of the policy's responses end before the token limit ({before:.0%} at step {step}, "
+            f"warning after a drop of {100 * ENDED:.0f} points). Check with preftune data check --model whether "
+            f"responses in your data lost their EOS. {GENTLER}."
+        )
     repeated, before = now.get("drift/repetition", 0.0), first.get("drift/repetition", 1.0)
-    if repeated <= before + REPETITION:
-        return ""
-    return (
-        f"{repeated:.0%} of a response's word pairs are repeated ({before:.0%} at step {first['step']}, warning after "
-        f"a rise of {100 * REPETITION:.0f} points). {GENTLER}, or use an earlier checkpoint (train.save_every)."
-    )
-
-
-def _less_diverse(now: Line, first: Line) -> str:
+    if not repeated <= before + REPETITION:
+        warnings["repetition"] = (
+            f"{repeated:.0%} of a response's word pairs are repeated ({before:.0%} at step {step}, warning after a "
+            f"rise of {100 * REPETITION:.0f} points). {GENTLER}, or use an earlier checkpoint (train.save_every)."
+        )
     distinct, before = now.get("drift/diversity", 1.0), first.get("drift/diversity", 0.0)
-    if distinct >= DIVERSITY * before:
-        return ""
-    return (
-        f"only {distinct:.0%} of the word pairs in all responses are distinct ({before:.0%} at step {first['step']}, "
-        f"warning below {DIVERSITY:g} times that). {GENTLER}."
-    )
+    if not distinct >= DIVERSITY * before:
+        warnings["diversity"] = (
+            f"only {distinct:.0%} of the word pairs in all responses are distinct ({before:.0%} at step {step}, "
+            f"warning below {DIVERSITY:g} times that). {GENTLER}."
+        )
+    return warnings
 
 
 def held_out_rose(lines: Sequence[Line]) -> str:

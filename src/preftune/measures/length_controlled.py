@@ -15,13 +15,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from preftune.formulas import mean_and_error
-
-Floats = npt.NDArray[np.float64]
+from preftune.formulas import Floats, mean_and_error
 
 GAMED_WEIGHT = 0.2 / 2  # weight of a row of one of the two gamed baselines
 FOLDS = 5

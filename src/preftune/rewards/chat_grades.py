@@ -10,8 +10,9 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from preftune.client import Client, RefusedError, parse_settings
@@ -80,7 +81,7 @@ class ChatGrades:
                 if key in new:
                     journal.add({"key": key, "refused": error.what})
 
-            jobs = [_grading_job(self.server, r) for r in missing]
+            jobs = [partial(_request_grade, self.server, r) for r in missing]
             for _ in self.server.run_all(jobs, on_result=on_result, on_failure=on_failure):
                 pass
         if errors:
@@ -88,19 +89,16 @@ class ChatGrades:
         if new and new <= refused.keys():  # all new requests: probably wrong settings, so do not return None for all
             raise next(error for key, error in refused.items() if key in new)
         if ungraded:
-            self._raise_ungraded(ungraded, missing, len(refused))
+            first = next(r for r in missing if cache_key(r) in ungraded)
+            raise IncompleteError(
+                f"{self.server.model} gave no grade for {len(ungraded)} of {len(missing)} responses"
+                + (f", and the server refused {len(refused)}" if refused else ""),
+                where=first.origin or self.server.url,
+                why=f"after {ATTEMPTS} attempts the last reply was: {end_of(ungraded[cache_key(first)])}",
+                fix="rerun the same command to request only the missing grades, or use another model if this one "
+                "cannot end its reply with a line GRADE: and a number",
+            )
         return [grades.get(cache_key(r)) for r in responses]
-
-    def _raise_ungraded(self, ungraded: dict[str, str], missing: Sequence[PromptResponse], refused: int) -> None:
-        first = next(r for r in missing if cache_key(r) in ungraded)
-        raise IncompleteError(
-            f"{self.server.model} gave no grade for {len(ungraded)} of {len(missing)} responses"
-            + (f", and the server refused {refused}" if refused else ""),
-            where=first.origin or self.server.url,
-            why=f"after {ATTEMPTS} attempts the last reply was: {end_of(ungraded[cache_key(first)])}",
-            fix="rerun the same command to request only the missing grades, or use another model if this one cannot "
-            "end its reply with a line GRADE: and a number",
-        )
 
 
 def open_chat_grades(name: str, where: str) -> ChatGrades:
@@ -154,19 +152,15 @@ def estimate(reward: Reward | None, responses: Iterable[PromptResponse]) -> Esti
     return Estimate(len(missing), input_tokens, len(missing) * reward.server.max_tokens(MAX_TOKENS), ATTEMPTS)
 
 
-def _grading_job(server: Client, response: PromptResponse) -> Callable[[], tuple[float | None, str]]:
-    def grade_response() -> tuple[float | None, str]:
-        text = ""
-        for attempt in range(ATTEMPTS):
-            temperature = 0.0 if attempt == 0 else 0.7  # at 0, a retry would give the same reply
-            reply = server.complete(messages_for(response), temperature=temperature, max_tokens=MAX_TOKENS)
-            text = reply.text
-            grade = parse_grade(text) if reply.ended else None  # the last line of a cut-off reply may be a quotation
-            if grade is not None:
-                return grade, text
-        return None, text
-
-    return grade_response
+def _request_grade(server: Client, response: PromptResponse) -> tuple[float | None, str]:
+    """Return the grade, or None after ATTEMPTS replies without one, and the last reply."""
+    for attempt in range(ATTEMPTS):
+        temperature = 0.0 if attempt == 0 else 0.7  # at 0, a retry would give the same reply
+        reply = server.complete(messages_for(response), temperature=temperature, max_tokens=MAX_TOKENS)
+        grade = parse_grade(reply.text) if reply.ended else None  # the last line of a cut-off reply may be a quotation
+        if grade is not None:
+            break
+    return grade, reply.text
 
 
 def messages_for(response: PromptResponse) -> tuple[Message, ...]:

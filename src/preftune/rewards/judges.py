@@ -29,7 +29,7 @@ from preftune.formulas import win
 from preftune.model import load
 from preftune.model.logprobs import Scorer, logps
 from preftune.rewards.open import open_reward
-from preftune.rewards.replies import MARKUP, MARKUP_AT_END, MAX_TOKENS, estimate_tokens, last_line
+from preftune.rewards.replies import MARKUP, MARKUP_AT_END, MAX_TOKENS, last_line
 from preftune.rewards.reward import PromptResponse, rewards_of
 from preftune.scoring import score_responses
 from preftune.types import Message, PreferenceGroup, Text, as_json
@@ -167,11 +167,6 @@ def unreadable_reason(reply: str) -> str:
     if reply in (TOO_LONG, NO_REWARD) or reply.startswith(REFUSED_MESSAGE):
         return reply
     return CUT_OFF if f"... ({CUT_OFF} after" in last_line(reply) else "its last line is not a verdict"
-
-
-def estimate_request_tokens(questions: Sequence[Question], task: str, server: Client) -> tuple[int, int]:
-    """Estimate the input tokens of all questions, and the largest possible number of output tokens."""
-    return estimate_tokens(messages_for(q, task) for q in questions), len(questions) * server.max_tokens(MAX_TOKENS)
 
 
 def _local_judge(path: str, where: str, device: Any, task: str) -> Judge:

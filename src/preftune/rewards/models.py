@@ -17,16 +17,8 @@ from preftune.data.groups import Limits, tokenize
 from preftune.errors import ConfigError, ModelError
 from preftune.formats.account import Account
 from preftune.formulas import implicit_reward
-from preftune.model import load
+from preftune.model import load, scalar
 from preftune.model.logprobs import Scorer, logps
-from preftune.model.scalar import (
-    adapter_unsupported,
-    load_scalar,
-    reward_logps,
-    scalar_scorer,
-    scale_of,
-    with_reward_slot,
-)
 from preftune.rewards.reward import PromptResponse, Reward
 from preftune.scoring import score_responses
 from preftune.types import Message, PreferenceGroup, Text, TokenGroup
@@ -42,10 +34,10 @@ class RewardModel:
     reasons: Counter[str] = field(default_factory=Counter)
 
     @staticmethod
-    def open(path: str, where: str, dtype: torch.dtype, device: Any = None) -> RewardModel:
+    def open(path: str, where: str, device: Any = None) -> RewardModel:
         source = load.locate(path, where)
         if source.adapter:
-            raise adapter_unsupported(source.adapter)
+            raise scalar.adapter_unsupported(source.adapter)
         architectures = getattr(load.load_config(source), "architectures", None) or []
         if not any(name.endswith("ForSequenceClassification") for name in architectures):
             raise ModelError(
@@ -53,10 +45,10 @@ class RewardModel:
                 where=f"{where} {path}",
                 fix="train one with preftune reward, or use a sequence classifier with one label",
             )
-        model = load_scalar(source, dtype)
+        model = scalar.load_scalar(source, torch.float32)
         model.to(device or "cpu").requires_grad_(False)
         max_length = load.max_positions(model.config) or 1 << 20
-        return RewardModel(scalar_scorer(model), renderer_of(source), max_length)
+        return RewardModel(scalar.scalar_scorer(model), renderer_of(source), max_length)
 
     @torch.no_grad()
     def __call__(self, responses: Sequence[PromptResponse]) -> Sequence[float | None]:
@@ -66,8 +58,9 @@ class RewardModel:
     @torch.no_grad()
     def score_groups(self, groups: Sequence[TokenGroup]) -> list[list[float]]:
         """Return the scaled rewards of each group's responses."""
-        scale = scale_of(self.scorer.model)
-        rewards = score_responses(partial(reward_logps, self.scorer), with_reward_slot(groups), self.scorer.device)
+        scale = scalar.scale_of(self.scorer.model)
+        forward = partial(scalar.reward_logps, self.scorer)
+        rewards = score_responses(forward, scalar.with_reward_slot(groups), self.scorer.device)
         return [[(value - scale.mean) / scale.std for value in values.tolist()] for values in rewards]
 
 
@@ -91,14 +84,14 @@ def fill_gaps(indices: Iterable[int], values: Sequence[float], length: int) -> l
     return [by_index.get(index) for index in range(length)]
 
 
-def open_implicit(name: str, where: str, dtype: torch.dtype, device: Any = None) -> Reward:
+def open_implicit(name: str, where: str, device: Any = None) -> Reward:
     """Open the implicit reward beta (log policy - log reference) of "POLICY,REFERENCE,BETA"; BETA defaults to 1."""
     paths, beta = parse_implicit(name, where)
     sources = [load.locate(path, where) for path in paths]
     tokenizers = [load.load_tokenizer(source) for source in sources]
     if tokenizers[0].get_vocab() != tokenizers[1].get_vocab():
         raise ModelError("policy and reference have different vocabularies", where=where)
-    scorers = [Scorer.of(load.load_model(source, dtype).to(device or "cpu")) for source in sources]
+    scorers = [Scorer.of(load.load_model(source, torch.float32).to(device or "cpu")) for source in sources]
     renderer = renderer_of(sources[0], tokenizer=tokenizers[0])
     max_length, reasons = load.max_positions(scorers[0].model.config) or 1 << 20, Counter[str]()
 

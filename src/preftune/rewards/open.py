@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from preftune import objects
 from preftune.errors import ConfigError
 from preftune.resolve import inputs_of, line_of, parameters_of, resolve
@@ -18,17 +16,17 @@ from preftune.rewards.reward import PromptResponse, Reward
 from preftune.types import content
 
 
-def open_reward(name: str, where: str = "reward", *, dtype: torch.dtype = torch.float32, device: Any = None) -> Reward:
+def open_reward(name: str, where: str = "reward", *, device: Any = None) -> Reward:
     """Open the reward called `name`. Raises ConfigError or ModelError if it does not exist or cannot be used."""
     if name.startswith("judge:"):
         return open_chat_grades(name.removeprefix("judge:"), where)
     if name.startswith("implicit:"):
-        return open_implicit(name.removeprefix("implicit:"), where, dtype, device)
+        return open_implicit(name.removeprefix("implicit:"), where, device)
     is_file_function = name.rpartition(":")[0].endswith(".py") and not Path(name).expanduser().is_dir()
     if name not in BUILT_IN and not name.startswith(objects.FUNCTION) and not is_file_function:
         if "/" not in name and not Path(name).is_dir():
             resolve(name, BUILT_IN, where)  # raises, with the list of known names
-        return RewardModel.open(name, where, dtype, device)
+        return RewardModel.open(name, where, device)
     function = resolve(name, BUILT_IN, where)
     if name in BUILT_IN:
         return function()  # type: ignore[no-any-return]

@@ -17,9 +17,9 @@ def last_line(text: str) -> str:
     return text.strip().rpartition("\n")[2]
 
 
-def end_of(reply: str, limit: int = 300) -> str:
+def end_of(reply: str) -> str:
     """Return the quoted end of a reply, where its verdict should be."""
-    return repr(reply if len(reply) <= limit else f"... {reply[-limit:]}")
+    return repr(reply if len(reply) <= 300 else f"... {reply[-300:]}")
 
 
 def estimate_tokens(requests: Iterable[Sequence[Message]]) -> int:

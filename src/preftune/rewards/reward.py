@@ -8,19 +8,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from preftune.data.prompts import Prompt
 from preftune.errors import ConfigError, ModelError, NumericError, PreftuneError
 from preftune.formats.account import Account
+from preftune.formulas import Floats
 from preftune.model.generate import Sampled
 from preftune.resolve import FAULTS, in_words, place_of
 from preftune.types import PreferenceGroup, Text
 
-Floats = npt.NDArray[np.float64]
 GROUPS_PER_CALL = 64
 MAX_REWARD = 1e30  # larger rewards would overflow when fp32 values are summed
 
@@ -48,13 +48,15 @@ def note_text_only(groups: Sequence[PreferenceGroup], account: Account) -> None:
             account.note(f"{name!r} of a response is not shown: judges and rewards read only its text", group.origin)
 
 
+def responses_to(prompt: Text, texts: Iterable[str], ended: Iterable[bool], origin: str) -> list[PromptResponse]:
+    """Return the responses to one prompt."""
+    return [PromptResponse(prompt, text, end, origin) for text, end in zip(texts, ended, strict=True)]
+
+
 def responses_of(prompts: Sequence[Prompt], samples: Sequence[Sampled]) -> list[PromptResponse]:
     """Return all sampled responses with their prompts."""
-    return [
-        PromptResponse(prompt.text, text, ended, prompt.origin)
-        for prompt, sampled in zip(prompts, samples, strict=True)
-        for text, ended in zip(sampled.texts, sampled.ended, strict=True)
-    ]
+    pairs = zip(prompts, samples, strict=True)
+    return [response for p, s in pairs for response in responses_to(p.text, s.texts, s.ended, p.origin)]
 
 
 def rewards_of(reward: Reward, responses: Sequence[PromptResponse], when: str) -> Floats:
@@ -150,10 +152,8 @@ def rewards_by_group(
     rewards: list[list[float]] = []
     for begin in range(0, len(groups), GROUPS_PER_CALL):
         chunk = groups[begin : begin + GROUPS_PER_CALL]
-        values = rewards_of(reward, [response for group in chunk for response in group], when).tolist()
-        for group in chunk:
-            rewards.append(values[: len(group)])
-            values = values[len(group) :]
+        values = iter(rewards_of(reward, [response for group in chunk for response in group], when).tolist())
+        rewards += [list(islice(values, len(group))) for group in chunk]
         progress(len(rewards))
     return rewards
 

@@ -19,15 +19,7 @@ from preftune.data.audit import Audit, audit
 from preftune.data.groups import read_groups, require_vocabulary
 from preftune.errors import PreftuneError
 from preftune.formats.account import Account
-from preftune.lifecycle.data import (
-    TextData,
-    TokenData,
-    read_data,
-    reading_of,
-    require_groups,
-    require_length,
-    tokenize_data,
-)
+from preftune.lifecycle import data
 from preftune.methods import reward, sft
 from preftune.methods.objective import bind_objective, shape_for
 from preftune.types import PreferenceGroup, TokenGroup
@@ -84,10 +76,13 @@ def check(
     Without a method, only the requirements of every run are checked. Raises the run's error if nothing can be
     reported, such as for a missing file or columns of an unknown format.
     """
-    adapt = _adapter(method, terms)
+    # how the method converts groups for training; raises if they do not fit
+    adapt: Adapter = {"sft": sft.preferred, "reward": reward.judged}.get(method or "", list)
+    if method == "dpo":
+        adapt = partial(shape_for, bind_objective(terms))
     try:
-        text = read_data(config)
-        tokens = tokenize_data(text, renderer, config) if renderer else None
+        text = data.read_data(config)
+        tokens = data.tokenize_data(text, renderer, config) if renderer else None
         refusal = _refusal(config, text, tokens, adapt, positions, rows, base)
     except PreftuneError as error:
         refusal = error
@@ -103,8 +98,8 @@ def check(
 
 def _refusal(
     config: DataConfig,
-    text: TextData,
-    tokens: TokenData | None,
+    text: data.TextData,
+    tokens: data.TokenData | None,
     adapt: Adapter,
     positions: int | None,
     rows: int | None,
@@ -116,10 +111,10 @@ def _refusal(
         if rows and tokens:
             require_vocabulary([*train, *held_out], rows, base)
         if tokens:
-            require_length([*train, *held_out], positions, "data.max_length")
+            data.require_length([*train, *held_out], positions, "data.max_length")
         groups = adapt(train)
         adapt(held_out)
-        require_groups(groups, config.train)
+        data.require_groups(groups, config.train)
     except PreftuneError as error:
         return error
     return None
@@ -127,28 +122,21 @@ def _refusal(
 
 def _complete(
     config: DataConfig, renderer: Renderer | None, refusal: PreftuneError
-) -> tuple[TextData, TokenData | None]:
+) -> tuple[data.TextData, data.TokenData | None]:
     """Return text and tokens, read with every limit lifted. Raises `refusal` if that fails too."""
     overlong = "truncate" if config.overlong == "error" else config.overlong
     lifted = config.model_copy(update={**LIFTED, "overlong": overlong})
-    reading = reading_of(lifted)
+    reading = data.reading_of(lifted)
     try:
         train, account = read_groups(config.train, reading)
         held_out, *more = read_groups(config.eval, reading) if isinstance(config.eval, str) else ([],)
     except PreftuneError:
         raise refusal from None
-    text = TextData(train, held_out, (account, *more), "")
+    text = data.TextData(train, held_out, (account, *more), "")
     try:
-        return text, tokenize_data(text, renderer, lifted) if renderer else None
+        return text, data.tokenize_data(text, renderer, lifted) if renderer else None
     except PreftuneError:  # the report counts characters instead
         return text, None
-
-
-def _adapter(method: str | None, terms: Sequence[LossTerm]) -> Adapter:
-    """Return the function with which the method converts groups for training; it raises if they do not fit."""
-    if method == "dpo":
-        return partial(shape_for, bind_objective(terms))
-    return {"sft": sft.preferred, "reward": reward.judged}.get(method or "", list)
 
 
 def _as_if_tokenised(groups: Sequence[PreferenceGroup]) -> list[TokenGroup]:

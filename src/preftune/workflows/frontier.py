@@ -118,9 +118,11 @@ def run(options: FrontierOptions, out: Path, display: Display) -> dict[str, list
                 done += 1
                 stage.advance(done)
             del policy, scorer
-    write(options, out, series, yardstick)
-    for line in table(series, yardstick):
-        display.say(line)
+    cells = cells_of(series, yardstick)
+    write(options, out, series, yardstick, cells)
+    display.say(f"{'policy':<28} {'reward':>16} {'KL, nats':>16}   optimum at this KL")
+    for name, score, score_error, kl, kl_error, best in cells:
+        display.say(f"{name:<28} {f'{score} +- {score_error}':>16} {f'{kl} +- {kl_error}':>16}   {best}")
     display.say(f"done: {out / 'frontier.json'}, {out / 'frontier.html'}")
     return series
 
@@ -148,21 +150,14 @@ def _prompts(options: FrontierOptions, renderer: Renderer, config: Any, display:
     return prompts
 
 
-def table(series: dict[str, list[Point]], yardstick: Floats) -> list[str]:
-    """Return the lines of a table: each point, with the reward of the optimum at the same KL."""
-    lines = [f"{'policy':<28} {'reward':>16} {'KL, nats':>16}   optimum at this KL"]
-    for points in series.values():
-        for p in points:
-            reward = f"{p.reward:.3f} +- {Z95 * p.reward_se:.3f}"
-            kl = f"{p.kl:.3f} +- {Z95 * p.kl_se:.3f}"
-            lines.append(f"{p.name:<28} {reward:>16} {kl:>16}   {optimum_text(p, yardstick)}")
-    return lines
-
-
-def optimum_text(point: Point, yardstick: Floats) -> str:
-    """Return the optimal reward at a point's KL as text, or that the KL is beyond what the samples can show."""
-    limit = largest_kl(yardstick)
-    return f"{optimum_at(yardstick, max(point.kl, 0.0)):.3f}" if point.kl < limit else f"beyond {limit:.1f} nats"
+def cells_of(series: dict[str, list[Point]], yardstick: Floats) -> list[list[str]]:
+    """Return name, reward and KL of each point with their errors, and the reward of the optimum at the same KL."""
+    limit, cells = largest_kl(yardstick), []
+    for p in (point for points in series.values() for point in points):
+        numbers = [f"{value:.3f}" for value in (p.reward, Z95 * p.reward_se, p.kl, Z95 * p.kl_se)]
+        best = f"{optimum_at(yardstick, max(p.kl, 0.0)):.3f}" if p.kl < limit else f"beyond {limit:.1f} nats"
+        cells.append([p.name, *numbers, best])
+    return cells
 
 
 def largest_kl(yardstick: Floats) -> float:
@@ -170,7 +165,9 @@ def largest_kl(yardstick: Floats) -> float:
     return math.log(yardstick.shape[1]) / 2
 
 
-def write(options: FrontierOptions, out: Path, series: dict[str, list[Point]], yardstick: Floats) -> None:
+def write(
+    options: FrontierOptions, out: Path, series: dict[str, list[Point]], yardstick: Floats, cells: list[list[str]]
+) -> None:
     """Write frontier.json and frontier.html."""
     rewards = torch.from_numpy(yardstick)
     betas = [beta_at(yardstick, kl) for kl in np.geomspace(0.01, largest_kl(yardstick), 16)]
@@ -192,18 +189,6 @@ def write(options: FrontierOptions, out: Path, series: dict[str, list[Point]], y
     }
     figure = frontier("Reward against KL", lines, series)
     heads = ["policy", "reward", "+-", "KL, nats", "+-", "optimum at this KL"]
-    cells = [
-        [
-            p.name,
-            f"{p.reward:.3f}",
-            f"{Z95 * p.reward_se:.3f}",
-            f"{p.kl:.3f}",
-            f"{Z95 * p.kl_se:.3f}",
-            optimum_text(p, yardstick),
-        ]
-        for points in series.values()
-        for p in points
-    ]
     text = (
         "Up and to the left is better. The optimum is the closed form, estimated from "
         f"{yardstick.shape[1]} samples of the reference per prompt, corrected for the bias of a finite sample, and "

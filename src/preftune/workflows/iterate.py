@@ -33,18 +33,11 @@ from preftune.data.select import SelectionOptions
 from preftune.errors import writing
 from preftune.files import digest, write_json, write_rows
 from preftune.formats.account import Account
-from preftune.formulas import mean_and_error, step_seed
+from preftune.formulas import Floats, mean_and_error, step_seed
+from preftune.lifecycle import saved
 from preftune.lifecycle.data import prompts_that_fit, read_prompt_data
 from preftune.lifecycle.plan import print_plan
 from preftune.lifecycle.policy import compute_dtype, device_of
-from preftune.lifecycle.saved import (
-    model_fingerprint,
-    note_reward,
-    open_policy,
-    reward_fingerprint,
-    reward_models_fingerprint,
-    warn_if_reward_changed,
-)
 from preftune.measures.drift import figures
 from preftune.methods import dpo
 from preftune.methods.objective import bind_objective
@@ -54,7 +47,7 @@ from preftune.model.logprobs import Scorer
 from preftune.report.run import write_run_page
 from preftune.rewards import chat_grades
 from preftune.rewards.open import open_reward
-from preftune.rewards.reward import Floats, PromptResponse, Reward, missing_error, responses_of, rewards_of, why_missing
+from preftune.rewards.reward import PromptResponse, Reward, missing_error, responses_of, rewards_of, why_missing
 from preftune.scoring import response_logps
 from preftune.train.display import Display
 from preftune.train.run import Run, run_identity
@@ -63,6 +56,8 @@ from preftune.types import PreferenceGroup, as_json
 from preftune.workflows import pairs
 from preftune.workflows import sample as samples
 from preftune.workflows.sample import SampleOptions
+
+Groups = Sequence[PreferenceGroup]
 
 
 def run(
@@ -77,10 +72,10 @@ def run(
     train = prompts_with_room(config, prompts.train, prompts.accounts[0], moment)
     held_out = prompts_with_room(config, prompts.held_out, prompts.accounts[-1], moment)
     for account in prompts.accounts:
-        for line in account.lines():
-            display.say(line)
-    settings, sources = config.model_dump(mode="json"), sources_of(config, in_memory)
-    identity = run_identity(settings, prompts.fingerprint, sources)
+        display.say("\n".join(account.lines()))
+    weights = saved.reward_models_fingerprint(None if in_memory else config.reward)
+    sources = {"the first model": saved.model_fingerprint(config.model.path), "the reward": weights}
+    identity = run_identity(config.model_dump(mode="json"), prompts.fingerprint, sources)
     Run.check(out, identity, type(config))
     reward = reward or open_reward(config.reward, "reward", device=device_of(None))
     if Run.finished(out):
@@ -100,10 +95,11 @@ def run(
     log = Run.open(out, identity, display, type(config))
     log.note(rendered_at=moment)
     if not in_memory:
-        if warn_if_reward_changed(log, config.reward):  # evaluations by different rewards cannot be compared
+        if saved.warn_if_reward_changed(log, config.reward):  # evaluations by different rewards cannot be compared
             for old in [out / "start.json", *out.glob("round-*/evaluation.json")]:
                 old.unlink(missing_ok=True)
-        note_reward(log, config.reward)  # after the deletion, so that an interruption cannot leave old evaluations
+        # after the deletion, so that an interruption cannot leave old evaluations
+        saved.note_reward(log, config.reward)
     with tracked(log, config.track):
         policy = rounds(config, log, train, held_out or train, reward)
     final = publish(Path(policy), out / "final")
@@ -113,13 +109,7 @@ def run(
     return final
 
 
-def rounds(
-    config: IterateConfig,
-    log: Run,
-    train: Sequence[PreferenceGroup],
-    evaluation: Sequence[PreferenceGroup],
-    reward: Reward,
-) -> str:
+def rounds(config: IterateConfig, log: Run, train: Groups, evaluation: Groups, reward: Reward) -> str:
     """Run the rounds until the last one or a stop rule. Return the path of the policy to publish."""
     policy, lineage = config.model.path, list[dict[str, Any]]()
     moment = log.fact("rendered_at")
@@ -129,7 +119,7 @@ def rounds(
     for number in range(1, config.rounds + 1):
         folder, start = log.folder / f"round-{number:02d}", policy
         log.display.say(f"round {number} of {config.rounds}: from {start}")
-        lineage.append(one_round(config, folder, number, start, train, reward, log.display, moment))
+        lineage.append(one_round(config, log, folder, number, start, train, reward))
         policy = str(folder / "dpo" / "final")
         after = evaluated(config, folder / "evaluation.json", policy, evaluation, reward, moment)
         say_unrewarded(log, after, reward)
@@ -147,16 +137,11 @@ def rounds(
     return policy
 
 
-def placeholders(
-    config: IterateConfig, train: Sequence[PreferenceGroup], evaluation: Sequence[PreferenceGroup]
-) -> Iterator[PromptResponse]:
+def placeholders(config: IterateConfig, train: Groups, evaluation: Groups) -> Iterator[PromptResponse]:
     """Yield one response of maximum length, at four characters per token, for each that the rounds will reward."""
     for number in range(config.rounds + 1):
         sampled = [train[i] for i in prompts_of_round(config, number, len(train))] if number else []
-        for group, n in [
-            *((g, config.sample.n) for g in sampled),
-            *((g, config.sample.evaluation) for g in evaluation),
-        ]:
+        for group, n in [(g, config.sample.n) for g in sampled] + [(g, config.sample.evaluation) for g in evaluation]:
             for k in range(n):
                 yield PromptResponse(group.prompt, f"{number} {k} {n}".rjust(4 * config.sample.max_new_tokens, "x"))
 
@@ -170,12 +155,6 @@ def tracked(log: Run, names: Sequence[str]) -> Iterator[None]:
     finally:
         for tracker in log.trackers:
             tracker.close()
-
-
-def sources_of(config: IterateConfig, in_memory: bool) -> dict[str, str]:
-    """Return fingerprints of the model and the reward, so that a resumed run cannot mix two models or two rewards."""
-    reward = reward_models_fingerprint(None if in_memory else config.reward)
-    return {"the first model": model_fingerprint(config.model.path), "the reward": reward}
 
 
 def prompts_with_room(
@@ -196,16 +175,10 @@ def prompts_with_room(
 
 
 def one_round(
-    config: IterateConfig,
-    folder: Path,
-    number: int,
-    policy: str,
-    train: Sequence[PreferenceGroup],
-    reward: Reward,
-    display: Display,
-    moment: str | None,
+    config: IterateConfig, log: Run, folder: Path, number: int, policy: str, train: Groups, reward: Reward
 ) -> dict[str, Any]:
     """Sample, reward, pair and train. Return what the files of the round were made from, for the manifest."""
+    moment = log.fact("rendered_at")
     indices = prompts_of_round(config, number, len(train))
     prompts = folder / "prompts.jsonl"
     write_rows(prompts, ({"prompt": as_json(train[i].prompt)} for i in indices))
@@ -215,12 +188,12 @@ def one_round(
     template: dict[str, Any] = {name: getattr(config.data, name) for name in ("chat_template", "chat_template_kwargs")}
     data = DataConfig(train=str(prompts), as_chat=config.data.as_chat, **template)
     options = SampleOptions(policy, data, sampling, dtype=config.model.dtype, moment=moment)
-    sampled = samples.run(options, folder / "samples.jsonl", display)
+    sampled = samples.run(options, folder / "samples.jsonl", log.display)
     prefs = folder / "prefs.jsonl"
     if not prefs.is_file():
         select = config.pairs
         selection = SelectionOptions(select.select, select.gap, select.soft, beta=select.beta, seed=seed)
-        pairs.run(str(sampled), prefs, selection, reward, display)
+        pairs.run(str(sampled), prefs, selection, reward, log.display)
     base = config.model.path if config.reference == "fixed" and number > 1 else None
     tuning = DPOConfig(
         model=config.model.model_copy(update={"path": policy}),
@@ -242,10 +215,11 @@ def one_round(
         track=config.track,
         out=str(folder / "dpo"),
     )
-    dpo.run(tuning, display=display, moment=moment)
+    dpo.run(tuning, display=log.display, moment=moment)
     pieces = {path.name: digest(path) for path in (prompts, sampled, prefs)}
-    made_from = {"policy": policy, "reference": base or policy, "policy_weights": model_fingerprint(policy)}
-    return {"round": number, **made_from, "reward": reward_fingerprint(config.reward), "seed": seed, "pieces": pieces}
+    made_from = {"policy": policy, "reference": base or policy, "policy_weights": saved.model_fingerprint(policy)}
+    fingerprint = saved.reward_fingerprint(config.reward)
+    return {"round": number, **made_from, "reward": fingerprint, "seed": seed, "pieces": pieces}
 
 
 def prompts_of_round(config: IterateConfig, number: int, available: int) -> list[int]:
@@ -266,18 +240,13 @@ def prompts_of_round(config: IterateConfig, number: int, available: int) -> list
 
 @torch.no_grad()
 def evaluated(
-    config: IterateConfig,
-    path: Path,
-    policy: str,
-    groups: Sequence[PreferenceGroup],
-    reward: Reward,
-    moment: str | None,
+    config: IterateConfig, path: Path, policy: str, groups: Groups, reward: Reward, moment: str | None
 ) -> dict[str, float]:
     """Return reward, KL from the first model, and statistics of the responses; read from `path` if it exists."""
     if path.is_file():
         return dict(json.loads(path.read_text()))
     device, dtype = device_of(None), compute_dtype(config.model)
-    opened = open_policy(policy, "model.path", dtype, device)
+    opened = saved.open_policy(policy, "model.path", dtype, device)
     chat = ChatOptions(config.data.chat_template_kwargs, config.data.as_chat, moment)
     renderer = renderer_of(opened.source, config.data.chat_template, chat)
     tokenizer = renderer.tokenizer
@@ -292,7 +261,7 @@ def evaluated(
     tokens = [s.group for s in sampled]
     log_policy = response_logps(Scorer.of(opened.model), tokens)
     del opened
-    base = open_policy(config.model.path, "model.path", dtype, device)
+    base = saved.open_policy(config.model.path, "model.path", dtype, device)
     kl = log_policy - response_logps(Scorer.of(base.model), tokens)
     result = {
         **scores(rewards.reshape(len(prompts), -1)),

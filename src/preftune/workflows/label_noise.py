@@ -49,6 +49,7 @@ from preftune.train.display import Display
 from preftune.train.run import Run, run_identity
 from preftune.types import Judgement, PreferenceGroup, TokenGroup, content, plain
 
+Groups = Sequence[PreferenceGroup]
 CENTRE = 0.01  # keeps rewards near 0; hardly changes the margins
 MAX_CHARACTERS = 200  # of a text in noise.jsonl
 
@@ -78,8 +79,7 @@ def run(config: NoiseConfig, *, display: Display | None = None, dry_run: bool = 
     for group in text.train:
         require_judged(group, "noise")
     parts = folds(text.train, config.folds)
-    for line in text.accounts[0].lines():
-        display.say(line)
+    display.say("\n".join(text.accounts[0].lines()))
     display.say(
         f"{config.folds} folds of {', '.join(str(len(part)) for part in parts)} groups, no prompt in two of them"
     )
@@ -89,16 +89,15 @@ def run(config: NoiseConfig, *, display: Display | None = None, dry_run: bool = 
     ranked: list[RankedJudgement] = []
     for number, part in enumerate(parts, start=1):
         others = [group for other in parts if other is not part for group in other]
-        ranked += rank_fold(config, out / f"fold-{number}", number, others, part, display)
+        ranked += rank_fold(config, number, others, part, display)
     not_ranked = sum(len(group.judgements) for group in text.train) - len(ranked)
     if not ranked:
         raise DataError("no judgement is left to rank", where=str(config.data.train))
-    path, summary = report(config, ranked, not_ranked, out)
+    summary = report(config, ranked, not_ranked)
     log.note(finished=True, **summary)
-    for line in summary_lines(config, summary):
-        display.say(line)
-    display.say(f"done: {path}")
-    return path
+    display.say("\n".join(summary_lines(config, summary)))
+    display.say(f"done: {out / 'noise.jsonl'}")
+    return out / "noise.jsonl"
 
 
 def require_implicit_reward(config: NoiseConfig) -> None:
@@ -113,14 +112,10 @@ def require_implicit_reward(config: NoiseConfig) -> None:
 
 
 def rank_fold(
-    config: NoiseConfig,
-    folder: Path,
-    number: int,
-    others: Sequence[PreferenceGroup],
-    held_out: Sequence[PreferenceGroup],
-    display: Display,
+    config: NoiseConfig, number: int, others: Groups, held_out: Groups, display: Display
 ) -> list[RankedJudgement]:
     """Return the held-out judgements with their margins, read from margins.json if it exists."""
+    folder = Path(config.out) / f"fold-{number}"
     path = folder / "margins.json"
     if not path.is_file():
         display.say(f"fold {number} of {config.folds}: {len(others)} groups to train on, {len(held_out)} to rank")
@@ -150,9 +145,7 @@ def _common(config: NoiseConfig, folder: Path) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def margins_of(
-    config: NoiseConfig, final: Path, held_out: Sequence[PreferenceGroup], display: Display
-) -> list[dict[str, Any]]:
+def margins_of(config: NoiseConfig, final: Path, held_out: Groups, display: Display) -> list[dict[str, Any]]:
     """Return each judgement with the index of its group and its margin, the reward of better minus worse."""
     source = load.locate(str(final))
     renderer = load_renderer(config.data, source, moment=load.chat_record(source).get("moment"))
@@ -166,9 +159,8 @@ def margins_of(
     if config.ranker == "reward":
         scorer = scalar_scorer(load_scalar(source, dtype).to(device))
         layout, _ = choose_layout(scorer, "auto", state_values)
-        rewards = score_responses(
-            partial(reward_logps, scorer), with_reward_slot(groups), scorer.device, Budget(layout, SLOTS)
-        )
+        forward, slots = partial(reward_logps, scorer), with_reward_slot(groups)
+        rewards = score_responses(forward, slots, scorer.device, Budget(layout, SLOTS))
     else:
         base = load.locate(config.reference.path or config.model.path)
         policy, reference = (logps_of(Scorer.of(load.load_model(s, dtype).to(device)), groups) for s in (source, base))
@@ -186,10 +178,8 @@ def logps_of(scorer: Scorer, groups: Sequence[TokenGroup]) -> list[Floats]:
     return score_responses(partial(logps, scorer), groups, scorer.device, Budget(layout, SLOTS))
 
 
-def report(
-    config: NoiseConfig, ranked: Sequence[RankedJudgement], not_ranked: int, out: Path
-) -> tuple[Path, dict[str, Any]]:
-    """Write noise.jsonl and summary.json. Return the path of the first and the content of the second."""
+def report(config: NoiseConfig, ranked: Sequence[RankedJudgement], not_ranked: int) -> dict[str, Any]:
+    """Write noise.jsonl and summary.json. Return the summary."""
     margin = np.array([r.margin for r in ranked])
     soft = np.array([r.judgement.probability for r in ranked])
     weight = np.array([r.judgement.weight for r in ranked])
@@ -207,10 +197,9 @@ def report(
         "surest": float(confidences.max()),
         "listed": len(rows),
     }
-    path = out / "noise.jsonl"
-    write_rows(path, rows)
-    write_json(out / "summary.json", summary)
-    return path, summary
+    write_rows(Path(config.out) / "noise.jsonl", rows)
+    write_json(Path(config.out) / "summary.json", summary)
+    return summary
 
 
 def row_of(ranked: RankedJudgement, confidence: float) -> dict[str, Any]:

@@ -13,7 +13,8 @@ import numpy as np
 
 from preftune.errors import DataError, require_writable
 from preftune.files import write_json
-from preftune.measures.length_controlled import Floats, Gamed, LengthControlled, length_controlled
+from preftune.formulas import Floats
+from preftune.measures.length_controlled import Gamed, LengthControlled, length_controlled
 from preftune.train.display import Display
 
 GAMED_COLUMNS = ("index", "preference", "std_delta_len", "instruction_difficulty")

@@ -18,7 +18,7 @@ from preftune.formats.cells import decode_cells
 from preftune.formats.parsers import Reading
 from preftune.formats.values import BadRow, Drop, Fields, ended_flags, number, response_of
 from preftune.rewards import chat_grades
-from preftune.rewards.reward import PromptResponse, Reward, rewards_by_group, why_missing
+from preftune.rewards.reward import Reward, responses_to, rewards_by_group, why_missing
 from preftune.sources.read import read
 from preftune.train.display import Display
 from preftune.types import Message, Text, as_json, content
@@ -58,8 +58,7 @@ def run(samples: str, out: Path, selection: SelectionOptions, reward: Reward | N
                 "scores": [row.scores[i] for i in selected.members],
             }
         )
-    for line in account.lines():
-        display.say(line)
+    display.say("\n".join(account.lines()))
     if not groups:
         account.check(0.999999, "check the reward, or sample more responses per prompt")
         raise DataError("no prompt is left", where=samples)
@@ -87,10 +86,7 @@ def score(rows: Sequence[Samples], reward: Reward | None, display: Display) -> l
         if unscored:
             raise ConfigError("the samples have no scores", where=unscored.origin, fix="name a reward: --reward")
         return list(rows)
-    responses = [
-        [PromptResponse(row.prompt, text, ended, row.origin) for text, ended in zip(row.texts, row.ended, strict=True)]
-        for row in rows
-    ]
+    responses = [responses_to(row.prompt, row.texts, row.ended, row.origin) for row in rows]
     estimate = chat_grades.estimate(reward, (response for group in responses for response in group))
     if estimate:
         display.say(f"reward: {estimate.describe()}")

@@ -62,7 +62,10 @@ class Response:
     tokens: int
 
 
+Groups = Sequence[PreferenceGroup]
 Key = tuple[str, int]  # hash of a prompt, and index of one of its responses
+Job = tuple[int, int]  # index of a prompt, and of one of its responses
+Save = Callable[[Job, Response], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +83,19 @@ class Files:
 
 def files_of(options: SampleOptions, out: Path) -> Files:
     """Return the files of a command. Raises RunError if `out` holds samples with other settings."""
-    settings = _settings(options)
-    rows = options.data.model_dump(mode="json", exclude_defaults=True, exclude={"train", *RENDERING})
-    prompts, n = fingerprint(options.data.train), options.sampling.n
+    data = options.data
+    settings = {  # everything that a response depends on, other than its prompt and its index
+        "model": options.model,
+        "weights": None if options.server else model_fingerprint(options.model),
+        "sampling": {name: value for name, value in asdict(options.sampling).items() if name != "n"},
+        "dtype": options.dtype,
+        "chat_template": data.chat_template,
+        **({"chat_template_kwargs": data.chat_template_kwargs} if data.chat_template_kwargs else {}),
+        **({"as_chat": True} if data.as_chat else {}),
+        "server": options.server.record if options.server else None,
+    }
+    rows = data.model_dump(mode="json", exclude_defaults=True, exclude={"train", *RENDERING})
+    prompts, n = fingerprint(data.train), options.sampling.n
     request = {"prompts": prompts, "n": n, "max_prompts": options.max_prompts, **rows}
     identity = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     meta, part = out.with_name(f"{out.name}.meta.json"), out.with_name(f"{out.name}.part")
@@ -116,8 +129,7 @@ def run(options: SampleOptions, out: Path, display: Display) -> Path:
     if local:
         groups = [group for group in groups if group.prompt in local.prompts]
     shown = account.lines()
-    for line in shown:
-        display.say(line)
+    display.say("\n".join(shown))
     with Journal(files.part) as journal:
         if not journal.rows:
             journal.add({"identity": files.identity})
@@ -137,7 +149,7 @@ def run(options: SampleOptions, out: Path, display: Display) -> Path:
 
 def _complete(
     options: SampleOptions,
-    groups: Sequence[PreferenceGroup],
+    groups: Groups,
     local: Local | None,
     responses: dict[Key, Response],
     failed: set[Key],
@@ -155,7 +167,7 @@ def _complete(
         display.say(f"{done} of {len(jobs)} responses are already sampled")
     with display.stage("sample", len(jobs), done) as stage:
 
-        def save(job: tuple[int, int], response: Response) -> None:
+        def save(job: Job, response: Response) -> None:
             nonlocal done
             p, k = job
             journal.add({"prompt": hashes[p], "k": k, **asdict(response)})
@@ -179,7 +191,7 @@ def _complete(
     return refused
 
 
-def _write(files: Files, groups: Sequence[PreferenceGroup], indices: range, responses: dict[Key, Response]) -> None:
+def _write(files: Files, groups: Groups, indices: range, responses: dict[Key, Response]) -> None:
     """Write `out`. Responses that were not requested stay in the journal, where a larger n finds them."""
     rows, rest = [], dict(responses)
     for group in groups:
@@ -234,7 +246,7 @@ class Local:
     prompts: dict[Text, list[int]]
 
 
-def open_local(options: SampleOptions, groups: Sequence[PreferenceGroup], account: Account) -> Local:
+def open_local(options: SampleOptions, groups: Groups, account: Account) -> Local:
     """Load the model and tokenise the prompts. Prompts that leave no room for a response are dropped and counted."""
     data, new_tokens = options.data, options.sampling.max_new_tokens
     dtype = compute_dtype(ModelConfig(path=options.model, dtype=options.dtype))  # type: ignore[arg-type]
@@ -246,24 +258,13 @@ def open_local(options: SampleOptions, groups: Sequence[PreferenceGroup], accoun
     return Local(policy.model, renderer.tokenizer, {p.text: p.ids.tolist() for p in prompts})
 
 
-def _in_process(
-    local: Local,
-    sampling: Sampling,
-    groups: Sequence[PreferenceGroup],
-    missing: Sequence[tuple[int, int]],
-    save: Callable[[tuple[int, int], Response], None],
-) -> None:
+def _in_process(local: Local, sampling: Sampling, groups: Groups, missing: Sequence[Job], save: Save) -> None:
     for begin in range(0, len(missing), ROWS):
         indices_of: dict[int, list[int]] = {}
         for p, k in missing[begin : begin + ROWS]:
             indices_of.setdefault(p, []).append(k)
-        samples = sample(
-            local.model,
-            local.tokenizer,
-            [local.prompts[groups[p].prompt] for p in indices_of],
-            sampling,
-            only=list(indices_of.values()),
-        )
+        prompts = [local.prompts[groups[p].prompt] for p in indices_of]
+        samples = sample(local.model, local.tokenizer, prompts, sampling, only=list(indices_of.values()))
         for (p, indices), sampled in zip(indices_of.items(), samples, strict=True):
             response_ids = sampled.group.response_ids
             for k, text, ended, ids in zip(indices, sampled.texts, sampled.ended, response_ids, strict=True):
@@ -271,11 +272,8 @@ def _in_process(
 
 
 def _from_server(
-    options: SampleOptions,
-    groups: Sequence[PreferenceGroup],
-    missing: Sequence[tuple[int, int]],
-    save: Callable[[tuple[int, int], Response], None],
-) -> tuple[dict[int, RefusedError], dict[tuple[int, int], IncompleteError]]:
+    options: SampleOptions, groups: Groups, missing: Sequence[Job], save: Save
+) -> tuple[dict[int, RefusedError], dict[Job, IncompleteError]]:
     """Request the missing responses. Return the errors of refused prompts and those of failed requests."""
     server, sampling = options.server, options.sampling
     assert server is not None
@@ -284,7 +282,7 @@ def _from_server(
         what, fix = "sets one seed for all responses", "use --seed, from which each response gets its own seed"
         raise ConfigError(what, where="--server-settings", fix=fix)
     refused: dict[int, RefusedError] = {}
-    errors: dict[tuple[int, int], IncompleteError] = {}
+    errors: dict[Job, IncompleteError] = {}
 
     def job(p: int, k: int) -> Callable[[], Response]:
         settings: dict[str, Any] = {
@@ -370,21 +368,6 @@ def _read_out(out: Path) -> dict[Key, Response]:
             fix = "delete the file, or choose another --out"
             raise RunError(f"not a line of samples: {error}", where=f"{out}:{number}", fix=fix) from error
     return responses
-
-
-def _settings(options: SampleOptions) -> dict[str, Any]:
-    """Return everything that a response depends on other than its prompt and its index."""
-    data = options.data
-    return {
-        "model": options.model,
-        "weights": None if options.server else model_fingerprint(options.model),
-        "sampling": {name: value for name, value in asdict(options.sampling).items() if name != "n"},
-        "dtype": options.dtype,
-        "chat_template": data.chat_template,
-        **({"chat_template_kwargs": data.chat_template_kwargs} if data.chat_template_kwargs else {}),
-        **({"as_chat": True} if data.as_chat else {}),
-        "server": options.server.record if options.server else None,
-    }
 
 
 def _read_meta(path: Path) -> dict[str, Any]:

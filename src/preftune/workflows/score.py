@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,19 +31,20 @@ from preftune.lifecycle.policy import compute_dtype, device_of, require_position
 from preftune.lifecycle.saved import source_of
 from preftune.lifecycle.sections import chat_options_of, max_dropped_of, read_rows
 from preftune.model.load import DTYPES, Source, load_config, load_model, load_tokenizer, max_positions
-from preftune.model.logprobs import Scorer, logps
+from preftune.model.logprobs import Scorer
 from preftune.report.tokens import ShadedPair, pairs_to_show, write_token_page
 from preftune.rewards.models import RewardModel
 from preftune.rewards.open import open_reward
-from preftune.rewards.reward import PromptResponse, note_text_only, rewards_by_group, why_missing
+from preftune.rewards.reward import note_text_only, responses_to, rewards_by_group, why_missing
 from preftune.scoring import SLOTS, score_tokens
 from preftune.train.display import Display
 from preftune.types import Message, PreferenceGroup, TokenGroup, content, plain
-from preftune.workflows.summary import Mark, Scored, Tokens, marks_of, summary_lines, summary_of
+from preftune.workflows.summary import Mark, Marks, Scored, Tokens, marks_of, summary_lines, summary_of
 
 MAX_LENGTH = 1024
 MODES = ("corrected", "compatible")
 UNREWARDED = "a response without a reward"
+Groups = Sequence[PreferenceGroup]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +116,7 @@ def run(options: ScoreOptions | RewardScoreOptions, out: Path, display: Display)
         write_token_page(out.with_suffix(".html"), "Rewards of tokens", *pages_of(written, tokenizer))
     write_json(summary_path, summary)
     write_rows(out, rows(written, marks, tokenizer, with_tokens))
-    for line in summary_lines(summary):
-        display.say(line)
+    display.say("\n".join(summary_lines(summary)))
     display.say(f"done: {out}, {summary_path}" + (f", {out.with_suffix('.html')}" if with_tokens else ""))
     return out
 
@@ -132,11 +131,7 @@ def settings_of(options: ScoreOptions | RewardScoreOptions) -> dict[str, Any]:
 
 
 def rewarded(
-    options: RewardScoreOptions,
-    groups: Sequence[PreferenceGroup],
-    marks: dict[str, Mark],
-    account: Account,
-    display: Display,
+    options: RewardScoreOptions, groups: Groups, marks: Marks, account: Account, display: Display
 ) -> list[Scored]:
     """Return the groups with rewards that are not implicit. Groups with a missing reward are dropped and counted."""
     if options.reward.startswith("implicit:"):
@@ -149,10 +144,13 @@ def rewarded(
     for name in sorted(options.data.model_fields_set & {"max_length", "max_prompt_length", "overlong"}):
         raise ConfigError("applies only to a model that reads tokens", where=f"data.{name}", fix="remove it")
     note_text_only(groups, account)
-    for line in account.lines():
-        display.say(line)
+    display.say("\n".join(account.lines()))
+    responses = [
+        responses_to(g.prompt, map(content, g.responses), g.ended or (True,) * len(g.responses), g.origin)
+        for g in groups
+    ]
     with display.stage("reward", len(groups)) as stage:
-        rewards = rewards_by_group(reward, responses_by_group(groups), "rewards", stage.advance)
+        rewards = rewards_by_group(reward, responses, "rewards", stage.advance)
     scored_groups = []
     for group, values in zip(groups, rewards, strict=True):
         if any(map(math.isnan, values)):
@@ -169,19 +167,12 @@ def rewarded(
 
 
 def score_by_model(
-    reward: RewardModel,
-    data: DataConfig,
-    groups: Sequence[PreferenceGroup],
-    marks: dict[str, Mark],
-    account: Account,
-    display: Display,
+    reward: RewardModel, data: DataConfig, groups: Groups, marks: Marks, account: Account, display: Display
 ) -> list[Scored]:
     """Return the groups with the rewards of a reward model. Long sequences are truncated as for an implicit reward."""
-    chats = [as_turns(group, marks) for group in groups] if reward.renderer.tokenizer.chat_template else groups
     limits = limits_of(data, min(MAX_LENGTH, reward.max_length))
-    tokens = as_pairs(tokenize(chats, reward.renderer, limits, account), "score")
-    for line in account.lines():
-        display.say(line)
+    tokens = tokenized(groups, marks, reward.renderer, limits, account)
+    display.say("\n".join(account.lines()))
     account.check(max_dropped_of(data))
     require_positions(reward.scorer.model, tokens, "--max-length")
     with display.stage("reward", len(tokens)) as stage:
@@ -196,18 +187,13 @@ def limits_of(data: DataConfig, longest: int) -> Limits:
     return Limits(max_length, data.max_prompt_length, data.overlong, data.bad_rows)
 
 
-def responses_by_group(groups: Sequence[PreferenceGroup]) -> list[list[PromptResponse]]:
-    """Return the responses of each group with their prompt, as rewards take them."""
-    return [
-        [
-            PromptResponse(group.prompt, content(response), end, group.origin)
-            for response, end in zip(group.responses, group.ended or (True,) * len(group.responses), strict=True)
-        ]
-        for group in groups
-    ]
+def tokenized(groups: Groups, marks: Marks, renderer: Renderer, limits: Limits, account: Account) -> list[TokenGroup]:
+    """Return the tokens of the groups, of RewardBench's as chats if the model has a chat template."""
+    chats = [as_turns(group, marks) for group in groups] if renderer.tokenizer.chat_template else groups
+    return as_pairs(tokenize(chats, renderer, limits, account), "score")
 
 
-def as_turns(group: PreferenceGroup, marks: dict[str, Mark]) -> PreferenceGroup:
+def as_turns(group: PreferenceGroup, marks: Marks) -> PreferenceGroup:
     """Convert a text group of RewardBench, whose prompt is a user message, to chat. Return other groups unchanged."""
     if not isinstance(group.prompt, str) or not marks.get(group.origin, Mark()).subset:
         return group
@@ -233,21 +219,19 @@ def sources_of(options: ScoreOptions) -> dict[str, Source]:
 
 
 def implicit(
-    options: ScoreOptions,
-    sources: dict[str, Source],
-    groups: Sequence[PreferenceGroup],
-    marks: dict[str, Mark],
-    account: Account,
-    display: Display,
+    options: ScoreOptions, sources: dict[str, Source], groups: Groups, marks: Marks, account: Account, display: Display
 ) -> tuple[Any, dict[str, list[Scored]]]:
     """Return the tokenizer, and the groups with implicit rewards by mode: corrected, and compatible if requested."""
     renderer = renderer_of(sources["policy"], options.data.chat_template, chat_options_of(options.data))
     tokenizer = renderer.tokenizer
     require_same_vocabulary(tokenizer, load_tokenizer(sources["reference"]), options.reference)
     longest = min(MAX_LENGTH, *(max_positions(load_config(source)) or MAX_LENGTH for source in sources.values()))
-    readings = readings_of(options, groups, marks, renderer, longest, account)
-    for line in account.lines():
-        display.say(line)
+    corrected = tokenized(groups, marks, renderer, limits_of(options.data, longest), account)
+    readings = {"corrected": [[group] for group in corrected]}  # by mode, the parts that each group becomes
+    if options.mode == "compatible":
+        limit = limits_of(options.data, LENGTH).max_length
+        readings["compatible"] = [as_published(group, tokenizer, limit, account) for group in groups]
+    display.say("\n".join(account.lines()))
     account.check(max_dropped_of(options.data))
     all_parts = [part for reading in readings.values() for parts in reading for part in parts]
     dtype = compute_dtype(ModelConfig(path=options.policy, dtype=options.dtype))  # type: ignore[arg-type]
@@ -256,63 +240,39 @@ def implicit(
         model = load_model(source, dtype).to(device_of(None))
         require_vocabulary(all_parts, model.get_input_embeddings().weight.shape[0], source.base)
         require_positions(model, all_parts, "--max-length")
-        values = iter(token_logps(Scorer.of(model), all_parts, display, name))
+        scorer = Scorer.of(model)
+        layout, _ = choose_layout(scorer, "auto")
+        with display.stage(f"score {name}", len(all_parts)) as stage:
+            values = iter(score_tokens(scorer, all_parts, Budget(layout, SLOTS), stage.advance))
         log_probs[name] = {
             mode: [[response for _ in parts for response in next(values)] for parts in reading]
             for mode, reading in readings.items()
         }
-        del model
+        del model, scorer
     by_mode = {}
     for mode, reading in readings.items():
         by_group = zip(reading, log_probs["policy"][mode], log_probs["reference"][mode], strict=True)
-        by_mode[mode] = [scored(joined(parts), policy, ref, options.beta) for parts, policy, ref in by_group]
+        by_mode[mode] = [scored(parts, policy, ref, options.beta) for parts, policy, ref in by_group]
     return tokenizer, by_mode
 
 
-def readings_of(
-    options: ScoreOptions,
-    groups: Sequence[PreferenceGroup],
-    marks: dict[str, Mark],
-    renderer: Renderer,
-    longest: int,
-    account: Account,
-) -> dict[str, list[list[TokenGroup]]]:
-    """Return, for each mode, the token groups that each group of the data becomes."""
-    limits = limits_of(options.data, longest)
-    chats = [as_turns(group, marks) for group in groups] if renderer.tokenizer.chat_template else groups
-    readings = {"corrected": [[group] for group in as_pairs(tokenize(chats, renderer, limits, account), "score")]}
-    if options.mode == "compatible":
-        limit = limits_of(options.data, LENGTH).max_length
-        readings["compatible"] = [as_published(group, renderer.tokenizer, limit, account) for group in groups]
-    return readings
+def scored(parts: Sequence[TokenGroup], policy: Sequence[Any], reference: Sequence[Any], beta: float) -> Scored:
+    """Return the group with its implicit rewards: fp64 sums over the fp32 token log-probs.
 
-
-def joined(parts: Sequence[TokenGroup]) -> TokenGroup:
-    """Return one group with the responses of `parts`, each of which was tokenised with its own prompt."""
-    return replace(parts[0], response_ids=tuple(ids for part in parts for ids in part.response_ids))
-
-
-def scored(group: TokenGroup, policy: Sequence[Any], reference: Sequence[Any], beta: float) -> Scored:
-    """Return the group with its implicit rewards: fp64 sums over the fp32 token log-probs."""
+    Each of the `parts` of the group was tokenised with its own prompt.
+    """
+    group = replace(parts[0], response_ids=tuple(ids for part in parts for ids in part.response_ids))
     tokens = [implicit_reward(p, r, beta) for p, r in zip(policy, reference, strict=True)]
     sums = [float(values.sum()) for values in tokens]
     return Scored(group.origin, group.judgements, sums, Tokens(group, policy, reference, tokens))
 
 
-def token_logps(scorer: Scorer, groups: Sequence[TokenGroup], display: Display, name: str) -> list[list[torch.Tensor]]:
-    """Return a float64 tensor of token log-probs for each response of each group."""
-    layout, _ = choose_layout(scorer, "auto")
-    with display.stage(f"score {name}", len(groups)) as stage:
-        return score_tokens(partial(logps, scorer), groups, scorer.device, Budget(layout, SLOTS), stage.advance)
-
-
-def rows(
-    groups: Sequence[Scored], marks: dict[str, Mark], tokenizer: Any, with_tokens: bool
-) -> Iterator[dict[str, Any]]:
+def rows(groups: Sequence[Scored], marks: Marks, tokenizer: Any, with_tokens: bool) -> Iterator[dict[str, Any]]:
     """Yield the lines of scores.jsonl."""
     judged = ((group, j) for group in groups for j in group.judgements)
     for index, (group, j) in enumerate(judged):
-        row: dict[str, Any] = {"index": index, "origin": group.origin, **marks.get(group.origin, Mark()).columns()}
+        row: dict[str, Any] = {"index": index, "origin": group.origin}
+        row |= {name: value for name, value in asdict(marks.get(group.origin, Mark())).items() if value}
         tokens = group.tokens
         sides = (("chosen", j.better), ("rejected", j.worse))
         if tokens:

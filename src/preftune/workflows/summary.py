@@ -26,9 +26,8 @@ class Mark:
     subset: str = ""
     id: str = ""
 
-    def columns(self) -> dict[str, str]:
-        """Return those that are not missing."""
-        return {name: value for name, value in (("subset", self.subset), ("id", self.id)) if value}
+
+Marks = Mapping[str, Mark]  # by the origin of a row
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,7 +63,7 @@ def marks_of(source: str | Sequence[str]) -> dict[str, Mark]:
     }
 
 
-def summary_of(by_mode: Mapping[str, Sequence[Scored]], marks: Mapping[str, Mark]) -> dict[str, Any]:
+def summary_of(by_mode: Mapping[str, Sequence[Scored]], marks: Marks) -> dict[str, Any]:
     """Return figures over the judgements in scores.jsonl, and figures over prompts for each mode of scoring."""
     written = by_mode.get("compatible", by_mode["corrected"])
     margins = np.array([margin_of(group, j) for group in written for j in group.judgements])

@@ -132,8 +132,7 @@ def agreement(
         f"{rate.wins + rate.ties + rate.losses} of {rate.matches} judged, "
         f"{rate.unread} of {2 * rate.matches} verdicts unread"
     )
-    uninformative = why_uninformative(matches)
-    if uninformative:
+    if uninformative := why_uninformative(matches):
         display.say(f"the judge on the data's pairs: {uninformative}")
     shares = {"agreement": rate.rate, "low": rate.low, "high": rate.high}
     return {**shares, "pairs": len(pairs) + ties, "tied_labels": ties, "unread": rate.unread}

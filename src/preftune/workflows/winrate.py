@@ -35,8 +35,9 @@ from preftune.report.figures import curves
 from preftune.report.page import Section, write_page
 from preftune.rewards import chat_grades
 from preftune.rewards.chat_grades import Estimate
-from preftune.rewards.judges import INSTRUCTIONS, Question, estimate_request_tokens, open_judge, server_judge
+from preftune.rewards.judges import INSTRUCTIONS, Question, messages_for, open_judge, server_judge
 from preftune.rewards.open import open_reward
+from preftune.rewards.replies import MAX_TOKENS, estimate_tokens
 from preftune.rewards.reward import PromptResponse, Reward, note_text_only, why_missing
 from preftune.sources.read import read
 from preftune.train.display import Display
@@ -45,6 +46,9 @@ from preftune.workflows import sample as samples
 from preftune.workflows.pairs import read_samples, score
 from preftune.workflows.sample import SampleOptions
 from preftune.workflows.verdicts import Pair, Verdicts, agreement, judged, labels_of, require_readable
+
+Groups = Sequence[PreferenceGroup]
+PROMPTS = "prompts.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +81,11 @@ def run(options: WinRateOptions, out: Path, display: Display, dry_run: bool = Fa
         fix = f"use one of {', '.join(INSTRUCTIONS)}"
         raise ConfigError(f"unknown task {options.task!r}", where="--task", fix=fix)
     require_writable(out)
-    require_models(options)
+    against = [("--against", options.against)] if options.against else []
+    for option, name in [*(("--policy", policy) for policy in options.policies), *against]:
+        find_policy(parse_writer(name, option)[1], option)
     groups, labelled, account = read_judged(options)
-    for line in account.lines():
-        display.say(line)
+    display.say("\n".join(account.lines()))
     judge = (
         server_judge(options.server, options.task)
         if options.server
@@ -90,8 +95,7 @@ def run(options: WinRateOptions, out: Path, display: Display, dry_run: bool = Fa
     if dry_run:
         return {}
     out.mkdir(parents=True, exist_ok=True)
-    prompts = out / "prompts.jsonl"
-    write_rows(prompts, ({"prompt": as_json(g.prompt)} for g in groups))
+    write_rows(out / PROMPTS, ({"prompt": as_json(g.prompt)} for g in groups))
     judge_id = options.server.name if options.server else reward_fingerprint(options.judge)
     verdicts = Verdicts(out / "verdicts.jsonl", f"{judge_id} {options.task} {options.seed}")
     rates: dict[str, dict[str, WinRate]] = {}
@@ -100,7 +104,7 @@ def run(options: WinRateOptions, out: Path, display: Display, dry_run: bool = Fa
         rates[policy], left_out[policy] = {}, {}
         writer = writer_of(policy)
         for temperature in options.temperatures:
-            pairs = pairs_of(options, policy, writer, temperature, groups, prompts, out, display)
+            pairs = pairs_of(options, writer, temperature, groups, out, display)
             left_out[policy][f"{temperature:g}"] = len(groups) - len(pairs)
             matches = require_readable(judged(pairs, judge, verdicts, display), verdicts)
             rates[policy][f"{temperature:g}"] = rate = win_rate(matches, options.seed)
@@ -119,26 +123,15 @@ def run(options: WinRateOptions, out: Path, display: Display, dry_run: bool = Fa
     return rates
 
 
-def require_models(options: WinRateOptions) -> None:
-    """Raises an error that names the option if a policy or the other model does not exist."""
-    against = [("--against", options.against)] if options.against else []
-    for option, name in [*(("--policy", policy) for policy in options.policies), *against]:
-        find_policy(parse_writer(name, option)[1], option)
-
-
 def pairs_of(
-    options: WinRateOptions,
-    policy: str,
-    writer: Writer,
-    temperature: float,
-    groups: Sequence[PreferenceGroup],
-    prompts: Path,
-    out: Path,
-    display: Display,
+    options: WinRateOptions, writer: Writer, temperature: float, groups: Groups, out: Path, display: Display
 ) -> list[Pair]:
     """Return a pair for each prompt with a response on both sides. Raises DataError if there is none."""
-    ours = sampled(options, writer, temperature, prompts, out, display)
-    other = other_responses(options, temperature, groups, prompts, out, display)
+    ours = sampled(options, writer, temperature, out, display)
+    if options.against is None:
+        other = {group.prompt: preferred(group) for group in groups}
+    else:
+        other = sampled(options, writer_of(options.against), temperature, out, display)
     pairs = [Pair(g, ours[g.prompt], other[g.prompt]) for g in groups if g.prompt in ours and g.prompt in other]
     left_out = len(groups) - len(pairs)
     if left_out:
@@ -146,7 +139,7 @@ def pairs_of(
     if not pairs:
         raise DataError(
             "no prompt has two responses to compare",
-            where=f"{policy} at temperature {temperature:g}",
+            where=f"{writer.name} at temperature {temperature:g}",
             why="the prompts are too long for the model, or the reward of best:N returned no reward for any response",
         )
     return pairs
@@ -223,14 +216,14 @@ def parse_writer(name: str, where: str) -> tuple[int, str, str]:
 
 
 def sampled(
-    options: WinRateOptions, writer: Writer, temperature: float, prompts: Path, out: Path, display: Display
+    options: WinRateOptions, writer: Writer, temperature: float, out: Path, display: Display
 ) -> dict[Text, str]:
     """Return a writer's response to each prompt. Samples are saved in `out` and reused."""
     name, path = hashlib.sha256(writer.name.encode()).hexdigest()[:8], Path(writer.model)
     short = path.parent.name if path.name == "final" else path.name
     file = out / f"{short}-{name}-T{temperature:g}.jsonl"
     sampling = Sampling(writer.n, options.max_new_tokens, temperature, seed=options.seed)
-    data = section_with_rendering_of(options.data, str(prompts))
+    data = section_with_rendering_of(options.data, str(out / PROMPTS))
     sampling_options = SampleOptions(writer.model, data, sampling, dtype=options.dtype)
     rows = read_samples(str(samples.run(sampling_options, file, display)), Account(str(file)))
     if writer.reward is None:
@@ -246,27 +239,11 @@ def sampled(
     return best
 
 
-def other_responses(
-    options: WinRateOptions,
-    temperature: float,
-    groups: Sequence[PreferenceGroup],
-    prompts: Path,
-    out: Path,
-    display: Display,
-) -> dict[Text, str]:
-    """Return the responses that the policy is compared with, by prompt."""
-    if options.against is None:
-        return {group.prompt: preferred(group) for group in groups}
-    return sampled(options, writer_of(options.against), temperature, prompts, out, display)
-
-
-def show_estimates(
-    options: WinRateOptions, groups: Sequence[PreferenceGroup], labelled: Sequence[PreferenceGroup], display: Display
-) -> None:
+def show_estimates(options: WinRateOptions, groups: Groups, labelled: Groups, display: Display) -> None:
     """Print how many requests servers will get. Responses not yet sampled count with the maximum length."""
     times = len(options.temperatures)
     estimates: dict[str, Estimate | None] = {}
-    for name in dict.fromkeys([*options.policies, *([options.against] if options.against else [])]):
+    for name in dict.fromkeys([*options.policies, options.against or ""]):
         if name.startswith("best:") and ",judge:" in name:
             writer = writer_of(name)
             texts = placeholders(options, writer.n * times)
@@ -288,23 +265,19 @@ def placeholders(options: WinRateOptions, number: int) -> list[str]:
     return [str(i).rjust(4 * options.max_new_tokens, "x") for i in range(number)]
 
 
-def verdict_estimate(
-    options: WinRateOptions, server: Client, groups: Sequence[PreferenceGroup], labelled: Sequence[PreferenceGroup]
-) -> Estimate:
+def verdict_estimate(options: WinRateOptions, server: Client, groups: Groups, labelled: Groups) -> Estimate:
     """Estimate the requests for all matches and all labels, each in both orders."""
     (ours,) = placeholders(options, 1)
     matches = [Question(g.prompt, ours, ours if options.against else preferred(g)) for g in groups]
     labels = [Question(p.group.prompt, p.ours, p.other) for p in labels_of(labelled)[0]]
     rounds = len(options.policies) * len(options.temperatures)
-    orders = ((2 * rounds, matches), (2, labels))
-    sums = [(n, *estimate_request_tokens(questions, options.task, server)) for n, questions in orders]
+    match_tokens = estimate_tokens(messages_for(question, options.task) for question in matches)
+    label_tokens = estimate_tokens(messages_for(question, options.task) for question in labels)
     requests = 2 * (rounds * len(matches) + len(labels))
-    return Estimate(requests, sum(n * tokens for n, tokens, _ in sums), sum(n * tokens for n, _, tokens in sums))
+    return Estimate(requests, 2 * (rounds * match_tokens + label_tokens), requests * server.max_tokens(MAX_TOKENS))
 
 
-def judged_responses(
-    options: WinRateOptions, groups: Sequence[PreferenceGroup], labelled: Sequence[PreferenceGroup]
-) -> Iterator[PromptResponse]:
+def judged_responses(options: WinRateOptions, groups: Groups, labelled: Groups) -> Iterator[PromptResponse]:
     """Yield every response that will be judged."""
     writers = len(options.policies) + (options.against is not None)
     texts = placeholders(options, writers * len(options.temperatures))
