@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
-from tests.exact_worlds import bradley_terry, flip_preferences, kl
+from tests.exact_worlds import bradley_terry, flip_preferences, ipo_optimum, kl
 from tests.worlds import WORLD, Silent, make_world_model, table, tune
 from torch import Tensor
 
@@ -21,10 +21,10 @@ from preftune.config.schema import LossTerm, ModelConfig, OptimConfig
 from preftune.data.layout import Budget
 from preftune.data.order import training_steps
 from preftune.data.prompts import Prompt, Prompts
-from preftune.exact.optimum import ipo_optimum, optimal_policy
+from preftune.exact.optimum import optimal_policy
 from preftune.methods.objective import bind_objective
 from preftune.methods.ppo_loop import optimise
-from preftune.methods.rollouts import Actors, Critic
+from preftune.methods.rollouts import Critic, PPOModels
 from preftune.model.logprobs import Scorer
 from preftune.model.reference import Frozen
 from preftune.rewards.reward import PromptResponse
@@ -159,7 +159,7 @@ def train_by_ppo(reward: Tensor, settings: PPOParameters) -> tuple[Tensor, Tenso
     )
     critic = Critic(None, torch.nn.Linear(48, 1))
     torch.nn.init.zeros_(critic.module.weight)
-    actors = Actors(scorer, Frozen.copy_of(model), judge, critic, Letters())
+    actors = PPOModels(scorer, Frozen.copy_of(model), judge, critic, Letters())
     prompts = [
         Prompt("".join(map(str, p)), np.array(p, dtype=np.int32), f"world:{i}") for i, p in enumerate(WORLD.prompts)
     ]
