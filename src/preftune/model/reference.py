@@ -34,7 +34,6 @@ class Reference(Protocol):
 
     def logps(self, batch: Batch) -> Logps:
         """Return the log-probs of the batch's responses, without gradient."""
-        ...
 
 
 @runtime_checkable
@@ -46,7 +45,6 @@ class Live(Reference, Protocol):
 
     def states(self, batch: Batch) -> HeadInput:
         """Return the hidden states at the scored positions, and the head."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
