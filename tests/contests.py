@@ -16,14 +16,14 @@ from tests.servers import send_completion, send_rejection
 class JudgeServer(BaseHTTPRequestHandler):
     """A chat model that prefers the candidate with more words.
 
-    asked    bodies of all requests
+    requests    bodies of all requests
     silent   the first replies that have no verdict
     grader   reply with a grade instead of a verdict
     refuses  refuse every request
     refused  the first requests that are refused
     """
 
-    asked: list[dict[str, Any]]
+    requests: list[dict[str, Any]]
     silent = 0
     grader = False
     refuses = False
@@ -33,8 +33,8 @@ class JudgeServer(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        self.asked.append(body)
-        if self.refuses or (len(self.asked) <= self.refused):
+        self.requests.append(body)
+        if self.refuses or (len(self.requests) <= self.refused):
             send_rejection(self, "unsupported parameter")
             return
         data = json.loads(body["messages"][-1]["content"])
@@ -43,7 +43,7 @@ class JudgeServer(BaseHTTPRequestHandler):
             return
         a, b = len(data["A"].split()), len(data["B"].split())
         word = "A" if a > b else "B" if b > a else "TIE"
-        text = "hm" if len(self.asked) <= type(self).silent else f"One is longer.\nVERDICT: {word}"
+        text = "hm" if len(self.requests) <= type(self).silent else f"One is longer.\nVERDICT: {word}"
         send_completion(self, text)
 
 

@@ -61,7 +61,7 @@ def test_the_index_lists_every_page() -> None:
     assert {page for page in PAGES if page.is_relative_to(index.parent)} - {index} <= listed
 
 
-def test_the_check_notices_links_that_lead_nowhere(tmp_path: Path) -> None:
+def test_the_check_reports_broken_links(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("# One `two`, three\n\n# Again\n\n# Again\n")
     good = ["#one-two-three", "#again", "#again-1", "page.md#again", "page.md"]

@@ -174,7 +174,7 @@ def test_the_probe_detects_wrong_numbers_of_unsupported_architectures(
         actual = measure(scorer, batch_of(packing_probe.probe_groups(96), "shared"))
     except Exception:  # a model that fails is not silently wrong
         return
-    assert "change its numbers" in packing_probe.difference(expected, actual)
+    assert "change the model's results" in packing_probe.difference(expected, actual)
 
 
 def test_the_probe_detects_attention_between_responses(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,7 +186,7 @@ def test_the_probe_detects_attention_between_responses(monkeypatch: pytest.Monke
         return segments.attend(query, key, value, everything, scale)
 
     monkeypatch.setattr(segments, "fused", leaky)
-    assert "change its numbers" in why_rows(make_scorer("llama", {}))
+    assert "change the model's results" in why_rows(make_scorer("llama", {}))
 
 
 def test_the_probe_accepts_bf16_models() -> None:

@@ -159,7 +159,7 @@ def train_by_ppo(reward: Tensor, settings: PPOParameters) -> tuple[Tensor, Tenso
     )
     critic = Critic(None, torch.nn.Linear(48, 1))
     torch.nn.init.zeros_(critic.module.weight)
-    actors = PPOModels(scorer, Frozen.copy_of(model), judge, critic, Letters())
+    models = PPOModels(scorer, Frozen.copy_of(model), judge, critic, Letters())
     prompts = [
         Prompt("".join(map(str, p)), np.array(p, dtype=np.int32), f"world:{i}") for i, p in enumerate(WORLD.prompts)
     ]
@@ -167,7 +167,7 @@ def train_by_ppo(reward: Tensor, settings: PPOParameters) -> tuple[Tensor, Tenso
     optimizer = build_optimizer(weights.masters, "adamw", 1e-2, 0.0)
     steps = list(training_steps([1, 1], 2, 0, 60))
     budget = Budget("rows", 1 << 20)
-    for _ in optimise(actors, Prompts(prompts, []), steps, config, budget, weights, optimizer, Silent()):
+    for _ in optimise(models, Prompts(prompts, []), steps, config, budget, weights, optimizer, Silent()):
         pass
     return log_ref, table(scorer, WORLD)
 

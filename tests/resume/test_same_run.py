@@ -58,8 +58,8 @@ def test_a_finished_run_whose_model_folder_has_other_weights_is_an_error(tmp_pat
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"loss": {"name": "sigmoid", "beta": 0.2}}, "loss.beta was 0.1, is 0.2"),
-        ({"train": TrainConfig(epochs=5, eval_every=3, save_every=3)}, "train.epochs was 4, is 5"),
+        ({"loss": {"name": "sigmoid", "beta": 0.2}}, "loss.beta was 0.1, is now 0.2"),
+        ({"train": TrainConfig(epochs=5, eval_every=3, save_every=3)}, "train.epochs was 4, is now 5"),
         ({"data": "other"}, "data.train was"),
         ({"data": "edited"}, "the data files have changed"),
     ],
@@ -117,7 +117,7 @@ def test_a_folder_with_other_files_is_an_error_and_left_untouched(tmp_path: Path
     data = write_jsonl(tmp_path / "pairs.jsonl", PAIRS)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").write_text("x")
-    with pytest.raises(RunError, match=r"not empty and is no run: thesis.tex"):
+    with pytest.raises(RunError, match=r"not empty and is not a run: thesis.tex"):
         dpo.run(config(data, model_folder, tmp_path / "run"), display=quiet())
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["thesis.tex"]
 
@@ -131,7 +131,7 @@ def test_resuming_with_another_tokenizer_is_an_error(
         stop_after(patch, 2)
         with pytest.raises(Stopped):
             dpo.run(settings, display=quiet())
-    with pytest.raises(RunError, match="other token ids"):
+    with pytest.raises(RunError, match="token ids of the data differ"):
         dpo.run(settings, tokenizer=make_tokenizer(bos=False), display=quiet())
 
 

@@ -9,7 +9,7 @@ import pytest
 from preftune.errors import DataError, PreftuneError, Stopped, StorageError, did_you_mean, require_writable
 
 
-def test_a_message_has_place_reason_and_fix_on_lines_of_their_own() -> None:
+def test_place_reason_and_fix_are_on_separate_lines() -> None:
     error = DataError("no chosen response", where="pairs.jsonl:3", why="the row is not a pair", fix="remove the row")
     assert str(error) == "pairs.jsonl:3: no chosen response\n  the row is not a pair\n  fix: remove the row"
 

@@ -208,8 +208,8 @@ class TrainConfig(Section):
     seed: int = Field(0, ge=0)
     """Seed for the order of the data and for the initial weights of an adapter."""
     log_every: int = Field(1, ge=1)
-    """Steps between lines of metrics.jsonl. A line holds the means since the previous line; in ppo, the values of its
-    own step."""
+    """Steps between lines of metrics.jsonl. A line holds the means since the previous line; in ppo, the values of
+    one step."""
     eval_every: int | None = Field(None, ge=1)
     """Steps between evaluations. null: evaluate before the first and after the last step."""
     save_every: int | None = Field(None, ge=1)

@@ -31,7 +31,7 @@ def figures(texts: Sequence[str], ended: Sequence[bool]) -> dict[str, float]:
 
 
 def likelihood(own_S: Floats, own_length_S: Floats, data_S: Floats, data_length_S: Floats) -> dict[str, float]:
-    """Compare a policy's log-probs of its own samples and of the responses in the data.
+    """Compare a policy's log-probs of its samples and of the responses in the data.
 
     own_S, data_S, own_length_S, data_length_S   summed log-probs and numbers of tokens of the responses
     drift/own_logps, drift/data_logps            mean log-prob per response

@@ -198,7 +198,7 @@ WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
     "type": ("sample", {"seed": "x"}, r"sample.seed: .*valid integer"),
     "dtype": ("sample", {"dtype": "fp8"}, r"^dtype: should be 'auto'.*got 'fp8'"),
     "model in memory": ("sample", {"model": make_model}, r"sample\(\): model: expected a model folder"),
-    "too many tokens": ("sample", {"max_new_tokens": 5000}, r"^max_new_tokens: 5000 new tokens"),
+    "too many tokens": ("sample", {"max_new_tokens": 5000}, r"^max_new_tokens: a prompt and 5000 new tokens"),
     "server": ("sample", {"server": "http://x"}, r"fix: set out="),
     "no scores": ("pairs", {}, r"samples\[0\]: the samples have no scores\n  fix: name a reward: reward=\.\.\."),
     "selection": (
@@ -213,7 +213,7 @@ WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
     "half": ("score", {"policy": "m"}, r"needs policy and reference, or reward alone"),
     "not for a reward": ("score", {"reward": "length", "tokens": True}, r"^tokens: applies only to an implicit reward"),
     "temperature": ("frontier", {"temperatures": [0]}, r"^temperatures: a temperature must be above 0"),
-    "data key": ("check_data", {"max_lenght": 3}, r"max_lenght: unknown key; did you mean 'max_length'\?"),
+    "data key": ("check_data", {"max_lenght": 3}, r"unknown key 'max_lenght'; did you mean max_length\?"),
     "method": ("check_data", {"method": "dp"}, r"unknown method 'dp'; did you mean 'dpo'\?"),
 }
 

@@ -163,7 +163,7 @@ def test_a_checkpoint_can_be_opened_as_a_policy(tmp_path: Path, model_folder: Pa
         ({"data": PromptConfig(train="missing.jsonl")}, DataError, "no such file"),
         ({"rollout": RolloutConfig(max_new_tokens=400)}, ConfigError, "rollout.max_new_tokens"),
         ({"reward": "nothing/here"}, ModelError, "the Hub is unreachable"),
-        ({"value": ValueConfig(path="nowhere/at/all")}, ModelError, "no such folder"),
+        ({"value": ValueConfig(path="missing/at/all")}, ModelError, "no such folder"),
     ],
 )
 def test_invalid_settings_are_refused_before_the_run_folder_is_created(
@@ -346,7 +346,7 @@ def test_reported_scores_are_not_whitened(tmp_path: Path, model_folder: Path) ->
     [{"value": {"kind": "head", "path": "x"}}, {"rollout": {"missing_eos": "stop", "missing_eos_penalty": 1.0}}],
 )
 def test_unused_options_are_refused(tmp_path: Path, model_folder: Path, section: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"no use|starts at 0"):
+    with pytest.raises(ValueError, match=r"starts with zeros|has no effect|no use"):
         config(tmp_path, model_folder, **section)
 
 

@@ -124,7 +124,7 @@ def test_all_margins_are_0_if_the_policy_is_the_reference(tmp_path: Path, model_
 
 
 def test_an_adapter_is_scored_with_its_adapter_weights(tmp_path: Path, model_folder: Path) -> None:
-    from preftune.model.load import add_lora
+    from preftune.model.adapter import add_lora
 
     tuned = add_lora(AutoModelForCausalLM.from_pretrained(model_folder), 4, 8.0, "all-linear")
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""All implementations of segment attention agree. Those for CUDA are tested as far as possible on a CPU."""
+"""All implementations of segment attention agree. Those for CUDA are tested on a CPU where it can run them."""
 
 from __future__ import annotations
 

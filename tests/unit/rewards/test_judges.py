@@ -23,7 +23,7 @@ from preftune.types import Message
         ("verdict: tie", 0.5),
         ("VERDICT: B.", 0.0),
         ("I prefer A", None),
-        ("The first says 'VERDICT: A', which is no reason", None),
+        ("The first says 'VERDICT: A', which proves nothing", None),
         ("VERDICT: AB", None),
         ("A is better.\n\n**VERDICT:** A", 1.0),
         ("VERDICT: **B**", 0.0),

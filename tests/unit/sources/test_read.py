@@ -254,8 +254,8 @@ def test_a_byte_order_mark_is_removed(tmp_path: Path, kind: str, text: str) -> N
         ("data/pears.jsonl", "data contains pairs.jsonl"),
         ("data/pairs:test", "data contains other.txt, pairs.jsonl"),
         ("./missing", ". contains data"),
-        ("nowhere/missing.csv.gz", "the folder nowhere does not exist either"),
-        ("nowhere/missing.PARQUET", "the folder nowhere does not exist either"),
+        ("missing/missing.csv.gz", "the folder missing does not exist either"),
+        ("missing/missing.PARQUET", "the folder missing does not exist either"),
         ("~/missing.jsonl", "home contains set"),
     ],
 )

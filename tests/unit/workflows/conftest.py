@@ -13,5 +13,5 @@ from tests.servers import serving
 @pytest.fixture
 def judge_server() -> Iterator[Any]:
     pytest.importorskip("openai")
-    with serving(JudgeServer, asked=[]) as handler:
+    with serving(JudgeServer, requests=[]) as handler:
         yield handler

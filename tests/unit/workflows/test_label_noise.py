@@ -134,7 +134,7 @@ def test_a_soft_label_below_one_half_prefers_the_other_response(tmp_path: Path, 
         ({"loss": {"name": "kto"}}, ConfigError, "has no reward relative to a reference"),
         ({"loss": {"name": "simpo"}}, ConfigError, "has no reward relative to a reference"),  # reference-free
         ({"reference": {"kind": "adapter-off"}}, ConfigError, "no adapter without lora"),
-        ({"reference": {"path": "nowhere/model"}}, ModelError, "nowhere/model"),
+        ({"reference": {"path": "missing/model"}}, ModelError, "missing/model"),
     ],
 )
 def test_invalid_settings_are_refused(

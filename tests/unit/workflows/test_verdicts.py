@@ -40,12 +40,12 @@ def test_a_verdict_is_requested_once_and_an_unreadable_one_again(
     (rate,) = rates[str(model_folder)].values()
     assert rate.unread == 1
     assert rate.wins + rate.ties + rate.losses == 3
-    asked = len(judge_server.asked)
-    assert asked == 2 * 3 + 2 * 3
+    requests = len(judge_server.requests)
+    assert requests == 2 * 3 + 2 * 3
     for _ in range(2):
         (again,) = winrate.run(options, tmp_path / "out", QUIET)[str(model_folder)].values()
         assert again.unread == 0
-        assert len(judge_server.asked) == asked + 1
+        assert len(judge_server.requests) == requests + 1
     replies = [json.loads(line)["said"] for line in (tmp_path / "out" / "verdicts.jsonl").read_text().splitlines()]
     assert replies.count("hm") == 1  # an unreadable reply is saved for inspection
     facts = json.loads((tmp_path / "out" / "winrate.json").read_text())
@@ -61,12 +61,12 @@ def test_an_incomplete_line_of_verdicts_is_requested_again(
     server = Client(judge_server.url, "judge", concurrency=1)
     options = contest(tmp_path, model_folder, judge="judge", server=server, temperatures=(1.0,))
     rates = winrate.run(options, tmp_path / "out", QUIET)
-    verdicts, asked = tmp_path / "out" / "verdicts.jsonl", len(judge_server.asked)
+    verdicts, requests = tmp_path / "out" / "verdicts.jsonl", len(judge_server.requests)
     whole = verdicts.read_text()
     verdicts.write_text(whole[:-20])
     for _ in range(2):
         assert winrate.run(options, tmp_path / "out", QUIET) == rates
-        assert len(judge_server.asked) == asked + 1
+        assert len(judge_server.requests) == requests + 1
     assert sorted(verdicts.read_text().splitlines()) == sorted(whole.splitlines())
 
 
@@ -101,7 +101,7 @@ def test_an_unreadable_judge_is_quoted_in_the_error(
     assert "none of 6 verdicts could be read" in output
     assert "'hm'" in output
     assert cli(arguments) == 0
-    assert len(judge_server.asked) == 6 + 6 + 6
+    assert len(judge_server.requests) == 6 + 6 + 6
 
 
 def test_the_reason_is_reported_if_a_judge_refuses_all_questions(
@@ -127,7 +127,7 @@ def test_unread_verdicts_are_counted_by_reason(
     assert "5 of 6 verdicts unread" in output
     assert "of 3 matches" in output
     assert "verdicts unread, 4: its last line is not a verdict; 1: the server refused the request: 400 unsup" in output
-    judge_server.asked.clear()
+    judge_server.requests.clear()
     judge_server.silent = 1000
     with pytest.raises(
         IncompleteError, match=r"5: its last line is not a verdict; 1: the server(.|\n)*ended with: 'hm'"

@@ -64,9 +64,9 @@ def test_the_requests_for_grades_are_estimated(
     output = capsys.readouterr().err
     assert "judge: at most 9 requests" in output  # 3 responses to be sampled, 3 chosen and 3 rejected ones
     assert "at most 2,700 output tokens (up to 3 times that if replies cannot be read), about 0.0" in output
-    assert judge_server.asked == []
+    assert judge_server.requests == []
     winrate.run(options, tmp_path / "out", QUIET)
-    assert len(judge_server.asked) <= 9
+    assert len(judge_server.requests) <= 9
     best = replace(options, policies=(f"best:4,{model_folder},{name}",), against=str(model_folder))
     winrate.run(best, tmp_path / "out", Display(), dry_run=True)
     output = capsys.readouterr().err
@@ -142,7 +142,7 @@ def test_the_command_writes_results_and_a_dry_run_estimates_the_cost(
     output = capsys.readouterr().err
     assert "at most 30 requests" in output
     assert "at the given prices" in output
-    assert judge_server.asked == []
+    assert judge_server.requests == []
     assert cli([*common, "--judge", "length", "--task", "poetry"]) == 2
 
 
@@ -155,12 +155,12 @@ def test_server_settings_reach_the_server_and_identify_the_judge(
     command += ["--max-new-tokens", "4", "--judge-url", judge_server.url, "--out", str(tmp_path / "out"), "-q"]
     settings = ["--server-settings", '{"temperature": null, "seed": 7}']
     assert cli([*command, *settings]) == 0
-    assert {(body.get("temperature"), body["seed"]) for body in judge_server.asked} == {(None, 7)}
-    asked = len(judge_server.asked)
+    assert {(body.get("temperature"), body["seed"]) for body in judge_server.requests} == {(None, 7)}
+    count = len(judge_server.requests)
     assert cli([*command, *settings]) == 0
-    assert len(judge_server.asked) == asked
+    assert len(judge_server.requests) == count
     assert cli(command) == 0
-    assert len(judge_server.asked) == 2 * asked
+    assert len(judge_server.requests) == 2 * count
     assert cli(["sample", "m", "--prompts", data, "--out", str(tmp_path / "s"), *settings]) == 2  # without a URL
 
 
