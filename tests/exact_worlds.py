@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from preftune.exact.optimum import optimal_policy
 from preftune.types import Judgement, TokenGroup
 
 
@@ -84,3 +86,37 @@ def flip_preferences(preference_PRR: Tensor, share: float) -> Tensor:
 def kl(log_p_PR: Tensor, log_q_PR: Tensor) -> Tensor:
     """Return the (P,) KL(p || q) over all responses, in nats."""
     return (log_p_PR.exp() * (log_p_PR - log_q_PR)).sum(-1)
+
+
+def normalised_reward(log_ref: Tensor, reward: Tensor, beta: float) -> Tensor:
+    """Return r - beta log Z, the reward that equals the implicit reward of its optimum.
+
+    Rewards that differ by a constant per prompt have the same preferences, the same optimum and the same result here.
+    Source: Rafailov et al. 2023, arXiv:2305.18290 theorem 1.
+    """
+    _, log_z = optimal_policy(log_ref, reward, beta)
+    return reward - beta * log_z.unsqueeze(-1)
+
+
+class Value(NamedTuple):
+    """(P,) each: expected reward, KL(pi || ref) in nats, and the objective reward - beta KL."""
+
+    reward: Tensor
+    kl: Tensor
+    objective: Tensor
+
+
+def value_of(log_pi: Tensor, log_ref: Tensor, reward: Tensor, beta: float) -> Value:
+    """Return the exact value of a policy on each prompt. The highest possible objective, that of pi*, is beta log Z."""
+    pi = log_pi.exp()
+    expected, kl = (pi * reward).sum(-1), (pi * (log_pi - log_ref)).sum(-1)
+    return Value(expected, kl, expected - beta * kl)
+
+
+def ipo_optimum(log_ref: Tensor, log_mu: Tensor, preference: Tensor, beta: float) -> Tensor:
+    """Return log pi of IPO's optimum (average = false) on all pairs drawn from mu: ref exp(P(y beats mu) / beta) / Z.
+
+    preference[..., i, j] is the probability that i is preferred to j. Source: Azar et al. 2023, arXiv:2310.12036.
+    """
+    win_probability = (preference * log_mu.exp().unsqueeze(-2)).sum(-1)
+    return optimal_policy(log_ref, win_probability, beta)[0]

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
-from tests.exact_worlds import bradley_terry, flip_preferences, kl
+from tests.exact_worlds import bradley_terry, flip_preferences, ipo_optimum, kl
 from tests.worlds import WORLD, Silent, make_world_model, table, tune
 from torch import Tensor
 
@@ -21,7 +21,7 @@ from preftune.config.schema import LossTerm, ModelConfig, OptimConfig
 from preftune.data.layout import Budget
 from preftune.data.order import training_steps
 from preftune.data.prompts import Prompt, Prompts
-from preftune.exact.optimum import ipo_optimum, optimal_policy
+from preftune.exact.optimum import optimal_policy
 from preftune.methods.objective import bind_objective
 from preftune.methods.ppo_loop import optimise
 from preftune.methods.rollouts import Critic, PPOModels

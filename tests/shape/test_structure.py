@@ -30,7 +30,7 @@ ALLOWED = {
     "resolve": "errors objects",
     "config": "errors",
     "losses": "types",
-    "exact": "types",
+    "exact": "",
     "model": "types errors",
     "client": "types errors",
     "sources": "errors objects",

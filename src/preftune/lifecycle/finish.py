@@ -29,6 +29,7 @@ def running(run: Run, policy: Policy, stage: str, steps: int) -> Iterator[None]:
     """Open trackers and progress display, and let Ctrl-C stop the run between two steps. On exit, close them and give
     the model its own attention implementation back."""
     config = run.identity["config"]
+    assert run.weights
     run.trackers = open_trackers(config["track"], run.folder, config)
     try:
         with enough_memory(), run.signals(), run.display.stage(stage, steps, run.start):
@@ -37,7 +38,7 @@ def running(run: Run, policy: Policy, stage: str, steps: int) -> Iterator[None]:
         for tracker in run.trackers:
             tracker.close()
         restore_attention(policy.model)
-        _weights(run).close()
+        run.weights.close()
 
 
 def finish_run(run: Run, policy: Policy, steps: int, next_command: str, merged: bool = False) -> Path:
@@ -45,21 +46,17 @@ def finish_run(run: Run, policy: Policy, steps: int, next_command: str, merged: 
 
     `next_command` is printed as a suggestion; FINAL in it is replaced with the model's folder.
     """
-    final = export(policy, _weights(run), run.folder, merged)
+    assert run.weights
+    final = export(policy, run.weights, run.folder, merged)
     advise_at_the_end(run)
     write_run_page(run.folder)
     run.note(finished=True, steps=steps)
-    command = next_command.replace("FINAL", str(final))
-    run.display.say(f"done: model in {final}, report in {run.folder / 'report.html'}. Next: {command}")
+    next_command = next_command.replace("FINAL", str(final))
+    run.display.say(f"done: model in {final}, report in {run.folder / 'report.html'}. Next: {next_command}")
     return final
 
 
-def _weights(run: Run) -> Weights:
-    assert run.weights is not None  # set by attach_optimizer
-    return run.weights
-
-
-def export(policy: Policy, weights: Weights, folder: Path, merged: bool = False) -> Path:
+def export(policy: Policy, weights: Weights, folder: Path, merged: bool) -> Path:
     """Write `folder`/final and return it: a full model in its save dtype, or an adapter in fp32.
 
     The base of an adapter is saved to `folder`/base if it exists only in memory. `merged`: merge an adapter into the

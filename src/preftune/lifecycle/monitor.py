@@ -9,13 +9,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from preftune.config.schema import DPOConfig, MonitorConfig
+from preftune.config.schema import DPOConfig
 from preftune.data.order import permutation
 from preftune.errors import ModelError
 from preftune.lifecycle.policy import Policy
@@ -83,17 +82,11 @@ def plan_monitor(
     """Return what a monitor would evaluate, None without one, and the number of prompts that are too long for it."""
     if config.monitor is None:
         return None, 0
-    positions, seed = load.max_positions(policy.model.config), config.train.seed
-    sampling = monitor_sampling(config.monitor, positions, seed)
-    source = task.held_out or visited
-    groups, skipped = choose_groups(source, config.monitor.prompts, positions, sampling.max_new_tokens, seed)
-    return Monitor(groups, sampling, policy.tokenizer), skipped
-
-
-def monitor_sampling(config: MonitorConfig, positions: int | None, seed: int) -> Sampling:
-    """Return how the monitor samples: at temperature 1, and at most half of the model's positions."""
-    tokens = config.max_new_tokens if positions is None else min(config.max_new_tokens, positions // 2)
-    return Sampling(config.samples, tokens, seed=seed)
+    positions, seed, tokens = load.max_positions(policy.model.config), config.train.seed, config.monitor.max_new_tokens
+    if positions is not None:
+        tokens = min(tokens, positions // 2)
+    groups, skipped = choose_groups(task.held_out or visited, config.monitor.prompts, positions, tokens, seed)
+    return Monitor(groups, Sampling(config.monitor.samples, tokens, seed=seed), policy.tokenizer), skipped
 
 
 def choose_groups(
@@ -122,11 +115,10 @@ def reference_loader(config: DPOConfig, policy: Policy, in_memory: bool) -> Load
     A model that was passed in memory cannot be loaded again, so its weights are copied now.
     """
     device, dtype = policy.scorer.device, policy.model.dtype
-    if config.reference.path:
-        return partial(_load_unchanged, config.reference.path, dtype, device, set())
-    if hasattr(policy.model, "peft_config"):
+    separate = config.reference.path
+    if hasattr(policy.model, "peft_config") and not separate:
         return lambda: AdapterOff.of(policy.scorer)
-    if in_memory:
+    if in_memory and not separate:
         weights = {name: tensor.detach().cpu().clone() for name, tensor in policy.model.state_dict().items()}
 
         def rebuild() -> Scorer:
@@ -135,24 +127,19 @@ def reference_loader(config: DPOConfig, policy: Policy, in_memory: bool) -> Load
             return Scorer.of(model)
 
         return rebuild
-    path = config.model.path
+    path, where = (separate, "reference.path") if separate else (config.model.path, "model.path")
+    expected = None if separate else policy.start_hash  # of reference.path: the weights at the first measurement
 
     def read() -> Scorer:
-        model = load.load_model(load.locate(path), dtype)  # the same way as the policy
-        if load.weights_hash(model) != policy.start_hash:
+        nonlocal expected
+        model = load.load_model(load.locate(path, where), dtype)  # the same way as the policy
+        loaded = load.weights_hash(model)
+        expected = expected or loaded
+        if loaded != expected:
             raise ModelError("the model is not the one this run started from", where=path)
         return Scorer.of(model.to(device))
 
     return read
-
-
-def _load_unchanged(path: str, dtype: torch.dtype, device: torch.device, hashes: set[str]) -> Scorer:
-    """Load the model of reference.path. Raises ModelError if its weights differ from the first time."""
-    model = load.load_model(load.locate(path, "reference.path"), dtype)
-    hashes.add(load.weights_hash(model))
-    if len(hashes) > 1:
-        raise ModelError("the model is not the one this run started from", where=path)
-    return Scorer.of(model.to(device))
 
 
 @torch.no_grad()

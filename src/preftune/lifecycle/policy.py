@@ -14,7 +14,7 @@ from preftune.config.schema import ModelConfig, TunedConfig
 from preftune.data.groups import require_vocabulary
 from preftune.data.layout import Budget
 from preftune.errors import ConfigError, ModelError
-from preftune.lifecycle.data import TokenData, require_length
+from preftune.lifecycle.data import require_length
 from preftune.lifecycle.packing_probe import Values, choose_layout, state_values, token_values
 from preftune.model import load
 from preftune.model.adapter import add_lora
@@ -61,7 +61,7 @@ class Policy:
     budget: Budget
     precise: Mapping[str, torch.Tensor]
     layout_note: str = ""
-    base_unsaved: bool = field(default=False)
+    base_unsaved: bool = False
     dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
 
     @property
@@ -121,9 +121,8 @@ def read_policy(
     dtype = compute_dtype(config.model)
     rounded = source.adapter is not None or not exact_in(stored.values() or {load.source_dtype(source)}, dtype)
     saved = not config.lora or source.adapter is not None or kind is REWARD_MODEL  # the base of an adapter is not saved
-    precise = {}
-    if rounded and saved and dtype != torch.float32:
-        precise = exact_state(kind.load(source, torch.float32))
+    needed = rounded and saved and dtype != torch.float32
+    precise = exact_state(kind.load(source, torch.float32)) if needed else {}
     if torch.float64 in stored.values():
         note(f"note: {source.base}: float64 weights are rounded to fp32, the highest precision that runs use")
     return kind.load(source, dtype).requires_grad_(True), precise
@@ -174,11 +173,10 @@ def device_of(model: Any) -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def check_policy(policy: Policy, data: TokenData, source: load.Source) -> None:
+def check_policy(policy: Policy, groups: Sequence[TokenGroup], source: load.Source, where: str) -> None:
     """Raises for token ids without an embedding in the model, and for sequences longer than its positions."""
-    groups = [*data.train, *data.held_out]
     require_vocabulary(groups, policy.model.get_input_embeddings().weight.shape[0], source.base)
-    require_length(groups, load.max_positions(policy.model.config), "data.max_length")
+    require_positions(policy.model, groups, where)
 
 
 def require_positions(model: Any, groups: Sequence[TokenGroup], where: str) -> None:

@@ -44,11 +44,9 @@ def find_policy(path: str, where: str) -> Path:
     if (folder / "final").is_dir():
         folder = folder / "final"
     elif (folder / "manifest.json").is_file() and not (folder / "config.json").is_file():
-        raise RunError(
-            "the run is not finished, so it has no final model",
-            where=str(folder),
-            fix=f"use a checkpoint ({', '.join(_checkpoints(folder)) or 'there is none yet'}), or finish the run",
-        )
+        checkpoints = sorted(str(p) for p in (folder / "checkpoints").glob("step-????????"))
+        fix = f"use a checkpoint ({', '.join(checkpoints) or 'there is none yet'}), or finish the run"
+        raise RunError("the run is not finished, so it has no final model", where=str(folder), fix=fix)
     load.locate(str(folder) if folder.is_dir() else path, where)
     return folder
 
@@ -75,7 +73,8 @@ def open_policy(path: str, where: str, dtype: torch.dtype, device: torch.device)
     folder = find_policy(path, where)
     if (folder / STATE).is_file():
         model, source = _load_checkpoint(folder, dtype)
-        return Opened(f"{folder.parent.parent.name}@{_step(folder)}", model.to(device).eval(), source)
+        step = json.loads((folder / STATE).read_text())["step"]
+        return Opened(f"{folder.parent.parent.name}@{step}", model.to(device).eval(), source)
     source = source_of(path, where)
     name = folder.parent.name if folder.name == "final" else folder.name
     return Opened(name or path, load.load_model(source, dtype).to(device), source)
@@ -162,14 +161,6 @@ def _load_checkpoint(folder: Path, dtype: torch.dtype) -> tuple[Any, load.Source
     with torch.no_grad():
         for name, value in saved.items():
             parameters[name].copy_(value)
-    return (load.cast_like_source(merge_adapter(model, str(folder)), source, dtype) if lora else model), replace(
-        source, run=str(run)
-    )
-
-
-def _step(folder: Path) -> int:
-    return int(json.loads((folder / STATE).read_text())["step"])
-
-
-def _checkpoints(run: Path) -> list[str]:
-    return sorted(str(p) for p in (run / "checkpoints").glob("step-????????"))
+    if lora:
+        model = load.cast_like_source(merge_adapter(model, str(folder)), source, dtype)
+    return model, replace(source, run=str(run))

@@ -117,7 +117,7 @@ def load_run(start: Start, config: RunConfig) -> tuple[Policy, TokenData]:
     data = tokenize_data(start.text, renderer, config.data)
     report_accounts(start.text, start.display)
     policy = start.policy(renderer)
-    check_policy(policy, data, start.source)
+    check_policy(policy, [*data.train, *data.held_out], start.source, "data.max_length")
     return policy, data
 
 

@@ -161,8 +161,7 @@ def _input_values(
     names: frozenset[str], items: Items, policy: Logps, reference: Logps | None, judged: Judged
 ) -> dict[str, Any]:
     if reference is None:
-        zero = torch.zeros_like(policy.token_N, requires_grad=False)
-        reference = Logps(zero, torch.zeros_like(policy.sum_S, requires_grad=False), policy.length_S)
+        reference = Logps(torch.zeros_like(policy.token_N), torch.zeros_like(policy.sum_S), policy.length_S)
     providers: dict[str, Callable[[], Any]] = {
         "policy": lambda: pair_logps(policy, judged) if items == "pairs" else policy,
         "reference": lambda: pair_logps(reference, judged) if items == "pairs" else reference,

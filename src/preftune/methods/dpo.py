@@ -58,7 +58,7 @@ def run(
         weights = Weights(policy.model, policy.precise)
         visited = [task.groups[i] for i in sorted({i for step in steps for i in step.members})]
         scored = [*visited, *task.held_out]  # a short run uses only a part of a large data set
-        reference = make_reference(kind, config.reference, policy, scored, run.display, config.model.compile)
+        reference = make_reference(kind, config, policy, scored, run.display)
         task = replace(task, reference=reference)
         if reference and not config.reference.path and run.start == 0:
             run.display.say(check_start(task, [task.groups[i] for i in steps[0].members]))

@@ -31,7 +31,8 @@ def checked(function: Callable[..., Any], name: str, items: Items) -> Callable[.
         values = function(**inputs)
         if not isinstance(values, Tensor):
             hint = "; sum and count are computed from the values" if isinstance(values, LossOutput | tuple) else ""
-            raise _error(name, f"it returned {_kind(values)}, not a tensor{hint}", items)
+            kind = "None" if values is None else f"a {type(values).__name__}"
+            raise _error(name, f"it returned {kind}, not a tensor{hint}", items)
         if not values.is_floating_point():
             raise _error(name, f"it returned {values.dtype}, not floating-point numbers", items)
         counts = _valid_counts(inputs, items)
@@ -85,11 +86,6 @@ def _error(name: str, what: str, items: Items) -> ConfigError:
         why="each item is weighted, summed and counted separately",
         fix=f"return a tensor with one loss value per {UNIT[items]}, in order",
     )
-
-
-def _kind(value: Any) -> str:
-    """Return the type of a value with its article, for messages."""
-    return "None" if value is None else f"a {type(value).__name__}"
 
 
 def _valid_counts(inputs: dict[str, Any], items: Items) -> list[int]:

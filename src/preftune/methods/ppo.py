@@ -12,7 +12,6 @@ from torch import nn
 
 from preftune.chat.render import Renderer
 from preftune.config.sampling import PPOConfig
-from preftune.data.groups import require_vocabulary
 from preftune.data.order import Step, training_steps
 from preftune.data.prompts import Prompt, Prompts, encode_prompts
 from preftune.errors import DataError
@@ -22,7 +21,7 @@ from preftune.lifecycle.finish import finish_run, running
 from preftune.lifecycle.guard import before_first_step
 from preftune.lifecycle.packing_probe import choose_layout, state_values
 from preftune.lifecycle.plan import print_plan
-from preftune.lifecycle.policy import Policy, device_of, require_positions, require_same_vocabulary
+from preftune.lifecycle.policy import Policy, check_policy, device_of, require_same_vocabulary
 from preftune.lifecycle.saved import model_fingerprint, note_reward, reward_models_fingerprint, warn_if_reward_changed
 from preftune.lifecycle.start import attach_optimizer, open_run, start_run
 from preftune.methods.ppo_loop import evaluate, optimise, save_on_error
@@ -63,12 +62,17 @@ def run(
         renderer = start.renderer()
         prompts = encode_data(config, start.text, renderer, display)
         policy = start.policy(renderer)
-        check_lengths(policy, [*prompts.train, *prompts.held_out], config, start.source)
+        groups = longest_groups([*prompts.train, *prompts.held_out], config)
+        check_policy(policy, groups, start.source, "rollout.max_new_tokens")
         train, size = config.train, config.rollout.prompts
         steps = list(training_steps([1] * len(prompts.train), size, train.seed, train.epochs, train.max_steps))
         critic = make_critic(config, start.source, policy, in_memory=model is not None)
         memory = ppo_footprint(config, policy, critic, prompts.train)
-        policy.budget = replace(policy.budget, tokens=micro_batch_tokens(config, policy, memory))
+        tokens = config.batch.tokens
+        if tokens == "auto":
+            width = policy.model.config.get_text_config().hidden_size
+            tokens = estimate.choose_tokens(memory, policy.scorer.device, width)
+        policy.budget = replace(policy.budget, tokens=tokens)
         describe(config, policy, critic, prompts, steps, memory, display)
         if dry_run:
             return print_plan(config, [], display)
@@ -104,13 +108,6 @@ def encode_data(config: PPOConfig, text: TextData, renderer: Renderer, display: 
     return Prompts(prompts, held_out)
 
 
-def check_lengths(policy: Policy, prompts: Sequence[Prompt], config: PPOConfig, source: load.Source) -> None:
-    """Raises for token ids without an embedding, and if prompt and response can exceed the model's positions."""
-    groups = longest_groups(prompts, config)
-    require_vocabulary(groups, policy.model.get_input_embeddings().weight.shape[0], source.base)
-    require_positions(policy.model, groups, "rollout.max_new_tokens")
-
-
 def longest_groups(prompts: Sequence[Prompt], config: PPOConfig) -> list[TokenGroup]:
     """Return the prompts with responses of the maximum length."""
     response = np.zeros(config.rollout.max_new_tokens, dtype=np.int32)
@@ -135,7 +132,10 @@ def make_critic(config: PPOConfig, source: load.Source, policy: Policy, in_memor
     network.config.use_cache = False
     network.requires_grad_(True)
     if config.lora:
-        network = add_lora(network, config.lora.rank, config.lora.alpha, body_targets(network, config), "SEQ_CLS")
+        targets = config.lora.targets
+        if isinstance(targets, list):  # only the policy has some modules, such as the output layer
+            targets = [name for name in targets if matches_module(network, name, targets)]
+        network = add_lora(network, config.lora.rank, config.lora.alpha, targets, "SEQ_CLS")
     network.to(policy.scorer.device)
     scorer = scalar_scorer(network)
     if policy.budget.layout != "rows":
@@ -143,20 +143,6 @@ def make_critic(config: PPOConfig, source: load.Source, policy: Policy, in_memor
     if config.model.gradient_checkpointing:
         load.checkpoint_activations(network)
     return Critic(scorer, None)
-
-
-def body_targets(network: Any, config: PPOConfig) -> str | list[str]:
-    """Return `lora.targets` without names that only the policy has, such as its output layer."""
-    assert config.lora
-    targets = config.lora.targets
-    return targets if isinstance(targets, str) else [name for name in targets if matches_module(network, name, targets)]
-
-
-def micro_batch_tokens(config: PPOConfig, policy: Policy, memory: estimate.Footprint) -> int:
-    """Return `batch.tokens`; `auto` uses as many token slots as fit in memory next to the models."""
-    if config.batch.tokens != "auto":
-        return config.batch.tokens
-    return estimate.choose_tokens(memory, policy.scorer.device, policy.model.config.get_text_config().hidden_size)
 
 
 def ppo_footprint(config: PPOConfig, policy: Policy, critic: Critic, prompts: Sequence[Prompt]) -> estimate.Footprint:
@@ -180,11 +166,10 @@ def describe(
 ) -> None:
     """Print the models, the data, the number of steps and the memory."""
     parameters, trained = model_size(policy.model)
-    dtype = str(policy.model.dtype).removeprefix("torch.")
     display.say(
         f"policy: {parameters:,} parameters, {trained:,} trained; "
         f"value model: {model_size(critic.module)[0]:,} parameters; "
-        f"{dtype} on {policy.scorer.device}, layout {policy.budget.layout}"
+        f"{str(policy.model.dtype).removeprefix('torch.')} on {policy.scorer.device}, layout {policy.budget.layout}"
     )
     if policy.layout_note:
         display.say(policy.layout_note)

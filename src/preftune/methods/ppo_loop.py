@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from time import perf_counter
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -36,10 +37,7 @@ class PPOTask:
     experience: Experience
     settings: PPOParameters
     budget: Budget
-
-    @property
-    def joint(self) -> bool:
-        return False
+    joint: ClassVar[bool] = False
 
     def micro_batches(self, groups: Sequence[TokenGroup]) -> list[Batch]:
         return [batch.to(self.models.policy.device) for batch in micro_batches(groups, self.budget)]

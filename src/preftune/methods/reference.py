@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from preftune.config.schema import DPOConfig, ReferenceConfig
+from preftune.config.schema import DPOConfig
 from preftune.data.groups import require_vocabulary
 from preftune.data.layout import micro_batches
 from preftune.errors import ConfigError, NumericError
@@ -52,36 +52,32 @@ def reference_kind(config: DPOConfig, objective: Objective) -> str:
 
 
 def make_reference(
-    kind: str,
-    config: ReferenceConfig,
-    policy: Policy,
-    groups: Sequence[TokenGroup],
-    display: Display,
-    compiled: bool = False,
+    kind: str, config: DPOConfig, policy: Policy, groups: Sequence[TokenGroup], display: Display
 ) -> Reference | None:
-    """Return the reference: the policy at step 0, or the model of `config.path`. A cache is filled for `groups`."""
+    """Return the reference: the policy at step 0, or the model of reference.path. A cache is filled for `groups`."""
+    path, compiled = config.reference.path, config.model.compile
     if kind == "none":
         return None
     if kind == "adapter-off":
         return AdapterOff.of(policy.scorer)
     scorer, weights = policy.scorer, policy.start_hash
-    if config.path:
-        source = load.locate(config.path, "reference.path")
+    if path:
+        source = load.locate(path, "reference.path")
         other = load.load_model(source, policy.model.dtype)
-        require_same_vocabulary(policy.tokenizer, load.load_tokenizer(source), config.path)
-        require_vocabulary(groups, other.get_input_embeddings().weight.shape[0], config.path)
+        require_same_vocabulary(policy.tokenizer, load.load_tokenizer(source), path)
+        require_vocabulary(groups, other.get_input_embeddings().weight.shape[0], path)
         scorer = Scorer.of(other.to(policy.scorer.device))
         if policy.budget.layout != "rows":
             choose_layout(scorer, policy.budget.layout)
         weights = load.weights_hash(other) if kind == "cached" else ""
     if kind == "frozen":
-        frozen = Frozen(scorer) if config.path else Frozen.copy_of(policy.model)
+        frozen = Frozen(scorer) if path else Frozen.copy_of(policy.model)
         if compiled:  # else its results would differ from the policy's in the last digits
             compile_blocks(frozen.scorer.model, policy.budget.constant)
         return frozen
     store = Store(store_key(weights, policy.model.dtype, policy.budget.layout + "+compiled" * compiled))
-    for path in store.damaged:
-        display.say(f"reference cache: ignored the damaged file {path}; its log-probs are computed again")
+    for damaged in store.damaged:
+        display.say(f"reference cache: ignored the damaged file {damaged}; its log-probs are computed again")
     off = AdapterOff.of(scorer) if hasattr(scorer.model, "peft_config") else None
     with display.stage("reference", len(groups)) as stage:
         new = fill(

@@ -7,7 +7,7 @@ import json
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 OTHER_TASKS = ("SEQ_CLS", "TOKEN_CLS", "SEQ_2_SEQ_LM", "QUESTION_ANS")
 ALL_LINEAR = "all-linear"
 PREFIX = "base_model.model."  # peft adds it to the names of the base model's tensors
-SET_BASE = "set base_model_name_or_path to the folder or Hub id of the base model"
 MERGE_FIRST = "load it with peft, save the result of merge_and_unload(), and use that folder"
 # Warnings of peft 0.21 that appear in every run, or about cases that peft or `merge_adapter` handles.
 HANDLED_WARNINGS = (
@@ -37,18 +36,18 @@ HANDLED_WARNINGS = (
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Read adapter_config.json. Raises ModelError if it names no base model or the weights are not in safetensors."""
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        base = config["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{CONFIG} does not name a base model", where=str(folder), fix=SET_BASE) from error
+    config: dict[str, Any] = {}
+    with suppress(OSError, ValueError, TypeError):
+        config = dict(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
+    base = config.get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
-        raise ModelError(f"{CONFIG} does not name a base model", where=str(folder), fix=SET_BASE)
+        fix = "set base_model_name_or_path to the folder or Hub id of the base model"
+        raise ModelError(f"{CONFIG} does not name a base model", where=str(folder), fix=fix)
     if not (folder / WEIGHTS).is_file():
         pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
         what = f"the weights are pickle files ({pickles[0]})" if pickles else f"the folder has no {WEIGHTS}"
         raise ModelError(what, where=str(folder), why=PICKLES_RUN_CODE, fix="convert the weights to safetensors")
-    return dict(config)
+    return config
 
 
 def load_and_merge(model: Any, folder: str) -> Any:

@@ -161,9 +161,8 @@ class _DrawToken:
     def __call__(self, ids: Tensor, logits: Tensor) -> Tensor:
         if self.sampling.temperature == 0:
             return logits
-        probability = truncate_distribution(
-            torch.softmax(logits.double() / self.sampling.temperature, dim=-1), self.sampling
-        )
+        probability = torch.softmax(logits.double() / self.sampling.temperature, dim=-1)
+        probability = truncate_distribution(probability, self.sampling)
         total = probability.cumsum(dim=-1)
         number = self.numbers[:, ids.shape[1] - self.width, None] * total[:, -1:]
         token = torch.searchsorted(total, number, right=True)

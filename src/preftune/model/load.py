@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import socket
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,21 +18,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from preftune.errors import ModelError, writing
+from preftune.model import weights
 from preftune.model.adapter import CONFIG as ADAPTER_CONFIG
 from preftune.model.adapter import MERGE_FIRST, load_and_merge, read_config
 from preftune.model.precision import base_name, cast_like, smallest_exact_dtype
-from preftune.model.weights import (
-    PICKLES_RUN_CODE,
-    load_error,
-    read_model,
-    require_complete,
-    silence_transformers,
-    stored_dtypes,
-    weight_files,
-)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 TEMPLATES = {
@@ -47,18 +38,10 @@ TEMPLATES = {
     ),
 }
 
-
 CHAT_RECORD = "chat_settings.json"
 """File in a model folder with the chat settings of the run that trained it, if they differ from the defaults."""
 
-NOT_ARITHMETIC = {
-    "_name_or_path",
-    "architectures",
-    "dtype",
-    "transformers_version",
-    "use_cache",
-    "_attn_implementation",
-}
+NOT_HASHED = {"_name_or_path", "architectures", "dtype", "transformers_version", "use_cache", "_attn_implementation"}
 """Entries of a model's config that do not affect its outputs, or that enter the hash in another way."""
 
 
@@ -93,9 +76,9 @@ def locate(path: str, where: str = "model.path") -> Source:
             if not pickles:
                 fix = "copy the weights of the model into the folder"
                 raise ModelError("the folder has no *.safetensors weights", where=str(folder), fix=fix)
-            what = f"the weights are pickle files ({pickles[0]})"
-            raise ModelError(what, where=str(folder), why=PICKLES_RUN_CODE, fix="convert the weights to safetensors")
-        weight_files(str(folder))
+            what, fix = f"the weights are pickle files ({pickles[0]})", "convert the weights to safetensors"
+            raise ModelError(what, where=str(folder), why=weights.PICKLES_RUN_CODE, fix=fix)
+        weights.weight_files(str(folder))
         return Source(str(folder))
     name, _, revision = path.partition("@")
     looks_local = path.startswith((".", "/", "~")) or name.count("/") != 1
@@ -156,18 +139,16 @@ def load_tokenizer(source: Source, chat_template: str | None = None) -> Any:
     """Load the tokenizer of a model. `chat_template` replaces its template: a name in TEMPLATES or a .jinja file."""
     import transformers
 
-    where = source.adapter if source.adapter and _has_tokenizer(source.adapter) else source.base
+    where = source.base
+    if source.adapter and (Path(source.adapter) / "tokenizer_config.json").is_file():
+        where = source.adapter
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(where, revision=source.revision, trust_remote_code=False)
     except Exception as error:
-        raise load_error("tokenizer", where, error) from error
+        raise weights.load_error("tokenizer", where, error) from error
     if chat_template is not None:
         tokenizer.chat_template = template(chat_template)
     return tokenizer
-
-
-def _has_tokenizer(folder: str) -> bool:
-    return (Path(folder) / "tokenizer_config.json").is_file()
 
 
 def template(name: str) -> str:
@@ -241,11 +222,10 @@ def cast_like_source(model: Any, source: Source, dtype: torch.dtype) -> Any:
 
 
 def _read(source: Source, dtype: torch.dtype) -> Any:
-    import transformers
+    from transformers import AutoModelForCausalLM
 
-    auto = transformers.AutoModelForCausalLM
-    model, mismatch = read_model(auto, "model", source.base, source.revision, dtype)
-    require_complete(model, mismatch, source.base)
+    model, mismatch = weights.read_model(AutoModelForCausalLM, "model", source.base, source.revision, dtype)
+    weights.require_complete(model, mismatch, source.base)
     return model.eval()
 
 
@@ -264,7 +244,7 @@ def max_positions(config: Any) -> int | None:
 
 def source_dtypes(source: Source) -> dict[str, torch.dtype]:
     """Return the stored dtype of every tensor of the model; empty if its files are not available."""
-    return stored_dtypes(source.base, source.revision)
+    return weights.stored_dtypes(source.base, source.revision)
 
 
 def source_dtype(source: Source) -> torch.dtype:
@@ -304,11 +284,13 @@ def weights_hash(model: Any) -> str:
     The weights of a LoRA adapter are not included: a new adapter does not change the outputs.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    config = {key: value for key, value in base.config.to_dict().items() if key not in NOT_ARITHMETIC}
+    config = {key: value for key, value in base.config.to_dict().items() if key not in NOT_HASHED}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, tensor in _base_weights(model):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(_bytes(tensor))
+    tensors = dict([*model.named_parameters(), *model.named_buffers()])
+    for name in sorted(name for name in tensors if ".lora_" not in name):
+        tensor = tensors[name].detach()
+        digest.update(f"{base_name(name)} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -320,21 +302,9 @@ def file_stamps(source: Source) -> dict[str, list[int]]:
     return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats}
 
 
-def _base_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
-    all_tensors = [*model.named_parameters(), *model.named_buffers()]
-    tensors = {name: tensor.detach() for name, tensor in all_tensors if ".lora_" not in name}
-    for name in sorted(tensors):
-        yield base_name(name), tensors[name]
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    flat = tensor.contiguous().cpu().reshape(-1).view(torch.uint8)
-    return memoryview(flat.numpy().data)
-
-
 def save_model(model: Any, tokenizer: Any, folder: Path, **options: Any) -> None:
     """Write a folder that `from_pretrained` can load: the full model, or the adapter of a PEFT model."""
-    silence_transformers()
+    weights.silence_transformers()
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(folder, **options)

@@ -40,12 +40,14 @@ def logps(scorer: Scorer, batch: Batch, names: Collection[str] = (), reference: 
     """Return the log-probs of the batch's responses, and the sums of the statistics `names` (model.statistics)."""
     if scorer.head is None:
         assert not names  # methods.dpo reports this as an error before training
-        token_N = _from_logits(_own_logits(scorer.model, batch), batch.target_N)
+        logits_NV = _own_logits(scorer.model, batch)
+        chosen_N = logits_NV.gather(-1, batch.target_N[:, None]).squeeze(-1)
+        token_N = chosen_N.float() - torch.logsumexp(logits_NV.float(), dim=-1)
         return Logps(token_N, sum_responses(token_N, batch.length_S), batch.length_S)
     states = head_input(scorer, batch)
     token_N = token_logprobs(*states, batch.target_N)
-    statistics_N = statistics(names, states, reference) if names else {}
-    extra = {name: sum_responses(values_N, batch.length_S) for name, values_N in statistics_N.items()}
+    values = statistics(names, states, reference)
+    extra = {name: sum_responses(values_N, batch.length_S) for name, values_N in values.items()}
     return Logps(token_N, sum_responses(token_N, batch.length_S), batch.length_S, extra)
 
 
@@ -99,11 +101,6 @@ def _forward(model: Any, batch: Batch) -> Tensor:
     with segmented(batch.layout):
         out = model(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False)
     return out.logits  # type: ignore[no-any-return]
-
-
-def _from_logits(logits_CV: Tensor, target_C: Tensor) -> Tensor:
-    chosen = logits_CV.gather(-1, target_C[:, None]).squeeze(-1)
-    return chosen.float() - torch.logsumexp(logits_CV.float(), dim=-1)
 
 
 def sum_responses(values_N: Tensor, length_S: Tensor) -> Tensor:

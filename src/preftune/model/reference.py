@@ -34,7 +34,6 @@ class Reference(Protocol):
 
     def logps(self, batch: Batch) -> Logps:
         """Return the log-probs of the batch's responses, without gradient."""
-        ...
 
 
 @runtime_checkable
@@ -46,7 +45,6 @@ class Live(Reference, Protocol):
 
     def states(self, batch: Batch) -> HeadInput:
         """Return the hidden states at the scored positions, and the head."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +56,7 @@ class Frozen:
     @staticmethod
     def copy_of(policy: Any) -> Frozen:
         """Copy the current weights of the policy."""
-        model = copy.deepcopy(policy).requires_grad_(False).eval()
-        return Frozen(Scorer.of(model))
+        return Frozen(Scorer.of(copy.deepcopy(policy).requires_grad_(False).eval()))
 
     @torch.no_grad()
     def logps(self, batch: Batch) -> Logps:
@@ -113,9 +110,8 @@ class Cached:
     device: torch.device
 
     def logps(self, batch: Batch) -> Logps:
-        token_N = to_device(
-            torch.from_numpy(np.concatenate([self.store.get(key) for key in batch_keys(batch)])), self.device
-        )
+        token_logps = np.concatenate([self.store.get(key) for key in batch_keys(batch)])
+        token_N = to_device(torch.from_numpy(token_logps), self.device)
         length_S = batch.length_S.to(self.device)
         return Logps(token_N, sum_responses(token_N, length_S), length_S)
 

@@ -122,10 +122,8 @@ def scalars(scorer: Scorer, batch: Batch) -> Tensor:
 
 def reward_logps(scorer: Scorer, batch: Batch, _names: object = ()) -> Logps:
     """Return the reward of each response as a `Logps`. The groups must come from `with_reward_slot`."""
-    assert scorer.head is not None
     last_S = batch.length_S.cumsum(0) - 1
-    hidden = hidden_states(scorer.model, replace(batch, read_N=batch.read_N[last_S]))
-    reward_S = scorer.head.logits(hidden).squeeze(-1)
+    reward_S = scalars(scorer, replace(batch, read_N=batch.read_N[last_S]))
     return Logps(reward_S, reward_S, torch.ones_like(batch.length_S))
 
 

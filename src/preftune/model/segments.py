@@ -55,18 +55,9 @@ class SegmentAttention(torch.autograd.Function):
         for s, log_sum in zip(ctx.layout.segments, sums, strict=True):
             causal, mask = _visible(s, ctx.window, query)
             own = slice(s.begin, s.end)
-            dq, dk, dv = _backward(
-                d_out[:, own].transpose(1, 2),
-                query[:, :, own],
-                _keys(key, s),
-                _keys(value, s),
-                out[:, own].transpose(1, 2),
-                log_sum,
-                0.0,
-                causal,
-                attn_mask=mask,
-                scale=ctx.scale,
-            )
+            d_piece, piece = d_out[:, own].transpose(1, 2), out[:, own].transpose(1, 2)
+            tensors = (d_piece, query[:, :, own], _keys(key, s), _keys(value, s), piece, log_sum)
+            dq, dk, dv = _backward(*tensors, 0.0, causal, attn_mask=mask, scale=ctx.scale)
             d_query[:, :, own] = dq
             prompt = s.prefix_end - s.prefix_begin
             for total, part in ((d_key, dk), (d_value, dv)):

@@ -11,7 +11,6 @@ random numbers are functions of seed and step, so no other position is saved.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -24,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from preftune.errors import RunError, writing
+from preftune.files import digest
 from preftune.train.optim import Weights
 
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
@@ -39,7 +39,7 @@ def save(folder: Path, step: int, weights: Weights, optimizer: torch.optim.Optim
             part.mkdir(parents=True)
             save_file({name: master.detach().contiguous() for name, master in weights}, part / WEIGHTS)
             save_file(_optimizer_tensors(weights, optimizer), part / OPTIMIZER)
-            hashes = {name: _sha256(part / name) for name in (WEIGHTS, OPTIMIZER)}
+            hashes = {name: digest(part / name) for name in (WEIGHTS, OPTIMIZER)}
             (part / STATE).write_text(json.dumps({"step": step, "files": hashes, **state}, indent=1))
             for path in (part / WEIGHTS, part / OPTIMIZER, part / STATE, part):
                 _sync(path)
@@ -64,7 +64,7 @@ def newest(folder: Path) -> tuple[Path | None, dict[str, Any], list[str]]:
     for path in sorted(folder.glob("step-????????"), reverse=True):
         try:
             state = json.loads((path / STATE).read_text())
-            changed = [name for name, sha256 in state["files"].items() if _sha256(path / name) != sha256]
+            changed = [name for name, sha256 in state["files"].items() if digest(path / name) != sha256]
         except (OSError, ValueError, KeyError, AttributeError) as error:
             damaged.append(f"{path.name}: {error}")
             continue
@@ -79,11 +79,6 @@ def newest(folder: Path) -> tuple[Path | None, dict[str, Any], list[str]]:
             fix="restore the folder from a backup, or delete it to start again from step 0",
         )
     return None, {}, []
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:
@@ -107,14 +102,12 @@ def restore(path: Path, weights: Weights, optimizer: torch.optim.Optimizer) -> N
         for name, master in weights:
             master.copy_(saved[name])
     weights.publish()
-    tensors = load_file(path / OPTIMIZER)
     index = {name: i for i, name in enumerate(weights.names)}
     state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
+    for key, value in load_file(path / OPTIMIZER).items():
         name, _, field = key.rpartition("/")
         state.setdefault(index[name], {})[field] = value
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 
 def _optimizer_tensors(weights: Weights, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -36,28 +36,22 @@ class Losses(Protocol):
     @property
     def joint(self) -> bool:
         """Whether the loss is a function of all micro-batches of a step together."""
-        ...
 
     @property
     def budget(self) -> Budget:
         """Layout and size of micro-batches."""
-        ...
 
     def micro_batches(self, groups: Sequence[TokenGroup]) -> list[Batch]:
         """Return the groups as micro-batches, on the model's device."""
-        ...
 
     def halved(self, batches: Sequence[Batch]) -> Self:
         """Return a copy with micro-batches half as large as `batches`. Raises ConfigError if that is impossible."""
-        ...
 
     def count(self, batch: Batch) -> torch.Tensor:
         """Return the number of items (pairs, responses, ...) by which the loss sum of a batch is divided."""
-        ...
 
     def loss_of(self, batch: Batch) -> LossOutput:
         """Run the models and return the loss of a batch, with metrics."""
-        ...
 
 
 class Task(Losses, Protocol):
@@ -66,23 +60,15 @@ class Task(Losses, Protocol):
     @property
     def groups(self) -> Sequence[TokenGroup]:
         """The training data."""
-        ...
 
     def after_update(self) -> Self:
         """Return the task to use after an update of the policy."""
-        ...
-
-
-class JointTask(Losses, Protocol):
-    """A task whose loss may depend on a whole step. Model outputs and loss are computed separately."""
 
     def measure(self, batch: Batch) -> Measured:
-        """Run the models on a batch."""
-        ...
+        """Run the models on a batch, without the loss. Used if the loss depends on the whole step."""
 
     def objective(self, measured: Measured) -> LossOutput:
         """Return the loss of model outputs, with metrics."""
-        ...
 
 
 L = TypeVar("L", bound=Losses)
@@ -95,7 +81,6 @@ class Log(Protocol):
     @property
     def tally(self) -> Tally:
         """Metrics of steps that a stopped run completed but did not log."""
-        ...
 
     def train(self, step: int, metrics: dict[str, float]) -> None: ...
 
@@ -103,7 +88,6 @@ class Log(Protocol):
 
     def halved(self, step: int, tokens: int) -> None:
         """Report that memory ran out, and that micro-batches have at most `tokens` token slots from now on."""
-        ...
 
     def stop_requested(self) -> bool: ...
 
@@ -203,7 +187,7 @@ def _gradients(
 def _accumulate(task: Losses, batches: Sequence[Batch], count: torch.Tensor) -> Tally:
     """Add up the gradients of  loss_sum / count  over all micro-batches, with the `count` of the whole step."""
     if task.joint and len(batches) > 1:
-        return _accumulate_jointly(cast(JointTask, task), batches, count)
+        return _accumulate_jointly(cast(Task, task), batches, count)
     tally = Tally()
     for batch in batches:
         out = task.loss_of(batch)
@@ -212,7 +196,7 @@ def _accumulate(task: Losses, batches: Sequence[Batch], count: torch.Tensor) -> 
     return tally
 
 
-def _accumulate_jointly(task: JointTask, batches: Sequence[Batch], count: torch.Tensor) -> Tally:
+def _accumulate_jointly(task: Task, batches: Sequence[Batch], count: torch.Tensor) -> Tally:
     """Do the same for a loss that depends on the whole step: first compute its gradient with respect to all log-probs,
     then backpropagate that into the model for one micro-batch after another."""
     with torch.no_grad():

@@ -68,17 +68,25 @@ class Run:
     @staticmethod
     def finished(folder: Path) -> bool:
         """Return whether `folder` contains a finished run."""
-        return (folder / "final").is_dir() and _manifest(folder).get("finished", False)
+        return (folder / "final").is_dir() and Run.manifest(folder).get("finished", False)
 
     @staticmethod
     def manifest(folder: Path) -> dict[str, Any]:
         """Return the manifest of the run in `folder`; empty if there is no run."""
-        return _manifest(folder)
+        path = folder / "manifest.json"
+        try:
+            manifest = json.loads(path.read_text())
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        except ValueError as error:
+            what = f"the file is damaged: {error}"
+            raise RunError(what, where=str(path), fix="choose another `out`, or delete the folder") from error
+        return manifest if isinstance(manifest, dict) else {}
 
     @staticmethod
     def require_start(folder: Path, weights_hash: str) -> None:
         """Raises RunError if the run in `folder` started from other weights."""
-        if _manifest(folder).get("start_weights") not in (None, weights_hash):
+        if Run.manifest(folder).get("start_weights") not in (None, weights_hash):
             kind = "finished" if Run.finished(folder) else "unfinished"
             raise RunError(
                 "the model is not the one this run started from",
@@ -94,7 +102,7 @@ class Run:
         Nothing is written. `schema` is the class of the run's config; settings that are missing in the folder's config,
         because an earlier version wrote it, get their defaults from it.
         """
-        manifest = _manifest(folder)
+        manifest = Run.manifest(folder)
         if manifest:
             if "identity" not in manifest:
                 raise RunError("manifest.json does not describe a run", where=str(folder), fix="choose another `out`")
@@ -110,7 +118,7 @@ class Run:
     def open(folder: Path, identity: dict[str, Any], display: Display, schema: type[BaseModel] | None = None) -> Run:
         """Create the run folder, or open it to resume from its newest checkpoint. Raises the errors of `check`."""
         Run.check(folder, identity, schema)
-        run, manifest = Run(folder, identity, display), _manifest(folder)
+        run, manifest = Run(folder, identity, display), Run.manifest(folder)
         run.resume_from, state, damaged = checkpoint.newest(folder / "checkpoints")
         for description in damaged:
             display.say(f"skipped damaged checkpoint {description}")
@@ -129,12 +137,12 @@ class Run:
 
     def note(self, **facts: Any) -> None:
         """Add entries to manifest.json."""
-        manifest = {**_manifest(self.folder), "identity": self.identity, **facts}
+        manifest = {**Run.manifest(self.folder), "identity": self.identity, **facts}
         write_json(self.folder / "manifest.json", manifest)
 
     def fact(self, name: str) -> Any:
         """Return an entry of manifest.json, or None."""
-        return _manifest(self.folder).get(name)
+        return Run.manifest(self.folder).get(name)
 
     def attach(self, weights: Weights, optimizer: torch.optim.Optimizer) -> None:
         """Set the weights and optimizer that checkpoints contain, and restore them if the run is resumed."""
@@ -211,7 +219,6 @@ def machine() -> dict[str, Any]:
             versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
     return {
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "versions": {"python": platform.python_version(), **versions},
@@ -219,7 +226,7 @@ def machine() -> dict[str, Any]:
             "platform": platform.platform(),
             "processor": processor(),
             "threads": torch.get_num_threads(),
-            "gpu": gpu,
+            "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
         },
     }
 
@@ -232,18 +239,6 @@ def processor() -> str:
         return platform.processor() or platform.machine()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
-    path = folder / "manifest.json"
-    try:
-        manifest = json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except ValueError as error:
-        what = f"the file is damaged: {error}"
-        raise RunError(what, where=str(path), fix="choose another `out`, or delete the folder") from error
-    return manifest if isinstance(manifest, dict) else {}
 
 
 def _with_defaults(config: dict[str, Any], schema: type[BaseModel] | None) -> dict[str, Any]:
@@ -297,7 +292,7 @@ def _drop_metrics_after(path: Path, step: int) -> None:
             entry = json.loads(line)
         except ValueError:
             continue  # an incomplete line, written when the process was killed
-        if entry["step"] <= step and (step > 0):
+        if entry["step"] <= step and step > 0:
             lines.append(line)
     write_text(path, (line + "\n" for line in lines))
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.exact_worlds import World, bradley_terry, flip_preferences, kl
+from tests.exact_worlds import World, bradley_terry, flip_preferences, ipo_optimum, kl, normalised_reward, value_of
 
-from preftune.exact.optimum import estimate_optimum, ipo_optimum, normalised_reward, optimal_policy, value_of
+from preftune.exact.optimum import estimate_optimum, optimal_policy
 from preftune.formulas import implicit_reward
 
 
