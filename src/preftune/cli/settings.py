@@ -38,12 +38,7 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def data_section(
-    source: str,
-    settings: Sequence[str] | None,
-    options: Mapping[str, Any],
-    *,
-    command: str,
-    unused: Sequence[str] = (),
+    source: str, settings: Sequence[str] | None, options: Mapping[str, Any], *, command: str, unused: Sequence[str] = ()
 ) -> DataConfig:
     """Return the section `data` that `settings` and `options` define for the file `source`.
 
@@ -120,9 +115,9 @@ def _sections_of(config: Path) -> tuple[dict[str, Any], dict[Any, str], str | No
 
 def _keys_of(options: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
     """Map each option that is set to its config key and value: --max-length is data.max_length."""
-    keys = {option: option.removeprefix("--").replace("-", "_") for option in options}
-    names = {option: "model.path" if key == "model" else f"data.{key}" for option, key in keys.items()}
-    return {option: (names[option], value) for option, value in options.items() if value is not None}
+    keys = {option: f"data.{option.removeprefix('--').replace('-', '_')}" for option in options}
+    keys |= {"--model": "model.path"}
+    return {option: (keys[option], value) for option, value in options.items() if value is not None}
 
 
 def _apply(
