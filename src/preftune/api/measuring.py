@@ -241,12 +241,8 @@ def one_source(source: Any, where: str) -> str:
 def require_out(server: str | None, out: Any, where: str) -> None:
     """Raises ConfigError for a server without `out`, because its completions would be lost."""
     if server is not None and out is None:
-        raise ConfigError(
-            "with a server, out is required",
-            where=where,
-            why="completions are saved as they arrive, so that none is paid for twice",
-            fix="set out=...",
-        )
+        why = "completions are saved as they arrive, so that none is paid for twice"
+        raise ConfigError("with a server, out is required", where=where, why=why, fix="set out=...")
 
 
 def _as_list(models: Any) -> list[Any]:

@@ -79,11 +79,8 @@ def _read_text(path: Path, where: str) -> str:
             fix = f"pass one of its files: {', '.join(names[:8])}" if names else "pass a .yaml file"
             raise ConfigError("this is a folder, not a config file", where=where, fix=fix)
         if not path.is_file():
-            raise ConfigError(
-                "no such config file",
-                where=where,
-                fix="pass a YAML file, relative to the current folder, as the first argument, and KEY=VALUE after it",
-            )
+            fix = "pass a YAML file, relative to the current folder, as the first argument, and KEY=VALUE after it"
+            raise ConfigError("no such config file", where=where, fix=fix)
         if path.stat().st_size > 1_000_000:
             raise ConfigError("the file is larger than 1 MB, so it is not a config file", where=where)
         return path.read_text(encoding="utf-8-sig")

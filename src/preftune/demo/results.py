@@ -127,46 +127,38 @@ def write_report(out: Path, results: DemoResults) -> None:
     points = {"SFT": [results.start], "DPO": [t.point for t in results.tuned]}
     if results.ppo:
         points["PPO"] = results.ppo
+    losses = {f"beta {t.beta:g}": _steps(t, "loss") for t in results.tuned}
+    margins = {f"beta {t.beta:g}": _steps(t, "rewards/margins") for t in results.tuned}
     strongest = results.strongest
     pairs = list(zip(strongest.reward_PM.ravel().tolist(), strongest.implicit_PM.ravel().tolist(), strict=True))
     table = [["", "expected", "measured", ""]]
     table += [[c.name, c.expected, c.measured, "ok" if c.ok else "not as expected"] for c in results.checks()]
-    write_page(
-        out / "report.html",
-        "preftune demo",
-        [
-            Section("Expected and measured", table=table),
-            Section(
-                "Reward against KL",
-                "Points further up and to the left are better. No policy can be above the closed-form optimum. The "
-                f"curve estimates the optimum from {results.reward_PM.shape[1]} samples of the reference per prompt, "
-                "with a correction for the bias of the small sample. Its error is about 0.01 in reward, so a point may "
-                "be above the curve by that much. Best-of-n is close to the optimum, but needs n samples per response.",
-                figures=[frontier("Frontier", lines, points)],
-            ),
-            Section(
-                "Training",
-                "The loss starts at ln 2, because policy and reference are equal at first. It stays above 0, because "
-                "the labels are probabilities: even a perfect model of the true reward has a loss above 0.",
-                figures=[
-                    loss_curves({f"beta {t.beta:g}": _steps(t, "loss") for t in results.tuned}),
-                    curves(
-                        "Margin of implicit rewards",
-                        "margin",
-                        {f"beta {t.beta:g}": _steps(t, "rewards/margins") for t in results.tuned},
-                    ),
-                ],
-            ),
-            Section(
-                "Implicit against true reward",
-                f"The implicit reward is beta * log(policy / reference), here at beta {strongest.beta:g} for samples "
-                f"of the SFT model. The correlation within prompts is {strongest.correlation:.2f}.",
-                figures=[scatter("Implicit reward", "true reward", "implicit reward", pairs)],
-            ),
-            Section("Samples before and after", table=[["prompt", "SFT", strongest.point.name], *results.samples(10)]),
-            Section("Next steps with your own data", code="\n".join(NEXT_STEPS)),
-        ],
-    )
+    sections = [
+        Section("Expected and measured", table=table),
+        Section(
+            "Reward against KL",
+            "Points further up and to the left are better. No policy can be above the closed-form optimum. The "
+            f"curve estimates the optimum from {results.reward_PM.shape[1]} samples of the reference per prompt, "
+            "with a correction for the bias of the small sample. Its error is about 0.01 in reward, so a point may "
+            "be above the curve by that much. Best-of-n is close to the optimum, but needs n samples per response.",
+            figures=[frontier("Frontier", lines, points)],
+        ),
+        Section(
+            "Training",
+            "The loss starts at ln 2, because policy and reference are equal at first. It stays above 0, because "
+            "the labels are probabilities: even a perfect model of the true reward has a loss above 0.",
+            figures=[loss_curves(losses), curves("Margin of implicit rewards", "margin", margins)],
+        ),
+        Section(
+            "Implicit against true reward",
+            f"The implicit reward is beta * log(policy / reference), here at beta {strongest.beta:g} for samples "
+            f"of the SFT model. The correlation within prompts is {strongest.correlation:.2f}.",
+            figures=[scatter("Implicit reward", "true reward", "implicit reward", pairs)],
+        ),
+        Section("Samples before and after", table=[["prompt", "SFT", strongest.point.name], *results.samples(10)]),
+        Section("Next steps with your own data", code="\n".join(NEXT_STEPS)),
+    ]
+    write_page(out / "report.html", "preftune demo", sections)
 
 
 def _steps(tuned: Tuned, name: str) -> Sequence[tuple[float, float]]:
