@@ -56,20 +56,18 @@ class Journal:
         self.path = path
         data = path.read_bytes() if path.is_file() else b""
         complete = data[: data.rfind(b"\n") + 1].decode()
-        self.rows = [self._parse(number, line) for number, line in enumerate(complete.split("\n")[:-1], start=1)]
+        self.rows: list[Any] = []
+        for number, line in enumerate(complete.split("\n")[:-1], start=1):
+            try:
+                self.rows.append(json.loads(line))
+            except ValueError as error:
+                where, fix = f"{path}:{number}", "remove the line to redo its request"
+                raise RunError(f"invalid JSON: {error}", where=where, fix=fix) from error
         if len(complete.encode()) < len(data):
             write_text(path, [complete])
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("a", encoding="utf-8", errors="backslashreplace")
-
-    def _parse(self, number: int, line: str) -> Any:
-        try:
-            return json.loads(line)
-        except ValueError as error:
-            raise RunError(
-                f"invalid JSON: {error}", where=f"{self.path}:{number}", fix="remove the line to redo its request"
-            ) from error
 
     def add(self, row: Any) -> None:
         """Append one row. Raises StorageError."""

@@ -147,8 +147,9 @@ def as_rows(values: Iterable[Any], label: str) -> Rows:
 
 def plain(value: Any) -> Any:
     """Convert `value` to JSON types. An object that has no JSON type, such as an image, is returned unchanged."""
-    if value is None or isinstance(value, bool | int | float | str):
-        return value if type(value) in (bool, int, float, str, type(None)) else _to_base_type(value)
+    for kind in (bool, int, float, str):
+        if isinstance(value, kind):  # also an instance of a subclass, such as numpy.float64
+            return kind(value)
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -156,11 +157,6 @@ def plain(value: Any) -> Any:
     if callable(getattr(value, "tolist", None)):  # NumPy arrays and scalars, tensors
         return plain(value.tolist())
     return value
-
-
-def _to_base_type(value: Any) -> Any:
-    """Convert an instance of a subclass of a JSON type, such as numpy.float64, to that type."""
-    return next(kind(value) for kind in (bool, int, float, str) if isinstance(value, kind))
 
 
 def _stable_text(value: Any) -> str:

@@ -41,11 +41,8 @@ def resolve(name: str, table: Mapping[str, Callable[..., Any]], where: str) -> C
     if name.endswith(".py") and Path(name).is_file():
         raise ConfigError(f"{name} is a file, not a function", where=where, fix=f"write {name}:FUNCTION")
     if not (colon and file.endswith(".py")):
-        raise ConfigError(
-            f"unknown name {name!r}; {did_you_mean(name, table)}",
-            where=where,
-            fix=f'use one of {", ".join(table)}, or write "file.py:function" to use your own function',
-        )
+        fix = f'use one of {", ".join(table)}, or write "file.py:function" to use your own function'
+        raise ConfigError(f"unknown name {name!r}; {did_you_mean(name, table)}", where=where, fix=fix)
     path = Path(file)
     if not path.is_file():
         raise ConfigError(f"no such file: {file}", where=where, fix="write the path relative to the current folder")
@@ -134,11 +131,9 @@ def require_one_argument(function: Callable[..., Any], name: str) -> None:
     try:
         inspect.signature(function).bind({})
     except TypeError as error:
-        raise ConfigError(
-            f"{name} cannot be called with one argument: {error}",
-            where=line_of(function),
-            fix="define it as def NAME(row): ..., where row is a dict of column names and values",
-        ) from error
+        what = f"{name} cannot be called with one argument: {error}"
+        fix = "define it as def NAME(row): ..., where row is a dict of column names and values"
+        raise ConfigError(what, where=line_of(function), fix=fix) from error
 
 
 def guarded(
@@ -182,19 +177,15 @@ def bind(function: Callable[..., Any], settings: Mapping[str, Any], where: str, 
     parameters = parameters_of(function)
     for key in settings:
         if key not in parameters:
-            raise ConfigError(
-                f"{name!r} has no parameter {key!r}; {did_you_mean(key, parameters)}",
-                where=f"{where}.{key}",
-                fix=f"loss={name} replaces the whole section, including its parameters" if where == "loss" else "",
-            )
+            what = f"{name!r} has no parameter {key!r}; {did_you_mean(key, parameters)}"
+            fix = f"loss={name} replaces the whole section, including its parameters" if where == "loss" else ""
+            raise ConfigError(what, where=f"{where}.{key}", fix=fix)
     try:
         plain, hints = get_type_hints(function), get_type_hints(function, include_extras=True)
     except Exception as error:  # an annotation uses an undefined name
-        raise ConfigError(
-            f"the annotations of {name!r} cannot be read: {in_words(error)}",
-            where=line_of(function),
-            fix="import the names that the annotations use, or remove the annotations",
-        ) from error
+        what = f"the annotations of {name!r} cannot be read: {in_words(error)}"
+        fix = "import the names that the annotations use, or remove the annotations"
+        raise ConfigError(what, where=line_of(function), fix=fix) from error
     for key, value in settings.items():
         allowed = {plain.get(key), *get_args(plain.get(key))}
         if isinstance(value, bool) and allowed & {int, float} and bool not in allowed:
@@ -210,11 +201,9 @@ def bind(function: Callable[..., Any], settings: Mapping[str, Any], where: str, 
         model = create_model("Parameters", __config__=ConfigDict(extra="forbid", allow_inf_nan=False), **schema)
     except Exception as error:  # an unsupported type, or a name that begins with _
         first_line = str(error).partition("\n")[0]
-        raise ConfigError(
-            f"the parameters of {name!r} cannot be set in a config: {first_line}",
-            where=line_of(function),
-            fix="use numbers, strings, booleans, or lists of these",
-        ) from error
+        what = f"the parameters of {name!r} cannot be set in a config: {first_line}"
+        fix = "use numbers, strings, booleans, or lists of these"
+        raise ConfigError(what, where=line_of(function), fix=fix) from error
     try:
         return dict(model(**settings))
     except ValidationError as error:

@@ -240,11 +240,8 @@ def as_json(text: Text) -> Any:
 
 def message_dict(message: Message) -> dict[str, Any]:
     """Return a message as transformers and chat templates expect it: role, content and the fields in `extra`."""
-    return {
-        "role": message.role,
-        "content": message.content,
-        **{name: json.loads(value) for name, value in message.extra},
-    }
+    extra = {name: json.loads(value) for name, value in message.extra}
+    return {"role": message.role, "content": message.content, **extra}
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

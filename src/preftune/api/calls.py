@@ -26,7 +26,9 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
     It then raises ConfigError for an unknown keyword, a wrong type or a value out of range, and errors name keywords
     instead of options of the command line. The section `data` checks the keys in `**settings`.
     """
-    keywords, data_keys = tuple(parameters_of(function)), _data_keys(function)
+    kind = get_type_hints(function).get("settings")  # the TypedDict of `**settings`
+    data_keys = tuple(get_args(kind)[0].__annotations__) if kind else ()
+    keywords = tuple(parameters_of(function))
     positional = tuple(name for name in inputs_of(function) if name != "settings")
     where = f"preftune.{function.__name__}"
 
@@ -51,12 +53,6 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
             return function(*arguments, **named, **settings, **data_settings)
 
     return call
-
-
-def _data_keys(function: Callable[..., Any]) -> tuple[str, ...]:
-    """Return the names in the TypedDict of `**settings`, if the function has it."""
-    kind = get_type_hints(function).get("settings")
-    return tuple(get_args(kind)[0].__annotations__) if kind else ()
 
 
 @contextmanager

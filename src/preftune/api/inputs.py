@@ -52,16 +52,11 @@ def folder_name(value: Any, where: str) -> str:
     if _is_path(value):
         return str(os.fspath(value))
     if is_model(value):
-        raise ConfigError(
-            f"expected a folder, got a model in memory ({type(value).__name__})",
-            where=where,
-            fix="call model.save_pretrained(FOLDER) and tokenizer.save_pretrained(FOLDER), and pass FOLDER",
-        )
-    raise ConfigError(
-        f"expected a model folder, a run folder or a Hub id, got {type(value).__name__}",
-        where=where,
-        fix='pass e.g. "runs/dpo/final"',
-    )
+        what = f"expected a folder, got a model in memory ({type(value).__name__})"
+        fix = "call model.save_pretrained(FOLDER) and tokenizer.save_pretrained(FOLDER), and pass FOLDER"
+        raise ConfigError(what, where=where, fix=fix)
+    what = f"expected a model folder, a run folder or a Hub id, got {type(value).__name__}"
+    raise ConfigError(what, where=where, fix='pass e.g. "runs/dpo/final"')
 
 
 def is_model(value: Any) -> bool:

@@ -6,7 +6,6 @@ Without `out`, a function writes no files and cannot resume. Functions that use 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Unpack
@@ -174,7 +173,15 @@ def winrate(
         options = WinRateOptions(*values, server=server, price_in=price_in, price_out=price_out)
         with holding(held), output(out, "winrate", quiet) as (folder, display):
             rates = run(options, folder, display, dry_run)
-            return _winrate_result({} if dry_run else json.loads((folder / "winrate.json").read_text()), rates, out)
+            if dry_run:  # no file is written
+                return WinrateResult({}, Table(()), None, None)
+            result = json.loads((folder / "winrate.json").read_text())
+    rows = tuple(
+        {"policy": name, "temperature": float(temperature), **values}
+        for name, by_temperature in result["win_rates"].items()
+        for temperature, values in by_temperature.items()
+    )
+    return WinrateResult(rates, Table(rows), result["agreement_with_labels"], _path_of(out))
 
 
 @checked
@@ -203,18 +210,10 @@ def frontier(
     source = one_source(prompts_name(prompts, "prompts", held), f"{where}: prompts")
     section = data_section(source, settings, held, where)
     with models(held, tokenizer, where) as name_of:
+        base, policies = name_of(reference, "reference"), tuple(name_of(one, "policy") for one in _as_list(policy))
+        scorer, levels = reward_name(reward, held, f"{where}: reward"), tuple(temperatures)
         options = FrontierOptions(
-            name_of(reference, "reference"),
-            tuple(name_of(one, "policy") for one in _as_list(policy)),
-            section,
-            reward_name(reward, held, f"{where}: reward"),
-            tuple(temperatures),
-            samples,
-            yardstick,
-            max_new_tokens,
-            max_prompts,
-            seed,
-            dtype,
+            base, policies, section, scorer, levels, samples, yardstick, max_new_tokens, max_prompts, seed, dtype
         )
         with holding(held), output(out, "frontier", quiet) as (folder, display):
             run(options, folder, display)
@@ -222,18 +221,6 @@ def frontier(
     points = tuple(point for series in result["policies"].values() for point in series)
     best_of_n, optimum = Table(tuple(result["best of n"])), Table(tuple(result["optimum"]))
     return FrontierResult(Table(points), best_of_n, optimum, _path_of(out))
-
-
-def _winrate_result(written: Mapping[str, Any], rates: Any, out: Any) -> WinrateResult:
-    """Return the result in winrate.json, or an empty one after a dry run, which writes no file."""
-    if not written:
-        return WinrateResult({}, Table(()), None, None)
-    rows = tuple(
-        {"policy": name, "temperature": float(temperature), **values}
-        for name, by_temperature in written["win_rates"].items()
-        for temperature, values in by_temperature.items()
-    )
-    return WinrateResult(rates, Table(rows), written["agreement_with_labels"], _path_of(out))
 
 
 def reward_name(reward: Any, held: Held, where: str) -> str:
@@ -254,12 +241,8 @@ def one_source(source: Any, where: str) -> str:
 def require_out(server: str | None, out: Any, where: str) -> None:
     """Raises ConfigError for a server without `out`, because its completions would be lost."""
     if server is not None and out is None:
-        raise ConfigError(
-            "with a server, out is required",
-            where=where,
-            why="completions are saved as they arrive, so that none is paid for twice",
-            fix="set out=...",
-        )
+        why = "completions are saved as they arrive, so that none is paid for twice"
+        raise ConfigError("with a server, out is required", where=where, why=why, fix="set out=...")
 
 
 def _as_list(models: Any) -> list[Any]:
@@ -271,4 +254,4 @@ def _json(settings: Mapping[str, Any] | None) -> str | None:
 
 
 def _path_of(out: Any) -> Path | None:
-    return None if out is None else Path(os.fspath(out))
+    return None if out is None else Path(out)

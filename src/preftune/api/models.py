@@ -51,12 +51,9 @@ def _written(model: Any, tokenizer: Any, folder: Path, name: str, where: str) ->
     if hasattr(model, "merge_and_unload"):  # saving the adapter is not enough: its base may differ from the one on disk
         model = merge_adapter(copy.deepcopy(model).float(), where)
     elif hasattr(model, "peft_config"):
-        raise ModelError(
-            "the model has an adapter in its layers",
-            where=where,
-            why="its weights cannot be saved without those of the adapter",
-            fix="pass the PeftModel that wraps it, the folder of the adapter, or the result of the run",
-        )
+        why = "its weights cannot be saved without those of the adapter"
+        fix = "pass the PeftModel that wraps it, the folder of the adapter, or the result of the run"
+        raise ModelError("the model has an adapter in its layers", where=where, why=why, fix=fix)
     target = folder / f"{name}-{weights_hash(model)[:16]}"
     if not target.exists():
         save_model(model, tokenizer, target)

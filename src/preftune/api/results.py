@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -223,7 +223,7 @@ class DataReport:
 
     account: Account
     audit: Audit
-    refusal: Exception | None = field(default=None)
+    refusal: Exception | None = None
 
     @property
     def ok(self) -> bool:

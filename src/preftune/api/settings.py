@@ -143,12 +143,9 @@ def _read(schema: type[BaseModel], source: Any, where: str) -> tuple[dict[str, A
         return copy.deepcopy(dict(source)), {}
     if isinstance(source, str | os.PathLike):
         return read_file(os.fspath(source))
-    raise ConfigError(
-        f"the first argument must be a config, not {type(source).__name__}",
-        where=where,
-        why="a config is a YAML file, a dict or a preftune config",
-        fix="pass other arguments by name: model=..., data=...",
-    )
+    what = f"the first argument must be a config, not {type(source).__name__}"
+    why = "a config is a YAML file, a dict or a preftune config"
+    raise ConfigError(what, where=where, why=why, fix="pass other arguments by name: model=..., data=...")
 
 
 def _merge(raw: dict[str, Any], name: str, value: Any) -> None:

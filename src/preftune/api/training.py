@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 Loss = str | Callable[..., Any] | Mapping[str, Any] | Sequence[Mapping[str, Any]]
 UNNAMED = "a model in memory"  # its path in the config
-OPTIONAL = ("lora", "monitor")  # sections that True turns on and False turns off
 CONTROLS = ("config", "overrides", "tokenizer", "dry_run", "quiet", "display")  # arguments that are not config keys
 
 
@@ -126,7 +125,7 @@ def _run(module: str, arguments: dict[str, Any]) -> TrainResult:
         if hasattr(sections["reward"], "parameters"):
             folder_name(sections["reward"], f"{where}: reward")
         sections["reward"] = function_name(sections["reward"], held, exact=False)
-    for name in OPTIONAL:
+    for name in ("lora", "monitor"):  # True turns these sections on, False turns them off
         if isinstance(sections.get(name), bool):
             sections[name] = {} if sections[name] else None
     path = (getattr(memory["model"], "name_or_path", "") or UNNAMED) if "model" in memory else None

@@ -55,13 +55,8 @@ def check(
     """Report dropped rows, lengths, duplicates and leaks. Fails if training on the data would fail."""
     from preftune.cli.settings import check_settings
 
-    options = {
-        "--eval": _share(eval),
-        "--model": model,
-        "--format": data_format,
-        "--max-length": max_length,
-        "--chat-template": chat_template,
-    }
+    options: dict[str, Any] = {"--eval": _share(eval), "--model": model, "--format": data_format}
+    options |= {"--max-length": max_length, "--chat-template": chat_template}
     settings = check_settings(arguments or (), config, options, "preftune data check")
     from preftune.config.schema import terms_of
     from preftune.model.load import load_config, max_positions
@@ -97,12 +92,8 @@ def show(
     """Show groups as the model sees them. With --model, each scored token is in brackets."""
     from preftune.cli.settings import check_settings
 
-    options = {
-        "--model": model,
-        "--format": data_format,
-        "--max-length": max_length,
-        "--chat-template": chat_template,
-    }
+    options: dict[str, Any] = {"--model": model, "--format": data_format}
+    options |= {"--max-length": max_length, "--chat-template": chat_template}
     settings = check_settings(arguments or (), config, options, "preftune data show")
     from preftune.data.groups import read_groups
     from preftune.errors import DataError

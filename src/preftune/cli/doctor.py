@@ -16,19 +16,22 @@ def report() -> str:
     facts = machine()
     lines = [f"{name} {version}" for name, version in facts["versions"].items()]
     lines += [f"{name}: {value}" for name, value in facts["machine"].items()]
-    lines += [f"GPU memory: {gpu_memory()}"] if torch.cuda.is_available() else []
-    lines += [f"matrix multiplication: {speed('fp32'):.0f} GFLOP/s in fp32, {speed('bf16'):.0f} in bf16"]
-    lines += [f"reference cache: {cache_folder()} ({cache_size() / 1e6:.0f} MB)"]
-    lines += [f"offline: HF_HUB_OFFLINE={os.environ.get('HF_HUB_OFFLINE', 'not set')}"]
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        lines.append(f"GPU memory: {free / 2**30:.1f} of {total / 2**30:.1f} GiB free")
+    fp32, bf16 = speed(torch.float32), speed(torch.bfloat16)
+    lines.append(f"matrix multiplication: {fp32:.0f} GFLOP/s in fp32, {bf16:.0f} in bf16")
+    size = sum(path.stat().st_size for path in cache_folder().rglob("*") if path.is_file())
+    lines.append(f"reference cache: {cache_folder()} ({size / 1e6:.0f} MB)")
+    lines.append(f"offline: HF_HUB_OFFLINE={os.environ.get('HF_HUB_OFFLINE', 'not set')}")
     return "\n".join([*lines, "", *advice()])
 
 
-def speed(dtype: str) -> float:
+def speed(dtype: torch.dtype) -> float:
     """Return the GFLOP/s of a square matrix product, measured for 0.1 seconds."""
-    kind = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     n = 4096 if device == "cuda" else 512
-    a = torch.randn(n, n, device=device).to(kind)
+    a = torch.randn(n, n, device=device).to(dtype)
     count, begin = 0, time.perf_counter()
     while time.perf_counter() - begin < 0.1:
         a @ a
@@ -43,16 +46,7 @@ def advice() -> list[str]:
     if torch.cuda.is_available():
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         return ["model.dtype=auto uses bf16 here" if bf16 else "this GPU has no bf16: model.dtype=auto uses fp32"]
-    faster = speed("bf16") / speed("fp32")
+    faster = speed(torch.bfloat16) / speed(torch.float32)
     if faster > 1.2:
         return [f"bf16 is {faster:.1f} times as fast as fp32 on this CPU: set model.dtype=bf16 (auto uses fp32)"]
     return [f"this CPU has no fast bf16 ({faster:.2f} times the fp32 speed): keep model.dtype=auto, which uses fp32"]
-
-
-def gpu_memory() -> str:
-    free, total = torch.cuda.mem_get_info()
-    return f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
-
-
-def cache_size() -> int:
-    return sum(path.stat().st_size for path in cache_folder().rglob("*") if path.is_file())

@@ -46,23 +46,12 @@ def frontier(
     levels, chat = numbers(temperatures), chat_options(chat_template, chat_template_kwargs, as_chat)
     section = data_section(prompts, settings, chat, command="preftune eval frontier", unused=UNUSED_BY_SAMPLE)
     from preftune.train.display import Display
-    from preftune.workflows.frontier import FrontierOptions
-    from preftune.workflows.frontier import run as run_frontier
+    from preftune.workflows.frontier import FrontierOptions, run
 
-    frontier_options = FrontierOptions(
-        reference,
-        tuple(policy),
-        section,
-        reward,
-        levels,
-        samples,
-        yardstick,
-        max_new_tokens,
-        max_prompts,
-        seed,
-        dtype,
+    options = FrontierOptions(
+        reference, tuple(policy), section, reward, levels, samples, yardstick, max_new_tokens, max_prompts, seed, dtype
     )
-    run_frontier(frontier_options, out, Display(quiet))
+    run(options, out, Display(quiet))
 
 
 @app.command()
@@ -111,25 +100,13 @@ def winrate(
     section = data_section(data, settings, chat, command="preftune eval winrate", unused=UNUSED_BY_WINRATE)
     from preftune.client import Client
     from preftune.train.display import Display
-    from preftune.workflows.winrate import WinRateOptions
-    from preftune.workflows.winrate import run as run_winrate
+    from preftune.workflows.winrate import WinRateOptions, run
 
-    winrate_options = WinRateOptions(
-        tuple(policy),
-        section,
-        judge,
-        against,
-        levels,
-        max_new_tokens,
-        max_prompts,
-        task,
-        seed,
-        dtype,
-        server=Client.from_options(judge_url, judge, api_key_env, concurrency, timeout, server_settings),
-        price_in=price_in,
-        price_out=price_out,
-    )
-    run_winrate(winrate_options, out, Display(quiet), dry_run)
+    server = Client.from_options(judge_url, judge, api_key_env, concurrency, timeout, server_settings)
+    limits = (max_new_tokens, max_prompts, task, seed, dtype)
+    values = (tuple(policy), section, judge, against, levels, *limits)
+    options = WinRateOptions(*values, server=server, price_in=price_in, price_out=price_out)
+    run(options, out, Display(quiet), dry_run)
 
 
 @app.command("length-controlled")
@@ -144,9 +121,9 @@ def length_controlled(
 ) -> None:
     """Compute AlpacaEval's length-controlled win rate. It needs the annotations and the gamed baselines."""
     from preftune.train.display import Display
-    from preftune.workflows.length_controlled import run as run_alpaca
+    from preftune.workflows.length_controlled import run
 
-    run_alpaca(annotations, gamed, out, Display(quiet))
+    run(annotations, gamed, out, Display(quiet))
 
 
 def numbers(text: str) -> tuple[float, ...]:

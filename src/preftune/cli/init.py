@@ -69,20 +69,14 @@ def write(kind: str, folder: Path, settings: Sequence[str]) -> Path:
     """Write the config `kind` with `settings` to `folder`. Raises ConfigError if it exists or a setting is wrong."""
     configs = templates()
     if kind not in configs:
-        raise ConfigError(
-            f"there is no config {kind!r}; {did_you_mean(kind, configs)}",
-            where="preftune init",
-            fix="run preftune init to list the configs",
-        )
+        what = f"there is no config {kind!r}; {did_you_mean(kind, configs)}"
+        raise ConfigError(what, where="preftune init", fix="run preftune init to list the configs")
     if folder.suffix in (".yaml", ".yml") or folder.is_file():
         raise ConfigError("this is the name of a file", where=str(folder), fix="name the folder to write to")
     path = folder / f"{Path(kind).name}.yaml"
     if path.exists():
-        raise ConfigError(
-            "the file exists, and preftune init does not overwrite files",
-            where=str(path),
-            fix="name another folder, or delete the file",
-        )
+        what = "the file exists, and preftune init does not overwrite files"
+        raise ConfigError(what, where=str(path), fix="name another folder, or delete the file")
     text = configs[kind].read_text(encoding="utf-8").replace(f"configs/{kind}.yaml", str(path))
     if settings:
         from preftune.config.commands import CONFIGS

@@ -141,12 +141,11 @@ def sample(
     from preftune.client import Client
     from preftune.model.generate import Sampling
     from preftune.train.display import Display
-    from preftune.workflows.sample import SampleOptions
-    from preftune.workflows.sample import run as run_sample
+    from preftune.workflows import sample as workflow
 
     client = Client.from_options(server, model, api_key_env, concurrency, timeout, server_settings)
     sampling = Sampling(n, max_new_tokens, temperature, top_p, top_k, seed)
-    run_sample(SampleOptions(model, section, sampling, max_prompts, dtype, client), out, Display(quiet))
+    workflow.run(workflow.SampleOptions(model, section, sampling, max_prompts, dtype, client), out, Display(quiet))
 
 
 @app.command()
@@ -218,10 +217,10 @@ def score(
     options = limits | chat_options(chat_template, chat_template_kwargs, as_chat)
     section = data_section(data, settings, options, command="preftune score", unused=UNUSED_BY_SCORE)
     from preftune.train.display import Display
-    from preftune.workflows.score import options_for
-    from preftune.workflows.score import run as run_score
+    from preftune.workflows import score as workflow
 
-    run_score(options_for((policy, reference, reward), section, beta, tokens, dtype, mode), out, Display(quiet))
+    score_options = workflow.options_for((policy, reference, reward), section, beta, tokens, dtype, mode)
+    workflow.run(score_options, out, Display(quiet))
 
 
 @app.command()

@@ -38,12 +38,7 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def data_section(
-    source: str,
-    settings: Sequence[str] | None,
-    options: Mapping[str, Any],
-    *,
-    command: str,
-    unused: Sequence[str] = (),
+    source: str, settings: Sequence[str] | None, options: Mapping[str, Any], *, command: str, unused: Sequence[str] = ()
 ) -> DataConfig:
     """Return the section `data` that `settings` and `options` define for the file `source`.
 
@@ -66,11 +61,8 @@ def chat_options(template: str | None, arguments: str | None, as_chat: bool) -> 
     except ValueError as error:
         values = str(error)
     if not isinstance(values, dict | None):
-        raise ConfigError(
-            f"not a JSON object: {values}",
-            where="--chat-template-kwargs",
-            fix="write an object, e.g. '{\"enable_thinking\": false}'",
-        )
+        fix = "write an object, e.g. '{\"enable_thinking\": false}'"
+        raise ConfigError(f"not a JSON object: {values}", where="--chat-template-kwargs", fix=fix)
     return {"--chat-template": template, "--chat-template-kwargs": values, "--as-chat": as_chat or None}
 
 
@@ -103,11 +95,8 @@ def _sections_of(config: Path) -> tuple[dict[str, Any], dict[Any, str], str | No
         closest = max(CONFIGS.values(), key=lambda schema: len(set(raw) & set(schema.model_fields)))
         raise ConfigError(f"unknown key {unknown!r}; {suggest(closest, (unknown,))}", where=places[(unknown,)])
     if methods[0] in ("ppo", "iterate"):
-        raise ConfigError(
-            f"this is a config of preftune {methods[0]}, which reads prompts, not preference data",
-            where=str(config),
-            fix=f"check it with preftune {methods[0]} {config} --dry-run",
-        )
+        what = f"this is a config of preftune {methods[0]}, which reads prompts, not preference data"
+        raise ConfigError(what, where=str(config), fix=f"check it with preftune {methods[0]} {config} --dry-run")
     method: str | None = methods[0]
     if method == "noise":
         method = "reward" if raw.get("ranker") == "reward" else "dpo"
@@ -120,9 +109,9 @@ def _sections_of(config: Path) -> tuple[dict[str, Any], dict[Any, str], str | No
 
 def _keys_of(options: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
     """Map each option that is set to its config key and value: --max-length is data.max_length."""
-    keys = {option: option.removeprefix("--").replace("-", "_") for option in options}
-    names = {option: "model.path" if key == "model" else f"data.{key}" for option, key in keys.items()}
-    return {option: (names[option], value) for option, value in options.items() if value is not None}
+    keys = {option: f"data.{option.removeprefix('--').replace('-', '_')}" for option in options}
+    keys |= {"--model": "model.path"}
+    return {option: (keys[option], value) for option, value in options.items() if value is not None}
 
 
 def _apply(

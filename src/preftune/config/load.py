@@ -16,7 +16,6 @@ from preftune.errors import ConfigError
 
 C = TypeVar("C", bound=BaseModel)
 Places = dict[KeyPath, str]  # the "file:line" or override that sets each key
-MAX_CONFIG_BYTES = 1_000_000
 MAX_DEPTH = 50
 
 
@@ -49,32 +48,46 @@ def load(schema: type[C], file: str | Path, overrides: Sequence[str] = ()) -> C:
 
 
 def read_file(file: str | Path) -> tuple[dict[str, Any], Places]:
-    """Read a YAML file as plain data, with the place of each key. The keys are not checked against a schema."""
-    return read_yaml(_read_text(Path(file), str(file)), str(file))
+    """Read a YAML file without tags and duplicate keys. Return plain data and the "file:line" of each key.
+
+    The keys are not checked against a schema.
+    """
+    source = str(file)
+    text = _read_text(Path(file), source)
+    try:
+        root = yaml.compose(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        at = f"{source}:{mark.line + 1}" if mark else source
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise ConfigError(f"not valid YAML: {problem}", where=at) from None
+    except RecursionError:
+        raise ConfigError(f"more than {MAX_DEPTH} levels of nesting", where=source) from None
+    if root is None:
+        return {}, {}
+    places: Places = {}
+    value = _construct(root, (), places, source)
+    if not isinstance(value, dict):
+        raise ConfigError("a config must be a mapping of sections, e.g. `model: {path: ...}`", where=source)
+    return value, places
 
 
 def _read_text(path: Path, where: str) -> str:
     try:
         if path.is_dir():
-            raise ConfigError("this is a folder, not a config file", where=where, fix=_configs_in(path))
+            names = sorted(file.name for file in path.glob("*.y*ml"))
+            fix = f"pass one of its files: {', '.join(names[:8])}" if names else "pass a .yaml file"
+            raise ConfigError("this is a folder, not a config file", where=where, fix=fix)
         if not path.is_file():
-            raise ConfigError(
-                "no such config file",
-                where=where,
-                fix="pass a YAML file, relative to the current folder, as the first argument, and KEY=VALUE after it",
-            )
-        if path.stat().st_size > MAX_CONFIG_BYTES:
+            fix = "pass a YAML file, relative to the current folder, as the first argument, and KEY=VALUE after it"
+            raise ConfigError("no such config file", where=where, fix=fix)
+        if path.stat().st_size > 1_000_000:
             raise ConfigError("the file is larger than 1 MB, so it is not a config file", where=where)
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(f"byte {error.start} is not UTF-8", where=where, fix="save the file as UTF-8 text") from None
     except OSError as error:
         raise ConfigError(f"the file cannot be read: {error.strerror}", where=where[:200]) from None
-
-
-def _configs_in(folder: Path) -> str:
-    names = sorted(path.name for path in folder.glob("*.y*ml"))
-    return f"pass one of its files: {', '.join(names[:8])}" if names else "pass a .yaml file"
 
 
 def build(schema: type[C], raw: dict[str, Any], places: Places | None = None, source: str = "config") -> C:
@@ -94,26 +107,6 @@ def config_error(schema: type[BaseModel], error: ValidationError, places: Places
 def dump(config: BaseModel) -> str:
     """Return the resolved config as YAML. The text is a valid config file."""
     return str(yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True))
-
-
-def read_yaml(text: str, source: str) -> tuple[dict[str, Any], Places]:
-    """Parse YAML without tags and duplicate keys. Returns plain data and the "file:line" of each key."""
-    try:
-        root = yaml.compose(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        at = f"{source}:{mark.line + 1}" if mark else source
-        problem = " ".join(str(getattr(error, "problem", None) or error).split())
-        raise ConfigError(f"not valid YAML: {problem}", where=at) from None
-    except RecursionError:
-        raise ConfigError(f"more than {MAX_DEPTH} levels of nesting", where=source) from None
-    if root is None:
-        return {}, {}
-    places: Places = {}
-    value = _construct(root, (), places, source)
-    if not isinstance(value, dict):
-        raise ConfigError("a config must be a mapping of sections, e.g. `model: {path: ...}`", where=source)
-    return value, places
 
 
 def _construct(node: yaml.Node, path: KeyPath, places: Places, source: str) -> Any:
@@ -164,7 +157,8 @@ def apply_override(raw: dict[str, Any], places: Places, override: str) -> None:
         key: str | int = part
         if isinstance(target, list):
             key = int(part) if part.isdecimal() else part
-            _check_index(target, key, where)
+            if not isinstance(key, int) or key >= len(target):
+                raise ConfigError(f"{key!r} is not an index of this list, which has {len(target)} entries", where=where)
         path = (*path, key)
         if number == len(parts):
             target[key] = value
@@ -177,11 +171,6 @@ def apply_override(raw: dict[str, Any], places: Places, override: str) -> None:
         for old in [p for p in places if p[: len(path)] == path]:
             del places[old]
     places[path] = where
-
-
-def _check_index(items: list[Any], index: str | int, where: str) -> None:
-    if not isinstance(index, int) or index >= len(items):
-        raise ConfigError(f"{index!r} is not an index of this list, which has {len(items)} entries", where=where)
 
 
 def _problem(schema: type[BaseModel], error: dict[str, Any], places: Places, source: str) -> str:

@@ -7,26 +7,15 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from preftune.config.schema import (
-    BatchConfig,
-    Losses,
-    LossTerm,
-    OptimConfig,
-    Section,
-    SlotConfig,
-    TemplateArguments,
-    TunedConfig,
-    check_eval,
-    terms_of,
-)
+from preftune.config import schema
 
 
-class PromptConfig(Section):
+class PromptConfig(schema.Section):
     train: str | list[str]
     """Prompts: rows with `prompt` (text or messages), or data of any format; only the prompts are used."""
-    eval: str | float | None = None
+    eval: schema.HeldOut = None
     """Held-out prompts: a file, or a share of the training prompts between 0 and 1."""
     columns: dict[str, str] = Field({})
     """Columns of your data for preftune's fields, e.g. {prompt: question}."""
@@ -34,7 +23,7 @@ class PromptConfig(Section):
     """Columns to ignore."""
     chat_template: str | None = None
     """Chat template to use instead of the tokenizer's: a .jinja file, or `dialogue`. It is saved with the model."""
-    chat_template_kwargs: TemplateArguments = Field({})
+    chat_template_kwargs: schema.TemplateArguments = Field({})
     """Arguments of the chat template in addition to the messages, e.g. {enable_thinking: false}."""
     as_chat: bool = False
     """Convert text prompts to one user message and apply the chat template. HH-RLHF transcripts are split into their
@@ -44,13 +33,8 @@ class PromptConfig(Section):
     max_dropped: float = Field(0.2, ge=0, le=1)
     """Stop if more than this share of the rows is dropped."""
 
-    @field_validator("eval")
-    @classmethod
-    def _check_eval(cls, value: str | float | None) -> str | float | None:
-        return check_eval(value)
 
-
-class ValueConfig(Section):
+class ValueConfig(schema.Section):
     kind: Literal["network", "head"] = "network"
     """network: a separate model with a scalar head; head: a linear map of the policy's last hidden states."""
     path: str | None = None
@@ -64,7 +48,7 @@ class ValueConfig(Section):
         return self
 
 
-class RolloutConfig(Section):
+class RolloutConfig(schema.Section):
     prompts: int = Field(64, ge=1)
     """Prompts per step."""
     responses: int = Field(1, ge=1)
@@ -83,7 +67,7 @@ class RolloutConfig(Section):
         return self
 
 
-class PPOParameters(Section):
+class PPOParameters(schema.Section):
     kl_coef: float = Field(0.05, ge=0)
     """Weight of the KL penalty (DPO's beta). With `kl_target`: its initial value."""
     kl_target: float | None = Field(None, gt=0)
@@ -115,7 +99,7 @@ class PPOParameters(Section):
     """Normalise the advantages of a step to mean 0 and variance 1."""
 
 
-class PPOConfig(TunedConfig):
+class PPOConfig(schema.TunedConfig):
     data: PromptConfig
     reward: str
     """Folder of a reward model, `implicit:POLICY,REFERENCE,BETA`, `judge:URL,MODEL`, `vader`, `file.py:function` with
@@ -123,13 +107,13 @@ class PPOConfig(TunedConfig):
     value: ValueConfig = ValueConfig()
     rollout: RolloutConfig = RolloutConfig()
     ppo: PPOParameters = PPOParameters()
-    optim: OptimConfig = OptimConfig(lr=3e-6, schedule="constant", warmup=0)
-    batch: SlotConfig = SlotConfig()
+    optim: schema.OptimConfig = schema.OptimConfig(lr=3e-6, schedule="constant", warmup=0)
+    batch: schema.SlotConfig = schema.SlotConfig()
     out: str = "runs/ppo"
     """The run folder. Rerun the same command to resume."""
 
 
-class SampleConfig(Section):
+class SampleConfig(schema.Section):
     n: int = Field(8, ge=2)
     """Responses per prompt in each round."""
     temperature: float = Field(1.0, gt=0)
@@ -142,7 +126,7 @@ class SampleConfig(Section):
     """Responses per prompt in the evaluation of each round, sampled at temperature 1."""
 
 
-class SelectConfig(Section):
+class SelectConfig(schema.Section):
     select: Literal["best-worst", "best-random", "all", "rso"] = "all"
     """Which preference pairs to make from the responses to a prompt, as in `preftune pairs`."""
     gap: float = Field(0.0, ge=0)
@@ -153,7 +137,7 @@ class SelectConfig(Section):
     """Temperature of the rejection sampling in rso."""
 
 
-class StopConfig(Section):
+class StopConfig(schema.Section):
     kl: float | None = Field(None, gt=0)
     """Stop if the KL to the first model exceeds this after a round, in nats per response. The result is the policy of
     the previous round."""
@@ -165,7 +149,7 @@ class StopConfig(Section):
     round."""
 
 
-class IterateConfig(TunedConfig):
+class IterateConfig(schema.TunedConfig):
     data: PromptConfig
     reward: str
     """The reward, as in preftune ppo."""
@@ -179,9 +163,9 @@ class IterateConfig(TunedConfig):
     """Reference of each round. fixed: the first model; refreshed: the policy at the start of the round."""
     sample: SampleConfig = SampleConfig()
     pairs: SelectConfig = SelectConfig()
-    loss: Losses = Field({"name": "sigmoid", "beta": 0.1})
+    loss: schema.Losses = Field({"name": "sigmoid", "beta": 0.1})
     """The loss, as in preftune dpo."""
-    batch: BatchConfig = BatchConfig()
+    batch: schema.BatchConfig = schema.BatchConfig()
     lr_decay: float = Field(1.0, gt=0, le=1)
     """Multiply the learning rate by this after each round."""
     stop: StopConfig = StopConfig()
@@ -189,5 +173,5 @@ class IterateConfig(TunedConfig):
     """The run folder. Rerun the same command to resume after the last finished part."""
 
     @property
-    def terms(self) -> list[LossTerm]:
-        return terms_of(self.loss)
+    def terms(self) -> list[schema.LossTerm]:
+        return schema.terms_of(self.loss)

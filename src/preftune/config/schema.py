@@ -55,6 +55,7 @@ def check_eval(value: str | float | None) -> str | float | None:
     return value
 
 
+HeldOut = Annotated[str | float | None, AfterValidator(check_eval)]
 RESERVED = {
     *("conversation", "messages", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize"),
     *("sanitize_control_tokens", "padding", "truncation", "max_length", "return_tensors", "return_dict"),
@@ -106,7 +107,7 @@ class DataConfig(Section):
     train: str | list[str]
     """A file (.jsonl, .json, .csv, .tsv, also compressed as .gz, .bz2, .xz or .zst; .parquet, .arrow), a folder of such
     files, a Hub id, or a list of these. Add a split to a folder or Hub id: `name:split`, `name:config:split`."""
-    eval: str | float | None = None
+    eval: HeldOut = None
     """Held-out data: a file, or a share of the training data between 0 and 1. A share is chosen by prompt; no prompt
     and no row is in both parts."""
     format: str = "auto"
@@ -152,11 +153,6 @@ class DataConfig(Section):
     """Accept data in which most rows have an empty prompt."""
     allow_dropped_text: bool = False
     """Accept a chat template that removes part of a response, such as its reasoning. The affected rows are counted."""
-
-    @field_validator("eval")
-    @classmethod
-    def _check_eval(cls, value: str | float | None) -> str | float | None:
-        return check_eval(value)
 
 
 # Keys of DataConfig that a command does not use. `score` holds nothing out; `sample` and `winrate` read only prompts.

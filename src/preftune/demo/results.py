@@ -74,10 +74,11 @@ class DemoResults:
     def strongest(self) -> Tuned:
         return min(self.tuned, key=lambda t: t.beta)
 
-    def samples(self, n: int) -> Iterator[tuple[str, str, str]]:
-        """Yield prompt, sample before and sample after DPO for about n prompts, evenly spread."""
+    def samples(self, n: int) -> Iterator[list[str]]:
+        """Yield prompt, sample before and sample after DPO, with true rewards, for about n prompts, evenly spread."""
         for index in range(0, len(self.prompts), max(1, len(self.prompts) // n)):
-            yield self.prompts[index], self.before[index][0], self.strongest.texts[index][0]
+            texts = self.before[index][0], self.strongest.texts[index][0]
+            yield [self.prompts[index], *(f"{text.strip()} ({world.true_reward(text):+.2f})" for text in texts)]
 
     def checks(self) -> list[Check]:
         """Compare the results with the values that theory predicts."""
@@ -95,34 +96,25 @@ class DemoResults:
             Check("DPO: loss at step 1", f"ln 2 = {math.log(2):.6f}", f"{loss:.6f}", abs(loss - math.log(2)) < 1e-6),
         ]
         for tuned in self.tuned:
-            best = optimum_at(self.reward_PM, max(tuned.point.kl, 0.0))
             at_beta = optimum(self.reward_PM, [tuned.beta])[0]
-            gain = (tuned.point.reward - self.start.reward) / max(best - self.start.reward, 1e-9)
-            noise = 3 * tuned.point.reward_se
-            rows.append(
-                Check(
-                    f"DPO, beta {tuned.beta:g}: reward (KL)",
-                    f"optimum {at_beta.reward:.3f} ({at_beta.kl:.2f}); at most {best:.3f} at the measured KL",
-                    f"{tuned.point.reward:.3f} ({tuned.point.kl:.2f}), {gain:.0%} of the possible gain",
-                    self.start.reward < tuned.point.reward < best + noise,
-                )
-            )
-        for point in self.ppo:
-            best = optimum_at(self.reward_PM, max(point.kl, 0.0))
-            gain = (point.reward - self.start.reward) / max(best - self.start.reward, 1e-9)
-            rows.append(
-                Check(
-                    f"{point.name}: reward (KL)",
-                    f"at most {best:.3f} at the measured KL",
-                    f"{point.reward:.3f} ({point.kl:.2f}), {gain:.0%} of the possible gain",
-                    self.start.reward < point.reward < best + 3 * point.reward_se,
-                )
-            )
+            rows.append(self._check_reward(tuned.point, f"optimum {at_beta.reward:.3f} ({at_beta.kl:.2f}); "))
+        rows += [self._check_reward(point) for point in self.ppo]
         correlation = self.strongest.correlation
         rows.append(
             Check("DPO: correlation of implicit and true reward", "above 0.2", f"{correlation:.2f}", correlation > 0.2)
         )
         return rows
+
+    def _check_reward(self, point: Point, at_beta: str = "") -> Check:
+        """Compare the reward of a policy with the best reward that is possible at its KL."""
+        best = optimum_at(self.reward_PM, max(point.kl, 0.0))
+        gain = (point.reward - self.start.reward) / max(best - self.start.reward, 1e-9)
+        return Check(
+            f"{point.name}: reward (KL)",
+            f"{at_beta}at most {best:.3f} at the measured KL",
+            f"{point.reward:.3f} ({point.kl:.2f}), {gain:.0%} of the possible gain",
+            self.start.reward < point.reward < best + 3 * point.reward_se,
+        )
 
 
 def write_report(out: Path, results: DemoResults) -> None:
@@ -135,53 +127,38 @@ def write_report(out: Path, results: DemoResults) -> None:
     points = {"SFT": [results.start], "DPO": [t.point for t in results.tuned]}
     if results.ppo:
         points["PPO"] = results.ppo
+    losses = {f"beta {t.beta:g}": _steps(t, "loss") for t in results.tuned}
+    margins = {f"beta {t.beta:g}": _steps(t, "rewards/margins") for t in results.tuned}
     strongest = results.strongest
     pairs = list(zip(strongest.reward_PM.ravel().tolist(), strongest.implicit_PM.ravel().tolist(), strict=True))
     table = [["", "expected", "measured", ""]]
     table += [[c.name, c.expected, c.measured, "ok" if c.ok else "not as expected"] for c in results.checks()]
-    sampled = [
-        [prompt, *(f"{text.strip()} ({world.true_reward(text):+.2f})" for text in (before, after))]
-        for prompt, before, after in results.samples(10)
+    sections = [
+        Section("Expected and measured", table=table),
+        Section(
+            "Reward against KL",
+            "Points further up and to the left are better. No policy can be above the closed-form optimum. The "
+            f"curve estimates the optimum from {results.reward_PM.shape[1]} samples of the reference per prompt, "
+            "with a correction for the bias of the small sample. Its error is about 0.01 in reward, so a point may "
+            "be above the curve by that much. Best-of-n is close to the optimum, but needs n samples per response.",
+            figures=[frontier("Frontier", lines, points)],
+        ),
+        Section(
+            "Training",
+            "The loss starts at ln 2, because policy and reference are equal at first. It stays above 0, because "
+            "the labels are probabilities: even a perfect model of the true reward has a loss above 0.",
+            figures=[loss_curves(losses), curves("Margin of implicit rewards", "margin", margins)],
+        ),
+        Section(
+            "Implicit against true reward",
+            f"The implicit reward is beta * log(policy / reference), here at beta {strongest.beta:g} for samples "
+            f"of the SFT model. The correlation within prompts is {strongest.correlation:.2f}.",
+            figures=[scatter("Implicit reward", "true reward", "implicit reward", pairs)],
+        ),
+        Section("Samples before and after", table=[["prompt", "SFT", strongest.point.name], *results.samples(10)]),
+        Section("Next steps with your own data", code="\n".join(NEXT_STEPS)),
     ]
-    write_page(
-        out / "report.html",
-        "preftune demo",
-        [
-            Section("Expected and measured", table=table),
-            Section(
-                "Reward against KL",
-                "Points further up and to the left are better. No policy can be above the closed-form optimum. The "
-                f"curve estimates the optimum from {results.reward_PM.shape[1]} samples of the reference per prompt, "
-                "with a correction for the bias of the small sample. Its error is about 0.01 in reward, so a point may "
-                "be above the curve by that much. Best-of-n is close to the optimum, but needs n samples per response.",
-                figures=[frontier("Frontier", lines, points)],
-            ),
-            Section(
-                "Training",
-                "The loss starts at ln 2, because policy and reference are equal at first. It stays above 0, because "
-                "the labels are probabilities: even a perfect model of the true reward has a loss above 0.",
-                figures=[
-                    loss_curves({f"beta {t.beta:g}": _steps(t, "loss") for t in results.tuned}),
-                    curves(
-                        "Margin of implicit rewards",
-                        "margin",
-                        {f"beta {t.beta:g}": _steps(t, "rewards/margins") for t in results.tuned},
-                    ),
-                ],
-            ),
-            Section(
-                "Implicit against true reward",
-                f"The implicit reward is beta * log(policy / reference), here at beta {strongest.beta:g} for samples "
-                f"of the SFT model. The correlation within prompts is {strongest.correlation:.2f}.",
-                figures=[scatter("Implicit reward", "true reward", "implicit reward", pairs)],
-            ),
-            Section("Samples before and after", table=[["prompt", "SFT", strongest.point.name], *sampled]),
-            Section(
-                "Next steps with your own data",
-                code="preftune data check prefs.jsonl\npreftune init dpo\npreftune dpo dpo.yaml",
-            ),
-        ],
-    )
+    write_page(out / "report.html", "preftune demo", sections)
 
 
 def _steps(tuned: Tuned, name: str) -> Sequence[tuple[float, float]]:

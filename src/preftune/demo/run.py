@@ -31,7 +31,7 @@ from preftune.chat.render import Renderer
 from preftune.config.schema import BatchConfig, DataConfig, DPOConfig, ModelConfig, OptimConfig, SFTConfig, TrainConfig
 from preftune.data.groups import Limits, tokenize
 from preftune.demo import rlhf, world
-from preftune.demo.results import NEXT_STEPS, Check, DemoResults, Tuned, write_report
+from preftune.demo.results import NEXT_STEPS, DemoResults, Tuned, write_report
 from preftune.errors import RunError, writing
 from preftune.formats.account import Account
 from preftune.formulas import implicit_reward
@@ -49,31 +49,20 @@ MARK = "preftune-demo.json"
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """The size of the demo. Each group has `group` responses, which are compared with each other."""
+    """The size of the demo."""
 
     reviews: int
     samples: int
-    group: int
     betas: tuple[float, ...]
-    epochs: int
     evaluation: int
     width: int = 128
     layers: int = 3
     ppo: rlhf.PPOScale = field(default_factory=rlhf.PPOScale)
 
 
-FULL = Scale(reviews=8000, samples=24, group=8, betas=(1.0, 0.3, 0.1), epochs=2, evaluation=8)
-FAST = Scale(
-    reviews=3500,
-    samples=8,
-    group=8,
-    betas=(0.1,),
-    epochs=2,
-    evaluation=4,
-    width=64,
-    layers=2,
-    ppo=rlhf.PPOScale((0.1,), 15),
-)
+GROUP_SIZE = 8  # responses that are compared with each other
+FULL = Scale(reviews=8000, samples=24, betas=(1.0, 0.3, 0.1), evaluation=8)
+FAST = Scale(reviews=3500, samples=8, betas=(0.1,), evaluation=4, width=64, layers=2, ppo=rlhf.PPOScale((0.1,), 15))
 
 
 def run(out: Path, *, fast: bool = False, with_ppo: bool = False, console: Console | None = None) -> DemoResults:
@@ -102,14 +91,14 @@ def run(out: Path, *, fast: bool = False, with_ppo: bool = False, console: Conso
         console.print(f"[3/5] sampling {scale.samples} reviews for each of {len(prompts)} prompts, and labelling pairs")
         ids = [tokenizer(p)["input_ids"] for p in prompts]
         drawn = sample(reference, tokenizer, ids, Sampling(scale.samples, seed=1))
-        write_groups(out / "preferences.jsonl", prompts, drawn, scale.group)
+        write_groups(out / "preferences.jsonl", prompts, drawn)
         of_reference = Scorer.of(reference)
         unseen = sample(reference, tokenizer, ids, Sampling(scale.evaluation, seed=3))
 
         console.print(f"[4/5] DPO with beta {', '.join(f'{b:g}' for b in scale.betas)}")
         tuned = []
         for beta in scale.betas:
-            folder = train_dpo(out, beta, scale, display)
+            folder = train_dpo(out, beta, display)
             policy = Scorer.of(load_model(locate(str(folder)), torch.float32))
             fresh = sample(policy.model, tokenizer, ids, Sampling(scale.evaluation, seed=2))
             tuned.append(measure_policy(beta, out, policy, of_reference, fresh, unseen))
@@ -197,25 +186,25 @@ def train_sft(out: Path, reviews: Sequence[world.Review], model: Any, tokenizer:
     return sft.run(config, model=model, tokenizer=tokenizer, display=display)
 
 
-def train_dpo(out: Path, beta: float, scale: Scale, display: Display) -> Path:
+def train_dpo(out: Path, beta: float, display: Display) -> Path:
     config = DPOConfig(
         model=ModelConfig(path=str(out / "sft" / "final"), dtype="fp32"),
         data=DataConfig(train=str(out / "preferences.jsonl"), eval=0.1, max_length=128),
         loss={"name": "sigmoid", "beta": beta},
         optim=OptimConfig(lr=3e-4, schedule="cosine"),
         batch=BatchConfig(pairs=112),
-        train=TrainConfig(epochs=scale.epochs),
+        train=TrainConfig(epochs=2),
         out=str(out / f"dpo-beta-{beta:g}"),
     )
     return dpo.run(config, display=display)
 
 
-def write_groups(path: Path, prompts: Sequence[str], drawn: Sequence[Sampled], size: int) -> None:
-    """Write groups of `size` responses with all pairs, labelled with their Bradley-Terry probability."""
+def write_groups(path: Path, prompts: Sequence[str], drawn: Sequence[Sampled]) -> None:
+    """Write groups of GROUP_SIZE responses with all pairs, labelled with their Bradley-Terry probability."""
     rows = []
     for prompt, sampled in zip(prompts, drawn, strict=True):
-        for begin in range(0, len(sampled.texts), size):
-            texts = sampled.texts[begin : begin + size]
+        for begin in range(0, len(sampled.texts), GROUP_SIZE):
+            texts = sampled.texts[begin : begin + GROUP_SIZE]
             reward = [world.true_reward(text) for text in texts]
             order = sorted(range(len(texts)), key=lambda i: -reward[i])
             judgements = [
@@ -224,18 +213,13 @@ def write_groups(path: Path, prompts: Sequence[str], drawn: Sequence[Sampled], s
                 if reward[b] > reward[w]
             ]
             if judgements:
-                ended = list(sampled.ended[begin : begin + size])
+                ended = list(sampled.ended[begin : begin + GROUP_SIZE])
                 rows.append({"prompt": prompt, "responses": texts, "judgements": judgements, "ended": ended})
     _write(path, rows)
 
 
 def measure_policy(
-    beta: float,
-    out: Path,
-    policy: Scorer,
-    reference: Scorer,
-    fresh: Sequence[Sampled],
-    unseen: Sequence[Sampled],
+    beta: float, out: Path, policy: Scorer, reference: Scorer, fresh: Sequence[Sampled], unseen: Sequence[Sampled]
 ) -> Tuned:
     """Measure reward and KL on own samples, and implicit and true reward on new samples of the reference."""
     new = [s.group for s in unseen]
@@ -268,8 +252,8 @@ def show(console: Console, results: DemoResults) -> None:
     samples = Table(title="samples before and after DPO (true reward)", title_justify="left", box=None)
     for header in ("prompt", "SFT", results.strongest.point.name):
         samples.add_column(header, overflow="fold")
-    for prompt, before, after in results.samples(3):
-        samples.add_row(prompt, *(f"{text.strip()} ({world.true_reward(text):+.2f})" for text in (before, after)))
+    for row in results.samples(3):
+        samples.add_row(*row)
     console.print(samples)
     console.print()
     table = Table(title="expected and measured", title_justify="left", box=None)
@@ -325,6 +309,3 @@ def _own_cache(out: Path) -> Iterator[None]:
             del os.environ["PREFTUNE_CACHE"]
         else:
             os.environ["PREFTUNE_CACHE"] = previous
-
-
-__all__ = ["FAST", "FULL", "Check", "run"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 THINGS = {
     "film": ("the lighthouse film", "the space film", "the quiet film", "the new comedy", "the winter drama"),
@@ -51,15 +51,13 @@ FILLERS = {
 NEGATION = -0.6  # "not good" is bad, but less bad than "bad"
 SOFTNESS = 3.0
 
-REWARD_WORDS = {**ADJECTIVES, **VERBS, **VERDICTS}
-
 
 @dataclass
 class Writer:
     """Makes random choices and adds up their log-probability."""
 
     rng: random.Random
-    logp: float = field(default=0.0)
+    logp: float = 0.0
 
     def pick(self, options: tuple[str, ...] | list[str]) -> str:
         self.logp -= math.log(len(options))

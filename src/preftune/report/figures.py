@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 import plotly.graph_objects as go
@@ -15,12 +16,9 @@ Series = Mapping[str, Sequence[tuple[float, float]]]
 def curves(title: str, y: str, series: Series, x: str = "step", level: tuple[str, float] | None = None) -> Any:
     """Draw a line for each name. `level` is the name and value of a horizontal line."""
     figure = _figure(title, x, y)
-    for colour, (name, points) in zip(_colours(len(series)), series.items(), strict=True):
-        figure.add_trace(
-            go.Scatter(
-                x=[p[0] for p in points], y=[p[1] for p in points], name=name, mode="lines", line={"color": colour}
-            )
-        )
+    for colour, (name, points) in zip(cycle(COLOURS), series.items(), strict=False):
+        xs, ys = [p[0] for p in points], [p[1] for p in points]
+        figure.add_trace(go.Scatter(x=xs, y=ys, name=name, mode="lines", line={"color": colour}))
     if level:
         figure.add_hline(y=level[1], line_dash="dot", annotation_text=level[0])
     return figure
@@ -34,7 +32,7 @@ def loss_curves(series: Series) -> Any:
 def frontier(title: str, lines: Series, points: Mapping[str, Sequence[Any]]) -> Any:
     """Draw reward against KL. `lines` are curves; `points` have name, kl, reward, kl_se and reward_se."""
     figure = _figure(title, "KL(policy || reference), nats", "reward")
-    colours = iter(_colours(len(lines) + len(points)))
+    colours = cycle(COLOURS)
     for name, line in lines.items():
         xs, ys = [p[0] for p in line], [p[1] for p in line]
         figure.add_trace(go.Scatter(x=xs, y=ys, name=name, mode="lines", line={"color": next(colours)}))
@@ -58,14 +56,9 @@ def frontier(title: str, lines: Series, points: Mapping[str, Sequence[Any]]) -> 
 def scatter(title: str, x: str, y: str, points: Sequence[tuple[float, float]]) -> Any:
     """Draw a scatter plot."""
     figure = _figure(title, x, y)
-    figure.add_trace(
-        go.Scatter(
-            x=[p[0] for p in points],
-            y=[p[1] for p in points],
-            mode="markers",
-            marker={"size": 4, "opacity": 0.5, "color": COLOURS[0]},
-        )
-    )
+    xs, ys = [p[0] for p in points], [p[1] for p in points]
+    marker = {"size": 4, "opacity": 0.5, "color": COLOURS[0]}
+    figure.add_trace(go.Scatter(x=xs, y=ys, mode="markers", marker=marker))
     return figure
 
 
@@ -75,7 +68,3 @@ def _figure(title: str, x: str, y: str) -> Any:
         title=title, xaxis_title=x, yaxis_title=y, template="plotly_white", height=440, margin={"t": 60, "b": 50}
     )
     return figure
-
-
-def _colours(n: int) -> list[str]:
-    return [COLOURS[i % len(COLOURS)] for i in range(n)]

@@ -36,7 +36,7 @@ pre { background: #f4f4f4; padding: .8rem; overflow-x: auto; }
 {% if section.table %}<table><tr>{% for cell in section.table[0] %}<th>{{ cell }}</th>{% endfor %}</tr>
 {% for row in section.table[1:] %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}</table>
 {% endif %}
-{% for figure in section.figures %}{{ figure }}{% endfor %}
+{% for figure in section.figures %}{{ figure.to_html(full_html=False, include_plotlyjs=False) | safe }}{% endfor %}
 {% for label, pieces in section.shaded %}<h3>{{ label }}</h3>
 <p class="shaded">{% for p in pieces %}<span class="{{ 'up' if p.value > 0 else 'down' }}"
 style="--a: {{ p.strength }}" title="{{ p.title }}">{{ p.text }}</span>{% endfor %}</p>
@@ -70,29 +70,11 @@ class Section:
 
 
 def write_page(path: Path, title: str, sections: Sequence[Section]) -> None:
-    """Write the page. All texts are escaped, so a model's output cannot become HTML."""
-    environment = jinja2.Environment(autoescape=True)
-    contents = [
-        {
-            "title": s.title,
-            "text": s.text,
-            "table": s.table,
-            "shaded": s.shaded,
-            "code": s.code,
-            "figures": [Markup(_html(figure)) for figure in s.figures],
-        }
-        for s in sections
-    ]
-    script = _plotly() if any(s.figures for s in sections) else ""
-    write_text(path, environment.from_string(TEMPLATE).generate(title=title, sections=contents, plotly_js=script))
+    """Write the page. All texts are escaped, so a model's output cannot become HTML. Plotly escapes its own JSON."""
+    script = ""
+    if any(section.figures for section in sections):
+        from plotly.offline import get_plotlyjs
 
-
-def _plotly() -> Markup:
-    from plotly.offline import get_plotlyjs
-
-    return Markup(get_plotlyjs())
-
-
-def _html(figure: Any) -> str:
-    """Return the figure without the plotly library. Its JSON cannot close the surrounding script element."""
-    return str(figure.to_html(full_html=False, include_plotlyjs=False))
+        script = Markup(get_plotlyjs())
+    template = jinja2.Environment(autoescape=True).from_string(TEMPLATE)
+    write_text(path, template.generate(title=title, sections=sections, plotly_js=script))

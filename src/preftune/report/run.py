@@ -38,10 +38,7 @@ def write_run_page(folder: Path) -> None:
     table += [(name, *(_value(final, name) for final in last.values())) for name in names]
     sections = [
         Section("Result", table=table),
-        Section(
-            "Curves",
-            figures=[figure for curve in CURVES for figure in _curves(lines, "held-out", *curve)],
-        ),
+        Section("Curves", figures=[figure for curve in CURVES for figure in _curves(lines, "held-out", *curve)]),
         *_drift(lines, json.loads(manifest).get("advice", {})),
         Section("Config", code=(folder / "config.yaml").read_text()),
         Section("Manifest", code=manifest),

@@ -36,7 +36,9 @@ def pairs_to_show(margins: Sequence[float]) -> tuple[list[int], list[int]]:
 
 def write_token_page(path: Path, title: str, first: Sequence[ShadedPair], worst: Sequence[ShadedPair]) -> None:
     """Write a page with the pairs with the lowest margins and the first pairs."""
-    strongest = _strongest([value for pair in (*first, *worst) for _, value in (*pair.chosen, *pair.rejected)])
+    sizes = sorted(abs(value) for pair in (*first, *worst) for _, value in (*pair.chosen, *pair.rejected))
+    # The 98th percentile, so that one rare token does not make all others pale
+    strongest = sizes[int(0.98 * (len(sizes) - 1))] if sizes else 0.0
     table = [["pair", "chosen", "rejected", "margin"]]
     table += [[p.origin, *(f"{x:.3f}" for x in (_sum(p.chosen), _sum(p.rejected), p.margin))] for p in worst]
     legend = (
@@ -63,12 +65,6 @@ def _piece(text: str, value: float, strongest: float) -> Piece:
     escaped = "".join(c if c in "\n\t\r" or c.isprintable() else repr(c)[1:-1] for c in text).translate(ESCAPES)
     strength = min(abs(value) / strongest, 1.0) if strongest else 0.0
     return Piece(escaped, value, f"{0.75 * strength:.2f}", f"{value:+.4f}")
-
-
-def _strongest(values: Sequence[float]) -> float:
-    """Return the 98th percentile of the absolute values, so that one rare token does not make all others pale."""
-    sizes = sorted(abs(value) for value in values)
-    return sizes[int(0.98 * (len(sizes) - 1))] if sizes else 0.0
 
 
 def _sum(tokens: Tokens) -> float:
