@@ -207,11 +207,9 @@ class Log:
         self.tally, self.losses = Tally(), list[float]()
         self.times = [time.perf_counter()]
 
-    def train(self, _step: int, metrics: dict[str, float]) -> None:
+    def log_train(self, _step: int, metrics: dict[str, float]) -> None:
         self.times.append(time.perf_counter())
         self.losses.append(metrics["loss"])
-
-    def evaluation(self, *_: Any) -> None: ...
 
     def save(self, *_: Any) -> None: ...
 

@@ -64,16 +64,16 @@ class Silent:
     """A run log that stores the metrics of the last step."""
 
     def __init__(self) -> None:
-        self.tally, self.facts, self.start = Tally(), dict[str, float](), 0
+        self.tally, self.loop_state, self.start = Tally(), dict[str, float](), 0
         self.weights: Weights | None = None
         self.last: dict[str, float] = {}
 
-    def train(self, _step: int, metrics: dict[str, float]) -> None:
+    def log_train(self, _step: int, metrics: dict[str, float]) -> None:
         self.last = metrics
 
     def save(self, step: int, tally: Tally, tokens: int) -> None: ...
 
-    def halved(self, step: int, tokens: int) -> None: ...
+    def log_halved(self, step: int, tokens: int) -> None: ...
 
     def stop_requested(self) -> bool:
         return False

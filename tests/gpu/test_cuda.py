@@ -215,14 +215,12 @@ class RecordingLog:
     def __init__(self) -> None:
         self.tally, self.losses, self.reductions = Tally(), list[float](), list[int]()
 
-    def train(self, _step: int, metrics: dict[str, float]) -> None:
+    def log_train(self, _step: int, metrics: dict[str, float]) -> None:
         self.losses.append(metrics["loss"])
-
-    def evaluation(self, *_: Any) -> None: ...
 
     def save(self, *_: Any) -> None: ...
 
-    def halved(self, _step: int, tokens: int) -> None:
+    def log_halved(self, _step: int, tokens: int) -> None:
         self.reductions.append(tokens)
 
     def stop_requested(self) -> bool:

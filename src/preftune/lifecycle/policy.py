@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -15,7 +14,7 @@ from preftune.data.groups import require_vocabulary
 from preftune.data.layout import Budget
 from preftune.errors import ConfigError, ModelError
 from preftune.lifecycle.data import require_length
-from preftune.lifecycle.packing_probe import Values, choose_layout, state_values, token_values
+from preftune.lifecycle.packing_probe import choose_layout, state_values, token_values
 from preftune.model import load
 from preftune.model.adapter import add_lora
 from preftune.model.compile import compile_blocks
@@ -26,19 +25,6 @@ from preftune.model.weights import note
 from preftune.types import TokenGroup
 
 PROVISIONAL = 4096  # token slots of a micro-batch until lifecycle.plan chooses the size
-
-
-class ModelKind(NamedTuple):
-    """How to load and score a kind of model. `values`: what the packing probe compares. `adapter`: peft's task type."""
-
-    load: Callable[[load.Source, torch.dtype], Any]
-    scorer: Callable[[Any], Scorer]
-    values: Values
-    adapter: str
-
-
-LANGUAGE_MODEL = ModelKind(load.load_model, Scorer.of, token_values, "CAUSAL_LM")
-REWARD_MODEL = ModelKind(partial(load_scalar, new_head=True), scalar_scorer, state_values, "SEQ_CLS")
 
 
 @dataclass(slots=True)
@@ -70,11 +56,11 @@ class Policy:
 
 
 def load_policy(
-    config: TunedConfig, source: load.Source, renderer: Renderer, model: Any = None, kind: ModelKind = LANGUAGE_MODEL
+    config: TunedConfig, source: load.Source, renderer: Renderer, model: Any = None, scalar: bool = False
 ) -> Policy:
     """Return the policy at step 0 on its device, with an adapter if the config has one. Dropout is off.
 
-    `model` is a model in memory; None loads the model from `source`.
+    `model` is a model in memory; None loads the model from `source`. `scalar`: it is a reward model.
     """
     torch.manual_seed(config.train.seed)
     in_memory = model is not None
@@ -85,17 +71,18 @@ def load_policy(
         dtypes, save_dtype = {name: t.dtype for name, t in exact_state(model).items()}, model.dtype
     else:
         dtypes = load.source_dtypes(source)
-        model, precise = read_policy(config, source, kind, dtypes)
+        model, precise = read_policy(config, source, scalar, dtypes)
         dtypes = {name: torch.float32 if dtype == torch.float64 else dtype for name, dtype in dtypes.items()}
         save_dtype = save_dtype_of(model, dtypes) if dtypes else load.source_dtype(source)
     if config.model.save_dtype != "auto":
         dtypes, save_dtype = {}, load.DTYPES[config.model.save_dtype]
     model.config.use_cache = False
     if config.lora:
-        model = add_lora(model, config.lora.rank, config.lora.alpha, config.lora.targets, kind.adapter)
+        kind, lora = "SEQ_CLS" if scalar else "CAUSAL_LM", config.lora
+        model = add_lora(model, lora.rank, lora.alpha, lora.targets, kind)
     model.to(device_of(model if in_memory else None))
-    scorer = kind.scorer(model)
-    layout, layout_note = choose_layout(scorer, config.model.attention, kind.values)
+    scorer = scalar_scorer(model) if scalar else Scorer.of(model)
+    layout, layout_note = choose_layout(scorer, config.model.attention, state_values if scalar else token_values)
     if config.model.gradient_checkpointing:
         load.checkpoint_activations(model)
     if config.model.compile:
@@ -115,17 +102,21 @@ def load_policy(
 
 
 def read_policy(
-    config: TunedConfig, source: load.Source, kind: ModelKind, stored: Mapping[str, torch.dtype]
+    config: TunedConfig, source: load.Source, scalar: bool, stored: Mapping[str, torch.dtype]
 ) -> tuple[Any, dict[str, torch.Tensor]]:
     """Return the model in compute precision, and fp32 values of tensors that are rounded by it and will be saved."""
     dtype = compute_dtype(config.model)
     rounded = source.adapter is not None or not exact_in(stored.values() or {load.source_dtype(source)}, dtype)
-    saved = not config.lora or source.adapter is not None or kind is REWARD_MODEL  # the base of an adapter is not saved
+    saved = not config.lora or source.adapter is not None or scalar  # the base of an adapter is not saved
     needed = rounded and saved and dtype != torch.float32
-    precise = exact_state(kind.load(source, torch.float32)) if needed else {}
+    precise = exact_state(_read(source, torch.float32, scalar)) if needed else {}
     if torch.float64 in stored.values():
         note(f"note: {source.base}: float64 weights are rounded to fp32, the highest precision that runs use")
-    return kind.load(source, dtype).requires_grad_(True), precise
+    return _read(source, dtype, scalar).requires_grad_(True), precise
+
+
+def _read(source: load.Source, dtype: torch.dtype, scalar: bool) -> Any:
+    return load_scalar(source, dtype, new_head=True) if scalar else load.load_model(source, dtype)
 
 
 def _require_usable(model: Any, config: ModelConfig) -> None:

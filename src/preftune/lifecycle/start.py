@@ -17,7 +17,7 @@ from preftune.config.sampling import PPOConfig
 from preftune.config.schema import RunConfig
 from preftune.errors import RunError
 from preftune.lifecycle.data import TextData, TokenData, read_data, read_prompt_data, report_accounts, tokenize_data
-from preftune.lifecycle.policy import LANGUAGE_MODEL, ModelKind, Policy, check_policy, load_policy
+from preftune.lifecycle.policy import Policy, check_policy, load_policy
 from preftune.model import load
 from preftune.train.display import Display
 from preftune.train.optim import Weights, build_optimizer
@@ -37,7 +37,7 @@ class Start:
     """
 
     config: RunConfig | PPOConfig
-    kind: ModelKind
+    scalar: bool
     source: load.Source
     text: TextData
     identity: dict[str, Any]
@@ -63,13 +63,13 @@ class Start:
 
     def policy(self, renderer: Renderer) -> Policy:
         """Load the policy at step 0."""
-        return load_policy(self.config, self.source, renderer, self.model, self.kind)
+        return load_policy(self.config, self.source, renderer, self.model, self.scalar)
 
 
 def start_run(
     config: RunConfig | PPOConfig,
-    kind: ModelKind = LANGUAGE_MODEL,
     *,
+    scalar: bool = False,
     model: Any = None,
     tokenizer: Any = None,
     display: Display | None = None,
@@ -79,9 +79,9 @@ def start_run(
 ) -> Start:
     """Read the data and check the run folder. No model is loaded and nothing is written.
 
-    `fingerprints` are hashes, by name, of other models that must not change when the run is resumed. A dry run works
-    on a copy of a model in memory, so the caller's model does not change. Raises RunError if the folder contains
-    another run, or a finished run that started from other weights.
+    `scalar`: the model is a reward model, with a scalar head. `fingerprints` are hashes, by name, of other models that
+    must not change when the run is resumed. A dry run works on a copy of a model in memory, so the caller's model does
+    not change. Raises RunError if the folder contains another run, or a finished run that started from other weights.
     """
     display, began, folder = display or Display(), time.perf_counter(), Path(config.out)
     if dry_run and model is not None:
@@ -92,7 +92,8 @@ def start_run(
     identity = run_identity(config.model_dump(mode="json"), text.fingerprint, fingerprints)
     Run.check(folder, identity, type(config))
     moment = (Run.manifest(folder).get("chat") or {}).get("moment") or moment
-    start = Start(config, kind, source, text, identity, display, model, tokenizer, moment, began, Run.finished(folder))
+    finished = Run.finished(folder)
+    start = Start(config, scalar, source, text, identity, display, model, tokenizer, moment, began, finished)
     if start.is_finished:
         _require_same_model(start)
         display.say(f"{folder} is finished, so nothing was done; its model is in {start.final}")
@@ -111,7 +112,7 @@ def _require_same_model(start: Start) -> None:
         Run.require_start(start.folder, start.policy(renderer).start_hash)
 
 
-def load_run(start: Start, config: RunConfig) -> tuple[Policy, TokenData]:
+def load_policy_and_data(start: Start, config: RunConfig) -> tuple[Policy, TokenData]:
     """Return the policy at step 0 and the token ids of the data. Raises if the model cannot process the data."""
     renderer = start.renderer()
     data = tokenize_data(start.text, renderer, config.data)
@@ -143,10 +144,21 @@ def open_run(start: Start, policy: Policy, data: TokenData | None = None) -> Run
     return run
 
 
-def attach_optimizer(run: Run, config: RunConfig | PPOConfig, weights: Weights, steps: int) -> torch.optim.Optimizer:
-    """Return the optimizer of `weights`. If the run is resumed, restore both from its newest checkpoint."""
-    optimizer = build_optimizer(weights.masters, config.optim.name, config.optim.lr, config.optim.weight_decay)
-    run.attach(weights, optimizer)
+def prepare_training(
+    run: Run, config: RunConfig | PPOConfig, model: torch.nn.Module, precise: Mapping[str, torch.Tensor], steps: int
+) -> tuple[Weights, torch.optim.Optimizer]:
+    """Return the trained weights of `model` and their optimizer.
+
+    If the run is resumed, both are restored from its newest checkpoint. So whatever needs the policy at step 0, such as
+    the reference, must be made before.
+    """
+    weights = Weights(model, precise)
+    try:
+        optimizer = build_optimizer(weights.masters, config.optim.name, config.optim.lr, config.optim.weight_decay)
+        run.attach(weights, optimizer)
+    except BaseException:
+        weights.close()  # a model in memory must not keep hooks
+        raise
     if run.start:
         run.display.say(f"resuming after step {run.start} of {steps}")
-    return optimizer
+    return weights, optimizer

@@ -11,7 +11,7 @@ from torch import Tensor
 from preftune.data.layout import Budget, micro_batches
 from preftune.errors import ConfigError
 from preftune.losses import Objective
-from preftune.model.logprobs import Scorer, logps, reference_logps
+from preftune.model.logprobs import Scorer, logps, logps_from_states
 from preftune.model.memory import compute_in_parts
 from preftune.model.reference import Cached, Live, Reference
 from preftune.train.loop import Measured, join
@@ -62,7 +62,8 @@ class ResponseTask:
         if "kl" in statistics:
             assert isinstance(self.reference, Live)
             states = self.reference.states(batch)
-            reference = reference_logps(states, batch)
+            with torch.no_grad():
+                reference = logps_from_states(states, batch)
             return Measured(logps(self.scorer, batch, statistics, states), reference, batch.judged)
         return Measured(logps(self.scorer, batch, statistics), self.reference.logps(batch), batch.judged)
 

@@ -13,7 +13,7 @@ from preftune.lifecycle.guard import before_first_step
 from preftune.lifecycle.monitor import advise, drift, plan_monitor, start_monitor
 from preftune.lifecycle.plan import plan_run, print_run_plan, sized
 from preftune.lifecycle.policy import Policy
-from preftune.lifecycle.start import attach_optimizer, load_run, open_run, start_run
+from preftune.lifecycle.start import load_policy_and_data, open_run, prepare_training, start_run
 from preftune.lifecycle.task import ResponseTask
 from preftune.losses import Objective
 from preftune.methods.objective import bind_objective, shape_for
@@ -21,7 +21,6 @@ from preftune.methods.reference import check_start, make_reference, reference_ki
 from preftune.model import load
 from preftune.train.display import Display
 from preftune.train.loop import fit
-from preftune.train.optim import Weights
 
 
 def run(
@@ -45,7 +44,7 @@ def run(
         start = start_run(config, model=model, tokenizer=tokenizer, display=display, dry_run=dry_run, moment=moment)
         if start.is_finished:
             return start.final
-        policy, data = load_run(start, config)
+        policy, data = load_policy_and_data(start, config)
         require_statistics(objective, policy)
         groups, held_out = shape_for(objective, data.train), shape_for(objective, data.held_out)
         task = ResponseTask(policy.scorer, None, objective, groups, held_out, policy.budget)
@@ -55,7 +54,6 @@ def run(
             return print_run_plan(start, config, plan, kind, monitor)
         run = open_run(start, policy, data)
         task, steps = sized(plan, config, policy, run.tokens), plan.steps
-        weights = Weights(policy.model, policy.precise)
         visited = [task.groups[i] for i in sorted({i for step in steps for i in step.members})]
         scored = [*visited, *task.held_out]  # a short run uses only a part of a large data set
         reference = make_reference(kind, config, policy, scored, run.display)
@@ -64,10 +62,10 @@ def run(
             run.display.say(check_start(task, [task.groups[i] for i in steps[0].members]))
             task = replace(task, at_start=True)
         monitor = start_monitor(task, config, policy, visited, run, in_memory=model is not None)
-        optimizer = attach_optimizer(run, config, weights, len(steps))
+        weights, optimizer = prepare_training(run, config, policy.model, policy.precise, len(steps))
     with running(run, policy, "train", len(steps)):
         for step, task in fit(task, steps, run.start, weights, optimizer, config.optim, config.train, run):
-            run.evaluation(step, {**drift(task, monitor, run.display.say), **task.evaluate()})
+            run.log_evaluation(step, {**drift(task, monitor, run.display.say), **task.evaluate()})
             if monitor:
                 advise(run, step)
     base = config.model.path if model is None else "MODEL"

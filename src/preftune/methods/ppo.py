@@ -23,7 +23,7 @@ from preftune.lifecycle.packing_probe import choose_layout, state_values
 from preftune.lifecycle.plan import print_plan
 from preftune.lifecycle.policy import Policy, check_policy, device_of, require_same_vocabulary
 from preftune.lifecycle.saved import model_fingerprint, note_reward, reward_models_fingerprint, warn_if_reward_changed
-from preftune.lifecycle.start import attach_optimizer, open_run, start_run
+from preftune.lifecycle.start import open_run, prepare_training, start_run
 from preftune.methods.ppo_loop import evaluate, optimise, save_on_error
 from preftune.methods.rollouts import Critic, PPOModels
 from preftune.model import load
@@ -34,7 +34,6 @@ from preftune.model.scalar import load_scalar, scalar_scorer, scalar_twin
 from preftune.rewards.open import open_reward
 from preftune.rewards.reward import Reward
 from preftune.train.display import Display
-from preftune.train.optim import Weights
 from preftune.types import TokenGroup
 
 
@@ -85,13 +84,13 @@ def run(
         reference = AdapterOff.of(policy.scorer) if config.lora else Frozen.copy_of(policy.model)
         models = PPOModels(policy.scorer, reference, reward_function, critic, policy.tokenizer)
         precise = {f"policy.{name}": tensor for name, tensor in policy.precise.items()}
-        weights = Weights(nn.ModuleDict({"policy": policy.model, "value": critic.module}), precise)
-        optimizer = attach_optimizer(run, config, weights, len(steps))
+        trained = nn.ModuleDict({"policy": policy.model, "value": critic.module})
+        weights, optimizer = prepare_training(run, config, trained, precise, len(steps))
     with running(run, policy, "ppo", len(steps)):
         for step, budget in optimise(models, prompts, steps, config, policy.budget, weights, optimizer, run):
             with save_on_error(run, step, budget):
                 metrics = evaluate(models, prompts.held_out, config, step)
-            run.evaluation(step, metrics)
+            run.log_evaluation(step, metrics)
     return finish_run(run, policy, len(steps), "preftune sample --model FINAL --prompts PROMPTS")
 
 

@@ -111,7 +111,7 @@ def optimise(
         seconds = perf_counter() - began
         rates = {"responses_per_s": len(length_S) / seconds, "tokens_per_s": sum(length_S) / seconds}
         if step.number % config.train.log_every == 0 or step.number in (1, total):
-            run.train(step.number, {**tally.means(), **experience.metrics, "lr": lr, "epoch": step.epoch, **rates})
+            run.log_train(step.number, {**tally.means(), **experience.metrics, "lr": lr, "epoch": step.epoch, **rates})
         stop = run.stop_requested() and step.number < total
         if step.number == total or (config.train.eval_every and step.number % config.train.eval_every == 0):
             yield step.number, budget

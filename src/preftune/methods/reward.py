@@ -16,8 +16,7 @@ from preftune.data.items import as_pairs
 from preftune.lifecycle.finish import finish_run, running
 from preftune.lifecycle.guard import before_first_step
 from preftune.lifecycle.plan import plan_run, print_run_plan, sized
-from preftune.lifecycle.policy import REWARD_MODEL
-from preftune.lifecycle.start import attach_optimizer, load_run, open_run, start_run
+from preftune.lifecycle.start import load_policy_and_data, open_run, prepare_training, start_run
 from preftune.lifecycle.task import ResponseTask
 from preftune.losses import Objective, Term
 from preftune.losses.reward import bradley_terry
@@ -25,7 +24,6 @@ from preftune.model.scalar import require_padding, reward_logps, with_reward_slo
 from preftune.scoring import score_responses
 from preftune.train.display import Display
 from preftune.train.loop import fit
-from preftune.train.optim import Weights
 from preftune.train.run import Run
 from preftune.types import TokenGroup
 
@@ -47,10 +45,10 @@ def run(
     """
     objective = Objective((Term("bradley_terry", bradley_terry, INPUTS, "pairs", {"centre": config.centre}),))
     with before_first_step(model):
-        start = start_run(config, REWARD_MODEL, model=model, tokenizer=tokenizer, display=display, dry_run=dry_run)
+        start = start_run(config, scalar=True, model=model, tokenizer=tokenizer, display=display, dry_run=dry_run)
         if start.is_finished:
             return start.final
-        policy, data = load_run(start, config)
+        policy, data = load_policy_and_data(start, config)
         require_padding(policy.model, policy.tokenizer)
         groups, held_out = judged(data.train), judged(data.held_out)
         task = ResponseTask(policy.scorer, None, objective, groups, held_out, policy.budget, reward_logps)
@@ -59,11 +57,10 @@ def run(
             return print_run_plan(start, config, plan)
         run = open_run(start, policy, data)
         task, steps = sized(plan, config, policy, run.tokens), plan.steps
-        weights = Weights(policy.model, policy.precise)
-        optimizer = attach_optimizer(run, config, weights, len(steps))
+        weights, optimizer = prepare_training(run, config, policy.model, policy.precise, len(steps))
     with running(run, policy, "train", len(steps)):
         for step, task in fit(task, steps, run.start, weights, optimizer, config.optim, config.train, run):
-            run.evaluation(step, task.evaluate())
+            run.log_evaluation(step, task.evaluate())
         policy.model.config.reward_scale = measured_scale(task, run) if config.normalise else None
     return finish_run(run, policy, len(steps), "preftune score --reward FINAL --data DATA", merged=True)
 

@@ -20,11 +20,10 @@ from preftune.data.prompts import Prompt
 from preftune.errors import NumericError
 from preftune.losses import ppo
 from preftune.model.generate import Sampled, Sampling, sample
-from preftune.model.logprobs import Scorer, head_input, logps, sum_responses
+from preftune.model.logprobs import Scorer, head_input, logps, logps_from_states, sum_responses
 from preftune.model.memory import by_group
 from preftune.model.reference import Live
 from preftune.model.scalar import scalars
-from preftune.model.token_logprobs import token_logprobs
 from preftune.rewards.reward import Reward, require_rewards, responses_of
 from preftune.types import Batch, Logps, TokenGroup
 
@@ -59,9 +58,8 @@ class PPOModels:
             return logps(self.policy, batch), scalars(self.critic.network, batch)
         assert self.critic.head is not None
         states = head_input(self.policy, batch)
-        token_N = token_logprobs(*states, batch.target_N)
         value_N = self.critic.head(states[0].to(self.critic.head.weight.dtype)).squeeze(-1).float()
-        return Logps(token_N, sum_responses(token_N, batch.length_S), batch.length_S), value_N
+        return logps_from_states(states, batch), value_N
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,13 +12,12 @@ from preftune.data.items import require_columns
 from preftune.lifecycle.finish import finish_run, running
 from preftune.lifecycle.guard import before_first_step
 from preftune.lifecycle.plan import plan_run, print_run_plan, sized
-from preftune.lifecycle.start import attach_optimizer, load_run, open_run, start_run
+from preftune.lifecycle.start import load_policy_and_data, open_run, prepare_training, start_run
 from preftune.lifecycle.task import ResponseTask
 from preftune.losses import Objective, Term
 from preftune.losses.supervised import sft as sft_loss
 from preftune.train.display import Display
 from preftune.train.loop import fit
-from preftune.train.optim import Weights
 from preftune.types import TokenGroup
 
 OBJECTIVE = Objective((Term("sft", sft_loss, ("policy",), "tokens", {}),))
@@ -37,7 +36,7 @@ def run(
         start = start_run(config, model=model, tokenizer=tokenizer, display=display, dry_run=dry_run)
         if start.is_finished:
             return start.final
-        policy, data = load_run(start, config)
+        policy, data = load_policy_and_data(start, config)
         groups, held_out = preferred(data.train), preferred(data.held_out)
         task = ResponseTask(policy.scorer, None, OBJECTIVE, groups, held_out, policy.budget)
         plan = plan_run(start, config, policy, task)
@@ -45,11 +44,10 @@ def run(
             return print_run_plan(start, config, plan)
         run = open_run(start, policy, data)
         task, steps = sized(plan, config, policy, run.tokens), plan.steps
-        weights = Weights(policy.model, policy.precise)
-        optimizer = attach_optimizer(run, config, weights, len(steps))
+        weights, optimizer = prepare_training(run, config, policy.model, policy.precise, len(steps))
     with running(run, policy, "train", len(steps)):
         for step, task in fit(task, steps, run.start, weights, optimizer, config.optim, config.train, run):
-            run.evaluation(step, task.evaluate())
+            run.log_evaluation(step, task.evaluate())
     return finish_run(run, policy, len(steps), "preftune dpo CONFIG.yaml model.path=FINAL")
 
 

@@ -6,7 +6,7 @@ Log-softmax and sums are in fp32 for all model dtypes.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -45,15 +45,15 @@ def logps(scorer: Scorer, batch: Batch, names: Collection[str] = (), reference: 
         token_N = chosen_N.float() - torch.logsumexp(logits_NV.float(), dim=-1)
         return Logps(token_N, sum_responses(token_N, batch.length_S), batch.length_S)
     states = head_input(scorer, batch)
-    token_N = token_logprobs(*states, batch.target_N)
-    values = statistics(names, states, reference)
-    extra = {name: sum_responses(values_N, batch.length_S) for name, values_N in values.items()}
-    return Logps(token_N, sum_responses(token_N, batch.length_S), batch.length_S, extra)
+    result = logps_from_states(states, batch)
+    if not names:
+        return result
+    extra = {n: sum_responses(values_N, batch.length_S) for n, values_N in statistics(names, states, reference).items()}
+    return replace(result, extra=extra)
 
 
-@torch.no_grad()
-def reference_logps(states: HeadInput, batch: Batch) -> Logps:
-    """Return log-probs from hidden states that are already computed."""
+def logps_from_states(states: HeadInput, batch: Batch) -> Logps:
+    """Return the log-probs of the batch's responses from hidden states that are already computed."""
     token_N = token_logprobs(*states, batch.target_N)
     return Logps(token_N, sum_responses(token_N, batch.length_S), batch.length_S)
 

@@ -82,11 +82,11 @@ class Log(Protocol):
     def tally(self) -> Tally:
         """Metrics of steps that a stopped run completed but did not log."""
 
-    def train(self, step: int, metrics: dict[str, float]) -> None: ...
+    def log_train(self, step: int, metrics: dict[str, float]) -> None: ...
 
     def save(self, step: int, tally: Tally, tokens: int) -> None: ...
 
-    def halved(self, step: int, tokens: int) -> None:
+    def log_halved(self, step: int, tokens: int) -> None:
         """Report that memory ran out, and that micro-batches have at most `tokens` token slots from now on."""
 
     def stop_requested(self) -> bool: ...
@@ -123,7 +123,9 @@ def fit(
 
         if step.number % train.log_every == 0 or step.number in (1, total):
             rates = clock.read()
-            log.train(step.number, {**tally.means(), "grad_norm": grad_norm, "lr": lr, "epoch": step.epoch, **rates})
+            log.log_train(
+                step.number, {**tally.means(), "grad_norm": grad_norm, "lr": lr, "epoch": step.epoch, **rates}
+            )
             tally = Tally()
         stop = log.stop_requested() and step.number < total
         with clock.paused():
@@ -180,7 +182,7 @@ def _gradients(
                 raise
         weights.clear_gradients()  # after the handler: the exception holds a reference to the memory
         task = task.halved(batches)
-        log.halved(step, task.budget.tokens)
+        log.log_halved(step, task.budget.tokens)
         free_memory()
 
 

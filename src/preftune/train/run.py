@@ -150,10 +150,10 @@ class Run:
         if self.resume_from:
             checkpoint.restore(self.resume_from, weights, optimizer)
 
-    def train(self, step: int, metrics: dict[str, float]) -> None:
+    def log_train(self, step: int, metrics: dict[str, float]) -> None:
         self._write_line(step, "train", metrics)
 
-    def evaluation(self, step: int, metrics: dict[str, float]) -> None:
+    def log_evaluation(self, step: int, metrics: dict[str, float]) -> None:
         if metrics:
             self._write_line(step, "eval", metrics)
 
@@ -170,7 +170,7 @@ class Run:
         path = self.folder / "metrics.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
-    def halved(self, step: int, tokens: int) -> None:
+    def log_halved(self, step: int, tokens: int) -> None:
         """Print the new size of micro-batches after memory ran out."""
         self.display.say(f"step {step}: out of memory; repeating it with micro-batches of up to {tokens} token slots")
 

@@ -114,7 +114,7 @@ def rounds(config: IterateConfig, log: Run, train: Groups, evaluation: Groups, r
     policy, lineage = config.model.path, list[dict[str, Any]]()
     moment = log.fact("rendered_at")
     before = evaluated(config, log.folder / "start.json", policy, evaluation, reward, moment)
-    log.evaluation(0, before)
+    log.log_evaluation(0, before)
     say_unrewarded(log, before, reward)
     for number in range(1, config.rounds + 1):
         folder, start = log.folder / f"round-{number:02d}", policy
@@ -123,7 +123,7 @@ def rounds(config: IterateConfig, log: Run, train: Groups, evaluation: Groups, r
         policy = str(folder / "dpo" / "final")
         after = evaluated(config, folder / "evaluation.json", policy, evaluation, reward, moment)
         say_unrewarded(log, after, reward)
-        log.evaluation(number, after)
+        log.log_evaluation(number, after)
         lineage[-1]["evaluation"] = after
         log.note(rounds=lineage)
         reason = stop_reason(config, before, after)

@@ -130,10 +130,9 @@ groups = random_groups(64, vocabulary=8000, longest=60)
 class Log:
     tally = Tally()
     cut = []
-    def train(self, step, metrics): print("loss", metrics["loss"])
-    def evaluation(self, step, metrics): pass
+    def log_train(self, step, metrics): print("loss", metrics["loss"])
     def save(self, step, tally, tokens): pass
-    def halved(self, step, tokens): self.cut.append(tokens)
+    def log_halved(self, step, tokens): self.cut.append(tokens)
     def stop_requested(self): return False
 objective = bind_objective([LossTerm(name="sigmoid")])
 task = ResponseTask(Scorer.of(model), Frozen.copy_of(model), objective, groups, [], Budget("rows", 100000))

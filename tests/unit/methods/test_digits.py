@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from preftune.chat.open import load_renderer
 from preftune.config.schema import DataConfig, LoraConfig, ModelConfig, OptimConfig, RewardConfig, TrainConfig
-from preftune.lifecycle.policy import REWARD_MODEL, load_policy
+from preftune.lifecycle.policy import load_policy
 from preftune.lifecycle.saved import open_policy
 from preftune.methods import reward
 from preftune.model.load import load_model, locate, source_dtype
@@ -150,7 +150,7 @@ def test_a_reward_model_in_bf16_has_fp32_rotary_frequencies(tmp_path: Path, toke
     folder = source(tmp_path / "m", "fp32", tokenizer)
     config = RewardConfig(model=ModelConfig(path=str(folder), dtype="bf16"), data=DataConfig(train="x"), out="y")
     where = locate(str(folder))
-    policy = load_policy(config, where, load_renderer(config.data, where), kind=REWARD_MODEL)
+    policy = load_policy(config, where, load_renderer(config.data, where), scalar=True)
     assert policy.model.model.rotary_emb.inv_freq.dtype == FP32
     assert torch.equal(policy.model.model.rotary_emb.inv_freq, make_model().model.rotary_emb.inv_freq)
     assert policy.precise["model.norm.weight"].dtype == FP32
