@@ -48,25 +48,21 @@ if TYPE_CHECKING:
 
     __version__: str
 
-# Public names by module. `load_config:load` is named `load` in its module.
+# Public names by module
 _MODULES = {
     "preftune.api.checking": "check_data",
     "preftune.api.measuring": "frontier pairs sample score winrate",
     "preftune.api.results": "DataReport FrontierResult PairsResult SampleResult ScoreResult Table TrainResult "
     "WinrateResult",
     "preftune.api.training": "dpo iterate ppo reward sft",
-    "preftune.config.load": "load_config:load",
+    "preftune.config.load": "load_config",
     "preftune.config.sampling": "IterateConfig PPOConfig",
     "preftune.config.schema": "DPOConfig RewardConfig SFTConfig",
     "preftune.errors": "ConfigError DataError IncompleteError ModelError NumericError PreftuneError RunError Stopped "
     "StorageError",
     "preftune.types": "Judgement Logps Message Pair PairLogps PreferenceGroup",
 }
-_PLACES = {
-    entry.partition(":")[0]: (module, entry.partition(":")[2] or entry)
-    for module, entries in _MODULES.items()
-    for entry in entries.split()
-}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names.split()}
 
 __all__ = [
     "ConfigError", "DPOConfig", "DataError", "DataReport", "FrontierResult", "IncompleteError", "IterateConfig",
@@ -83,10 +79,10 @@ def __getattr__(name: str) -> Any:
         return import_module("preftune.losses")
     if name == "__version__":  # imported late, because importlib.metadata is slow
         return import_module("importlib.metadata").version("preftune")
-    if name not in _PLACES:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'preftune' has no attribute {name!r}")
-    module, attribute = _PLACES[name]
-    value = globals()[name] = getattr(import_module(module), attribute)
+    name_in_module = "load" if name == "load_config" else name
+    value = globals()[name] = getattr(import_module(_MODULE_OF[name]), name_in_module)
     return value
 
 

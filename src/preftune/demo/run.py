@@ -174,8 +174,7 @@ def make_model(vocabulary: int, scale: Scale) -> Any:
 
 
 def train_sft(out: Path, reviews: Sequence[world.Review], model: Any, tokenizer: Any, display: Display) -> Path:
-    rows = [{"prompt": r.prompt, "completion": r.text} for r in reviews]
-    _write(out / "reviews.jsonl", rows)
+    _write(out / "reviews.jsonl", [{"prompt": r.prompt, "completion": r.text} for r in reviews])
     config = SFTConfig(
         model=ModelConfig(path="demo", dtype="fp32"),
         data=DataConfig(train=str(out / "reviews.jsonl"), max_length=128),
