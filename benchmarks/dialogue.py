@@ -30,7 +30,8 @@ from preftune.config.schema import (
     TrainConfig,
 )
 from preftune.data.convert import group_rows
-from preftune.data.groups import folds, read_groups
+from preftune.data.read_groups import read_groups
+from preftune.data.split import folds
 from preftune.files import write_rows
 from preftune.methods import dpo, reward, sft
 from preftune.train.display import Display

@@ -21,8 +21,9 @@ from scipy.stats import spearmanr
 
 from preftune.config.schema import BatchConfig, DataConfig, ModelConfig, OptimConfig, RewardConfig, TrainConfig
 from preftune.data.convert import group_rows
-from preftune.data.groups import hold_out, read_groups
+from preftune.data.read_groups import read_groups
 from preftune.data.select import SelectionOptions
+from preftune.data.split import hold_out
 from preftune.methods import reward
 from preftune.rewards.open import open_reward
 from preftune.train.display import Display

@@ -156,7 +156,7 @@ def run_preftune(options: argparse.Namespace, groups: list[Any], dtype: torch.dt
     from preftune.model.compile import compile_blocks
     from preftune.model.logprobs import Scorer
     from preftune.model.reference import AdapterOff, Cached, Frozen, Reference, fill, store_key
-    from preftune.model.store import Store
+    from preftune.model.reference_cache import Store
     from preftune.train.loop import fit
     from preftune.train.optim import Weights, build_optimizer
 
@@ -213,7 +213,7 @@ class Log:
 
     def save(self, *_: Any) -> None: ...
 
-    def halved(self, *_: Any) -> None: ...
+    def log_halved(self, *_: Any) -> None: ...
 
     def stop_requested(self) -> bool:
         return False
@@ -229,7 +229,7 @@ def compile_lengths(task: Any, steps: Sequence[Any]) -> None:
 
 def in_file_order(groups: Sequence[Any], pairs: int) -> list[Any]:
     """Return steps of `pairs` judgements in the order of the list, which is random and the same for all systems."""
-    from preftune.data.order import Step
+    from preftune.data.steps import Step
 
     steps: list[Step] = []
     members: list[int] = []

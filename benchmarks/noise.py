@@ -28,7 +28,7 @@ from preftune.config.schema import (
     TrainConfig,
 )
 from preftune.data.convert import group_rows
-from preftune.data.groups import read_groups
+from preftune.data.read_groups import read_groups
 from preftune.files import write_json, write_rows
 from preftune.methods import sft
 from preftune.train.display import Display

@@ -24,7 +24,8 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from preftune.chat.render import Renderer
-from preftune.data.groups import Limits, read_groups, tokenize
+from preftune.data.read_groups import read_groups
+from preftune.data.tokenize_groups import Limits, tokenize
 from preftune.types import Judgement, TokenGroup, content
 
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {

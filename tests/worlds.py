@@ -10,7 +10,7 @@ from torch import Tensor
 
 from preftune.config.schema import OptimConfig, TrainConfig
 from preftune.data.layout import Budget, micro_batches
-from preftune.data.order import training_steps
+from preftune.data.steps import training_steps
 from preftune.lifecycle.task import ResponseTask
 from preftune.losses import Objective
 from preftune.model.logprobs import Scorer, logps

@@ -19,7 +19,7 @@ from typing import Any, get_args, get_type_hints
 
 from pydantic import ConfigDict, ValidationError, create_model
 
-from preftune import objects
+from preftune import in_memory
 from preftune.errors import ConfigError, PreftuneError, did_you_mean
 
 USER_MODULE = "preftune_user_"  # prefix of the module name of every user file
@@ -30,11 +30,11 @@ FAULTS = (Exception, SystemExit)
 def resolve(name: str, table: Mapping[str, Callable[..., Any]], where: str) -> Callable[..., Any]:
     """Return the function `name` of `table`, or the function that "file.py:function" names; the file is executed.
 
-    Names of functions passed in memory (see objects.py) are accepted too. Raises ConfigError.
+    Names of functions passed in memory (see in_memory.py) are accepted too. Raises ConfigError.
     """
-    in_memory = objects.function(name, where)
-    if in_memory:
-        return in_memory
+    held = in_memory.function(name, where)
+    if held:
+        return held
     if name in table:
         return table[name]
     file, colon, function = name.rpartition(":")

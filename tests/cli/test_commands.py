@@ -190,7 +190,7 @@ def test_data_convert_loses_nothing(to: str, capsys: pytest.CaptureFixture[str])
     ]
     write_jsonl(Path("groups.jsonl"), rows)
     assert run(["data", "convert", "groups.jsonl", "--out", "out.jsonl", "--to", to]) == 0
-    from preftune.data.groups import read_groups
+    from preftune.data.read_groups import read_groups
     from preftune.formats.parsers import Reading
 
     before, after = (

@@ -24,7 +24,7 @@ from preftune.config.schema import (
     DPOConfig,
     SFTConfig,
 )
-from preftune.formats.table import FORMATS
+from preftune.formats.registry import FORMATS
 from preftune.losses import PREFERENCE_LOSSES
 
 ROOT = Path(__file__).resolve().parents[2]

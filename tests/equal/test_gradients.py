@@ -11,8 +11,8 @@ import torch
 from tests.conftest import make_model, random_groups
 
 from preftune.config.schema import LossTerm
-from preftune.data.items import as_labelled, with_mismatches
 from preftune.data.layout import Budget, LayoutName, batch_of
+from preftune.data.loss_items import as_labelled, with_mismatches
 from preftune.lifecycle.packing_probe import choose_layout
 from preftune.lifecycle.task import ResponseTask
 from preftune.losses import PREFERENCE_LOSSES

@@ -15,7 +15,7 @@ from tests.conftest import make_model, random_groups
 from preftune.config.load import build
 from preftune.config.schema import DPOConfig, LossTerm, OptimConfig, TrainConfig
 from preftune.data.layout import Budget, LayoutName, batch_of
-from preftune.data.order import size_of, training_steps
+from preftune.data.steps import size_of, training_steps
 from preftune.lifecycle.packing_probe import choose_layout
 from preftune.lifecycle.task import ResponseTask
 from preftune.methods import dpo

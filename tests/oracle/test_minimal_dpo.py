@@ -13,8 +13,9 @@ from tests.conftest import PAIRS, make_model, write_jsonl
 
 from preftune.chat.render import Renderer
 from preftune.config.schema import BatchConfig, DataConfig, DPOConfig, ModelConfig, OptimConfig, TrainConfig
-from preftune.data.groups import Limits, read_groups, tokenize
-from preftune.data.order import size_of, training_steps
+from preftune.data.read_groups import read_groups
+from preftune.data.steps import size_of, training_steps
+from preftune.data.tokenize_groups import Limits, tokenize
 from preftune.methods import dpo
 from preftune.train.display import Display
 

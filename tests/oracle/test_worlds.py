@@ -19,8 +19,8 @@ from torch import Tensor
 from preftune.config.sampling import PPOConfig, PPOParameters, PromptConfig, RolloutConfig
 from preftune.config.schema import LossTerm, ModelConfig, OptimConfig
 from preftune.data.layout import Budget
-from preftune.data.order import training_steps
 from preftune.data.prompts import Prompt, Prompts
+from preftune.data.steps import training_steps
 from preftune.exact.optimum import optimal_policy
 from preftune.methods.objective import bind_objective
 from preftune.methods.ppo_loop import optimise

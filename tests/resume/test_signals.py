@@ -13,7 +13,7 @@ import pytest
 from tests.conftest import PAIRS, write_jsonl
 
 from preftune.errors import Stopped
-from preftune.lifecycle.guard import stoppable
+from preftune.lifecycle.before_first_step import stoppable
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

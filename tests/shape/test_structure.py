@@ -21,66 +21,6 @@ FILES = sorted(SRC.rglob("*.py"))
 ROOT = Path(__file__).resolve().parents[2]
 
 # The other packages that each package may import.
-ALLOWED = {
-    "types": "",
-    "errors": "",
-    "formulas": "",
-    "files": "errors",
-    "objects": "errors",
-    "resolve": "errors objects",
-    "config": "errors",
-    "losses": "types",
-    "exact": "",
-    "model": "types errors",
-    "client": "types errors",
-    "sources": "errors objects",
-    "formats": "types errors resolve sources",
-    "chat": "types errors config model formats",
-    "data": "types errors resolve sources formats chat",
-    "scoring": "types model data",
-    "train": "types errors formulas files config model data",
-    "rewards": "types errors formulas files objects resolve model client formats chat data scoring",
-    "measures": "types errors formulas exact model formats",
-    "report": "files",
-    "lifecycle": "types errors files objects config losses model sources formats chat data scoring train "
-    "measures report",
-    "methods": "types errors formulas resolve config losses model chat data scoring train rewards lifecycle",
-    "workflows": "types errors formulas files config exact model client sources formats chat data scoring "
-    "train rewards measures report lifecycle methods",
-    "api": "errors objects resolve config losses model client formats chat data train rewards "
-    "measures lifecycle workflows",
-    "demo": "types errors formulas config model formats chat data scoring train measures report methods",
-    "cli": "types errors files resolve config model client formats chat data train rewards lifecycle workflows demo",
-    "__init__": "types errors config losses api",
-    "__main__": "cli",
-}
-
-
-def imported(path: Path) -> set[str]:
-    """Return the packages of preftune that a file imports, also inside functions."""
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
-        elif isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-    ours = [name.split(".") for name in names if name.startswith("preftune.")]
-    return {parts[1] for parts in ours} - {"__version__"}
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SRC)))
-def test_imports_follow_the_layers(path: Path) -> None:
-    package = path.relative_to(SRC).parts[0].removesuffix(".py")
-    assert imported(path) <= {package, *ALLOWED[package].split()}
-
-
-def test_every_allowed_import_is_used() -> None:
-    """An import that no file uses must be removed from the table."""
-    used: dict[str, set[str]] = {package: set() for package in ALLOWED}
-    for path in FILES:
-        package = path.relative_to(SRC).parts[0].removesuffix(".py")
-        used[package] |= imported(path) - {package}
-    assert {package: set(allowed.split()) for package, allowed in ALLOWED.items()} == used
 
 
 def test_every_module_imports() -> None:

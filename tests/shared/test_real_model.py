@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from preftune import DPOConfig, SFTConfig, dpo, load_config, sft
 from preftune.config.schema import DataConfig
-from preftune.data.groups import Limits, read_groups, tokenize
+from preftune.data.tokenize_groups import Limits, tokenize
+from preftune.data.read_groups import read_groups
 from preftune.chat.render import Renderer
 from preftune.workflows import score
 from preftune.model.load import end_ids, load_tokenizer, locate

@@ -175,7 +175,7 @@ def test_a_failing_format_function_makes_a_bad_row_with_its_line(capsys: pytest.
 
 
 def test_a_format_function_with_a_wrong_return_type_is_reported_with_the_expected_types() -> None:
-    from preftune.data.groups import read_groups
+    from preftune.data.read_groups import read_groups
     from preftune.formats.parsers import Reading
 
     Path("fmt.py").write_text("def f(row):\n    return row['prompt']\n\ndef none(row):\n    return None\n")
@@ -192,7 +192,7 @@ def test_a_format_function_with_a_wrong_return_type_is_reported_with_the_expecte
 
 
 def test_a_row_for_which_the_format_function_returns_none_is_dropped_and_counted() -> None:
-    from preftune.data.groups import read_groups
+    from preftune.data.read_groups import read_groups
     from preftune.formats.parsers import Reading
 
     Path("fmt.py").write_text(
@@ -207,7 +207,7 @@ def test_a_row_for_which_the_format_function_returns_none_is_dropped_and_counted
 
 @pytest.mark.parametrize("signature", ["row, more", "", "*, row"])
 def test_a_format_function_must_accept_exactly_one_argument(signature: str) -> None:
-    from preftune.data.groups import read_groups
+    from preftune.data.read_groups import read_groups
     from preftune.formats.parsers import Reading
 
     Path("fmt.py").write_text(f"def f({signature}):\n    return None\n")

@@ -9,7 +9,7 @@ from preftune.api.results import DataReport
 from preftune.api.settings import DataSettings, data_section
 from preftune.api.training import loss_section
 from preftune.errors import ConfigError, did_you_mean
-from preftune.objects import holding
+from preftune.in_memory import holding
 
 METHODS = ("dpo", "sft", "reward")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from preftune.api.results import PairsResult, SampleResult, Table, TrainResult
 from preftune.errors import ConfigError, DataError
-from preftune.objects import Object, as_function, as_rows
+from preftune.in_memory import Object, as_function, as_rows
 
 Held = dict[str, Object]  # the rows, functions and models of one call, by the names that the config uses
 

@@ -26,7 +26,7 @@ from preftune.api.results import (
 )
 from preftune.api.settings import PromptSettings, ScoreSettings, data_section
 from preftune.errors import ConfigError
-from preftune.objects import holding
+from preftune.in_memory import holding
 
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0)]

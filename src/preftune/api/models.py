@@ -11,7 +11,7 @@ from typing import Any
 
 from preftune.api.inputs import Held, folder_name, is_model
 from preftune.errors import ConfigError, ModelError
-from preftune.objects import StoredModel
+from preftune.in_memory import StoredModel
 
 
 @contextmanager

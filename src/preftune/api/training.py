@@ -19,7 +19,7 @@ from preftune.api.settings import (
 )
 from preftune.config.commands import CONFIGS
 from preftune.errors import ConfigError
-from preftune.objects import holding
+from preftune.in_memory import holding
 
 if TYPE_CHECKING:
     from preftune.train.display import Display

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from preftune.chat.dropped import MissingText
+from preftune.chat.lost_text import MissingText
 from preftune.errors import DataError, ModelError
 from preftune.formats.account import Account, format_origins
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from preftune.chat.arguments import QUOTED, are_quoted, other_forms
-from preftune.chat.dropped import find_missing, unwritten_links
-from preftune.chat.ends import BOS_INSIDE, BOS_TWICE, END_INSIDE, HAD_END, HAD_EOS, Ends, special_texts
 from preftune.chat.faults import LEFT_OUT, NO_EXTENSION, Fault
+from preftune.chat.lost_text import find_missing, unwritten_links
+from preftune.chat.response_ends import BOS_INSIDE, BOS_TWICE, END_INSIDE, HAD_END, HAD_EOS, Ends, special_texts
 from preftune.chat.template import ChatSettings, RefusedByTemplate, Template, open_think
 from preftune.chat.turns import text_to_chat
 from preftune.errors import ModelError

@@ -95,7 +95,7 @@ def show(
     options: dict[str, Any] = {"--model": model, "--format": data_format}
     options |= {"--max-length": max_length, "--chat-template": chat_template}
     settings = check_settings(arguments or (), config, options, "preftune data show")
-    from preftune.data.groups import read_groups
+    from preftune.data.read_groups import read_groups
     from preftune.errors import DataError
     from preftune.lifecycle.data import reading_of
 
@@ -131,7 +131,7 @@ def convert(
     if to not in writers:
         raise ConfigError(f"unknown target format {to!r}", where="--to", fix=f"use one of {', '.join(writers)}")
     settings = check_settings(arguments or (), config, {"--format": data_format}, "preftune data convert")
-    from preftune.data.groups import read_groups
+    from preftune.data.read_groups import read_groups
     from preftune.lifecycle.data import reading_of
 
     groups, account = read_groups(settings.data.train, reading_of(settings.data))
@@ -236,7 +236,7 @@ def _show(groups: Sequence[Any], n: int, renderer: Renderer | None, data: DataCo
     from rich.console import Console
 
     from preftune.cli.show import render_group
-    from preftune.data.groups import Limits
+    from preftune.data.tokenize_groups import Limits
 
     limits = Limits(data.max_length, data.max_prompt_length, bad_rows="drop")
     console = Console(highlight=False)

@@ -7,7 +7,7 @@ import time
 
 import torch
 
-from preftune.model.store import cache_folder
+from preftune.model.reference_cache import cache_folder
 from preftune.train.run import machine
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.text import Text
 
 from preftune.chat.render import Renderer, pieces_of
-from preftune.data.groups import Limits, tokenize
+from preftune.data.tokenize_groups import Limits, tokenize
 from preftune.formats.account import Account
 from preftune.types import PreferenceGroup
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from preftune.data.groups import normalised_prompt_key, prompt_key
+from preftune.data.split import normalised_prompt_key, prompt_key
 from preftune.formats.file_checks import uninformative_verdicts
 from preftune.types import PreferenceGroup, TokenGroup, content
 

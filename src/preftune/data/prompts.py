@@ -11,13 +11,13 @@ import numpy as np
 
 from preftune.chat.faults import report_faults
 from preftune.chat.render import Renderer
-from preftune.data.groups import read_groups
+from preftune.data.read_groups import read_groups
 from preftune.errors import DataError
 from preftune.formats.account import Account
-from preftune.formats.cells import decode_cells
 from preftune.formats.column_roles import TEXT_PROMPTS, prompt_of
 from preftune.formats.columns import ColumnLedger, TrackedRow
 from preftune.formats.file_checks import text_prompts_to_chats
+from preftune.formats.json_cells import decode_cells
 from preftune.formats.names import ColumnNames, column_names
 from preftune.formats.parsers import Reading
 from preftune.formats.values import BadRow, Fields, text_of

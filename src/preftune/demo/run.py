@@ -29,7 +29,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 
 from preftune.chat.render import Renderer
 from preftune.config.schema import BatchConfig, DataConfig, DPOConfig, ModelConfig, OptimConfig, SFTConfig, TrainConfig
-from preftune.data.groups import Limits, tokenize
+from preftune.data.tokenize_groups import Limits, tokenize
 from preftune.demo import rlhf, world
 from preftune.demo.results import NEXT_STEPS, DemoResults, Tuned, write_report
 from preftune.errors import RunError, writing

@@ -8,7 +8,7 @@ from dataclasses import replace
 from preftune.errors import DataError
 from preftune.formats.account import Account, format_origins
 from preftune.formats.parsers import Reading
-from preftune.formats.table import BY_NAME
+from preftune.formats.registry import BY_NAME
 from preftune.formats.values import BadRow, is_empty
 from preftune.types import Message, PreferenceGroup
 

@@ -11,8 +11,10 @@ from preftune.chat.open import as_chat
 from preftune.chat.render import Renderer
 from preftune.config.sampling import PromptConfig
 from preftune.config.schema import DataConfig
-from preftune.data.groups import Limits, hold_out, read_groups, refuse_overlap, tokenize
 from preftune.data.prompts import Prompt, encode_prompts, read_prompts
+from preftune.data.read_groups import read_groups
+from preftune.data.split import hold_out, refuse_overlap
+from preftune.data.tokenize_groups import Limits, tokenize
 from preftune.errors import ConfigError, DataError
 from preftune.formats.account import Account, require_matched
 from preftune.formats.parsers import Reading

@@ -19,7 +19,7 @@ import torch
 
 from preftune.config.schema import RunConfig, TunedConfig
 from preftune.data.layout import LayoutName, batch_of, micro_batches, slots_of, width_of
-from preftune.data.order import Step
+from preftune.data.steps import Step
 from preftune.lifecycle.monitor import Monitor
 from preftune.lifecycle.task import ResponseTask
 from preftune.model import memory

@@ -11,7 +11,7 @@ from pathlib import Path
 from preftune.chat.template import ChatSettings
 from preftune.errors import writing
 from preftune.files import write_json
-from preftune.lifecycle.guard import enough_memory
+from preftune.lifecycle.before_first_step import enough_memory
 from preftune.lifecycle.monitor import advise_at_the_end
 from preftune.lifecycle.policy import Policy
 from preftune.model import load

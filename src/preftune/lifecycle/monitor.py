@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from preftune.config.schema import DPOConfig
-from preftune.data.order import permutation
+from preftune.data.steps import permutation
 from preftune.errors import ModelError
 from preftune.lifecycle.policy import Policy
 from preftune.lifecycle.task import ResponseTask

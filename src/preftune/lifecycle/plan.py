@@ -8,7 +8,7 @@ from pathlib import Path
 
 from preftune.config.load import dump
 from preftune.config.schema import RunConfig, TunedConfig
-from preftune.data.order import Step, size_of, training_steps
+from preftune.data.steps import Step, size_of, training_steps
 from preftune.lifecycle import estimate
 from preftune.lifecycle.data import require_groups
 from preftune.lifecycle.monitor import Monitor

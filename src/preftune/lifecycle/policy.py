@@ -10,8 +10,8 @@ import torch
 
 from preftune.chat.render import Renderer
 from preftune.config.schema import ModelConfig, TunedConfig
-from preftune.data.groups import require_vocabulary
 from preftune.data.layout import Budget
+from preftune.data.tokenize_groups import require_vocabulary
 from preftune.errors import ConfigError, ModelError
 from preftune.lifecycle.data import require_length
 from preftune.lifecycle.packing_probe import choose_layout, state_values, token_values

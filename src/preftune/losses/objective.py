@@ -34,7 +34,7 @@ INPUTS = (
     "policy", "reference", "policy_tokens", "reference_tokens", "kl", "collision", "probability", "margin", "label",
     "mismatched", "rank", "group",
 )  # fmt: skip
-#: Inputs that are statistics of token distributions over the vocabulary (model.statistics).
+#: Inputs that are statistics of token distributions over the vocabulary (model.vocabulary_statistics).
 STATISTICS = ("kl", "collision")
 
 

@@ -36,8 +36,8 @@ def likelihood(own_S: Floats, own_length_S: Floats, data_S: Floats, data_length_
     own_S, data_S, own_length_S, data_length_S   summed log-probs and numbers of tokens of the responses
     drift/own_logps, drift/data_logps            mean log-prob per response
     drift/own_per_token, drift/data_per_token    mean log-prob per token
-    drift/gap    (own_per_token - data_per_token) * mean number of tokens of the data's responses: by how many nats a
-                 response in the data is less likely than a sample of the same length
+    drift/gap    (own_per_token - data_per_token) * mean number of tokens of the data's responses: how much less likely
+                 than a sample of the same length a response in the data is, in nats
     """
     own, data = float(own_S.sum() / own_length_S.sum()), float(data_S.sum() / data_length_S.sum())
     return {

@@ -8,8 +8,8 @@ from typing import Any
 
 from preftune.config.schema import DPOConfig
 from preftune.errors import ConfigError
+from preftune.lifecycle.before_first_step import before_first_step
 from preftune.lifecycle.finish import finish_run, running
-from preftune.lifecycle.guard import before_first_step
 from preftune.lifecycle.monitor import advise, drift, plan_monitor, start_monitor
 from preftune.lifecycle.plan import plan_run, print_run_plan, sized
 from preftune.lifecycle.policy import Policy

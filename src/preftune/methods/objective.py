@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from preftune.config.schema import LossTerm
-from preftune.data.items import as_labelled, as_pairs, as_rankings, require_columns, with_mismatches
+from preftune.data.loss_items import as_labelled, as_pairs, as_rankings, require_columns, with_mismatches
 from preftune.errors import ConfigError
 from preftune.losses import PREFERENCE_LOSSES, Objective, Term
 from preftune.losses.objective import INPUTS, items_of

@@ -12,17 +12,22 @@ from torch import nn
 
 from preftune.chat.render import Renderer
 from preftune.config.sampling import PPOConfig
-from preftune.data.order import Step, training_steps
 from preftune.data.prompts import Prompt, Prompts, encode_prompts
+from preftune.data.steps import Step, training_steps
 from preftune.errors import DataError
 from preftune.lifecycle import estimate
+from preftune.lifecycle.before_first_step import before_first_step
 from preftune.lifecycle.data import TextData, report_accounts
 from preftune.lifecycle.finish import finish_run, running
-from preftune.lifecycle.guard import before_first_step
+from preftune.lifecycle.open_policy import (
+    model_fingerprint,
+    note_reward,
+    reward_models_fingerprint,
+    warn_if_reward_changed,
+)
 from preftune.lifecycle.packing_probe import choose_layout, state_values
 from preftune.lifecycle.plan import print_plan
 from preftune.lifecycle.policy import Policy, check_policy, device_of, require_same_vocabulary
-from preftune.lifecycle.saved import model_fingerprint, note_reward, reward_models_fingerprint, warn_if_reward_changed
 from preftune.lifecycle.start import open_run, prepare_training, start_run
 from preftune.methods.ppo_loop import evaluate, optimise, save_on_error
 from preftune.methods.rollouts import Critic, PPOModels

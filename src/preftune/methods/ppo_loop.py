@@ -14,8 +14,8 @@ from torch import Tensor
 
 from preftune.config.sampling import PPOConfig, PPOParameters
 from preftune.data.layout import Budget, micro_batches
-from preftune.data.order import Step, permutation
 from preftune.data.prompts import Prompt, Prompts
+from preftune.data.steps import Step, permutation
 from preftune.errors import PreftuneError
 from preftune.formulas import step_seed
 from preftune.lifecycle.task import halved

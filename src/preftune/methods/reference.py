@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 
 from preftune.config.schema import DPOConfig
-from preftune.data.groups import require_vocabulary
 from preftune.data.layout import micro_batches
+from preftune.data.tokenize_groups import require_vocabulary
 from preftune.errors import ConfigError, NumericError
 from preftune.lifecycle.packing_probe import choose_layout
 from preftune.lifecycle.policy import Policy, require_same_vocabulary
@@ -18,7 +18,7 @@ from preftune.model import load
 from preftune.model.compile import compile_blocks
 from preftune.model.logprobs import Scorer, logps
 from preftune.model.reference import AdapterOff, Cached, Frozen, Reference, fill, store_key
-from preftune.model.store import Store
+from preftune.model.reference_cache import Store
 from preftune.train.display import Display
 from preftune.types import TokenGroup
 

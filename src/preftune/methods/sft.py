@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from preftune.config.schema import SFTConfig
-from preftune.data.items import require_columns
+from preftune.data.loss_items import require_columns
+from preftune.lifecycle.before_first_step import before_first_step
 from preftune.lifecycle.finish import finish_run, running
-from preftune.lifecycle.guard import before_first_step
 from preftune.lifecycle.plan import plan_run, print_run_plan, sized
 from preftune.lifecycle.start import load_policy_and_data, open_run, prepare_training, start_run
 from preftune.lifecycle.task import ResponseTask

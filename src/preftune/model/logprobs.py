@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from preftune.model.attention import segmented, uses_segments
 from preftune.model.head import Head, find_head, intercept, output_layer
-from preftune.model.statistics import HeadInput, statistics
 from preftune.model.token_logprobs import token_logprobs
+from preftune.model.vocabulary_statistics import HeadInput, statistics
 from preftune.types import Batch, Logps, Rows
 
 
@@ -37,7 +37,7 @@ class Scorer:
 
 
 def logps(scorer: Scorer, batch: Batch, names: Collection[str] = (), reference: HeadInput | None = None) -> Logps:
-    """Return the log-probs of the batch's responses, and the sums of the statistics `names` (model.statistics)."""
+    """Return the log-probs of the batch's responses, and the sums of `names` (see model.vocabulary_statistics)."""
     if scorer.head is None:
         assert not names  # methods.dpo reports this as an error before training
         logits_NV = _own_logits(scorer.model, batch)

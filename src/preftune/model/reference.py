@@ -2,7 +2,7 @@
 
     Frozen      a second copy of the weights
     AdapterOff  the policy with its LoRA adapter disabled
-    Cached      log-probs that are computed once and stored on disk (model.store); no second model in memory
+    Cached      log-probs that are computed once and stored on disk (model.reference_cache); no second model in memory
 
 Runs without a reference (reference-free losses, `reference.kind: none`) use none of these classes.
 """
@@ -21,8 +21,8 @@ import torch
 
 from preftune.model.logprobs import Scorer, head_input, logps, sum_responses
 from preftune.model.memory import compute_in_parts
-from preftune.model.statistics import HeadInput
-from preftune.model.store import Store, response_key
+from preftune.model.reference_cache import Store, response_key
+from preftune.model.vocabulary_statistics import HeadInput
 from preftune.types import Batch, Logps, TokenGroup, to_device
 
 Layout = Callable[[Sequence[TokenGroup]], list[Batch]]

@@ -22,7 +22,7 @@ import torch
 
 from preftune.chat.render import Renderer
 from preftune.client import REFUSED_MESSAGE, Client, RefusedError
-from preftune.data.groups import Limits, tokenize
+from preftune.data.tokenize_groups import Limits, tokenize
 from preftune.errors import ConfigError, IncompleteError
 from preftune.formats.account import Account
 from preftune.formulas import win

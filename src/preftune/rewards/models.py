@@ -13,7 +13,7 @@ import torch
 
 from preftune.chat.open import renderer_of
 from preftune.chat.render import Renderer
-from preftune.data.groups import Limits, tokenize
+from preftune.data.tokenize_groups import Limits, tokenize
 from preftune.errors import ConfigError, ModelError
 from preftune.formats.account import Account
 from preftune.formulas import implicit_reward

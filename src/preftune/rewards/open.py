@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from preftune import objects
+from preftune import in_memory
 from preftune.errors import ConfigError
 from preftune.resolve import inputs_of, line_of, parameters_of, resolve
 from preftune.rewards.chat_grades import open_chat_grades
@@ -23,7 +23,7 @@ def open_reward(name: str, where: str = "reward", *, device: Any = None) -> Rewa
     if name.startswith("implicit:"):
         return open_implicit(name.removeprefix("implicit:"), where, device)
     is_file_function = name.rpartition(":")[0].endswith(".py") and not Path(name).expanduser().is_dir()
-    if name not in BUILT_IN and not name.startswith(objects.FUNCTION) and not is_file_function:
+    if name not in BUILT_IN and not name.startswith(in_memory.FUNCTION) and not is_file_function:
         if "/" not in name and not Path(name).is_dir():
             resolve(name, BUILT_IN, where)  # raises, with the list of known names
         return RewardModel.open(name, where, device)

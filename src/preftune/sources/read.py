@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from preftune import objects
+from preftune import in_memory
 from preftune.errors import DataError
 from preftune.sources.files import read_file
 from preftune.sources.folders import folder_source
@@ -25,9 +25,9 @@ def read(source: str | Sequence[str], note: Note | None = None) -> Iterator[Row]
     becomes a Row with a `fault`.
     """
     for name in [source] if isinstance(source, str) else source:
-        in_memory = objects.rows(name)
-        if in_memory:
-            yield from (as_row(value, f"{in_memory.label}[{i}]") for i, value in enumerate(in_memory.rows))
+        held = in_memory.rows(name)
+        if held:
+            yield from (as_row(value, f"{held.label}[{i}]") for i, value in enumerate(held.rows))
             continue
         located = _locate(name)
         for text in located.notes:
@@ -50,9 +50,9 @@ def fingerprint(source: str | Sequence[str]) -> str:
     digest = hashlib.sha256()
     for name in [source] if isinstance(source, str) else source:
         digest.update(b"\0source\0")
-        in_memory = objects.rows(name)
-        if in_memory:
-            digest.update(in_memory.digest.encode())
+        held = in_memory.rows(name)
+        if held:
+            digest.update(held.digest.encode())
             continue
         located = _locate(name)
         if located.hub is not None:

@@ -13,7 +13,7 @@ import torch
 
 from preftune.config.schema import OptimConfig, TrainConfig
 from preftune.data.layout import Budget
-from preftune.data.order import Step, size_of
+from preftune.data.steps import Step, size_of
 from preftune.errors import NumericError, Stopped
 from preftune.model.memory import free_memory, out_of_memory
 from preftune.train.metrics import Tally

@@ -16,7 +16,8 @@ import numpy as np
 from preftune.chat.render import Renderer
 from preftune.config.schema import DataConfig, LossTerm
 from preftune.data.audit import Audit, audit
-from preftune.data.groups import read_groups, require_vocabulary
+from preftune.data.read_groups import read_groups
+from preftune.data.tokenize_groups import require_vocabulary
 from preftune.errors import PreftuneError
 from preftune.formats.account import Account
 from preftune.lifecycle import data

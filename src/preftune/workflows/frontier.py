@@ -24,9 +24,8 @@ from preftune.errors import ConfigError, require_writable
 from preftune.exact.optimum import estimate_optimum
 from preftune.files import write_json
 from preftune.lifecycle.data import prompts_that_fit
+from preftune.lifecycle.open_policy import chat_record_of, find_policy, open_policy
 from preftune.lifecycle.policy import compute_dtype, device_of, require_same_vocabulary
-from preftune.lifecycle.saved import chat_record_of, find_policy, open_policy
-from preftune.lifecycle.sections import UNLIMITED, chat_options_of, max_dropped_of, read_rows
 from preftune.measures.frontier import Floats, Point, best_of_n, beta_at, measure, optimum, optimum_at, tempered
 from preftune.model import load
 from preftune.model.generate import Sampled, Sampling, sample
@@ -38,6 +37,7 @@ from preftune.rewards.reward import Reward, require_rewards, responses_of
 from preftune.scoring import response_logps
 from preftune.train.display import Display
 from preftune.types import plain
+from preftune.workflows.data_section import UNLIMITED, chat_options_of, max_dropped_of, read_rows
 
 NS = (1, 2, 4, 8, 16, 32, 64, 128)
 Z95 = 1.96

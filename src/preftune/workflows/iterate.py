@@ -27,14 +27,14 @@ import torch
 from preftune.chat.open import ChatOptions, load_renderer, renderer_of
 from preftune.config.sampling import IterateConfig
 from preftune.config.schema import DataConfig, DPOConfig, ReferenceConfig
-from preftune.data.order import permutation
 from preftune.data.prompts import encode_prompts
 from preftune.data.select import SelectionOptions
+from preftune.data.steps import permutation
 from preftune.errors import writing
 from preftune.files import digest, write_json, write_rows
 from preftune.formats.account import Account
 from preftune.formulas import Floats, mean_and_error, step_seed
-from preftune.lifecycle import saved
+from preftune.lifecycle import open_policy
 from preftune.lifecycle.data import prompts_that_fit, read_prompt_data
 from preftune.lifecycle.plan import print_plan
 from preftune.lifecycle.policy import compute_dtype, device_of
@@ -73,8 +73,8 @@ def run(
     held_out = prompts_with_room(config, prompts.held_out, prompts.accounts[-1], moment)
     for account in prompts.accounts:
         display.say("\n".join(account.lines()))
-    weights = saved.reward_models_fingerprint(None if in_memory else config.reward)
-    sources = {"the first model": saved.model_fingerprint(config.model.path), "the reward": weights}
+    weights = open_policy.reward_models_fingerprint(None if in_memory else config.reward)
+    sources = {"the first model": open_policy.model_fingerprint(config.model.path), "the reward": weights}
     identity = run_identity(config.model_dump(mode="json"), prompts.fingerprint, sources)
     Run.check(out, identity, type(config))
     reward = reward or open_reward(config.reward, "reward", device=device_of(None))
@@ -95,11 +95,12 @@ def run(
     log = Run.open(out, identity, display, type(config))
     log.note(rendered_at=moment)
     if not in_memory:
-        if saved.warn_if_reward_changed(log, config.reward):  # evaluations by different rewards cannot be compared
+        # evaluations by different rewards cannot be compared
+        if open_policy.warn_if_reward_changed(log, config.reward):
             for old in [out / "start.json", *out.glob("round-*/evaluation.json")]:
                 old.unlink(missing_ok=True)
         # after the deletion, so that an interruption cannot leave old evaluations
-        saved.note_reward(log, config.reward)
+        open_policy.note_reward(log, config.reward)
     with tracked(log, config.track):
         policy = rounds(config, log, train, held_out or train, reward)
     final = publish(Path(policy), out / "final")
@@ -217,8 +218,8 @@ def one_round(
     )
     dpo.run(tuning, display=log.display, moment=moment)
     pieces = {path.name: digest(path) for path in (prompts, sampled, prefs)}
-    made_from = {"policy": policy, "reference": base or policy, "policy_weights": saved.model_fingerprint(policy)}
-    fingerprint = saved.reward_fingerprint(config.reward)
+    made_from = {"policy": policy, "reference": base or policy, "policy_weights": open_policy.model_fingerprint(policy)}
+    fingerprint = open_policy.reward_fingerprint(config.reward)
     return {"round": number, **made_from, "reward": fingerprint, "seed": seed, "pieces": pieces}
 
 
@@ -246,7 +247,7 @@ def evaluated(
     if path.is_file():
         return dict(json.loads(path.read_text()))
     device, dtype = device_of(None), compute_dtype(config.model)
-    opened = saved.open_policy(policy, "model.path", dtype, device)
+    opened = open_policy.open_policy(policy, "model.path", dtype, device)
     chat = ChatOptions(config.data.chat_template_kwargs, config.data.as_chat, moment)
     renderer = renderer_of(opened.source, config.data.chat_template, chat)
     tokenizer = renderer.tokenizer
@@ -261,7 +262,7 @@ def evaluated(
     tokens = [s.group for s in sampled]
     log_policy = response_logps(Scorer.of(opened.model), tokens)
     del opened
-    base = saved.open_policy(config.model.path, "model.path", dtype, device)
+    base = open_policy.open_policy(config.model.path, "model.path", dtype, device)
     kl = log_policy - response_logps(Scorer.of(base.model), tokens)
     result = {
         **scores(rewards.reshape(len(prompts), -1)),

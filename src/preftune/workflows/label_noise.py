@@ -26,9 +26,10 @@ import torch
 from preftune.chat.open import load_renderer
 from preftune.config.schema import DPOConfig, NoiseConfig, RewardConfig
 from preftune.data.convert import group_rows
-from preftune.data.groups import folds, tokenize
-from preftune.data.items import require_judged
 from preftune.data.layout import Budget
+from preftune.data.loss_items import require_judged
+from preftune.data.split import folds
+from preftune.data.tokenize_groups import tokenize
 from preftune.errors import ConfigError, DataError
 from preftune.files import write_json, write_rows
 from preftune.formats.account import Account, format_origins

@@ -14,7 +14,7 @@ from preftune.data.select import SelectionOptions, select_responses
 from preftune.errors import ConfigError, DataError, require_writable
 from preftune.files import write_rows
 from preftune.formats.account import Account
-from preftune.formats.cells import decode_cells
+from preftune.formats.json_cells import decode_cells
 from preftune.formats.parsers import Reading
 from preftune.formats.values import BadRow, Drop, Fields, ended_flags, number, response_of
 from preftune.rewards import chat_grades

@@ -24,13 +24,13 @@ from preftune.errors import ConfigError, IncompleteError, RunError, require_writ
 from preftune.files import Journal, write_json, write_rows
 from preftune.formats.account import Account
 from preftune.lifecycle.data import prompts_that_fit
+from preftune.lifecycle.open_policy import model_fingerprint, open_policy
 from preftune.lifecycle.policy import compute_dtype, device_of
-from preftune.lifecycle.saved import model_fingerprint, open_policy
-from preftune.lifecycle.sections import RENDERING, UNLIMITED, chat_options_of, max_dropped_of, read_rows
 from preftune.model.generate import Sampling, sample
 from preftune.sources.read import fingerprint
 from preftune.train.display import Display
 from preftune.types import PreferenceGroup, Text, as_json
+from preftune.workflows.data_section import RENDERING, UNLIMITED, chat_options_of, max_dropped_of, read_rows
 
 ROWS = 256  # responses sampled per call; a crash loses at most these
 

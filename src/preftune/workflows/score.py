@@ -18,18 +18,18 @@ import torch
 from preftune.chat.open import ChatOptions, renderer_of
 from preftune.chat.render import Renderer
 from preftune.config.schema import DataConfig, ModelConfig
-from preftune.data.groups import Limits, read_groups, require_vocabulary, tokenize
-from preftune.data.items import as_pairs, require_judged
 from preftune.data.layout import Budget
+from preftune.data.loss_items import as_pairs, require_judged
+from preftune.data.read_groups import read_groups
 from preftune.data.rewardbench_tokens import LENGTH, PROMPT, as_published
+from preftune.data.tokenize_groups import Limits, require_vocabulary, tokenize
 from preftune.errors import ConfigError, did_you_mean, require_writable
 from preftune.files import write_json, write_rows
 from preftune.formats.account import Account, format_origins
 from preftune.formulas import implicit_reward
+from preftune.lifecycle.open_policy import source_of
 from preftune.lifecycle.packing_probe import choose_layout
 from preftune.lifecycle.policy import compute_dtype, device_of, require_positions, require_same_vocabulary
-from preftune.lifecycle.saved import source_of
-from preftune.lifecycle.sections import chat_options_of, max_dropped_of, read_rows
 from preftune.model.load import DTYPES, Source, load_config, load_model, load_tokenizer, max_positions
 from preftune.model.logprobs import Scorer
 from preftune.report.tokens import ShadedPair, pairs_to_show, write_token_page
@@ -39,6 +39,7 @@ from preftune.rewards.reward import note_text_only, responses_to, rewards_by_gro
 from preftune.scoring import SLOTS, score_tokens
 from preftune.train.display import Display
 from preftune.types import Message, PreferenceGroup, TokenGroup, content, plain
+from preftune.workflows.data_section import chat_options_of, max_dropped_of, read_rows
 from preftune.workflows.summary import Mark, Marks, Scored, Tokens, marks_of, summary_lines, summary_of
 
 MAX_LENGTH = 1024

@@ -17,18 +17,17 @@ from typing import Any
 
 from preftune.client import Client
 from preftune.config.schema import DataConfig
-from preftune.data.groups import read_groups
 from preftune.data.prompts import ANSWERS, LOOKED_AT, read_prompts
+from preftune.data.read_groups import read_groups
 from preftune.errors import ConfigError, DataError, IncompleteError, require_writable
 from preftune.files import write_json, write_rows
 from preftune.formats.account import Account
-from preftune.formats.cells import decode_cells
+from preftune.formats.json_cells import decode_cells
 from preftune.formats.names import column_names
 from preftune.formats.parsers import Reading
-from preftune.formats.table import FORMATS
+from preftune.formats.registry import FORMATS
+from preftune.lifecycle.open_policy import find_policy, reward_fingerprint
 from preftune.lifecycle.policy import device_of
-from preftune.lifecycle.saved import find_policy, reward_fingerprint
-from preftune.lifecycle.sections import chat_options_of, read_rows, row_reading_of, section_with_rendering_of
 from preftune.measures.win_rate import WinRate, sides, win_rate
 from preftune.model.generate import Sampling
 from preftune.report.figures import curves
@@ -43,6 +42,7 @@ from preftune.sources.read import read
 from preftune.train.display import Display
 from preftune.types import PreferenceGroup, Text, as_json, content, plain
 from preftune.workflows import sample as samples
+from preftune.workflows.data_section import chat_options_of, read_rows, row_reading_of, section_with_rendering_of
 from preftune.workflows.pairs import read_samples, score
 from preftune.workflows.sample import SampleOptions
 from preftune.workflows.verdicts import Pair, Verdicts, agreement, judged, labels_of, require_readable

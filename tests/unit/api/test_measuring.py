@@ -13,7 +13,7 @@ from tests.conftest import PAIRS, make_model, write_jsonl
 import preftune
 from preftune.api.settings import DataSettings, PromptSettings, ScoreSettings
 from preftune.config.schema import UNUSED_BY_SCORE, UNUSED_BY_WINRATE, DataConfig
-from preftune.data.groups import read_groups
+from preftune.data.read_groups import read_groups
 from preftune.formats.parsers import Reading
 from preftune.model.generate import Sampling
 from preftune.train.display import Display

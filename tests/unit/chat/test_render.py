@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from tests.conftest import make_tokenizer
 
 from preftune.chat.render import Renderer
-from preftune.data.groups import Limits, hold_out, require_vocabulary, tokenize
+from preftune.data.split import hold_out
+from preftune.data.tokenize_groups import Limits, require_vocabulary, tokenize
 from preftune.errors import DataError, ModelError
 from preftune.formats.account import Account
 from preftune.model.load import TEMPLATES

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.conftest import make_tokenizer
 
-from preftune.chat.dropped import WORD, find_missing, missing_part
+from preftune.chat.lost_text import WORD, find_missing, missing_part
 from preftune.chat.render import Renderer
 from preftune.chat.template import ChatSettings, require_used
 from preftune.config.schema import DataConfig
-from preftune.data.groups import Limits, tokenize
 from preftune.data.prompts import encode_prompts
+from preftune.data.tokenize_groups import Limits, tokenize
 from preftune.errors import ConfigError, DataError, ModelError
 from preftune.formats.account import Account
 from preftune.types import Judgement, Message, PreferenceGroup, message_dict

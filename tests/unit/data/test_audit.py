@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from preftune.data.audit import audit
-from preftune.data.groups import refuse_overlap
+from preftune.data.split import refuse_overlap
 from preftune.errors import DataError
 from preftune.types import Judgement, Message, PreferenceGroup, Text
 

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from tests.conftest import random_groups
 
 from preftune.data.audit import audit
-from preftune.data.items import as_labelled, as_pairs, as_rankings, require_columns, with_mismatches
 from preftune.data.layout import Budget, LayoutName, balanced_shares, batch_of, micro_batches, rows, slots_of
-from preftune.data.order import epoch_steps, permutation, size_of, training_steps
+from preftune.data.loss_items import as_labelled, as_pairs, as_rankings, require_columns, with_mismatches
+from preftune.data.steps import epoch_steps, permutation, size_of, training_steps
 from preftune.errors import DataError
 from preftune.types import Judgement, Packed, PreferenceGroup, Segment, TokenGroup
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from tests.unit.formats.examples import FIRST_IS_BETTER, A, U
 
-from preftune.data.groups import hold_out, refuse_overlap
+from preftune.data.split import hold_out, refuse_overlap
 from preftune.errors import DataError
 from preftune.types import PreferenceGroup
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from tests.conftest import write_jsonl
 
-from preftune.data.groups import read_groups
+from preftune.data.read_groups import read_groups
 from preftune.formats.account import Account
 from preftune.formats.parsers import Reading
 from preftune.types import Judgement, Message, PreferenceGroup

@@ -10,11 +10,11 @@ import pytest
 from tests.conftest import write_jsonl
 from tests.unit.formats.examples import EXAMPLE_ROWS, chat
 
-from preftune.data.groups import read_groups
 from preftune.data.prompts import read_prompts
+from preftune.data.read_groups import read_groups
 from preftune.errors import DataError
 from preftune.formats.parsers import Reading
-from preftune.formats.table import BY_NAME
+from preftune.formats.registry import BY_NAME
 from preftune.formats.values import BadRow
 
 PAIR: dict[str, Any] = {"prompt": "p", "chosen": "a", "rejected": "b"}

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tests.conftest import write_jsonl
 from tests.unit.formats.examples import PAIR_ROW, S, U, chat, read_rows
 
-from preftune.data.groups import read_groups
 from preftune.data.prompts import read_prompts
+from preftune.data.read_groups import read_groups
 from preftune.errors import DataError
 from preftune.formats.account import require_matched
 from preftune.formats.columns import STATUS_TEXT

@@ -10,10 +10,10 @@ import pytest
 from tests.conftest import write_jsonl
 from tests.unit.formats.examples import chat, read_rows
 
-from preftune.data.groups import read_groups
+from preftune.data.read_groups import read_groups
 from preftune.errors import DataError
 from preftune.formats import column_roles, parse_votes
-from preftune.formats.table import BY_NAME, FORMATS
+from preftune.formats.registry import BY_NAME, FORMATS
 
 
 def test_the_docs_list_every_format_and_column_name() -> None:

@@ -9,10 +9,10 @@ import pytest
 from tests.conftest import write_jsonl
 from tests.unit.formats.examples import EXAMPLE_ROWS, PAIR_ROW, chat
 
-from preftune.data.groups import read_groups
+from preftune.data.read_groups import read_groups
 from preftune.errors import DataError
 from preftune.formats.parsers import Reading
-from preftune.formats.table import BY_NAME
+from preftune.formats.registry import BY_NAME
 from preftune.formats.values import Drop
 from preftune.types import Judgement, PreferenceGroup
 

@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import write_jsonl
 from tests.unit.formats.examples import PAIR_ROW
 
-from preftune.data.groups import read_groups
+from preftune.data.read_groups import read_groups
 from preftune.errors import DataError
 
 DEMONSTRATION = {"instruction": "Say it.", "output": "good words"}

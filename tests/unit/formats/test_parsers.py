@@ -10,9 +10,9 @@ import pytest
 from tests.conftest import write_jsonl
 from tests.unit.formats.examples import EXAMPLE_ROWS, EXAMPLES, A, U, chat
 
-from preftune.data.groups import read_groups
+from preftune.data.read_groups import read_groups
 from preftune.formats.parsers import Reading, judgements_from_scores
-from preftune.formats.table import BY_NAME, FORMATS, detect
+from preftune.formats.registry import BY_NAME, FORMATS, detect
 from preftune.formats.values import BadRow, Drop, drop_empty_responses, message_of
 from preftune.types import Message, PreferenceGroup, as_json
 

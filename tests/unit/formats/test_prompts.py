@@ -8,7 +8,7 @@ import pytest
 from tests.conftest import write_jsonl
 from tests.unit.formats.examples import PAIR_ROW, A, S, U, chat, read_rows
 
-from preftune.data.groups import read_groups
+from preftune.data.read_groups import read_groups
 from preftune.errors import DataError
 
 

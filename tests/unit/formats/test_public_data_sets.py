@@ -13,7 +13,7 @@ import pytest
 from tests.conftest import write_jsonl
 from tests.unit.formats.examples import chat
 
-from preftune.data.groups import read_groups
+from preftune.data.read_groups import read_groups
 from preftune.errors import DataError
 from preftune.types import content
 

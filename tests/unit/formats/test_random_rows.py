@@ -11,7 +11,7 @@ from tests.unit.formats.examples import EXAMPLES, chat
 
 from preftune.data.convert import group_rows
 from preftune.formats.parsers import Reading
-from preftune.formats.table import BY_NAME
+from preftune.formats.registry import BY_NAME
 from preftune.formats.values import BadRow, Drop, drop_empty_responses
 
 VALUES: list[Any] = [

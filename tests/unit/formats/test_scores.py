@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tests.unit.formats.examples import PAIR_ROW, read_rows
 
-from preftune.data.groups import read_groups
+from preftune.data.read_groups import read_groups
 from preftune.errors import DataError
 
 

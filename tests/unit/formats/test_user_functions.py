@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import write_jsonl
 from tests.unit.formats.examples import A, U
 
-from preftune.data.groups import read_groups
+from preftune.data.read_groups import read_groups
 from preftune.errors import DataError
 from preftune.formats.parsers import Reading
 from preftune.types import Judgement, PreferenceGroup

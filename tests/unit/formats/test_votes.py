@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import write_jsonl
 from tests.unit.formats.examples import better_responses, read_rows
 
-from preftune.data.groups import read_groups
+from preftune.data.read_groups import read_groups
 from preftune.errors import ConfigError, DataError
 from preftune.formats.parsers import Reading
 

@@ -116,7 +116,7 @@ from tests.conftest import random_groups
 from transformers import AutoModelForCausalLM
 from preftune.config.schema import (LossTerm, OptimConfig, TrainConfig)
 from preftune.data.layout import Budget
-from preftune.data.order import Step
+from preftune.data.steps import Step
 from preftune.methods.objective import bind_objective
 from preftune.lifecycle.task import ResponseTask
 from preftune.model.logprobs import Scorer

@@ -16,7 +16,7 @@ from preftune.chat.template import ChatSettings
 from preftune.config.sampling import IterateConfig, PPOConfig, PromptConfig, RolloutConfig, SampleConfig
 from preftune.config.schema import BatchConfig, DataConfig, DPOConfig, ModelConfig, TrainConfig
 from preftune.errors import ConfigError, RunError
-from preftune.lifecycle.saved import open_policy
+from preftune.lifecycle.open_policy import open_policy
 from preftune.methods import dpo, ppo
 from preftune.model.generate import Sampling
 from preftune.model.load import locate

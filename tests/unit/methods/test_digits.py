@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from preftune.chat.open import load_renderer
 from preftune.config.schema import DataConfig, LoraConfig, ModelConfig, OptimConfig, RewardConfig, TrainConfig
+from preftune.lifecycle.open_policy import open_policy
 from preftune.lifecycle.policy import load_policy
-from preftune.lifecycle.saved import open_policy
 from preftune.methods import reward
 from preftune.model.load import load_model, locate, source_dtype
 from preftune.train.display import Display

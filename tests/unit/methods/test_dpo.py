@@ -238,7 +238,7 @@ def test_a_reference_that_differs_from_the_policy_stops_the_run(tmp_path: Path) 
     from preftune.losses import Objective
     from preftune.model.logprobs import Scorer
     from preftune.model.reference import fill
-    from preftune.model.store import Store, response_key
+    from preftune.model.reference_cache import Store, response_key
 
     groups = random_groups(4)
     policy = Scorer.of(make_model())

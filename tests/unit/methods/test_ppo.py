@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from preftune.config.sampling import PPOConfig, PPOParameters, PromptConfig, RolloutConfig, ValueConfig
 from preftune.config.schema import LoraConfig, ModelConfig, OptimConfig, TrainConfig
 from preftune.errors import ConfigError, DataError, ModelError, NumericError, PreftuneError, RunError
-from preftune.lifecycle.saved import open_policy
+from preftune.lifecycle.open_policy import open_policy
 from preftune.methods import ppo, ppo_loop, rollouts
 from preftune.rewards.reward import PromptResponse
 from preftune.train.display import Display

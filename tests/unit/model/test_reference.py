@@ -15,7 +15,7 @@ from preftune.model.adapter import add_lora
 from preftune.model.load import weights_hash
 from preftune.model.logprobs import Scorer, logps
 from preftune.model.reference import AdapterOff, Cached, Frozen, Live, batch_keys, fill, store_key
-from preftune.model.store import Store, response_key
+from preftune.model.reference_cache import Store, response_key
 
 
 def layout(groups: Any) -> Any:

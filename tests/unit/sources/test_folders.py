@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from preftune.data.groups import read_groups
+from preftune.data.read_groups import read_groups
 from preftune.errors import DataError
 from preftune.sources.folders import split_files
 from preftune.sources.read import read

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preftune.data.groups import read_groups
+from preftune.data.read_groups import read_groups
 from preftune.errors import DataError
 from preftune.sources.json_rows import DuplicateKeyError, loads
 from preftune.sources.read import read

@@ -23,7 +23,7 @@ from tests.conftest import write_jsonl
 from preftune.config.sampling import IterateConfig, PromptConfig, SampleConfig, StopConfig
 from preftune.config.schema import BatchConfig, LoraConfig, ModelConfig, OptimConfig
 from preftune.errors import ConfigError, ModelError, RunError
-from preftune.lifecycle.saved import reward_models_fingerprint
+from preftune.lifecycle.open_policy import reward_models_fingerprint
 from preftune.measures.drift import figures
 from preftune.rewards.reward import PromptResponse
 from preftune.train.display import Display

@@ -12,7 +12,7 @@ from tests.conftest import write_jsonl
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from preftune.config.schema import BatchConfig, DataConfig, ModelConfig, NoiseConfig, OptimConfig, TrainConfig
-from preftune.data.groups import read_groups
+from preftune.data.read_groups import read_groups
 from preftune.errors import ConfigError, DataError, ModelError, RunError
 from preftune.train.display import Display
 from preftune.workflows import label_noise

@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import write_jsonl
 
 from preftune.config.schema import DataConfig
-from preftune.data.groups import read_groups
+from preftune.data.read_groups import read_groups
 from preftune.data.select import SelectionOptions
 from preftune.errors import ConfigError, DataError, RunError
 from preftune.model.generate import Sampling

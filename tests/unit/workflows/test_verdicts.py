@@ -15,9 +15,9 @@ from tests.contests import contest
 from preftune.cli.main import run as cli
 from preftune.client import Client
 from preftune.config.schema import DataConfig
-from preftune.data.groups import read_groups
+from preftune.data.read_groups import read_groups
 from preftune.errors import ConfigError, IncompleteError
-from preftune.lifecycle.saved import reward_fingerprint
+from preftune.lifecycle.open_policy import reward_fingerprint
 from preftune.train.display import Display
 from preftune.workflows import winrate
 from preftune.workflows.verdicts import words

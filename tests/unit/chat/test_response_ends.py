@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.conftest import make_tokenizer
 
 from preftune.chat.render import Renderer
-from preftune.data.groups import Limits, tokenize
+from preftune.data.tokenize_groups import Limits, tokenize
 from preftune.formats.account import Account
 from preftune.model.load import end_ids, locate
 from preftune.types import Judgement, Message, PreferenceGroup

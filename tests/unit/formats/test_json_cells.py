@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from tests.conftest import write_jsonl
 from tests.unit.formats.examples import PAIR_ROW, A, U, chat, read_rows
 
-from preftune.data.groups import read_groups
 from preftune.data.prompts import read_prompts
+from preftune.data.read_groups import read_groups
 from preftune.errors import DataError
-from preftune.formats.cells import decode_cells
+from preftune.formats.json_cells import decode_cells
 from preftune.formats.parsers import Reading
 from preftune.sources.rows import Row
 from preftune.types import Message, PreferenceGroup

@@ -1,7 +1,7 @@
 """Give in-memory rows, functions and models a name, so that a config, which holds only text, can refer to them.
 
 The Python API registers objects with `holding`. Names are looked up here by sources/read.py (rows), resolve.py
-(functions) and lifecycle/saved.py (models).
+(functions) and lifecycle/open_policy.py (models).
 
     memory:data-1f2e3a4b5c6d7e8f        rows, with a hash of their content
     memory:policy-1f2e3a4b5c6d7e8f      a model saved in a temporary folder, with a hash of its weights

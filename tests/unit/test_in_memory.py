@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preftune import objects
+from preftune import in_memory
 from preftune.errors import ConfigError, DataError
-from preftune.objects import as_function, as_rows, holding
+from preftune.in_memory import as_function, as_rows, holding
 from preftune.resolve import bind, inputs_of, resolve
 from preftune.sources.read import fingerprint, read
 
@@ -74,12 +74,12 @@ def test_different_rows_have_different_fingerprints() -> None:
 def test_a_name_is_valid_only_inside_holding_and_in_the_same_thread() -> None:
     held = as_rows([{"a": 1}], "data")
     with holding({held.name: held}):
-        assert objects.rows(held.name) is held
+        assert in_memory.rows(held.name) is held
         messages: list[str] = []
 
         def in_other_thread() -> None:
             try:
-                objects.rows(held.name)
+                in_memory.rows(held.name)
             except DataError as error:
                 messages.append(str(error))
 
@@ -89,7 +89,7 @@ def test_a_name_is_valid_only_inside_holding_and_in_the_same_thread() -> None:
         assert "were passed in memory" in messages[0]
     with pytest.raises(DataError, match=r"were passed in memory[^$]*data.train=FILE"):
         list(read(held.name))
-    assert objects.rows("data.jsonl") is None
+    assert in_memory.rows("data.jsonl") is None
 
 
 def plain_loss(policy: Any, *, beta: float = 0.1) -> Any:

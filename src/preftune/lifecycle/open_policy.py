@@ -14,7 +14,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from preftune import objects
+from preftune import in_memory
 from preftune.errors import RunError
 from preftune.files import digest
 from preftune.model import load
@@ -37,7 +37,7 @@ def find_policy(path: str, where: str) -> Path:
 
     Nothing is loaded. Raises ModelError if there is no model, and RunError for an unfinished run.
     """
-    path = objects.model_path(path)
+    path = in_memory.model_path(path)
     folder = Path(path).expanduser()
     if (folder / STATE).is_file():
         return folder
@@ -82,7 +82,7 @@ def open_policy(path: str, where: str, dtype: torch.dtype, device: torch.device)
 
 def model_fingerprint(model: str) -> str:
     """Return a hash of the files of a model folder. A Hub id is returned unchanged."""
-    folder = Path(objects.model_path(model)).expanduser()
+    folder = Path(in_memory.model_path(model)).expanduser()
     folder = folder / "final" if (folder / "final").is_dir() else folder
     if not folder.is_dir():
         return model
@@ -97,7 +97,7 @@ def model_fingerprint(model: str) -> str:
 def reward_fingerprint(name: str) -> str:
     """Return the name of a reward or judge with hashes of its models and files. Cached scores are valid for it only."""
     hashes = [digest(path) if path.is_file() else model_fingerprint(str(path)) for path in _paths(name)]
-    return " ".join([name, *filter(None, [objects.digest_of(name)]), *hashes])
+    return " ".join([name, *filter(None, [in_memory.digest_of(name)]), *hashes])
 
 
 def reward_models_fingerprint(name: str | None) -> str:
@@ -127,7 +127,7 @@ def note_reward(run: Run, name: str) -> None:
 
 def _paths(name: str) -> list[Path]:
     """Return the files and folders in the name of a reward; none for a judge on a server or a function in memory."""
-    if name.startswith(("judge:", objects.FUNCTION)):
+    if name.startswith(("judge:", in_memory.FUNCTION)):
         return []
     return [path for part in re.split("[:,]", name) if part and (path := _existing(part))]
 

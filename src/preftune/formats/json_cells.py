@@ -18,7 +18,7 @@ from json import JSONDecodeError
 from typing import Any
 
 from preftune.formats.parsers import Reading
-from preftune.formats.table import BY_NAME
+from preftune.formats.registry import BY_NAME
 from preftune.formats.values import CONTENT_KEYS, ROLE_KEYS, ROLES, Fields, has_role, is_messages
 from preftune.sources.json_rows import DuplicateKeyError, describe_json_error, loads, object_with_unique_keys
 from preftune.sources.rows import Note, Row

@@ -1,0 +1,174 @@
+"""Read preference data from files as groups of text. Every row and column is accounted for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from itertools import chain, islice
+
+from preftune.chat.turns import text_to_chat
+from preftune.errors import DataError
+from preftune.formats import file_checks
+from preftune.formats.account import Account
+from preftune.formats.columns import ColumnLedger, TrackedRow
+from preftune.formats.json_cells import decode_cells
+from preftune.formats.names import ColumnNames, column_names, missing_column_error
+from preftune.formats.parsers import Reading
+from preftune.formats.registry import BY_NAME, FunctionFault, detect, parse_with_function
+from preftune.formats.values import BadRow, Drop, Fields, drop_empty_responses, has_margin
+from preftune.resolve import require_one_argument, resolve
+from preftune.sources.read import read
+from preftune.sources.rows import Row
+from preftune.types import PreferenceGroup
+
+DETECTION_ROWS = 20  # rows from which the format is detected
+
+
+Parser = Callable[[Fields], Iterable[PreferenceGroup]]
+
+
+def read_groups(source: str | Sequence[str], reading: Reading | None = None) -> tuple[list[PreferenceGroup], Account]:
+    """Read all groups of `source`. Return them with the account of its rows and columns.
+
+    Raises DataError for an unknown format, for unknown columns that are not used (see data.columns), and, unless
+    `reading.bad_rows` is "drop", for the first row that does not fit the format.
+    """
+    reading = reading or Reading()
+    name = source if isinstance(source, str) else ", ".join(source)
+    account = Account(name)
+    rows = decode_cells(read(source, account.note), reading, account.note)
+    head = list(islice(rows, DETECTION_ROWS))
+    names = column_names(reading.columns, reading.ignore)
+    parse, rows = _parser(_readable(head, names), head, chain(head, rows), names, reading, account)
+    ledger = ColumnLedger(name, account.format, names)
+    groups, judged = _parse_rows(rows, parse, ledger, account, reading)
+    _finish_account(ledger, account, reading)
+    if account.format in BY_NAME and account.format != "ranked":  # others do not read margins from a column
+        groups = file_checks.check_margins(groups, judged, reading, account)
+    if ledger.has_context:
+        groups = file_checks.text_prompts_to_chats(groups, account)
+    file_checks.require_prompts(groups, reading, account)
+    file_checks.note_repeated_prompts(groups, account)
+    file_checks.note_one_sided_verdicts(groups, account)
+    return groups, account
+
+
+def _parse_rows(
+    rows: Iterable[Row], parse: Parser, ledger: ColumnLedger, account: Account, reading: Reading
+) -> tuple[list[PreferenceGroup], dict[str, bool]]:
+    """Parse all rows. Return their groups and, by origin of each row with judgements, whether it has a margin."""
+    strict = reading.bad_rows == "error"
+    groups: list[PreferenceGroup] = []
+    judged: dict[str, bool] = {}
+    failed: dict[str, list[str]] = {}  # error message -> origins of the rows
+    for row in rows:
+        account.read += 1
+        try:
+            row_groups = _read_row(row, parse, ledger, account, not strict)
+            groups.extend(map(text_to_chat, row_groups) if reading.as_chat else row_groups)
+            if any(group.judgements for group in row_groups):
+                judged[row.origin] = has_margin(ledger.names.rename(row.value))
+        except Drop as reason:
+            account.drop(str(reason), row.origin)
+        except BadRow as fault:
+            if strict and not isinstance(fault, FunctionFault):
+                ledger.refuse(account.read)  # an unused column may explain the fault
+                raise file_checks.bad_row_error(fault, row.origin, account.format, reading) from None
+            account.drop(f"cannot be read: {fault}", row.origin)
+            failed.setdefault(str(fault), []).append(row.origin)
+        if account.read >= DETECTION_ROWS and strict:
+            ledger.refuse(account.read)
+    if failed and strict:  # reported together: one mistake in a function usually affects many rows
+        raise file_checks.function_error(failed, account)
+    return groups, judged
+
+
+def _finish_account(ledger: ColumnLedger, account: Account, reading: Reading) -> None:
+    """Record the columns in the account. Raises DataError for refused and for missing columns."""
+    if reading.bad_rows == "error" or ledger.refuses_most_of(account.read):
+        ledger.refuse(account.read, nothing_kept=account.kept == 0)
+    if account.read:
+        ledger.require_mapped()
+    account.columns, account.unmatched = ledger.statuses(), ledger.unmatched() if account.read else []
+    account.unread = ledger.unread()
+    for note, origin in ledger.notes:
+        account.note(note, origin)
+
+
+def _readable(rows: Sequence[Row], names: ColumnNames) -> list[Fields]:
+    """Return the rows that can be read, with preftune's column names."""
+    readable = []
+    for row in rows:
+        with suppress(BadRow):  # reported when the row is parsed
+            if not row.fault:
+                readable.append(names.rename(row.value))
+    return readable
+
+
+def _first_fault(row: Row, names: ColumnNames) -> DataError:
+    fault = BadRow(row.fault)
+    try:
+        if not row.fault:
+            names.rename(row.value)
+    except BadRow as error:
+        fault = error
+    return DataError(str(fault), where=row.origin, fix=fault.fix or "repair or remove the row")
+
+
+def _read_row(row: Row, parse: Parser, ledger: ColumnLedger, account: Account, drop: bool) -> list[PreferenceGroup]:
+    """Parse one row and record its columns in the ledger."""
+    if row.fault:
+        raise BadRow(row.fault)
+    ledger.seen.update(row.value)
+    value = TrackedRow(ledger.names.rename(row.value))
+    try:
+        groups = _without_empty(row.origin, parse(value), account)
+    except Drop:
+        ledger.record(row.value, value, None, row.origin)
+        raise
+    refused = ledger.record(row.value, value, groups, row.origin)
+    if refused and drop:
+        raise BadRow(f"column {refused[0]!r} {ledger.refused[refused[0]][0]}")
+    return groups
+
+
+def _without_empty(origin: str, parsed: Iterable[PreferenceGroup], account: Account) -> list[PreferenceGroup]:
+    """Return the groups of one row without empty responses."""
+    groups = [replace(group, origin=origin) for group in parsed if group.responses]
+    if not groups:
+        raise Drop("the row has no response")
+    result = [drop_empty_responses(group) for group in groups]
+    if result != groups:
+        account.note("an empty response was left out, with its judgements", origin)
+    return result
+
+
+def _parser(
+    readable: list[Fields], head: list[Row], rows: Iterator[Row], names: ColumnNames, reading: Reading, account: Account
+) -> tuple[Parser, Iterator[Row]]:
+    """Return the parser and the rows. Some formats must look at all rows before the first one is parsed."""
+    if reading.format != "auto" and reading.format not in BY_NAME:
+        function = resolve(reading.format, dict.fromkeys(BY_NAME, parse_with_function), "data.format")
+        require_one_argument(function, reading.format)
+        account.format = reading.format
+        return lambda row: parse_with_function(function, dict(row.items()), reading.format), rows
+    if not head:
+        account.format = account.format if reading.format == "auto" else reading.format
+        return lambda row: (), rows
+    if reading.format == "auto":
+        if not readable:  # report why, instead of guessing a format
+            raise _first_fault(head[0], names)
+        where = head[0].origin.rpartition(":")[0] or head[0].origin
+        for column, name in names.new_name.items():
+            if readable and not any(name in row for row in readable):
+                raise missing_column_error(column, name, dict.fromkeys(key for row in readable for key in row), where)
+        row_format = detect(readable, where)
+    else:
+        row_format = BY_NAME[reading.format]
+    account.format = row_format.name
+    if row_format.adjust:
+        all_rows = list(rows)
+        reading = row_format.adjust(_readable(all_rows, names), reading, account.source)
+        rows = iter(all_rows)
+    return lambda row: row_format.parse(row, reading), rows

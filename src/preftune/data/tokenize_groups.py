@@ -1,0 +1,135 @@
+"""Groups of text to groups of token ids, within the length limits. Every dropped row is counted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from preftune.chat.faults import Fault, report_faults
+from preftune.chat.render import Encoded, Renderer
+from preftune.errors import DataError
+from preftune.formats.account import Account
+from preftune.formats.values import Drop
+from preftune.types import Judgement, PreferenceGroup, TokenGroup
+
+CHUNK = 512  # groups to tokenise in one call
+DIFFER_IN_DROPPED_TEXT = "the responses differ only in text that the chat template leaves out"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Maximum lengths in tokens, and what to do with longer rows and with rows that cannot be rendered."""
+
+    max_length: int = 1024
+    max_prompt_length: int | None = None
+    overlong: Literal["truncate", "drop", "error"] = "truncate"
+    bad_rows: Literal["error", "drop"] = "error"
+
+
+def tokenize(
+    groups: Sequence[PreferenceGroup], renderer: Renderer, limits: Limits, account: Account
+) -> list[TokenGroup]:
+    """Tokenise the groups. Groups over the limits are truncated or dropped, which is recorded in the account.
+
+    Raises one DataError for all rows that the chat template cannot render, unless `limits.bad_rows` is "drop".
+    """
+    result: list[TokenGroup] = []
+    reasons: dict[str, str] = {}
+    faults: list[tuple[str, Fault]] = []
+    for begin in range(0, len(groups), CHUNK):
+        chunk = groups[begin : begin + CHUNK]
+        for group, encoded in zip(chunk, renderer.encode(chunk), strict=True):
+            if encoded.fault:
+                faults.append((group.origin, encoded.fault))
+                continue
+            for note in encoded.notes:
+                account.note(note, group.origin)
+            try:
+                result.append(_fit(group, encoded, limits, account, renderer.tokenizer.bos_token_id))
+            except Drop as drop:
+                reasons[group.origin] = str(drop)
+    reasons |= report_faults(faults, len(groups), limits.bad_rows, account)
+    used = {group.origin for group in result}
+    for origin, reason in reasons.items():
+        if origin in used:  # the row has other turns that are used
+            account.note(f"one turn of the row was dropped: {reason}", origin)
+        else:
+            account.drop(reason, origin)
+    return result
+
+
+def _fit(group: PreferenceGroup, encoded: Encoded, limits: Limits, account: Account, bos: int | None) -> TokenGroup:
+    prompt, responses = encoded.prompt_ids, encoded.response_ids
+    if not prompt:  # nothing predicts the first token, so it becomes the prompt
+        if len({r[0] for r in responses}) > 1 or min(map(len, responses)) < 2:
+            raise Drop("the prompt is empty, and the tokenizer has no BOS")
+        prompt, responses = responses[0][:1], [r[1:] for r in responses]
+    longest = max(map(len, responses))
+    if len(prompt) + longest > limits.max_length:
+        if limits.overlong == "drop":
+            raise Drop(f"longer than max_length {limits.max_length}")
+        if limits.overlong == "error":
+            raise DataError(
+                f"{len(prompt) + longest} tokens (prompt {len(prompt)}, longest response {longest}), "
+                f"more than data.max_length {limits.max_length}",
+                where=group.origin,
+                fix="raise data.max_length, or set data.overlong to truncate or drop",
+            )
+        prompt, responses = _truncate(group, prompt, responses, limits, account, bos)
+    judgements = _distinct(group.judgements, responses)
+    if group.judgements and not judgements:
+        if _distinct(group.judgements, encoded.response_ids):
+            raise Drop("the responses are identical after truncation")
+        raise Drop(DIFFER_IN_DROPPED_TEXT if encoded.dropped else "the responses have identical token ids")
+    if len(judgements) < len(group.judgements):
+        account.note("judgements between responses with identical token ids were left out", group.origin)
+    return TokenGroup(
+        np.asarray(prompt, dtype=np.int32),
+        tuple(np.asarray(r, dtype=np.int32) for r in responses),
+        judgements,
+        group.labels,
+        group.ranks,
+        group.origin,
+    )
+
+
+def _distinct(judgements: tuple[Judgement, ...], ids: list[list[int]]) -> tuple[Judgement, ...]:
+    return tuple(j for j in judgements if ids[j.better] != ids[j.worse])
+
+
+def _truncate(
+    group: PreferenceGroup,
+    prompt: list[int],
+    responses: list[list[int]],
+    limits: Limits,
+    account: Account,
+    bos: int | None,
+) -> tuple[list[int], list[list[int]]]:
+    """Truncate the beginning of the prompt (but not its BOS), then the end of responses that are still too long."""
+    room = limits.max_length - max(map(len, responses))
+    length = min(limits.max_prompt_length or max(room, limits.max_length // 2), limits.max_length - 1)
+    if len(prompt) > length:
+        head = prompt[:1] if bos is not None and prompt[0] == bos and length > 1 else []
+        prompt = head + prompt[len(prompt) - (length - len(head)) :]
+        account.note(f"the beginning of the prompt was truncated (max_length {limits.max_length})", group.origin)
+    room = limits.max_length - len(prompt)
+    if any(len(r) > room for r in responses):
+        account.note(f"a response was truncated, so it has no EOS (max_length {limits.max_length})", group.origin)
+        responses = [r[:room] for r in responses]
+    return prompt, responses
+
+
+def require_vocabulary(groups: Iterable[TokenGroup], rows: int, where: str) -> None:
+    """Raise DataError if a token id is not in the model's embedding."""
+    for group in groups:
+        top = max(int(ids.max()) for ids in (group.prompt_ids, *group.response_ids))
+        if top >= rows:
+            raise DataError(
+                f"token id {top} is out of range: the model's embedding has {rows} rows",
+                where=group.origin,
+                why=f"the tokenizer does not belong to the model {where}",
+                fix="use the model's own tokenizer, or resize the model's embedding",
+            )
