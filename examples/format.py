@@ -1,4 +1,4 @@
-"""A data format of your own: copy this file, change the function to fit your rows, and name it as data.format.
+"""A custom data format: copy this file, change the function to fit your rows, and set data.format to it.
 
     preftune data check reviews.jsonl data.format=examples/format.py:stars
     preftune dpo configs/dpo.yaml model.path=MODEL data.train=reviews.jsonl data.format=examples/format.py:stars
@@ -19,7 +19,7 @@ from preftune import Judgement, PreferenceGroup
 # `row` is a dict with the columns of one row. Return None for a row without preferences: it is dropped and counted.
 # An exception stops the run, and the message names this file and the row.
 def stars(row: dict[str, Any]) -> PreferenceGroup | None:
-    """One group per question: all its answers, and a judgement for every two answers with different stars."""
+    """Return one group per question: all its responses, and a judgement for each two with different stars."""
     answers = sorted(row["answers"], key=lambda answer: -answer["stars"])
     judgements = tuple(
         # `better` and `worse` are positions in `responses`. A judgement can also have a weight, a probability or a

@@ -1,4 +1,4 @@
-"""A preference loss of your own: copy this file, change the formula, and name the function in the config.
+"""A custom preference loss: copy this file, change the formula, and set loss.name to the function.
 
     preftune dpo configs/dpo.yaml model.path=MODEL data.train=prefs.jsonl loss.name=examples/loss.py:focal loss.gamma=2
 
@@ -18,7 +18,7 @@ from preftune import PairLogps
 # P pairs of a micro-batch, as tensors of shape [P] in fp32, each the sum over the tokens of a response.
 # Arguments after the `*` are parameters. The config sets them (loss.beta, loss.gamma); anything else is an error.
 def focal(policy: PairLogps, reference: PairLogps, *, beta: float = 0.1, gamma: float = 2.0) -> Tensor:
-    """DPO in which pairs count less the better the policy already ranks them (focal loss, arXiv:1708.02002).
+    """DPO with a focal weight: the better the policy already ranks a pair, the less the pair counts (arXiv:1708.02002).
 
     With gamma = 0 this is DPO.
     """

@@ -1,4 +1,4 @@
-"""A reward of your own: copy this file, change the function, and name it wherever a command takes a reward.
+"""A custom reward: copy this file, change the function, and pass it as the reward of a command.
 
     preftune score --reward examples/reward.py:concise --data prefs.jsonl
     preftune pairs samples.jsonl --reward examples/reward.py:concise

@@ -250,10 +250,10 @@ def parse_settings(text: str, where: str) -> dict[str, Any]:
     except ValueError as error:
         settings, why = None, str(error)
     else:
-        why = "it is not a JSON object"
+        why = "they are not a JSON object"
     if not isinstance(settings, dict):
         fix = """write for example '{"max_tokens": null, "max_completion_tokens": 2000, "temperature": null}'"""
-        raise ConfigError(f"not settings in JSON: {text!r}", where=where, why=why, fix=fix)
+        raise ConfigError(f"the settings cannot be read: {text!r}", where=where, why=why, fix=fix)
     reserved = settings.keys() & {"model", "messages", "prompt", "n", "stream", "extra_body"}
     if reserved:
         raise ConfigError(f"{', '.join(sorted(reserved))} cannot be set", where=where, fix="remove it")
@@ -266,9 +266,8 @@ def _permanent_error(error: Any, url: str) -> ConfigError:
         return RefusedError(
             what,
             where=url,
-            fix="check the prompt's length and the settings; remove a setting that this model does not accept by "
-            "setting it to null (--server-settings, or SETTINGS in judge:URL,MODEL,VARIABLE,SETTINGS); "
-            "completed results are saved",
+            fix="check the length of the prompt and the settings. Set a setting that the model does not accept to null "
+            "(--server-settings, or SETTINGS in judge:URL,MODEL,VARIABLE,SETTINGS). Completed results are saved",
         )
     fix = "check the model's name, the key and the settings; completed results are saved"
     return ConfigError(what, where=url, fix=fix)

@@ -208,7 +208,7 @@ def test_data_convert_loses_nothing(to: str, capsys: pytest.CaptureFixture[str])
         assert converted[2]["chosen"] == [{"role": "assistant", "content": "b"}]
 
 
-def test_convert_demonstrations_and_labels(capsys: pytest.CaptureFixture[str]) -> None:
+def test_demonstrations_and_labels_are_converted(capsys: pytest.CaptureFixture[str]) -> None:
     write_jsonl(Path("u.jsonl"), [{"prompt": "p", "completion": "c", "label": False}])
     assert run(["data", "convert", "u.jsonl", "--out", "o.jsonl"]) == 0
     assert json.loads(Path("o.jsonl").read_text()) == {"prompt": "p", "completion": "c", "label": False}

@@ -78,7 +78,7 @@ TABLE: list[tuple[str, Any, list[str]]] = [
 
 
 @pytest.mark.parametrize(("name", "rows", "settings"), TABLE, ids=[row[0] for row in TABLE])
-def test_the_check_fails_exactly_where_a_run_fails(
+def test_the_check_fails_if_and_only_if_a_run_fails(
     model_folder: Path, capsys: pytest.CaptureFixture[str], name: str, rows: Any, settings: list[str]
 ) -> None:
     file = Path("rows.jsonl")

@@ -118,7 +118,7 @@ def test_a_setting_in_the_file_has_the_same_effect_as_on_the_command_line(kind: 
     assert load(SCHEMAS["dpo"], f"{kind}.yaml") == load(SCHEMAS["dpo"], CONFIGS / f"{kind}.yaml", [setting])
 
 
-def test_all_settings_together() -> None:
+def test_several_settings_are_written_to_the_file() -> None:
     settings = [setting for setting in SETTINGS if not setting.startswith("data=")]
     assert run(["init", "dpo", *settings]) == 0
     assert load(SCHEMAS["dpo"], "dpo.yaml") == load(SCHEMAS["dpo"], CONFIGS / "dpo.yaml", settings)

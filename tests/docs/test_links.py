@@ -50,7 +50,7 @@ def problem(page: Path, link: str) -> str:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_the_links_of_a_page_lead_somewhere(page: Path) -> None:
+def test_every_link_of_a_page_has_a_target(page: Path) -> None:
     problems = [(link, problem(page, link)) for link in links(page)]
     assert [f"{link}: {text}" for link, text in problems if text] == []
 

@@ -57,7 +57,7 @@ def test_the_table_lists_exactly_the_imports() -> None:
     assert table() == imports
 
 
-def test_a_package_imports_only_what_stands_above_it() -> None:
+def test_a_package_imports_only_packages_above_it_in_the_table() -> None:
     above: set[str] = set()
     for package, imports in table().items():
         assert imports <= above, package
@@ -74,7 +74,7 @@ def test_only_these_files_import_modules_by_name() -> None:
     assert dynamic == {"__init__.py", *BY_NAME}
 
 
-def test_no_package_is_larger_than_its_share() -> None:
+def test_no_package_exceeds_its_share_of_all_lines() -> None:
     lines: dict[str, int] = {}
     for module, path in MODULES.items():
         lines[package_of(module)] = lines.get(package_of(module), 0) + path.read_text().count("\n")

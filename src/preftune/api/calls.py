@@ -1,4 +1,4 @@
-"""Helpers of the functions that measure: checked keywords, errors that name keywords, and output files."""
+"""Helpers for the measuring functions: checked keywords, errors that name keywords, and output files."""
 
 from __future__ import annotations
 

@@ -191,7 +191,7 @@ def frontier(
     max_prompts: Count | None = None, seed: Seed = 0, dtype: str = "auto", tokenizer: Any = None, out: Any = None,
     quiet: bool = False, **settings: Unpack[PromptSettings],
 ) -> FrontierResult:  # fmt: skip
-    """Measure reward and KL of policies at several temperatures, and compare with best-of-n and the optimum.
+    """Measure reward and KL of policies at several temperatures, and compare with best of n and the optimum.
 
     reference  model that the policies were trained from
     policy     one or several folders, runs, Hub ids or models in memory
@@ -239,10 +239,10 @@ def one_source(source: Any, where: str) -> str:
 
 
 def require_out(server: str | None, out: Any, where: str) -> None:
-    """Raises ConfigError for a server without `out`, because its completions would be lost."""
+    """Raise ConfigError for a server without `out`, because its completions would be lost."""
     if server is not None and out is None:
-        why = "completions are saved as they arrive, so that none is paid for twice"
-        raise ConfigError("with a server, out is required", where=where, why=why, fix="set out=...")
+        why = "responses are saved there as they arrive, so that you do not pay for a response twice"
+        raise ConfigError("`out` is required with a server", where=where, why=why, fix="set out=...")
 
 
 def _as_list(models: Any) -> list[Any]:

@@ -199,7 +199,7 @@ class WinrateResult:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class FrontierResult:
-    """Reward and KL of policies, of best-of-n and of the optimum. Rows have name, kl, reward and intervals."""
+    """Reward and KL of policies, of best of n and of the optimum. Rows have name, kl, reward and intervals."""
 
     rows: Table
     best_of_n: Table

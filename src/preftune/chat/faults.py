@@ -10,11 +10,11 @@ from preftune.chat.lost_text import MissingText
 from preftune.errors import DataError, ModelError
 from preftune.formats.account import Account, format_origins
 
-LEFT_OUT = "the chat template leaves out part of the response"
+LEFT_OUT = "the chat template removes part of the response"
 NO_EXTENSION = "the rendered dialogue does not begin with the rendered prompt"
 FIXES = {
     LEFT_OUT: "set data.thinking=keep to train on the reasoning in the data; set data.chat_template_kwargs if the "
-    "template has an option for it; set another data.chat_template; or accept the loss with "
+    "template has an option for it; set another data.chat_template; or accept the omission with "
     "data.allow_dropped_text=true",
     NO_EXTENSION: "if the generation prompt opens <think>, set data.thinking=keep; if data.chat_template_kwargs turns "
     "reasoning off, remove it from the responses; otherwise set another data.chat_template",

@@ -1,4 +1,4 @@
-"""Detect text that a chat template leaves out: words of a message that its rendering does not contain."""
+"""Detect text that a chat template removes: words of a message that its rendering does not contain."""
 
 from __future__ import annotations
 

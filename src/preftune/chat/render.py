@@ -160,7 +160,7 @@ class Renderer:
         prompt = self.template.render(messages, generation=True)
         one = Texts(prompt, [], chat=True, notes=notes)
         if find_missing(messages, prompt):
-            notes.append("the chat template leaves out part of the prompt")
+            notes.append("the chat template removes part of the prompt")
         if any("name" in unwritten_links(m, prompt) for m in messages if m.extra and m.role != "tool"):
             notes.append("the chat template does not write the names of the prompt's messages")
         for response, ended in zip(group.responses, group.ended or (True,) * len(group.responses), strict=True):

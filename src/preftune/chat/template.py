@@ -114,16 +114,16 @@ class Template:
                 self.dates[date_format] = self.moment.strftime(date_format)
 
     def around_content(self, prompt: Sequence[Message], extra: Fields = ()) -> tuple[str, str]:
-        """Return the text that the template writes between prompt and content of an answer, and after the content.
+        """Return the text that the template writes between prompt and content of a response, and after the content.
 
-        `extra` holds the answer's other fields, as many templates write tool calls after the content. Raises
-        RefusedByTemplate if the template does not write the content of an answer.
+        `extra` are the other fields of the response: many templates write tool calls after the content. Raises
+        RefusedByTemplate if the template does not write the content of a response.
         """
         before = self.render(prompt, generation=False)
         whole = self.render([*prompt, Message("assistant", PROBE, extra)], generation=False)
         head, content, tail = whole.rpartition(PROBE)
         if not content:
-            raise RefusedByTemplate("the chat template does not write the content of an answer")
+            raise RefusedByTemplate("the chat template does not write the content of a response")
         return head.removeprefix(before) if head.startswith(before) else head, tail
 
     def turn_ends(self, dialogue: Sequence[Message], special: Sequence[str]) -> list[str]:
@@ -137,10 +137,10 @@ class Template:
         return [*first, *(token for token in special if token in last)]
 
     def with_reasoning(self, prompt: Sequence[Message], text: str, answer: Message, ended: bool) -> str:
-        """Render the answer after the rendered prompt `text`, with its reasoning as it is in the data.
+        """Render the response after the rendered prompt `text`, with its reasoning unchanged.
 
-        The template writes tool calls and the end of the turn. If the prompt opens `<think>`, the answer does not open
-        it again; an answer without reasoning then closes it at once, unless the answer was cut off.
+        The template writes tool calls and the end of the turn. If the prompt opens `<think>`, the response does not
+        open it again. A response without reasoning closes it immediately, unless the response was cut off.
         """
         others = tuple(entry for entry in answer.extra if entry[0] not in REASONING)
         tail = self.around_content(prompt, others)[1]

@@ -24,8 +24,8 @@ app = typer.Typer(help="Inspect and convert preference data.", no_args_is_help=T
 Arguments = Annotated[
     list[str] | None,
     typer.Argument(
-        help="Files, folders or Hub ids, which are read as one data set, and keys of the config section `data`.",
-        metavar="[FILE]... [data.KEY=VALUE]...",
+        help="Files, folders or Hub ids (read as one data set), and keys of the config section `data`.",
+        metavar="FILE|data.KEY=VALUE",
     ),
 ]
 ConfigOption = Annotated[
@@ -209,7 +209,8 @@ def _lines(checked: Checked, settings: CheckSettings, limit: int | None) -> list
     audit, train = checked.audit, checked.accounts[0].source
     lines = [line for account in checked.accounts for line in account.lines()]
     lines += [
-        f"{audit.groups} groups, {audit.responses} responses, {audit.judgements} judgements, {audit.labelled} labelled",
+        f"{audit.groups} groups, {audit.responses} responses ({audit.labelled} labelled), "
+        f"{audit.judgements} judgements",
         f"lengths in {audit.unit}" + " " * 3 + "".join(f"{h:>9}" for h in ("mean", "p10", "p50", "p90", "p99", "max")),
         *row("prompt", audit.prompt),
         *(row("chosen", audit.chosen) + row("rejected", audit.rejected) or row("response", audit.response)),
@@ -222,11 +223,11 @@ def _lines(checked: Checked, settings: CheckSettings, limit: int | None) -> list
             source = checked.accounts[-1].source if name == "leaks" else train
             lines.append(f"{words}: {number}" + (f" ({format_origins(origins, source)})" if origins else ""))
     if checked.too_long:
-        what = f"groups longer than the model's {limit} positions: {len(checked.too_long)}"
+        what = f"groups longer than the model's context of {limit} tokens: {len(checked.too_long)}"
         lines.append(f"{what} ({format_origins(checked.too_long, train)}); set data.max_length={limit}")
     if audit.groups and not audit.judgements and settings.method is None:
         use = "loss.name=kto or bco" if audit.labelled else "preftune sft"
-        lines.append(f"the data hold no preference pairs; train with {use}")
+        lines.append(f"the data contain no preference pairs; train with {use}")
     if audit.uninformative:
         lines.append(f"warning: {audit.uninformative}")
     return lines

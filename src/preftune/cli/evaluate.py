@@ -9,26 +9,31 @@ import typer
 
 from preftune.cli import options as opt
 
-app = typer.Typer(help="Measure trained models: frontier, winrate, length-controlled.", no_args_is_help=True)
+app = typer.Typer(help="Compare trained models.", no_args_is_help=True)
 
 
 @app.callback()
 def evaluate() -> None:
-    """Measure trained models."""
+    """Compare trained models."""
 
 
 @app.command()
 def frontier(
     reference: Annotated[str, typer.Option(help="Model that the policies were trained from: folder, run or Hub id.")],
-    policy: Annotated[list[str], typer.Option(help="Model folder, run folder, checkpoint or Hub id. Repeatable.")],
+    policy: Annotated[list[str], typer.Option(help="Model folder, run folder, checkpoint or Hub id. Can be repeated.")],
     prompts: Annotated[str, typer.Option(help="Rows with `prompt`, or preference data; only the prompts are used.")],
     reward: Annotated[
-        str, typer.Option(help="Reward: a reward model's folder, vader, file.py:function, or another name.")
+        str,
+        typer.Option(
+            help="Reward: a reward model, implicit:POLICY,REFERENCE, judge:URL,MODEL, file.py:function or vader."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for frontier.json and frontier.html.")] = Path("frontier"),
     temperatures: opt.Temperatures = "1",
     samples: Annotated[int, typer.Option(help="Responses per prompt from each policy.", min=1)] = 8,
-    yardstick: Annotated[int, typer.Option(help="Responses per prompt from the reference.", min=2)] = 128,
+    yardstick: Annotated[
+        int, typer.Option(help="Responses per prompt from the reference, for best of n and the optimum.", min=2)
+    ] = 128,
     max_new_tokens: opt.MaxNewTokens = 64,
     max_prompts: opt.MaxPrompts = None,
     seed: opt.Seed = 0,
@@ -39,7 +44,7 @@ def frontier(
     quiet: opt.Quiet = False,
     settings: opt.Settings = None,
 ) -> None:
-    """Measure reward and KL of policies. They are compared with best-of-n and the optimum."""
+    """Measure reward and KL of policies. Compares them with best of n and the optimum."""
     from preftune.cli.settings import chat_options, data_section
     from preftune.config.schema import UNUSED_BY_SAMPLE
 
@@ -58,11 +63,12 @@ def frontier(
 def winrate(
     policy: Annotated[
         list[str],
-        typer.Option(help="Model folder, run folder, checkpoint, Hub id or best:N,MODEL,REWARD. Repeatable."),
+        typer.Option(help="Model folder, run folder, checkpoint, Hub id or best:N,MODEL,REWARD. Can be repeated."),
     ],
     data: Annotated[str, typer.Option(help="Preference data or demonstrations: the prompts and their responses.")],
     judge: Annotated[
-        str, typer.Option(help="A reward, lm:FOLDER, first or random; with --judge-url, the model's name there.")
+        str,
+        typer.Option(help="A reward, lm:FOLDER, first or random. With --judge-url: the model's name on the server."),
     ],
     against: Annotated[
         str | None, typer.Option(help="Model to compare with. By default: the preferred responses in the data.")

@@ -15,13 +15,13 @@ from preftune.errors import ConfigError, did_you_mean, writing
 
 def init(
     kind: Annotated[
-        str | None, typer.Argument(help="Config to write. Leave it out to list the configs.", metavar="[KIND]")
+        str | None, typer.Argument(help="Config to write. Leave it out to list the configs.", metavar="KIND")
     ] = None,
     arguments: Annotated[
         list[str] | None,
         typer.Argument(
             help="Folder to write to (default: the current one), and values to set in the file.",
-            metavar="[FOLDER] [SECTION.KEY=VALUE]...",
+            metavar="FOLDER|SECTION.KEY=VALUE",
         ),
     ] = None,
 ) -> None:
@@ -36,7 +36,9 @@ def init(
 
     folders, settings = split_arguments(arguments or ())
     if len(folders) > 1:
-        raise ConfigError(f"{len(folders)} folders: {', '.join(folders)}", where="preftune init", fix="name one folder")
+        raise ConfigError(
+            f"{len(folders)} folders: {', '.join(folders)}", where="preftune init", fix="pass only one folder"
+        )
     path = write(kind, Path(*folders), settings)
     method = command_of(kind)
     required = ["model.path", "data.train", *(["reward"] if method in ("ppo", "iterate") else [])]
@@ -72,11 +74,11 @@ def write(kind: str, folder: Path, settings: Sequence[str]) -> Path:
         what = f"there is no config {kind!r}; {did_you_mean(kind, configs)}"
         raise ConfigError(what, where="preftune init", fix="run preftune init to list the configs")
     if folder.suffix in (".yaml", ".yml") or folder.is_file():
-        raise ConfigError("this is the name of a file", where=str(folder), fix="name the folder to write to")
+        raise ConfigError("expected a folder, not a file", where=str(folder), fix="pass the folder to write to")
     path = folder / f"{Path(kind).name}.yaml"
     if path.exists():
         what = "the file exists, and preftune init does not overwrite files"
-        raise ConfigError(what, where=str(path), fix="name another folder, or delete the file")
+        raise ConfigError(what, where=str(path), fix="choose a different folder, or delete the file")
     text = configs[kind].read_text(encoding="utf-8").replace(f"configs/{kind}.yaml", str(path))
     if settings:
         from preftune.config.commands import CONFIGS

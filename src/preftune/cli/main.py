@@ -93,7 +93,7 @@ def iterate(config: Config, overrides: Overrides = None, dry_run: DryRun = False
 
 
 def train(module: str, config: Path, overrides: list[str] | None, dry_run: bool, quiet: bool) -> None:
-    """Read the config, which is fast, before importing the module that trains, which takes seconds."""
+    """Run a training command. Read the config before importing the training module, which takes seconds."""
     from preftune.config.commands import CONFIGS
     from preftune.config.load import load
 
@@ -105,7 +105,9 @@ def train(module: str, config: Path, overrides: list[str] | None, dry_run: bool,
 
 @app.command()
 def sample(
-    model: Annotated[str, typer.Option(help="Model, run folder or checkpoint; with --server, the model's name there.")],
+    model: Annotated[
+        str, typer.Option(help="Model, run folder or checkpoint. With --server: the model's name on the server.")
+    ],
     prompts: Annotated[str, typer.Option(help="Rows with `prompt`, or preference data; only the prompts are used.")],
     out: Annotated[Path, typer.Option(help="File to write, one JSON object per prompt.")] = Path("samples.jsonl"),
     n: Annotated[int, typer.Option("--n", help="Responses per prompt.", min=1)] = 1,
@@ -152,15 +154,18 @@ def sample(
 def pairs(
     samples: Annotated[str, typer.Argument(help="File written by preftune sample.", metavar="SAMPLES.jsonl")],
     reward: Annotated[
-        str | None, typer.Option(help="Reward of the responses. By default: the `scores` of the samples.")
+        str | None,
+        typer.Option(help="A reward, as in preftune eval frontier. By default: the `scores` of the samples."),
     ] = None,
     select: Annotated[
         str, typer.Option(help="How to select pairs: best-worst, best-random, all, top-k (for sft) or rso.")
     ] = "best-worst",
     out: Annotated[Path, typer.Option(help="File to write, one group per prompt.")] = Path("prefs.jsonl"),
-    gap: Annotated[float, typer.Option(help="Minimum difference in score between the two responses.", min=0)] = 0.0,
+    gap: Annotated[
+        float, typer.Option(help="Minimum difference in reward between the two responses of a pair.", min=0)
+    ] = 0.0,
     soft: Annotated[
-        bool, typer.Option("--soft", help="Label each pair with the probability sigmoid(difference in score).")
+        bool, typer.Option("--soft", help="Label each pair with the probability sigmoid(difference in reward).")
     ] = False,
     k: Annotated[int, typer.Option("--k", help="Number of responses that top-k keeps.", min=1)] = 1,
     beta: Annotated[float, typer.Option(help="Temperature of the rejection sampling in rso.", min=1e-6)] = 0.1,
@@ -188,7 +193,8 @@ def score(
         str | None, typer.Option(help="Model that the policy was trained from: folder, run or Hub id.")
     ] = None,
     reward: Annotated[
-        str | None, typer.Option(help="Reward to use instead of policy and reference, as in preftune pairs.")
+        str | None,
+        typer.Option(help="Reward to use instead of --policy and --reference: a reward model, file.py:function, ..."),
     ] = None,
     out: Annotated[Path, typer.Option(help="File to write, one JSON object per pair.")] = Path("scores.jsonl"),
     beta: Annotated[float, typer.Option(help="Scale of the implicit reward.", min=0)] = 0.1,
@@ -196,7 +202,7 @@ def score(
         bool, typer.Option("--tokens", help="Also write the reward of every token, and an HTML page of them.")
     ] = False,
     mode: Annotated[
-        str, typer.Option(help="corrected; or compatible, which adds the scores as RewardBench computes them.")
+        str, typer.Option(help="corrected, or compatible: also print the scores of RewardBench's own program.")
     ] = "corrected",
     data_format: opt.DataFormat = None,
     max_length: Annotated[

@@ -8,11 +8,9 @@ from typing import Annotated
 import typer
 
 Config = Annotated[Path, typer.Argument(help="YAML file with the config of the run.", metavar="CONFIG.yaml")]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(help="Config keys to override.", metavar="[SECTION.KEY=VALUE]...")
-]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Config keys to override.", metavar="SECTION.KEY=VALUE")]
 Settings = Annotated[
-    list[str] | None, typer.Argument(help="Keys of the config section `data`.", metavar="[data.KEY=VALUE]...")
+    list[str] | None, typer.Argument(help="Keys of the config section `data`.", metavar="data.KEY=VALUE")
 ]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Check config, data and model, and print the plan. Train nothing.")

@@ -77,7 +77,7 @@ def check_settings(
     data = raw.get("data") or {}
     if isinstance(data, dict) and "train" not in data:
         fix = f"run {command} FILE, or {command} --config run.yaml"
-        raise ConfigError("no data file is named", where=command, fix=fix)
+        raise ConfigError("the data file is missing", where=command, fix=fix)
     if "loss" in raw and method is None:
         method = "dpo"
     return build(CheckSettings, {**raw, "method": method}, places, str(config or command))

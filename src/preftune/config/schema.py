@@ -218,7 +218,7 @@ class LoraConfig(Section):
     alpha: float = Field(32.0, gt=0)
     """The output of the adapter is scaled by alpha / rank."""
     targets: str | list[str] = "all-linear"
-    """Names of the modules that get an adapter."""
+    """Modules that get an adapter: all-linear, a list of names, or a regular expression that matches whole names."""
 
 
 class MonitorConfig(Section):
@@ -228,7 +228,7 @@ class MonitorConfig(Section):
     samples: int = Field(1, ge=1)
     """Responses per prompt, sampled with the same random numbers every time."""
     max_new_tokens: int = Field(128, ge=1)
-    """Maximum number of tokens per response, limited to half of the model's positions. The responses in the data are
+    """Maximum number of tokens per response, limited to half of the model's context. The responses in the data are
     compared up to the same length."""
 
 
@@ -340,7 +340,7 @@ class NoiseConfig(RunConfig):
     """The config of `preftune data noise`: one DPO or reward run per fold, with the sections of these runs."""
 
     folds: int = Field(5, ge=2)
-    """Number of parts that the data is split into by prompt. Each part is ranked by a model trained on the others."""
+    """Number of folds. The data are split by prompt, and each fold is ranked by a model trained on the other folds."""
     ranker: Literal["dpo", "reward"] = "dpo"
     """Model that ranks the pairs. dpo: the implicit reward of a DPO run; reward: a reward model."""
     confidence: float = Field(0.8, gt=0.5, lt=1)

@@ -140,7 +140,7 @@ def _without_empty(origin: str, parsed: Iterable[PreferenceGroup], account: Acco
         raise Drop("the row has no response")
     result = [drop_empty_responses(group) for group in groups]
     if result != groups:
-        account.note("an empty response was left out, with its judgements", origin)
+        account.note("an empty response and its judgements were dropped", origin)
     return result
 
 

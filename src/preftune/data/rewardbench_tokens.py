@@ -3,7 +3,7 @@
 Differences from `chat.render`:
 
 - The prompt is rendered without the generation prompt, so the header of the assistant's turn is scored.
-- Every occurrence of the rendered prompt is removed from the rendered dialogue, also inside the answer.
+- Every occurrence of the rendered prompt is removed from the rendered dialogue, including inside the response.
 - Roles alternate and begin with the user, regardless of the roles in the data: a system prompt becomes a user turn.
 - BOS (EOS, for a tokenizer without BOS) is put before the rendered text, which may have BOS already, and EOS after it.
 - A token that spans the end of the prompt goes to the response, so two responses may have different prompts.
@@ -68,7 +68,7 @@ def as_published(group: PreferenceGroup, tokenizer: Any, limit: int, account: Ac
 
 def _note(account: Account, origin: str, times: int, head: str, opened: str) -> None:
     if times > 1:
-        account.note("published: the prompt also occurs in an answer and is removed there", origin)
+        account.note("published: the prompt also occurs in a response and is removed there", origin)
     if times == 0:
         account.note("published: the dialogue does not contain the prompt as rendered, which is read twice", origin)
     if len(opened) > len(head):

@@ -27,7 +27,7 @@ def hold_out(groups: Sequence[PreferenceGroup], share: float) -> tuple[list[Pref
         raise DataError(
             "cannot hold out a share of the prompts",
             where=groups[0].origin.rpartition(":")[0] or groups[0].origin if groups else "",
-            why="prompts that share a row stay together" if len(held) > 1 else same,
+            why="all prompts are connected by common rows, and a row cannot be split" if len(held) > 1 else same,
             fix="set data.eval to an evaluation file",
         )
     sides = [(group, key in held) for group, key in zip(groups, keys, strict=True)]
@@ -91,7 +91,7 @@ def normalised_prompt_key(group: PreferenceGroup) -> str:
 
 
 def refuse_overlap(train: Sequence[PreferenceGroup], held_out: Sequence[PreferenceGroup]) -> None:
-    """Raise DataError if a prompt is in both, as the evaluation would then measure memorisation."""
+    """Raise DataError if a prompt is in both parts, because the evaluation would then measure memorisation."""
     trained = {normalised_prompt_key(g): g.origin for g in train}
     leaks = [g for g in held_out if normalised_prompt_key(g) in trained]
     if leaks:

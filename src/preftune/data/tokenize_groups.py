@@ -1,4 +1,4 @@
-"""Groups of text to groups of token ids, within the length limits. Every dropped row is counted."""
+"""Convert groups of text to groups of token ids, within the length limits. Every dropped row is counted."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from preftune.formats.values import Drop
 from preftune.types import Judgement, PreferenceGroup, TokenGroup
 
 CHUNK = 512  # groups to tokenise in one call
-DIFFER_IN_DROPPED_TEXT = "the responses differ only in text that the chat template leaves out"
+DIFFER_IN_DROPPED_TEXT = "the responses differ only in text that the chat template removes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ def _fit(group: PreferenceGroup, encoded: Encoded, limits: Limits, account: Acco
             raise Drop("the responses are identical after truncation")
         raise Drop(DIFFER_IN_DROPPED_TEXT if encoded.dropped else "the responses have identical token ids")
     if len(judgements) < len(group.judgements):
-        account.note("judgements between responses with identical token ids were left out", group.origin)
+        account.note("judgements between responses with identical token ids were dropped", group.origin)
     return TokenGroup(
         np.asarray(prompt, dtype=np.int32),
         tuple(np.asarray(r, dtype=np.int32) for r in responses),

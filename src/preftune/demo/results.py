@@ -140,7 +140,7 @@ def write_report(out: Path, results: DemoResults) -> None:
             "Points further up and to the left are better. No policy can be above the closed-form optimum. The "
             f"curve estimates the optimum from {results.reward_PM.shape[1]} samples of the reference per prompt, "
             "with a correction for the bias of the small sample. Its error is about 0.01 in reward, so a point may "
-            "be above the curve by that much. Best-of-n is close to the optimum, but needs n samples per response.",
+            "be above the curve by that much. Best of n is close to the optimum, but needs n samples per response.",
             figures=[frontier("Frontier", lines, points)],
         ),
         Section(

@@ -1,7 +1,7 @@
 """The command `preftune demo`, which runs offline in about 90 seconds on two cores.
 
 generate reviews -> train a tokenizer and an SFT model -> sample groups of responses -> label them with the true reward
--> DPO with several beta -> sample again -> compare reward and KL with best-of-n and the closed-form optimum
+-> DPO with several beta -> sample again -> compare reward and KL with best of n and the closed-form optimum
 """
 
 from __future__ import annotations

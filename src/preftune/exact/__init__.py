@@ -1,1 +1,1 @@
-"""Closed forms: the optimal policy, for problems small enough to compute it exactly."""
+"""The optimal policy in closed form, for problems that are small enough to enumerate all responses."""

@@ -9,9 +9,9 @@ from preftune.errors import DataError, did_you_mean
 
 #: Advice for the most frequent reason for dropping rows.
 REPAIRS = {
-    "several turns after the prompt": "end each response after its first assistant turn; more are not supported",
+    "several turns after the prompt": "end each response after its first assistant turn; more turns are not supported",
     "prompts of chosen and rejected differ": "give both responses the same prompt",
-    "the dialogue does not begin with the prompt": "write only the answer as response, or the prompt and the answer",
+    "the dialogue does not begin with the prompt": "write only the response, or the prompt followed by the response",
     "one text is the beginning of the other": "put the prompt into a separate column",
     "no assistant turn after another turn": "end each dialogue with an assistant turn",
     **dict.fromkeys(("tied scores", "identical responses"), "remove these rows"),

@@ -115,7 +115,7 @@ def note_one_sided_verdicts(groups: Sequence[PreferenceGroup], account: Account)
 
 
 def uninformative_verdicts(first: int, second: int, ties: int) -> str:
-    """Say why a judge's verdicts carry no information about the responses, or return "" if they may.
+    """Return why a judge's verdicts carry no information about the responses, or "" if they may carry some.
 
     first, second, ties   number of verdicts for the response shown first, for the one shown second, and of ties
     """

@@ -45,13 +45,13 @@ def unknown_columns_error(
             where=where,
             why=f"the columns are {', '.join(map(repr, columns))}",
             fix="sample responses first with preftune sample --prompts FILE, then run preftune pairs; "
-            "or name the columns of the responses: data.columns={chosen: COLUMN, rejected: COLUMN}",
+            "or map the columns of the responses: data.columns={chosen: COLUMN, rejected: COLUMN}",
         )
     why = _missing_columns(formats, columns)
     if mapping:
         return DataError(what, where=where, why=why, fix=f"set {columns_setting(mapping)}")
     if rows and response_columns(rows[0]):
-        fix = "name the column that says which response is better: data.columns={winner: COLUMN}"
+        fix = "map the column that says which response is better: data.columns={winner: COLUMN}"
         return DataError(what, where=where, why=why, fix=fix)
     closest = sorted(formats, key=lambda name: -_similarity(formats[name][0], columns))[:3]
     fixes = [

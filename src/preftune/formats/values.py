@@ -247,7 +247,7 @@ def one_turn(messages: tuple[Message, ...]) -> tuple[Message, ...]:
     if len(messages) != 1:
         raise Drop("several turns after the prompt")
     if messages[0].role != "assistant":
-        raise Drop("response is not by the assistant")
+        raise Drop("the response is not an assistant turn")
     return messages
 
 

@@ -1,1 +1,1 @@
-"""The life of a run, the same for every training method: read the data, load the model, plan, train, save."""
+"""The steps that all training methods share: read the data, load the model, plan, train, save."""

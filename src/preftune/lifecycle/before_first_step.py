@@ -61,7 +61,9 @@ def stoppable() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as stop:
-        raise Stopped("stopped before the first step", fix="rerun the same command") from stop
+        raise Stopped(
+            "stopped before the first step; nothing was trained", fix="rerun the same command to start again"
+        ) from stop
     finally:
         if can_repeat:
             signal.setitimer(signal.ITIMER_REAL, 0)

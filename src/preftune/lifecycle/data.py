@@ -137,17 +137,17 @@ def report_accounts(data: TextData, display: Display) -> None:
 
 
 def require_groups(groups: Sequence[TokenGroup], source: str | Sequence[str]) -> None:
-    """Raises DataError if there is no group to train on."""
+    """Raise DataError if there is no group to train on."""
     if not groups:
         raise DataError("no row is left to train on", where=str(source))
 
 
 def require_length(groups: Sequence[TokenGroup], limit: int | None, where: str) -> None:
-    """Raises ConfigError for sequences of more than `limit` tokens."""
+    """Raise ConfigError for sequences of more than `limit` tokens."""
     longest = max((group.longest for group in groups), default=0)
     if limit and longest > limit:
         raise ConfigError(
-            f"the longest sequence has {longest} tokens, but the model has {limit} positions",
+            f"the longest sequence has {longest} tokens, but the model's context has {limit}",
             where=where,
             fix=f"set {where}={limit}" if where == "data.max_length" else f"lower {where}, or shorten the prompts",
         )
@@ -170,9 +170,9 @@ def prompts_that_fit(
     limit = load.max_positions(config)
     if limit and new_tokens >= limit:
         raise ConfigError(
-            f"a prompt and {new_tokens} new tokens do not fit in the {limit} positions of the model",
+            f"{new_tokens} new tokens leave no room for a prompt in the model's context of {limit} tokens",
             where=where,
-            fix="sample fewer tokens",
+            fix=f"set a value below {limit}",
         )
     prompts = encode_prompts(groups, renderer, min(longest, limit - new_tokens) if limit else longest, account)
     if not prompts:

@@ -109,7 +109,7 @@ def memory_plan(footprint: Footprint, task: ResponseTask, steps: Sequence[Step])
     if footprint.peak(*largest_micro_batch(task, steps)) - footprint.fixed["in use now"] <= free:
         return lines, True
     fix = "Train with lora, set model.gradient_checkpointing=true, or use reference.kind=cached."
-    return [*lines, f"this run does not fit in memory: {gb(free)} are free on {task.scorer.device}. {fix}"], False
+    return [*lines, f"this run does not fit in memory: {gb(free)} is free on {task.scorer.device}. {fix}"], False
 
 
 def memory_line(footprint: Footprint, task: ResponseTask, steps: Sequence[Step]) -> str:

@@ -1,4 +1,4 @@
-"""What surrounds the training steps: signals and trackers during training, the final model and the report after it."""
+"""Code around the training loop: signals and trackers during training, the final model and the report after it."""
 
 from __future__ import annotations
 

@@ -61,16 +61,16 @@ def start_monitor(
         return None
     groups, sampling, kind = monitor.groups, monitor.sampling, "held-out" if task.held_out else "training"
     room = (
-        f"room for {sampling.max_new_tokens} tokens in the model's {load.max_positions(policy.model.config)} positions"
+        f"room for {sampling.max_new_tokens} tokens in the model's context of {load.max_positions(policy.model.config)}"
     )
     if len(groups) < 2:
-        reason = f" (skipped {skipped} without {room})" if skipped else ""
+        reason = f" (skipped {skipped} prompts without {room})" if skipped else ""
         run.display.say(
             f"monitor off: it needs at least 2 distinct prompts, the {kind} data have {len(groups)}{reason}"
         )
         return None
     line = f"monitor: {len(groups)} {kind} prompts, at most {sampling.n} x {sampling.max_new_tokens} tokens per prompt"
-    run.display.say(line + (f"; skipped {skipped} without {room}" if skipped else ""))
+    run.display.say(line + (f"; skipped {skipped} prompts without {room}" if skipped else ""))
     if isinstance(task.reference, Live):
         return monitor
     return replace(monitor, load_reference=reference_loader(config, policy, in_memory))
@@ -150,7 +150,7 @@ def drift(task: ResponseTask, monitor: Monitor | None, say: Callable[[str], None
     metrics = _metrics(task, monitor, say)
     if metrics is None:
         free_memory()  # after the handler: the exception holds a reference to the memory
-        say("monitor: skipped at this evaluation, out of memory. Lower monitor.prompts, or set monitor=null.")
+        say("monitor: skipped at this evaluation, because memory ran out. Lower monitor.prompts, or set monitor=null.")
     return metrics or {}
 
 
@@ -217,11 +217,14 @@ def measure_kl(
     try:
         return divergence(own_PM, response_logps(monitor.load_reference(), groups))
     except ModelError as error:
-        say(f"monitor: no KL: {error}")
+        say(f"monitor: the KL was not measured: {error}")
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-        say("monitor: no KL: policy and reference do not fit in memory together; reference.kind=frozen plans for both")
+        say(
+            "monitor: the KL was not measured, because policy and reference do not fit in memory together. "
+            "Set reference.kind=frozen to reserve memory for both."
+        )
     finally:
         free_memory()  # frees the reference
     return {}

@@ -94,6 +94,6 @@ def print_plan(config: TunedConfig, lines: Sequence[str], display: Display) -> P
         display.say(line)
     display.say(dump(config))
     display.say(
-        f"dry run: nothing was trained or written; without --dry-run, this command trains and writes {config.out}"
+        f"dry run: nothing was trained or written. Next: rerun without --dry-run; the run folder will be {config.out}"
     )
     return Path(config.out)

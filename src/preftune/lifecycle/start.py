@@ -96,12 +96,12 @@ def start_run(
     start = Start(config, scalar, source, text, identity, display, model, tokenizer, moment, began, finished)
     if start.is_finished:
         _require_same_model(start)
-        display.say(f"{folder} is finished, so nothing was done; its model is in {start.final}")
+        display.say(f"{folder} is finished, so nothing was trained; its model is in {start.final}")
     return start
 
 
 def _require_same_model(start: Start) -> None:
-    """Raises RunError if a finished run started from other weights.
+    """Raise RunError if a finished run started from other weights.
 
     A model in memory is compared by its weights. A model folder is compared by its weights if its files have changed.
     """

@@ -129,7 +129,7 @@ def exo_pair(
 
 
 def nca_pair(policy: PairLogps, reference: PairLogps, *, beta: Positive = 0.1) -> Tensor:
-    """NCA (noise contrastive alignment): keeps the reward of the chosen response from falling, which DPO does not.
+    """NCA (noise contrastive alignment): like DPO, but it also keeps the reward of the chosen response from falling.
 
     loss        -log sigmoid(r_w) - 1/2 log sigmoid(-r_w) - 1/2 log sigmoid(-r_l),   r = beta lr
     parameters  beta (0.1): scale of the rewards

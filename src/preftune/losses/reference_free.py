@@ -75,7 +75,7 @@ def nll(policy: PairLogps) -> Tensor:
 
 
 def unlikelihood(policy: PairLogps, *, alpha: Share = 1.0) -> Tensor:
-    """Unlikelihood: raise the chosen and lower the rejected log-prob. A baseline for comparisons, not for use.
+    """Unlikelihood: raise the chosen and lower the rejected log-prob. Use it only as a baseline in comparisons.
 
     loss        -log pi_w + alpha log pi_l
     parameters  alpha (1.0): weight of the rejected response, from 0 to 1

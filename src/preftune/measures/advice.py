@@ -1,4 +1,4 @@
-"""Warnings about a policy that moves away from its data: one text for each metric beyond its threshold."""
+"""Warnings about distribution shift: one text for each metric that passes its threshold."""
 
 from __future__ import annotations
 

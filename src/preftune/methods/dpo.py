@@ -73,7 +73,7 @@ def run(
 
 
 def require_statistics(objective: Objective, policy: Policy) -> None:
-    """Raises ConfigError if the loss needs whole distributions, which are not available for this model."""
+    """Raise ConfigError if the loss needs whole distributions, which are not available for this model."""
     if objective.statistics and policy.scorer.head is None:
         raise ConfigError(
             f"the loss {objective.terms[0].name!r} needs {', '.join(sorted(objective.statistics))} over the whole "

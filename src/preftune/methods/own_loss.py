@@ -50,7 +50,7 @@ def checked(function: Callable[..., Any], name: str, items: Items) -> Callable[.
 
 
 def _require_gradient(values: Tensor, inputs: dict[str, Any], name: str) -> None:
-    """Raises ConfigError if inputs require a gradient, but `values` depend on none of them."""
+    """Raise ConfigError if inputs require a gradient, but `values` depend on none of them."""
     trained = [tensor for value in inputs.values() for tensor in _tensors(value) if tensor.requires_grad]
     if not trained:
         return
@@ -67,7 +67,7 @@ def _require_gradient(values: Tensor, inputs: dict[str, Any], name: str) -> None
 
 
 def _require_finite(values: Tensor, inputs: dict[str, Any], name: str, items: Items) -> None:
-    """Raises ConfigError if some values are nan or infinite, although all inputs are finite."""
+    """Raise ConfigError if some values are nan or infinite, although all inputs are finite."""
     bad = ~torch.isfinite(values)
     tensors = [tensor for value in inputs.values() for tensor in _tensors(value)]
     if bool(bad.any()) and all(bool(torch.isfinite(tensor).all()) for tensor in tensors):

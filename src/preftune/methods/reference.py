@@ -47,7 +47,9 @@ def reference_kind(config: DPOConfig, objective: Objective) -> str:
             fix="use frozen, or adapter-off with lora",
         )
     if kind == "none" and config.reference.path:
-        raise ConfigError("kind is none, but a path is set", where="reference.path", fix="remove one of them")
+        raise ConfigError(
+            "reference.kind is none, but reference.path is set", where="reference", fix="remove one of them"
+        )
     return kind
 
 
@@ -88,7 +90,9 @@ def make_reference(
             off,
             lambda done, total: stage.advance(len(groups) - total + done),
         )
-    display.say(f"reference: {new} groups scored, {len(groups) - new} read from the cache {store.folder}")
+    display.say(
+        f"reference: computed log-probs of {new} groups, read {len(groups) - new} from the cache {store.folder}"
+    )
     return Cached(store, policy.scorer.device)
 
 
@@ -112,7 +116,7 @@ def check_start(task: ResponseTask, first: Sequence[TokenGroup]) -> str:
                 f"policy and reference differ by {float(difference[bad[0]]):.3g} nats before the first step",
                 where=row,
                 why="they are the same model, so the cause is randomness (dropout), precision or a damaged cache",
-                fix="use reference.kind=frozen; if that fails, too, the model is not deterministic",
+                fix="use reference.kind=frozen; if the error remains, the model is not deterministic",
             )
         largest = max(largest, float(difference.max()))
         responses += len(difference)

@@ -105,7 +105,7 @@ def reward_samples(
         raise NumericError(
             f"a response did not end within {rollout.max_new_tokens} tokens",
             where=f"{when}, {cut.origin}",
-            why=f"rollout.missing_eos=stop ends the run at the first such response; it is {cut.response!r}",
+            why=f"rollout.missing_eos=stop ends the run at the first such response: {cut.response!r}",
             fix="raise rollout.max_new_tokens, or set rollout.missing_eos=keep and rollout.missing_eos_penalty",
         )
     ended_S = torch.tensor([r.ended for r in responses])
@@ -189,7 +189,7 @@ def _split_kl(advantage_N: Tensor, kl_N: Tensor, coefficient: float, settings: P
 def _require_bounded(
     value_N: Tensor, total_S: Tensor, length_S: Tensor, groups: Sequence[TokenGroup], when: str
 ) -> None:
-    """Raises NumericError for values that are not finite or MAX_VALUE_RATIO times as large as the largest reward."""
+    """Raise NumericError for values that are not finite or MAX_VALUE_RATIO times as large as the largest reward."""
     largest = MAX_VALUE_RATIO * total_S.abs().max().clamp(min=1.0)
     bad_N = ~(value_N.abs() <= largest) | ~torch.isfinite(total_S.repeat_interleave(length_S))
     if not bool(bad_N.any()):

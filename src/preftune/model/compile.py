@@ -1,4 +1,4 @@
-"""torch.compile for each transformer block: the blocks are alike, so they share the code compiled for the first one."""
+"""Compile each transformer block with torch.compile. All blocks share the code that is compiled for the first one."""
 
 from __future__ import annotations
 

@@ -18,13 +18,13 @@ CURVES = (
     ("Learning rate", "rate", ("lr",)),
 )
 DRIFT = (
-    ("Gap: how much less likely the data are than own samples", "nats per response", ("drift/gap",)),
-    ("Log-prob of own samples and of the data", "nats per token", ("drift/own_per_token", "drift/data_per_token")),
-    ("KL(policy || reference) on own samples", "nats per response", ("drift/kl",)),
+    ("Gap: how much less likely the data are than samples of the policy", "nats per response", ("drift/gap",)),
+    ("Log-prob of samples and of the data", "nats per token", ("drift/own_per_token", "drift/data_per_token")),
+    ("KL(policy || reference) on samples of the policy", "nats per response", ("drift/kl",)),
     ("Drift of the data: log policy - log reference", "nats per token", ("drift/chosen", "drift/rejected")),
     ("Displaced pairs: both responses less likely than under the reference", "share", ("drift/displaced",)),
-    ("Length of own samples", "tokens", ("drift/tokens",)),
-    ("Own samples", "share", ("drift/ended", "drift/repetition", "drift/diversity")),
+    ("Length of the policy's samples", "tokens", ("drift/tokens",)),
+    ("Samples of the policy", "share", ("drift/ended", "drift/repetition", "drift/diversity")),
 )
 
 

@@ -69,7 +69,7 @@ def short() -> Reward:
 
 
 def random() -> Reward:
-    """A number in [0, 1) from a hash of prompt and response: a control from which nothing can be learnt."""
+    """A number in [0, 1) from a hash of prompt and response: a baseline that no policy can learn to increase."""
     return lambda responses: [
         int.from_bytes(
             hashlib.sha256(f"{content(r.prompt)}\0{r.response}".encode("utf-8", "replace")).digest()[:6], "big"

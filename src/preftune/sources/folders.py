@@ -65,11 +65,11 @@ def folder_source(folder: Path, target: str, parts: Sequence[str]) -> Source:
     if inside := sorted(parent for parent in parents if _is_saved_dataset(folder / parent)):
         outer = [str(PurePosixPath(inner).parent) for inner in inside]
         sets = sorted({o if (folder / o / SPLITS_FILE).is_file() else i for i, o in zip(inside, outer, strict=True)})
-        fix = f"name one of them, such as {_join(target, sets[0])}"
+        fix = f"use one of them, for example {_join(target, sets[0])}"
         raise DataError(f"the subfolders are saved datasets: {join_names(sets)}", where=name, fix=fix)
     if not data:
         what = f"the folder {f'has no data files, only {join_names(all_files)}' if all_files else 'is empty'}"
-        raise DataError(what, where=name, fix=f"name a folder with files of these types: {', '.join(READERS)}")
+        raise DataError(what, where=name, fix=f"use a folder with files of these types: {', '.join(READERS)}")
     layout = _layout(folder, target, data)
     names = list(layout.configs)
     config, split = _choose(folder, target, parts, layout)
@@ -249,7 +249,7 @@ def _files_of_splits(base: Path, data_files: Any, where: str) -> dict[str, tuple
 
 def _matching_files(base: Path, pattern: str, where: str) -> list[str]:
     if "://" in pattern or PurePosixPath(pattern).is_absolute() or ".." in PurePosixPath(pattern).parts:
-        raise DataError(f"{pattern!r} is outside the folder", where=where, fix="name only files in this folder")
+        raise DataError(f"{pattern!r} is outside the folder", where=where, fix="list only files in this folder")
     matches = sorted(glob.glob(pattern, root_dir=base, recursive=True))
     files = [PurePosixPath(file).as_posix() for file in matches if (base / file).is_file()]
     if not files and not glob.has_magic(pattern):

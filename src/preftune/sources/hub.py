@@ -72,6 +72,6 @@ def _load_error(name: str, error: Exception) -> DataError:
     return DataError(
         f"cannot load dataset: {text.splitlines()[0]}",
         where=name,
-        fix="name a local file or folder, or `org/name:split` or `org/name:config:split` of a dataset "
-        "that this machine can reach",
+        fix="check the name and the connection. Use a local file or folder, `org/name:split` or "
+        "`org/name:config:split`",
     )

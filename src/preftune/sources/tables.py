@@ -59,7 +59,7 @@ def _check_header(header: list[str], where: str, delimiter: str) -> None:
             raise DataError(what, where=where, fix=fix)
     for number, column in enumerate(header, start=1):
         if not column.strip():
-            fix = "name the column or remove it (if it is the index of pandas, use to_csv(..., index=False))"
+            fix = "give the column a name, or remove it (if it is the index of pandas, use to_csv(..., index=False))"
             raise DataError(f"column {number} of {len(header)} has no name", where=where, fix=fix)
         if column in header[: number - 1]:
             raise _duplicate_column(column, where)

@@ -139,7 +139,9 @@ def fit(
 
 def stopped(step: int, total: int) -> Stopped:
     """Return the exception for a run that the user stopped after `step`, once its checkpoint is saved."""
-    return Stopped(f"stopped after step {step} of {total}; everything is saved", fix="rerun the same command to resume")
+    return Stopped(
+        f"stopped after step {step} of {total}; a checkpoint is saved", fix="rerun the same command to resume"
+    )
 
 
 def update(
@@ -199,7 +201,7 @@ def _accumulate(task: Losses, batches: Sequence[Batch], count: torch.Tensor) -> 
 
 
 def _accumulate_jointly(task: Task, batches: Sequence[Batch], count: torch.Tensor) -> Tally:
-    """Do the same for a loss that depends on the whole step: first compute its gradient with respect to all log-probs,
+    """Accumulate the gradients of a loss over the whole step: compute its gradient with respect to all log-probs,
     then backpropagate that into the model for one micro-batch after another."""
     with torch.no_grad():
         measured = [task.measure(batch) for batch in batches]
@@ -277,7 +279,7 @@ def _not_finite(task: Losses, batches: Sequence[Batch], weights: Weights, step: 
     weights.clear_gradients()
     rows = culprits or [group.origin for group in groups]
     return NumericError(
-        f"the gradient norm is {norm} at step {step}; this update was not made",
+        f"the gradient norm is {norm} at step {step}; the update was skipped",
         why=f"rows: {', '.join(rows[:8])}{', ...' if len(rows) > 8 else ''}"
         + ("" if culprits else " (each row alone has a finite gradient; their sum overflows)"),
         fix="look at these rows with `preftune data show`, lower optim.lr, or train in fp32",

@@ -85,7 +85,7 @@ class Run:
 
     @staticmethod
     def require_start(folder: Path, weights_hash: str) -> None:
-        """Raises RunError if the run in `folder` started from other weights."""
+        """Raise RunError if the run in `folder` started from other weights."""
         if Run.manifest(folder).get("start_weights") not in (None, weights_hash):
             kind = "finished" if Run.finished(folder) else "unfinished"
             raise RunError(
@@ -97,7 +97,7 @@ class Run:
 
     @staticmethod
     def check(folder: Path, identity: dict[str, Any], schema: type[BaseModel] | None = None) -> None:
-        """Raises RunError if `folder` contains something else than this run, StorageError if it cannot be written.
+        """Raise RunError if `folder` contains something else than this run, StorageError if it cannot be written.
 
         Nothing is written. `schema` is the class of the run's config; settings that are missing in the folder's config,
         because an earlier version wrote it, get their defaults from it.
@@ -196,7 +196,9 @@ class Run:
             if self._stop and number == signal.SIGINT:
                 os._exit(130)
             self._stop = True
-            self.display.say("stopping after this step; press Ctrl-C again to stop now and lose this step")
+            self.display.say(
+                "stopping after this step. Ctrl-C again exits at once; steps since the last checkpoint are lost"
+            )
 
         handlers = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -252,7 +254,7 @@ def _with_defaults(config: dict[str, Any], schema: type[BaseModel] | None) -> di
 
 
 def _require_same(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
-    """Raises RunError if the identity of the run in `folder`, `old`, differs from that of the command, `new`."""
+    """Raise RunError if the identity of the run in `folder`, `old`, differs from that of the command, `new`."""
     changes = [
         f"{'.'.join(key)} was {json.dumps(before)}, is now {json.dumps(now)}"
         for key, before, now in _differences(old["config"], new["config"])
@@ -263,7 +265,7 @@ def _require_same(old: dict[str, Any], new: dict[str, Any], folder: Path) -> Non
             changes.append("the data files have changed" if name == "data" else f"{name} has changed")
     if changes:
         raise RunError(
-            "the folder contains a run with other settings",
+            "the folder contains a run with different settings",
             where=str(folder),
             why="; ".join(changes),
             fix="restore the earlier settings to resume, or choose another `out` for a new run",
@@ -298,7 +300,7 @@ def _drop_metrics_after(path: Path, step: int) -> None:
 
 
 def require_packages(names: list[str]) -> None:
-    """Raises ConfigError for a tracker whose package is not installed."""
+    """Raise ConfigError for a tracker whose package is not installed."""
     for name in names:
         try:
             version(name)

@@ -19,7 +19,7 @@ RENDERING = ("chat_template", "chat_template_kwargs", "as_chat")
 
 
 def chat_options_of(data: DataConfig, moment: str | None = None) -> ChatOptions:
-    """Return the chat settings that `data` states. A setting that is not stated is used as the model was trained."""
+    """Return the chat settings that are set in `data`. For all others, the settings of the model are used."""
     stated = data.model_fields_set
     return ChatOptions(
         arguments=data.chat_template_kwargs if "chat_template_kwargs" in stated else None,
@@ -31,7 +31,7 @@ def chat_options_of(data: DataConfig, moment: str | None = None) -> ChatOptions:
 
 
 def section_with_rendering_of(data: DataConfig, source: str) -> DataConfig:
-    """Return a section for the prompts in `source` that states the rendering settings of `data` and nothing else."""
+    """Return a section for the prompts in `source` with only the rendering settings of `data`."""
     stated = {name: getattr(data, name) for name in RENDERING if name in data.model_fields_set}
     return DataConfig(train=source, **stated)
 

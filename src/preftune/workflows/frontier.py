@@ -1,4 +1,4 @@
-"""preftune eval frontier: reward and KL of policies at several temperatures, with what is attainable.
+"""preftune eval frontier: reward and KL of policies at several temperatures, compared with best of n and the optimum.
 
 policy             mean reward and sequence KL(policy || reference) of new samples, with 95 % intervals over prompts
 best of n          reward estimated from samples of the reference; the KL is exact

@@ -63,7 +63,7 @@ Groups = Sequence[PreferenceGroup]
 def run(
     config: IterateConfig, *, reward: Reward | None = None, display: Display | None = None, dry_run: bool = False
 ) -> Path:
-    """Run the rounds and return the folder of the published policy. `reward` replaces the reward of the config."""
+    """Run the rounds and return the folder of the final model. `reward` replaces the reward of the config."""
     display, out, in_memory = display or Display(), Path(config.out), reward is not None
     load.locate(config.model.path)
     bind_objective(config.terms)
@@ -79,7 +79,7 @@ def run(
     Run.check(out, identity, type(config))
     reward = reward or open_reward(config.reward, "reward", device=device_of(None))
     if Run.finished(out):
-        display.say(f"{out} is finished; its model is {out / 'final'}")
+        display.say(f"{out} is finished, so nothing was trained; its model is in {out / 'final'}")
         return out / "final"
     per_round = min(config.prompts or len(train), len(train))
     responses = config.rounds * per_round * config.sample.n
@@ -132,7 +132,7 @@ def rounds(config: IterateConfig, log: Run, train: Groups, evaluation: Groups, r
             log.display.say(f"stopping after round {number}: {reason}")
             worse = exceeded_limit(config, after) or after["objective/score"] < before["objective/score"]
             if worse and number == 1:
-                log.display.say("there is no earlier round, so the policy of round 1 is published")
+                log.display.say("there is no earlier round, so the final model is the policy of round 1")
             return start if worse and number > 1 else policy
         before = after
     return policy
@@ -302,7 +302,7 @@ def exceeded_limit(config: IterateConfig, after: dict[str, float]) -> str:
     """Return which of stop.kl and stop.diversity the policy exceeds, or "". Without word pairs, diversity is 1."""
     stop, kl, diversity = config.stop, after["objective/kl"], after.get("diversity", 1.0)
     if stop.kl is not None and kl > stop.kl:
-        return f"the policy is {kl:.2f} nats from the first model, more than stop.kl={stop.kl:g}"
+        return f"the KL from the first model is {kl:.2f} nats, more than stop.kl={stop.kl:g}"
     if stop.diversity is not None and diversity < stop.diversity:
         return f"only {diversity:.0%} of the word pairs are distinct, less than stop.diversity={stop.diversity:g}"
     return ""

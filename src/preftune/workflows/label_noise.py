@@ -82,7 +82,7 @@ def run(config: NoiseConfig, *, display: Display | None = None, dry_run: bool = 
     parts = folds(text.train, config.folds)
     display.say("\n".join(text.accounts[0].lines()))
     display.say(
-        f"{config.folds} folds of {', '.join(str(len(part)) for part in parts)} groups, no prompt in two of them"
+        f"{config.folds} folds with {', '.join(str(len(part)) for part in parts)} groups; no prompt is in two folds"
     )
     if dry_run:
         return print_plan(config, [], display)
@@ -102,11 +102,11 @@ def run(config: NoiseConfig, *, display: Display | None = None, dry_run: bool = 
 
 
 def require_implicit_reward(config: NoiseConfig) -> None:
-    """Raises ConfigError for a loss whose policies have no implicit reward, or a reference that cannot be used."""
+    """Raise ConfigError for a loss whose policies have no implicit reward, or a reference that cannot be used."""
     objective, where = bind_objective(config.terms), f"loss.name {config.terms[0].name}"
     if objective.items != "pairs" or not objective.uses_reference:
         fix = "use a loss on pairs with a reference, such as sigmoid or ipo"
-        raise ConfigError("the loss has no reward relative to a reference", where=where, fix=fix)
+        raise ConfigError("the loss does not define an implicit reward", where=where, fix=fix)
     reference_kind(_dpo(config, Path(config.out)), objective)
     if config.reference.path:
         load.locate(config.reference.path, "reference.path")
@@ -227,10 +227,10 @@ def summary_lines(config: NoiseConfig, summary: dict[str, Any]) -> list[str]:
     """Return the summary in words."""
     lines = [
         f"{summary['judgements']} judgements ranked by models not trained on them: accuracy {summary['accuracy']:.3f}, "
-        f"{summary['backwards']} backwards, {summary['listed']} of them with confidence {config.confidence:g} or more"
+        f"{summary['backwards']} ranked backwards, {summary['listed']} with confidence {config.confidence:g} or more"
     ]
     if not summary["slope"]:
-        lines.append("the models rank no better than chance, so no label can be questioned")
+        lines.append("the models rank no better than chance, so no label is reported as wrong")
     elif not summary["listed"]:
-        lines.append(f"the highest confidence is {summary['surest']:.3f}: a lower `confidence` lists more")
+        lines.append(f"the highest confidence is {summary['surest']:.3f}; to list pairs, set `confidence` below that")
     return lines

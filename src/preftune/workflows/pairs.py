@@ -67,7 +67,7 @@ def run(samples: str, out: Path, selection: SelectionOptions, reward: Reward | N
     display.say(f"done: {out}: {len(groups)} groups, {responses} responses, {judgements} judgements")
     if any(left_out.values()):
         counts = ", ".join(f"{number:,} {what}" for what, number in left_out.items() if number)
-        display.say(f"  in these groups, left out: {counts}")
+        display.say(f"  not used in these groups: {counts}")
     if why_missing(reward):
         display.say(f"  missing rewards: {why_missing(reward)}")
     return account
@@ -84,7 +84,7 @@ def score(rows: Sequence[Samples], reward: Reward | None, display: Display) -> l
     if reward is None:
         unscored = next((row for row in rows if len(row.scores) != len(row.texts)), None)
         if unscored:
-            raise ConfigError("the samples have no scores", where=unscored.origin, fix="name a reward: --reward")
+            raise ConfigError("the samples have no scores", where=unscored.origin, fix="set --reward")
         return list(rows)
     responses = [responses_to(row.prompt, row.texts, row.ended, row.origin) for row in rows]
     estimate = chat_grades.estimate(reward, (response for group in responses for response in group))

@@ -101,7 +101,7 @@ def files_of(options: SampleOptions, out: Path) -> Files:
     meta, part = out.with_name(f"{out.name}.meta.json"), out.with_name(f"{out.name}.part")
     if out.is_file() and _read_meta(meta).get("identity") != identity:
         raise RunError(
-            "the file holds samples with other settings",
+            "the file contains samples with different settings",
             where=str(out),
             fix="choose another --out, delete the file, or restore its settings",
         )
@@ -113,14 +113,14 @@ def run(options: SampleOptions, out: Path, display: Display) -> Path:
     require_writable(out)
     if options.server and (options.data.chat_template_kwargs or options.data.as_chat):
         raise ConfigError(
-            "a server applies its own chat template",
+            "the option has no effect with a server, which applies its own chat template",
             where="--as-chat" if options.data.as_chat else "--chat-template-kwargs",
             fix="remove the option; vLLM takes --server-settings '{\"chat_template_kwargs\": {...}}'",
         )
     files = files_of(options, out)
     groups, account = read_rows(read_prompts, options.data)
     if out.is_file() and _read_meta(files.meta).get("asked") == files.request:
-        display.say(f"{out} is finished")
+        display.say(f"{out} is complete, so nothing was sampled")
         return out
     responses, failed = load_responses(files)
     groups, indices = groups[: options.max_prompts], range(options.sampling.n)
@@ -340,7 +340,7 @@ def load_responses(files: Files) -> tuple[dict[Key, Response], set[Key]]:
     if head.get("identity") != files.identity:
         if any("text" in row for row in rows):
             raise RunError(
-                "the file holds responses of an unfinished command with other settings",
+                "the file contains responses of an unfinished command with different settings",
                 where=str(files.part),
                 fix="delete the file, choose another --out, or restore its settings",
             )

@@ -94,7 +94,7 @@ def case_of(group: Scored, mark: Mark) -> Case:
     losers = {worse for _, worse in decided}
     judged = sorted({i for better_worse in decided for i in better_worse})
     if len(losers) == len(judged):
-        raise DataError("every response loses a judgement, so none of them is right", where=group.origin)
+        raise DataError("every response loses a judgement, so no response counts as right", where=group.origin)
     right = tuple(group.rewards[i] for i in judged if i not in losers)
     return Case(right, tuple(group.rewards[i] for i in judged if i in losers), mark.subset, mark.id)
 

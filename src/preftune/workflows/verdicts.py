@@ -96,7 +96,7 @@ def require_readable(matches: Sequence[Match], verdicts: Verdicts) -> Sequence[M
         number = 2 * len(matches)
         if all(why.startswith(REFUSED_MESSAGE) for why in verdicts.unread):
             raise ConfigError(
-                f"the server refused all {number} questions",
+                f"the server refused all {number} requests",
                 where=str(verdicts.path),
                 why=verdicts.why_unread(),
                 fix="remove a setting that the model does not accept by setting it to null: --server-settings",
@@ -105,8 +105,8 @@ def require_readable(matches: Sequence[Match], verdicts: Verdicts) -> Sequence[M
             f"none of {number} verdicts could be read",
             where=str(verdicts.path),
             why=f"{verdicts.why_unread()}; the judge's last reply ended with: {end_of(verdicts.unreadable)}",
-            fix="rerun the same command to ask again; choose another --judge if it cannot end its reply with a line "
-            "VERDICT: A, B or TIE",
+            fix="rerun the same command to retry. If the judge cannot end its reply with a line VERDICT: A, B or TIE, "
+            "choose a different --judge",
         )
     return matches
 

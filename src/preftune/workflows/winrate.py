@@ -138,7 +138,7 @@ def pairs_of(
         display.say(f"skipped {left_out} prompts: too long, or without a response that got a reward")
     if not pairs:
         raise DataError(
-            "no prompt has two responses to compare",
+            "no prompt has a response on both sides",
             where=f"{writer.name} at temperature {temperature:g}",
             why="the prompts are too long for the model, or the reward of best:N returned no reward for any response",
         )
@@ -157,14 +157,17 @@ def read_judged(options: WinRateOptions) -> tuple[list[PreferenceGroup], list[Pr
     distinct: dict[Text, PreferenceGroup] = {}
     for group in groups:
         if group.prompt in distinct:
-            account.note("repeats an earlier prompt: one response is sampled, all judgements are labels", group.origin)
+            account.note(
+                "the row repeats an earlier prompt: only one response is sampled, but all judgements count as labels",
+                group.origin,
+            )
         distinct.setdefault(group.prompt, group)
     first = list(distinct.values())[: options.max_prompts]
     if options.against is None:
         for group in first:
             if not group.judgements and len(group.responses) != 1:
-                fix = "name a model to compare with: --against"
-                raise DataError("no response is preferred", where=group.origin, fix=fix)
+                fix = "set --against to a model to compare with"
+                raise DataError("the row has no preferred response", where=group.origin, fix=fix)
     note_text_only(groups, account)
     prompts_used = {group.prompt for group in first}
     return first, [group for group in groups if group.prompt in prompts_used], account
@@ -211,7 +214,7 @@ def parse_writer(name: str, where: str) -> tuple[int, str, str]:
     model, _, reward = rest.partition(",")
     if not (n.isdigit() and int(n) > 1 and model and reward):
         fix = "write best:N,MODEL,REWARD with N above 1, for example best:16,MODEL,REWARD"
-        raise ConfigError(f"{name!r} is not a best of n", where=where, fix=fix)
+        raise ConfigError(f"cannot read {name!r} as best:N,MODEL,REWARD", where=where, fix=fix)
     return int(n), model, reward
 
 

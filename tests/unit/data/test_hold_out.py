@@ -10,7 +10,7 @@ from preftune.errors import DataError
 from preftune.types import PreferenceGroup
 
 
-def test_a_prompt_is_never_on_both_sides() -> None:
+def test_a_prompt_is_never_in_training_and_held_out_data() -> None:
     groups = [PreferenceGroup(f"p{i % 10}", ("a", "b"), FIRST_IS_BETTER, origin=f"f:{i}") for i in range(40)]
     train, held = hold_out(groups, 0.2)
     assert len(train) + len(held) == 40

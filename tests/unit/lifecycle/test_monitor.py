@@ -126,7 +126,7 @@ def test_the_metrics_equal_those_of_the_final_model_in_plain_transformers(
     assert last["drift/diversity"] == pytest.approx(surface["diversity"])
 
 
-def test_drift_of_the_training_pairs_without_held_out_data(tuned: Path, model_folder: Path, tokenizer: Any) -> None:
+def test_the_monitor_uses_training_pairs_without_held_out_data(tuned: Path, model_folder: Path, tokenizer: Any) -> None:
     """drift/chosen, drift/rejected and drift/displaced use the whole responses of the monitored pairs."""
     policy = AutoModelForCausalLM.from_pretrained(tuned / "run" / "final").eval()
     reference = AutoModelForCausalLM.from_pretrained(model_folder).eval()
@@ -164,7 +164,7 @@ def test_every_reference_gives_the_same_kl(tmp_path: Path, tuned: Path, model_fo
             assert one == pytest.approx(other, abs=2e-4), name
 
 
-def test_adapter_off_and_runs_without_reference(tmp_path: Path, model_folder: Path) -> None:
+def test_the_kl_is_measured_with_adapter_off_and_without_a_reference(tmp_path: Path, model_folder: Path) -> None:
     """The KL is to the model without adapter; without a reference, to step 0, and data drift is not measured."""
     lora = LoraConfig(rank=4, alpha=8.0)
     for name, sections in (

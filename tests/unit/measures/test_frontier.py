@@ -43,7 +43,7 @@ def test_no_policy_has_a_larger_objective_than_the_optimum(reward: list[float], 
     assert value(other) <= value(log_pi) + 1e-12
 
 
-def test_tilt_is_the_exact_optimum_for_a_uniform_reference() -> None:
+def test_the_estimated_optimum_is_exact_for_a_uniform_reference() -> None:
     rewards = torch.tensor([[0.0, 1.0, 2.0], [1.0, 1.0, 1.0]])
     estimate = estimate_optimum(rewards, 1.0)
     weight = torch.tensor([1, math.e, math.e**2]) / (1 + math.e + math.e**2)
@@ -74,7 +74,7 @@ def test_the_optimum_at_a_kl_lies_on_the_curve() -> None:
 
 
 @given(st.integers(2, 7), st.floats(0.02, 5), st.integers(0, 50))
-def test_the_corrected_tilt_is_the_jackknife_estimate(samples: int, beta: float, seed: int) -> None:
+def test_the_corrected_optimum_is_the_jackknife_estimate(samples: int, beta: float, seed: int) -> None:
     """Computed by leaving out each sample once, including ties for the highest reward and a beta near 0."""
     rewards = torch.from_numpy(np.random.default_rng(seed).integers(0, 4, (3, samples)) / 2)
     corrected, whole = estimate_optimum_jackknife(rewards, beta), estimate_optimum(rewards, beta)

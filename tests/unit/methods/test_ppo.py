@@ -250,7 +250,7 @@ def test_preference_data_can_be_used_as_prompts(tmp_path: Path, model_folder: Pa
     assert manifest["data"][str(pairs_file)] == {"read": 8, "kept": 8, "format": "preference"}
 
 
-def test_a_model_in_memory_gets_its_attention_back(tmp_path: Path, tokenizer: Any) -> None:
+def test_the_attention_of_a_model_in_memory_is_restored(tmp_path: Path, tokenizer: Any) -> None:
     model = make_model()
     before = model.config._attn_implementation
     settings = config(tmp_path, Path("toy"), train=TrainConfig(max_steps=1))
@@ -263,7 +263,7 @@ def test_a_model_in_memory_gets_its_attention_back(tmp_path: Path, tokenizer: An
     assert model.config._attn_implementation == before
 
 
-def test_a_reward_that_fails_in_the_last_evaluation_loses_no_step(tmp_path: Path, model_folder: Path) -> None:
+def test_no_step_is_lost_if_the_reward_fails_in_the_last_evaluation(tmp_path: Path, model_folder: Path) -> None:
     """The last evaluation fails after all steps. After the repair, the command only saves the final model."""
     data = PromptConfig(train=str(tmp_path / "prompts.jsonl"), eval=0.2)
     calls = 0

@@ -263,7 +263,7 @@ def test_a_reward_function_with_other_arguments_is_refused(tmp_path: Path) -> No
         open_reward(f"{file}:other")
 
 
-def test_vader_and_length_as_rewards() -> None:
+def test_vader_and_length_are_rewards() -> None:
     pytest.importorskip("vaderSentiment")
     samples = [PromptResponse("p", " a great day"), PromptResponse("p", " a horrible day")]
     good, bad = open_reward("vader")(samples)
@@ -340,7 +340,7 @@ def test_pairs_that_are_too_long_are_scored_as_training_would_truncate_them(
     assert cli(["score", "--reward", "length", "--data", str(data), *too_long]) == 2
 
 
-def test_control_rewards() -> None:
+def test_baseline_rewards_depend_only_on_length_or_a_hash() -> None:
     """length, short and random. The random reward of a text does not depend on the other texts."""
     responses = [
         PromptResponse("p", "a"),

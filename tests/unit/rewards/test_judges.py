@@ -97,7 +97,7 @@ def test_a_local_judge_gets_the_instructions_of_the_task(model_folder: Path, mon
     assert prompts[0].startswith(judges.INSTRUCTIONS["dialogue"])
 
 
-def test_judges_without_a_server(model_folder: Path, tmp_path: Path) -> None:
+def test_rewards_local_models_and_baselines_can_judge(model_folder: Path, tmp_path: Path) -> None:
     questions = [Question("p", "long answer", "short"), Question("p", "a", "a"), Question("q", "b", "longer")]
 
     def verdicts(name: str) -> list[float | None]:

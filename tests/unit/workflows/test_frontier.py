@@ -164,7 +164,7 @@ def test_the_temperature_is_applied_after_the_softcap() -> None:
         assert value == pytest.approx(float(expected), abs=1e-4)
 
 
-def test_the_best_of_n_coins_is_heads_with_probability_1_minus_2_to_the_minus_n() -> None:
+def test_best_of_n_of_a_coin_has_the_closed_form_reward() -> None:
     rewards = np.array([[0.0, 1.0] * 64])
     for n in (1, 2, 3):
         assert best_of_n(rewards, n).reward == pytest.approx(1 - 0.5**n, abs=0.01)

@@ -143,7 +143,7 @@ def work(folder: str, model: str, out: str) -> None:
     run(config(Path(folder) / out, Path(model)))
 
 
-def test_killed_at_random_moments_it_ends_with_the_same_files(tmp_path: Path, model_folder: Path) -> None:
+def test_a_run_killed_at_random_moments_writes_the_same_files(tmp_path: Path, model_folder: Path) -> None:
     """Runs are killed with SIGKILL and resumed until they finish; new runs are started until KILLS were sent."""
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["preftune.workflows.iterate", "transformers.models.llama.modeling_llama"])
