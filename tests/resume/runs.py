@@ -48,7 +48,8 @@ def metrics(out: Path) -> list[dict[str, Any]]:
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    [path] = folder.glob("*.safetensors")
+    tensors: dict[str, torch.Tensor] = load_file(path)
+    return tensors
     return load_file(path)
 
 
