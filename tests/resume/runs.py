@@ -48,9 +48,9 @@ def metrics(out: Path) -> list[dict[str, Any]]:
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
+    [path] = folder.glob("*.safetensors")
     tensors: dict[str, torch.Tensor] = load_file(path)
     return tensors
-    return load_file(path)
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
