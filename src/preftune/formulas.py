@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from typing import TypeVar
 
@@ -32,6 +33,12 @@ def mean_and_error(value_PM: Floats) -> tuple[float, float]:
     """Return the mean of M values for each of P prompts, and its standard error over prompts (P = 1: over values)."""
     means = value_PM.mean(axis=1) if len(value_PM) > 1 else value_PM[0]
     return float(means.mean()), float(means.std(ddof=1) / math.sqrt(len(means))) if len(means) > 1 else 0.0
+
+
+def generator_of(text: str) -> np.random.Generator:
+    """Return the random generator for a text that names a draw: the same numbers whatever else is drawn."""
+    key = int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "little")
+    return np.random.Generator(np.random.Philox(key=key))
 
 
 def step_seed(seed: int, step: int) -> int:

@@ -190,7 +190,7 @@ class Logps:
     token_N   log-prob of each scored token
     sum_S     sum over each response
     length_S  number of scored tokens of each response
-    extra     per-response sums of other token statistics that the loss uses (model.logprobs.STATISTICS)
+    extra     per-response sums of other token statistics that the loss uses (losses.objective.STATISTICS)
     """
 
     token_N: Tensor

@@ -49,7 +49,8 @@ def metrics(out: Path) -> list[dict[str, Any]]:
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     [path] = folder.glob("*.safetensors")
-    return load_file(path)
+    tensors: dict[str, torch.Tensor] = load_file(path)
+    return tensors
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:

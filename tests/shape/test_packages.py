@@ -42,7 +42,7 @@ def imported_modules(path: Path) -> set[str]:
             modules |= {alias.name for alias in node.names if alias.name in MODULES}
         elif isinstance(node, ast.Constant) and path.relative_to(SRC).as_posix() in BY_NAME:
             modules |= {f"preftune.{node.value}"} & MODULES.keys()
-    return modules - {"preftune", module_name(path)}
+    return modules - {module_name(path)}
 
 
 def package_of(module: str) -> str:

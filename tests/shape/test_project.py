@@ -71,7 +71,8 @@ def test_the_tests_run_on_the_oldest_and_the_newest_supported_versions() -> None
     classified = re.findall(r"Python :: (3\.\d+)$", "\n".join(PROJECT["classifiers"]), re.M)
     assert classified[0] == PROJECT["requires-python"].removeprefix(">=")
     tested = [(entry["python"], entry["constraints"]) for entry in matrix if entry["os"] == "ubuntu-latest"]
-    assert {(classified[0], "constraints-oldest.txt"), (classified[-1], "constraints.txt")} <= set(tested)
+    assert {(version, "constraints.txt") for version in classified} <= set(tested)
+    assert {(classified[0], "constraints-oldest.txt"), (classified[-1], "constraints-newest.txt")} <= set(tested)
     assert all((ROOT / entry["constraints"]).is_file() for entry in matrix)
 
 

@@ -15,6 +15,13 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("src", "tests", "benchmarks", "examples", "scripts")
 CODE = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py") if path != Path(__file__))
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob(".github/**/*.md")])
+OTHERS = sorted(
+    [
+        *(ROOT / name for name in ("Makefile", "pyproject.toml", "CITATION.cff", ".pre-commit-config.yaml")),
+        *(ROOT / "configs").rglob("*.yaml"),
+        *ROOT.glob(".github/**/*.yml"),
+    ]
+)
 
 #: Expression -> what to write instead.
 TICS = {
@@ -78,7 +85,7 @@ def assigned(tree: ast.AST) -> Iterator[tuple[int, str]]:
             yield node.lineno, node.arg
 
 
-@pytest.mark.parametrize("path", [*CODE, *PAGES], ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", [*CODE, *PAGES, *OTHERS], ids=lambda path: str(path.relative_to(ROOT)))
 def test_texts_are_plain(path: Path) -> None:
     assert tics(path) == []
 

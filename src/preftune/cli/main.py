@@ -39,9 +39,9 @@ def root(
     debug: Annotated[bool, typer.Option("--debug", help="Print the traceback of an error.")] = False,  # noqa: ARG001
 ) -> None:
     if version:
-        from preftune import __version__
+        from importlib.metadata import version as version_of
 
-        print(f"preftune {__version__}")
+        print(f"preftune {version_of('preftune')}")
         raise typer.Exit
 
 

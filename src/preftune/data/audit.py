@@ -9,6 +9,7 @@ import numpy as np
 
 from preftune.data.split import normalised_prompt_key, prompt_key
 from preftune.formats.file_checks import uninformative_verdicts
+from preftune.formulas import win
 from preftune.types import PreferenceGroup, TokenGroup, content
 
 
@@ -100,7 +101,7 @@ def audit(
         chosen=Lengths.of([b for b, _ in pairs]),
         rejected=Lengths.of([w for _, w in pairs]),
         response=Lengths.of([n for lengths in responses for n in lengths]),
-        chosen_longer=sum((b > w) + 0.5 * (b == w) for b, w in pairs) / len(pairs) if pairs else None,
+        chosen_longer=sum(float(win(float(b - w))) for b, w in pairs) / len(pairs) if pairs else None,
         repeated_prompts=len(repeated_prompts),
         repeated_judgements=len(repeated_judgements),
         contradictions=len(opposed) // 2,

@@ -205,12 +205,12 @@ def _batch(
         read_N=torch.from_numpy(np.concatenate(read).astype(np.int64)),
         target_N=torch.from_numpy(np.concatenate([r for g in groups for r in g.response_ids]).astype(np.int64)),
         length_S=torch.tensor([len(r) for g in groups for r in g.response_ids], dtype=torch.int64),
-        judged=judged(groups),
+        judged=collate_judgements(groups),
         groups=tuple(groups),
     )
 
 
-def judged(groups: Sequence[TokenGroup]) -> Judged:
+def collate_judgements(groups: Sequence[TokenGroup]) -> Judged:
     """Return the judgements, labels and ranks of `groups`, with responses numbered across all groups."""
     judgements, labels, ranks, owners = [], [], [], []
     first = 0

@@ -11,7 +11,6 @@ rso           all pairs of responses accepted with probability exp((r - max r) /
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,10 +18,9 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal, get_args
 
-import numpy as np
-
 from preftune.errors import ConfigError, did_you_mean
 from preftune.formats.values import Drop
+from preftune.formulas import generator_of
 from preftune.types import Judgement
 
 Selection = Literal["best-worst", "best-random", "all", "top-k", "rso"]
@@ -95,7 +93,7 @@ def select_responses(texts: Sequence[str], scores: Sequence[float], options: Sel
     if options.select == "best-worst":
         pairs = [(order[0], order[-1])]
     elif options.select == "best-random":
-        pairs = [(order[0], order[1 + int(_random(options, prompt).integers(len(order) - 1))])]
+        pairs = [(order[0], order[1 + int(generator_of(f"{options.seed} {prompt}").integers(len(order) - 1))])]
     wide = [(b, w) for b, w in pairs if scores[b] - scores[w] > 0 and scores[b] - scores[w] >= options.gap]
     ties = sum(scores[b] == scores[w] for b, w in pairs)
     if not wide:
@@ -121,14 +119,8 @@ def _ranked(members: Iterable[int], scores: Sequence[float]) -> list[int]:
 def rso_sample(order: Sequence[int], scores: Sequence[float], options: SelectionOptions, prompt: str) -> list[int]:
     """Accept each response with probability exp((score - best score) / beta). The best one is always accepted."""
     best = scores[order[0]]
-    numbers = _random(options, prompt).random(len(order))
+    numbers = generator_of(f"{options.seed} {prompt}").random(len(order))
     return [i for i, u in zip(order, numbers, strict=True) if u <= math.exp((scores[i] - best) / options.beta)]
-
-
-def _random(options: SelectionOptions, prompt: str) -> np.random.Generator:
-    """Return a random generator for one prompt, independent of the other prompts."""
-    key = int.from_bytes(hashlib.sha256(f"{options.seed} {prompt}".encode()).digest()[:16], "little")
-    return np.random.Generator(np.random.Philox(key=key))
 
 
 def _sigmoid(x: float) -> float:

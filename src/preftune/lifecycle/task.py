@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,16 +14,16 @@ from preftune.losses import Objective
 from preftune.model.logprobs import Scorer, logps, logps_from_states
 from preftune.model.memory import compute_in_parts
 from preftune.model.reference import Cached, Live, Reference
+from preftune.model.scalar import reward_logps
 from preftune.train.loop import Measured, join
 from preftune.train.metrics import Calibration, Spread, Tally, margins, preference_metrics
-from preftune.types import Batch, Logps, LossOutput, TokenGroup
+from preftune.types import Batch, LossOutput, TokenGroup
 
 
 @dataclass(frozen=True, slots=True)
 class ResponseTask:
     """Policy, reference, data and loss of a run; train.loop.Task documents the methods.
 
-    score      returns the log-probs of a batch, or, for a reward model, rewards instead of log-probs
     at_start   the policy has not been updated, so it equals the reference. Its log-probs are then used in place of
                cached ones, which differ in the last digits because they were computed in other batches
     """
@@ -34,7 +34,7 @@ class ResponseTask:
     groups: Sequence[TokenGroup]
     held_out: Sequence[TokenGroup]
     budget: Budget
-    score: Callable[..., Logps] = logps
+    is_reward_model: bool = False
     at_start: bool = False
 
     @property
@@ -55,7 +55,8 @@ class ResponseTask:
         """Return the log-probs of policy and reference, or for a reward model its rewards."""
         statistics: Collection[str] = self.loss.statistics
         if self.reference is None:
-            return Measured(self.score(self.scorer, batch, statistics), None, batch.judged)
+            forward = reward_logps if self.is_reward_model else logps
+            return Measured(forward(self.scorer, batch, statistics), None, batch.judged)
         if self.at_start and isinstance(self.reference, Cached):
             policy = logps(self.scorer, batch, statistics)
             return Measured(policy, policy.detach(), batch.judged)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from preftune.formulas import implicit_reward
 from preftune.types import Logps, Positive
 
 
@@ -16,7 +17,7 @@ def plackett_luce(policy: Logps, reference: Logps, rank: Tensor, group: Tensor, 
     parameters  beta (0.1): strength of the pull to the reference
     source      Rafailov et al. 2023, arXiv:2305.18290 appendix A.3
     """
-    score = beta * (policy.sum_S - reference.sum_S)
+    score = implicit_reward(policy.sum_S, reference.sum_S, beta)
     order = torch.argsort(rank, stable=True)
     order = order[torch.argsort(group[order], stable=True)]  # by group, then by rank
     score, group = score[order], group[order]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, relu
 
+from preftune.formulas import implicit_reward
 from preftune.losses.objective import joint
 from preftune.types import Logps, NonNegative, Positive
 
@@ -58,7 +59,7 @@ def bco(policy: Logps, reference: Logps, label: Tensor, *, beta: Positive = 0.1)
                 matching) are not implemented
     source      Jung et al. 2024, arXiv:2404.04656
     """
-    r = beta * (policy.sum_S - reference.sum_S)
+    r = implicit_reward(policy.sum_S, reference.sum_S, beta)
     means = [r[label == kind].mean() for kind in (1, -1) if bool((label == kind).any())]
     threshold = torch.stack(means).mean().detach()
     return -logsigmoid(label * (r - threshold))

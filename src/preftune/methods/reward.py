@@ -50,8 +50,8 @@ def run(
             return start.final
         policy, data = load_policy_and_data(start, config)
         require_padding(policy.model, policy.tokenizer)
-        groups, held_out = judged(data.train), judged(data.held_out)
-        task = ResponseTask(policy.scorer, None, objective, groups, held_out, policy.budget, reward_logps)
+        groups, held_out = reward_groups(data.train), reward_groups(data.held_out)
+        task = ResponseTask(policy.scorer, None, objective, groups, held_out, policy.budget, is_reward_model=True)
         plan = plan_run(start, config, policy, task)
         if dry_run:
             return print_run_plan(start, config, plan)
@@ -65,7 +65,7 @@ def run(
     return finish_run(run, policy, len(steps), "preftune score --reward FINAL --data DATA", merged=True)
 
 
-def judged(groups: Sequence[TokenGroup]) -> list[TokenGroup]:
+def reward_groups(groups: Sequence[TokenGroup]) -> list[TokenGroup]:
     """Return the groups as preference pairs, with one more token per response, where its reward is read."""
     if not groups:
         return []
@@ -79,7 +79,7 @@ def measured_scale(task: ResponseTask, run: Run) -> dict[str, float] | None:
     If all rewards are the same, print a message and return None.
     """
     groups = task.groups[:: 1 + len(task.groups) // SCALE_GROUPS]
-    rewards = score_responses(partial(task.score, task.scorer), groups, task.scorer.device, task.budget)
+    rewards = score_responses(partial(reward_logps, task.scorer), groups, task.scorer.device, task.budget)
     values = np.concatenate(rewards)
     mean, std = float(values.mean()), float(values.std())
     if std > 0:

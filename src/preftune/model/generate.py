@@ -6,7 +6,6 @@ prompt. So a sample does not depend on the other prompts, their order or the bat
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from preftune.formulas import generator_of
 from preftune.model.compile import uncompiled
 from preftune.model.load import id_list, special_ids
 from preftune.model.memory import free_memory, out_of_memory
@@ -145,9 +145,7 @@ def _prefilled(model: Any, ids: Tensor, mask: Tensor, prompts: Sequence[tuple[in
 
 def _random_numbers(sampling: Sampling, prompt: Sequence[int], k: int) -> Any:
     """Return the uniform random numbers of one sample, one per token."""
-    name = f"{sampling.seed} {k} {' '.join(map(str, prompt))}".encode()
-    key = int.from_bytes(hashlib.sha256(name).digest()[:16], "little")
-    return np.random.Generator(np.random.Philox(key=key)).random(sampling.max_new_tokens)
+    return generator_of(f"{sampling.seed} {k} {' '.join(map(str, prompt))}").random(sampling.max_new_tokens)
 
 
 @dataclass(slots=True)

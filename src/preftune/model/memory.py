@@ -107,7 +107,7 @@ def activation_bytes(scorer: Scorer, batch: Batch) -> int:
 
 
 def compute_in_parts(
-    compute: Callable[[Batch], Result], batch: Batch, layout: Callable[[Sequence[TokenGroup]], list[Batch]]
+    compute: Callable[[Batch], Result], batch: Batch, make_batches: Callable[[Sequence[TokenGroup]], list[Batch]]
 ) -> Iterator[tuple[Batch, Result]]:
     """Yield (batch, compute(batch)). If memory runs out, split the groups in halves, repeatedly. Not for gradients."""
     try:
@@ -122,14 +122,14 @@ def compute_in_parts(
     free_memory()  # outside of the handler, because the exception references the tensors of the computation
     middle = len(batch.groups) // 2
     for half in (batch.groups[:middle], batch.groups[middle:]):
-        for part in layout(half):
-            yield from compute_in_parts(compute, part, layout)
+        for part in make_batches(half):
+            yield from compute_in_parts(compute, part, make_batches)
 
 
 def by_group(
     compute: Callable[[Batch], tuple[Tensor, ...]],
     groups: Sequence[TokenGroup],
-    layout: Callable[[Sequence[TokenGroup]], list[Batch]],
+    make_batches: Callable[[Sequence[TokenGroup]], list[Batch]],
     progress: Callable[[int], None] = lambda number: None,
 ) -> list[tuple[Tensor, ...]]:
     """Compute values per response, (S,), or per token, (N,), and return those of each group, in order.
@@ -137,8 +137,8 @@ def by_group(
     compute    returns a tuple of such tensors for a batch;  progress   is called with the number of finished groups
     """
     values_of: dict[int, tuple[Tensor, ...]] = {}
-    for whole in layout(groups):
-        for batch, values in compute_in_parts(compute, whole, layout):
+    for whole in make_batches(groups):
+        for batch, values in compute_in_parts(compute, whole, make_batches):
             responses = [len(group.response_ids) for group in batch.groups]
             tokens = [sum(map(len, group.response_ids)) for group in batch.groups]
             split = [torch.split(v, responses if len(v) == sum(responses) else tokens) for v in values]

@@ -25,7 +25,7 @@ from preftune.model.reference_cache import Store, response_key
 from preftune.model.vocabulary_statistics import HeadInput
 from preftune.types import Batch, Logps, TokenGroup, to_device
 
-Layout = Callable[[Sequence[TokenGroup]], list[Batch]]
+MakeBatches = Callable[[Sequence[TokenGroup]], list[Batch]]
 BLOCK = 2048  # number of groups that `fill` passes to the layout at a time
 
 
@@ -131,7 +131,7 @@ def fill(
     store: Store,
     scorer: Scorer,
     groups: Sequence[TokenGroup],
-    layout: Layout,
+    make_batches: MakeBatches,
     adapter: AdapterOff | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> int:
@@ -142,7 +142,7 @@ def fill(
     try:
         with adapter.off() if adapter else nullcontext():
             for block in (missing[begin : begin + BLOCK] for begin in range(0, len(missing), BLOCK)):
-                for part, values in _scored(scorer, block, layout):
+                for part, values in _scored(scorer, block, make_batches):
                     tokens = values.token_N.cpu().numpy()
                     ends = np.cumsum(values.length_S.cpu().numpy())
                     for key, begin, end in zip(batch_keys(part), [0, *ends[:-1]], ends, strict=True):
@@ -155,6 +155,6 @@ def fill(
     return len(missing)
 
 
-def _scored(scorer: Scorer, groups: Sequence[TokenGroup], layout: Layout) -> Iterator[tuple[Batch, Logps]]:
-    for batch in layout(groups):
-        yield from compute_in_parts(lambda part: logps(scorer, part.to(scorer.device)), batch, layout)
+def _scored(scorer: Scorer, groups: Sequence[TokenGroup], make_batches: MakeBatches) -> Iterator[tuple[Batch, Logps]]:
+    for batch in make_batches(groups):
+        yield from compute_in_parts(lambda part: logps(scorer, part.to(scorer.device)), batch, make_batches)

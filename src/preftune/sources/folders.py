@@ -38,7 +38,7 @@ Splits = Mapping[str, tuple[str, ...]]  # the files of each split, relative to t
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class FolderSplits:
     """The files of each config and split of a folder, and the config of a name without parts."""
 
     configs: dict[str, Splits]
@@ -70,7 +70,7 @@ def folder_source(folder: Path, target: str, parts: Sequence[str]) -> Source:
     if not data:
         what = f"the folder {f'has no data files, only {join_names(all_files)}' if all_files else 'is empty'}"
         raise DataError(what, where=name, fix=f"use a folder with files of these types: {', '.join(READERS)}")
-    layout = _layout(folder, target, data)
+    layout = _folder_splits(folder, target, data)
     names = list(layout.configs)
     config, split = _choose(folder, target, parts, layout)
     files = layout.configs[config][split]
@@ -81,7 +81,7 @@ def folder_source(folder: Path, target: str, parts: Sequence[str]) -> Source:
     return Source(name, tuple((folder / file, _join(target, file)) for file in files), folder, notes=tuple(notes))
 
 
-def _choose(folder: Path, target: str, parts: Sequence[str], layout: Layout) -> tuple[str, str]:
+def _choose(folder: Path, target: str, parts: Sequence[str], layout: FolderSplits) -> tuple[str, str]:
     """Choose config and split. If a part is the name of a subfolder, the error says how to write that."""
     configs = layout.configs
     try:
@@ -182,10 +182,10 @@ def _has_word(part: str, split: str) -> bool:
     return any(re.fullmatch(rf"(.*[-._ 0-9])?{word}([-._ 0-9].*)?", part) for word in SPLIT_WORDS[split])
 
 
-def _layout(folder: Path, target: str, data: Sequence[str]) -> Layout:
+def _folder_splits(folder: Path, target: str, data: Sequence[str]) -> FolderSplits:
     configs = _configs_of_card(folder, target)
     if not configs:
-        return Layout({"default": split_files(data)}, "default")
+        return FolderSplits({"default": split_files(data)}, "default")
     layouts: dict[str, Splits] = {}
     defaults = []
     for config in configs:
@@ -199,7 +199,7 @@ def _layout(folder: Path, target: str, data: Sequence[str]) -> Layout:
         layouts[name] = {split: tuple(prefix + file for file in files) for split, files in splits.items()}
         if name == "default" or config.get("default"):
             defaults.append(name)
-    return Layout(layouts, defaults[0] if len(defaults) == 1 else None)
+    return FolderSplits(layouts, defaults[0] if len(defaults) == 1 else None)
 
 
 def _configs_of_card(folder: Path, target: str) -> list[dict[str, Any]]:
@@ -257,7 +257,7 @@ def _matching_files(base: Path, pattern: str, where: str) -> list[str]:
     return [file for file in files if PurePosixPath(file).name not in (*DESCRIPTIONS, "README.md")]
 
 
-def _notes_on_unread_files(all_files: Sequence[str], data: Sequence[str], layout: Layout) -> list[str]:
+def _notes_on_unread_files(all_files: Sequence[str], data: Sequence[str], layout: FolderSplits) -> list[str]:
     """Notes on data files outside every config and split, and on files of an unsupported type."""
     used = {file for splits in layout.configs.values() for files in splits.values() for file in files}
     rest = [file for file in data if file not in used]

@@ -78,7 +78,7 @@ def check(
     reported, such as for a missing file or columns of an unknown format.
     """
     # how the method converts groups for training; raises if they do not fit
-    adapt: Adapter = {"sft": sft.preferred, "reward": reward.judged}.get(method or "", list)
+    adapt: Adapter = {"sft": sft.preferred, "reward": reward.reward_groups}.get(method or "", list)
     if method == "dpo":
         adapt = partial(shape_for, bind_objective(terms))
     try:

@@ -68,7 +68,7 @@ class Verdicts:
         return "; ".join(f"{number}: {why}" for why, number in self.unread.most_common(3))
 
 
-def judged(
+def collect_verdicts(
     pairs: Sequence[Pair], judge: Judge, verdicts: Verdicts, display: Display, what: str = "judge"
 ) -> list[Match]:
     """Judge every pair in both orders."""
@@ -125,7 +125,7 @@ def agreement(
     pairs, ties = labels_of(groups)
     if not pairs:
         return None
-    matches = require_readable(judged(pairs, judge, verdicts, display, "judge the data's pairs"), verdicts)
+    matches = require_readable(collect_verdicts(pairs, judge, verdicts, display, "judge the data's pairs"), verdicts)
     rate = win_rate([*matches, *[Match(0.5, 0.5, 0, 0)] * ties])
     display.say(
         f"the judge agrees with {rate.rate:.1%} ({rate.low:.1%} to {rate.high:.1%}) of the data's labels: "

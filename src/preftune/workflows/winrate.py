@@ -45,7 +45,7 @@ from preftune.workflows import sample as samples
 from preftune.workflows.data_section import chat_options_of, read_rows, row_reading_of, section_with_rendering_of
 from preftune.workflows.pairs import read_samples, score
 from preftune.workflows.sample import SampleOptions
-from preftune.workflows.verdicts import Pair, Verdicts, agreement, judged, labels_of, require_readable
+from preftune.workflows.verdicts import Pair, Verdicts, agreement, collect_verdicts, labels_of, require_readable
 
 Groups = Sequence[PreferenceGroup]
 PROMPTS = "prompts.jsonl"
@@ -106,7 +106,7 @@ def run(options: WinRateOptions, out: Path, display: Display, dry_run: bool = Fa
         for temperature in options.temperatures:
             pairs = pairs_of(options, writer, temperature, groups, out, display)
             left_out[policy][f"{temperature:g}"] = len(groups) - len(pairs)
-            matches = require_readable(judged(pairs, judge, verdicts, display), verdicts)
+            matches = require_readable(collect_verdicts(pairs, judge, verdicts, display), verdicts)
             rates[policy][f"{temperature:g}"] = rate = win_rate(matches, options.seed)
             display.say(describe(policy, temperature, rate))
             if rate.uninformative:

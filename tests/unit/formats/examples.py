@@ -1,4 +1,4 @@
-"""One row per format with the group that it is parsed to, and helpers for tests of formats."""
+"""One row per format with the group that it is parsed to, and functions that tests of formats share."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.conftest import random_groups
 
 from preftune.config.schema import LossTerm
-from preftune.data.layout import judged
+from preftune.data.layout import collate_judgements
 from preftune.errors import ConfigError
 from preftune.losses import PREFERENCE_LOSSES, Objective
 from preftune.losses.listwise import plackett_luce
@@ -161,7 +161,7 @@ def data() -> tuple[Logps, Logps, Judged]:
         token = -torch.rand(int(length.sum()), generator=generator)
         return Logps(token, torch.stack([p.sum() for p in token.split(length.tolist())]), length)
 
-    return random(), random(), judged(groups)
+    return random(), random(), collate_judgements(groups)
 
 
 def test_a_judgement_of_weight_2_counts_twice_in_sum_and_count() -> None:
@@ -258,7 +258,7 @@ def test_sums_and_counts_by_group_add_up_to_those_of_the_batch(name: str) -> Non
     token_N = -torch.rand(15)
     policy = Logps(token_N, token_N.clone(), torch.ones(15, dtype=torch.int64), statistics)
     reference = Logps(-torch.rand(15), -torch.rand(15), torch.ones(15, dtype=torch.int64))
-    judgements = with_labels_and_ranks(judged(groups))
+    judgements = with_labels_and_ranks(collate_judgements(groups))
     sums, counts = objective.by_group(policy, reference, judgements)
     out = objective(policy, reference, judgements)
     assert len(sums) == 5
