@@ -167,7 +167,7 @@ def test_every_count_has_line_numbers(model_folder: Path, capsys: pytest.Capture
         "repeated judgements: 5 (lines 3, 8, 9, ...)",
         "contradictions: 3 (lines 1, 3, 4, ...)",
         "evaluation groups whose prompt is in the training data: 1 (line 2)",
-        "groups longer than the model's 256 positions: 1 (line 7); set data.max_length=256",
+        "groups longer than the model's context of 256 tokens: 1 (line 7); set data.max_length=256",
     ):
         assert f"\n{line}\n" in f"\n{printed}"
     assert run(["data", "check", "rows.jsonl", *options, "--json"]) == 3

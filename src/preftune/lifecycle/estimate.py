@@ -225,7 +225,7 @@ def monitor_seconds(
     scorer: Scorer, monitor: Monitor | None, forward_seconds: Callable[[Sequence[TokenGroup]], float], live: bool
 ) -> float:
     """Return the seconds that the monitor adds to an evaluation: samples, extrapolated from their first tokens, and
-    scores of samples and data. `forward_seconds`: of a pass over groups. `live`: the reference needs a pass, too."""
+    scores of samples and data. `forward_seconds`: of a pass over groups. `live`: the reference also needs a pass."""
     if monitor is None or len(monitor.groups) < 2:
         return 0.0
     max_tokens = monitor.sampling.max_new_tokens

@@ -178,7 +178,7 @@ def split_files(files: Sequence[str]) -> dict[str, tuple[str, ...]]:
 
 
 def _has_word(part: str, split: str) -> bool:
-    """Whether the name of a file or folder contains a word for this split, delimited by -, ., _, blanks or digits."""
+    """Return whether a file or folder name contains a word for this split, delimited by -, ., _, blanks or digits."""
     return any(re.fullmatch(rf"(.*[-._ 0-9])?{word}([-._ 0-9].*)?", part) for word in SPLIT_WORDS[split])
 
 

@@ -205,5 +205,5 @@ def test_incomplete_names_and_missing_keys_are_errors(monkeypatch: pytest.Monkey
     pytest.importorskip("openai")
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
     for name in ("judge:http://127.0.0.1:1", "judge:,m", "judge:http://127.0.0.1:1,m,NO_SUCH_KEY"):
-        with pytest.raises(ConfigError, match=r"does not name a URL and a model|NO_SUCH_KEY is not set"):
+        with pytest.raises(ConfigError, match=r"needs a URL and a model|NO_SUCH_KEY is not set"):
             open_reward(name)

@@ -301,7 +301,7 @@ def test_a_larger_n_or_more_prompts_request_only_missing_responses(
     assert requests(1, more, 2) == 0
     assert requests(5, prompts) == 4
     assert requests(5, more) == 1
-    with pytest.raises(RunError, match="samples with other settings"):
+    with pytest.raises(RunError, match="samples with different settings"):
         samples.run(SampleOptions("m", more, Sampling(5, 5, temperature=0.5), server=server), out, QUIET)
 
 
