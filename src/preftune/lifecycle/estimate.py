@@ -108,7 +108,7 @@ def memory_plan(footprint: Footprint, task: ResponseTask, steps: Sequence[Step])
     free = memory.available(task.scorer.device)
     if footprint.peak(*largest_micro_batch(task, steps)) - footprint.fixed["in use now"] <= free:
         return lines, True
-    fix = "Train with lora, set model.gradient_checkpointing=true, or use reference.kind=cached."
+    fix = "Train with lora, set model.gradient_checkpointing=true, or use reference.kind=cached"
     return [*lines, f"this run does not fit in memory: {gb(free)} is free on {task.scorer.device}. {fix}"], False
 
 

@@ -97,7 +97,7 @@ class Run:
 
     @staticmethod
     def check(folder: Path, identity: dict[str, Any], schema: type[BaseModel] | None = None) -> None:
-        """Raise RunError if `folder` contains something else than this run, StorageError if it cannot be written.
+        """Raise RunError if `folder` contains anything but this run, StorageError if it cannot be written.
 
         Nothing is written. `schema` is the class of the run's config; settings that are missing in the folder's config,
         because an earlier version wrote it, get their defaults from it.

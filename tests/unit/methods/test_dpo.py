@@ -288,7 +288,7 @@ def test_invalid_settings_are_refused_before_the_run_folder_is_created(
 
 def test_sequences_longer_than_the_model_are_refused(tmp_path: Path, model_folder: Path) -> None:
     rows = [{"prompt": "x" * 300, "chosen": " a", "rejected": " b"}]
-    with pytest.raises(ConfigError, match="but the model's context is 256"):
+    with pytest.raises(ConfigError, match="but the model's context has 256"):
         run(tmp_path, model_folder, rows=rows)
 
 
