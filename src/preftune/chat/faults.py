@@ -28,7 +28,7 @@ LISTED = 10  # rows that an error lists
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Why a group cannot be rendered. `missing` is a text of a message that `rendered` does not contain."""
+    """The reason why a group cannot be rendered. `missing` is a text of a message that `rendered` does not contain."""
 
     what: str
     detail: str = ""

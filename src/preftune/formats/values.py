@@ -73,7 +73,7 @@ def require_utf8(text: str, key: str) -> str:
 
 
 def kind_name(value: Any) -> str:
-    """Name the type of a value in messages."""
+    """Return the name of a value's type for messages."""
     names = {dict: "an object", list: "a list", bool: "true/false", int: "a number", float: "a number", str: "text"}
     return "null" if value is None else names.get(type(value), type(value).__name__)
 

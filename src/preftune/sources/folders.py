@@ -46,7 +46,7 @@ class Layout:
 
 
 def folder_source(folder: Path, target: str, parts: Sequence[str]) -> Source:
-    """Find the data that `target` (the folder as the user named it) followed by `parts` refers to.
+    """Find the data that `target` (the folder as the user wrote it) followed by `parts` refers to.
 
     Raises DataError for a folder without data files. If the name is ambiguous, the error lists configs or splits.
     """
