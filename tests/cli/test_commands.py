@@ -113,7 +113,7 @@ def test_rerunning_a_finished_run_reports_that_it_is_finished(
     assert run(["dpo", "dpo.yaml"]) == 0
     capsys.readouterr()
     assert run(["dpo", "dpo.yaml"]) == 0
-    assert "run is finished, so nothing was done; its model is in run/final" in capsys.readouterr().err
+    assert "run is finished, so nothing was trained; its model is in run/final" in capsys.readouterr().err
 
 
 def test_data_check_reports_drops_lengths_and_leaks(model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

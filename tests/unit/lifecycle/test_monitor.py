@@ -295,7 +295,8 @@ def test_a_failure_of_the_monitor_does_not_stop_the_run(
         (tmp_path / "a").mkdir()
         messages = run(tmp_path / "a", copied)
     assert (
-        len([line for line in messages if line.startswith("monitor: skipped at this evaluation, out of memory")]) == 2
+        len([line for line in messages if line.startswith("monitor: skipped at this evaluation, because memory ran")])
+        == 2
     )
     assert not lines(tmp_path / "a", "eval")
     real = monitor.measure_data
@@ -308,7 +309,9 @@ def test_a_failure_of_the_monitor_does_not_stop_the_run(
         patch.setattr(monitor, "measure_data", and_replace_model)
         (tmp_path / "b").mkdir()
         messages = run(tmp_path / "b", copied)
-    assert any("monitor: no KL" in line and "not the one this run started from" in line for line in messages)
+    assert any(
+        "monitor: the KL was not measured" in line and "not the one this run started from" in line for line in messages
+    )
     assert "drift/kl" not in lines(tmp_path / "b", "eval")[-1]
     assert "drift/gap" in lines(tmp_path / "b", "eval")[-1]
 

@@ -201,7 +201,7 @@ def test_a_run_interrupted_before_any_file_resumes(
 
 
 @pytest.mark.parametrize(
-    ("stop", "reason"), [(StopConfig(kl=1e-6), "nats from the first model"), (StopConfig(gain=9.0), "rose by")]
+    ("stop", "reason"), [(StopConfig(kl=1e-6), "the KL from the first model is"), (StopConfig(gain=9.0), "rose by")]
 )
 def test_a_stop_rule_ends_the_run_and_is_reported(
     tmp_path: Path, model_folder: Path, stop: StopConfig, reason: str, capsys: pytest.CaptureFixture[str]
