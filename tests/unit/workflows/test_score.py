@@ -219,7 +219,7 @@ def test_the_table_shows_both_modes_and_their_difference(tmp_path: Path, models:
     assert re.search(r"subset +prompts +corrected +compatible +difference", output)
     assert re.search(r"section Reasoning \(2 of 7 subsets\) ( +-?\d\.\d{4}){3}", output)
     assert "published: the header of the assistant's turn is scored" in output
-    assert "published: the prompt also occurs in an answer" in output
+    assert "published: the prompt also occurs in a response" in output
 
 
 def test_the_summary_records_the_settings(tmp_path: Path, models: dict[str, Path]) -> None:
