@@ -71,7 +71,7 @@ class Client:
         """Return the client for a command's options, or None without a URL. Raises ConfigError for bad settings."""
         extra = parse_settings(settings, "--server-settings") if settings else {}
         if url is None and extra:
-            raise ConfigError("no server URL is set", where="--server-settings", fix="set the server's URL too")
+            raise ConfigError("no server URL is set", where="--server-settings", fix="also set the server's URL")
         return Client(url, model, key_env, concurrency, timeout_s=timeout_s, settings=extra) if url else None
 
     @property
@@ -165,12 +165,12 @@ class Client:
     ) -> Iterator[tuple[int, Result]]:
         """Run the jobs, `concurrency` at a time, and yield (job number, result) as they finish.
 
-        on_result    called with every result before it is yielded, also for jobs in flight when the consumer stops
+        on_result    called with every result before it is yielded, including jobs in flight when the consumer stops
         on_failure   called for a job that was refused or failed; the other jobs continue until MAX_FAILURES_IN_A_ROW
                      fail in a row (or twice `concurrency`, if that is more), when the server counts as down
 
         On any other error, or without `on_failure`, no new job starts; the jobs in flight finish and are yielded, then
-        the error is raised. After Ctrl-C the jobs in flight finish without further retries and are yielded too.
+        the error is raised. After Ctrl-C the jobs in flight finish without further retries and are also yielded.
         """
         in_flight: dict[Future[Result], int] = {}
 

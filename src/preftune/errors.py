@@ -98,12 +98,12 @@ def writing(where: str | Path, fix: str = "") -> Iterator[None]:
 
 
 def require_writable(where: str | Path) -> None:
-    """Check before a long run that the path `where` can be written. Raises StorageError if not; creates no file."""
+    """Raise StorageError if the path `where` cannot be written. Creates no file; for a check before a long run."""
     path = Path(where).absolute()
     parent = next(p for p in (path, *path.parents) if p.exists())
     if parent == path and not path.is_dir():
         parent = path.parent
-    with writing(where, fix="choose another path"):
+    with writing(where, fix="choose a different path"):
         tempfile.TemporaryFile(dir=parent).close()
 
 

@@ -30,7 +30,7 @@ FAULTS = (Exception, SystemExit)
 def resolve(name: str, table: Mapping[str, Callable[..., Any]], where: str) -> Callable[..., Any]:
     """Return the function `name` of `table`, or the function that "file.py:function" names; the file is executed.
 
-    Names of functions passed in memory (see in_memory.py) are accepted too. Raises ConfigError.
+    Names of functions passed in memory (see in_memory.py) are also accepted. Raises ConfigError.
     """
     held = in_memory.function(name, where)
     if held:

@@ -102,7 +102,7 @@ class TokenGroup:
 
     @property
     def longest(self) -> int:
-        """The number of tokens of the prompt with the longest response: the positions that the model needs."""
+        """The number of tokens of the prompt with the longest response: the context that the model needs."""
         return len(self.prompt_ids) + max(map(len, self.response_ids))
 
 

@@ -113,7 +113,7 @@ def test_rerunning_a_finished_run_reports_that_it_is_finished(
     assert run(["dpo", "dpo.yaml"]) == 0
     capsys.readouterr()
     assert run(["dpo", "dpo.yaml"]) == 0
-    assert "run is finished, so nothing was done; its model is in run/final" in capsys.readouterr().err
+    assert "run is finished, so nothing was trained; its model is in run/final" in capsys.readouterr().err
 
 
 def test_data_check_reports_drops_lengths_and_leaks(model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -152,7 +152,7 @@ def test_data_check_reports_groups_too_long_for_the_model(
     write_jsonl(Path("long.jsonl"), [{**PAIRS[0], "chosen": "word " * 2000}, PAIRS[1]])
     assert run(["data", "check", "long.jsonl", "--model", str(model_folder), "--max-length", "9000"]) == 2
     printed, refused = capsys.readouterr()
-    assert "groups longer than the model's 256 positions: 1 (line 1); set data.max_length=256" in printed
+    assert "groups longer than the model's context of 256 tokens: 1 (line 1); set data.max_length=256" in printed
     assert refused.startswith("data.max_length: the longest sequence has ")
 
 

@@ -167,7 +167,7 @@ def test_every_count_has_line_numbers(model_folder: Path, capsys: pytest.Capture
         "repeated judgements: 5 (lines 3, 8, 9, ...)",
         "contradictions: 3 (lines 1, 3, 4, ...)",
         "evaluation groups whose prompt is in the training data: 1 (line 2)",
-        "groups longer than the model's 256 positions: 1 (line 7); set data.max_length=256",
+        "groups longer than the model's context of 256 tokens: 1 (line 7); set data.max_length=256",
     ):
         assert f"\n{line}\n" in f"\n{printed}"
     assert run(["data", "check", "rows.jsonl", *options, "--json"]) == 3
@@ -204,8 +204,8 @@ def test_every_count_has_line_numbers(model_folder: Path, capsys: pytest.Capture
         (["pairs.jsonl", "data.max_length=5", "data.max_length=6"], "data.max_length is set to both 5 and 6"),
         (["pairs.jsonl", "data.format=hh", "--format", "chat"], "data.format is set to both hh and chat"),
         (["pairs.jsonl", "data.train=new.jsonl"], "data.train is set to both new.jsonl and pairs.jsonl"),
-        (["data.max_length=5"], "no data file is named"),
-        ([], "no data file is named"),
+        (["data.max_length=5"], "the data file is missing"),
+        ([], "the data file is missing"),
         (["--config", "none.yaml"], "none.yaml: no such config file"),
         (["--config", "ppo.yaml"], "check it with preftune ppo ppo.yaml --dry-run"),
         (["--config", "wrong.yaml"], "wrong.yaml:2: unknown key 'optimizer'; did you mean optim?"),

@@ -76,7 +76,7 @@ def test_an_existing_file_is_not_overwritten(capsys: pytest.CaptureFixture[str])
     ("arguments", "message"),
     [
         (["dpoo"], "there is no config 'dpoo'; did you mean 'dpo'?"),
-        (["dpo", "mine.yaml"], "fix: name the folder to write to"),
+        (["dpo", "mine.yaml"], "fix: pass the folder to write to"),
         (["dpo", "a", "b"], "2 folders: a, b"),
         (["dpo", "optim.lrr=1"], "lrr"),
         (["dpo", "data.max_length=many"], "data.max_length"),

@@ -163,7 +163,7 @@ def test_every_command_refuses_to_ignore_a_column_that_no_row_has(
         ["data", "check", "pairs.jsonl", misspelt],
     ):
         assert run(command) == 3, command
-        assert "data.ignore names the column 'promt', which no row has" in capsys.readouterr().err
+        assert "data.ignore lists the column 'promt', which no row has" in capsys.readouterr().err
 
 
 def test_text_that_a_reward_function_does_not_see_is_reported(capsys: pytest.CaptureFixture[str]) -> None:

@@ -60,7 +60,7 @@ def folder_name(value: Any, where: str) -> str:
 
 
 def is_model(value: Any) -> bool:
-    """Whether an argument is a model in memory, and not a folder, a run folder or a function."""
+    """Return whether an argument is a model in memory, and not a folder, a run folder or a function."""
     return callable(getattr(value, "parameters", None)) and callable(getattr(value, "save_pretrained", None))
 
 

@@ -80,7 +80,7 @@ def pairs(
     """Make preference data from samples and their rewards.
 
     samples  result of preftune.sample, its file, or rows with prompt and responses
-    reward   function (prompts, responses) -> rewards, folder or run of a reward model, or another name of a reward; by
+    reward   function (prompts, responses) -> rewards, folder or run of a reward model, or other name of a reward; by
              default, the `scores` of the samples
     select   how to select pairs: best-worst, best-random, all, top-k (for sft) or rso
     out      file to write

@@ -81,7 +81,7 @@ def ppo(
 ) -> TrainResult:  # fmt: skip
     """Train a model with PPO. The arguments are those of preftune.dpo, but `data` are prompts.
 
-    reward   a function (prompts, responses) -> rewards, a reward model's folder or run, or another name of a reward
+    reward   a function (prompts, responses) -> rewards, a reward model's folder or run, or other name of a reward
     """
     return _run("methods.ppo", locals())
 
@@ -175,7 +175,7 @@ def _move_data(sections: dict[str, Any], held: Held, where: str) -> None:
 
 
 def _is_section(data: Any) -> bool:
-    """Whether a dict is the section `data` of a config, and not a DatasetDict or the columns of a table."""
+    """Return whether a dict is the section `data` of a config, and not a DatasetDict or the columns of a table."""
     if not isinstance(data, Mapping) or type(data).__module__.partition(".")[0] == "datasets":
         return False
     columns = [isinstance(value, list) and not isinstance((value or [None])[0], Mapping) for value in data.values()]

@@ -14,13 +14,13 @@ LEFT_OUT = "the chat template removes part of the response"
 NO_EXTENSION = "the rendered dialogue does not begin with the rendered prompt"
 FIXES = {
     LEFT_OUT: "set data.thinking=keep to train on the reasoning in the data; set data.chat_template_kwargs if the "
-    "template has an option for it; set another data.chat_template; or accept the omission with "
+    "template has an option for it; set a different data.chat_template; or accept the omission with "
     "data.allow_dropped_text=true",
     NO_EXTENSION: "if the generation prompt opens <think>, set data.thinking=keep; if data.chat_template_kwargs turns "
-    "reasoning off, remove it from the responses; otherwise set another data.chat_template",
+    "reasoning off, remove it from the responses; otherwise set a different data.chat_template",
 }
 FIX_ROWS = (
-    "set data.bad_rows=drop to drop these rows, set another data.chat_template, or change the messages "
+    "set data.bad_rows=drop to drop these rows, set a different data.chat_template, or change the messages "
     "(for a system message: move its text into the user turn)"
 )
 LISTED = 10  # rows that an error lists
@@ -28,7 +28,7 @@ LISTED = 10  # rows that an error lists
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Why a group cannot be rendered. `missing` is a text of a message that `rendered` does not contain."""
+    """The reason why a group cannot be rendered. `missing` is a text of a message that `rendered` does not contain."""
 
     what: str
     detail: str = ""

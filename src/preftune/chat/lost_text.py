@@ -13,7 +13,7 @@ from preftune.chat.template import REASONING
 from preftune.types import Message, message_dict
 
 WORD = re.compile(r"\w+|[^\w\s]")
-#: Fields that identify a message or link it to others. They are not part of an answer, and few templates write them.
+#: Fields that identify a message or link it to others. They are not part of a response, and few templates write them.
 LINKS = ("name", "tool_call_id", "id", "type", "index", "tool_calls.id", "tool_calls.type", "tool_calls.index")
 CALLS = ("tool_calls.", "function_call.")
 MAX_EXCERPT = 60  # characters

@@ -50,7 +50,7 @@ def load_renderer(
 ) -> Renderer:
     """Create a renderer with the chat settings of `config`.
 
-    Prints a note if the model was trained with other arguments of the chat template.
+    Prints a note if the model was trained with different arguments of the chat template.
     """
     if tokenizer is None:
         tokenizer = load.load_tokenizer(source, config.chat_template)

@@ -289,7 +289,7 @@ class Renderer:
         return ids[:-1] if closed else ids
 
     def _tokenize_separately(self, text: str) -> list[int]:
-        """Tokenise `text` as if another text came before it: some tokenizers add a space before the first word."""
+        """Tokenise `text` as if different text came before it: some tokenizers add a space before the first word."""
 
         def tokenize(part: str) -> list[int]:
             return list(self.tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"])

@@ -19,9 +19,12 @@ from preftune.cli.init import init
 from preftune.cli.options import Config, DryRun, Overrides, Quiet
 from preftune.errors import ConfigError, PreftuneError
 
+DOCS = "https://github.com/preftune/preftune/tree/main/docs"
+
 app = typer.Typer(
     name="preftune",
-    help="Train language models on preferences. To see a complete run, start with: preftune demo",
+    help="Train language models on preferences. To see a complete run, start with: preftune demo\n\n"
+    f"Documentation: {DOCS}",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -70,7 +73,7 @@ def sft(config: Config, overrides: Overrides = None, dry_run: DryRun = False, qu
 
 @app.command()
 def dpo(config: Config, overrides: Overrides = None, dry_run: DryRun = False, quiet: Quiet = False) -> None:
-    """Train a model on preferences with DPO or another loss. docs/losses.md lists all losses."""
+    """Train a model on preferences with DPO or a different loss. All losses: https://github.com/preftune/preftune/tree/main/docs/losses.md"""
     train("methods.dpo", config, overrides, dry_run, quiet)
 
 

@@ -62,7 +62,7 @@ def section_of(annotation: Any) -> Any:
 
 
 def _exists(schema: type[BaseModel], name: str) -> bool:
-    """Whether `schema` has the key `name`. Every key below `loss` counts, because losses have different parameters."""
+    """Return whether `schema` has the key `name`. Every key below `loss` counts: losses have different parameters."""
     section, _, key = name.partition(".")
     field = schema.model_fields.get(section)
     return field is not None and (not key or key in getattr(section_of(field.annotation), "model_fields", (key,)))

@@ -1,7 +1,7 @@
 """Select training data from scored responses: pairs, groups with all their judgements, or the best responses.
 
 best-worst    the best response against the worst
-best-random   the best response against another one, drawn with the seed
+best-random   the best response against a different one, drawn with the seed
 all           all pairs, with a total weight of 1 per prompt
 top-k         the k best responses as demonstrations (rejection sampling, RAFT: Dong et al. 2023, arXiv:2304.06767)
 rso           all pairs of responses accepted with probability exp((r - max r) / beta) (statistical rejection sampling:
@@ -53,7 +53,7 @@ def selection_options(select: str, gap: float, soft: bool, k: int, beta: float, 
         "--soft": soft and select == "top-k",
     }
     for name in [name for name, is_unused in unused.items() if is_unused]:
-        raise ConfigError(f"is not used by {select!r}", where=name, fix="remove it, or use another --select")
+        raise ConfigError(f"is not used by {select!r}", where=name, fix="remove it, or use a different --select")
     return SelectionOptions(select, gap, soft, k, beta, seed)  # type: ignore[arg-type]
 
 

@@ -289,7 +289,8 @@ def _make_empty(out: Path) -> None:
     """Create the folder, or empty it if it holds an earlier demo. Raises RunError for other contents."""
     if out.is_dir() and any(out.iterdir()):
         if not (out / MARK).is_file():
-            raise RunError("the folder is not empty and not from a demo", where=str(out), fix="choose another --out")
+            fix = "choose a different --out"
+            raise RunError("the folder is not empty and not from a demo", where=str(out), fix=fix)
         shutil.rmtree(out)
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)

@@ -64,7 +64,7 @@ def estimate_optimum_jackknife(reward_PM: Tensor, beta: float) -> OptimumEstimat
     shifted_PM = reward_PM - top_P1
     weight_PM = (shifted_PM / beta).exp()
     is_best_PM = torch.zeros_like(reward_PM, dtype=torch.bool).scatter(1, best_P1, True)
-    # Leaving out sample i removes one term from the sums. If i is the best sample, the others need another shift.
+    # Leaving out sample i removes one term from the sums. If i is the best sample, the others need a different shift.
     total_PM = (weight_PM.sum(-1, keepdim=True) - weight_PM).masked_fill(is_best_PM, 1.0)
     mean_PM = ((weight_PM * shifted_PM).sum(-1, keepdim=True) - weight_PM * shifted_PM) / total_PM
     kl_PM = mean_PM / beta - total_PM.log() + math.log(samples - 1)

@@ -15,7 +15,7 @@ REPAIRS = {
     "one text is the beginning of the other": "put the prompt into a separate column",
     "no assistant turn after another turn": "end each dialogue with an assistant turn",
     **dict.fromkeys(("tied scores", "identical responses"), "remove these rows"),
-    "tie": "check that the responses differ, or use another judge",
+    "tie": "check that the responses differ, or use a different judge",
 }
 MAX_REASONS = 12  # reasons listed separately
 
@@ -117,7 +117,7 @@ def require_matched(accounts: Sequence[Account]) -> None:
     for column in sorted(missing):
         columns = {name for account in accounts for name in account.columns}
         raise DataError(
-            f"data.ignore names the column {column!r}, which no row has",
+            f"data.ignore lists the column {column!r}, which no row has",
             where=accounts[0].source,
             fix=did_you_mean(column, columns),
         )

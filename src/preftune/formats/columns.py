@@ -163,7 +163,7 @@ class ColumnLedger:
         return status, why
 
     def _describes_row(self, name: str, value: Any, row: TrackedRow) -> bool:
-        """Whether a column only describes its row, according to its name or because it contains no words."""
+        """Return whether a column only describes its row, according to its name or because it contains no words."""
         if name == SAFER and value != row.get(BETTER):
             return False
         if metadata.is_metadata(name, row):
@@ -175,7 +175,7 @@ class ColumnLedger:
     def _status_by_value(self, name: str, value: Any, row: TrackedRow, texts: set[str], origin: str) -> tuple[str, str]:
         """Status of an unread column and why it is refused, given the `texts` that were read."""
         if name == SAFER:
-            self.notes.append((f"column {SAFER!r} names the other response than {BETTER!r}, which was used", origin))
+            self.notes.append((f"{SAFER!r} and {BETTER!r} prefer different responses; {BETTER!r} was used", origin))
             return "metadata", ""
         if metadata.only_repeats(name, value, texts):
             return "repeated", ""
@@ -194,7 +194,7 @@ class ColumnLedger:
         return f"is not used (did you mean {suggestion!r}?)"
 
     def refuses_most_of(self, rows: int) -> bool:
-        """Whether more than half of the rows have a refused column, so that dropping them would leave little."""
+        """Return whether more than half of the rows have a refused column, so that dropping them would leave little."""
         return 2 * len({origin for _, origins in self.refused.values() for origin in origins}) > rows
 
     def refuse(self, rows: int, nothing_kept: bool = False) -> None:

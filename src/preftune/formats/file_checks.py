@@ -122,7 +122,7 @@ def uninformative_verdicts(first: int, second: int, ties: int) -> str:
     if ties and not (first or second):
         return (
             f"all {ties} verdicts are ties, so they carry no information about the responses. "
-            "Check that the responses differ, or use another judge"
+            "Check that the responses differ, or use a different judge"
         )
     decided = first + second
     if (first and second) or decided < MIN_ONE_SIDED:
@@ -130,5 +130,5 @@ def uninformative_verdicts(first: int, second: int, ties: int) -> str:
     position, without_ties = "first" if first else "second", " that are not ties" if ties else ""
     return (
         f"all {decided} verdicts{without_ties} favour the response shown {position}, so they carry no information "
-        "about the responses. Use another judge, or show the responses in random order"
+        "about the responses. Use a different judge, or show the responses in random order"
     )

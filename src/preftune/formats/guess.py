@@ -64,7 +64,7 @@ def unknown_columns_error(
 
 
 def _missing_columns(formats: Mapping[str, tuple[tuple[str, ...], str]], columns: Sequence[str]) -> str:
-    """Name the most similar format and the columns that it needs in addition, or return ""."""
+    """Return a text with the most similar format and the columns that it also needs, or ""."""
     closest = max(formats, key=lambda name: _similarity(formats[name][0], columns))
     if _similarity(formats[closest][0], columns) < 0.1:  # nothing in common
         return ""

@@ -131,13 +131,13 @@ def messages_in(cell: str) -> Any:
 
 
 def _all_objects(rows: Sequence[Fields], column: str) -> bool:
-    """Whether the text of a column is a list of objects (responses with scores) in all of these rows."""
+    """Return whether the text of a column is a list of objects (responses with scores) in all of these rows."""
     cells = [row[column] for row in rows if row.get(column) not in (None, "")]
     return bool(cells) and all(isinstance(cell, str) and is_messages(_parse(cell)[0]) for cell in cells)
 
 
 def _all_messages(rows: Sequence[Fields], column: str) -> bool:
-    """Whether every non-empty cell of a column contains messages, stored as text or not."""
+    """Return whether every non-empty cell of a column contains messages, stored as text or not."""
     cells = [row[column] for row in rows if row.get(column) not in (None, "", [], "[]")]
 
     def has_messages(cell: Any) -> bool:
@@ -149,7 +149,7 @@ def _all_messages(rows: Sequence[Fields], column: str) -> bool:
 
 
 def _are_messages(value: Any) -> bool:
-    """Whether a value is a message with a known role, or a list of messages."""
+    """Return whether a value is a message with a known role, or a list of messages."""
     if isinstance(value, dict):
         role = next((value[key] for key in ROLE_KEYS if value.get(key) is not None), None)
         return _is_message(value) and str(role).strip().lower() in ROLES

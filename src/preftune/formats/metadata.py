@@ -129,7 +129,7 @@ def _kind_by_name(name: str) -> str:
 
 
 def is_metadata(name: str, row: Fields) -> bool:
-    """Whether a column describes its row, judged by its name, its value and the other columns of the row."""
+    """Return whether a column describes its row, judged by its name, its value and the other columns of the row."""
     kind = _kind_by_name(name)
     if kind == "prose":
         return True
@@ -143,17 +143,17 @@ def is_metadata(name: str, row: Fields) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value contains no words, only numbers and true/false, possibly as the text of a CSV cell."""
+    """Return whether a value contains no words, only numbers and true/false, possibly as the text of a CSV cell."""
     return all(NUMBER.fullmatch(text.strip()) for text in texts_in(value))
 
 
 def can_be_prompt(name: str, value: Any) -> bool:
-    """Whether a column with a metadata name can be the prompt of a row that has no other prompt."""
+    """Return whether a column with a metadata name can be the prompt of a row that has no other prompt."""
     return name.lower() in POSSIBLE_PROMPTS and any(len(text.split()) > 3 for text in texts_in(value))
 
 
 def marks_bad(name: str, value: Any) -> bool:
-    """Whether a column marks the only response of its row as bad."""
+    """Return whether a column marks the only response of its row as bad."""
     return name.lower() in FLAGS and str(value).strip().lower() in ("false", "0", "0.0", "-1", "-1.0")
 
 
@@ -166,7 +166,7 @@ def why_unusable(name: str) -> str:
 
 
 def only_repeats(name: str, value: Any, read_texts: set[str]) -> bool:
-    """Whether a column repeats `read_texts`: all its texts are among them, or one of two special cases applies.
+    """Return whether a column repeats `read_texts`: all its texts are among them, or one of two special cases applies.
 
     A list with at least two of `read_texts` is the list from which the responses were selected. A column `text` with
     every line of `read_texts` is the row in some template.

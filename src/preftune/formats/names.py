@@ -63,8 +63,8 @@ class ColumnNames:
             if name in new_names and column not in self.new_name:
                 if not is_blank(value):
                     raise BadRow(
-                        f"data.columns gives another column the name {name!r}, which the row already has",
-                        fix=f"omit the old column with data.ignore=[{name}], or map the other one to another name",
+                        f"data.columns gives a different column the name {name!r}, which the row already has",
+                        fix=f"omit the old column with data.ignore=[{name}], or map the other one to a different name",
                     )
                 continue
             row[name] = value

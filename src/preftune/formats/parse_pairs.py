@@ -245,5 +245,5 @@ def last_turn(row: Fields, reading: Reading) -> list[PreferenceGroup]:
 
 
 def is_transcript(value: Any) -> bool:
-    """Whether a value is a dialogue in the format of HH-RLHF."""
+    """Return whether a value is a dialogue in the format of HH-RLHF."""
     return isinstance(value, str) and value.lstrip().startswith(HUMAN.strip()) and ASSISTANT in value

@@ -20,7 +20,7 @@ def label_column(row: Fields) -> str | None:
 
 
 def is_label(value: Any) -> bool:
-    """Whether a value can be a label: true, false, 1, 0, -1, or one of these as a float or as text."""
+    """Return whether a value can be a label: true, false, 1, 0, -1, or one of these as a float or as text."""
     return str(value).strip().lower() in LABELS
 
 
@@ -81,7 +81,7 @@ def sft_messages(row: Fields, _reading: Reading) -> list[PreferenceGroup]:
 
 
 def _weight_of(message: Message) -> bool:
-    """Whether a turn is trained on, from the field `weight` (0 or 1) of OpenAI's files."""
+    """Return whether a turn is trained on, from the field `weight` (0 or 1) of OpenAI's files."""
     weight = dict(message.extra).get("weight", "1")
     if weight not in ("0", "1", "0.0", "1.0"):
         raise BadRow(f"the weight of an assistant turn must be 0 or 1, not {weight}")

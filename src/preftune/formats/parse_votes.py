@@ -71,7 +71,7 @@ def verdict_column(row: Fields) -> str | None:
 
 
 def has_verdict(row: Fields) -> bool:
-    """Whether a row says which response is better: in one column, in ONE_HOT columns, or with two scores."""
+    """Return whether a row says which response is better: in one column, in ONE_HOT columns, or with two scores."""
     return verdict_column(row) is not None or row.keys() >= ONE_HOT.keys() or score_columns(row) is not None
 
 

@@ -68,7 +68,7 @@ def _fits_ranked(row: Fields) -> bool:
 
 
 def _both(row: Fields, has_type: Callable[[Any], bool]) -> bool:
-    """Whether the row has a pair of response columns and both values have the type."""
+    """Return whether the row has a pair of response columns and both values have the type."""
     columns = pair_columns(row)
     return columns is not None and all(has_type(row.get(column)) for column in columns)
 
@@ -82,7 +82,7 @@ def _are_texts(value: Any) -> bool:
 
 
 def _has_lists(row: Fields) -> bool:
-    """Whether both responses are texts or lists of texts, and at least one is a list."""
+    """Return whether both responses are texts or lists of texts, and at least one is a list."""
     return _both(row, lambda value: _is_text(value) or _are_texts(value)) and not _both(row, _is_text)
 
 
@@ -227,7 +227,7 @@ FORMATS: tuple[Format, ...] = (
     ),
     Format(
         "preference-implicit",
-        '{"chosen": "prompt and answer", "rejected": "prompt and another answer"}',
+        '{"chosen": "prompt and response", "rejected": "prompt and other response"}',
         ("chosen", "rejected"),
         lambda row: prompt_column(row) is None and _both(row, _is_text),
         parse_pairs.implicit,

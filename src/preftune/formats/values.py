@@ -29,7 +29,7 @@ class Drop(Exception):
 
 
 def is_messages(value: Any) -> bool:
-    """Whether a value is a non-empty list of objects, as a dialogue is."""
+    """Return whether a value is a non-empty list of objects, as a dialogue is."""
     return isinstance(value, list) and len(value) > 0 and all(isinstance(m, dict) for m in value)
 
 
@@ -39,7 +39,7 @@ def peek(row: Fields, key: str) -> Any:
 
 
 def is_blank(value: Any) -> bool:
-    """Whether a value is null, empty text or an empty list or object (also as JSON text), or has only such values."""
+    """Return whether a value is null, empty text, or a list or object (even as JSON text) of only such values."""
     if isinstance(value, str):
         return value.strip() in ("", "[]", "{}", "null")
     items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else None
@@ -73,7 +73,7 @@ def require_utf8(text: str, key: str) -> str:
 
 
 def kind_name(value: Any) -> str:
-    """Name the type of a value in messages."""
+    """Return the name of a value's type for messages."""
     names = {dict: "an object", list: "a list", bool: "true/false", int: "a number", float: "a number", str: "text"}
     return "null" if value is None else names.get(type(value), type(value).__name__)
 
@@ -194,7 +194,7 @@ def comparable(text: Text) -> Any:
 
 
 def is_empty(text: Text) -> bool:
-    """Whether a text or chat has no text, no tool call and no reasoning."""
+    """Return whether a text or chat has no text, no tool call and no reasoning."""
     if isinstance(text, str):
         return not text.strip()
     return all(
@@ -203,12 +203,12 @@ def is_empty(text: Text) -> bool:
 
 
 def has_role(value: Any) -> bool:
-    """Whether a value is an object with a role, as a message is."""
+    """Return whether a value is an object with a role, as a message is."""
     return isinstance(value, dict) and any(isinstance(value.get(key), str) for key in ROLE_KEYS)
 
 
 def is_dialogue(value: Any) -> bool:
-    """Whether a value is a non-empty list of objects with roles (stricter than `is_messages`)."""
+    """Return whether a value is a non-empty list of objects with roles (stricter than `is_messages`)."""
     return is_messages(value) and all(has_role(message) for message in value)
 
 
@@ -315,7 +315,7 @@ def _per_response(fields: Fields, key: str, responses: int) -> list[Any]:
 
 
 def has_margin(row: Fields) -> bool:
-    """Whether a row or one of its judgements has a margin."""
+    """Return whether a row or one of its judgements has a margin."""
     judgements = row.get("judgements")
     return any(fields.get("margin") not in (None, "") for fields in (judgements or [row]))
 

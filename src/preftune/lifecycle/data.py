@@ -162,7 +162,7 @@ def prompts_that_fit(
     where: str,
     longest: int = 1 << 20,
 ) -> list[Prompt]:
-    """Return the prompts that leave room for `new_tokens` in the model's positions; drop and count the others.
+    """Return the prompts that leave room for `new_tokens` in the model's context; drop and count the others.
 
     `config` is the model's config, and `longest` the limit of the prompt. Raises ConfigError if the model has no more
     than `new_tokens` positions, and DataError if no prompt is left.

@@ -108,7 +108,7 @@ def memory_plan(footprint: Footprint, task: ResponseTask, steps: Sequence[Step])
     free = memory.available(task.scorer.device)
     if footprint.peak(*largest_micro_batch(task, steps)) - footprint.fixed["in use now"] <= free:
         return lines, True
-    fix = "Train with lora, set model.gradient_checkpointing=true, or use reference.kind=cached."
+    fix = "Train with lora, set model.gradient_checkpointing=true, or use reference.kind=cached"
     return [*lines, f"this run does not fit in memory: {gb(free)} is free on {task.scorer.device}. {fix}"], False
 
 
@@ -225,7 +225,7 @@ def monitor_seconds(
     scorer: Scorer, monitor: Monitor | None, forward_seconds: Callable[[Sequence[TokenGroup]], float], live: bool
 ) -> float:
     """Return the seconds that the monitor adds to an evaluation: samples, extrapolated from their first tokens, and
-    scores of samples and data. `forward_seconds`: of a pass over groups. `live`: the reference needs a pass, too."""
+    scores of samples and data. `forward_seconds`: of a pass over groups. `live`: the reference also needs a pass."""
     if monitor is None or len(monitor.groups) < 2:
         return 0.0
     max_tokens = monitor.sampling.max_new_tokens

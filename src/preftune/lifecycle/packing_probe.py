@@ -2,7 +2,7 @@
 
 A model may use packed batches if transformers can replace its attention, if every layer uses full or sliding-window
 attention, if each layer calls the attention function once, and if three small groups, packed with shared prompts, have
-the same log-probs and input gradients as in plain rows. Without this test, models with another attention interface,
+the same log-probs and input gradients as in plain rows. Without this test, models with a different attention interface,
 recurrent or convolutional layers or chunked attention would give wrong results without an error.
 """
 

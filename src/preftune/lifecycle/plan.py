@@ -32,7 +32,7 @@ class RunPlan:
 def plan_run(
     start: Start, config: RunConfig, policy: Policy, task: ResponseTask, second_model: bool = False
 ) -> RunPlan:
-    """Plan the steps of a run and print a summary. `second_model`: memory holds a frozen reference, too."""
+    """Plan the steps of a run and print a summary. `second_model`: memory also holds a frozen reference."""
     require_groups(task.groups, config.data.train)
     sizes = [size_of(group) for group in task.groups]
     steps = training_steps(sizes, config.batch.pairs, config.train.seed, config.train.epochs, config.train.max_steps)

@@ -120,7 +120,7 @@ def _read(source: load.Source, dtype: torch.dtype, scalar: bool) -> Any:
 
 
 def _require_usable(model: Any, config: ModelConfig) -> None:
-    """Raise ModelError or ConfigError for a model in memory that already has an adapter or another precision."""
+    """Raise ModelError or ConfigError for a model in memory that already has an adapter or a different precision."""
     if hasattr(model, "peft_config"):
         raise ModelError(
             "the model already has an adapter",
@@ -165,11 +165,11 @@ def device_of(model: Any) -> torch.device:
 
 
 def check_policy(policy: Policy, groups: Sequence[TokenGroup], source: load.Source, where: str) -> None:
-    """Raise for token ids without an embedding in the model, and for sequences longer than its positions."""
+    """Raise for token ids without an embedding in the model, and for sequences longer than its context."""
     require_vocabulary(groups, policy.model.get_input_embeddings().weight.shape[0], source.base)
     require_positions(policy.model, groups, where)
 
 
 def require_positions(model: Any, groups: Sequence[TokenGroup], where: str) -> None:
-    """Raise ConfigError for sequences longer than the model's positions; `where` is the setting to lower."""
+    """Raise ConfigError for sequences longer than the model's context; `where` is the setting to lower."""
     require_length(groups, load.max_positions(model.config), where)

@@ -81,7 +81,7 @@ def start_run(
 
     `scalar`: the model is a reward model, with a scalar head. `fingerprints` are hashes, by name, of other models that
     must not change when the run is resumed. A dry run works on a copy of a model in memory, so the caller's model does
-    not change. Raises RunError if the folder contains another run, or a finished run that started from other weights.
+    not change. Raises RunError if the folder holds a different run, or is finished and started from different weights.
     """
     display, began, folder = display or Display(), time.perf_counter(), Path(config.out)
     if dry_run and model is not None:
@@ -101,7 +101,7 @@ def start_run(
 
 
 def _require_same_model(start: Start) -> None:
-    """Raise RunError if a finished run started from other weights.
+    """Raise RunError if a finished run started from different weights.
 
     A model in memory is compared by its weights. A model folder is compared by its weights if its files have changed.
     """
@@ -123,7 +123,7 @@ def load_policy_and_data(start: Start, config: RunConfig) -> tuple[Policy, Token
 
 
 def open_run(start: Start, policy: Policy, data: TokenData | None = None) -> Run:
-    """Create or resume the run folder. Raises RunError if the run started from other weights or other token ids."""
+    """Create or resume the run folder. Raises RunError if the run started from different weights or token ids."""
     run = Run.open(start.folder, start.identity, start.display, type(start.config))
     Run.require_start(run.folder, policy.start_hash)
     ids = data.hash if data else None
@@ -132,7 +132,7 @@ def open_run(start: Start, policy: Policy, data: TokenData | None = None) -> Run
             "the token ids of the data differ from those at the start of this run",
             where=str(run.folder),
             why="the tokenizer, its chat template or a format function has changed",
-            fix="restore the earlier version to resume, or choose another `out`",
+            fix="restore the earlier version to resume, or choose a different `out`",
         )
     run.note(
         **({"ids": ids} if ids else {}),

@@ -10,7 +10,7 @@ A loss declares its inputs by the names of its arguments:
     probability        (P,) soft label: probability that the better response is better
     margin             (P,) how much better it is, from the data
     label              (S,) +1, -1 or 0; the loss then has one value per response
-    mismatched         (S,) true for a response that belongs to another prompt
+    mismatched         (S,) true for a response that belongs to a different prompt
     rank, group        (S,) rank within the group, index of the group; the loss then has one value per group
 
 A loss without `label` and `rank` has one value per pair.

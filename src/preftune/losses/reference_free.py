@@ -37,7 +37,7 @@ def cpo(policy: PairLogps, *, beta: Positive = 0.1, alpha: NonNegative = 1.0) ->
     parameters  beta (0.1): scale of the margin;  alpha (1.0): weight of the likelihood term
     note        the likelihood term is a mean over the tokens of each response, then over pairs. The authors' code
                 (fe1ixxu/ALMA) and TRL use the mean over all chosen tokens of a batch, which gives long responses more
-                weight. The authors' newer code also scales the rejected log-prob (ARPO), which is another loss
+                weight. The authors' newer code also scales the rejected log-prob (ARPO), which is a different loss
     source      Xu et al. 2024, arXiv:2401.08417 eq. 3 (the preference term)
     """
     return -logsigmoid(beta * (policy.chosen - policy.rejected)) - alpha * mean_logps(policy).chosen

@@ -31,7 +31,7 @@ def kto(
 
     loss        desirable (1 - sigmoid(beta (lr - z)))  or  undesirable (1 - sigmoid(beta (z - lr))),
                 z = sg max(0, mean lr of the mismatched responses of the optimizer step), the KL estimate
-    input       mismatched (S,): true for responses to another prompt, which only estimate z and have loss 0
+    input       mismatched (S,): true for responses to a different prompt, which only estimate z and have loss 0
     parameters  beta (0.1): strength of the pull to the reference
                 desirable (1.0), undesirable (1.0): weights of the two labels
     source      Ethayarajh et al. 2024, arXiv:2402.01306

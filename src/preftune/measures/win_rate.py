@@ -18,8 +18,8 @@ from preftune.formulas import Floats
 from preftune.types import Judgement
 
 RESAMPLES = 10_000
-"""Bootstrap resamples per interval. Another seed moves each end by about 1.4 % of the half-width: 0.05 points for a win
-rate of one half on 805 prompts."""
+"""Bootstrap resamples per interval. A different seed moves each end by about 1.4 % of the half-width: 0.05 points for a
+win rate of one half on 805 prompts."""
 CHUNK = 200_000  # resampled matches in memory at a time
 PENALTY = 1e-3  # penalty * phi^2 / 2 is added to the mean log loss
 

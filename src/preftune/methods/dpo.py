@@ -1,4 +1,4 @@
-"""Preference training with DPO or another loss on pairs, labelled responses or rankings."""
+"""Preference training with DPO or a different loss on pairs, labelled responses or rankings."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def _require_gradient(values: Tensor, inputs: dict[str, Any], name: str) -> None
         "its result has no gradient, so it cannot train the policy",
         where=name,
         why="the result does not depend on the policy, or detach(), item(), numpy() or no_grad() removed the gradient",
-        fix="compute the loss from `policy` (or another input that depends on it) with torch operations",
+        fix="compute the loss from `policy` (or a different input that depends on it) with torch operations",
     )
 
 

@@ -35,14 +35,14 @@ HANDLED_WARNINGS = (
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Read adapter_config.json. Raises ModelError if it names no base model or the weights are not in safetensors."""
+    """Read adapter_config.json. Raises ModelError if it has no base model or the weights are not in safetensors."""
     config: dict[str, Any] = {}
     with suppress(OSError, ValueError, TypeError):
         config = dict(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
     base = config.get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         fix = "set base_model_name_or_path to the folder or Hub id of the base model"
-        raise ModelError(f"{CONFIG} does not name a base model", where=str(folder), fix=fix)
+        raise ModelError(f"{CONFIG} has no base model", where=str(folder), fix=fix)
     if not (folder / WEIGHTS).is_file():
         pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
         what = f"the weights are pickle files ({pickles[0]})" if pickles else f"the folder has no {WEIGHTS}"
@@ -105,7 +105,7 @@ def cannot_be_merged(kind: str, folder: str) -> ModelError:
     return ModelError(
         f"an adapter of type {kind} cannot be merged",
         where=folder,
-        why="preftune trains and scores models without adapters, so it merges the adapter into the weights.",
+        why="preftune trains and scores models without adapters, so it merges the adapter into the weights",
         fix="use the base model, or an adapter type that changes weights, such as LORA",
     )
 
@@ -136,7 +136,7 @@ def merge_adapter(tuned: Any, where: str) -> Any:
 def _untie(base: Any) -> None:
     """Untie the output embedding from the input embedding if the adapter changes one of them.
 
-    Merging changes weights in place, so with tied embeddings the adapter of one would change the other too.
+    Merging changes weights in place, so with tied embeddings the adapter of one would also change the other.
     """
     embeddings = [base.get_input_embeddings(), base.get_output_embeddings()]
     inner = [_unwrapped(module) for module in embeddings]
@@ -174,10 +174,10 @@ def resize_for(model: Any, config: Mapping[str, Any], folder: Path) -> None:
     )
     missing = [f"{name}.weight" for name, (_, is_complete) in rows.items() if not is_complete]
     if len(adapter_rows) > 1:
-        why = f"The adapter's own tensors also differ in their number of rows: {sorted(adapter_rows)}."
+        why = f"the adapter's tensors also differ in their number of rows: {sorted(adapter_rows)}"
         raise ModelError(what, where=str(folder), why=why, fix=fix)
     if len(missing) == len(rows) or (missing and not shared):
-        why = f"The adapter's file lacks {shortened(missing)}, so the new rows would get random values."
+        why = f"the adapter's file lacks {shortened(missing)}, so the new rows would get random values"
         raise ModelError(what, where=str(folder), why=why, fix=fix)
     _require_tokens(folder, number, what)
     model.resize_token_embeddings(number, mean_resizing=False)
@@ -193,7 +193,7 @@ def _require_rows(model: Any, config: Mapping[str, Any], folder: str) -> None:
         raise ModelError(
             f"the adapter was trained for token {last}, but the base model's embedding has {rows} rows",
             where=folder,
-            why="The adapter's file lacks the other new rows.",
+            why="the adapter's file lacks the other new rows",
             fix=f"where it was trained, call resize_token_embeddings({last + 1}) (or more rows) on the base model and "
             "save merge_and_unload()",
         )
@@ -257,7 +257,7 @@ def _require_complete(folder: str, missing: Sequence[str], unexpected: Sequence[
     raise ModelError(
         f"the adapter does not fit its base model: {'; '.join(parts)}",
         where=folder,
-        why="The merged model would not be the model that was trained.",
+        why="the merged model would not be the model that was trained",
         fix=f"correct {CONFIG} (base_model_name_or_path, target_modules), or save the adapter again",
     )
 
@@ -282,7 +282,7 @@ def _misfit_error(folder: str, error: Exception) -> ModelError:
     ]
     have = "has" if len(shapes) == 1 else "have"
     return ModelError(
-        f"the adapter does not fit its base model: {len(shapes)} of its tensors {have} another shape: "
+        f"the adapter does not fit its base model: {len(shapes)} of its tensors {have} the wrong shape: "
         f"{shortened(shapes)}",
         where=folder,
         fix=f"correct base_model_name_or_path or the rank in {CONFIG}",
@@ -319,7 +319,7 @@ def require_targets(model: Any, targets: str | list[str]) -> None:
     raise ModelError(
         f"no module of the model matches {', '.join(quoted)}" if unmatched else "the list is empty",
         where="lora.targets",
-        why="A list holds module names. A string is all-linear or a regular expression that matches whole names.",
+        why="a list holds module names. A string is all-linear or a regular expression that matches whole names",
         fix=f"choose from the model's linear modules: {_linear(model)}",
     )
 

@@ -2,7 +2,7 @@
 
 transformers has a registry of mask functions, whose result it passes unchanged to every layer, and one of attention
 functions. `use_segments` registers NAME in both. Inside `segmented`, the mask is a `Visible` record: it carries the
-segments (and the window of layers with sliding-window attention) to the attention function of each layer, also when
+segments (and the window of layers with sliding-window attention) to the attention function of each layer, even when
 gradient checkpointing recomputes the layer. Outside of it, the mask is an ordinary tensor, so the model can generate.
 """
 

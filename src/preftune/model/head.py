@@ -47,7 +47,7 @@ def output_layer(model: Any) -> nn.Module:
     if layer is None:
         raise ModelError(
             f"{type(base).__name__} has neither an output embedding nor a head called `score`",
-            why="The model is neither a causal language model nor a sequence classifier.",
+            why="the model is neither a causal language model nor a sequence classifier",
         )
     return layer  # type: ignore[no-any-return]
 

@@ -42,7 +42,7 @@ CHAT_RECORD = "chat_settings.json"
 """File in a model folder with the chat settings of the run that trained it, if they differ from the defaults."""
 
 NOT_HASHED = {"_name_or_path", "architectures", "dtype", "transformers_version", "use_cache", "_attn_implementation"}
-"""Entries of a model's config that do not affect its outputs, or that enter the hash in another way."""
+"""Entries of a model's config that do not affect its outputs, or that enter the hash in a different way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +209,7 @@ def id_list(ids: Any) -> list[int]:
 def load_model(source: Source, dtype: torch.dtype) -> Any:
     """Load the model in `dtype` and in evaluation mode, without dropout. An adapter is merged in fp32.
 
-    Raises ModelError if a tensor of the model is missing in its files or has another shape in them.
+    Raises ModelError if a tensor of the model is missing in its files or has a different shape in them.
     """
     if not source.adapter:
         return _read(source, dtype)

@@ -80,7 +80,7 @@ def restore_base(model: Any, precise: Mapping[str, Tensor]) -> Any:
 def cast_to(model: Any, dtypes: Mapping[str, torch.dtype], default: torch.dtype, precise: Mapping[str, Tensor]) -> Any:
     """Cast every parameter of `model` in place to its dtype in `dtypes`, or to `default`.
 
-    Saved buffers with a dtype in `dtypes` are cast, too, from their exact value in `precise` if there is one.
+    Saved buffers with a dtype in `dtypes` are also cast, from their exact value in `precise` if there is one.
     """
     parameters = dict(model.named_parameters())
     for name, parameter in parameters.items():

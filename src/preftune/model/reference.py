@@ -1,4 +1,4 @@
-"""The reference model, which provides log-probs of responses: the policy at step 0, or another model.
+"""The reference model, which provides log-probs of responses: the policy at step 0, or a different model.
 
     Frozen      a second copy of the weights
     AdapterOff  the policy with its LoRA adapter disabled

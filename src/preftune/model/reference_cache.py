@@ -87,7 +87,7 @@ class Store:
             self.flush()
 
     def flush(self) -> None:
-        """Write the new entries to another file, which gets its name only when it is complete."""
+        """Write the new entries to a new file, which gets its name only when it is complete."""
         if not self._new:
             return
         lengths = [len(values) for _, values in self._new]
@@ -98,7 +98,7 @@ class Store:
                 "logps": np.concatenate([values for _, values in self._new]),
             }
         )
-        fix = "free disk space, set PREFTUNE_CACHE to another folder, or set reference.kind=frozen"
+        fix = "free disk space, set PREFTUNE_CACHE to a different folder, or set reference.kind=frozen"
         with writing(self.folder, fix):
             self.folder.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".part", delete=False) as file:

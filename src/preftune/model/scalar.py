@@ -37,7 +37,7 @@ def load_scalar(source: Source, dtype: torch.dtype, new_head: bool = False) -> A
     """Load a sequence classifier with one label.
 
     With `new_head`, a head that the folder lacks is initialised with 0, so that all rewards are 0. Raises ModelError
-    if the folder lacks the head and `new_head` is false, has several labels, or lacks another tensor.
+    if the folder lacks the head and `new_head` is false, has several labels, or lacks any other tensor.
     """
     import transformers
 
@@ -53,7 +53,7 @@ def load_scalar(source: Source, dtype: torch.dtype, new_head: bool = False) -> A
         raise ModelError(
             f"the model has {labels[0]} labels, but a reward model has one",
             where=base,
-            why="A reward is a single number per response.",
+            why="a reward is a single number per response",
             fix="train a reward model from a language model with preftune reward",
         )
     missing = sorted(own & set(mismatch.missing))
@@ -61,7 +61,7 @@ def load_scalar(source: Source, dtype: torch.dtype, new_head: bool = False) -> A
         raise ModelError(
             f"the reward model has no head: {missing[0]} is not in its weights",
             where=base,
-            why="All rewards would be equal.",
+            why="all rewards would be equal",
             fix="train it with preftune reward, or save it with its head",
         )
     if missing:
@@ -145,7 +145,7 @@ def require_padding(model: Any, tokenizer: Any) -> None:
         raise ModelError(
             "the tokenizer has no padding token other than EOS",
             where=str(tokenizer.name_or_path),
-            why="transformers would read the reward one token too early, before EOS.",
+            why="transformers would read the reward one token too early, before EOS",
             fix='add a "pad_token" to its tokenizer_config.json',
         )
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)

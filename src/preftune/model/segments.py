@@ -5,7 +5,7 @@ a segment is ordinary attention of q[begin:end] over k[prefix] ++ k[begin:end], 
 
     fused       CPU: the fused kernel of torch on each segment; one gradient buffer for the whole row
     varlen      CUDA: all segments in one flash-attention call
-    one_by_one  any device, also with softcap and attention sinks, which the fused kernels lack
+    one_by_one  any device, including with softcap and attention sinks, which the fused kernels lack
                 (on CUDA, model.flex handles these)
 """
 
@@ -27,7 +27,7 @@ _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 class SegmentAttention(torch.autograd.Function):
-    """Apply the CPU kernel to one segment after another. Shapes: (1, H, T, D), (1, K, T, D) -> (1, T, H, D)."""
+    """Apply the CPU kernel to each segment in turn. Shapes: (1, H, T, D), (1, K, T, D) -> (1, T, H, D)."""
 
     @staticmethod
     def forward(
@@ -109,7 +109,7 @@ def one_by_one(
     softcap: float | None = None,
     sinks_H: Tensor | None = None,
 ) -> Tensor:
-    """Apply `attend` to one segment after another."""
+    """Apply `attend` to each segment in turn."""
     out = []
     for s in layout.segments:
         seen = _seen(s.end - s.begin, s.prefix_end - s.prefix_begin, window, query.device)

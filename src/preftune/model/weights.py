@@ -1,6 +1,6 @@
 """Load weights from safetensors files into a model, and read the precision in which they are stored.
 
-A tensor that the files lack, or that has another shape in them, is an error: it would get random values.
+A tensor that the files lack, or that has a different shape in them, is an error: it would get random values.
 Tensors in the files that the model does not use are reported in one line.
 """
 
@@ -24,7 +24,7 @@ from preftune.errors import ModelError
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 Shapes = tuple[Sequence[int], Sequence[int]]
-PICKLES_RUN_CODE = "Pickle files can run code when they are loaded."
+PICKLES_RUN_CODE = "pickle files can run code when they are loaded"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ def read_model(auto: Any, what: str, base: str, revision: str | None, dtype: tor
             raise ModelError(
                 f"{shortened(parts)} cannot be assembled from the tensors in the files",
                 where=base,
-                why="One of the tensors that transformers stacks to make it is missing or has another shape.",
+                why="one of the tensors that transformers stacks to make it is missing or has the wrong shape",
                 fix="save the model again with all its weights",
             ) from error
     reshaped = {name: (tuple(stored), tuple(needed)) for name, stored, needed in loading_info["mismatched_keys"]}
@@ -80,7 +80,7 @@ def read_model(auto: Any, what: str, base: str, revision: str | None, dtype: tor
 
 
 def require_complete(model: Any, mismatch: TensorMismatch, where: str) -> None:
-    """Raise ModelError if a tensor is missing or has another shape. Print a note about tensors that are not used."""
+    """Raise ModelError if a tensor is missing or has the wrong shape. Print a note about tensors that are not used."""
     if not mismatch.missing and not mismatch.reshaped:
         if mismatch.unused:
             note(f"note: {where}: {_unused(mismatch.unused, 'weight files')}")
@@ -96,10 +96,10 @@ def require_complete(model: Any, mismatch: TensorMismatch, where: str) -> None:
             for name, (stored, needed) in sorted(mismatch.reshaped.items())
         ]
         have = "has" if len(shapes) == 1 else "have"
-        what.append(f"{len(shapes)} of {total} tensors {have} another shape: {shortened(shapes)}")
-    why = "These tensors would get random values."
+        what.append(f"{len(shapes)} of {total} tensors {have} the wrong shape: {shortened(shapes)}")
+    why = "these tensors would get random values"
     if mismatch.unused:
-        why += f" {_unused(mismatch.unused, 'files')}."
+        why += f". {_unused(mismatch.unused, 'files')}"
         why += _similar_names(mismatch.missing, mismatch.unused)
     raise ModelError("; ".join(what), where=where, why=why, fix=_fix(model, mismatch))
 
@@ -121,7 +121,7 @@ def _similar_names(missing: Sequence[str], unused: Sequence[str]) -> str:
         close = difflib.get_close_matches(name, unused, n=1, cutoff=0.6)
         if close:
             pairs.append(f"{close[0]} for {name}")
-    return f" Perhaps renamed: {shortened(pairs, 2)}." if pairs else ""
+    return f". Perhaps renamed: {shortened(pairs, 2)}" if pairs else ""
 
 
 def resolve_ties(model: Any, where: str) -> None:
@@ -153,7 +153,7 @@ def weight_files(base: str, revision: str | None = None) -> list[Path]:
         return [folder / SINGLE]
     if not (folder / INDEX).is_file():
         present = sorted(path.name for path in folder.glob("*.safetensors"))
-        why = f"The folder has {shortened(present)}." if present else ""
+        why = f"the folder has {shortened(present)}" if present else ""
         fix = f"rename the weight file to {SINGLE}"
         raise ModelError(f"the folder has neither {SINGLE} nor {INDEX}", where=base, why=why, fix=fix)
     names = shards_of(folder / INDEX)
@@ -164,7 +164,7 @@ def weight_files(base: str, revision: str | None = None) -> list[Path]:
         raise ModelError(
             f"{len(missing)} of {len(names)} weight files are missing: {shortened(missing)}",
             where=base,
-            why=f"{INDEX} lists these files.",
+            why=f"{INDEX} lists these files",
             fix="copy the missing files into the folder",
         )
     return [folder / name for name in names]
@@ -222,7 +222,7 @@ def _outside(index: Path, name: str) -> ModelError:
     return ModelError(
         f"the index lists a file outside of its folder: {name}",
         where=str(index),
-        why="preftune reads weights only from the model's folder.",
+        why="preftune reads weights only from the model's folder",
         fix="copy the file into the folder and list it without a path",
     )
 

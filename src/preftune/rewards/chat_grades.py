@@ -95,7 +95,7 @@ class ChatGrades:
                 + (f", and the server refused {len(refused)}" if refused else ""),
                 where=first.origin or self.server.url,
                 why=f"after {ATTEMPTS} attempts the last reply was: {end_of(ungraded[cache_key(first)])}",
-                fix="rerun the same command to request only the missing grades, or use another model if this one "
+                fix="rerun the same command to request only the missing grades, or use a different model if this one "
                 "cannot end its reply with a line GRADE: and a number",
             )
         return [grades.get(cache_key(r)) for r in responses]
@@ -106,7 +106,7 @@ def open_chat_grades(name: str, where: str) -> ChatGrades:
     parts = name.split(",", 3)
     if len(parts) < 2 or not all(parts[:2]) or parts[2:] == [""]:
         raise ConfigError(
-            f"judge:{name} does not name a URL and a model",
+            f"judge:{name} needs a URL and a model",
             where=where,
             fix="write judge:URL,MODEL or judge:URL,MODEL,VARIABLE or judge:URL,MODEL,VARIABLE,{JSON}",
         )

@@ -112,7 +112,7 @@ def parse_implicit(name: str, where: str) -> tuple[tuple[str, str], float]:
     parts = name.split(",")
     if len(parts) not in (2, 3) or not all(parts):
         fix = "write implicit:POLICY,REFERENCE or implicit:POLICY,REFERENCE,BETA"
-        raise ConfigError(f"implicit:{name} does not name a policy and a reference", where=where, fix=fix)
+        raise ConfigError(f"implicit:{name} needs a policy and a reference", where=where, fix=fix)
     try:
         beta = float(parts[2]) if len(parts) == 3 else 1.0
     except ValueError:

@@ -1,6 +1,6 @@
 """Call a reward function, check what it returns, and explain missing rewards.
 
-A reward maps responses to numbers. It reads text, so a reward model can have another tokenizer than the policy.
+A reward maps responses to numbers. It reads text, so a reward model and the policy can have different tokenizers.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def responses_of(prompts: Sequence[Prompt], samples: Sequence[Sampled]) -> list[
 def rewards_of(reward: Reward, responses: Sequence[PromptResponse], when: str) -> Floats:
     """Return the (S,) rewards, NaN where the reward is None.
 
-    `when` names the step in error messages. Raises ConfigError if the function fails or returns something else than one
+    `when` names the step in error messages. Raises ConfigError if the function fails or returns anything but one
     number per response, and NumericError for a reward that is not finite.
     """
     try:

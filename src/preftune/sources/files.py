@@ -27,7 +27,7 @@ FILE_SUFFIXES = (*READERS, *COMPRESSED, ".txt")
 
 
 def is_data_file(name: str) -> bool:
-    """Whether preftune can read a file with this name, judged by its suffix."""
+    """Return whether preftune can read a file with this name, judged by its suffix."""
     suffix, compression = file_suffixes(Path(name))
     return suffix in READERS and not (compression and suffix in COMPRESSED_INSIDE)
 
@@ -41,7 +41,7 @@ def read_file(path: Path, name: str) -> Iterator[Row]:
     if not is_data_file(path.name):
         unsupported = f"{suffix}{compression} files are not supported"
         what = unsupported if suffix in READERS else f"unknown file type {suffix or '(none)'!r}"
-        fix = f"use .jsonl, .json, .csv or .tsv (also with {', '.join(COMPRESSED[:4])}), .parquet or .arrow"
+        fix = f"use .jsonl, .json, .csv or .tsv (also compressed: {', '.join(COMPRESSED[:4])}), .parquet or .arrow"
         raise DataError(what, where=name, fix=fix)
     try:
         yield from READERS[suffix](path, name)

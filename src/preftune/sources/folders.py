@@ -46,7 +46,7 @@ class FolderSplits:
 
 
 def folder_source(folder: Path, target: str, parts: Sequence[str]) -> Source:
-    """Find the data that `target` (the folder as the user named it) followed by `parts` refers to.
+    """Find the data that `target` (the folder as the user wrote it) followed by `parts` refers to.
 
     Raises DataError for a folder without data files. If the name is ambiguous, the error lists configs or splits.
     """
@@ -178,7 +178,7 @@ def split_files(files: Sequence[str]) -> dict[str, tuple[str, ...]]:
 
 
 def _has_word(part: str, split: str) -> bool:
-    """Whether the name of a file or folder contains a word for this split, delimited by -, ., _, blanks or digits."""
+    """Return whether a file or folder name contains a word for this split, delimited by -, ., _, blanks or digits."""
     return any(re.fullmatch(rf"(.*[-._ 0-9])?{word}([-._ 0-9].*)?", part) for word in SPLIT_WORDS[split])
 
 

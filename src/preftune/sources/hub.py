@@ -16,7 +16,7 @@ HUB_ID = re.compile(r"^(?P<name>[\w.-]+/[\w.-]+)(?P<parts>(?::[\w.-]+){0,2})$")
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name that is not a local file may be a Hub id. `data/missing.jsonl` is not one."""
+    """Return whether a name that is not a local file may be a Hub id. `data/missing.jsonl` is not one."""
     match = HUB_ID.match(name)
     is_file = match is None or Path(match["name"]).suffix.lower() in FILE_SUFFIXES
     return not is_file and not Path(name.split("/")[0]).is_dir()

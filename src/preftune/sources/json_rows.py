@@ -122,7 +122,7 @@ def json_list(path: Path, name: str) -> Iterator[Row]:
 
 
 def _is_lines(text: str) -> bool:
-    """Whether the first line is a complete JSON object and more lines follow."""
+    """Return whether the first line is a complete JSON object and more lines follow."""
     line = text[_skip_space(text, 0) :].partition("\n")[0] if NEXT_LINE.match(text) else ""
     try:
         return isinstance(LENIENT_DECODER.decode(line), dict)

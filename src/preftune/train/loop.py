@@ -172,7 +172,7 @@ def _gradients(
 ) -> tuple[L, list[Batch], Tally]:
     """Compute the gradients of a step. Return the task, its micro-batches and the metrics.
 
-    If memory runs out, halve the micro-batches, also for later steps, clear partial gradients and start the step again.
+    If memory runs out, halve the micro-batches from this step on, clear partial gradients and start the step again.
     """
     while True:
         batches = task.micro_batches(groups)
@@ -202,7 +202,7 @@ def _accumulate(task: Losses, batches: Sequence[Batch], count: torch.Tensor) -> 
 
 def _accumulate_jointly(task: Task, batches: Sequence[Batch], count: torch.Tensor) -> Tally:
     """Accumulate the gradients of a loss over the whole step: compute its gradient with respect to all log-probs,
-    then backpropagate that into the model for one micro-batch after another."""
+    then backpropagate that into the model for each micro-batch in turn."""
     with torch.no_grad():
         measured = [task.measure(batch) for batch in batches]
     leaves = [_leaf(m.policy) for m in measured]

@@ -80,24 +80,24 @@ class Run:
             return {}
         except ValueError as error:
             what = f"the file is damaged: {error}"
-            raise RunError(what, where=str(path), fix="choose another `out`, or delete the folder") from error
+            raise RunError(what, where=str(path), fix="choose a different `out`, or delete the folder") from error
         return manifest if isinstance(manifest, dict) else {}
 
     @staticmethod
     def require_start(folder: Path, weights_hash: str) -> None:
-        """Raise RunError if the run in `folder` started from other weights."""
+        """Raise RunError if the run in `folder` started from different weights."""
         if Run.manifest(folder).get("start_weights") not in (None, weights_hash):
             kind = "finished" if Run.finished(folder) else "unfinished"
             raise RunError(
                 "the model is not the one this run started from",
                 where=str(folder),
                 why=f"its weights differ from those at step 0 of this {kind} run; training changes a model in memory",
-                fix="pass the original model, or choose another `out`",
+                fix="pass the original model, or choose a different `out`",
             )
 
     @staticmethod
     def check(folder: Path, identity: dict[str, Any], schema: type[BaseModel] | None = None) -> None:
-        """Raise RunError if `folder` contains something else than this run, StorageError if it cannot be written.
+        """Raise RunError if `folder` contains anything but this run, StorageError if it cannot be written.
 
         Nothing is written. `schema` is the class of the run's config; settings that are missing in the folder's config,
         because an earlier version wrote it, get their defaults from it.
@@ -105,13 +105,14 @@ class Run:
         manifest = Run.manifest(folder)
         if manifest:
             if "identity" not in manifest:
-                raise RunError("manifest.json does not describe a run", where=str(folder), fix="choose another `out`")
+                what = "manifest.json does not describe a run"
+                raise RunError(what, where=str(folder), fix="choose a different `out`")
             before = {**manifest["identity"], "config": _with_defaults(manifest["identity"]["config"], schema)}
             _require_same(before, identity, folder)
         elif folder.is_dir() and any(folder.iterdir()):
             names = ", ".join(sorted(p.name for p in folder.iterdir())[:5])
             what = f"the folder is not empty and is not a run: {names}"
-            raise RunError(what, where=str(folder), fix="choose another `out`")
+            raise RunError(what, where=str(folder), fix="choose a different `out`")
         require_writable(folder)
 
     @staticmethod
@@ -268,7 +269,7 @@ def _require_same(old: dict[str, Any], new: dict[str, Any], folder: Path) -> Non
             "the folder contains a run with different settings",
             where=str(folder),
             why="; ".join(changes),
-            fix="restore the earlier settings to resume, or choose another `out` for a new run",
+            fix="restore the earlier settings to resume, or choose a different `out` for a new run",
         )
 
 

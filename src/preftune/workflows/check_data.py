@@ -42,7 +42,7 @@ class Checked:
 
     accounts   of the training file, and of an evaluation file
     groups     of the training file, including those that a run would hold out
-    too_long   origins of groups with more tokens than the model has positions
+    too_long   origins of groups with more tokens than the model's context
     refusal    the error that a run would raise, or None
     """
 
@@ -70,7 +70,7 @@ def check(
     """Read the data as a run of `method` with the losses `terms` does, and count every row.
 
     renderer   tokenises the data; None: lengths are in characters
-    positions  number of positions of the model
+    positions  the model's context, in tokens
     rows       number of rows of the model's embedding matrix
     base       name of the model
 
@@ -124,7 +124,7 @@ def _refusal(
 def _complete(
     config: DataConfig, renderer: Renderer | None, refusal: PreftuneError
 ) -> tuple[data.TextData, data.TokenData | None]:
-    """Return text and tokens, read with every limit lifted. Raises `refusal` if that fails too."""
+    """Return text and tokens, read with every limit lifted. Raises `refusal` if that also fails."""
     overlong = "truncate" if config.overlong == "error" else config.overlong
     lifted = config.model_copy(update={**LIFTED, "overlong": overlong})
     reading = data.reading_of(lifted)

@@ -2,7 +2,7 @@
 
 Each response is appended to `<out>.part` as soon as it is complete. Rerun the same command to resume from that file.
 When all responses are there, `out` is written: one line per prompt, in the order of the prompts. A response depends
-only on its settings, its prompt and its index, so a command with another n or other prompts reuses the responses in
+only on its settings, its prompt and its index, so a command with a different n or different prompts reuses responses in
 `out`; those that it does not need are saved in `<out>.part`.
 """
 
@@ -82,7 +82,7 @@ class Files:
 
 
 def files_of(options: SampleOptions, out: Path) -> Files:
-    """Return the files of a command. Raises RunError if `out` holds samples with other settings."""
+    """Return the files of a command. Raises RunError if `out` holds samples with different settings."""
     data = options.data
     settings = {  # everything that a response depends on, other than its prompt and its index
         "model": options.model,
@@ -103,7 +103,7 @@ def files_of(options: SampleOptions, out: Path) -> Files:
         raise RunError(
             "the file contains samples with different settings",
             where=str(out),
-            fix="choose another --out, delete the file, or restore its settings",
+            fix="choose a different --out, delete the file, or restore its settings",
         )
     return Files(out, meta, part, settings, request, identity)
 
@@ -329,7 +329,7 @@ def hash_of(prompt: Text) -> str:
 def load_responses(files: Files) -> tuple[dict[Key, Response], set[Key]]:
     """Return the responses in `out` and in the journal, and the keys of failed requests in the journal.
 
-    Raises RunError for a damaged file, and for a journal that holds responses with other settings.
+    Raises RunError for a damaged file, and for a journal that holds responses with different settings.
     """
     responses = _read_out(files.out) if files.out.is_file() else {}
     failed: set[Key] = set()
@@ -342,7 +342,7 @@ def load_responses(files: Files) -> tuple[dict[Key, Response], set[Key]]:
             raise RunError(
                 "the file contains responses of an unfinished command with different settings",
                 where=str(files.part),
-                fix="delete the file, choose another --out, or restore its settings",
+                fix="delete the file, choose a different --out, or restore its settings",
             )
         with writing(files.part):
             files.part.unlink()
@@ -365,7 +365,7 @@ def _read_out(out: Path) -> dict[Key, Response]:
             for k, fields in enumerate(zip(row["responses"], row["ended"], row["tokens"], strict=True)):
                 responses[key, k] = Response(*fields)
         except (ValueError, LookupError, TypeError) as error:
-            fix = "delete the file, or choose another --out"
+            fix = "delete the file, or choose a different --out"
             raise RunError(f"not a line of samples: {error}", where=f"{out}:{number}", fix=fix) from error
     return responses
 

@@ -52,7 +52,7 @@ Groups = Sequence[PreferenceGroup]
 class ScoreOptions:
     """Settings for implicit rewards. `data` is the section under which the rows are read and rendered.
 
-    If `data` does not state max_length, it is 1024, or less if the models have fewer positions, and 2048 for the
+    If `data` does not state max_length, it is 1024, or less if the context of the models is shorter, and 2048 for the
     compatible figures.
     """
 

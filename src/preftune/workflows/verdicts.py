@@ -31,7 +31,7 @@ class Pair:
 class Verdicts:
     """All verdicts so far, by judge and question. Each is written to disk before it is used.
 
-    Unreadable replies are written too, so that they can be inspected, but the next command requests them again.
+    Unreadable replies are also written, so that they can be inspected, but the next command requests them again.
     `unread` counts them by reason; `unreadable` is the last one.
     """
 

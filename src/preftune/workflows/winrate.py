@@ -1,8 +1,8 @@
 """preftune eval winrate: how often a judge prefers a policy's responses, at several sampling temperatures.
 
-The policy is compared with the responses that the data prefer, or with another model. `best:N,MODEL,REWARD` is the best
-of N responses of a model by a reward. Samples and verdicts are saved as they arrive. Rerun the same command to resume;
-nothing is requested twice.
+The policy is compared with the responses that the data prefer, or with a different model. `best:N,MODEL,REWARD` is the
+best of N responses of a model by a reward. Samples and verdicts are saved as they arrive. Rerun the same command to
+resume; nothing is requested twice.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def pairs_of(
 def read_judged(options: WinRateOptions) -> tuple[list[PreferenceGroup], list[PreferenceGroup], Account]:
     """Return the first group of each prompt, and all groups of these prompts, whose judgements count as labels.
 
-    Raises DataError if a group has no preferred response and no other model is named.
+    Raises DataError if a group has no preferred response and there is no model to compare with.
     """
     if options.against is not None and has_only_prompts(options.data.train, row_reading_of(options.data)):
         prompts, account = read_rows(read_prompts, options.data)
@@ -201,7 +201,7 @@ class Writer:
 
 
 def writer_of(name: str) -> Writer:
-    """Parse `MODEL` or `best:N,MODEL,REWARD` and load the reward. Raises ConfigError for another form."""
+    """Parse `MODEL` or `best:N,MODEL,REWARD` and load the reward. Raises ConfigError for any other form."""
     n, model, reward = parse_writer(name, "--policy")
     return Writer(name, model, n, open_reward(reward, "--policy", device=device_of(None)) if reward else None)
 

@@ -198,9 +198,9 @@ WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
     "type": ("sample", {"seed": "x"}, r"sample.seed: .*valid integer"),
     "dtype": ("sample", {"dtype": "fp8"}, r"^dtype: should be 'auto'.*got 'fp8'"),
     "model in memory": ("sample", {"model": make_model}, r"sample\(\): model: expected a model folder"),
-    "too many tokens": ("sample", {"max_new_tokens": 5000}, r"^max_new_tokens: a prompt and 5000 new tokens"),
+    "too many tokens": ("sample", {"max_new_tokens": 5000}, r"^max_new_tokens: 5000 new tokens leave no room"),
     "server": ("sample", {"server": "http://x"}, r"fix: set out="),
-    "no scores": ("pairs", {}, r"samples\[0\]: the samples have no scores\n  fix: name a reward: reward=\.\.\."),
+    "no scores": ("pairs", {}, r"samples\[0\]: the samples have no scores\n  fix: set reward=\.\.\."),
     "selection": (
         "pairs",
         {"select": "bestworst"},

@@ -131,7 +131,7 @@ def test_responses_that_differ_only_in_their_reasoning_are_a_pair() -> None:
     assert len(tokenize([one], renderer(QWEN3), Limits(), account)) == 1
     groups = tokenize([one], renderer(CHATML, allow_dropped_text=True), Limits(), account)
     assert groups == []
-    assert list(account.dropped) == ["the responses differ only in text that the chat template leaves out"]
+    assert list(account.dropped) == ["the responses differ only in text that the chat template removes"]
 
 
 def test_text_that_the_template_leaves_out_is_an_error_with_all_rows_and_a_fix() -> None:
@@ -139,7 +139,7 @@ def test_text_that_the_template_leaves_out_is_an_error_with_all_rows_and_a_fix()
     with pytest.raises(DataError) as error:
         tokenize(rows, renderer(DROPS), Limits(), Account("f", read=10))
     assert error.value.what == (
-        "the chat template leaves out part of the response: '<think>the sea has 2</think>' (10 rows)"
+        "the chat template removes part of the response: '<think>the sea has 2</think>' (10 rows)"
     )
     for name in (
         "data.allow_dropped_text=true",
@@ -155,7 +155,7 @@ def test_text_that_the_template_leaves_out_is_an_error_with_all_rows_and_a_fix()
         account.check(1.0)
     account = Account("f", read=10)
     assert len(tokenize(rows, renderer(DROPS, allow_dropped_text=True), Limits(), account)) == 10
-    assert account.noted["the chat template leaves out part of the response"] == [row.origin for row in rows]
+    assert account.noted["the chat template removes part of the response"] == [row.origin for row in rows]
 
 
 def test_text_left_out_of_the_prompt_is_noted() -> None:
@@ -163,10 +163,10 @@ def test_text_left_out_of_the_prompt_is_noted() -> None:
     before = (Message("user", "a"), Message("assistant", "<think>hm</think>b"), Message("user", "c"))
     one = PreferenceGroup(before, (answer("yes"), answer("no")), PAIR)
     (encoded,) = renderer(QWEN3).encode([one])
-    assert "the chat template leaves out part of the prompt" in encoded.notes
+    assert "the chat template removes part of the prompt" in encoded.notes
     silent = renderer("{% for m in messages if m.role != 'system' %}" + CHATML.partition("%}")[2])
     (encoded,) = silent.encode([group("hello", answer("yes"), answer("no"), system="Be kind.")])
-    assert "the chat template leaves out part of the prompt" in encoded.notes
+    assert "the chat template removes part of the prompt" in encoded.notes
 
 
 def test_tool_calls_written_as_json_are_complete_and_missing_ids_are_noted() -> None:
@@ -178,7 +178,7 @@ def test_tool_calls_written_as_json_are_complete_and_missing_ids_are_noted() -> 
     (encoded,) = renderer(CHATML).encode([one])
     assert encoded.fault
     assert encoded.fault.reason == (
-        "the chat template leaves out part of the response: 'look' of the field 'tool_calls.function.name'"
+        "the chat template removes part of the response: 'look' of the field 'tool_calls.function.name'"
     )
 
 

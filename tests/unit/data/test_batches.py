@@ -199,7 +199,7 @@ def test_mismatches_have_a_different_prompt_and_a_different_response(rows: list[
 
 
 def test_mismatches_alternate_and_do_not_exceed_the_longest_sequence() -> None:
-    """GPT-2 has no positions for longer sequences."""
+    """GPT-2 has a fixed context."""
 
     def pair(prompt: int, chosen: int, rejected: int, number: int) -> TokenGroup:
         ids = [np.full(n, 10 * number + i, dtype=np.int32) for i, n in enumerate((prompt, chosen, rejected))]

@@ -46,7 +46,7 @@ def test_a_row_and_its_prompts_are_never_on_both_sides(share: float) -> None:
 
 def test_holding_out_fails_if_all_rows_share_prompts() -> None:
     groups = dialogue("hello", "a", origin="f:1") + dialogue("hello", "b", origin="f:2")
-    with pytest.raises(DataError, match="prompts that share a row stay together"):
+    with pytest.raises(DataError, match="connected by common rows"):
         hold_out(groups, 0.5)
     with pytest.raises(DataError, match="cannot hold out"):
         hold_out([], 0.5)

@@ -146,7 +146,7 @@ def test_pairs_reports_dropped_prompts_and_left_out_responses(
     stderr = " ".join(capsys.readouterr().err.split())
     assert "dropped 1 (line 2): all scores are tied" in stderr
     assert "2 groups, 5 responses, 3 judgements" in stderr
-    assert "left out: 1 without a reward, 1 copies, 1 below the gap" in stderr
+    assert "not used in these groups: 1 without a reward, 1 copies, 1 below the gap" in stderr
     for option in (["--k", "2"], ["--beta", "0.3"]):
         assert cli(["pairs", str(samples), "--select", "all", *option, *out]) == 2
         assert "is not used by 'all'" in capsys.readouterr().err

@@ -45,7 +45,7 @@ def test_an_invalid_mapping_is_an_error(tmp_path: Path) -> None:
         read_rows(tmp_path, [{"question": "q", "chosen": "a", "rejected": "b"}], columns={"prompt": "questoin"})
     with pytest.raises(ConfigError, match="column 'x' has two names"):
         read_rows(tmp_path, [PAIR_ROW], columns={"prompt": "x", "chosen": "x"})
-    with pytest.raises(DataError, match="another column the name 'prompt', which the row already has"):
+    with pytest.raises(DataError, match="a different column the name 'prompt', which the row already has"):
         read_rows(tmp_path, [{**PAIR_ROW, "question": "q"}], columns={"prompt": "question"})
     groups, _ = read_rows(tmp_path, [{**PAIR_ROW, "question": "q"}], columns={"prompt": "question"}, ignore=("prompt",))
     assert groups[0].prompt == "q"

@@ -183,7 +183,7 @@ def test_columns_of_bad_rows_are_listed(tmp_path: Path) -> None:
 
 def test_ignoring_a_column_that_no_row_has_is_an_error(tmp_path: Path) -> None:
     accounts = [read_rows(tmp_path, [{**PAIR_ROW, "source": "x"}], ignore=("sorce",))[1] for _ in range(2)]
-    with pytest.raises(DataError, match=r"data.ignore names the column 'sorce'(.|\n)*did you mean 'source'"):
+    with pytest.raises(DataError, match=r"data.ignore lists the column 'sorce'(.|\n)*did you mean 'source'"):
         require_matched(tuple(accounts))
     matched = read_rows(tmp_path, [{**PAIR_ROW, "sorce": "x"}], ignore=("sorce",))[1]
     require_matched((accounts[0], matched))  # one of the files has the column

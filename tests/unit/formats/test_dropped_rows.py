@@ -115,7 +115,7 @@ def test_only_the_empty_response_of_several_is_removed(tmp_path: Path) -> None:
         "p", ("x", "z"), (Judgement(0, 1),), ranks=(1.0, 3.0), ended=(True, True), origin=f"{path}:1"
     )
     assert account.dropped == {"empty response": [f"{path}:3"]}
-    assert account.noted == {"an empty response was left out, with its judgements": [f"{path}:1"]}
+    assert account.noted == {"an empty response and its judgements were dropped": [f"{path}:1"]}
     assert account.kept == 2
 
 

@@ -131,7 +131,7 @@ def test_a_user_function_may_return_lists_numpy_numbers_or_a_generator(tmp_path:
     [
         ([turn("assistant", "a"), turn("user", "b")], "several turns after the prompt"),
         ([turn("assistant", "a"), turn("assistant", "b")], "several turns after the prompt"),
-        ([turn("user", "b")], "response is not by the assistant"),
+        ([turn("user", "b")], "the response is not an assistant turn"),
     ],
 )
 def test_a_chat_response_must_be_one_assistant_message(tmp_path: Path, second: Any, reason: str) -> None:

@@ -217,7 +217,7 @@ def test_a_dry_run_reports_a_run_that_does_not_fit_or_takes_days(
     monkeypatch.setattr(memory, "available", lambda _device: 1000)
     dpo.run(config(model_folder, tmp_path / "run"), display=Display(), dry_run=True)
     output = capsys.readouterr().err
-    assert "this run does not fit in memory: 0.00 GB are free on cpu. Train with lora" in output
+    assert "this run does not fit in memory: 0.00 GB is free on cpu. Train with lora" in output
     assert "time: about" not in output
     assert {path.name for path in tmp_path.iterdir()} - before == {"pairs.jsonl"}
 

@@ -175,5 +175,5 @@ def test_samples_depend_on_the_template_arguments(tmp_path: Path, model_folder: 
     first = drawn("a.jsonl", as_chat=True)
     assert drawn("b.jsonl", as_chat=True, chat_template_kwargs={"style": "in a very terse style"}) != first
     assert drawn("c.jsonl") != first
-    with pytest.raises(RunError, match="samples with other settings"):
+    with pytest.raises(RunError, match="samples with different settings"):
         drawn("a.jsonl")

@@ -226,7 +226,7 @@ def test_non_finite_gradients_stop_before_the_update_and_name_the_row(
     assert error.value.exit_code == 6
     assert f"rows: {tmp_path / 'data.jsonl'}:6\n" in text
     step = int(text.split("at step ")[1].split(";")[0])
-    assert f"at step {step}; this update was not made" in text
+    assert f"at step {step}; the update was skipped" in text
     if step == 1:
         assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
     assert all(line["step"] < step for line in lines(tmp_path) if line["split"] == "train") if step > 1 else True
@@ -288,7 +288,7 @@ def test_invalid_settings_are_refused_before_the_run_folder_is_created(
 
 def test_sequences_longer_than_the_model_are_refused(tmp_path: Path, model_folder: Path) -> None:
     rows = [{"prompt": "x" * 300, "chosen": " a", "rejected": " b"}]
-    with pytest.raises(ConfigError, match="but the model has 256 positions"):
+    with pytest.raises(ConfigError, match="but the model's context has 256"):
         run(tmp_path, model_folder, rows=rows)
 
 

@@ -336,7 +336,7 @@ def test_pairs_that_are_too_long_are_scored_as_training_would_truncate_them(
     assert all(math.isfinite(row["margin"]) for row in scores)
     too_long = ["--max-length", "9000"]
     assert cli(["score", "--reward", str(final), "--data", str(data), *too_long]) == 2
-    assert "but the model has 256 positions" in capsys.readouterr().err
+    assert "but the model's context has 256" in capsys.readouterr().err
     assert cli(["score", "--reward", "length", "--data", str(data), *too_long]) == 2
 
 

@@ -304,7 +304,7 @@ def test_weights_are_read_from_safetensors_only(adapter: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"base_model_name_or_path": None}, "does not name a base model"),
+        ({"base_model_name_or_path": None}, "has no base model"),
         ({"base_model_name_or_path": "./gone"}, r"adapter_config.json base_model_name_or_path ./gone: no such folder"),
         ({"task_type": "SEQ_CLS"}, "is for models of type SEQ_CLS, not for a language model"),
         ({"peft_type": "NOVEL"}, "does not support adapters of type NOVEL"),

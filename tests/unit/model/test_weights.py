@@ -100,7 +100,7 @@ def write_index(folder: Path, weight_map: dict[str, Any]) -> None:
         ),
         (
             lambda t: t.update({"lm_head.weight": torch.zeros(361, 32)}),
-            r"1 of 21 tensors has another shape: lm_head.weight \(361x32 in the file, 360x32 in the model\)",
+            r"1 of 21 tensors has the wrong shape: lm_head.weight \(361x32 in the file, 360x32 in the model\)",
         ),
         (
             lambda t: [t.pop(name) for name in list(t) if "layers.1" in name],
@@ -290,7 +290,7 @@ def test_a_pickle_file_in_config_json_is_an_error(folder: Path) -> None:
 def test_safetensors_with_another_name_are_an_error(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "weights.safetensors")
     with pytest.raises(
-        ModelError, match=r"neither model.safetensors nor .*index.json(.|\n)*The folder has weights.safetensors"
+        ModelError, match=r"neither model.safetensors nor .*index.json(.|\n)*the folder has weights.safetensors"
     ):
         load(folder)
 

@@ -64,7 +64,7 @@ def test_the_line_of_a_csv_record_is_its_first_line(records: list[list[str]]) ->
         ("prompt,chosen,rejected,chosen", r"1: column 'chosen' appears twice"),
         ("a,a", r"1: column 'a' appears twice"),
         ("\n\na,a", r"3: column 'a' appears twice"),
-        (",prompt", r"1: column 1 of 2 has no name\n  fix: name the column or remove it \(if"),
+        (",prompt", r"1: column 1 of 2 has no name\n  fix: give the column a name, or remove it \(if"),
         ("prompt, ,b", r"1: column 2 of 3 has no name"),
         ("prompt,b,", r"1: column 3 of 3 has no name"),
     ],

@@ -171,7 +171,7 @@ def test_best_of_n_of_a_coin_has_the_closed_form_reward() -> None:
 
 
 def test_more_new_tokens_than_the_model_has_positions_is_an_error(tmp_path: Path, policies: tuple[str, str]) -> None:
-    with pytest.raises(ConfigError, match="do not fit in the 256 positions"):
+    with pytest.raises(ConfigError, match="in the model's context of 256 tokens"):
         frontier.run(options(tmp_path, policies, max_new_tokens=300), tmp_path / "out", Display(quiet=True))
 
 

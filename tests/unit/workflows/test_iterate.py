@@ -120,7 +120,7 @@ def test_long_prompts_are_dropped_before_anything_is_sampled(
         assert "of 6 prompts, 6 responses each" in output
     assert "dropped 2 (lines 7, 8): the prompt is longer than 10 tokens" in output
     tight = settings.model_copy(update={"sample": SampleConfig(n=2, max_new_tokens=300, evaluation=2)})
-    with pytest.raises(ConfigError, match="do not fit in the 256 positions"):
+    with pytest.raises(ConfigError, match="in the model's context of 256 tokens"):
         iterate.run(tight, reward=share_of_a, display=Display(quiet=True), dry_run=True)
 
 
@@ -201,7 +201,7 @@ def test_a_run_interrupted_before_any_file_resumes(
 
 
 @pytest.mark.parametrize(
-    ("stop", "reason"), [(StopConfig(kl=1e-6), "nats from the first model"), (StopConfig(gain=9.0), "rose by")]
+    ("stop", "reason"), [(StopConfig(kl=1e-6), "the KL from the first model is"), (StopConfig(gain=9.0), "rose by")]
 )
 def test_a_stop_rule_ends_the_run_and_is_reported(
     tmp_path: Path, model_folder: Path, stop: StopConfig, reason: str, capsys: pytest.CaptureFixture[str]

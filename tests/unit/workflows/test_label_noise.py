@@ -131,8 +131,8 @@ def test_a_soft_label_below_one_half_prefers_the_other_response(tmp_path: Path, 
     [
         ({"data": {"eval": 0.1}}, ConfigError, "every fold is held out in turn"),
         ({"folds": 13}, DataError, "cannot split 12 distinct prompts into 13 folds"),
-        ({"loss": {"name": "kto"}}, ConfigError, "has no reward relative to a reference"),
-        ({"loss": {"name": "simpo"}}, ConfigError, "has no reward relative to a reference"),  # reference-free
+        ({"loss": {"name": "kto"}}, ConfigError, "does not define an implicit reward"),
+        ({"loss": {"name": "simpo"}}, ConfigError, "does not define an implicit reward"),  # reference-free
         ({"reference": {"kind": "adapter-off"}}, ConfigError, "no adapter without lora"),
         ({"reference": {"path": "missing/model"}}, ModelError, "missing/model"),
     ],

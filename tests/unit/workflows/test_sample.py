@@ -67,7 +67,7 @@ def test_an_interrupted_command_resumes_without_sampling_a_response_twice(
     part = tmp_path / "s.jsonl.part"
     assert len(rows(part)) == 1 + 4
     part.write_text(part.read_text() + '{"prompt": 1, "k"')
-    with pytest.raises(RunError, match="unfinished command with other settings"):
+    with pytest.raises(RunError, match="unfinished command with different settings"):
         samples.run(SampleOptions(str(model_folder), prompts, Sampling(3, 9)), out, QUIET)
     samples.run(options, out, QUIET)
     assert out.read_text() == whole
@@ -79,7 +79,7 @@ def test_an_interrupted_command_resumes_without_sampling_a_response_twice(
 def test_more_new_tokens_than_the_model_has_positions_is_an_error(
     tmp_path: Path, model_folder: Path, prompts: DataConfig
 ) -> None:
-    with pytest.raises(ConfigError, match="do not fit in the 256 positions"):
+    with pytest.raises(ConfigError, match="in the model's context of 256 tokens"):
         samples.run(SampleOptions(str(model_folder), prompts, Sampling(1, 300)), tmp_path / "s.jsonl", QUIET)
 
 
@@ -152,7 +152,7 @@ def test_samples_with_other_settings_are_not_overwritten(
 ) -> None:
     out = samples.run(SampleOptions(str(model_folder), prompts, Sampling(1, 4)), tmp_path / "s.jsonl", QUIET)
     before = out.read_bytes()
-    with pytest.raises(RunError, match="samples with other settings"):
+    with pytest.raises(RunError, match="samples with different settings"):
         samples.run(SampleOptions(str(model_folder), prompts, Sampling(1, 5)), out, QUIET)
     assert out.read_bytes() == before
 

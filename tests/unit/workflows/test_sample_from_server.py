@@ -301,7 +301,7 @@ def test_a_larger_n_or_more_prompts_request_only_missing_responses(
     assert requests(1, more, 2) == 0
     assert requests(5, prompts) == 4
     assert requests(5, more) == 1
-    with pytest.raises(RunError, match="samples with other settings"):
+    with pytest.raises(RunError, match="samples with different settings"):
         samples.run(SampleOptions("m", more, Sampling(5, 5, temperature=0.5), server=server), out, QUIET)
 
 
@@ -403,6 +403,6 @@ def test_chat_options_are_refused_with_a_server(
     command = ["sample", "--model", "m", "--prompts", str(prompts.train), "--server", "http://127.0.0.1:1"]
     assert run([*command, *options]) == 2
     output = capsys.readouterr().err
-    assert "a server applies its own chat template" in output
+    assert "which applies its own chat template" in output
     advice = output.partition("--server-settings '")[2].partition("'")[0]
     assert parse_settings(advice.replace("...", '"a": 1'), "--server-settings") == {"chat_template_kwargs": {"a": 1}}

@@ -195,7 +195,7 @@ def test_a_group_in_which_every_response_loses_is_refused(tmp_path: Path) -> Non
     both = [{"better": 0, "worse": 1}, {"better": 1, "worse": 0}]
     rows = [{"prompt": "a", "responses": ["x", "yy"], "judgements": both, "subset": "Ties", "id": "tied:1"}]
     data = write_jsonl(tmp_path / "circle.jsonl", rows)
-    with pytest.raises(DataError, match="none of them is right"):
+    with pytest.raises(DataError, match="no response counts as right"):
         score.run(reward_options("length", data), tmp_path / "s.jsonl", QUIET)
 
 
@@ -219,7 +219,7 @@ def test_the_table_shows_both_modes_and_their_difference(tmp_path: Path, models:
     assert re.search(r"subset +prompts +corrected +compatible +difference", output)
     assert re.search(r"section Reasoning \(2 of 7 subsets\) ( +-?\d\.\d{4}){3}", output)
     assert "published: the header of the assistant's turn is scored" in output
-    assert "published: the prompt also occurs in an answer" in output
+    assert "published: the prompt also occurs in a response" in output
 
 
 def test_the_summary_records_the_settings(tmp_path: Path, models: dict[str, Path]) -> None:

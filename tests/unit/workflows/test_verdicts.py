@@ -110,7 +110,7 @@ def test_the_reason_is_reported_if_a_judge_refuses_all_questions(
     judge_server.refuses = True
     options = contest(tmp_path, model_folder, judge="judge", server=Client(judge_server.url, "judge"))
     with pytest.raises(
-        ConfigError, match=r"the server refused all 6 questions\s*6: the server refused the request: 400 unsupported"
+        ConfigError, match=r"the server refused all 6 requests\s*6: the server refused the request: 400 unsupported"
     ):
         winrate.run(options, tmp_path / "out", QUIET)
 
@@ -170,7 +170,7 @@ def test_agreement_counts_every_label_by_its_probability(
     facts = json.loads((tmp_path / "out" / "winrate.json").read_text())["agreement_with_labels"]
     assert (facts["agreement"], facts["pairs"], facts["tied_labels"], facts["unread"]) == (2.5 / 4, 4, 1, 0)
     output = capsys.readouterr().err
-    assert "1 (line 2): repeats an earlier prompt" in output
+    assert "1 (line 2): the row repeats an earlier prompt" in output
     assert "the judge agrees with 62.5%" in output
     page = (tmp_path / "out" / "winrate.html").read_text()
     assert "Agreement with the labels of the data" in page

@@ -109,7 +109,7 @@ def test_the_best_of_n_responses_can_be_compared(tmp_path: Path, model_folder: P
     assert rate.wins > 0
     assert winrate.run(options, tmp_path / "out", QUIET)[best]["1"] == rate
     for wrong in ("best:1,m,length", "best:x,m,length", "best:4,m", "best:4,,length"):
-        with pytest.raises(ConfigError, match="best of n"):
+        with pytest.raises(ConfigError, match="best:N,MODEL,REWARD"):
             winrate.run(replace(options, policies=(wrong,)), tmp_path / "wrong", QUIET)
 
 
@@ -182,7 +182,7 @@ def test_responses_without_a_reward_are_not_the_best_of_n(
     facts = json.loads((tmp_path / "out" / "winrate.json").read_text())
     assert facts["left_out"] == {some.policies[0]: {"1": 1}}
     none = replace(options, policies=(f"best:2,{model_folder},{tmp_path / 'mine.py'}:none",))
-    with pytest.raises(DataError, match="no prompt has two responses to compare"):
+    with pytest.raises(DataError, match="no prompt has a response on both sides"):
         winrate.run(none, tmp_path / "none", QUIET)
 
 
