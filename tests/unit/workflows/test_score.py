@@ -195,7 +195,7 @@ def test_a_group_in_which_every_response_loses_is_refused(tmp_path: Path) -> Non
     both = [{"better": 0, "worse": 1}, {"better": 1, "worse": 0}]
     rows = [{"prompt": "a", "responses": ["x", "yy"], "judgements": both, "subset": "Ties", "id": "tied:1"}]
     data = write_jsonl(tmp_path / "circle.jsonl", rows)
-    with pytest.raises(DataError, match="none of them is right"):
+    with pytest.raises(DataError, match="no response counts as right"):
         score.run(reward_options("length", data), tmp_path / "s.jsonl", QUIET)
 
 
