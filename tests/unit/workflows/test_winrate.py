@@ -182,7 +182,7 @@ def test_responses_without_a_reward_are_not_the_best_of_n(
     facts = json.loads((tmp_path / "out" / "winrate.json").read_text())
     assert facts["left_out"] == {some.policies[0]: {"1": 1}}
     none = replace(options, policies=(f"best:2,{model_folder},{tmp_path / 'mine.py'}:none",))
-    with pytest.raises(DataError, match="no prompt has two responses to compare"):
+    with pytest.raises(DataError, match="no prompt has a response on both sides"):
         winrate.run(none, tmp_path / "none", QUIET)
 
 
