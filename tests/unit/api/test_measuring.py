@@ -276,7 +276,9 @@ def test_sample_and_score_accept_keys_of_the_data_section(model_folder: Path) ->
         preftune.sample(model=model_folder, prompts=PROMPTS, overlong="drop", **BRIEF)
     with pytest.raises(preftune.ConfigError, match=r"no parameter 'colums'; did you mean 'columns'\?"):
         preftune.score(data=rows, colums=columns, **call)
-    with pytest.raises(preftune.ConfigError, match=r"preftune.score\(\): the command needs policy and reference, or reward alone"):
+    with pytest.raises(
+        preftune.ConfigError, match=r"preftune.score\(\): the command needs policy and reference, or reward alone"
+    ):
         preftune.score(data=rows, policy=model_folder)
     with pytest.raises(preftune.ConfigError, match=r"preftune.score\(\): max_length"):
         preftune.score(data=rows, max_length=1, **call)
