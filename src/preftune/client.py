@@ -100,7 +100,8 @@ class Client:
                 ) from error
             key = os.environ.get(self.key_env) if self.key_env else "none"
             if not key:
-                raise ConfigError(f"the environment variable {self.key_env} is not set", where="--api-key-env")
+                what, fix = f"the environment variable {self.key_env} is not set", f"run export {self.key_env}=KEY"
+                raise ConfigError(what, where="--api-key-env", fix=fix)
             base = self.url.rstrip("/")
             base = base if base.endswith("/v1") else f"{base}/v1"
             self._connections.append(openai.OpenAI(base_url=base, api_key=key, max_retries=0, timeout=self.timeout_s))

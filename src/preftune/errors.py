@@ -94,7 +94,7 @@ def writing(where: str | Path, fix: str = "") -> Iterator[None]:
         if isinstance(error, StorageError) or not (isinstance(error, OSError) or "Safetensor" in type(error).__name__):
             raise
         reason = getattr(error, "strerror", None) or str(error)
-        raise StorageError(f"cannot be written: {reason}", where=str(where), fix=fix) from error
+        raise StorageError(f"the path cannot be written: {reason}", where=str(where), fix=fix) from error
 
 
 def require_writable(where: str | Path) -> None:

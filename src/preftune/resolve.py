@@ -189,10 +189,12 @@ def bind(function: Callable[..., Any], settings: Mapping[str, Any], where: str, 
     for key, value in settings.items():
         allowed = {plain.get(key), *get_args(plain.get(key))}
         if isinstance(value, bool) and allowed & {int, float} and bool not in allowed:
-            raise ConfigError(f"must be a number, not true or false, got {value}", where=f"{where}.{key}")
+            what = f"must be a number, not true or false, got {value}"
+            raise ConfigError(what, where=f"{where}.{key}", fix=f"set {key} to a number")
     required = [key for key, p in parameters.items() if p.default is inspect.Parameter.empty and key not in settings]
     if required:
-        raise ConfigError(f"{name!r} requires {', '.join(required)}", where=where)
+        fix = f"set {', '.join(f'{where}.{key}' for key in required)}"
+        raise ConfigError(f"{name!r} requires {', '.join(required)}", where=where, fix=fix)
     schema: dict[str, Any] = {
         key: (hints.get(key, Any), ... if p.default is inspect.Parameter.empty else p.default)
         for key, p in parameters.items()
@@ -209,4 +211,5 @@ def bind(function: Callable[..., Any], settings: Mapping[str, Any], where: str, 
     except ValidationError as error:
         first = error.errors()[0]
         at = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{first['msg']}, got {first['input']!r}", where=f"{where}.{at}") from None
+        what, fix = f"{first['msg']}, got {first['input']!r}", f"set {at} to a valid value"
+        raise ConfigError(what, where=f"{where}.{at}", fix=fix) from None

@@ -157,7 +157,7 @@ CASES: list[tuple[str, str, list[str], int, list[str]]] = [
     ("missing data file", GOOD, ["data.train=missing.jsonl"], 3, ["missing.jsonl: no such file", "fix:"]),
     ("unknown format", GOOD, ["data.format=alpacca"], 2, ["unknown name 'alpacca'; valid names:"]),
     ("misspelt format", GOOD, ["data.format=opena"], 2, ["did you mean 'openai'?"]),
-    ("a folder that cannot be created", GOOD, ["out=/proc/x/y"], 7, ["/proc/x/y: cannot be written", "fix:"]),
+    ("a folder that cannot be created", GOOD, ["out=/proc/x/y"], 7, ["/proc/x/y: the path cannot be written", "fix:"]),
     (
         "evaluation data that are the training data",
         GOOD,
@@ -276,10 +276,10 @@ def test_a_folder_that_cannot_be_written_is_exit_7(
     Path("file").write_text("in the way")
     Path("run.yaml").write_text(f"model: {{path: {model_folder}}}\ndata: {{train: pairs.jsonl}}\nout: file/run\n")
     assert run(["dpo", "run.yaml"]) == 7
-    assert "file/run: cannot be written" in capsys.readouterr().err
+    assert "file/run: the path cannot be written" in capsys.readouterr().err
     model = str(model_folder)
     assert run(["score", "--policy", model, "--reference", model, "--data", "pairs.jsonl", "--out", "file/x"]) == 7
-    assert "file/x: cannot be written" in capsys.readouterr().err
+    assert "file/x: the path cannot be written" in capsys.readouterr().err
 
 
 def test_an_interrupt_is_reported(

@@ -105,7 +105,7 @@ def test_settings_that_a_command_does_not_use_are_refused(
 
 def test_token_limits_are_refused_for_a_reward_function(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["score", "--reward", "length", "--data", "pairs.jsonl", "data.overlong=drop"]) == 2
-    assert "data.overlong: applies only to a model that reads tokens" in capsys.readouterr().err
+    assert "data.overlong: the key applies only to a model that reads tokens" in capsys.readouterr().err
 
 
 def test_an_existing_file_is_not_taken_for_a_setting() -> None:

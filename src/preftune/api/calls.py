@@ -40,7 +40,8 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
         named = {name: values.pop(name) for name in positional if name in values}
         missing = [name for name in positional[len(arguments) :] if name not in named]
         if missing:
-            raise ConfigError(f"{function.__name__!r} needs {', '.join(missing)}", where=where)
+            fix = f"pass {', '.join(f'{name}=...' for name in missing)}"
+            raise ConfigError(f"{function.__name__!r} needs {', '.join(missing)}", where=where, fix=fix)
         for key in values:
             if key not in (*keywords, *data_keys):
                 what = f"{function.__name__!r} has no parameter {key!r}"

@@ -172,13 +172,15 @@ def require_used(source: str, arguments: Iterable[str], where: str) -> None:
     words = set(re.findall(r"[A-Za-z_]\w*", source))
     for name in arguments:
         if not source:
-            raise ConfigError(f"{name!r} is set, but the tokenizer has no chat template", where=where)
+            fix = f"remove {name!r}, or set a chat template (data.chat_template or --chat-template)"
+            raise ConfigError(f"{name!r} is set, but the tokenizer has no chat template", where=where, fix=fix)
         if name not in words:
             hint = did_you_mean(name, [word for word in words if len(word) > 3])
             raise ConfigError(
                 f"the chat template does not read {name!r}" + (f"; {hint}" if hint.startswith("did") else ""),
                 where=where,
                 why="the argument would have no effect",
+                fix=f"remove {name!r}, or use the name of an argument that the template reads",
             )
 
 

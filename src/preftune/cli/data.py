@@ -106,7 +106,8 @@ def show(
         if not groups:
             where = f"{account.source}:{line}"
             reasons = [reason for reason, origins in account.dropped.items() if where in origins]
-            raise DataError(reasons[0] if reasons else "the data have no row at this line", where=where)
+            fix = "repair the row" if reasons else "pass --line with the line number of a row of FILE"
+            raise DataError(reasons[0] if reasons else "the data have no row at this line", where=where, fix=fix)
     account.check(1.0)
     _show(groups, n, _model_of(settings)[1], data)
 

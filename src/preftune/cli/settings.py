@@ -91,7 +91,8 @@ def _sections_of(config: Path) -> tuple[dict[str, Any], dict[Any, str], str | No
         keys = {key for schema in CONFIGS.values() for key in schema.model_fields}
         unknown = next((key for key in raw if key not in keys), None)
         if unknown is None:
-            raise ConfigError("the sections belong to different training methods", where=str(config))
+            fix = f"keep the sections of one method: {', '.join(CONFIGS)}"
+            raise ConfigError("the sections belong to different training methods", where=str(config), fix=fix)
         closest = max(CONFIGS.values(), key=lambda schema: len(set(raw) & set(schema.model_fields)))
         raise ConfigError(f"unknown key {unknown!r}; {suggest(closest, (unknown,))}", where=places[(unknown,)])
     if methods[0] in ("ppo", "iterate"):

@@ -17,6 +17,7 @@ from preftune.errors import ConfigError
 C = TypeVar("C", bound=BaseModel)
 Places = dict[KeyPath, str]  # the "file:line" or override that sets each key
 MAX_DEPTH = 50
+PASS_A_CONFIG = "pass a YAML file, relative to the current folder, as the first argument, and KEY=VALUE after it"
 
 
 class _Loader(yaml.SafeLoader):
@@ -60,15 +61,15 @@ def read_file(file: str | Path) -> tuple[dict[str, Any], Places]:
         mark = getattr(error, "problem_mark", None)
         at = f"{source}:{mark.line + 1}" if mark else source
         problem = " ".join(str(getattr(error, "problem", None) or error).split())
-        raise ConfigError(f"not valid YAML: {problem}", where=at) from None
+        raise ConfigError(f"not valid YAML: {problem}", where=at, fix="repair the YAML at this line") from None
     except RecursionError:
-        raise ConfigError(f"more than {MAX_DEPTH} levels of nesting", where=source) from None
+        raise ConfigError(f"more than {MAX_DEPTH} levels of nesting", where=source, fix=PASS_A_CONFIG) from None
     if root is None:
         return {}, {}
     places: Places = {}
     value = _construct(root, (), places, source)
     if not isinstance(value, dict):
-        raise ConfigError("a config must be a mapping of sections, e.g. `model: {path: ...}`", where=source)
+        raise ConfigError("a config must be a mapping of sections", where=source, fix="write `model: {path: ...}`")
     return value, places
 
 
@@ -79,15 +80,16 @@ def _read_text(path: Path, where: str) -> str:
             fix = f"pass one of its files: {', '.join(names[:8])}" if names else "pass a .yaml file"
             raise ConfigError("this is a folder, not a config file", where=where, fix=fix)
         if not path.is_file():
-            fix = "pass a YAML file, relative to the current folder, as the first argument, and KEY=VALUE after it"
-            raise ConfigError("no such config file", where=where, fix=fix)
+            raise ConfigError("no such config file", where=where, fix=PASS_A_CONFIG)
         if path.stat().st_size > 1_000_000:
-            raise ConfigError("the file is larger than 1 MB, so it is not a config file", where=where)
+            what = "the file is larger than 1 MB, so it is not a config file"
+            raise ConfigError(what, where=where, fix=PASS_A_CONFIG)
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(f"byte {error.start} is not UTF-8", where=where, fix="save the file as UTF-8 text") from None
     except OSError as error:
-        raise ConfigError(f"the file cannot be read: {error.strerror}", where=where[:200]) from None
+        what, fix = f"the file cannot be read: {error.strerror}", "check the path and its permissions"
+        raise ConfigError(what, where=where[:200], fix=fix) from None
 
 
 def build(schema: type[C], raw: dict[str, Any], places: Places | None = None, source: str = "config") -> C:
@@ -113,13 +115,13 @@ def _construct(node: yaml.Node, path: KeyPath, places: Places, source: str) -> A
     where = f"{source}:{node.start_mark.line + 1}"
     places.setdefault(path, where)
     if len(places) > 10_000:
-        raise ConfigError("more than 10,000 values", where=source, why="this is not a config file")
+        raise ConfigError("more than 10,000 values", where=source, why="this is not a config file", fix=PASS_A_CONFIG)
     if len(path) > MAX_DEPTH:
-        raise ConfigError(
-            f"more than {MAX_DEPTH} levels of nesting, or an alias (*) inside the value it refers to", where=where
-        )
+        what = f"more than {MAX_DEPTH} levels of nesting, or an alias (*) inside the value it refers to"
+        raise ConfigError(what, where=where, fix="write the value without the alias, and with fewer levels")
     if not node.tag.startswith("tag:yaml.org,2002:") or "python" in node.tag:
-        raise ConfigError(f"a value must be text, a number, a list or a mapping, not {node.tag}", where=where)
+        what = f"a value must be text, a number, a list or a mapping, not {node.tag}"
+        raise ConfigError(what, where=where, fix="remove the tag that begins with !")
     if isinstance(node, yaml.MappingNode):
         result: dict[str, Any] = {}
         for key_node, value_node in node.value:
@@ -136,7 +138,8 @@ def _construct(node: yaml.Node, path: KeyPath, places: Places, source: str) -> A
         return _Loader("").construct_object(node)
     except (yaml.YAMLError, ValueError):  # ValueError: an integer of 5000 digits
         kind = node.tag.rpartition(":")[2]
-        raise ConfigError(f"cannot read {node.value[:20]!r} as {kind}", where=where) from None
+        fix = "put quotes around the value to use it as text"
+        raise ConfigError(f"cannot read {node.value[:20]!r} as {kind}", where=where, fix=fix) from None
 
 
 def apply_override(raw: dict[str, Any], places: Places, override: str) -> None:
@@ -144,11 +147,12 @@ def apply_override(raw: dict[str, Any], places: Places, override: str) -> None:
     name, equals, text = override.partition("=")
     where = f"override {override!r}"
     if not equals or not all(name.split(".")):
-        raise ConfigError("an override has the form section.key=value", where=where)
+        raise ConfigError("an override has the form section.key=value", where=where, fix="write optim.lr=1e-6")
     try:
         root = yaml.compose(text, Loader=_Loader)
     except (yaml.YAMLError, RecursionError):
-        raise ConfigError("the value is not valid YAML", where=where) from None
+        fix = "put quotes around text with special characters, and close every [ and {"
+        raise ConfigError("the value is not valid YAML", where=where, fix=fix) from None
     value = None if root is None else _construct(root, (), {}, where)
     path: KeyPath = ()
     target: Any = raw
@@ -158,7 +162,8 @@ def apply_override(raw: dict[str, Any], places: Places, override: str) -> None:
         if isinstance(target, list):
             key = int(part) if part.isdecimal() else part
             if not isinstance(key, int) or key >= len(target):
-                raise ConfigError(f"{key!r} is not an index of this list, which has {len(target)} entries", where=where)
+                what = f"{key!r} is not an index of this list, which has {len(target)} entries"
+                raise ConfigError(what, where=where, fix="count from 0, or set the whole list")
         path = (*path, key)
         if number == len(parts):
             target[key] = value

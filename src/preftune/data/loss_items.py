@@ -43,7 +43,8 @@ def as_labelled(groups: Sequence[TokenGroup], loss: str) -> list[TokenGroup]:
         worse = {j.worse for j in group.judgements}
         clear = sorted(better ^ worse)
         if not clear:
-            raise DataError(f"{loss!r} needs labels, and this row has no better or worse response", where=group.origin)
+            what = f"{loss!r} needs labels, and this row has no better or worse response"
+            raise DataError(what, where=group.origin, fix="remove the row, or one of its contradicting judgements")
         place = {old: new for new, old in enumerate(clear)}
         judgements = [j for j in group.judgements if j.better in place and j.worse in place]
         result.append(
@@ -139,7 +140,8 @@ def require_columns(
                         fix=f"use a loss with this input (see docs/losses.md), or set data.ignore=[{column}]",
                     )
             if log_margin and j.margin <= 0:
-                raise DataError(f"{loss!r} with log needs margins above 0, got {j.margin}", where=group.origin)
+                what = f"{loss!r} with log needs margins above 0, got {j.margin}"
+                raise DataError(what, where=group.origin, fix="remove the row, or set loss.log=false")
     if "margin" in inputs and not margins:
         raise DataError(
             f"{loss!r} needs a margin for each judgement, and no row has one",

@@ -53,7 +53,9 @@ def selection_options(select: str, gap: float, soft: bool, k: int, beta: float, 
         "--soft": soft and select == "top-k",
     }
     for name in [name for name, is_unused in unused.items() if is_unused]:
-        raise ConfigError(f"is not used by {select!r}", where=name, fix="remove it, or use a different --select")
+        raise ConfigError(
+            f"the option is not used by {select!r}", where=name, fix="remove it, or use a different --select"
+        )
     return SelectionOptions(select, gap, soft, k, beta, seed)  # type: ignore[arg-type]
 
 

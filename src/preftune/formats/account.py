@@ -98,7 +98,7 @@ class Account:
         """Raise DataError if no row was kept, or if more than the share `max_dropped` of the rows was dropped."""
         repair = repair or self._repair()
         if self.read == 0:
-            raise DataError("the file has no rows", where=self.source)
+            raise DataError("the file has no rows", where=self.source, fix="add rows, or pass a different file")
         if self.kept == 0:
             raise DataError(f"none of the {self.read} rows can be used", where=self.source, why=self._why(), fix=repair)
         share = 1 - self.kept / self.read

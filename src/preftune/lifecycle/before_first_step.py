@@ -37,6 +37,7 @@ def enough_memory() -> Iterator[None]:
             raise
         raise ConfigError(
             "out of memory",
+            where="run",
             why=str(error).splitlines()[0] if str(error) else "",
             fix="train with lora, set model.gradient_checkpointing=true, or lower data.max_length; --dry-run shows "
             "what the memory is used for",

@@ -139,7 +139,8 @@ def report_accounts(data: TextData, display: Display) -> None:
 def require_groups(groups: Sequence[TokenGroup], source: str | Sequence[str]) -> None:
     """Raise DataError if there is no group to train on."""
     if not groups:
-        raise DataError("no row is left to train on", where=str(source))
+        fix = "run preftune data check to see why rows were dropped; raise data.max_length if they are too long"
+        raise DataError("no row is left to train on", where=str(source), fix=fix)
 
 
 def require_length(groups: Sequence[TokenGroup], limit: int | None, where: str) -> None:

@@ -136,7 +136,8 @@ def reference_loader(config: DPOConfig, policy: Policy, in_memory: bool) -> Load
         loaded = load.weights_hash(model)
         expected = expected or loaded
         if loaded != expected:
-            raise ModelError("the model is not the one this run started from", where=path)
+            fix = "restore the files of that model, or set monitor=null"
+            raise ModelError("the model is not the one this run started from", where=path, fix=fix)
         return Scorer.of(model.to(device))
 
     return read

@@ -146,7 +146,9 @@ def _load_checkpoint(folder: Path, dtype: torch.dtype) -> tuple[Any, load.Source
         config = yaml.safe_load((run / "config.yaml").read_text())
         path, lora = str(config["model"]["path"]), config.get("lora")
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise RunError(f"cannot read config.yaml of the run of this checkpoint: {error}", where=str(folder)) from error
+        what = f"cannot read config.yaml of the run of this checkpoint: {error}"
+        fix = f"restore {run / 'config.yaml'}, or use the final model of a run"
+        raise RunError(what, where=str(folder), fix=fix) from error
     source = load.locate(path, f"{run / 'config.yaml'} model.path")
     model = load.load_model(source, torch.float32 if lora else dtype)
     if lora:
@@ -157,7 +159,8 @@ def _load_checkpoint(folder: Path, dtype: torch.dtype) -> tuple[Any, load.Source
     parameters = dict(model.named_parameters())
     unknown = sorted(set(saved) - set(parameters))
     if unknown:
-        raise RunError(f"the checkpoint has a weight that the model does not have: {unknown[0]}", where=str(folder))
+        what = f"the checkpoint has a weight that the model does not have: {unknown[0]}"
+        raise RunError(what, where=str(folder), fix=f"restore the files of the model {path} that the run started from")
     with torch.no_grad():
         for name, value in saved.items():
             parameters[name].copy_(value)

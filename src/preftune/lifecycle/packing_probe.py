@@ -56,7 +56,8 @@ def choose_layout(scorer: Scorer, layout: LayoutName | str, values: Values = tok
     if layout == "auto":
         return "rows", f"attention: rows, because {reason}"
     raise ModelError(
-        f"model.attention={layout} gives wrong results for {type(base_of(scorer.model)).__name__}",
+        f"{layout} gives wrong results for {type(base_of(scorer.model)).__name__}",
+        where="model.attention",
         why=reason,
         fix="use model.attention=auto or rows",
     )

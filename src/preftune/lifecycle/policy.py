@@ -124,6 +124,7 @@ def _require_usable(model: Any, config: ModelConfig) -> None:
     if hasattr(model, "peft_config"):
         raise ModelError(
             "the model already has an adapter",
+            where="model",
             why="the reference would be the model without that adapter",
             fix="pass the model without an adapter or merge it (merge_and_unload); the section `lora` adds a new one",
         )

@@ -43,6 +43,7 @@ def tempered(scorer: Scorer, temperature: float) -> Scorer:
     if scorer.head is None:
         raise ConfigError(
             f"temperature {temperature:g} is not supported for this model",
+            where="--temperatures",
             why="its logits are not a linear layer with an optional scale or softcap",
             fix="evaluate it at temperature 1",
         )

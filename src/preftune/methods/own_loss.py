@@ -32,14 +32,14 @@ def checked(function: Callable[..., Any], name: str, items: Items) -> Callable[.
         if not isinstance(values, Tensor):
             hint = "; sum and count are computed from the values" if isinstance(values, LossOutput | tuple) else ""
             kind = "None" if values is None else f"a {type(values).__name__}"
-            raise _error(name, f"it returned {kind}, not a tensor{hint}", items)
+            raise _error(name, f"the loss returned {kind}, not a tensor{hint}", items)
         if not values.is_floating_point():
-            raise _error(name, f"it returned {values.dtype}, not floating-point numbers", items)
+            raise _error(name, f"the loss returned {values.dtype}, not floating-point numbers", items)
         counts = _valid_counts(inputs, items)
         if values.dim() != 1 or (counts and len(values) not in counts):
             number = f" for {counts[0]} {UNIT[items]}{'s' * (counts[0] != 1)}" if counts else ""
             hint = " (did it take the mean or the sum?)" if values.dim() == 0 else ""
-            raise _error(name, f"it returned the shape {tuple(values.shape)}{number}{hint}", items)
+            raise _error(name, f"the loss returned the shape {tuple(values.shape)}{number}{hint}", items)
         if not is_checked and torch.is_grad_enabled():
             _require_gradient(values, inputs, name)
             _require_finite(values, inputs, name, items)
@@ -72,7 +72,7 @@ def _require_finite(values: Tensor, inputs: dict[str, Any], name: str, items: It
     tensors = [tensor for value in inputs.values() for tensor in _tensors(value)]
     if bool(bad.any()) and all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
         raise ConfigError(
-            f"it returned {float(values.detach()[bad][0])} for {int(bad.sum())} of {len(values)} {UNIT[items]}s",
+            f"the loss returned {float(values.detach()[bad][0])} for {int(bad.sum())} of {len(values)} {UNIT[items]}s",
             where=name,
             why="all its inputs are finite",
             fix="avoid a division by 0, a log of 0 or an overflow of exp in the loss",

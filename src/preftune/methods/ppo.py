@@ -108,7 +108,8 @@ def encode_data(config: PPOConfig, text: TextData, renderer: Renderer, display: 
     for account in text.accounts:
         account.check(config.data.max_dropped)
     if not prompts:
-        raise DataError("no prompt is left to train on", where=text.accounts[0].source)
+        fix = "raise data.max_prompt_length, or use shorter prompts"
+        raise DataError("no prompt is left to train on", where=text.accounts[0].source, fix=fix)
     return Prompts(prompts, held_out)
 
 

@@ -343,7 +343,8 @@ def matches_module(model: Any, target: str, targets: str | list[str]) -> bool:
     try:
         pattern = re.compile(target)
     except re.error as error:
-        raise ModelError(f"{target!r} is not a valid regular expression: {error}", where="lora.targets") from error
+        what, fix = f"{target!r} is not a valid regular expression: {error}", "list names: lora.targets=[q_proj,v_proj]"
+        raise ModelError(what, where="lora.targets", fix=fix) from error
     return any(pattern.fullmatch(name) for name in names)
 
 

@@ -41,4 +41,5 @@ def blocks(model: Any) -> list[nn.Module]:
     for module in base.modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return list(module)
-    raise ModelError(f"{type(base).__name__} has no module list with {count} blocks", fix="set model.compile=false")
+    what = f"{type(base).__name__} has no module list with {count} blocks"
+    raise ModelError(what, where="model.compile", fix="set model.compile=false")

@@ -47,7 +47,9 @@ def output_layer(model: Any) -> nn.Module:
     if layer is None:
         raise ModelError(
             f"{type(base).__name__} has neither an output embedding nor a head called `score`",
+            where="model",
             why="the model is neither a causal language model nor a sequence classifier",
+            fix="use a causal language model or a sequence classifier",
         )
     return layer  # type: ignore[no-any-return]
 
@@ -90,7 +92,8 @@ def find_head(model: Any) -> Head | None:
         with intercept(layer, resize):
             logits = model(input_ids=ids, use_cache=False).logits
         if not scaled:
-            raise ModelError(f"{type(model).__name__} does not call its output layer, so its logits cannot be computed")
+            what = f"{type(model).__name__} does not call its output layer, so its logits cannot be computed"
+            raise ModelError(what, where="model", fix="use a model whose forward calls get_output_embeddings()")
         return layer(scaled[-1]).cpu().double().reshape(-1), logits.cpu().double().reshape(-1)
 
     tolerance = 1e-5 if weight.dtype == torch.float32 else 2e-2

@@ -157,7 +157,7 @@ def template(name: str) -> str:
         return TEMPLATES[name]
     if not Path(name).is_file():
         what = f"{name!r} is neither the name of a template ({', '.join(TEMPLATES)}) nor a file"
-        raise ModelError(what, where="data.chat_template")
+        raise ModelError(what, where="data.chat_template", fix="use one of these names, or the path of a template file")
     return Path(name).read_text(encoding="utf-8")
 
 
@@ -198,7 +198,8 @@ def _json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise ModelError(f"the file cannot be read: {error}", where=str(path)) from error
+        fix = "restore the file, or save the model again"
+        raise ModelError(f"the file cannot be read: {error}", where=str(path), fix=fix) from error
 
 
 def id_list(ids: Any) -> list[int]:

@@ -196,7 +196,7 @@ def shards_of(index: Path) -> list[str]:
         plain = all(isinstance(name, str) for name in names)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         what = f"the file is not a valid shard index: {type(error).__name__}: {error}"
-        raise ModelError(what, where=str(index)) from error
+        raise ModelError(what, where=str(index), fix="save the model again") from error
     for name in names if plain else []:
         parts = re.split(r"[/\\]", name)
         if Path(name).is_absolute() or ".." in parts or ":" in parts[0] or parts[0] in ("", "~"):

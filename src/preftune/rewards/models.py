@@ -90,7 +90,8 @@ def open_implicit(name: str, where: str, device: Any = None) -> Reward:
     sources = [load.locate(path, where) for path in paths]
     tokenizers = [load.load_tokenizer(source) for source in sources]
     if tokenizers[0].get_vocab() != tokenizers[1].get_vocab():
-        raise ModelError("policy and reference have different vocabularies", where=where)
+        fix = "use the model that the policy was tuned from as the reference"
+        raise ModelError("policy and reference have different vocabularies", where=where, fix=fix)
     scorers = [Scorer.of(load.load_model(source, torch.float32).to(device or "cpu")) for source in sources]
     renderer = renderer_of(sources[0], tokenizer=tokenizers[0])
     max_length, reasons = load.max_positions(scorers[0].model.config) or 1 << 20, Counter[str]()
@@ -118,5 +119,6 @@ def parse_implicit(name: str, where: str) -> tuple[tuple[str, str], float]:
     except ValueError:
         beta = math.nan
     if not 0 < beta < math.inf:
-        raise ConfigError(f"beta must be a number above 0, not {parts[2]!r}", where=f"{where} implicit:{name}")
+        what, fix = f"beta must be a number above 0, not {parts[2]!r}", "write implicit:POLICY,REFERENCE,0.1"
+        raise ConfigError(what, where=f"{where} implicit:{name}", fix=fix)
     return (parts[0], parts[1]), beta

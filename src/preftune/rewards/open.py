@@ -53,7 +53,8 @@ def vader() -> Reward:
     try:
         from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
     except ImportError as error:
-        raise ConfigError("vaderSentiment is not installed", fix="pip install 'preftune[vader]'") from error
+        fix = "pip install 'preftune[vader]'"
+        raise ConfigError("vaderSentiment is not installed", where="vader", fix=fix) from error
     analyzer = SentimentIntensityAnalyzer()
     return lambda responses: [float(analyzer.polarity_scores(r.response)["compound"]) for r in responses]
 

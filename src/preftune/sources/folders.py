@@ -141,7 +141,8 @@ def _files(folder: Path) -> Iterator[str]:
     paths, visited = [], set[str]()
 
     def refuse(error: OSError) -> None:
-        raise DataError(f"cannot be read: {error.strerror}", where=str(error.filename))
+        what, fix = f"the folder cannot be read: {error.strerror}", "check the permissions of the folder"
+        raise DataError(what, where=str(error.filename), fix=fix)
 
     for directory, subfolders, files in os.walk(folder, onerror=refuse, followlinks=True):
         real = os.path.realpath(directory)

@@ -68,7 +68,8 @@ def jsonl(path: Path, name: str) -> Iterator[Row]:
             number += 1
             origin = f"{name}:{number}"
             if len(raw) > MAX_LINE_BYTES:
-                raise DataError(f"the line is longer than {MAX_LINE_BYTES // 1_000_000} MB", where=origin)
+                what = f"the line is longer than {MAX_LINE_BYTES // 1_000_000} MB"
+                raise DataError(what, where=origin, fix="write one record per line")
             if not raw.strip():
                 continue
             try:
@@ -114,7 +115,8 @@ def json_list(path: Path, name: str) -> Iterator[Row]:
             at = _skip_space(text, at + 1)
         elif text[at : at + 1] != "]":
             line += text.count("\n", counted, at)
-            raise DataError("broken JSON: expected ',' or ']'", where=f"{name}:{line}")
+            fix = "repair the JSON at this line"
+            raise DataError("broken JSON: expected ',' or ']'", where=f"{name}:{line}", fix=fix)
     if not wrapped and text[at + 1 :].strip():
         line += text.count("\n", counted, at)
         fix = "put all records into one list"
@@ -141,7 +143,8 @@ def _decode(text: str, at: int, name: str, line: int) -> tuple[Any, int, str]:
             return *LENIENT_DECODER.raw_decode(text, at), describe_json_error(error)
     except (json.JSONDecodeError, RecursionError) as error:
         where = f"{name}:{getattr(error, 'lineno', line)}"
-        raise DataError(f"broken JSON: {getattr(error, 'msg', 'nested too deeply')}", where=where) from None
+        what = f"broken JSON: {getattr(error, 'msg', 'nested too deeply')}"
+        raise DataError(what, where=where, fix="repair the JSON at this line") from None
 
 
 def _skip_space(text: str, at: int) -> int:

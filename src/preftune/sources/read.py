@@ -90,12 +90,13 @@ def _locate(name: str) -> Source:
 def _local_path(name: str) -> Path:
     """Return the local path of a name."""
     if not name.strip():
-        raise DataError("the name of a file is empty", where="data")
+        raise DataError("the name of a file is empty", where="data", fix="set data.train=FILE")
     try:
         path = Path(name).expanduser()
         path.is_file()
     except (OSError, RuntimeError) as error:  # name too long, permission denied, or unknown user in ~user
-        raise DataError(f"cannot be read: {getattr(error, 'strerror', None) or error}", where=name[:200]) from None
+        what = f"the file cannot be read: {getattr(error, 'strerror', None) or error}"
+        raise DataError(what, where=name[:200], fix="check the path and its permissions") from None
     return path
 
 

@@ -74,7 +74,8 @@ def parquet(path: Path, name: str) -> Iterator[Row]:
         with pyarrow.parquet.ParquetFile(path) as file:
             yield from _records(file.schema_arrow, file.iter_batches(batch_size=1024), name)
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-        raise DataError(f"not a readable Parquet file: {error}", where=name) from error
+        what = f"not a readable Parquet file: {error}"
+        raise DataError(what, where=name, fix="write or download the file again") from error
 
 
 def arrow(path: Path, name: str) -> Iterator[Row]:
@@ -92,7 +93,8 @@ def arrow(path: Path, name: str) -> Iterator[Row]:
                 batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
             yield from _records(reader.schema, batches, name)
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-        raise DataError(f"not a readable Arrow file: {error}", where=name) from error
+        what = f"not a readable Arrow file: {error}"
+        raise DataError(what, where=name, fix="write or download the file again") from error
 
 
 def _records(schema: Any, batches: Iterable[Any], name: str) -> Iterator[Row]:

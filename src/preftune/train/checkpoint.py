@@ -97,7 +97,8 @@ def restore(path: Path, weights: Weights, optimizer: torch.optim.Optimizer) -> N
     saved = load_file(path / WEIGHTS)
     shapes = {name: tuple(master.shape) for name, master in weights}
     if {name: tuple(value.shape) for name, value in saved.items()} != shapes:
-        raise RunError("names or shapes of the weights in the checkpoint do not match the model", where=str(path))
+        what = "names or shapes of the weights in the checkpoint do not match the model"
+        raise RunError(what, where=str(path), fix="restore the files of the model, or set a new folder: out=FOLDER")
     with torch.no_grad():
         for name, master in weights:
             master.copy_(saved[name])

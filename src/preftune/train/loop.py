@@ -279,7 +279,8 @@ def _not_finite(task: Losses, batches: Sequence[Batch], weights: Weights, step: 
     weights.clear_gradients()
     rows = culprits or [group.origin for group in groups]
     return NumericError(
-        f"the gradient norm is {norm} at step {step}; the update was skipped",
+        f"the gradient norm is {norm}; the update was skipped",
+        where=f"step {step}",
         why=f"rows: {', '.join(rows[:8])}{', ...' if len(rows) > 8 else ''}"
         + ("" if culprits else " (each row alone has a finite gradient; their sum overflows)"),
         fix="look at these rows with `preftune data show`, lower optim.lr, or train in fp32",

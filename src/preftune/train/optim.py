@@ -80,7 +80,11 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """Return a fused AdamW, or RMSprop with torch's defaults, as in the DPO paper."""
     if not masters:
-        raise ConfigError("there is nothing to train", where="lora", why="all parameters of the model are frozen")
+        why, fix = (
+            "all parameters of the model are frozen",
+            "train with lora, or pass a model with trainable parameters",
+        )
+        raise ConfigError("there is nothing to train", where="model", why=why, fix=fix)
     if name == "adamw":
         return torch.optim.AdamW(masters, lr=lr, weight_decay=weight_decay, fused=True)
     return torch.optim.RMSprop(masters, lr=lr, weight_decay=weight_decay)

@@ -86,6 +86,7 @@ def run(options: FrontierOptions, out: Path, display: Display) -> dict[str, list
             "a temperature must be above 0 and below 100",
             where="--temperatures",
             why="greedy decoding (temperature 0) is not a distribution, so it has no KL",
+            fix="set --temperatures to values such as 0.7 and 1",
         )
     if options.dtype not in ("auto", *load.DTYPES):
         raise ConfigError(f"unknown precision {options.dtype!r}", where="--dtype", fix="use auto, fp32 or bf16")

@@ -93,7 +93,8 @@ def run(config: NoiseConfig, *, display: Display | None = None, dry_run: bool = 
         ranked += rank_fold(config, number, others, part, display)
     not_ranked = sum(len(group.judgements) for group in text.train) - len(ranked)
     if not ranked:
-        raise DataError("no judgement is left to rank", where=str(config.data.train))
+        fix = "raise data.max_length, or use shorter rows"
+        raise DataError("no judgement is left to rank", where=str(config.data.train), fix=fix)
     summary = report(config, ranked, not_ranked)
     log.note(finished=True, **summary)
     display.say("\n".join(summary_lines(config, summary)))

@@ -81,18 +81,19 @@ def read_annotations(path: Path) -> Annotations:
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"cannot be read as JSON: {error}", where=str(path)) from error
+        what = f"the file cannot be read as JSON: {error}"
+        raise DataError(what, where=str(path), fix="pass annotations.json of AlpacaEval") from error
     if not isinstance(rows, list) or not rows:
         raise DataError("not a list of annotations", where=str(path), fix="use AlpacaEval's annotations.json")
     preferences, longer = [], []
     names: dict[str, set[str]] = {"generator_1": set(), "generator_2": set()}
     for number, row in enumerate(rows, start=1):
-        where = f"{path}, annotation {number}"
+        where, fix = f"{path}, annotation {number}", "repair the annotation"
         if not isinstance(row, dict):
-            raise DataError(f"not an object: {row!r}", where=where)
+            raise DataError(f"the annotation is not an object: {row!r}", where=where, fix=fix)
         texts = [row.get(name) for name in ("output_1", "output_2", *names)]
         if not all(isinstance(text, str) for text in texts):
-            raise DataError("output_1, output_2, generator_1 and generator_2 must be texts", where=where)
+            raise DataError("output_1, output_2, generator_1 and generator_2 must be texts", where=where, fix=fix)
         for name, text in zip(names, texts[2:], strict=True):
             names[name].add(str(text))
         preferences.append(preference_of(row.get("preference"), where))
@@ -107,7 +108,7 @@ def read_annotations(path: Path) -> Annotations:
             )
     preference = np.array(preferences, dtype=np.float64)
     if bool(np.isnan(preference).all()):
-        raise DataError("no annotation has a preference", where=str(path))
+        raise DataError("no annotation has a preference", where=str(path), fix="run the annotator again")
     (baseline,), (model,) = names["generator_1"], names["generator_2"]
     return Annotations(model, baseline, preference, np.array(longer, dtype=np.float64))
 
@@ -118,7 +119,7 @@ def preference_of(value: Any, where: str) -> float:
         return math.nan
     if isinstance(value, bool) or not isinstance(value, int | float) or not (value == 0 or 1 <= value <= 2):
         why = "it must be from 1 (output_1 wins) to 2 (output_2 wins), or 0 for a tie"
-        raise DataError(f"preference is {value!r}", where=where, why=why)
+        raise DataError(f"preference is {value!r}", where=where, why=why, fix="repair the annotation")
     return 0.5 if value == 0 else float(value) - 1
 
 
@@ -143,11 +144,13 @@ def read_gamed(path: Path) -> tuple[Gamed, dict[int, float]]:
                     preference = float(row["preference"] or "nan")  # empty if the verdict could not be read
                     index, length, difficulty = (float(row[name]) for name in GAMED_COLUMNS if name != "preference")
                 except (TypeError, ValueError) as error:
-                    raise DataError(f"not a number: {error}", where=f"{path}:{reader.line_num}") from error
+                    what = f"a column does not contain a number: {error}"
+                    raise DataError(what, where=f"{path}:{reader.line_num}", fix="repair the row") from error
                 columns.append((preference, length, difficulty, not_gamed))
                 difficulty_of.setdefault(int(index), difficulty)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"cannot be read as CSV: {error}", where=str(path)) from error
+        what = f"the file cannot be read as CSV: {error}"
+        raise DataError(what, where=str(path), fix="pass df_gamed.csv of AlpacaEval") from error
     if not columns:
         raise DataError("no rows", where=str(path), fix="use df_gamed.csv of the dataset tatsu-lab/alpaca_eval")
     return Gamed(*np.array(columns, dtype=np.float64).T), difficulty_of

@@ -61,7 +61,7 @@ def run(samples: str, out: Path, selection: SelectionOptions, reward: Reward | N
     display.say("\n".join(account.lines()))
     if not groups:
         account.check(0.999999, "check the reward, or sample more responses per prompt")
-        raise DataError("no prompt is left", where=samples)
+        raise DataError("no prompt is left", where=samples, fix="sample more responses per prompt, or lower --gap")
     write_rows(out, groups)
     responses = sum(len(group["responses"]) for group in groups)
     display.say(f"done: {out}: {len(groups)} groups, {responses} responses, {judgements} judgements")

@@ -87,7 +87,8 @@ def options_for(
     """
     policy, reference, reward = models
     if bool(policy) != bool(reference) or bool(policy) == bool(reward):
-        raise ConfigError("needs --policy and --reference, or --reward alone", where="preftune score")
+        what, fix = "the command needs --policy and --reference, or --reward alone", "set --policy and --reference"
+        raise ConfigError(what, where="preftune score", fix=fix)
     if policy and reference:
         return ScoreOptions(policy, reference, data, beta, tokens, dtype, mode)
     unused = {"tokens": tokens, "mode": mode != "corrected", "dtype": dtype != "auto", "beta": beta != 0.1}
@@ -95,7 +96,7 @@ def options_for(
     unused_data = [f"data.{name}" for name in rendering if name in data.model_fields_set]
     for name in [*(f"--{name}" for name, is_set in unused.items() if is_set), *unused_data]:
         fix = "remove it, or set --policy and --reference instead of --reward"
-        raise ConfigError("applies only to an implicit reward", where=name, fix=fix)
+        raise ConfigError("the setting applies only to an implicit reward", where=name, fix=fix)
     return RewardScoreOptions(reward or "", data)
 
 
@@ -136,14 +137,16 @@ def rewarded(
 ) -> list[Scored]:
     """Return the groups with rewards that are not implicit. Groups with a missing reward are dropped and counted."""
     if options.reward.startswith("implicit:"):
-        raise ConfigError("is an implicit reward", where="--reward", fix="set --policy and --reference instead")
+        what, fix = f"{options.reward} is an implicit reward", "set --policy and --reference instead"
+        raise ConfigError(what, where="--reward", fix=fix)
     for group in groups:
         require_judged(group, "score")
     reward = open_reward(options.reward, "--reward", device=device_of(None))
     if isinstance(reward, RewardModel):
         return score_by_model(reward, options.data, groups, marks, account, display)
     for name in sorted(options.data.model_fields_set & {"max_length", "max_prompt_length", "overlong"}):
-        raise ConfigError("applies only to a model that reads tokens", where=f"data.{name}", fix="remove it")
+        what = "the key applies only to a model that reads tokens"
+        raise ConfigError(what, where=f"data.{name}", fix="remove it")
     note_text_only(groups, account)
     display.say("\n".join(account.lines()))
     responses = [

@@ -94,7 +94,8 @@ def case_of(group: Scored, mark: Mark) -> Case:
     losers = {worse for _, worse in decided}
     judged = sorted({i for better_worse in decided for i in better_worse})
     if len(losers) == len(judged):
-        raise DataError("every response loses a judgement, so no response counts as right", where=group.origin)
+        what = "every response loses a judgement, so no response counts as right"
+        raise DataError(what, where=group.origin, fix="remove the row, or the judgements that contradict each other")
     right = tuple(group.rewards[i] for i in judged if i not in losers)
     return Case(right, tuple(group.rewards[i] for i in judged if i in losers), mark.subset, mark.id)
 

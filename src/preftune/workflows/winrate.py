@@ -135,12 +135,15 @@ def pairs_of(
     pairs = [Pair(g, ours[g.prompt], other[g.prompt]) for g in groups if g.prompt in ours and g.prompt in other]
     left_out = len(groups) - len(pairs)
     if left_out:
-        display.say(f"skipped {left_out} prompts: too long, or without a response that got a reward")
+        best = writer.reward or (options.against or "").startswith("best:")
+        why = "longer than the model's token limit" + (", or without a response that got a reward" if best else "")
+        display.say(f"skipped {left_out} prompt{'s' * (left_out != 1)}: {why}")
     if not pairs:
         raise DataError(
             "no prompt has a response on both sides",
             where=f"{writer.name} at temperature {temperature:g}",
             why="the prompts are too long for the model, or the reward of best:N returned no reward for any response",
+            fix="use shorter prompts, or lower --max-new-tokens",
         )
     return pairs
 

@@ -206,12 +206,16 @@ WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
         {"select": "bestworst"},
         r"^select: unknown selection 'bestworst'; did you mean 'best-worst'",
     ),
-    "unused": ("pairs", {"k": 3}, r"^k: is not used by 'best-worst'"),
+    "unused": ("pairs", {"k": 3}, r"^k: the option is not used by 'best-worst'"),
     "reward": ("pairs", {"reward": "lenght"}, r"^reward: unknown name 'lenght'; did you mean 'length'\?"),
     "signature": ("pairs", {"reward": lambda a, b: [0.0, 0.0]}, r"has the arguments a, b"),
     "several files": ("score", {"data": ["a.jsonl", "b.jsonl"]}, r"score\(\): data: expected one file, got 2"),
     "half": ("score", {"policy": "m"}, r"needs policy and reference, or reward alone"),
-    "not for a reward": ("score", {"reward": "length", "tokens": True}, r"^tokens: applies only to an implicit reward"),
+    "not for a reward": (
+        "score",
+        {"reward": "length", "tokens": True},
+        r"^tokens: the setting applies only",
+    ),
     "temperature": ("frontier", {"temperatures": [0]}, r"^temperatures: a temperature must be above 0"),
     "data key": ("check_data", {"max_lenght": 3}, r"unknown key 'max_lenght'; did you mean max_length\?"),
     "method": ("check_data", {"method": "dp"}, r"unknown method 'dp'; did you mean 'dpo'\?"),
@@ -272,7 +276,9 @@ def test_sample_and_score_accept_keys_of_the_data_section(model_folder: Path) ->
         preftune.sample(model=model_folder, prompts=PROMPTS, overlong="drop", **BRIEF)
     with pytest.raises(preftune.ConfigError, match=r"no parameter 'colums'; did you mean 'columns'\?"):
         preftune.score(data=rows, colums=columns, **call)
-    with pytest.raises(preftune.ConfigError, match=r"preftune.score\(\): needs policy and reference, or reward alone"):
+    with pytest.raises(
+        preftune.ConfigError, match=r"preftune.score\(\): the command needs policy and reference, or reward alone"
+    ):
         preftune.score(data=rows, policy=model_folder)
     with pytest.raises(preftune.ConfigError, match=r"preftune.score\(\): max_length"):
         preftune.score(data=rows, max_length=1, **call)

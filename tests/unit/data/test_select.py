@@ -149,7 +149,7 @@ def test_pairs_reports_dropped_prompts_and_left_out_responses(
     assert "not used in these groups: 1 without a reward, 1 copies, 1 below the gap" in stderr
     for option in (["--k", "2"], ["--beta", "0.3"]):
         assert cli(["pairs", str(samples), "--select", "all", *option, *out]) == 2
-        assert "is not used by 'all'" in capsys.readouterr().err
+        assert "the option is not used by 'all'" in capsys.readouterr().err
     for option in (["--gap", "0.3"], ["--soft"]):
         assert cli(["pairs", str(samples), "--select", "top-k", *option, *out]) == 2
-        assert "is not used by 'top-k'" in capsys.readouterr().err
+        assert "the option is not used by 'top-k'" in capsys.readouterr().err

@@ -59,17 +59,17 @@ def output(policy):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("mean", r"it returned the shape \(\) for \d+ preference pairs? \(did it take the mean or the sum\?\)"),
-        ("column", r"it returned the shape \(\d+, 1\) for \d+ preference pairs?"),
-        ("both", r"it returned the shape \(\d+,\) for \d+ preference pairs?"),
+        ("mean", r"the loss returned the shape \(\) for \d+ preference pairs? \(did it take the mean or the sum\?\)"),
+        ("column", r"the loss returned the shape \(\d+, 1\) for \d+ preference pairs?"),
+        ("both", r"the loss returned the shape \(\d+,\) for \d+ preference pairs?"),
         ("detached", "its result has no gradient, so it cannot train the policy"),
         ("constant", "its result has no gradient, so it cannot train the policy"),
         ("of_the_reference", "its result has no gradient, so it cannot train the policy"),
-        ("nothing", "it returned None, not a tensor"),
-        ("number", "it returned a float, not a tensor"),
-        ("booleans", r"it returned torch.bool, not floating-point numbers"),
-        ("undefined", r"it returned nan for (\d+) of \1 preference pairs"),
-        ("output", "it returned a LossOutput, not a tensor; sum and count are computed from the values"),
+        ("nothing", "the loss returned None, not a tensor"),
+        ("number", "the loss returned a float, not a tensor"),
+        ("booleans", r"the loss returned torch.bool, not floating-point numbers"),
+        ("undefined", r"the loss returned nan for (\d+) of \1 preference pairs"),
+        ("output", "the loss returned a LossOutput, not a tensor; sum and count are computed from the values"),
     ],
 )
 def test_an_invalid_result_is_refused_at_the_first_step(

@@ -91,7 +91,7 @@ def test_annotations_that_cannot_be_used_are_refused(tmp_path: Path, rows: list[
     ("text", "match"),
     [
         ("index,preference,instruction_difficulty\n0,1,1\n", "no column std_delta_len"),
-        ("index,preference,std_delta_len,instruction_difficulty\n0,x,1,1\n", r"gamed.csv:2: not a number"),
+        ("index,preference,std_delta_len,instruction_difficulty\n0,x,1,1\n", r"gamed.csv:2: a column does not contain"),
         ("index,preference,std_delta_len,instruction_difficulty\n", "no rows"),
     ],
 )

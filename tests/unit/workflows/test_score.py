@@ -250,9 +250,9 @@ def test_the_summary_records_the_settings(tmp_path: Path, models: dict[str, Path
     [
         (["--policy", "a"], "needs --policy and --reference, or --reward alone"),
         (["--policy", "a", "--reference", "b", "--reward", "length"], "or --reward alone"),
-        (["--reward", "length", "--tokens"], "--tokens: applies only to an implicit reward"),
+        (["--reward", "length", "--tokens"], "--tokens: the setting applies only to an implicit reward"),
         (["--policy", "a", "--reference", "b", "--mode", "compat"], "unknown mode; did you mean 'compatible'?"),
-        (["--reward", "length", "--beta", "7"], "--beta: applies only to an implicit reward"),
+        (["--reward", "length", "--beta", "7"], "--beta: the setting applies only to an implicit reward"),
         (
             ["--policy", "a", "--reference", "b", "--mode", "compatible", "--max-length", "120"],
             "must be above 128 with --mode compatible",

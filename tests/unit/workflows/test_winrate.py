@@ -82,7 +82,7 @@ def test_prompts_that_are_too_long_are_skipped_and_counted(
         file.write(json.dumps({"prompt": "the cat " * 200, "chosen": " sat", "rejected": " ran"}) + "\n")
     (rate,) = winrate.run(options, tmp_path / "out", Display())[str(model_folder)].values()
     assert rate.wins + rate.ties + rate.losses == 3
-    assert "skipped 1 prompts: too long" in capsys.readouterr().err
+    assert "skipped 1 prompt: longer than the model's token limit" in capsys.readouterr().err
 
 
 def test_a_judge_that_ignores_the_texts_is_reported_as_uninformative(
