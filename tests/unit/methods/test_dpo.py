@@ -205,8 +205,8 @@ def test_the_cache_is_used_with_other_losses_and_betas(tmp_path: Path, model_fol
         )
         dpo.run(config, display=Listening(quiet=True))
     reported = [line for line in messages if line.startswith("reference:")]
-    assert "8 groups scored, 0 read from the cache" in reported[0]
-    assert "0 groups scored, 8 read from the cache" in reported[1]
+    assert "computed log-probs of 8 groups, read 0 from the cache" in reported[0]
+    assert "computed log-probs of 0 groups, read 8 from the cache" in reported[1]
 
 
 def test_non_finite_gradients_stop_before_the_update_and_name_the_row(
@@ -268,7 +268,7 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ),
     ({"loss": {"name": "tdpo1"}, "reference": {"kind": "cached"}}, ConfigError, "needs whole distributions"),
     ({"reference": {"kind": "adapter-off"}}, ConfigError, "there is no adapter without lora"),
-    ({"reference": {"kind": "none", "path": "x"}}, ConfigError, "kind is none, but a path is set"),
+    ({"reference": {"kind": "none", "path": "x"}}, ConfigError, "kind is none, but reference.path is set"),
     ({"reference": {"path": "./nothing"}}, ModelError, "no such folder"),
     ({"loss": {"name": "odpo"}}, DataError, "needs a margin"),
     ({"lora": LoraConfig(targets=["query"])}, ModelError, "linear modules"),

@@ -314,7 +314,7 @@ def test_samples_that_are_too_long_for_a_reward_model_are_dropped_and_counted(
     assert cli(["pairs", str(samples), "--reward", str(final), "--out", str(out)]) == 0
     output = " ".join(capsys.readouterr().err.split())
     assert "dropped 1 (line 2): no response got a reward" in output
-    assert "left out: 1 without a reward" in output
+    assert "not used in these groups: 1 without a reward" in output
     (row,) = [json.loads(line) for line in out.read_text().splitlines()]
     assert row["responses"] == [GOOD[0], BAD[0]]
 
