@@ -69,8 +69,9 @@ def make_tokenizer(bos: bool = True) -> Any:
     return transformers.PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="</s>", pad_token="<pad>", **names)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def tokenizer() -> Any:
+    """Return a tokenizer for one test: a run may set its chat template."""
     return make_tokenizer()
 
 
@@ -104,11 +105,11 @@ def model() -> Any:
 
 
 @pytest.fixture(scope="session")
-def model_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the tiny model and its tokenizer."""
     folder = tmp_path_factory.mktemp("model")
     make_model().save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
     return folder
 
 

@@ -9,7 +9,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from tests.conftest import PAIRS, make_model, write_jsonl
+from tests.conftest import PAIRS, make_model, make_tokenizer, write_jsonl
 
 import preftune
 from preftune.config.schema import BatchConfig, DataConfig, DPOConfig, ModelConfig, OptimConfig, TrainConfig
@@ -32,7 +32,7 @@ def links(text: str) -> list[tuple[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def traced(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> set[tuple[str, str]]:
+def traced(tmp_path_factory: pytest.TempPathFactory) -> set[tuple[str, str]]:
     """(file, function) of all code of preftune that the second update of a DPO run calls."""
     calls: set[tuple[str, str]] = set()
 
@@ -68,7 +68,7 @@ def traced(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> set[tupl
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PREFTUNE_CACHE", str(folder / "cache"))
         patch.setattr(loop, "update", update)
-        dpo.run(config, model=make_model(), tokenizer=tokenizer, display=Display(quiet=True))
+        dpo.run(config, model=make_model(), tokenizer=make_tokenizer(), display=Display(quiet=True))
     assert updates == 2
     return calls
 
