@@ -279,7 +279,7 @@ def _not_finite(task: Losses, batches: Sequence[Batch], weights: Weights, step: 
     weights.clear_gradients()
     rows = culprits or [group.origin for group in groups]
     return NumericError(
-        f"the gradient norm is {norm}; the update was skipped",
+        f"the gradient norm is {norm}, so the run stopped before this update",
         where=f"step {step}",
         why=f"rows: {', '.join(rows[:8])}{', ...' if len(rows) > 8 else ''}"
         + ("" if culprits else " (each row alone has a finite gradient; their sum overflows)"),

@@ -225,8 +225,8 @@ def test_non_finite_gradients_stop_before_the_update_and_name_the_row(
     text = str(error.value)
     assert error.value.exit_code == 6
     assert f"rows: {tmp_path / 'data.jsonl'}:6\n" in text
-    step = int(text.split("at step ")[1].split(";")[0])
-    assert f"at step {step}; the update was skipped" in text
+    step = int(text.removeprefix("step ").split(":")[0])
+    assert f"step {step}: the gradient norm is" in text
     if step == 1:
         assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
     assert all(line["step"] < step for line in lines(tmp_path) if line["split"] == "train") if step > 1 else True
