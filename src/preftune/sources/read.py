@@ -108,4 +108,4 @@ def _similar_files(path: Path) -> str:
     except OSError:
         return f"the folder {path.parent} cannot be read"
     similar = difflib.get_close_matches(path.name, names, n=3) or names[:8]
-    return f"{path.parent} contains {', '.join(similar) or 'no files'}"
+    return f"check the path; the folder {path.parent} contains {', '.join(similar) or 'no files'}"
