@@ -13,13 +13,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from preftune import DPOConfig, SFTConfig, dpo, load_config, sft
-from preftune.config.schema import DataConfig
-from preftune.data.tokenize_groups import Limits, tokenize
-from preftune.data.read_groups import read_groups
 from preftune.chat.render import Renderer
-from preftune.workflows import score
+from preftune.config.schema import DataConfig
+from preftune.data.read_groups import read_groups
+from preftune.data.tokenize_groups import Limits, tokenize
 from preftune.model.load import end_ids, load_tokenizer, locate
 from preftune.train.display import Display
+from preftune.workflows import score
 
 SMALL = Path(__file__).parents[2] / "configs" / "small"
 
@@ -55,10 +55,14 @@ def test_sft_and_dpo_learn_and_scores_equal_plain_transformers(story_model: str,
     """With hh-sft.yaml and hh-dpo.yaml. transformers loads the final model and generates with it."""
     overrides = [f"data.train={hh}", "batch.pairs=64", "train.epochs=3"]
     sft_model = sft(
-        load_config(SFTConfig, SMALL / "hh-sft.yaml", [f"model.path={story_model}", *overrides, f"out={tmp_path / 'sft'}"])
+        load_config(
+            SFTConfig, SMALL / "hh-sft.yaml", [f"model.path={story_model}", *overrides, f"out={tmp_path / 'sft'}"]
+        )
     )
     final = dpo(
-        load_config(DPOConfig, SMALL / "hh-dpo.yaml", [f"model.path={sft_model}", *overrides, f"out={tmp_path / 'dpo'}"])
+        load_config(
+            DPOConfig, SMALL / "hh-dpo.yaml", [f"model.path={sft_model}", *overrides, f"out={tmp_path / 'dpo'}"]
+        )
     )
     steps = [row for row in lines_of(tmp_path / "dpo" / "metrics.jsonl") if row["split"] == "train"]
     assert steps[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
@@ -70,7 +74,9 @@ def test_sft_and_dpo_learn_and_scores_equal_plain_transformers(story_model: str,
     assert model.generate(**prompt, max_new_tokens=5, do_sample=False).shape[1] > prompt["input_ids"].shape[1]
 
     out = score.run(
-        score.ScoreOptions(str(final), str(sft_model), DataConfig(train=hh, max_length=512)), tmp_path / "scores.jsonl", Display(quiet=True)
+        score.ScoreOptions(str(final), str(sft_model), DataConfig(train=hh, max_length=512)),
+        tmp_path / "scores.jsonl",
+        Display(quiet=True),
     )
     reference = AutoModelForCausalLM.from_pretrained(sft_model)
     rendered = Renderer.of(load_tokenizer(locate(str(final))), end_ids(locate(str(final))))
