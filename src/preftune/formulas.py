@@ -11,7 +11,9 @@ import numpy.typing as npt
 import torch
 
 Floats = npt.NDArray[np.float64]
+Z95 = 1.96  # standard errors on each side of a 95 % interval
 Numbers = TypeVar("Numbers", float, torch.Tensor, Floats)
+Margins = TypeVar("Margins", float, Floats)
 
 
 def implicit_reward(log_policy: Numbers, log_reference: Numbers, beta: float) -> Numbers:
@@ -33,6 +35,14 @@ def mean_and_error(value_PM: Floats) -> tuple[float, float]:
     """Return the mean of M values for each of P prompts, and its standard error over prompts (P = 1: over values)."""
     means = value_PM.mean(axis=1) if len(value_PM) > 1 else value_PM[0]
     return float(means.mean()), float(means.std(ddof=1) / math.sqrt(len(means))) if len(means) > 1 else 0.0
+
+
+def labelled_margin(margin: Margins, probability: Margins) -> Margins:
+    """Return the margin in favour of the response that the label prefers.
+
+    A probability below 1/2 swaps the responses. At exactly 1/2 the label is a tie, and the result is 0.
+    """
+    return margin * np.sign(probability - 0.5)  # type: ignore[no-any-return]
 
 
 def generator_of(text: str) -> np.random.Generator:

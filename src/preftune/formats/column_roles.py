@@ -149,7 +149,7 @@ SCORES = [
     for kind, order in product(KINDS_OF_SCORE, ("{kind}_{side}", "{side}_{kind}", "{kind}-{side}", "{side}-{kind}"))
 ]
 #: Words in other names of score columns: chosen_armorm_score, quality_rejected, score_j, ...
-GRADING = re.compile("score|rating|reward|quality|grade|elo")
+SCORE_WORDS = re.compile("score|rating|reward|quality|grade|elo")
 SIDES_OF_PAIRS = (("chosen", "rejected"), ("preferred", "dispreferred"), ("j", "k"))
 
 
@@ -184,7 +184,7 @@ def scores_of(row: Fields) -> tuple[float, float] | None:
 def _other_scores(row: Fields) -> list[tuple[str, float, str, float]]:
     """Return (better, score, worse, score) of other score columns, which only show whether the sides are swapped."""
     scored = []
-    for name in filter(GRADING.search, row):
+    for name in filter(SCORE_WORDS.search, row):
         words = re.split(r"([^a-zA-Z]+)", name)
         for better, worse in SIDES_OF_PAIRS:
             other = "".join(worse if word == better else word for word in words)

@@ -151,7 +151,7 @@ class ColumnLedger:
             status, why = "refused", metadata.why_unusable(name)
         elif self.format == "prompts":  # responses, references and labels do not belong to a prompt
             status = "" if name in metadata.CONTEXT else "metadata"
-        elif name in metadata.GRADES and not (name == "margin" and self.format == "ranked"):
+        elif name in metadata.LABEL_COLUMNS and not (name == "margin" and self.format == "ranked"):
             status, why = "refused", f"has no meaning in the format {self.format!r}"
         elif name in metadata.RATINGS and self.format == "sft-completion":
             status, why = "refused", "rates the response, and a demonstration cannot include a rating"

@@ -85,7 +85,8 @@ CONTEXT = {
     *("persona", "background"),
 }
 #: Columns that grade the responses. A format that ignores them could train in the wrong direction.
-GRADES = {"weight", "probability", "margin", "label", "labels", "kto_tag", "winner", "preference", "choice", "ended",
+LABEL_COLUMNS = {"weight", "probability", "margin", "label", "labels", "kto_tag", "winner", "preference",
+    "choice", "ended",
           "preference_strength", "overall_preference"}  # fmt: skip
 #: Ratings of single responses.
 RATINGS = {

@@ -102,7 +102,7 @@ def choose_tokens(footprint: Footprint, device: torch.device, width: int) -> int
     return tokens
 
 
-def memory_plan(footprint: Footprint, task: ResponseTask, steps: Sequence[Step]) -> tuple[list[str], bool]:
+def memory_lines(footprint: Footprint, task: ResponseTask, steps: Sequence[Step]) -> tuple[list[str], bool]:
     """Return the lines on tokens and memory, and whether the run fits in memory."""
     lines = [token_line(task, steps), memory_line(footprint, task, steps)]
     free = memory.available(task.scorer.device)

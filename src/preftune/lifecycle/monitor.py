@@ -56,7 +56,7 @@ def start_monitor(
     Call it while the policy has the weights of step 0. `visited` are the training groups of the run. `in_memory`: the
     model was passed in memory.
     """
-    monitor, skipped = plan_monitor(task, config, policy, visited)
+    monitor, skipped = make_monitor(task, config, policy, visited)
     if monitor is None:
         return None
     groups, sampling, kind = monitor.groups, monitor.sampling, "held-out" if task.held_out else "training"
@@ -76,7 +76,7 @@ def start_monitor(
     return replace(monitor, load_reference=reference_loader(config, policy, in_memory))
 
 
-def plan_monitor(
+def make_monitor(
     task: ResponseTask, config: DPOConfig, policy: Policy, visited: Sequence[TokenGroup]
 ) -> tuple[Monitor | None, int]:
     """Return what a monitor would evaluate, None without one, and the number of prompts that are too long for it."""

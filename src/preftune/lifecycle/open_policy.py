@@ -19,6 +19,7 @@ from preftune.errors import RunError
 from preftune.files import digest
 from preftune.model import load
 from preftune.model.adapter import add_lora, merge_adapter
+from preftune.train import checkpoint
 from preftune.train.checkpoint import STATE, WEIGHTS
 from preftune.train.run import Run
 
@@ -44,7 +45,7 @@ def find_policy(path: str, where: str) -> Path:
     if (folder / "final").is_dir():
         folder = folder / "final"
     elif (folder / "manifest.json").is_file() and not (folder / "config.json").is_file():
-        checkpoints = sorted(str(p) for p in (folder / "checkpoints").glob("step-????????"))
+        checkpoints = [str(path) for path in checkpoint.saved(folder / "checkpoints")]
         fix = f"use a checkpoint ({', '.join(checkpoints) or 'there is none yet'}), or finish the run"
         raise RunError("the run is not finished, so it has no final model", where=str(folder), fix=fix)
     load.locate(str(folder) if folder.is_dir() else path, where)

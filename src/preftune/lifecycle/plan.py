@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from preftune.config.load import dump
+from preftune.config.sampling import PPOConfig
 from preftune.config.schema import RunConfig, TunedConfig
 from preftune.data.steps import Step, size_of, training_steps
 from preftune.lifecycle import estimate
@@ -43,8 +44,13 @@ def plan_run(
     return plan
 
 
-def sized(plan: RunPlan, config: RunConfig, policy: Policy, checkpoint_tokens: int | None = None) -> ResponseTask:
-    """Return the task with micro-batches of `batch.tokens` token slots; `auto` uses as many as fit in memory.
+def set_micro_batch_size(
+    policy: Policy,
+    config: RunConfig | PPOConfig,
+    footprint: estimate.Footprint,
+    checkpoint_tokens: int | None = None,
+) -> None:
+    """Set the policy's budget to `batch.tokens` token slots; `auto` uses as many as fit in memory.
 
     `checkpoint_tokens` is the size that a resumed run had when it was saved. It is never exceeded: a larger size would
     change results in the last digits, or run out of memory again.
@@ -52,8 +58,13 @@ def sized(plan: RunPlan, config: RunConfig, policy: Policy, checkpoint_tokens: i
     tokens = config.batch.tokens
     if tokens == "auto":
         width = policy.model.config.get_text_config().hidden_size
-        tokens = checkpoint_tokens or estimate.choose_tokens(plan.footprint, policy.scorer.device, width)
+        tokens = checkpoint_tokens or estimate.choose_tokens(footprint, policy.scorer.device, width)
     policy.budget = replace(policy.budget, tokens=min(tokens, checkpoint_tokens or tokens))
+
+
+def sized(plan: RunPlan, config: RunConfig, policy: Policy, checkpoint_tokens: int | None = None) -> ResponseTask:
+    """Return the task with the micro-batches of `set_micro_batch_size`."""
+    set_micro_batch_size(policy, config, plan.footprint, checkpoint_tokens)
     return replace(plan.task, budget=policy.budget)
 
 
@@ -86,7 +97,7 @@ def print_run_plan(
     start: Start, config: RunConfig, plan: RunPlan, reference: str = "none", monitor: Monitor | None = None
 ) -> Path:
     """Print the estimates of memory and time, and return the run folder. `reference` is the kind of reference."""
-    lines, fits = estimate.memory_plan(plan.footprint, plan.task, plan.steps)
+    lines, fits = estimate.memory_lines(plan.footprint, plan.task, plan.steps)
     if fits:
         lines += estimate.time_lines(plan.task, plan.steps, config, reference, monitor, start.began)
     return print_plan(config, lines, start.display)

@@ -10,7 +10,7 @@ from preftune.config.schema import DPOConfig
 from preftune.errors import ConfigError
 from preftune.lifecycle.before_first_step import before_first_step
 from preftune.lifecycle.finish import finish_run, running
-from preftune.lifecycle.monitor import advise, drift, plan_monitor, start_monitor
+from preftune.lifecycle.monitor import advise, drift, make_monitor, start_monitor
 from preftune.lifecycle.plan import plan_run, print_run_plan, sized
 from preftune.lifecycle.policy import Policy
 from preftune.lifecycle.start import load_policy_and_data, open_run, prepare_training, start_run
@@ -50,7 +50,7 @@ def run(
         task = ResponseTask(policy.scorer, None, objective, groups, held_out, policy.budget)
         plan = plan_run(start, config, policy, task, second_model=kind == "frozen")
         if dry_run:
-            monitor, _ = plan_monitor(plan.task, config, policy, plan.task.groups)
+            monitor, _ = make_monitor(plan.task, config, policy, plan.task.groups)
             return print_run_plan(start, config, plan, kind, monitor)
         run = open_run(start, policy, data)
         task, steps = sized(plan, config, policy, run.tokens), plan.steps

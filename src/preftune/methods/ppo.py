@@ -26,7 +26,7 @@ from preftune.lifecycle.open_policy import (
     warn_if_reward_changed,
 )
 from preftune.lifecycle.packing_probe import choose_layout, state_values
-from preftune.lifecycle.plan import print_plan
+from preftune.lifecycle.plan import print_plan, set_micro_batch_size
 from preftune.lifecycle.policy import Policy, check_policy, device_of, require_same_vocabulary
 from preftune.lifecycle.start import open_run, prepare_training, start_run
 from preftune.methods.ppo_loop import evaluate, optimise, save_on_error
@@ -72,11 +72,7 @@ def run(
         steps = list(training_steps([1] * len(prompts.train), size, train.seed, train.epochs, train.max_steps))
         critic = make_critic(config, start.source, policy, in_memory=model is not None)
         memory = ppo_footprint(config, policy, critic, prompts.train)
-        tokens = config.batch.tokens
-        if tokens == "auto":
-            width = policy.model.config.get_text_config().hidden_size
-            tokens = estimate.choose_tokens(memory, policy.scorer.device, width)
-        policy.budget = replace(policy.budget, tokens=tokens)
+        set_micro_batch_size(policy, config, memory)
         describe(config, policy, critic, prompts, steps, memory, display)
         if dry_run:
             return print_plan(config, [], display)
@@ -84,8 +80,7 @@ def run(
         if not reward:
             warn_if_reward_changed(run, config.reward)
             note_reward(run, config.reward)
-        if run.tokens:  # a larger size would change results in the last digits, or run out of memory again
-            policy.budget = replace(policy.budget, tokens=min(policy.budget.tokens, run.tokens))
+        set_micro_batch_size(policy, config, memory, run.tokens)
         reference = AdapterOff.of(policy.scorer) if config.lora else Frozen.copy_of(policy.model)
         models = PPOModels(policy.scorer, reference, reward_function, critic, policy.tokenizer)
         precise = {f"policy.{name}": tensor for name, tensor in policy.precise.items()}

@@ -22,6 +22,7 @@ from preftune.lifecycle.task import halved
 from preftune.losses import ppo
 from preftune.methods.rollouts import Experience, PPOModels, collect, reward_samples, sample_responses
 from preftune.scoring import response_logps
+from preftune.train import checkpoint
 from preftune.train.loop import stopped, update
 from preftune.train.metrics import Tally
 from preftune.train.optim import Weights, lr_at, warmup_steps
@@ -131,7 +132,7 @@ def save_on_error(run: Run, step: int, budget: Budget, weights_changed: bool = F
     try:
         yield
     except PreftuneError:
-        saved = sorted((run.folder / "checkpoints").glob("step-????????"))
+        saved = checkpoint.saved(run.folder / "checkpoints")
         is_saved = bool(saved) and (weights_changed or saved[-1].name == f"step-{step:08d}")
         if step > 0 and not is_saved:
             assert run.weights is not None

@@ -9,6 +9,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from preftune.formulas import Z95
+
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # distinguishable for colour-blind readers
 Series = Mapping[str, Sequence[tuple[float, float]]]
 
@@ -41,8 +43,8 @@ def frontier(title: str, lines: Series, points: Mapping[str, Sequence[Any]]) -> 
             go.Scatter(
                 x=[p.kl for p in group],
                 y=[p.reward for p in group],
-                error_x={"type": "data", "array": [1.96 * p.kl_se for p in group], "thickness": 1},
-                error_y={"type": "data", "array": [1.96 * p.reward_se for p in group], "thickness": 1},
+                error_x={"type": "data", "array": [Z95 * p.kl_se for p in group], "thickness": 1},
+                error_y={"type": "data", "array": [Z95 * p.reward_se for p in group], "thickness": 1},
                 text=[p.name for p in group],
                 name=name,
                 mode="markers+text",

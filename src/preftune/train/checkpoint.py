@@ -49,9 +49,14 @@ def save(folder: Path, step: int, weights: Weights, optimizer: torch.optim.Optim
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
-    for old in sorted(folder.glob("step-????????"))[:-2]:
+    for old in saved(folder)[:-2]:
         shutil.rmtree(old, ignore_errors=True)
     return final
+
+
+def saved(folder: Path) -> list[Path]:
+    """Return the checkpoints in a folder, the oldest first."""
+    return sorted(folder.glob("step-????????"))
 
 
 def newest(folder: Path) -> tuple[Path | None, dict[str, Any], list[str]]:
@@ -61,7 +66,7 @@ def newest(folder: Path) -> tuple[Path | None, dict[str, Any], list[str]]:
     whether to start again from step 0.
     """
     damaged = []
-    for path in sorted(folder.glob("step-????????"), reverse=True):
+    for path in reversed(saved(folder)):
         try:
             state = json.loads((path / STATE).read_text())
             changed = [name for name, sha256 in state["files"].items() if digest(path / name) != sha256]

@@ -23,6 +23,7 @@ from preftune.data.prompts import Prompt, read_prompts
 from preftune.errors import ConfigError, require_writable
 from preftune.exact.optimum import estimate_optimum
 from preftune.files import write_json
+from preftune.formulas import Z95
 from preftune.lifecycle.data import prompts_that_fit
 from preftune.lifecycle.open_policy import chat_record_of, find_policy, open_policy
 from preftune.lifecycle.policy import compute_dtype, device_of, require_same_vocabulary
@@ -40,7 +41,6 @@ from preftune.types import plain
 from preftune.workflows.data_section import UNLIMITED, chat_options_of, max_dropped_of, read_rows
 
 NS = (1, 2, 4, 8, 16, 32, 64, 128)
-Z95 = 1.96
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ from preftune.data.tokenize_groups import tokenize
 from preftune.errors import ConfigError, DataError
 from preftune.files import write_json, write_rows
 from preftune.formats.account import Account, format_origins
-from preftune.formulas import implicit_reward, win
+from preftune.formulas import implicit_reward, labelled_margin, win
 from preftune.lifecycle.data import limits_of, read_data
 from preftune.lifecycle.packing_probe import choose_layout, state_values
 from preftune.lifecycle.plan import print_plan
@@ -186,7 +186,7 @@ def report(config: NoiseConfig, ranked: Sequence[RankedJudgement], not_ranked: i
     soft = np.array([r.judgement.probability for r in ranked])
     weight = np.array([r.judgement.weight for r in ranked])
     steepness = slope(np.concatenate([margin, -margin]), np.concatenate([weight * soft, weight * (1 - soft)]))
-    labelled = np.where(soft < 0.5, -margin, margin)  # a probability below 0.5 swaps better and worse
+    labelled = labelled_margin(margin, soft)
     confidences = confidence(labelled, steepness)
     listed = [int(i) for i in np.argsort(labelled, kind="stable") if confidences[i] >= config.confidence]
     rows = [row_of(ranked[i], float(confidences[i])) for i in listed]

@@ -12,7 +12,7 @@ import torch
 
 from preftune.chat.render import pieces_of
 from preftune.errors import DataError
-from preftune.formulas import win
+from preftune.formulas import labelled_margin, win
 from preftune.measures.rewardbench import SECTIONS, Case, figures
 from preftune.measures.win_rate import sides
 from preftune.sources.read import read
@@ -82,8 +82,8 @@ def summary_of(by_mode: Mapping[str, Sequence[Scored]], marks: Marks) -> dict[st
 
 def margin_of(group: Scored, judgement: Judgement) -> float:
     """Return the reward of the response that is better by its label, minus that of the other; 0 for a tied label."""
-    better_worse = sides(judgement)
-    return group.rewards[better_worse[0]] - group.rewards[better_worse[1]] if better_worse else 0.0
+    margin = group.rewards[judgement.better] - group.rewards[judgement.worse]
+    return float(labelled_margin(margin, judgement.probability))
 
 
 def case_of(group: Scored, mark: Mark) -> Case:
