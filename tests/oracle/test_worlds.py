@@ -103,7 +103,7 @@ def test_conservative_dpo_reaches_its_optimum() -> None:
 def test_ppo_reaches_the_optimum_in_more_updates_than_dpo(estimator: Literal["k1", "k2", "k3"]) -> None:
     """PPO with the true reward and kl_coef = beta has the same optimum as DPO with the preferences.
 
-    After 120 updates with 30,720 sampled responses, it is farther from the optimum than DPO after 120 updates.
+    After 160 updates with 40,960 sampled responses, it is farther from the optimum than DPO after 160 updates.
     """
     reward = rewards()
     ppo = PPOParameters(
@@ -113,9 +113,8 @@ def test_ppo_reaches_the_optimum_in_more_updates_than_dpo(estimator: Literal["k1
     optimum, _ = optimal_policy(log_ref, reward, 1.0)
     distance = kl(log_pi, optimum)
     assert float(kl(log_ref, optimum).max()) > 0.3
-    assert float(distance.mean()) < 0.01
-    assert float(distance.max()) < 0.02
-    _, by_dpo = train("sigmoid", bradley_terry(reward), steps=120, lr=1e-2, beta=1.0)
+    assert float(distance.max()) < 0.01
+    _, by_dpo = train("sigmoid", bradley_terry(reward), steps=160, lr=1e-2, beta=1.0)
     assert float(kl(by_dpo, optimum).max()) < float(distance.max())
 
 
@@ -165,7 +164,7 @@ def train_by_ppo(reward: Tensor, settings: PPOParameters) -> tuple[Tensor, Tenso
     ]
     weights = Weights(torch.nn.ModuleDict({"policy": model, "value": critic.module}))
     optimizer = build_optimizer(weights.masters, "adamw", 1e-2, 0.0)
-    steps = list(training_steps([1, 1], 2, 0, 60))
+    steps = list(training_steps([1, 1], 2, 0, 80))
     budget = Budget("rows", 1 << 20)
     for _ in optimise(models, Prompts(prompts, []), steps, config, budget, weights, optimizer, Silent()):
         pass
