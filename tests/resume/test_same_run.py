@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ import pytest
 from tests.conftest import PAIRS, make_model, make_tokenizer, write_jsonl
 from tests.resume.runs import config, quiet, stop_after
 
-from preftune.config.schema import DataConfig, LoraConfig, TrainConfig
+from preftune.config.schema import DataConfig, LoraConfig, ModelConfig, TrainConfig
 from preftune.errors import RunError, Stopped
+from preftune.lifecycle import compute
 from preftune.methods import dpo
 from preftune.sources.read import fingerprint
 from preftune.train.run import Run, run_identity
@@ -147,3 +149,29 @@ def test_resuming_with_another_model_in_memory_is_an_error(
     with pytest.raises(RunError, match="not the one this run started from"):
         dpo.run(settings, model=make_model(seed=5), tokenizer=tokenizer, display=quiet())
     dpo.run(settings, model=make_model(), tokenizer=tokenizer, display=quiet())
+
+
+def test_a_resumed_run_keeps_its_precision_on_a_machine_with_fast_bf16(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """model.dtype=auto. A run of a version that did not record the precision used fp32 on a CPU."""
+    data = write_jsonl(tmp_path / "pairs.jsonl", PAIRS)
+    settings = config(data, model_folder, tmp_path / "run", model=ModelConfig(path=str(model_folder)))
+    monkeypatch.setattr(compute, "has_amx", lambda: False)
+    stop_after(monkeypatch, 2)
+    with pytest.raises(Stopped):
+        dpo.run(settings, display=quiet())
+    assert Run.manifest(tmp_path / "run")["precision"] == "fp32"
+    monkeypatch.setattr(compute, "has_amx", lambda: True)
+    monkeypatch.setattr(compute, "AMX_WIDTH", 1)
+    with pytest.raises(Stopped):
+        dpo.run(settings.model_copy(update={"out": str(tmp_path / "new")}), display=quiet())
+    assert Run.manifest(tmp_path / "new")["precision"] == "bf16"
+    manifest = Run.manifest(tmp_path / "run")
+    del manifest["precision"]
+    (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest))
+    monkeypatch.undo()
+    monkeypatch.setattr(compute, "has_amx", lambda: True)
+    monkeypatch.setattr(compute, "AMX_WIDTH", 1)
+    dpo.run(settings, display=quiet())
+    assert Run.manifest(tmp_path / "run")["precision"] == "fp32"

@@ -79,17 +79,18 @@ class ModelConfig(Section):
     path: str
     """The policy: a Hugging Face model folder, a PEFT adapter folder, or a Hub id (`name` or `name@revision`)."""
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
-    """Compute precision. bf16 keeps fp32 master weights. auto: bf16 on a GPU that supports it, otherwise fp32."""
+    """Compute precision. bf16 keeps fp32 master weights. auto: bf16 on a GPU that supports it and, for models with a
+    hidden size of at least 256, on a CPU with AMX; otherwise fp32. A run prints which one it uses and why."""
     attention: Literal["auto", "shared", "packed", "rows"] = "auto"
     """How a group's prompt and responses are arranged for the model. shared: the prompt is computed once for all its
     responses, without padding; packed: no padding; rows: one padded row per response. auto: shared if a test on the
     model shows that its outputs do not change, otherwise rows; the reason is printed."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass. Takes about a third more time and much less memory."""
-    compile: bool = False
-    """Compile the transformer blocks with torch.compile. Packed and shared rows are padded to quarters of batch.tokens,
-    so that only a few lengths are compiled. Compilation takes about a minute before the first step. On a CPU it needs a
-    C++ compiler and gains little."""
+    compile: bool | Literal["auto"] = "auto"
+    """Compile the transformer blocks with torch.compile, which takes up to a minute before the first step and on a CPU
+    needs a C++ compiler. auto: for bf16 on a CPU with AMX, if the run is long enough to gain from it. In fp32 on a CPU,
+    packed and shared rows are padded to quarters of batch.tokens, so that only a few lengths are compiled."""
     save_dtype: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision of the weights in `final/`. auto: the precision of the model that the run started from."""
 

@@ -23,10 +23,12 @@ from preftune.data.steps import Step
 from preftune.lifecycle.monitor import Monitor
 from preftune.lifecycle.task import ResponseTask
 from preftune.model import memory
+from preftune.model.compile import is_compiled
 from preftune.model.generate import sample
 from preftune.model.head import output_layer
+from preftune.model.logit_chunks import chunk_tokens
 from preftune.model.logprobs import Scorer, logps
-from preftune.model.token_logprobs import chunk_tokens, max_stored_bytes
+from preftune.model.token_logprobs import max_stored_bytes
 from preftune.train.optim import Weights, build_optimizer, clip
 from preftune.types import Batch, TokenGroup
 
@@ -35,6 +37,7 @@ CALIBRATION_S = 12.0
 MONITOR_PROBE_TOKENS = 8  # tokens that are sampled to measure the speed of the monitor
 DAY_S = 86400.0
 MEMORY_SHARE = 0.8  # of the free memory that a run plans to use
+HEAP_SHARE = 1.3  # on a CPU, memory of the process per byte of activations: the C library's heap has gaps
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,17 +72,19 @@ def measure_footprint(
     head = output_layer(scorer.model).weight
     assert isinstance(head, torch.Tensor)
     head_gradients = 4 * head.numel() if head.requires_grad else 0  # dense, and once more for a tied embedding
+    wide_head = 4 * head.numel() if head.dtype != torch.float32 and device.type == "cpu" else 0  # see half_logprobs
     fixed = {
         "in use now": memory.in_use(device),
         "gradients": 4 * count,
         "fp32 masters": sum(4 * p.numel() for p in trained if p.dtype != torch.float32),
         "optimizer": 4 * moments * count,
         "reference": model_bytes if second_model else 0,
-        "output layer": 12 * chunk_tokens(head.shape[0], device) * head.shape[0] + head_gradients,
+        "output layer": 12 * chunk_tokens(head) * head.shape[0] + head_gradients + wide_head,
     }
     probe = sorted(groups, key=lambda g: abs(slots_of(g, layout) - PROBE_SLOTS))[0]
     batch = batch_of([probe], layout)
     per_slot = memory.activation_bytes(scorer, batch) / len(batch.ids_T)  # without gradient checkpointing
+    per_slot *= HEAP_SHARE if device.type == "cpu" else 1.0
     if config.model.gradient_checkpointing:  # each layer's input, and the activations of one layer at a time
         text = scorer.model.config.get_text_config()
         layers, width = text.num_hidden_layers, text.hidden_size
@@ -87,16 +92,22 @@ def measure_footprint(
     if scorer.head is None:  # the model's own code computes and stores the logits of all scored tokens
         return Footprint(fixed, int(per_slot), 1 << 60, 12 * head.shape[0])
     vocabulary = head.shape[0] if head.requires_grad else 0  # no logits are stored for a frozen output layer
-    return Footprint(fixed, int(per_slot), max_stored_bytes(device), 4 * vocabulary)
+    return Footprint(fixed, int(per_slot), max_stored_bytes(device), head.element_size() * vocabulary)
 
 
-def choose_tokens(footprint: Footprint, device: torch.device, width: int) -> int:
+def choose_tokens(footprint: Footprint, device: torch.device, width: int, dtype: torch.dtype) -> int:
     """Return the largest power of two, from 512, whose micro-batches fit in memory, up to a maximum.
 
-    Above the maximum nothing gets faster: 1024 on a CPU for a model 512 wide (docs/performance.md), more if narrower.
+    Above the maximum nothing gets faster: in fp32 on a CPU 1024 for a model 512 wide (docs/performance.md), more if
+    narrower.
     """
     available = memory.available(device) * MEMORY_SHARE + footprint.fixed["in use now"]
-    tokens = 16384 if device.type == "cuda" else min(4096, max(1024, 2 ** (19 - width.bit_length() + 1)))
+    if device.type == "cuda":
+        tokens = 16384
+    elif dtype == torch.bfloat16:
+        tokens = 4096  # with fast products, the passes over all weights per micro-batch cost more than cache misses
+    else:
+        tokens = min(4096, max(1024, 2 ** (19 - width.bit_length() + 1)))
     while tokens > 512 and footprint.peak(tokens, tokens) > available:
         tokens //= 2
     return tokens
@@ -177,7 +188,7 @@ def time_lines(
     visited = min(work, cost(task.groups)) + held_out
     parts = {
         "start": start,
-        "compilation": warmup_s * config.model.compile,
+        "compilation": warmup_s * is_compiled(task.scorer.model),
         "training": work * training + len(steps) * update,
         "reference": visited * forward if reference == "cached" else live * work * forward,
         "evaluation": evaluations * held_out * forward * (1 + live),

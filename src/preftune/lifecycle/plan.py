@@ -58,7 +58,8 @@ def set_micro_batch_size(
     tokens = config.batch.tokens
     if tokens == "auto":
         width = policy.model.config.get_text_config().hidden_size
-        tokens = checkpoint_tokens or estimate.choose_tokens(footprint, policy.scorer.device, width)
+        settings = policy.scorer.device, width, policy.model.dtype
+        tokens = checkpoint_tokens or estimate.choose_tokens(footprint, *settings)
     policy.budget = replace(policy.budget, tokens=min(tokens, checkpoint_tokens or tokens))
 
 
@@ -75,8 +76,8 @@ def describe(config: RunConfig, policy: Policy, plan: RunPlan, display: Display)
     dtype = str(next(iter(policy.model.parameters())).dtype).removeprefix("torch.")
     place = f"{dtype} on {policy.scorer.device}, layout {policy.budget.layout}"
     display.say(f"model: {parameters:,} parameters, {trained:,} trained, {place}")
-    if policy.layout_note:
-        display.say(policy.layout_note)
+    for note in policy.notes:
+        display.say(note)
     tokens = sum(group.tokens for group in task.groups)
     items = sum(size_of(group) for group in task.groups)
     unit = "judgements" if any(group.judgements for group in task.groups) else "responses"

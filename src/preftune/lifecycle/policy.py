@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,12 +13,14 @@ from preftune.config.schema import ModelConfig, TunedConfig
 from preftune.data.layout import Budget
 from preftune.data.tokenize_groups import require_vocabulary
 from preftune.errors import ConfigError, ModelError
+from preftune.lifecycle.compute import choose_compile, choose_dtype
 from preftune.lifecycle.data import require_length
 from preftune.lifecycle.packing_probe import choose_layout, state_values, token_values
 from preftune.model import load
 from preftune.model.adapter import add_lora
 from preftune.model.compile import compile_blocks
 from preftune.model.logprobs import Scorer
+from preftune.model.memory import keep_freed_memory
 from preftune.model.precision import exact_in, exact_state, save_dtype_of
 from preftune.model.scalar import load_scalar, scalar_scorer
 from preftune.model.weights import note
@@ -35,7 +37,7 @@ class Policy:
     precise        fp32 values, by name, of weights and buffers that the compute precision rounds; with LoRA, only if
                    the base is saved, too
     dtypes         precision of tensors in `final/` by name; all others have `save_dtype`
-    layout_note    why batches use the layout "rows", or empty
+    notes          lines to print: why this precision, this layout, and compiled blocks
     base_unsaved   the adapter's base exists only in memory, so the run folder must contain it
     """
 
@@ -46,7 +48,7 @@ class Policy:
     start_hash: str
     budget: Budget
     precise: Mapping[str, torch.Tensor]
-    layout_note: str = ""
+    notes: Sequence[str] = ()
     base_unsaved: bool = False
     dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
 
@@ -56,22 +58,34 @@ class Policy:
 
 
 def load_policy(
-    config: TunedConfig, source: load.Source, renderer: Renderer, model: Any = None, scalar: bool = False
+    config: TunedConfig,
+    source: load.Source,
+    renderer: Renderer,
+    model: Any = None,
+    scalar: bool = False,
+    recorded: str | None = None,
+    flops: Callable[[int], float] = lambda parameters: 0.0,
 ) -> Policy:
     """Return the policy at step 0 on its device, with an adapter if the config has one. Dropout is off.
 
-    `model` is a model in memory; None loads the model from `source`. `scalar`: it is a reward model.
+    model      a model in memory; None loads the model from `source`
+    scalar     it is a reward model
+    recorded   the precision in the manifest of a run that is resumed
+    flops      returns the operations of the run for a number of parameters
     """
     torch.manual_seed(config.train.seed)
-    in_memory = model is not None
+    in_memory, device = model is not None, device_of(model)
     if in_memory:
+        dtype_note = ""
         _require_usable(model, config.model)
         model = model.eval()
         precise: dict[str, torch.Tensor] = {}
         dtypes, save_dtype = {name: t.dtype for name, t in exact_state(model).items()}, model.dtype
     else:
         dtypes = load.source_dtypes(source)
-        model, precise = read_policy(config, source, scalar, dtypes)
+        width = load.load_config(source).get_text_config().hidden_size
+        dtype, dtype_note = choose_dtype(config.model.dtype, width, device, recorded)
+        model, precise = read_policy(config, source, dtype, scalar, dtypes)
         dtypes = {name: torch.float32 if dtype == torch.float64 else dtype for name, dtype in dtypes.items()}
         save_dtype = save_dtype_of(model, dtypes) if dtypes else load.source_dtype(source)
     if config.model.save_dtype != "auto":
@@ -80,32 +94,37 @@ def load_policy(
     if config.lora:
         kind, lora = "SEQ_CLS" if scalar else "CAUSAL_LM", config.lora
         model = add_lora(model, lora.rank, lora.alpha, lora.targets, kind)
-    model.to(device_of(model if in_memory else None))
+    model.to(device)
+    if device.type == "cpu" and model.dtype != torch.float32:
+        keep_freed_memory()
     scorer = scalar_scorer(model) if scalar else Scorer.of(model)
     layout, layout_note = choose_layout(scorer, config.model.attention, state_values if scalar else token_values)
     if config.model.gradient_checkpointing:
         load.checkpoint_activations(model)
-    if config.model.compile:
-        compile_blocks(model, constant=layout != "rows")
+    work = flops(sum(parameter.numel() for parameter in model.parameters()))
+    compiled, compile_note = choose_compile(config.model, model.dtype, device, work, in_memory)
+    constant = compiled and layout != "rows" and model.dtype == torch.float32
+    if compiled:
+        compile_blocks(model, constant)
+    notes = [note for note in (dtype_note, layout_note, compile_note) if note]
     return Policy(
         scorer,
         renderer.tokenizer,
         renderer,
         save_dtype,
         load.weights_hash(model),
-        Budget(layout, PROVISIONAL, constant=config.model.compile and layout != "rows"),
+        Budget(layout, PROVISIONAL, constant),
         precise,
-        layout_note,
+        notes,
         base_unsaved=bool(config.lora) and (in_memory or source.adapter is not None),
         dtypes=dtypes,
     )
 
 
 def read_policy(
-    config: TunedConfig, source: load.Source, scalar: bool, stored: Mapping[str, torch.dtype]
+    config: TunedConfig, source: load.Source, dtype: torch.dtype, scalar: bool, stored: Mapping[str, torch.dtype]
 ) -> tuple[Any, dict[str, torch.Tensor]]:
     """Return the model in compute precision, and fp32 values of tensors that are rounded by it and will be saved."""
-    dtype = compute_dtype(config.model)
     rounded = source.adapter is not None or not exact_in(stored.values() or {load.source_dtype(source)}, dtype)
     saved = not config.lora or source.adapter is not None or scalar  # the base of an adapter is not saved
     needed = rounded and saved and dtype != torch.float32
@@ -148,7 +167,10 @@ def require_same_vocabulary(tokenizer: Any, other: Any, where: str, what: str = 
 
 
 def compute_dtype(config: ModelConfig) -> torch.dtype:
-    """Return the precision of the config; for `auto`, bf16 on a GPU that supports it, else fp32."""
+    """Return the precision for sampling and scoring: for `auto`, bf16 on a GPU that supports it, else fp32.
+
+    Training runs use lifecycle.compute.choose_dtype.
+    """
     if config.dtype != "auto":
         return load.DTYPES[config.dtype]
     native = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)

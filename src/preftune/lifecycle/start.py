@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from preftune.chat.render import Renderer
 from preftune.config.sampling import PPOConfig
 from preftune.config.schema import RunConfig
 from preftune.errors import RunError
+from preftune.lifecycle.compute import training_flops
 from preftune.lifecycle.data import TextData, TokenData, read_data, read_prompt_data, report_accounts, tokenize_data
-from preftune.lifecycle.policy import Policy, check_policy, load_policy
+from preftune.lifecycle.policy import Policy, check_policy, device_of, load_policy
 from preftune.model import load
 from preftune.train.display import Display
 from preftune.train.optim import Weights, build_optimizer
@@ -61,9 +63,17 @@ class Start:
         """Return the tokenizer with its chat template and the config's chat settings."""
         return load_renderer(self.config.data, self.source, self.tokenizer, self.model, self.moment)
 
-    def policy(self, renderer: Renderer) -> Policy:
-        """Load the policy at step 0."""
-        return load_policy(self.config, self.source, renderer, self.model, self.scalar)
+    def policy(self, renderer: Renderer, flops: Callable[[int], float] = lambda parameters: 0.0) -> Policy:
+        """Load the policy at step 0. `flops` returns the operations of the run for a number of parameters."""
+        return load_policy(self.config, self.source, renderer, self.model, self.scalar, self._precision, flops)
+
+    @property
+    def _precision(self) -> str | None:
+        """The precision of the run that is resumed; None for a new run."""
+        manifest = Run.manifest(self.folder)
+        before_bf16_on_cpus = "fp32" if "start_weights" in manifest and device_of(self.model).type == "cpu" else None
+        recorded: str | None = manifest.get("precision", before_bf16_on_cpus)
+        return recorded
 
 
 def start_run(
@@ -117,7 +127,7 @@ def load_policy_and_data(start: Start, config: RunConfig) -> tuple[Policy, Token
     renderer = start.renderer()
     data = tokenize_data(start.text, renderer, config.data)
     report_accounts(start.text, start.display)
-    policy = start.policy(renderer)
+    policy = start.policy(renderer, partial(training_flops, data.train, config))
     check_policy(policy, [*data.train, *data.held_out], start.source, "data.max_length")
     return policy, data
 
@@ -138,6 +148,7 @@ def open_run(start: Start, policy: Policy, data: TokenData | None = None) -> Run
         **({"ids": ids} if ids else {}),
         chat=policy.renderer.settings.record(),
         start_weights=policy.start_hash,
+        precision=next((name for name, dtype in load.DTYPES.items() if dtype == policy.model.dtype), None),
         data={a.source: {"read": a.read, "kept": a.kept, "format": a.format} for a in start.text.accounts},
         model_files=load.file_stamps(start.source) if start.model is None else None,
     )

@@ -171,8 +171,8 @@ def describe(
         f"value model: {model_size(critic.module)[0]:,} parameters; "
         f"{str(policy.model.dtype).removeprefix('torch.')} on {policy.scorer.device}, layout {policy.budget.layout}"
     )
-    if policy.layout_note:
-        display.say(policy.layout_note)
+    for note in policy.notes:
+        display.say(note)
     rollout, tokens = config.rollout, policy.budget.tokens
     sampled = sum(len(step.members) for step in steps) * rollout.responses
     display.say(

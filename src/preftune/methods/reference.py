@@ -15,7 +15,7 @@ from preftune.lifecycle.policy import Policy, require_same_vocabulary
 from preftune.lifecycle.task import ResponseTask
 from preftune.losses import Objective
 from preftune.model import load
-from preftune.model.compile import compile_blocks
+from preftune.model.compile import compile_blocks, is_compiled
 from preftune.model.logprobs import Scorer, logps
 from preftune.model.reference import AdapterOff, Cached, Frozen, Reference, fill, store_key
 from preftune.model.reference_cache import Store
@@ -57,7 +57,7 @@ def make_reference(
     kind: str, config: DPOConfig, policy: Policy, groups: Sequence[TokenGroup], display: Display
 ) -> Reference | None:
     """Return the reference: the policy at step 0, or the model of reference.path. A cache is filled for `groups`."""
-    path, compiled = config.reference.path, config.model.compile
+    path, compiled = config.reference.path, is_compiled(policy.model)
     if kind == "none":
         return None
     if kind == "adapter-off":

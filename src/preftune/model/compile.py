@@ -24,10 +24,15 @@ def compile_blocks(model: Any, constant: bool = False) -> None:
         block.compile(dynamic=not constant, recompile_limit=RECOMPILE_LIMIT)
 
 
+def is_compiled(model: Any) -> bool:
+    """Return whether `compile_blocks` was called for `model`."""
+    return any(module._compiled_call_impl is not None for module in model.modules())
+
+
 @contextmanager
 def uncompiled(model: Any) -> Iterator[None]:
     """Run `model` without compilation inside the block, for batches whose lengths do not repeat."""
-    if all(module._compiled_call_impl is None for module in model.modules()):
+    if not is_compiled(model):
         yield
         return
     with torch.compiler.set_stance("force_eager"):

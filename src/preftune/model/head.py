@@ -27,13 +27,9 @@ class Head:
     scale: float = 1.0
     softcap: float = 0.0
 
-    def logits(self, hidden_CH: Tensor, wide: bool = False) -> Tensor:
-        """Return (C, V) logits in fp32. `wide` avoids rounding to bf16 on a GPU, but does not support autograd."""
-        if wide and self.weight.device.type == "cuda" and self.weight.dtype != torch.float32:
-            z = torch.mm(hidden_CH, self.weight.t(), out_dtype=torch.float32)
-            z = z if self.bias is None else z.add_(self.bias)
-        else:
-            z = nn.functional.linear(hidden_CH, self.weight, self.bias).float()
+    def logits(self, hidden_CH: Tensor) -> Tensor:
+        """Return (C, V) logits in fp32. With a 16-bit head, they are rounded to 16 bits first."""
+        z = nn.functional.linear(hidden_CH, self.weight, self.bias).float()
         if self.scale != 1.0:
             z = z * self.scale
         return self.softcap * torch.tanh(z / self.softcap) if self.softcap else z

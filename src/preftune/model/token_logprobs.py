@@ -5,23 +5,25 @@ one factor per token: the derivative of the loss with respect to the log-prob. T
 the backward pass, and in the number of matrix products with the head:
 
     frozen      2 products: the head is not trained; stores d logp / d hidden, (N, H) like the hidden states
-    stored      3 products: stores the log-probs of all N tokens over the vocabulary, if they fit `max_stored_bytes`
+    stored      3 products: stores (N, V) values, if they fit `max_stored_bytes`
     recomputed  4 products: stores nothing that grows with the vocabulary, and computes the logits a second time
 
-Logits are computed in chunks of `chunk_tokens`. For all dtypes, the log-softmax and the sum of the head's gradient over
-the chunks are in fp32.
+Logits are computed in chunks of `chunk_tokens`. For all dtypes, the logits, the log-softmax and the sum of the head's
+gradient over the chunks are in fp32. Mode `stored` stores the log-probs for an fp32 head. For a 16-bit head it stores
+the slopes d logp / d logits in the dtype of the head, in which the backward products need them anyway.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from preftune.model.half_logprobs import HalfLogprobs
 from preftune.model.head import Head
+from preftune.model.logit_chunks import chunks
 
 Mode = Literal["none", "frozen", "stored", "recomputed"]
 
@@ -31,7 +33,8 @@ def token_logprobs(hidden_NH: Tensor, head: Head, target_N: Tensor) -> Tensor:
 
     Holds an (N, V) tensor in memory only if it fits `max_stored_bytes`.
     """
-    out: Tensor = TokenLogprobs.apply(  # type: ignore[no-untyped-call]
+    function = HalfLogprobs if head.weight.element_size() == 2 else TokenLogprobs
+    out: Tensor = function.apply(  # type: ignore[no-untyped-call]
         hidden_NH, head.weight, head.bias, target_N, head.scale, head.softcap, mode_of(hidden_NH, head)
     )
     return out
@@ -44,7 +47,8 @@ def mode_of(hidden_NH: Tensor, head: Head) -> Mode:
         return "none"
     if not trained:
         return "frozen"
-    return "stored" if 4 * len(hidden_NH) * len(head.weight) <= max_stored_bytes(hidden_NH.device) else "recomputed"
+    size = head.weight.element_size() * len(hidden_NH) * len(head.weight)
+    return "stored" if size <= max_stored_bytes(hidden_NH.device) else "recomputed"
 
 
 def max_stored_bytes(device: torch.device) -> int:
@@ -60,7 +64,10 @@ def max_stored_bytes(device: torch.device) -> int:
 
 
 class TokenLogprobs(torch.autograd.Function):
-    """Implements `token_logprobs` with z = scale * (W h + b), logits = softcap * tanh(z / softcap)."""
+    """Implements `token_logprobs` for an fp32 head.
+
+    z = scale * (W h + b), logits = softcap * tanh(z / softcap)
+    """
 
     @staticmethod
     def forward(
@@ -77,15 +84,15 @@ class TokenLogprobs(torch.autograd.Function):
         out_N = hidden_NH.new_empty(len(target_N), dtype=torch.float32)
         sum_N = torch.empty_like(out_N)  # log-sum-exp of each token's logits
         stored, slopes_NH = [], torch.empty_like(hidden_NH) if mode == "frozen" else None
-        for part in chunks(len(target_N), len(weight_VH), hidden_NH.device):
-            logits = head.logits(hidden_NH[part], wide=True)
+        for part in chunks(len(target_N), weight_VH):
+            logits = head.logits(hidden_NH[part])
             chosen = logits.gather(1, target_N[part, None]).squeeze(1)
             logp = torch.log_softmax(logits, 1)
             out_N[part] = logp.gather(1, target_N[part, None]).squeeze(1)
             sum_N[part] = chosen - out_N[part]
             if slopes_NH is not None:
                 slope = _slope(logp, sum_N[part], target_N[part], head)
-                torch.mm(slope.to(weight_VH.dtype), weight_VH, out=slopes_NH[part])
+                torch.mm(slope, weight_VH, out=slopes_NH[part])
             if mode == "stored":
                 stored.append(logp)
             del logits, logp
@@ -104,44 +111,24 @@ class TokenLogprobs(torch.autograd.Function):
         hidden_NH, head = states, Head(weight_VH, bias_V, ctx.scale, ctx.softcap)
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         d_hidden = torch.empty_like(hidden_NH) if wants_hidden else None
-        d_weight = torch.zeros_like(weight_VH, dtype=torch.float32) if wants_weight else None
-        d_bias = torch.zeros_like(bias_V, dtype=torch.float32) if wants_bias else None
-        for number, part in enumerate(chunks(len(target_N), len(weight_VH), hidden_NH.device)):
+        d_weight = torch.zeros_like(weight_VH) if wants_weight else None
+        d_bias = torch.zeros_like(bias_V) if wants_bias and bias_V is not None else None
+        for number, part in enumerate(chunks(len(target_N), weight_VH)):
             if ctx.mode == "stored":
                 if ctx.stored[number] is None:
                     raise RuntimeError("the backward pass can run only once per forward pass: run the forward again")
                 logp, ctx.stored[number] = ctx.stored[number], None
             else:
-                logp = head.logits(hidden_NH[part], wide=True).sub_(sum_N[part, None])
+                logp = head.logits(hidden_NH[part]).sub_(sum_N[part, None])
             d_z = _slope(logp, sum_N[part], target_N[part], head).mul_(grad_N[part, None])
             if d_bias is not None:
                 d_bias += d_z.sum(0)
-            d_z = d_z.to(weight_VH.dtype)
             if d_hidden is not None:
                 torch.mm(d_z, weight_VH, out=d_hidden[part])
             if d_weight is not None:
-                _add_product(d_weight, d_z.t(), hidden_NH[part])
+                d_weight.addmm_(d_z.t(), hidden_NH[part])
             del logp, d_z
-        return (
-            d_hidden,
-            None if d_weight is None else d_weight.to(weight_VH.dtype),
-            None if d_bias is None or bias_V is None else d_bias.to(bias_V.dtype),
-            *[None] * 4,
-        )
-
-
-def chunk_tokens(vocabulary: int, device: torch.device) -> int:
-    """Return the tokens per chunk: 16 MB of logits on a CPU, which avoids page faults, and 512 MB on a GPU.
-
-    At least 128 tokens, because each chunk is added to the gradient of the whole head.
-    """
-    return max(128, (512_000_000 if device.type == "cuda" else 16_000_000) // (4 * vocabulary))
-
-
-def chunks(n: int, vocabulary: int, device: torch.device) -> Iterator[slice]:
-    """Yield the slices of n tokens, one per chunk."""
-    size = chunk_tokens(vocabulary, device)
-    return (slice(begin, begin + size) for begin in range(0, n, size))
+        return d_hidden, d_weight, d_bias, *[None] * 4
 
 
 def _slope(logp_CV: Tensor, sum_C: Tensor, target_C: Tensor, head: Head) -> Tensor:
@@ -154,13 +141,3 @@ def _slope(logp_CV: Tensor, sum_C: Tensor, target_C: Tensor, head: Head) -> Tens
     if softcap_slope_CV is not None:
         slope_CV *= softcap_slope_CV
     return slope_CV if head.scale == 1.0 else slope_CV.mul_(head.scale)
-
-
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Compute total += left @ right, with the addition in fp32."""
-    if left.dtype == torch.float32:
-        total.addmm_(left, right)
-    elif left.device.type == "cuda":
-        torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
-    else:
-        total += left @ right

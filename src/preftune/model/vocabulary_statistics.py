@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from preftune.model.head import Head
-from preftune.model.token_logprobs import chunks
+from preftune.model.logit_chunks import chunks
 
 HeadInput = tuple[Tensor, Head]
 """(N, H) hidden states that predict the scored tokens, and the head that turns them into logits."""
@@ -26,7 +26,7 @@ def statistics(names: Collection[str], policy: HeadInput, reference: HeadInput |
     if not names:
         return {}
     (hidden_NH, head), pieces = policy, []
-    for part in chunks(len(hidden_NH), len(head.weight), hidden_NH.device):
+    for part in chunks(len(hidden_NH), head.weight):
         other = None if reference is None else (reference[0][part], reference[1])
         if torch.is_grad_enabled():
             pieces.append(checkpoint(_chunk, names, hidden_NH[part], head, other, use_reentrant=False))

@@ -55,9 +55,9 @@ class Weights:
     @torch.no_grad()
     def publish(self) -> None:
         """Copy the masters' values to the model, after an update."""
-        for master, parameter in zip(self.masters, self.parameters, strict=True):
-            if parameter is not master:
-                parameter.copy_(master)
+        pairs = [pair for pair in zip(self.parameters, self.masters, strict=True) if pair[0] is not pair[1]]
+        if pairs:
+            torch._foreach_copy_(*map(list, zip(*pairs, strict=True)))
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         return iter(zip(self.names, self.masters, strict=True))
@@ -68,8 +68,7 @@ def _adder(master: Tensor) -> Any:
 
     def add(parameter: Tensor) -> None:
         assert parameter.grad is not None
-        gradient = parameter.grad.float()
-        master.grad = gradient if master.grad is None else master.grad.add_(gradient)
+        master.grad = parameter.grad.float() if master.grad is None else master.grad.add_(parameter.grad)
         parameter.grad = None
 
     return add
@@ -120,5 +119,6 @@ def clip(gradients: list[Tensor], max_norm: float) -> Tensor:
         return torch.zeros(())
     norm = torch.nn.utils.get_total_norm(gradients)
     scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
-    torch._foreach_mul_(gradients, scale)
+    if scale.device.type != "cpu" or scale < 1:  # on a GPU, the comparison would wait for the device
+        torch._foreach_mul_(gradients, scale)
     return norm

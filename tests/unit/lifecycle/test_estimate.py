@@ -178,10 +178,12 @@ def test_auto_chooses_the_largest_size_that_fits(monkeypatch: pytest.MonkeyPatch
     footprint = Footprint({"in use now": 1000, "gradients": 500}, per_slot=1000, max_scored=50_000, per_scored=100)
     for free, expected in ((10_000_000, 4096), (3_500_000, 2048), (1_000_000, 512), (10, 512)):
         monkeypatch.setattr(memory, "available", lambda _device, free=free: free)
-        assert choose_tokens(footprint, torch.device("cpu"), 64) == expected
+        assert choose_tokens(footprint, torch.device("cpu"), 64, torch.float32) == expected
     monkeypatch.setattr(memory, "available", lambda _device: 1 << 40)
-    sizes = [choose_tokens(footprint, torch.device("cpu"), width) for width in (64, 128, 256, 512, 900, 4096)]
+    cpu, widths = torch.device("cpu"), (64, 128, 256, 512, 900, 4096)
+    sizes = [choose_tokens(footprint, cpu, width, torch.float32) for width in widths]
     assert sizes == [4096, 4096, 2048, 1024, 1024, 1024]
+    assert {choose_tokens(footprint, cpu, width, torch.bfloat16) for width in widths} == {4096}
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "mixtral"])

@@ -9,6 +9,7 @@ import torch
 from tests.conftest import make_model, random_groups
 from torch import Tensor, nn
 
+import preftune.model.logit_chunks as logit_chunks
 import preftune.model.logprobs as logprobs
 import preftune.model.token_logprobs as token_module
 from preftune.data.layout import Budget, micro_batches, rows
@@ -122,7 +123,7 @@ def test_token_logprobs_in_chunks_equal_dense_ones(
 ) -> None:
     """Values and gradients of hidden states, weight and bias, compared with fp64 for a non-linear loss."""
     vocabulary, width, n = 50, 16, 40
-    monkeypatch.setattr(token_module, "chunk_tokens", lambda *_: chunk)
+    monkeypatch.setattr(logit_chunks, "chunk_tokens", lambda _weight: chunk)
     monkeypatch.setattr(token_module, "max_stored_bytes", lambda _device: 0 if mode == "recomputed" else 1 << 30)
     generator = torch.Generator().manual_seed(0)
 
@@ -166,7 +167,7 @@ def test_the_head_never_holds_logits_of_all_tokens(monkeypatch: pytest.MonkeyPat
             return out
 
     n, vocabulary, width, chunk = 400, 300, 8, 20
-    monkeypatch.setattr(token_module, "chunk_tokens", lambda *_: chunk)
+    monkeypatch.setattr(logit_chunks, "chunk_tokens", lambda _weight: chunk)
     monkeypatch.setattr(token_module, "max_stored_bytes", lambda _device: 0)
     hidden = torch.randn(n, width, requires_grad=True)
     weight = torch.randn(vocabulary, width, requires_grad=True)
@@ -200,14 +201,13 @@ def test_statistics_equal_those_of_plain_distributions() -> None:
     assert torch.allclose(actual_gradient, expected_gradient, atol=1e-4, rtol=1e-3)
 
 
-def test_the_log_softmax_of_a_bf16_model_is_fp32() -> None:
-
+def test_logits_and_log_softmax_of_a_bf16_model_are_fp32() -> None:
     model = make_model().to(torch.bfloat16)
     groups = random_groups(4)
     with torch.no_grad():
         actual = logps(Scorer.of(model), rows(groups))
         hidden, head = logprobs.head_input(Scorer.of(model), rows(groups))
-        logits = nn.functional.linear(hidden, head.weight).double().log_softmax(-1)
+        logits = nn.functional.linear(hidden.double(), head.weight.double()).log_softmax(-1)
     exact = logits[torch.arange(len(hidden)), rows(groups).target_N]
     assert actual.token_N.dtype == torch.float32
     assert torch.allclose(actual.token_N.double(), exact, atol=1e-5)
