@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 import torch
 from record import record
-from workloads import SHAPES, as_separate_pairs, build_groups, build_model, useful_flops
+from workloads import LIMIT, SHAPES, as_separate_pairs, build_groups, build_model, useful_flops
 
 OURS = ("preftune", "preftune-online", "preftune-rows", "preftune-pairs", "preftune-compiled", "preftune-compiled-any")
 SYSTEMS = (*OURS, "trl", "trl-best")
@@ -43,14 +43,15 @@ LR = 1e-5
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--model", choices=SHAPES, default="44m")
+    parser.add_argument("--model", default="44m", help=f"{', '.join(SHAPES)} with random weights, or a model folder")
+    parser.add_argument("--max-length", type=int, default=LIMIT, help="limit of tokens, for --data hh and mix")
     parser.add_argument("--data", choices=["hh", "mix", "groups", "tldr", "like-hh"], default="like-hh")
     parser.add_argument("--hh", help="HH-RLHF file")
     parser.add_argument("--mix", help="preference file with long texts")
     parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--lora", type=int, default=0, help="rank of an adapter on all linear layers; 0: full tuning")
     parser.add_argument("--pairs", type=int, default=8, help="judgements per step")
-    parser.add_argument("--tokens", type=int, default=1024, help="token slots per micro-batch of preftune")
+    parser.add_argument("--tokens", type=int, help="token slots per micro-batch of preftune; default: as in a run")
     parser.add_argument("--steps", type=int, default=6, help="measured steps")
     parser.add_argument("--warm", type=int, default=2, help="steps before the measured ones")
     parser.add_argument("--repeats", type=int, default=1)
@@ -62,6 +63,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.data == "groups" and options.pairs % 6:
         parser.error("--pairs must be a multiple of 6 for groups, which have six judgements each")
+    if options.tokens is None:
+        options.tokens = 4096 if options.dtype == "bf16" else 1024
     if options.one:
         print("RESULT " + json.dumps(measure(options)))
         return
@@ -120,7 +123,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     per_group = 6 if options.data == "groups" else 1
     count = (options.steps + options.warm) * max(1, options.pairs // per_group)
     files = {"hh": options.hh, "mix": options.mix}
-    groups = build_groups(options.data, count, files, SHAPES[options.model][1]["vocab_size"])
+    groups = build_groups(options.data, count, files, options.model, options.max_length)
     peak = gemm(dtype, device)
     trl = options.one.startswith("trl")
     data = as_separate_pairs(groups) if trl or options.one == "preftune-pairs" else groups
@@ -155,11 +158,14 @@ def run_preftune(options: argparse.Namespace, groups: list[Any], dtype: torch.dt
     from preftune.model.adapter import add_lora
     from preftune.model.compile import compile_blocks
     from preftune.model.logprobs import Scorer
+    from preftune.model.memory import keep_freed_memory
     from preftune.model.reference import AdapterOff, Cached, Frozen, Reference, fill, store_key
     from preftune.model.reference_cache import Store
     from preftune.train.loop import fit
     from preftune.train.optim import Weights, build_optimizer
 
+    if device == "cpu" and dtype == torch.bfloat16:
+        keep_freed_memory()  # as a run does
     model = build_model(options.model, dtype, device)
     if options.lora:
         model = add_lora(model, options.lora, 2.0 * options.lora, "all-linear")
@@ -303,7 +309,7 @@ def trained_by_trl(
             lr_scheduler_type="constant",
             warmup_steps=0,
             num_train_epochs=1,
-            max_length=1024,
+            max_length=options.max_length,
             beta=0.1,
             bf16=dtype == torch.bfloat16,
             use_cpu=device == "cpu",
@@ -336,7 +342,8 @@ def trained_by_trl(
 
 def gemm(dtype: torch.dtype, device: str) -> float:
     """Return the best GFLOP/s of a square matrix product, the peak that this process reaches on the machine."""
-    n, best = (8192, 0.0) if device == "cuda" else (2048 if dtype == torch.float32 else 512, 0.0)
+    emulated = device == "cpu" and dtype == torch.bfloat16 and not torch.cpu.get_capabilities().get("avx512_bf16")
+    n, best = 8192 if device == "cuda" else 512 if emulated else 2048, 0.0
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     for _ in range(6):
         begin = time.perf_counter()

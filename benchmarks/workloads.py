@@ -46,7 +46,11 @@ LIMIT = 1024
 
 
 def build_model(shape: str, dtype: torch.dtype, device: str) -> Any:
-    """Return a model of this shape with random weights, which are the same on every call."""
+    """Return a model of this shape with random weights, which are the same on every call, or the model of a folder."""
+    if shape not in SHAPES:
+        model = transformers.AutoModelForCausalLM.from_pretrained(shape, dtype=dtype).to(device)
+        model.config.use_cache = False
+        return model.eval()
     kind, settings = SHAPES[shape]
     config = transformers.AutoConfig.for_model(
         kind, **{"tie_word_embeddings": True, "max_position_embeddings": 4096, **settings}
@@ -58,15 +62,21 @@ def build_model(shape: str, dtype: torch.dtype, device: str) -> Any:
     return model.eval()
 
 
-def build_groups(kind: str, n: int, files: dict[str, str | None], vocabulary: int) -> list[TokenGroup]:
-    """Return `n` groups in a fixed random order. No sequence is longer than LIMIT."""
+def build_groups(
+    kind: str, n: int, files: dict[str, str | None], model: str, max_length: int = LIMIT
+) -> list[TokenGroup]:
+    """Return `n` groups in a fixed random order. No sequence is longer than LIMIT, or `max_length` if it is read.
+
+    `model`: a shape, or a folder whose tokenizer is used
+    """
     order = np.random.default_rng(0)
     if kind in ("hh", "mix"):
         source = files.get(kind)
         if source is None:
             raise SystemExit(f"--data {kind} needs --{kind} FILE")
-        groups = _tokenized(source, min(vocabulary, 32000))
+        groups = _tokenized(source, model, max_length)
         return [groups[int(i)] for i in order.permutation(len(groups))[:n]]
+    vocabulary = SHAPES[model][1]["vocab_size"]
     judgements = (
         tuple(Judgement(a, b) for a, b in combinations(range(4), 2)) if kind == "groups" else (Judgement(0, 1),)
     )
@@ -82,9 +92,13 @@ def build_groups(kind: str, n: int, files: dict[str, str | None], vocabulary: in
     ]
 
 
-def _tokenized(source: str, vocabulary: int) -> list[TokenGroup]:
-    """Tokenise a preference file with a byte-level BPE that is trained on it."""
+def _tokenized(source: str, model: str, max_length: int) -> list[TokenGroup]:
+    """Tokenise a preference file with the tokenizer of a model folder, or with a byte-level BPE trained on the file."""
     groups, account = read_groups(source)
+    if model not in SHAPES:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+        return tokenize(groups, Renderer.of(tokenizer, []), Limits(max_length), account)
+    vocabulary = min(SHAPES[model][1]["vocab_size"], 32000)
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -97,7 +111,7 @@ def _tokenized(source: str, vocabulary: int) -> list[TokenGroup]:
     tokenizer.chat_template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + eos_token }}{% endfor %}" + (
         "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
     )
-    return tokenize(groups, Renderer.of(tokenizer, []), Limits(LIMIT), account)
+    return tokenize(groups, Renderer.of(tokenizer, []), Limits(max_length), account)
 
 
 def as_separate_pairs(groups: Sequence[TokenGroup]) -> list[TokenGroup]:
