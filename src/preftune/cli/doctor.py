@@ -7,6 +7,7 @@ import time
 
 import torch
 
+from preftune.lifecycle.compute import AMX_WIDTH, has_amx, has_compiler
 from preftune.model.reference_cache import cache_folder
 from preftune.train.run import machine
 
@@ -47,6 +48,12 @@ def advice() -> list[str]:
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         return ["model.dtype=auto uses bf16 here" if bf16 else "this GPU has no bf16: model.dtype=auto uses fp32"]
     faster = speed(torch.bfloat16) / speed(torch.float32)
+    if has_amx():
+        return [
+            f"bf16 is {faster:.1f} times as fast as fp32 on this CPU, which has AMX: training with model.dtype=auto uses "
+            f"bf16 with fp32 master weights for models with a hidden size of {AMX_WIDTH} or more",
+            *([] if has_compiler() else ["there is no C++ compiler (g++), so model.compile=auto does not compile"]),
+        ]
     if faster > 1.2:
         return [f"bf16 is {faster:.1f} times as fast as fp32 on this CPU: set model.dtype=bf16 (auto uses fp32)"]
     return [f"this CPU has no fast bf16 ({faster:.2f} times the fp32 speed): keep model.dtype=auto, which uses fp32"]

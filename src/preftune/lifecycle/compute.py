@@ -58,6 +58,11 @@ def has_amx() -> bool:
     return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
 
 
+def has_compiler() -> bool:
+    """Return whether torch.compile finds a C++ compiler, which it needs on a CPU."""
+    return shutil.which(os.environ.get("CXX", "g++")) is not None
+
+
 def choose_compile(
     config: ModelConfig, dtype: torch.dtype, device: torch.device, flops: float, in_memory: bool
 ) -> tuple[bool, str]:
@@ -71,7 +76,7 @@ def choose_compile(
     suitable = dtype == torch.bfloat16 and device.type == "cpu" and has_amx()
     if not suitable or in_memory or config.gradient_checkpointing or flops < COMPILE_FLOPS:
         return False, ""
-    if shutil.which(os.environ.get("CXX", "g++")) is None:
+    if not has_compiler():
         return False, "not compiled: a C++ compiler (g++, or the one in CXX) would make this run about a quarter faster"
     return True, "compiled: the transformer blocks, which takes up to a minute and saves more in a run of this length"
 
