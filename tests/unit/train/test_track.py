@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from preftune.errors import ConfigError
-from preftune.train.run import require_packages
-from preftune.train.track import open_trackers
+from preftune.train.track import open_trackers, require_packages
 
 
 class Recorder(ModuleType):
