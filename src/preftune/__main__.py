@@ -16,6 +16,7 @@ EXIT_S = 10.0  # after which the process ends even if threads of libraries are s
 
 def main() -> None:
     """Run the command line and exit with its exit code (see preftune.errors)."""
+    gc.set_threshold(50_000, 20, 100)  # else imports search their new objects for garbage, which takes 0.4 s
     with stop.guard():
         with stop.at_once():
             from preftune.cli.main import run
@@ -37,9 +38,10 @@ def flush() -> None:
 
 def leave(code: int) -> NoReturn:
     """Exit with `code`, after EXIT_S seconds at the latest."""
+    flush()
     for number in stop.SIGNALS:
         signal.signal(number, lambda *_: os._exit(code))
-    timer = threading.Timer(EXIT_S, lambda: (flush(), os._exit(code)))
+    timer = threading.Timer(EXIT_S, os._exit, [code])
     timer.daemon = True
     timer.start()
     gc.freeze()  # else the interpreter searches all objects of torch and transformers for garbage, which takes 0.5 s

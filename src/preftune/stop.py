@@ -28,7 +28,8 @@ from dataclasses import dataclass, field
 AT_ONCE, RAISE, CHECK, NOTE = "at once", "raise", "check", "note"
 STOPPED, KILLED = 75, 130  # exit codes
 PATIENCE_S = 2.0  # without an answer to the first signal; then the thread reports the delay
-REPEAT_S = 1.0  # between two attempts to raise StopRequest
+REPEAT_S = 1.0  # between two attempts to raise StopRequest, the first of them after PATIENCE_S
+LONGEST_ANSWER = 2  # attempts that do not disturb code that handles a StopRequest
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 REPEAT = getattr(signal, "SIGURG", None)  # sent to this process by the thread; None on Windows
 AGAIN = "press Ctrl-C again to stop now"
@@ -46,6 +47,7 @@ class _State:
     mode: str = NOTE
     requested: bool = False
     reported: bool = False
+    repeats: int = 0
     write_fd: int = -1
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -143,8 +145,9 @@ def _answer(number: int, _frame: object) -> None:
     if state is None:
         return
     if number == REPEAT:
-        # a request that is being answered is the cause of the exception that is being handled
-        if state.mode == RAISE and state.requested and not caused(sys.exc_info()[1]):
+        state.repeats += 1
+        # while a StopRequest is being handled, it may be saving results; a library that swallowed it may do anything
+        if state.mode == RAISE and (not caused(sys.exc_info()[1]) or state.repeats > LONGEST_ANSWER):
             raise StopRequest
         return
     if state.requested:

@@ -291,5 +291,5 @@ def test_an_interrupt_is_reported(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("preftune.workflows.sample.run", interrupted)
-    assert run(["sample", "--model", "m", "--prompts", "p.jsonl", "--out", str(tmp_path / "s.jsonl")]) == 130
+    assert run(["sample", "--model", "m", "--prompts", "p.jsonl", "--out", str(tmp_path / "s.jsonl")]) == 75
     assert "stopped: rerun the same command to resume" in capsys.readouterr().err

@@ -50,9 +50,9 @@ def frontier(
 
     levels, chat = numbers(temperatures), chat_options(chat_template, chat_template_kwargs, as_chat)
     section = data_section(prompts, settings, chat, command="preftune eval frontier", unused=UNUSED_BY_SAMPLE)
-    from preftune.cli.libraries import import_libraries
+    from preftune.cli.torch_import import import_torch
 
-    display = import_libraries(quiet, "transformers")
+    display = import_torch(quiet)
     from preftune.workflows.frontier import FrontierOptions, run
 
     options = FrontierOptions(
@@ -106,9 +106,9 @@ def winrate(
 
     levels, chat = numbers(temperatures), chat_options(chat_template, chat_template_kwargs, as_chat)
     section = data_section(data, settings, chat, command="preftune eval winrate", unused=UNUSED_BY_WINRATE)
-    from preftune.cli.libraries import import_libraries
+    from preftune.cli.torch_import import import_torch
 
-    display = import_libraries(quiet, "transformers")
+    display = import_torch(quiet)
     from preftune.client import Client
     from preftune.workflows.winrate import WinRateOptions, run
 

@@ -105,9 +105,9 @@ def train(module: str, config: Path, overrides: list[str] | None, dry_run: bool,
     from preftune.lifecycle.early_checks import check_config
 
     check_config(resolved)
-    from preftune.cli.libraries import import_libraries
+    from preftune.cli.torch_import import import_torch
 
-    display = import_libraries(quiet, "transformers", *(["peft"] if resolved.lora else []))
+    display = import_torch(quiet)
     import_module(f"preftune.{module}").run(resolved, display=display, dry_run=dry_run)
 
 
@@ -148,9 +148,9 @@ def sample(
 
     chat = chat_options(chat_template, chat_template_kwargs, as_chat)
     section = data_section(prompts, settings, chat, command="preftune sample", unused=UNUSED_BY_SAMPLE)
-    from preftune.cli.libraries import import_libraries
+    from preftune.cli.torch_import import import_torch
 
-    display = import_libraries(quiet, *([] if server else ["transformers"]))
+    display = import_torch(quiet)
     from preftune.client import Client
     from preftune.model.generate import Sampling
     from preftune.workflows import sample as workflow
@@ -186,9 +186,9 @@ def pairs(
     from preftune.data.select import selection_options
 
     selection = selection_options(select, gap, soft, k, beta, seed)
-    from preftune.cli.libraries import import_libraries
+    from preftune.cli.torch_import import import_torch
 
-    display = import_libraries(quiet, *(["transformers"] if reward else []))
+    display = import_torch(quiet)
     from preftune.lifecycle.policy import device_of
     from preftune.rewards.open import open_reward
     from preftune.workflows.pairs import run as run_pairs
@@ -234,9 +234,9 @@ def score(
     limits = {"--format": data_format, "--max-length": max_length}
     options = limits | chat_options(chat_template, chat_template_kwargs, as_chat)
     section = data_section(data, settings, options, command="preftune score", unused=UNUSED_BY_SCORE)
-    from preftune.cli.libraries import import_libraries
+    from preftune.cli.torch_import import import_torch
 
-    display = import_libraries(quiet, "transformers")
+    display = import_torch(quiet)
     from preftune.workflows import score as workflow
 
     score_options = workflow.options_for((policy, reference, reward), section, beta, tokens, dtype, mode)
@@ -246,6 +246,9 @@ def score(
 @app.command()
 def doctor() -> None:
     """Print versions, devices, speed and caches of this machine. Add the output to bug reports."""
+    from preftune.cli.torch_import import import_torch
+
+    import_torch()
     from preftune.cli.doctor import report
 
     print(report())

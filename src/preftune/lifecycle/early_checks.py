@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from preftune.config.sampling import IterateConfig, PPOConfig
-from preftune.config.schema import DPOConfig, RunConfig
+from preftune.config.schema import DPOConfig, RunConfig, TunedConfig
 from preftune.model.locate import locate
 from preftune.sources.read import require_sources
 from preftune.train.track import require_packages
 
 
-def check_config(config: RunConfig | PPOConfig | IterateConfig, model_in_memory: bool = False) -> None:
+def check_config(config: TunedConfig, model_in_memory: bool = False) -> None:
     """Raise the error of a package, model folder or data file that is missing."""
+    assert isinstance(config, RunConfig | PPOConfig | IterateConfig)
     require_packages(list(config.track))
     if not model_in_memory:
         locate(config.model.path)

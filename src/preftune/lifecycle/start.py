@@ -62,6 +62,8 @@ class Start:
 
     def renderer(self) -> Renderer:
         """Return the tokenizer with its chat template and the config's chat settings."""
+        if self.tokenizer is None:
+            self.display.say("loading transformers and the tokenizer")
         return load_renderer(self.config.data, self.source, self.tokenizer, self.model, self.moment)
 
     def policy(self, renderer: Renderer) -> Policy:
