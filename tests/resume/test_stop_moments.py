@@ -143,10 +143,10 @@ def test_a_run_that_is_killed_after_a_repeated_evaluation_has_its_metrics_once(
     ("call", "what"),
     [
         (1, "stopped before the first step"),
-        (2, "stopped after step 1 of 8"),
-        (3, "stopped after step 1 of 8"),
-        (4, "stopped after step 2 of 8"),
-        (15, "stopped after step 7 of 8"),
+        (2, "stopped after step 1 of 16"),
+        (3, "stopped after step 1 of 16"),
+        (4, "stopped after step 2 of 16"),
+        (15, "stopped after step 7 of 16"),
     ],
 )
 def test_a_stop_between_two_micro_batches_repeats_the_step(

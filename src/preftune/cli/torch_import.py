@@ -17,7 +17,7 @@ def import_torch(quiet: bool = False) -> Display:
 
     display = Display(quiet)
     if "torch" not in sys.modules:
-        display.say("loading torch")
         with stop.at_once():  # libraries swallow an exception that is raised inside of their import, or rename it
+            display.say("loading torch")
             import torch  # noqa: F401
     return display

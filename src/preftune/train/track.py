@@ -51,7 +51,7 @@ def close_trackers(trackers: Sequence[Tracker], say: Callable[[str], None]) -> N
             with _time_limit(CLOSE_S):
                 tracker.close()
         except TimeoutError:
-            say(f"warning: {name} did not close within {CLOSE_S:.0f} s, so its last metrics may be missing there")
+            say(f"warning: {name} did not close within {CLOSE_S:g} s, so its last metrics may be missing there")
         except Exception as error:
             say(f"warning: {name} could not be closed: {type(error).__name__}: {error}")
 
