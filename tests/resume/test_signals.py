@@ -74,7 +74,7 @@ def test_a_signal_during_the_import_of_torch_exits_with_75(tmp_path: Path, model
 
 
 def test_a_second_signal_in_a_long_micro_batch_exits_with_130(tmp_path: Path, model_folder: Path) -> None:
-    """Python cannot run a handler before the computation in C ends; the first signal is reported all the same."""
+    """Python cannot run a handler before the computation in C ends. The first signal is still reported."""
     data = write_jsonl(tmp_path / "pairs.jsonl", PAIRS)
     (tmp_path / "slow.py").write_text(
         "import hashlib, os, signal, torch\n"

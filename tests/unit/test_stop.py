@@ -42,15 +42,15 @@ def test_an_interruptible_part_is_left_at_once(number: int) -> None:
 
 @pytest.mark.parametrize("mode", [stop.between_checks, stop.deferred])
 def test_a_request_is_noted_elsewhere_and_raised_by_the_next_interruptible_part(mode: Callable[[], object]) -> None:
-    said: list[str] = []
-    with stop.guard(said.append):
+    messages: list[str] = []
+    with stop.guard(messages.append):
         with mode():  # type: ignore[attr-defined]
             send()
             assert stop.requested()
         with pytest.raises(stop.StopRequest), stop.interruptible():
             pytest.fail("the part began")
-    assert len(said) == 1
-    assert "press Ctrl-C again to stop now" in said[0]
+    assert len(messages) == 1
+    assert "press Ctrl-C again to stop now" in messages[0]
     assert not stop.requested()
 
 
@@ -165,12 +165,12 @@ def test_the_second_signal_ends_a_computation_in_c() -> None:
 import hashlib
 def press():
     os.kill(os.getpid(), signal.SIGTERM)
-    said.wait()
+    received.wait()
     os.kill(os.getpid(), signal.SIGTERM)
-said = threading.Event()
+received = threading.Event()
 def say(text):
     stop.print_line(text)
-    said.set()
+    received.set()
 with stop.guard(say), stop.between_checks():
     threading.Timer(0.1, press).start()
     hashlib.pbkdf2_hmac("sha512", b"", b"", 200_000_000)

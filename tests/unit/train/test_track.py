@@ -87,16 +87,16 @@ class Broken(Slow):
 
 def test_a_tracker_that_cannot_be_closed_is_reported_and_the_others_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(track, "CLOSE_S", 0.05)
-    said, closed = list[str](), list[bool]()
+    messages, closed = list[str](), list[bool]()
 
     class Good(Slow):
         def close(self) -> None:
             closed.append(True)
 
     handler = signal.getsignal(signal.SIGALRM)
-    track.close_trackers([Slow(), Broken(), Good()], said.append)
+    track.close_trackers([Slow(), Broken(), Good()], messages.append)
     assert closed == [True]
-    assert said == [
+    assert messages == [
         "warning: Slow did not close within 0.05 s, so its last metrics may be missing there",
         "warning: Broken could not be closed: OSError: no route to host",
     ]
