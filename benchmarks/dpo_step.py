@@ -211,6 +211,7 @@ class Log:
         from preftune.train.metrics import Tally
 
         self.tally, self.losses = Tally(), list[float]()
+        self.evaluation_due = False
         self.times = [time.perf_counter()]
 
     def log_train(self, _step: int, metrics: dict[str, float]) -> None:
@@ -220,6 +221,8 @@ class Log:
     def save(self, *_: Any) -> None: ...
 
     def log_halved(self, *_: Any) -> None: ...
+
+    def reached(self, *_: Any, **__: Any) -> None: ...
 
     def stop_requested(self) -> bool:
         return False

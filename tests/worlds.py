@@ -65,6 +65,7 @@ class Silent:
 
     def __init__(self) -> None:
         self.tally, self.loop_state, self.start = Tally(), dict[str, float](), 0
+        self.evaluation_due = False
         self.weights: Weights | None = None
         self.last: dict[str, float] = {}
 
@@ -72,6 +73,8 @@ class Silent:
         self.last = metrics
 
     def save(self, step: int, tally: Tally, tokens: int) -> None: ...
+
+    def reached(self, step: int, tally: Tally, tokens: int, *, evaluated: bool) -> None: ...
 
     def log_halved(self, step: int, tokens: int) -> None: ...
 

@@ -2,7 +2,7 @@
 
 Results are passed on as they arrive, so that callers can save them at once. Status 408, 409, 425, 429 and 5xx, broken
 connections and malformed replies are retried with increasing pauses. If the caller stops early (Ctrl-C, a full disk),
-the requests in flight still finish and their results are passed on, because they are already paid for.
+results that arrive within a second are still passed on, because they are already paid for.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import random
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, TypeVar
@@ -25,6 +26,7 @@ Result = TypeVar("Result")
 MAX_PAUSE_S = 30.0
 REFUSED_MESSAGE = "the server refused the request"
 REFUSED_STATUSES = (400, 413, 422)  # the request is too long or filtered; other requests may succeed
+GRACE_S = 1.0  # after the caller stops, results that arrive within this time are still passed on
 MAX_FAILURES_IN_A_ROW = 10  # requests that failed after all attempts; then the server counts as down
 
 
@@ -166,12 +168,13 @@ class Client:
     ) -> Iterator[tuple[int, Result]]:
         """Run the jobs, `concurrency` at a time, and yield (job number, result) as they finish.
 
-        on_result    called with every result before it is yielded, including jobs in flight when the consumer stops
+        on_result    called with every result before it is yielded, also within GRACE_S after the consumer stops
         on_failure   called for a job that was refused or failed; the other jobs continue until MAX_FAILURES_IN_A_ROW
                      fail in a row (or twice `concurrency`, if that is more), when the server counts as down
 
         On any other error, or without `on_failure`, no new job starts; the jobs in flight finish and are yielded, then
-        the error is raised. After Ctrl-C the jobs in flight finish without further retries and are also yielded.
+        the error is raised. After Ctrl-C, the jobs that finish within GRACE_S are also yielded; the others are left to
+        their threads, and their results are lost.
         """
         in_flight: dict[Future[Result], int] = {}
 
@@ -182,26 +185,27 @@ class Client:
             del in_flight[future]  # last: if `on_result` is interrupted, `drain` delivers this result again
             return result
 
-        def drain() -> Iterator[tuple[int, Result]]:
+        def drain(seconds: float | None) -> Iterator[tuple[int, Result]]:
             self._stop.set()
-            for future in as_completed(list(in_flight)):
-                if future.exception() is None:
-                    yield deliver(future)
+            with suppress(TimeoutError):
+                for future in as_completed(list(in_flight), timeout=seconds):
+                    if future.exception() is None:
+                        yield deliver(future)
 
         self._stop.clear()
         self.connect()
+        pool = ThreadPoolExecutor(self.concurrency)
         try:
-            with ThreadPoolExecutor(self.concurrency) as pool:
-                try:
-                    yield from self._run_in_pool(pool, jobs, in_flight, deliver, on_failure)
-                except GeneratorExit:
-                    for _ in drain():
-                        pass
-                    raise
-                except BaseException:
-                    yield from drain()
-                    raise
+            yield from self._run_in_pool(pool, jobs, in_flight, deliver, on_failure)
+        except GeneratorExit:
+            for _ in drain(GRACE_S):
+                pass
+            raise
+        except BaseException as error:
+            yield from drain(GRACE_S if isinstance(error, KeyboardInterrupt) else None)
+            raise
         finally:
+            pool.shutdown(wait=False, cancel_futures=True)
             while self._connections:
                 self._connections.pop().close()
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import math
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 Floats = npt.NDArray[np.float64]
 Z95 = 1.96  # standard errors on each side of a 95 % interval
-Numbers = TypeVar("Numbers", float, torch.Tensor, Floats)
+Numbers = TypeVar("Numbers", float, "torch.Tensor", Floats)
 Margins = TypeVar("Margins", float, Floats)
 
 
@@ -26,9 +28,9 @@ def implicit_reward(log_policy: Numbers, log_reference: Numbers, beta: float) ->
 
 def win(margin: Numbers) -> Numbers:
     """Return 1 where the margin is positive, 0 where it is negative, 1/2 for a tie. Its mean is the accuracy."""
-    if isinstance(margin, torch.Tensor):
-        return 0.5 * (1 + torch.sign(margin))
-    return 0.5 * (1 + np.sign(margin))  # type: ignore[no-any-return]
+    if isinstance(margin, float | int | np.generic | np.ndarray):
+        return 0.5 * (1 + np.sign(margin))  # type: ignore[no-any-return]
+    return 0.5 * (1 + margin.sign())
 
 
 def mean_and_error(value_PM: Floats) -> tuple[float, float]:

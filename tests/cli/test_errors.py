@@ -285,11 +285,11 @@ def test_a_folder_that_cannot_be_written_is_exit_7(
 def test_an_interrupt_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Ctrl-C outside a training step: while sampling, judging or scoring."""
+    """The first Ctrl-C outside a training step: while sampling, judging or scoring."""
 
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("preftune.workflows.sample.run", interrupted)
-    assert run(["sample", "--model", "m", "--prompts", "p.jsonl", "--out", str(tmp_path / "s.jsonl")]) == 130
+    assert run(["sample", "--model", "m", "--prompts", "p.jsonl", "--out", str(tmp_path / "s.jsonl")]) == 75
     assert "stopped: rerun the same command to resume" in capsys.readouterr().err

@@ -214,11 +214,14 @@ class RecordingLog:
 
     def __init__(self) -> None:
         self.tally, self.losses, self.reductions = Tally(), list[float](), list[int]()
+        self.evaluation_due = False
 
     def log_train(self, _step: int, metrics: dict[str, float]) -> None:
         self.losses.append(metrics["loss"])
 
     def save(self, *_: Any) -> None: ...
+
+    def reached(self, *_: Any, evaluated: bool) -> None: ...
 
     def log_halved(self, _step: int, tokens: int) -> None:
         self.reductions.append(tokens)

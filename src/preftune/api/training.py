@@ -132,10 +132,12 @@ def _run(module: str, arguments: dict[str, Any]) -> TrainResult:
     resolved = resolve_config(CONFIGS[method], config, overrides or (), plain_settings(sections), where, path)
     if "model" in memory and tokenizer is None and resolved.model.path == UNNAMED:
         raise no_tokenizer(where)
+    from preftune.lifecycle.early_checks import check_config
     from preftune.train.display import Display
 
-    run = importlib.import_module(f"preftune.{module}").run
     with holding(held):
+        check_config(resolved, model_in_memory="model" in memory)
+        run = importlib.import_module(f"preftune.{module}").run
         run(resolved, display=display or Display(bool(quiet)), dry_run=bool(dry_run), **memory)
     return TrainResult.of(resolved, bool(dry_run))
 

@@ -58,7 +58,10 @@ def check(
     options: dict[str, Any] = {"--eval": _share(eval), "--model": model, "--format": data_format}
     options |= {"--max-length": max_length, "--chat-template": chat_template}
     settings = check_settings(arguments or (), config, options, "preftune data check")
+    from preftune.cli.torch_import import import_torch
     from preftune.config.schema import terms_of
+
+    import_torch()
     from preftune.model.load import load_config, max_positions
     from preftune.workflows.check_data import check as check_data
 
@@ -149,10 +152,12 @@ def noise(config: Config, overrides: Overrides = None, dry_run: DryRun = False, 
     from preftune.config.schema import NoiseConfig
 
     resolved = load(NoiseConfig, config, overrides or ())
-    from preftune.train.display import Display
+    from preftune.cli.torch_import import import_torch
+
+    display = import_torch(quiet)
     from preftune.workflows.label_noise import run
 
-    run(resolved, display=Display(quiet), dry_run=dry_run)
+    run(resolved, display=display, dry_run=dry_run)
 
 
 def _model_of(settings: CheckSettings) -> tuple[Source | None, Renderer | None]:

@@ -50,13 +50,15 @@ def frontier(
 
     levels, chat = numbers(temperatures), chat_options(chat_template, chat_template_kwargs, as_chat)
     section = data_section(prompts, settings, chat, command="preftune eval frontier", unused=UNUSED_BY_SAMPLE)
-    from preftune.train.display import Display
+    from preftune.cli.torch_import import import_torch
+
+    display = import_torch(quiet)
     from preftune.workflows.frontier import FrontierOptions, run
 
     options = FrontierOptions(
         reference, tuple(policy), section, reward, levels, samples, yardstick, max_new_tokens, max_prompts, seed, dtype
     )
-    run(options, out, Display(quiet))
+    run(options, out, display)
 
 
 @app.command()
@@ -104,15 +106,17 @@ def winrate(
 
     levels, chat = numbers(temperatures), chat_options(chat_template, chat_template_kwargs, as_chat)
     section = data_section(data, settings, chat, command="preftune eval winrate", unused=UNUSED_BY_WINRATE)
+    from preftune.cli.torch_import import import_torch
+
+    display = import_torch(quiet)
     from preftune.client import Client
-    from preftune.train.display import Display
     from preftune.workflows.winrate import WinRateOptions, run
 
     server = Client.from_options(judge_url, judge, api_key_env, concurrency, timeout, server_settings)
     limits = (max_new_tokens, max_prompts, task, seed, dtype)
     values = (tuple(policy), section, judge, against, levels, *limits)
     options = WinRateOptions(*values, server=server, price_in=price_in, price_out=price_out)
-    run(options, out, Display(quiet), dry_run)
+    run(options, out, display, dry_run)
 
 
 @app.command("length-controlled")

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 import traceback
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from preftune import stop
 from preftune.cli import data as data_commands
 from preftune.cli import evaluate as evaluate_commands
 from preftune.cli import options as opt
 from preftune.cli.init import init
 from preftune.cli.options import Config, DryRun, Overrides, Quiet
-from preftune.errors import ConfigError, PreftuneError
+from preftune.errors import ConfigError, PreftuneError, Stopped
 
 DOCS = "https://github.com/preftune/preftune/tree/main/docs"
 
@@ -101,9 +102,13 @@ def train(module: str, config: Path, overrides: list[str] | None, dry_run: bool,
     from preftune.config.load import load
 
     resolved = load(CONFIGS[module.partition(".")[2]], config, overrides or ())
-    from preftune.train.display import Display
+    from preftune.lifecycle.early_checks import check_config
 
-    importlib.import_module(f"preftune.{module}").run(resolved, display=Display(quiet), dry_run=dry_run)
+    check_config(resolved)
+    from preftune.cli.torch_import import import_torch
+
+    display = import_torch(quiet)
+    import_module(f"preftune.{module}").run(resolved, display=display, dry_run=dry_run)
 
 
 @app.command()
@@ -143,14 +148,16 @@ def sample(
 
     chat = chat_options(chat_template, chat_template_kwargs, as_chat)
     section = data_section(prompts, settings, chat, command="preftune sample", unused=UNUSED_BY_SAMPLE)
+    from preftune.cli.torch_import import import_torch
+
+    display = import_torch(quiet)
     from preftune.client import Client
     from preftune.model.generate import Sampling
-    from preftune.train.display import Display
     from preftune.workflows import sample as workflow
 
     client = Client.from_options(server, model, api_key_env, concurrency, timeout, server_settings)
     sampling = Sampling(n, max_new_tokens, temperature, top_p, top_k, seed)
-    workflow.run(workflow.SampleOptions(model, section, sampling, max_prompts, dtype, client), out, Display(quiet))
+    workflow.run(workflow.SampleOptions(model, section, sampling, max_prompts, dtype, client), out, display)
 
 
 @app.command()
@@ -179,13 +186,15 @@ def pairs(
     from preftune.data.select import selection_options
 
     selection = selection_options(select, gap, soft, k, beta, seed)
+    from preftune.cli.torch_import import import_torch
+
+    display = import_torch(quiet)
     from preftune.lifecycle.policy import device_of
     from preftune.rewards.open import open_reward
-    from preftune.train.display import Display
     from preftune.workflows.pairs import run as run_pairs
 
     scorer = open_reward(reward, "--reward", device=device_of(None)) if reward else None
-    run_pairs(samples, out, selection, scorer, Display(quiet))
+    run_pairs(samples, out, selection, scorer, display)
 
 
 @app.command()
@@ -225,55 +234,73 @@ def score(
     limits = {"--format": data_format, "--max-length": max_length}
     options = limits | chat_options(chat_template, chat_template_kwargs, as_chat)
     section = data_section(data, settings, options, command="preftune score", unused=UNUSED_BY_SCORE)
-    from preftune.train.display import Display
+    from preftune.cli.torch_import import import_torch
+
+    display = import_torch(quiet)
     from preftune.workflows import score as workflow
 
     score_options = workflow.options_for((policy, reference, reward), section, beta, tokens, dtype, mode)
-    workflow.run(score_options, out, Display(quiet))
+    workflow.run(score_options, out, display)
 
 
 @app.command()
 def doctor() -> None:
     """Print versions, devices, speed and caches of this machine. Add the output to bug reports."""
+    from preftune.cli.torch_import import import_torch
+
+    import_torch()
     from preftune.cli.doctor import report
 
     print(report())
 
 
-INTERRUPTED = 130
+INTERRUPTED = 130  # what typer returns after KeyboardInterrupt
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code. Errors go to stderr, with a traceback only after --debug."""
     debug = "--debug" in arguments  # accepted anywhere on the command line
-    try:
-        code = app([a for a in arguments if a != "--debug"], standalone_mode=False)
-    except PreftuneError as error:
+    with stop.guard():
+        try:
+            with stop.interruptible():
+                code = app([a for a in arguments if a != "--debug"], standalone_mode=False)
+        except UsageError as error:
+            error.show()
+            return 2
+        except typer.Exit as done:
+            return done.exit_code
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        except (Exception, KeyboardInterrupt) as error:
+            return _failed(error, debug)
+        if code == INTERRUPTED:
+            return _stopped()
+        return code if isinstance(code, int) else 0
+
+
+def _failed(error: BaseException, debug: bool) -> int:
+    """Print why a command failed, and return its exit code."""
+    # a library may have turned the request to stop into an error
+    if isinstance(error, KeyboardInterrupt | typer.Abort) or (stop.caused(error) and not isinstance(error, Stopped)):
+        return _stopped()
+    if isinstance(error, PreftuneError):
         print(error, file=sys.stderr)
-        if debug:
-            traceback.print_exc()
-        return error.exit_code
-    except UsageError as error:
-        error.show()
-        return 2
-    except typer.Exit as done:
-        return done.exit_code
-    except (KeyboardInterrupt, typer.Abort):
-        code = INTERRUPTED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except Exception as error:
+        code = error.exit_code
+    else:
         code = _unexpected(error)
-        if debug:
-            traceback.print_exc()
-        return code
-    if code == INTERRUPTED:  # also what typer returns after KeyboardInterrupt
-        print("stopped: rerun the same command to resume", file=sys.stderr)
-    return code if isinstance(code, int) else 0
+    if debug:
+        traceback.print_exc()
+    return code
 
 
-def _unexpected(error: Exception) -> int:
+def _stopped() -> int:
+    """Print that the command stopped on request, and return the exit code."""
+    print("stopped: rerun the same command to resume", file=sys.stderr)
+    return Stopped.exit_code
+
+
+def _unexpected(error: BaseException) -> int:
     """Print an exception that preftune does not expect, and return the exit code."""
     from preftune.resolve import in_words, place_of
 

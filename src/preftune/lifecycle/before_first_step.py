@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from preftune.errors import ConfigError, PreftuneError, Stopped
+from preftune import stop
+from preftune.errors import ConfigError, PreftuneError
 from preftune.model.attention import restore_attention
 from preftune.model.memory import out_of_memory
-
-REPEAT_S = 4.0  # long enough to save the reference log-probs before the interrupt is raised again
+from preftune.train.loop import stopped
 
 
 @contextmanager
@@ -47,26 +45,11 @@ def enough_memory() -> Iterator[None]:
 @contextmanager
 def stoppable() -> Iterator[None]:
     """Raise Stopped on Ctrl-C or SIGTERM. For use before the first step, when there are no weights to save."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    can_repeat = hasattr(signal, "setitimer")  # not on Windows
-    signals = [signal.SIGINT, signal.SIGTERM, *([signal.SIGALRM] if can_repeat else [])]
-
-    def interrupt(*_: Any) -> None:
-        if can_repeat:  # some libraries swallow KeyboardInterrupt, so raise it again until it gets through
-            signal.setitimer(signal.ITIMER_REAL, REPEAT_S)
-        raise KeyboardInterrupt
-
-    handlers = [signal.signal(number, interrupt) for number in signals]
-    try:
-        yield
-    except KeyboardInterrupt as stop:
-        raise Stopped(
-            "stopped before the first step; nothing was trained", fix="rerun the same command to start again"
-        ) from stop
-    finally:
-        if can_repeat:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-        for number, handler in zip(signals, handlers, strict=True):
-            signal.signal(number, handler)
+    with stop.guard():
+        try:
+            with stop.interruptible():
+                yield
+        except BaseException as error:
+            if stop.caused(error):
+                raise stopped(0) from error
+            raise

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from preftune import stop
 from preftune.chat.template import ChatSettings
 from preftune.errors import writing
 from preftune.files import write_json
@@ -21,24 +22,33 @@ from preftune.model.precision import cast_to, restore_base
 from preftune.report.run import write_run_page
 from preftune.train.optim import Weights
 from preftune.train.run import Run
-from preftune.train.track import open_trackers
+from preftune.train.track import close_trackers, open_trackers
 
 
 @contextmanager
 def running(run: Run, policy: Policy, stage: str, steps: int) -> Iterator[None]:
-    """Open trackers and progress display, and let Ctrl-C stop the run between two steps. On exit, close them and give
-    the model its own attention implementation back."""
+    """Open trackers and progress display. On exit, close them and give the model its own attention implementation back.
+
+    After Ctrl-C or SIGTERM, a checkpoint of the last completed step is saved, and Stopped is raised: an evaluation ends
+    at once, a step between two of its micro-batches. Both are repeated when the run is resumed.
+    """
     config = run.identity["config"]
     assert run.weights
-    run.trackers = open_trackers(config["track"], run.folder, config)
-    try:
-        with enough_memory(), run.signals(), run.display.stage(stage, steps, run.start):
-            yield
-    finally:
-        for tracker in run.trackers:
-            tracker.close()
-        restore_attention(policy.model)
-        run.weights.close()
+    with stop.guard(), stop.deferred():
+        try:
+            with enough_memory(), stop.between_checks(run.display.say):
+                with stop.interruptible():
+                    run.trackers = open_trackers(config["track"], run.folder, config)
+                with run.display.stage(stage, steps, run.start):
+                    yield
+        except BaseException as error:
+            if stop.caused(error):
+                raise run.save_reached(steps) from error
+            raise
+        finally:
+            close_trackers(run.trackers, run.display.say)
+            restore_attention(policy.model)
+            run.weights.close()
 
 
 def finish_run(run: Run, policy: Policy, steps: int, next_command: str, merged: bool = False) -> Path:
@@ -47,10 +57,11 @@ def finish_run(run: Run, policy: Policy, steps: int, next_command: str, merged: 
     `next_command` is printed as a suggestion; FINAL in it is replaced with the model's folder.
     """
     assert run.weights
-    final = export(policy, run.weights, run.folder, merged)
-    advise_at_the_end(run)
-    write_run_page(run.folder)
-    run.note(finished=True, steps=steps)
+    with stop.guard(), stop.deferred():
+        final = export(policy, run.weights, run.folder, merged)
+        advise_at_the_end(run)
+        write_run_page(run.folder)
+        run.note(finished=True, steps=steps)
     next_command = next_command.replace("FINAL", str(final))
     run.display.say(f"done: model in {final}, report in {run.folder / 'report.html'}. Next: {next_command}")
     return final

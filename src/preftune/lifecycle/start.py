@@ -12,18 +12,21 @@ from typing import Any
 
 import torch
 
+from preftune import in_memory
 from preftune.chat.open import load_renderer
 from preftune.chat.render import Renderer
-from preftune.config.sampling import PPOConfig
-from preftune.config.schema import RunConfig
+from preftune.config.sampling import PPOConfig, PromptConfig
+from preftune.config.schema import DataConfig, RunConfig
 from preftune.errors import RunError
 from preftune.lifecycle.compute import training_flops
 from preftune.lifecycle.data import TextData, TokenData, read_data, read_prompt_data, report_accounts, tokenize_data
 from preftune.lifecycle.policy import Policy, check_policy, device_of, load_policy
 from preftune.model import load
+from preftune.model.weight_files import shortened
 from preftune.train.display import Display
 from preftune.train.optim import Weights, build_optimizer
-from preftune.train.run import Run, require_packages, run_identity
+from preftune.train.run import Run, run_identity
+from preftune.train.track import require_packages
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +64,15 @@ class Start:
 
     def renderer(self) -> Renderer:
         """Return the tokenizer with its chat template and the config's chat settings."""
+        if self.tokenizer is None:
+            self.display.say("loading transformers and the tokenizer")
         return load_renderer(self.config.data, self.source, self.tokenizer, self.model, self.moment)
 
     def policy(self, renderer: Renderer, flops: Callable[[int], float] = lambda parameters: 0.0) -> Policy:
         """Load the policy at step 0. `flops` returns the operations of the run for a number of parameters."""
+        if self.model is None:
+            probe = " and testing packed batches" if self.config.model.attention != "rows" else ""
+            self.display.say(f"loading the model {self.config.model.path}{probe}")
         return load_policy(self.config, self.source, renderer, self.model, self.scalar, self._precision, flops)
 
     @property
@@ -98,6 +106,7 @@ def start_run(
         model = copy.deepcopy(model)
     require_packages(list(config.track))
     source = load.locate(config.model.path) if model is None else load.Source(config.model.path)
+    display.say(f"reading {shown_sources(config.data)}")
     text = read_prompt_data(config.data) if isinstance(config, PPOConfig) else read_data(config.data)
     identity = run_identity(config.model_dump(mode="json"), text.fingerprint, fingerprints)
     Run.check(folder, identity, type(config))
@@ -108,6 +117,14 @@ def start_run(
         _require_same_model(start)
         display.say(f"{folder} is finished, so nothing was trained; its model is in {start.final}")
     return start
+
+
+def shown_sources(data: DataConfig | PromptConfig) -> str:
+    """Return the names of the data sources, for a message."""
+    names = [data.train] if isinstance(data.train, str) else list(data.train)
+    names += [data.eval] if isinstance(data.eval, str) else []
+    held = [in_memory.rows(name) for name in names]
+    return shortened([rows.label if rows else name for name, rows in zip(names, held, strict=True)])
 
 
 def _require_same_model(start: Start) -> None:
@@ -125,6 +142,7 @@ def _require_same_model(start: Start) -> None:
 def load_policy_and_data(start: Start, config: RunConfig) -> tuple[Policy, TokenData]:
     """Return the policy at step 0 and the token ids of the data. Raises if the model cannot process the data."""
     renderer = start.renderer()
+    start.display.say(f"tokenising {len(start.text.train) + len(start.text.held_out):,} groups")
     data = tokenize_data(start.text, renderer, config.data)
     report_accounts(start.text, start.display)
     policy = start.policy(renderer, partial(training_flops, data.train, config))

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from preftune import stop
 from preftune.config.schema import DPOConfig
 from preftune.errors import ConfigError
 from preftune.lifecycle.before_first_step import before_first_step
@@ -65,7 +66,9 @@ def run(
         weights, optimizer = prepare_training(run, config, policy.model, policy.precise, len(steps))
     with running(run, policy, "train", len(steps)):
         for step, task in fit(task, steps, run.start, weights, optimizer, config.optim, config.train, run):
-            run.log_evaluation(step, {**drift(task, monitor, run.display.say), **task.evaluate()})
+            with stop.interruptible():
+                metrics = {**drift(task, monitor, run.display.say), **task.evaluate()}
+            run.log_evaluation(step, metrics)
             if monitor:
                 advise(run, step)
     base = config.model.path if model is None else "MODEL"

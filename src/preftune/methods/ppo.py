@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from preftune import stop
 from preftune.chat.render import Renderer
 from preftune.config.sampling import PPOConfig
 from preftune.data.prompts import Prompt, Prompts, encode_prompts
@@ -88,7 +89,7 @@ def run(
         weights, optimizer = prepare_training(run, config, trained, precise, len(steps))
     with running(run, policy, "ppo", len(steps)):
         for step, budget in optimise(models, prompts, steps, config, policy.budget, weights, optimizer, run):
-            with save_on_error(run, step, budget):
+            with save_on_error(run, step, budget, evaluated=False), stop.interruptible():
                 metrics = evaluate(models, prompts.held_out, config, step)
             run.log_evaluation(step, metrics)
     return finish_run(run, policy, len(steps), "preftune sample --model FINAL --prompts PROMPTS")

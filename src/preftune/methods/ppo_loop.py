@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from preftune import stop
 from preftune.config.sampling import PPOConfig, PPOParameters
 from preftune.data.layout import Budget, micro_batches
 from preftune.data.prompts import Prompt, Prompts
@@ -82,20 +83,26 @@ def optimise(
     optimizer: torch.optim.Optimizer,
     run: Run,
 ) -> Iterator[tuple[int, Budget]]:
-    """Do the steps `steps[run.start:]`. Yield the step number and the budget whenever an evaluation is due."""
+    """Do the steps `steps[run.start:]`. Yield the step number and the budget whenever an evaluation is due.
+
+    Raises Stopped after a step if the user requested it, and StopRequest while responses are sampled and rewarded;
+    `run.reached` was then called with the last completed step.
+    """
     total, warmup = len(steps), warmup_steps(config.optim.warmup, len(steps))
     coefficient = run.loop_state.get("kl_coef", config.ppo.kl_coef)
-    if run.start == 0:
-        yield 0, budget
+    if run.start == 0 or run.evaluation_due:
+        run.reached(run.start, Tally(), budget.tokens, evaluated=False)
+        yield run.start, budget
+    run.reached(run.start, Tally(), budget.tokens, evaluated=True)
     for step in steps[run.start :]:
         began, lr = perf_counter(), lr_at(step.number, total, config.optim.lr, config.optim.schedule, warmup)
         run.loop_state = {"kl_coef": coefficient}
-        with save_on_error(run, step.number - 1, budget):
+        with save_on_error(run, step.number - 1, budget), stop.interruptible():
             batch = [prompts.train[i] for i in step.members]
             seed = step_seed(config.train.seed, step.number)
             experience = collect(models, batch, config.rollout, config.ppo, coefficient, budget, seed, step.number)
         task, tally = PPOTask(models, experience, config.ppo, budget), Tally()
-        with save_on_error(run, step.number - 1, budget, weights_changed=True):
+        with save_on_error(run, step.number - 1, budget, weights_changed=True), stop.deferred():
             for members in minibatches(len(batch), config.ppo, config.train.seed, step.number):
                 groups = [experience.groups[i] for i in members]
                 task, metrics, norm = update(
@@ -113,18 +120,24 @@ def optimise(
         rates = {"responses_per_s": len(length_S) / seconds, "tokens_per_s": sum(length_S) / seconds}
         if step.number % config.train.log_every == 0 or step.number in (1, total):
             run.log_train(step.number, {**tally.means(), **experience.metrics, "lr": lr, "epoch": step.epoch, **rates})
-        stop = run.stop_requested() and step.number < total
         if step.number == total or (config.train.eval_every and step.number % config.train.eval_every == 0):
+            run.reached(step.number, Tally(), budget.tokens, evaluated=False)
             yield step.number, budget
-        if stop or (config.train.save_every and step.number % config.train.save_every == 0):
+        run.reached(step.number, Tally(), budget.tokens, evaluated=True)
+        is_stopped = run.stop_requested() and step.number < total
+        if is_stopped or (config.train.save_every and step.number % config.train.save_every == 0):
             run.save(step.number, Tally(), budget.tokens)
-        if stop:
+        if is_stopped:
             raise stopped(step.number, total)
 
 
 @contextmanager
-def save_on_error(run: Run, step: int, budget: Budget, weights_changed: bool = False) -> Iterator[None]:
+def save_on_error(
+    run: Run, step: int, budget: Budget, *, weights_changed: bool = False, evaluated: bool = True
+) -> Iterator[None]:
     """If an error occurs inside this context, save a checkpoint of `step`, the last completed step.
+
+    `evaluated`: the evaluation of that step is complete, or none was due.
 
     `weights_changed`: updates of the next step have begun, so the weights are not exactly those after `step`. They are
     saved only if the run has no checkpoint at all.
@@ -138,7 +151,7 @@ def save_on_error(run: Run, step: int, budget: Budget, weights_changed: bool = F
             assert run.weights is not None
             run.weights.clear_gradients()
             with suppress(PreftuneError):  # report the first error
-                run.save(step, Tally(), budget.tokens)
+                run.save(step, Tally(), budget.tokens, evaluated=evaluated)
         raise
 
 

@@ -80,6 +80,7 @@ def make_reference(
     store = Store(store_key(weights, policy.model.dtype, policy.budget.layout + "+compiled" * compiled))
     for damaged in store.damaged:
         display.say(f"reference cache: ignored the damaged file {damaged}; its log-probs are computed again")
+    display.say(f"reading or computing the reference log-probs of {len(groups):,} groups")
     off = AdapterOff.of(scorer) if hasattr(scorer.model, "peft_config") else None
     with display.stage("reference", len(groups)) as stage:
         new = fill(

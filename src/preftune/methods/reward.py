@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from preftune import stop
 from preftune.config.schema import RewardConfig
 from preftune.data.loss_items import as_pairs
 from preftune.lifecycle.before_first_step import before_first_step
@@ -60,8 +61,11 @@ def run(
         weights, optimizer = prepare_training(run, config, policy.model, policy.precise, len(steps))
     with running(run, policy, "train", len(steps)):
         for step, task in fit(task, steps, run.start, weights, optimizer, config.optim, config.train, run):
-            run.log_evaluation(step, task.evaluate())
-        policy.model.config.reward_scale = measured_scale(task, run) if config.normalise else None
+            with stop.interruptible():
+                metrics = task.evaluate()
+            run.log_evaluation(step, metrics)
+        with stop.interruptible():
+            policy.model.config.reward_scale = measured_scale(task, run) if config.normalise else None
     return finish_run(run, policy, len(steps), "preftune score --reward FINAL --data DATA", merged=True)
 
 

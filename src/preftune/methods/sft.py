@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from preftune import stop
 from preftune.config.schema import SFTConfig
 from preftune.data.loss_items import require_columns
 from preftune.lifecycle.before_first_step import before_first_step
@@ -47,7 +48,9 @@ def run(
         weights, optimizer = prepare_training(run, config, policy.model, policy.precise, len(steps))
     with running(run, policy, "train", len(steps)):
         for step, task in fit(task, steps, run.start, weights, optimizer, config.optim, config.train, run):
-            run.log_evaluation(step, task.evaluate())
+            with stop.interruptible():
+                metrics = task.evaluate()
+            run.log_evaluation(step, metrics)
     return finish_run(run, policy, len(steps), "preftune dpo CONFIG.yaml model.path=FINAL")
 
 

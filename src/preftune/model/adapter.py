@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import difflib
-import json
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,13 @@ import torch
 from torch import nn
 
 from preftune.errors import ModelError
-from preftune.model.weights import PICKLES_RUN_CODE, load_error, note, read_header, shortened
+from preftune.model.locate import ADAPTER_CONFIG, MERGE_FIRST, WEIGHTS, read_config
+from preftune.model.weight_files import shortened
+from preftune.model.weights import load_error, note, read_header
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 OTHER_TASKS = ("SEQ_CLS", "TOKEN_CLS", "SEQ_2_SEQ_LM", "QUESTION_ANS")
 ALL_LINEAR = "all-linear"
 PREFIX = "base_model.model."  # peft adds it to the names of the base model's tensors
-MERGE_FIRST = "load it with peft, save the result of merge_and_unload(), and use that folder"
 # Warnings of peft 0.21 that appear in every run, or about cases that peft or `merge_adapter` handles.
 HANDLED_WARNINGS = (
     "fan_in_fan_out is set to",
@@ -32,22 +31,6 @@ HANDLED_WARNINGS = (
     "Setting `save_embedding_layers` to `True`",
     "Input and output embeddings are no longer tied after merging",
 )
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """Read adapter_config.json. Raises ModelError if it has no base model or the weights are not in safetensors."""
-    config: dict[str, Any] = {}
-    with suppress(OSError, ValueError, TypeError):
-        config = dict(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
-    base = config.get("base_model_name_or_path")
-    if not isinstance(base, str) or not base:
-        fix = "set base_model_name_or_path to the folder or Hub id of the base model"
-        raise ModelError(f"{CONFIG} has no base model", where=str(folder), fix=fix)
-    if not (folder / WEIGHTS).is_file():
-        pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
-        what = f"the weights are pickle files ({pickles[0]})" if pickles else f"the folder has no {WEIGHTS}"
-        raise ModelError(what, where=str(folder), why=PICKLES_RUN_CODE, fix="convert the weights to safetensors")
-    return config
 
 
 def load_and_merge(model: Any, folder: str) -> Any:
@@ -258,7 +241,7 @@ def _require_complete(folder: str, missing: Sequence[str], unexpected: Sequence[
         f"the adapter does not fit its base model: {'; '.join(parts)}",
         where=folder,
         why="the merged model would not be the model that was trained",
-        fix=f"correct {CONFIG} (base_model_name_or_path, target_modules), or save the adapter again",
+        fix=f"correct {ADAPTER_CONFIG} (base_model_name_or_path, target_modules), or save the adapter again",
     )
 
 
@@ -269,7 +252,7 @@ def _misfit_error(folder: str, error: Exception) -> ModelError:
         return ModelError(
             f"the adapter does not fit its base model: 1 of its tensors is missing: {name}",
             where=folder,
-            fix=f"save the adapter again, or correct {CONFIG} (modules_to_save)",
+            fix=f"save the adapter again, or correct {ADAPTER_CONFIG} (modules_to_save)",
         )
     shape = r"torch\.Size\(\[([\d, ]*)\]\)"
     sizes = re.findall(rf"size mismatch for (\S+): copying a param with shape {shape} .*? is {shape}", str(error))
@@ -285,7 +268,7 @@ def _misfit_error(folder: str, error: Exception) -> ModelError:
         f"the adapter does not fit its base model: {len(shapes)} of its tensors {have} the wrong shape: "
         f"{shortened(shapes)}",
         where=folder,
-        fix=f"correct base_model_name_or_path or the rank in {CONFIG}",
+        fix=f"correct base_model_name_or_path or the rank in {ADAPTER_CONFIG}",
     )
 
 

@@ -6,24 +6,20 @@ then reported without this delay.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
-import os
-import socket
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import torch
 from torch import nn
 
 from preftune.errors import ModelError, writing
 from preftune.model import weights
-from preftune.model.adapter import CONFIG as ADAPTER_CONFIG
-from preftune.model.adapter import MERGE_FIRST, load_and_merge, read_config
+from preftune.model.adapter import load_and_merge
+from preftune.model.locate import Source as Source
+from preftune.model.locate import locate as locate
 from preftune.model.precision import base_name, cast_like, smallest_exact_dtype
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -43,96 +39,6 @@ CHAT_RECORD = "chat_settings.json"
 
 NOT_HASHED = {"_name_or_path", "architectures", "dtype", "transformers_version", "use_cache", "_attn_implementation"}
 """Entries of a model's config that do not affect its outputs, or that enter the hash in a different way."""
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Where to load a model from: `base` is a folder or Hub id, `adapter` a PEFT folder for this base model, `run` the
-    run folder whose checkpoint is loaded into `base`."""
-
-    base: str
-    revision: str | None = None
-    adapter: str | None = None
-    run: str | None = None
-
-
-def locate(path: str, where: str = "model.path") -> Source:
-    """Return the source of the model `path`, after all checks that do not load it. Raises ModelError if one fails."""
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        if (folder / ADAPTER_CONFIG).is_file():
-            return _locate_adapter(folder)
-        if not (folder / "config.json").is_file():
-            final = folder / "final"
-            is_run = (final / "config.json").is_file() or (final / ADAPTER_CONFIG).is_file()
-            fix = f"set {where} to a folder with config.json, *.safetensors and the tokenizer's files"
-            raise ModelError(
-                "the folder has no config.json, so it is not a Hugging Face model folder",
-                where=str(folder),
-                fix=f"use {final}, the model of this run" if is_run else fix,
-            )
-        if not any(folder.glob("*.safetensors")):
-            pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
-            if not pickles:
-                fix = "copy the weights of the model into the folder"
-                raise ModelError("the folder has no *.safetensors weights", where=str(folder), fix=fix)
-            what, fix = f"the weights are pickle files ({pickles[0]})", "convert the weights to safetensors"
-            raise ModelError(what, where=str(folder), why=weights.PICKLES_RUN_CODE, fix=fix)
-        weights.weight_files(str(folder))
-        return Source(str(folder))
-    name, _, revision = path.partition("@")
-    looks_local = path.startswith((".", "/", "~")) or name.count("/") != 1
-    if looks_local or folder.parent.is_dir():
-        fix = f"choose an existing folder ({_similar_folders(folder)})"
-        raise ModelError("no such folder", where=f"{where} {path}", fix=fix)
-    if not _reachable(name, revision):
-        raise ModelError(
-            "the Hub is unreachable and the model is not in the cache",
-            where=f"{where} {path}",
-            fix=f"set {where} to a local folder ({_similar_folders(folder)})",
-        )
-    return Source(name, revision or None)
-
-
-def _locate_adapter(folder: Path) -> Source:
-    """Return the source of an adapter. Its base model must be a full model: a folder, or a Hub id."""
-    config = read_config(folder)
-    path, revision = str(config["base_model_name_or_path"]), config.get("revision")
-    pinned = f"{path}@{revision}" if isinstance(revision, str) and revision and not Path(path).is_dir() else path
-    base = locate(pinned, f"{folder / ADAPTER_CONFIG} base_model_name_or_path")
-    if base.adapter:
-        what = f"the base model of this adapter is itself an adapter: {base.adapter}"
-        raise ModelError(what, where=str(folder), fix=f"merge the base model first: {MERGE_FIRST}")
-    return Source(base.base, base.revision, str(folder))
-
-
-def _reachable(name: str, revision: str) -> bool:
-    """Return whether a Hub model is in the cache or the Hub responds. The Hub's client would retry for a minute."""
-    from huggingface_hub import constants, try_to_load_from_cache
-
-    if isinstance(try_to_load_from_cache(name, "config.json", revision=revision or None), str):
-        return True
-    if constants.HF_HUB_OFFLINE:
-        return False
-    if any(key.lower() in ("http_proxy", "https_proxy", "all_proxy") for key in os.environ):
-        return True  # a plain connection does not use the proxy, so it cannot tell
-    address = urlsplit(constants.ENDPOINT)
-    try:
-        port = address.port or (80 if address.scheme == "http" else 443)
-        socket.create_connection((address.hostname or "", port), timeout=3).close()
-    except OSError:
-        return False
-    return True
-
-
-def _similar_folders(folder: Path) -> str:
-    parent = folder.parent
-    while not parent.is_dir():
-        parent = parent.parent
-    names = sorted(p.name for p in parent.iterdir() if p.is_dir() and not p.name.startswith("."))
-    missing = folder.relative_to(parent).parts[0] if folder.is_relative_to(parent) else folder.name
-    similar = difflib.get_close_matches(missing, names, n=3) or names[:8]
-    return f"folders in {parent}: {', '.join(similar) or 'none'}"
 
 
 def load_tokenizer(source: Source, chat_template: str | None = None) -> Any:

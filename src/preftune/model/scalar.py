@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from preftune.errors import ModelError
-from preftune.model.adapter import MERGE_FIRST
 from preftune.model.attention import base_of
 from preftune.model.head import Head, output_layer
 from preftune.model.load import Source
+from preftune.model.locate import MERGE_FIRST
 from preftune.model.logprobs import Scorer, hidden_states
 from preftune.model.weights import note, read_model, require_complete
 from preftune.types import Batch, Logps, TokenGroup

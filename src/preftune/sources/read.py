@@ -39,6 +39,13 @@ def read(source: str | Sequence[str], note: Note | None = None) -> Iterator[Row]
             yield from read_file(path, shown_name)
 
 
+def require_sources(source: str | Sequence[str]) -> None:
+    """Raise DataError for a source that is neither a local path nor possibly a Hub id. Nothing is read."""
+    for name in [source] if isinstance(source, str) else source:
+        if not in_memory.rows(name) and not is_hub_id(name):
+            _locate(name)
+
+
 def fingerprint(source: str | Sequence[str]) -> str:
     """Return a hash of the content that `read` reads. Raises DataError as `read` does.
 

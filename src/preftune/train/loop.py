@@ -11,6 +11,7 @@ from typing import Protocol, Self, TypeVar, cast
 
 import torch
 
+from preftune import stop
 from preftune.config.schema import OptimConfig, TrainConfig
 from preftune.data.layout import Budget
 from preftune.data.steps import Step, size_of
@@ -82,7 +83,14 @@ class Log(Protocol):
     def tally(self) -> Tally:
         """Metrics of steps that a stopped run completed but did not log."""
 
+    @property
+    def evaluation_due(self) -> bool:
+        """Whether a stopped run completed its last step, but not the evaluation after it."""
+
     def log_train(self, step: int, metrics: dict[str, float]) -> None: ...
+
+    def reached(self, step: int, tally: Tally, tokens: int, *, evaluated: bool) -> None:
+        """Note what to save if the run is stopped before the next call. `evaluated`: no evaluation is due."""
 
     def save(self, step: int, tally: Tally, tokens: int) -> None: ...
 
@@ -106,13 +114,16 @@ def fit(
 
     Evaluations are due before the first step, every `train.eval_every` steps, and after the last step. The time that
     the caller spends on them does not count as training time. Raises NumericError before an update that is not finite,
-    and Stopped after a step if the user requested it.
+    Stopped after a step if the user requested it, and StopRequest within a step or an evaluation; `log.reached` was
+    then called with the last completed step.
     """
     total, warmup = len(steps), warmup_steps(optim.warmup, len(steps))
     tally, clock = log.tally, _Clock()
-    if start == 0:
-        yield 0, task
+    if start == 0 or log.evaluation_due:
+        log.reached(start, tally, task.budget.tokens, evaluated=False)
+        yield start, task
         clock.read()
+    log.reached(start, tally, task.budget.tokens, evaluated=True)
     for step in steps[start:]:
         groups = [task.groups[i] for i in step.members]
         lr = lr_at(step.number, total, optim.lr, optim.schedule, warmup)
@@ -127,18 +138,24 @@ def fit(
                 step.number, {**tally.means(), "grad_norm": grad_norm, "lr": lr, "epoch": step.epoch, **rates}
             )
             tally = Tally()
-        stop = log.stop_requested() and step.number < total
         with clock.paused():
             if step.number == total or (train.eval_every and step.number % train.eval_every == 0):
+                log.reached(step.number, tally, task.budget.tokens, evaluated=False)
                 yield step.number, task
-            if stop or (train.save_every and step.number % train.save_every == 0):
+            log.reached(step.number, tally, task.budget.tokens, evaluated=True)
+            is_stopped = log.stop_requested() and step.number < total
+            if is_stopped or (train.save_every and step.number % train.save_every == 0):
                 log.save(step.number, tally, task.budget.tokens)
-        if stop:
+        if is_stopped:
             raise stopped(step.number, total)
 
 
-def stopped(step: int, total: int) -> Stopped:
-    """Return the exception for a run that the user stopped after `step`, once its checkpoint is saved."""
+def stopped(step: int, total: int = 0) -> Stopped:
+    """Return the exception for a run that the user stopped after `step` of `total`. Its checkpoint is saved."""
+    if step == 0:
+        return Stopped(
+            "stopped before the first step; nothing was trained", fix="rerun the same command to start again"
+        )
     return Stopped(
         f"stopped after step {step} of {total}; a checkpoint is saved", fix="rerun the same command to resume"
     )
@@ -194,6 +211,7 @@ def _accumulate(task: Losses, batches: Sequence[Batch], count: torch.Tensor) -> 
         return _accumulate_jointly(cast(Task, task), batches, count)
     tally = Tally()
     for batch in batches:
+        stop.check()  # no weight has changed, so the step can be repeated
         out = task.loss_of(batch)
         (out.loss_sum / count).backward()
         tally.add_loss(out)
@@ -203,12 +221,16 @@ def _accumulate(task: Losses, batches: Sequence[Batch], count: torch.Tensor) -> 
 def _accumulate_jointly(task: Task, batches: Sequence[Batch], count: torch.Tensor) -> Tally:
     """Accumulate the gradients of a loss over the whole step: compute its gradient with respect to all log-probs,
     then backpropagate that into the model for each micro-batch in turn."""
+    measured = []
     with torch.no_grad():
-        measured = [task.measure(batch) for batch in batches]
+        for batch in batches:
+            stop.check()
+            measured.append(task.measure(batch))
     leaves = [_leaf(m.policy) for m in measured]
     out = task.objective(join([replace(m, policy=leaf) for m, leaf in zip(measured, leaves, strict=True)]))
     (out.loss_sum / count).backward()
     for batch, leaf in zip(batches, leaves, strict=True):
+        stop.check()
         policy = task.measure(batch).policy
         pairs = [(policy.sum_S, leaf.sum_S), (policy.token_N, leaf.token_N)]
         pairs += [(policy.extra[name], leaf.extra[name]) for name in leaf.extra]

@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import shutil
-import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from preftune.errors import ConfigError, RunError, require_writable, writing
+from preftune import stop
+from preftune.errors import RunError, Stopped, require_writable, writing
 from preftune.files import write_json, write_text
 from preftune.train import checkpoint
 from preftune.train.display import Display
+from preftune.train.loop import stopped
 from preftune.train.metrics import Tally
 from preftune.train.optim import Weights
 from preftune.train.track import Tracker
@@ -50,6 +47,7 @@ class Run:
 
     resume_from, start, tokens   the checkpoint to resume from, if any, its step, and its size of micro-batches
     tally, loop_state            from the checkpoint: metrics that were not logged, and PPO's KL coefficient
+    evaluation_due               the checkpoint was saved before the evaluation of its step
     """
 
     folder: Path
@@ -63,7 +61,8 @@ class Run:
     optimizer: torch.optim.Optimizer | None = None
     tally: Tally = field(default_factory=Tally)
     loop_state: dict[str, float] = field(default_factory=dict)
-    _stop: bool = False
+    evaluation_due: bool = False
+    _reached: tuple[int, Tally, int, bool] | None = None
 
     @staticmethod
     def finished(folder: Path) -> bool:
@@ -133,7 +132,8 @@ class Run:
         if run.resume_from:
             run.start, run.tally, run.tokens = int(state["step"]), Tally.of(state["tally"]), int(state["tokens"])
             run.loop_state = dict(state["facts"])
-        _drop_metrics_after(folder / "metrics.jsonl", run.start)
+            run.evaluation_due = not state.get("evaluated", True)
+        _drop_metrics_after(folder / "metrics.jsonl", run.start, run.evaluation_due)
         return run
 
     def note(self, **facts: Any) -> None:
@@ -175,38 +175,30 @@ class Run:
         """Print the new size of micro-batches after memory ran out."""
         self.display.say(f"step {step}: out of memory; repeating it with micro-batches of up to {tokens} token slots")
 
-    def save(self, step: int, tally: Tally, tokens: int) -> None:
+    def save(self, step: int, tally: Tally, tokens: int, *, evaluated: bool = True) -> None:
+        """Save a checkpoint of `step`. `evaluated`: no evaluation is due after this step."""
         assert self.weights is not None
         assert self.optimizer is not None
         folder = self.folder / "checkpoints"
-        state = {"identity": self.identity, "tally": tally.state(), "tokens": tokens, "facts": self.loop_state}
+        state: dict[str, Any] = {"identity": self.identity, "tally": tally.state(), "tokens": tokens}
+        state |= {"facts": self.loop_state, "evaluated": evaluated}
         path = checkpoint.save(folder, step, self.weights, self.optimizer, state)
         self.display.say(f"saved checkpoint {path}")
 
     def stop_requested(self) -> bool:
-        return self._stop
+        return stop.requested()
 
-    @contextmanager
-    def signals(self) -> Iterator[None]:
-        """On Ctrl-C or SIGTERM, save and stop after the current step. On a second Ctrl-C, exit at once (code 130)."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
+    def reached(self, step: int, tally: Tally, tokens: int, *, evaluated: bool) -> None:
+        if step == 0 and not evaluated:
+            self.display.say("evaluating before the first step")
+        self._reached = step, tally, tokens, evaluated
 
-        def request_stop(number: int, _frame: FrameType | None) -> None:
-            if self._stop and number == signal.SIGINT:
-                os._exit(130)
-            self._stop = True
-            self.display.say(
-                "stopping after this step. Ctrl-C again exits at once; steps since the last checkpoint are lost"
-            )
-
-        handlers = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
+    def save_reached(self, total: int) -> Stopped:
+        """Save a checkpoint of the last completed step, unless there is one. Return the exception for a stopped run."""
+        step, tally, tokens, evaluated = self._reached or (self.start, self.tally, self.tokens or 0, True)
+        if step > self.start:
+            self.save(step, tally, tokens, evaluated=evaluated)
+        return stopped(step, total)
 
 
 def run_identity(config: dict[str, Any], data: str, others: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -285,8 +277,8 @@ def _differences(
             yield (*path, key), before, now
 
 
-def _drop_metrics_after(path: Path, step: int) -> None:
-    """Remove the metrics of steps after the checkpoint, because these steps will be repeated."""
+def _drop_metrics_after(path: Path, step: int, evaluation_due: bool) -> None:
+    """Remove the metrics of what will be repeated: steps after the checkpoint, and an evaluation of its step."""
     if not path.is_file():
         return
     lines = []
@@ -295,17 +287,7 @@ def _drop_metrics_after(path: Path, step: int) -> None:
             entry = json.loads(line)
         except ValueError:
             continue  # an incomplete line, written when the process was killed
-        if entry["step"] <= step and step > 0:
+        repeated = evaluation_due and entry["step"] == step and entry["split"] == "eval"
+        if entry["step"] <= step and step > 0 and not repeated:
             lines.append(line)
     write_text(path, (line + "\n" for line in lines))
-
-
-def require_packages(names: list[str]) -> None:
-    """Raise ConfigError for a tracker whose package is not installed."""
-    for name in names:
-        try:
-            version(name)
-        except PackageNotFoundError:
-            raise ConfigError(
-                f"{name} is not installed", where="track", fix=f"pip install 'preftune[{name}]'"
-            ) from None

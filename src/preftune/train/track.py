@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
+
+from preftune.errors import ConfigError
+
+CLOSE_S = 30.0  # most seconds to wait until a tracker has sent its last metrics
 
 
 class Tracker(Protocol):
     def log(self, step: int, metrics: dict[str, float]) -> None: ...
 
     def close(self) -> None: ...
+
+
+def require_packages(names: list[str]) -> None:
+    """Raise ConfigError for a tracker whose package is not installed."""
+    for name in names:
+        try:
+            version(name)
+        except PackageNotFoundError:
+            raise ConfigError(
+                f"{name} is not installed", where="track", fix=f"pip install 'preftune[{name}]'"
+            ) from None
 
 
 def open_trackers(names: list[str], folder: Path, config: dict[str, Any]) -> list[Tracker]:
@@ -22,6 +41,38 @@ def open_trackers(names: list[str], folder: Path, config: dict[str, Any]) -> lis
         "mlflow": Mlflow,
     }
     return [makers[name](folder, config) for name in names]
+
+
+def close_trackers(trackers: Sequence[Tracker], say: Callable[[str], None]) -> None:
+    """Close the trackers. One that fails, or that is not closed after CLOSE_S seconds, is reported."""
+    for tracker in trackers:
+        name = type(tracker).__name__
+        try:
+            with _time_limit(CLOSE_S):
+                tracker.close()
+        except TimeoutError:
+            say(f"warning: {name} did not close within {CLOSE_S:g} s, so its last metrics may be missing there")
+        except Exception as error:
+            say(f"warning: {name} could not be closed: {type(error).__name__}: {error}")
+
+
+@contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError in the block after `seconds`. No limit on Windows and outside of the main thread."""
+    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def expire(*_: object) -> None:
+        raise TimeoutError
+
+    handler = signal.signal(signal.SIGALRM, expire)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
 
 
 class TensorBoard:

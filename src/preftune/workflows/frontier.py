@@ -96,6 +96,7 @@ def run(options: FrontierOptions, out: Path, display: Display) -> dict[str, list
     dtype = compute_dtype(ModelConfig(path=options.reference, dtype=options.dtype))  # type: ignore[arg-type]
     device = device_of(None)
     reward = open_reward(options.reward, "--reward", device=device)
+    display.say(f"loading the reference {options.reference}")
     opened = open_policy(options.reference, "--reference", dtype, device)
     trained = next(filter(None, (chat_record_of(path, "--policy") for path in options.policies)), {})
     renderer = renderer_of(opened.source, options.data.chat_template, chat_options_of(options.data), record=trained)

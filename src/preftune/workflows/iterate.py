@@ -38,6 +38,7 @@ from preftune.lifecycle import open_policy
 from preftune.lifecycle.data import prompts_that_fit, read_prompt_data
 from preftune.lifecycle.plan import print_plan
 from preftune.lifecycle.policy import compute_dtype, device_of
+from preftune.lifecycle.start import shown_sources
 from preftune.measures.drift import figures
 from preftune.methods import dpo
 from preftune.methods.objective import bind_objective
@@ -67,8 +68,10 @@ def run(
     display, out, in_memory = display or Display(), Path(config.out), reward is not None
     load.locate(config.model.path)
     bind_objective(config.terms)
+    display.say(f"reading {shown_sources(config.data)}")
     prompts = read_prompt_data(config.data)
     moment = Run.manifest(out).get("rendered_at") or datetime.now().isoformat()  # the date for chat templates
+    display.say("loading transformers and the tokenizer")
     train = prompts_with_room(config, prompts.train, prompts.accounts[0], moment)
     held_out = prompts_with_room(config, prompts.held_out, prompts.accounts[-1], moment)
     for account in prompts.accounts:

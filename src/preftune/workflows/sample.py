@@ -125,7 +125,10 @@ def run(options: SampleOptions, out: Path, display: Display) -> Path:
     responses, failed = load_responses(files)
     groups, indices = groups[: options.max_prompts], range(options.sampling.n)
     complete = all((hash_of(group.prompt), k) in responses for group in groups for k in indices)
-    local = None if options.server or complete else open_local(options, groups, account)
+    local = None
+    if not options.server and not complete:
+        display.say(f"loading the model {options.model}")
+        local = open_local(options, groups, account)
     if local:
         groups = [group for group in groups if group.prompt in local.prompts]
     shown = account.lines()

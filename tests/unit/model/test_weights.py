@@ -21,7 +21,8 @@ from transformers import LlamaForSequenceClassification
 from preftune.errors import ModelError
 from preftune.model.load import load_model, locate
 from preftune.model.scalar import load_scalar
-from preftune.model.weights import note, shards_of
+from preftune.model.weight_files import shards_of
+from preftune.model.weights import note
 from preftune.rewards.judges import open_judge
 from preftune.rewards.open import open_reward
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -10,8 +12,8 @@ from typing import Any
 import pytest
 
 from preftune.errors import ConfigError
-from preftune.train.run import require_packages
-from preftune.train.track import open_trackers
+from preftune.train import track
+from preftune.train.track import open_trackers, require_packages
 
 
 class Recorder(ModuleType):
@@ -67,3 +69,35 @@ def test_tensorboard_writes_event_files(tmp_path: Path) -> None:
 def test_a_tracker_that_is_not_installed_is_refused() -> None:
     with pytest.raises(ConfigError, match="nothing-like-it is not installed"):
         require_packages(["nothing-like-it"])
+
+
+class Slow:
+    """A tracker that cannot reach its server."""
+
+    def log(self, step: int, metrics: dict[str, float]) -> None: ...
+
+    def close(self) -> None:
+        threading.Event().wait(3600)
+
+
+class Broken(Slow):
+    def close(self) -> None:
+        raise OSError("no route to host")
+
+
+def test_a_tracker_that_cannot_be_closed_is_reported_and_the_others_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(track, "CLOSE_S", 0.05)
+    messages, closed = list[str](), list[bool]()
+
+    class Good(Slow):
+        def close(self) -> None:
+            closed.append(True)
+
+    handler = signal.getsignal(signal.SIGALRM)
+    track.close_trackers([Slow(), Broken(), Good()], messages.append)
+    assert closed == [True]
+    assert messages == [
+        "warning: Slow did not close within 0.05 s, so its last metrics may be missing there",
+        "warning: Broken could not be closed: OSError: no route to host",
+    ]
+    assert signal.getsignal(signal.SIGALRM) is handler

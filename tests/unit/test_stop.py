@@ -1,0 +1,217 @@
+"""Ctrl-C and SIGTERM in each mode of preftune.stop, and at the second signal."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+
+import pytest
+
+from preftune import stop
+
+NUMBERS = [signal.SIGINT, signal.SIGTERM]
+
+
+def send(number: int = signal.SIGTERM) -> None:
+    os.kill(os.getpid(), number)
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    program = "import os, signal, sys, threading, time; from preftune import stop\n" + code
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_an_interruptible_part_is_left_at_once(number: int) -> None:
+    done = []
+
+    def work() -> None:
+        done.append(1)
+        send(number)
+        done.append(2)
+
+    with stop.guard(), pytest.raises(stop.StopRequest), stop.interruptible():
+        work()
+    assert done == [1]
+
+
+@pytest.mark.parametrize("mode", [stop.between_checks, stop.deferred])
+def test_a_request_is_noted_elsewhere_and_raised_by_the_next_interruptible_part(mode: Callable[[], object]) -> None:
+    messages: list[str] = []
+    with stop.guard(messages.append):
+        with mode():  # type: ignore[attr-defined]
+            send()
+            assert stop.requested()
+        with pytest.raises(stop.StopRequest), stop.interruptible():
+            pytest.fail("the part began")
+    assert len(messages) == 1
+    assert "press Ctrl-C again to stop now" in messages[0]
+    assert not stop.requested()
+
+
+def test_check_raises_a_noted_request_only_between_checks() -> None:
+    with stop.guard(lambda _: None):
+        with stop.between_checks():
+            stop.check()
+            send()
+            with pytest.raises(stop.StopRequest):
+                stop.check()
+            with stop.deferred():
+                stop.check()
+        stop.check()
+
+
+def test_guard_restores_the_handlers_and_the_wakeup_file() -> None:
+    before = [signal.getsignal(number) for number in (*NUMBERS, signal.SIGURG)]
+    with stop.guard():
+        inside = signal.getsignal(signal.SIGINT)
+        with stop.guard():
+            assert signal.getsignal(signal.SIGINT) is inside
+        assert signal.getsignal(signal.SIGINT) is inside
+    assert [signal.getsignal(number) for number in (*NUMBERS, signal.SIGURG)] == before
+    assert signal.set_wakeup_fd(-1) == -1
+    assert "preftune signals" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_nothing_happens_outside_of_a_guard_and_in_other_threads() -> None:
+    results: list[bool] = []
+
+    def work() -> None:
+        with stop.guard(), stop.interruptible():
+            stop.check()
+            results.append(stop.requested())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    with stop.interruptible(), stop.deferred():
+        stop.check()
+    assert results == [False]
+
+
+def test_a_request_is_recognised_behind_the_error_of_a_library() -> None:
+    def library(call: Callable[[], None]) -> None:
+        try:
+            call()
+        except BaseException as error:
+            raise RuntimeError("cannot load") from error
+
+    with stop.guard(), pytest.raises(RuntimeError) as caught, stop.interruptible():
+        library(send)
+    assert stop.caused(caught.value)
+    assert not stop.caused(RuntimeError("another"))
+
+
+def test_a_request_that_a_library_swallows_is_raised_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stop, "PATIENCE_S", 0.05)
+    reached = []
+
+    def swallow() -> None:
+        with suppress(KeyboardInterrupt):
+            send()
+        threading.Event().wait(60)
+        reached.append(True)
+
+    with stop.guard(lambda _: None), pytest.raises(stop.StopRequest), stop.interruptible():
+        swallow()
+    assert reached == []
+
+
+def test_an_answer_is_not_disturbed_by_a_repeated_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code that handles a StopRequest may save results."""
+    monkeypatch.setattr(stop, "PATIENCE_S", 0.01)
+    monkeypatch.setattr(stop, "REPEAT_S", 60.0)
+    saved = []
+
+    def save() -> None:
+        try:
+            send()
+        finally:
+            threading.Event().wait(0.15)
+            saved.append(True)
+
+    with stop.guard(lambda _: None), pytest.raises(stop.StopRequest), stop.interruptible():
+        save()
+    assert saved == [True]
+
+
+@pytest.mark.parametrize("mode", ["interruptible", "between_checks", "deferred"])
+def test_the_second_signal_ends_the_process_with_130(mode: str) -> None:
+    done = python(
+        f"""
+with stop.guard(), stop.{mode}():
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    except KeyboardInterrupt:
+        pass
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(60)
+"""
+    )
+    assert done.returncode == 130
+    assert "stopped at once" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_second_signal_ends_a_computation_in_c() -> None:
+    """Python cannot run a signal handler before it ends. The delay of the first signal is reported."""
+    done = python(
+        """
+import hashlib
+def press():
+    os.kill(os.getpid(), signal.SIGTERM)
+    received.wait()
+    os.kill(os.getpid(), signal.SIGTERM)
+received = threading.Event()
+def say(text):
+    stop.print_line(text)
+    received.set()
+with stop.guard(say), stop.between_checks():
+    threading.Timer(0.1, press).start()
+    hashlib.pbkdf2_hmac("sha512", b"", b"", 200_000_000)
+"""
+    )
+    assert done.returncode == 130
+    assert done.stderr.startswith("stopping after this step; press Ctrl-C again to stop now")
+
+
+@pytest.mark.parametrize("where", ["at the first instruction", "in C"])
+def test_at_once_ends_the_process_with_75(where: str) -> None:
+    work = "pass" if where != "in C" else "import hashlib; hashlib.pbkdf2_hmac('sha512', b'', b'', 200_000_000)"
+    done = python(
+        f"""
+with stop.guard(), stop.at_once():
+    threading.Timer(0.1, os.kill, [os.getpid(), signal.SIGTERM]).start()
+    {work}
+    time.sleep(60)
+"""
+    )
+    assert done.returncode == 75
+    assert done.stderr.startswith("stopped before anything was done")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_signal_to_a_forked_process_does_not_stop_its_parent() -> None:
+    done = python(
+        """
+ready, tell = os.pipe()
+with stop.guard(), stop.interruptible():
+    child = os.fork()
+    if child == 0:
+        os.write(tell, b"1")
+        time.sleep(30)
+        os._exit(0)
+    os.read(ready, 1)
+    os.kill(child, signal.SIGTERM)
+    _, status = os.waitpid(child, 0)
+    time.sleep(0.1)
+    print(os.WTERMSIG(status) == signal.SIGTERM, stop.requested())
+"""
+    )
+    assert (done.stdout, done.returncode) == ("True False\n", 0), done.stderr
