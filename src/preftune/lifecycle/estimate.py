@@ -68,7 +68,9 @@ def measure_footprint(
     model_bytes = sum(p.numel() * p.element_size() for p in parameters)
     head = output_layer(scorer.model).weight
     assert isinstance(head, torch.Tensor)
-    head_gradients = 4 * head.numel() if head.requires_grad else 0  # dense, and once more for a tied embedding
+    # The output layer's gradient is added up in fp32, then rounded to the precision of the weights.
+    rounded = head.element_size() if head.dtype != torch.float32 else 0
+    head_gradients = (4 + rounded) * head.numel() if head.requires_grad else 0
     fixed = {
         "in use now": memory.in_use(device),
         "gradients": 4 * count,

@@ -17,7 +17,7 @@ from preftune.lifecycle.data import require_length
 from preftune.lifecycle.packing_probe import choose_layout, state_values, token_values
 from preftune.model import load
 from preftune.model.adapter import add_lora
-from preftune.model.compile import compile_blocks
+from preftune.model.compile import compile_blocks, needs_constant_lengths
 from preftune.model.logprobs import Scorer
 from preftune.model.precision import exact_in, exact_state, save_dtype_of
 from preftune.model.scalar import load_scalar, scalar_scorer
@@ -80,20 +80,22 @@ def load_policy(
     if config.lora:
         kind, lora = "SEQ_CLS" if scalar else "CAUSAL_LM", config.lora
         model = add_lora(model, lora.rank, lora.alpha, lora.targets, kind)
+    start_hash = load.weights_hash(model)  # before the weights are on a GPU, from where they would be copied back
     model.to(device_of(model if in_memory else None))
     scorer = scalar_scorer(model) if scalar else Scorer.of(model)
     layout, layout_note = choose_layout(scorer, config.model.attention, state_values if scalar else token_values)
     if config.model.gradient_checkpointing:
         load.checkpoint_activations(model)
+    constant = config.model.compile and needs_constant_lengths(layout, scorer.device)
     if config.model.compile:
-        compile_blocks(model, constant=layout != "rows")
+        compile_blocks(model, constant)
     return Policy(
         scorer,
         renderer.tokenizer,
         renderer,
         save_dtype,
-        load.weights_hash(model),
-        Budget(layout, PROVISIONAL, constant=config.model.compile and layout != "rows"),
+        start_hash,
+        Budget(layout, PROVISIONAL, constant),
         precise,
         layout_note,
         base_unsaved=bool(config.lora) and (in_memory or source.adapter is not None),

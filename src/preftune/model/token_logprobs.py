@@ -133,9 +133,12 @@ class TokenLogprobs(torch.autograd.Function):
 def chunk_tokens(vocabulary: int, device: torch.device) -> int:
     """Return the tokens per chunk: 16 MB of logits on a CPU, which avoids page faults, and 512 MB on a GPU.
 
-    At least 128 tokens, because each chunk is added to the gradient of the whole head.
+    At least 128 tokens, because each chunk is added to the gradient of the whole head. On a GPU a multiple of 128,
+    which its matrix products are fastest for.
     """
-    return max(128, (512_000_000 if device.type == "cuda" else 16_000_000) // (4 * vocabulary))
+    if device.type == "cuda":
+        return max(1, 512_000_000 // (4 * vocabulary * 128)) * 128
+    return max(128, 16_000_000 // (4 * vocabulary))
 
 
 def chunks(n: int, vocabulary: int, device: torch.device) -> Iterator[slice]:
