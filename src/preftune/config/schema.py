@@ -87,9 +87,9 @@ class ModelConfig(Section):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass. Takes about a third more time and much less memory."""
     compile: bool = False
-    """Compile the transformer blocks with torch.compile. Packed and shared rows are padded to quarters of batch.tokens,
-    so that only a few lengths are compiled. Compilation takes about a minute before the first step. On a CPU it needs a
-    C++ compiler and gains little."""
+    """Compile the transformer blocks with torch.compile. On a GPU, all lengths share one compilation. On a CPU, packed
+    and shared rows are padded to quarters of batch.tokens, and each of these lengths is compiled. Compilation takes
+    about a minute before the first step. On a CPU it needs a C++ compiler and gains little."""
     save_dtype: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision of the weights in `final/`. auto: the precision of the model that the run started from."""
 

@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from preftune.errors import ModelError
 from preftune.model.attention import base_of
 
-RECOMPILE_LIMIT = 64  # enough for 4 batch lengths, longer groups, and runs with and without gradient
+RECOMPILE_LIMIT = 64  # enough for 4 batch lengths, longer groups, windows, and runs with and without gradient
 _compiled: WeakSet[nn.Module] = WeakSet()
 
 
@@ -40,11 +40,7 @@ def compile_blocks(model: Any, constant: bool = False) -> None:
     constant: compile each batch length separately, for few lengths; otherwise compile once for all lengths.
     Call this after gradient checkpointing is enabled. Raises ModelError if a block cannot have both.
     """
-    settings: dict[str, Any] = {"dynamic": not constant}
-    if "recompile_limit" in inspect.signature(torch.compile).parameters:
-        settings["recompile_limit"] = RECOMPILE_LIMIT
-    else:  # torch 2.11
-        torch._dynamo.config.recompile_limit = max(RECOMPILE_LIMIT, torch._dynamo.config.recompile_limit)
+    settings = compiler_settings(dynamic=not constant)
     compiled = cache(partial(torch.compile, **settings))  # one compiled function for all blocks of a class
     for block in blocks(model):
         _compiled.add(block)
@@ -52,6 +48,14 @@ def compile_blocks(model: Any, constant: bool = False) -> None:
             _compile_inside_checkpoint(block, compiled)
         else:
             block.compile(**settings)
+
+
+def compiler_settings(dynamic: bool | None) -> dict[str, Any]:
+    """Return the arguments of torch.compile. Above its limit of recompilations, a function would run uncompiled."""
+    if "recompile_limit" in inspect.signature(torch.compile).parameters:
+        return {"dynamic": dynamic, "recompile_limit": RECOMPILE_LIMIT}
+    torch._dynamo.config.recompile_limit = max(RECOMPILE_LIMIT, torch._dynamo.config.recompile_limit)  # torch 2.11
+    return {"dynamic": dynamic}
 
 
 def _compile_inside_checkpoint(block: Any, compiled: Callable[[Any], Any]) -> None:

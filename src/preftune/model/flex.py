@@ -1,8 +1,9 @@
 """Segment attention with FlexAttention: for CUDA, with a softcap or attention sinks, which flash attention lacks.
 
-The compiled kernel is used for all batches, so nothing in it may depend on one batch. What the masks and softcaps need
-are tensors on the device: torch compiles a Python number that a function captures as a dynamic scalar, which some
-backends reject. Slots are rounded up to whole blocks, and the block mask is built from the bounds of the segments.
+The kernel is compiled for the first batch, and once more for all other lengths. With dynamic=True it would be compiled
+once, but the head size and the scale would become symbols, which the templates of the kernel need as constants. Numbers
+of the masks and softcaps are tensors on the device, so that other windows and softcaps use the same kernel. Slots are
+rounded up to whole blocks, and the block mask is built from the bounds of the segments.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 from torch.nn.functional import pad
 
+from preftune.model.compile import compiler_settings
 from preftune.types import Packed, Segment, to_device
 
 BLOCK = 128  # the size of blocks in a BlockMask, unless another is set
@@ -54,7 +56,7 @@ def flex(
 
 @lru_cache(maxsize=1)
 def _compiled() -> Any:
-    return torch.compile(flex_attention, dynamic=True)
+    return torch.compile(flex_attention, **compiler_settings(dynamic=None))
 
 
 @lru_cache(maxsize=8, typed=True)

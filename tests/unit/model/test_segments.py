@@ -15,7 +15,9 @@ from tests.conftest import random_groups
 from torch.nn.attention.flex_attention import BlockMask
 
 from preftune.data.layout import batch_of
+from preftune.model import flex as flex_module
 from preftune.model import segments
+from preftune.model.compile import compiler_settings
 from preftune.model.flex import BLOCK, block_mask, flex
 from preftune.types import Packed
 
@@ -130,6 +132,35 @@ def test_the_block_mask_of_flex_equals_the_dense_mask(layout: Packed, window: in
     assert mask.BLOCK_SIZE == (BLOCK, BLOCK)
     zero, slots = torch.tensor(0), torch.arange(len(expected))
     assert mask.mask_mod(zero, zero, slots[:, None], slots[None]).equal(expected)
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler uses deprecated functions
+def test_flex_is_not_compiled_again_for_other_lengths_windows_and_softcaps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second length makes it dynamic. Window and softcap are inputs of the graph, and the scale is a constant."""
+    graphs: list[Any] = []
+
+    def backend(module: Any, _inputs: list[Any]) -> Any:
+        graphs.append(module)
+        return module.forward
+
+    compiled = torch.compile(flex_module.flex_attention, backend=backend, **compiler_settings(dynamic=None))
+    monkeypatch.setattr(flex_module, "flex_attention", compiled)
+    generator, counts = torch.Generator().manual_seed(0), []
+    for n, window, softcap in ((3, 5, 2.0), (8, 9, 50.0), (13, 7, 3.0), (30, 11, 20.0)):
+        batch = batch_of(random_groups(n, 3, longest=40), "shared")
+        assert isinstance(batch.layout, Packed)
+        qkv = [torch.randn(1, heads, len(batch.ids_T), 16, generator=generator) for heads in (4, 2, 2)]
+        with torch.no_grad():
+            actual = flex(*qkv, batch.layout, window, 0.3, softcap)
+        assert torch.allclose(actual, segments.one_by_one(*qkv, batch.layout, window, 0.3, softcap), atol=1e-5)
+        counts.append(len(graphs))
+    assert counts[0] == 1
+    assert counts[1] == counts[-1] <= 2
+    for graph in graphs:
+        inputs = [node.meta["example_value"] for node in graph.graph.nodes if node.op == "placeholder"]
+        scalars = [x for x in inputs if not isinstance(x, torch.SymInt) and x.dim() == 0]
+        assert {x.dtype for x in scalars} == {torch.float32, torch.int32}  # the softcap and the window
+    torch._dynamo.reset()
 
 
 @pytest.mark.parametrize("rows", [None, 3])
