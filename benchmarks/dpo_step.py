@@ -13,6 +13,8 @@ Every system runs in a separate process, one after another, `--repeats` times. T
     trl              TRL's DPOTrainer by default: gradient checkpointing, reference in every step, not sorted by length
     trl-best         its fastest settings: no checkpointing, precomputed reference, batches grouped by length, and the
                      batch size per device that is fastest in one step (of those that divide the pairs of a step)
+    plain            a loop in plain torch over padded rows, reference scored once (plain_step.py)
+    flash-pref       the same loop inside the context of flash-pref, which shares prompts (GPU)
 """
 
 from __future__ import annotations
@@ -32,16 +34,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from plain_step import run_plain
 from record import record
 from workloads import LIMIT, SHAPES, as_separate_pairs, build_groups, build_model, useful_flops
 
 OURS = ("preftune", "preftune-online", "preftune-rows", "preftune-pairs", "preftune-compiled", "preftune-compiled-any")
-SYSTEMS = (*OURS, "trl", "trl-best")
+SYSTEMS = (*OURS, "trl", "trl-best", "plain", "flash-pref")
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory")
 LR = 1e-5
 
 
-def main() -> None:
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the options of a command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--model", default="44m", help=f"{', '.join(SHAPES)} with random weights, or a model folder")
     parser.add_argument("--max-length", type=int, default=LIMIT, help="limit of tokens, for --data hh and mix")
@@ -60,11 +64,16 @@ def main() -> None:
     parser.add_argument("--record", action="store_true", help="append the figures to results.jsonl")
     parser.add_argument("--one", choices=SYSTEMS, help=argparse.SUPPRESS)
     parser.add_argument("--batch", type=int, help=argparse.SUPPRESS)  # for --one trl-best
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.data == "groups" and options.pairs % 6:
         parser.error("--pairs must be a multiple of 6 for groups, which have six judgements each")
     if options.tokens is None:
         options.tokens = 4096 if options.dtype == "bf16" else 1024
+    return options
+
+
+def main() -> None:
+    options = parse()
     if options.one:
         print("RESULT " + json.dumps(measure(options)))
         return
@@ -87,14 +96,15 @@ def main() -> None:
         record("dpo step", figures, {k: v for k, v in vars(options).items() if k not in ("record", "one", "batch")})
 
 
-def fastest_batch(batches: Sequence[int]) -> int:
+def fastest_batch(batches: Sequence[int], arguments: Sequence[str] | None = None, timeout: float | None = None) -> int:
     """Return the number of pairs per device with which a step of TRL is fastest, of those that fit in memory."""
     if len(batches) == 1:
         return batches[0]
     speeds = {}
     for batch in batches:
         try:
-            speeds[batch] = run_separately("trl-best", f"--batch={batch}", "--steps=1", "--warm=0")["pairs_per_s"]
+            more = (f"--batch={batch}", "--steps=1", "--warm=0")
+            speeds[batch] = run_separately("trl-best", *more, arguments=arguments, timeout=timeout)["pairs_per_s"]
         except MemoryError:
             break  # larger batches do not fit either
     if not speeds:
@@ -103,10 +113,15 @@ def fastest_batch(batches: Sequence[int]) -> int:
     return max(speeds, key=lambda batch: speeds[batch])
 
 
-def run_separately(name: str, *more: str) -> dict[str, Any]:
-    """Measure one system in a new process. Raises MemoryError if it runs out of memory or is killed for it."""
-    command = [sys.executable, __file__, *sys.argv[1:], "--one", name, *more]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def run_separately(
+    name: str, *more: str, arguments: Sequence[str] | None = None, timeout: float | None = None
+) -> dict[str, Any]:
+    """Measure one system in a new process, with the options in `arguments` (default: those of this process).
+
+    Raises MemoryError if it runs out of memory or is killed for it, and TimeoutExpired after `timeout` seconds.
+    """
+    command = [sys.executable, __file__, *(sys.argv[1:] if arguments is None else arguments), "--one", name, *more]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout)
     for text in done.stdout.splitlines():
         if text.startswith("RESULT "):
             result: dict[str, Any] = json.loads(text.removeprefix("RESULT "))
@@ -125,9 +140,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     files = {"hh": options.hh, "mix": options.mix}
     groups = build_groups(options.data, count, files, options.model, options.max_length)
     peak = gemm(dtype, device)
-    trl = options.one.startswith("trl")
-    data = as_separate_pairs(groups) if trl or options.one == "preftune-pairs" else groups
-    result = (run_trl if trl else run_preftune)(options, data, dtype, device)
+    reset_peak(device)
+    run = {"trl": run_trl, "trl-best": run_trl, "plain": run_plain, "flash-pref": run_plain}.get(
+        options.one, run_preftune
+    )
+    data = groups if options.one in OURS and options.one != "preftune-pairs" else as_separate_pairs(groups)
+    result = run(options, data, dtype, device)
     # batches grouped by length start with the longest: without it, trl-best would look faster than it is
     warm = 0 if options.one == "trl-best" else options.warm
     steps = result.pop("step_s")[warm:]
@@ -141,6 +159,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "pairs_per_s": sum(len(g.judgements) for g in measured) / seconds,
         "peak_gb": memory / 1e9,
+        "reserved_gb": torch.cuda.max_memory_reserved() / 1e9 if device == "cuda" else None,
         "gemm_gflops": peak,
         "useful_mfu": flops / seconds / 1e9 / peak,
         "step_s": statistics.median(steps),
@@ -196,6 +215,7 @@ def run_preftune(options: argparse.Namespace, groups: list[Any], dtype: torch.dt
         print(f"compiled in {time.perf_counter() - begin:.0f} s", file=sys.stderr)
     weights = Weights(model)
     optimizer = build_optimizer(weights.masters, "adamw", LR, 0.0)
+    reset_peak(device)
 
     log = Log()
     optim = OptimConfig(lr=LR, schedule="constant", warmup=0)
@@ -265,8 +285,7 @@ def run_trl(options: argparse.Namespace, pairs: list[Any], dtype: torch.dtype, d
     ]
     if device == "cuda":
         trained_by_trl(options, rows[: 2 * options.pairs], dtype, device)
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
+        reset_peak(device)
     return trained_by_trl(options, rows, dtype, device)
 
 
@@ -341,6 +360,13 @@ def trained_by_trl(
         trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return {"step_s": np.diff(times).tolist(), "losses": losses, "reference_s": reference_s, "batch": batch}
+
+
+def reset_peak(device: str) -> None:
+    """Forget the peak memory of what has run so far on a GPU."""
+    if device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
 
 
 def gemm(dtype: torch.dtype, device: str) -> float:

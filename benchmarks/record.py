@@ -14,8 +14,8 @@ from preftune.train.run import machine
 RESULTS = Path(__file__).with_name("results.jsonl")
 
 
-def record(claim: str, figures: dict[str, Any], settings: dict[str, Any]) -> None:
-    """Append a row with the figures of `claim` to results.jsonl."""
+def record(claim: str, figures: dict[str, Any], settings: dict[str, Any], path: Path = RESULTS) -> None:
+    """Append a row with the figures of `claim` to results.jsonl, or to the file `path`."""
     facts = machine()
     row = {
         "claim": claim,
@@ -27,15 +27,18 @@ def record(claim: str, figures: dict[str, Any], settings: dict[str, Any]) -> Non
         "versions": facts["versions"],
         "machine": facts["machine"],
     }
-    with RESULTS.open("a") as file:
+    with path.open("a") as file:
         file.write(json.dumps(row) + "\n")
 
 
 def commit() -> str:
-    """Return the commit of the measured code, with "+" if src has uncommitted changes."""
+    """Return the commit of the measured code, with "+" if src has uncommitted changes; "unknown" without git."""
     here = Path(__file__).parent
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
 
-    return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "--", "../src") else "")
+    try:
+        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "--", "../src") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

@@ -12,6 +12,8 @@ docs/python.md has an example of each function. The command line offers the same
 
 from __future__ import annotations
 
+import os
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -73,12 +75,31 @@ __all__ = [
 ]  # fmt: skip
 
 
+def _set_gpu_defaults() -> None:
+    """Set the environment variables of torch for GPUs that the user has not set. torch reads them when it is imported.
+
+    Micro-batches have ever new lengths. With expandable segments, they do not fragment the GPU memory. cuDNN makes a
+    plan for every new length, which takes up to half a second, so torch must prefer its own attention kernels.
+    """
+    os.environ.setdefault("TORCH_CUDNN_SDPA_DEPRIORITIZED", "1")
+    allocator = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
+    if sys.platform == "linux" and not any(name in os.environ for name in allocator):
+        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
+
+
+_set_gpu_defaults()
+
+
 def __getattr__(name: str) -> Any:
     """Import public names on first use, so that `import preftune` does not import torch."""
     if name == "losses":
         return import_module("preftune.losses")
     if name == "__version__":  # imported late, because importlib.metadata is slow
-        return import_module("importlib.metadata").version("preftune")
+        metadata = import_module("importlib.metadata")
+        try:
+            return metadata.version("preftune")
+        except metadata.PackageNotFoundError:  # the sources are on the path, but not installed
+            return "0"
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'preftune' has no attribute {name!r}")
     name_in_module = "load" if name == "load_config" else name

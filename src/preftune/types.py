@@ -153,7 +153,7 @@ class Packed:
     """Layout with one row of T slots, divided into segments that do not attend to each other (except to a prefix).
 
     With shared prompts, a group is [prompt | r1 | r2 | ... | rn]: [prompt | r1] is a segment, and every other response
-    is one with the prompt as its prefix. Otherwise each [prompt | response] is a segment. Padding is the last segment.
+    is one with the prompt as its prefix. Otherwise each [prompt | response] is a segment. Padding is the last segments.
     """
 
     segments: tuple[Segment, ...]
@@ -245,8 +245,14 @@ def message_dict(message: Message) -> dict[str, Any]:
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Move `tensor` to `device`, without waiting for a GPU. CUDA copies pageable memory before the call returns."""
-    return tensor.to(device, non_blocking=device.type == "cuda")
+    """Move `tensor` to `device`, without waiting for a GPU.
+
+    A copy from pageable memory may wait until the GPU has finished its work. So the tensor is pinned first, which is
+    cheap, because torch reuses pinned memory, and does so only after the copy has finished.
+    """
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def plain(record: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import subprocess
 import sys
 
@@ -30,6 +31,33 @@ def test_an_unknown_keyword_is_refused_before_torch_is_imported() -> None:
         "except preftune.ConfigError: print('torch' in sys.modules, 'transformers' in sys.modules)"
     )
     assert python(code) == "False False"
+
+
+def gpu_defaults(**environment: str) -> list[str]:
+    """Return the settings of the allocator and of cuDNN after the import."""
+    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "TORCH_CUDNN_SDPA_DEPRIORITIZED")
+    code = f"import os, preftune; print(*[os.environ.get(name) for name in {names}])"
+    clean = {name: value for name, value in os.environ.items() if name not in names} | environment
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=clean
+    ).stdout.split()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="torch has expandable segments on Linux only")
+def test_the_import_sets_gpu_defaults_that_the_user_has_not_set() -> None:
+    assert gpu_defaults() == ["expandable_segments:True", "None", "1"]
+    assert gpu_defaults(PYTORCH_ALLOC_CONF="x") == ["x", "None", "1"]
+    assert gpu_defaults(PYTORCH_CUDA_ALLOC_CONF="x") == ["None", "x", "1"]
+    assert gpu_defaults(TORCH_CUDNN_SDPA_DEPRIORITIZED="0")[2] == "0"
+
+
+def test_the_version_of_sources_that_are_not_installed_is_0() -> None:
+    code = (
+        "import importlib.metadata as m, preftune\n"
+        "def missing(name): raise m.PackageNotFoundError(name)\n"
+        "m.version = missing\nprint(preftune.__version__)"
+    )
+    assert python(code) == "0"
 
 
 def test_losses_is_an_attribute_after_a_fresh_import() -> None:

@@ -50,8 +50,8 @@ def advice() -> list[str]:
     faster = speed(torch.bfloat16) / speed(torch.float32)
     if has_amx():
         return [
-            f"bf16 is {faster:.1f} times as fast as fp32 on this CPU, which has AMX: training with model.dtype=auto uses "
-            f"bf16 with fp32 master weights for models with a hidden size of {AMX_WIDTH} or more",
+            f"bf16 is {faster:.1f} times as fast as fp32 on this CPU, which has AMX: training with model.dtype=auto "
+            f"uses bf16 with fp32 master weights for models with a hidden size of {AMX_WIDTH} or more",
             *([] if has_compiler() else ["there is no C++ compiler (g++), so model.compile=auto does not compile"]),
         ]
     if faster > 1.2:

@@ -89,8 +89,9 @@ class ModelConfig(Section):
     """Recompute activations in the backward pass. Takes about a third more time and much less memory."""
     compile: bool | Literal["auto"] = "auto"
     """Compile the transformer blocks with torch.compile, which takes up to a minute before the first step and on a CPU
-    needs a C++ compiler. auto: for bf16 on a CPU with AMX, if the run is long enough to gain from it. In fp32 on a CPU,
-    packed and shared rows are padded to quarters of batch.tokens, so that only a few lengths are compiled."""
+    needs a C++ compiler. All lengths share one compilation, except in fp32 on a CPU: there, packed and shared rows are
+    padded to quarters of batch.tokens, and each of these lengths is compiled. auto: compile bf16 models on a CPU with
+    AMX, if the run is long enough to gain from it."""
     save_dtype: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision of the weights in `final/`. auto: the precision of the model that the run started from."""
 

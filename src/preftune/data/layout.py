@@ -5,15 +5,15 @@
     shared   [prompt | r1 | r2 | ... | rn]: the prompt once for all responses of its group
 
 The last token of a response is predicted but never read, so no layout has a slot for it. Rows need no padding mask:
-padding is on the right, where causal attention does not look. For compiled blocks, packed and shared rows can be
-padded to constant lengths. That padding is a separate segment to which no token attends.
+padding is on the right, where causal attention does not look. For compiled blocks on a CPU, packed and shared rows can
+be padded to constant lengths. That padding consists of separate segments to which no other token attends.
 """
 
 from __future__ import annotations
 
 import bisect
 import heapq
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -24,6 +24,7 @@ from torch.nn.functional import pad
 from preftune.types import Batch, Judged, Packed, Rows, Segment, TokenGroup
 
 LayoutName = Literal["rows", "packed", "shared"]
+PADDING_SEGMENT = 128  # most slots of a padding segment: attention of one long segment would cost more than the data's
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +65,14 @@ def to_constant_length(batch: Batch, tokens: int) -> Batch:
         batch,
         ids_T=pad(batch.ids_T, (0, padding)),
         positions_T=pad(batch.positions_T, (0, padding)),  # position 0: the model may have no further position
-        layout=Packed((*batch.layout.segments, Segment(slots, slots + padding))),
+        layout=Packed((*batch.layout.segments, *padding_segments(slots, slots + padding))),
     )
+
+
+def padding_segments(begin: int, end: int) -> Iterator[Segment]:
+    """Yield segments of at most PADDING_SEGMENT slots that fill the slots [begin, end)."""
+    for first in range(begin, end, PADDING_SEGMENT):
+        yield Segment(first, min(first + PADDING_SEGMENT, end))
 
 
 def batch_of(groups: Sequence[TokenGroup], layout: LayoutName) -> Batch:

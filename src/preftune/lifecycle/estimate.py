@@ -71,8 +71,8 @@ def measure_footprint(
     model_bytes = sum(p.numel() * p.element_size() for p in parameters)
     head = output_layer(scorer.model).weight
     assert isinstance(head, torch.Tensor)
-    head_gradients = 4 * head.numel() if head.requires_grad else 0  # dense, and once more for a tied embedding
     wide_head = 4 * head.numel() if head.dtype != torch.float32 and device.type == "cpu" else 0  # see half_logprobs
+    head_gradients = head.element_size() * head.numel() if head.requires_grad else 0
     fixed = {
         "in use now": memory.in_use(device),
         "gradients": 4 * count,

@@ -18,7 +18,7 @@ from preftune.lifecycle.data import require_length
 from preftune.lifecycle.packing_probe import choose_layout, state_values, token_values
 from preftune.model import load
 from preftune.model.adapter import add_lora
-from preftune.model.compile import compile_blocks
+from preftune.model.compile import compile_blocks, needs_constant_lengths
 from preftune.model.logprobs import Scorer
 from preftune.model.memory import keep_freed_memory
 from preftune.model.precision import exact_in, exact_state, save_dtype_of
@@ -94,6 +94,7 @@ def load_policy(
     if config.lora:
         kind, lora = "SEQ_CLS" if scalar else "CAUSAL_LM", config.lora
         model = add_lora(model, lora.rank, lora.alpha, lora.targets, kind)
+    start_hash = load.weights_hash(model)  # before the weights are on a GPU, from where they would be copied back
     model.to(device)
     if device.type == "cpu" and model.dtype != torch.float32:
         keep_freed_memory()
@@ -103,7 +104,7 @@ def load_policy(
         load.checkpoint_activations(model)
     work = flops(sum(parameter.numel() for parameter in model.parameters()))
     compiled, compile_note = choose_compile(config.model, model.dtype, device, work, in_memory)
-    constant = compiled and layout != "rows" and model.dtype == torch.float32
+    constant = compiled and needs_constant_lengths(layout, device, model.dtype)
     if compiled:
         compile_blocks(model, constant)
     notes = [note for note in (dtype_note, layout_note, compile_note) if note]
@@ -112,7 +113,7 @@ def load_policy(
         renderer.tokenizer,
         renderer,
         save_dtype,
-        load.weights_hash(model),
+        start_hash,
         Budget(layout, PROVISIONAL, constant),
         precise,
         notes,

@@ -68,10 +68,10 @@ def make_reference(
         other = load.load_model(source, policy.model.dtype)
         require_same_vocabulary(policy.tokenizer, load.load_tokenizer(source), path)
         require_vocabulary(groups, other.get_input_embeddings().weight.shape[0], path)
+        weights = load.weights_hash(other) if kind == "cached" else ""  # before they are on a GPU
         scorer = Scorer.of(other.to(policy.scorer.device))
         if policy.budget.layout != "rows":
             choose_layout(scorer, policy.budget.layout)
-        weights = load.weights_hash(other) if kind == "cached" else ""
     if kind == "frozen":
         frozen = Frozen(scorer) if path else Frozen.copy_of(policy.model)
         if compiled:  # else its results would differ from the policy's in the last digits

@@ -21,6 +21,7 @@ from torch import Tensor
 from preftune.model import segments
 from preftune.types import Packed
 
+SMALLEST_FLEX_HEAD = 16  # Triton multiplies matrices of 16 columns or more
 NAME = "preftune_segments"  # must not contain a name that transformers dispatches on, such as sdpa
 _layout: ContextVar[Packed | None] = ContextVar("layout", default=None)
 _calls: ContextVar[list[int] | None] = ContextVar("calls", default=None)
@@ -120,9 +121,9 @@ def segment_attention(
     plain = not softcap and s_aux is None and value.shape[-1] == query.shape[-1]
     flash = query.dtype in (torch.float16, torch.bfloat16) and query.shape[-1] <= 256 and query.shape[-1] % 8 == 0
     match query.device.type:
-        case "cuda" if plain and flash and segments.has_varlen():
+        case "cuda" if plain and flash:
             return segments.varlen(*qkv, *seen), None
-        case "cuda":
+        case "cuda" if min(query.shape[-1], value.shape[-1]) >= SMALLEST_FLEX_HEAD:
             from preftune.model.flex import flex
 
             return flex(*qkv, *seen, softcap, s_aux), None

@@ -119,17 +119,24 @@ def _generate(model: Any, tokenizer: Any, jobs: Sequence[tuple[tuple[int, ...], 
 
 
 def _prefilled(model: Any, ids: Tensor, mask: Tensor, prompts: Sequence[tuple[int, ...]]) -> Any:
-    """Return the cache of all prompt tokens but the last, computed once per distinct prompt; None if all differ."""
+    """Return the cache of all prompt tokens but the last, computed once per distinct prompt.
+
+    If all prompts differ, return an empty cache for a GPU, else None: the model then makes its own.
+    """
     from transformers import DynamicCache
 
-    distinct = {prompt: row for row, prompt in reversed(list(enumerate(prompts)))}  # the first row of each prompt
-    if len(distinct) == len(prompts) or ids.shape[1] == 1:
-        return None
-    rows = torch.tensor(sorted(distinct.values()), device=ids.device)
-    cache_row = {int(row): number for number, row in enumerate(rows)}
+    from preftune.model.growing_cache import to_growing
+
     cache = DynamicCache(config=model.config.get_text_config())
     if not all(hasattr(layer, "batch_select_indices") for layer in cache.layers):
         return None  # the states of recurrent layers cannot be copied to other rows
+    if _wants_growing_cache(ids.device):
+        cache = to_growing(cache)
+    distinct = {prompt: row for row, prompt in reversed(list(enumerate(prompts)))}  # the first row of each prompt
+    if len(distinct) == len(prompts) or ids.shape[1] == 1:
+        return cache if _wants_growing_cache(ids.device) else None
+    rows = torch.tensor(sorted(distinct.values()), device=ids.device)
+    cache_row = {int(row): number for number, row in enumerate(rows)}
     positions = (mask[rows].cumsum(-1) - 1).clamp(min=0)
     model(
         input_ids=ids[rows, :-1],
@@ -141,6 +148,11 @@ def _prefilled(model: Any, ids: Tensor, mask: Tensor, prompts: Sequence[tuple[in
     )
     cache.batch_select_indices(torch.tensor([cache_row[distinct[prompt]] for prompt in prompts], device=ids.device))
     return cache
+
+
+def _wants_growing_cache(device: torch.device) -> bool:
+    """Return whether sampling should not copy the cache for every token: on a GPU, where the copy takes most time."""
+    return device.type == "cuda"
 
 
 def _random_numbers(sampling: Sampling, prompt: Sequence[int], k: int) -> Any:
@@ -164,8 +176,8 @@ class _DrawToken:
         total = probability.cumsum(dim=-1)
         number = self.numbers[:, ids.shape[1] - self.width, None] * total[:, -1:]
         token = torch.searchsorted(total, number, right=True)
-        # Because of rounding, the search could return an index after the last token with non-zero probability.
-        last = (probability > 0).double().cumsum(-1).argmax(-1, keepdim=True)
+        # Because of rounding, `number` could be the total itself: then take the first token that reaches it.
+        last = torch.searchsorted(total, total[:, -1:].contiguous())
         return torch.full_like(logits, -torch.inf).scatter_(-1, torch.minimum(token, last), 0.0)
 
 

@@ -6,16 +6,16 @@ a segment is ordinary attention of q[begin:end] over k[prefix] ++ k[begin:end], 
     fused       CPU: the fused kernel of torch on each segment; one gradient buffer for the whole row
     varlen      CUDA: all segments in one flash-attention call
     one_by_one  any device, including with softcap and attention sinks, which the fused kernels lack
-                (on CUDA, model.flex handles these)
+                (on CUDA, model.flex handles these for head sizes from 16)
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
@@ -132,6 +132,8 @@ def attend(
     scores = softcap * tanh(scale * q k / softcap).  Shapes: (B, H, Q, D) and (B, K, S, D) -> (B, Q, H, D)
     """
     if not softcap and sinks_H is None:
+        if query.device.type == "cuda":
+            return attend_grouped(query, key, value, seen, scale)
         out = scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=scale, enable_gqa=True)
         return out.transpose(1, 2)
     repeats = query.shape[1] // key.shape[1]
@@ -147,6 +149,21 @@ def attend(
     return (weights.to(value.dtype) @ value).transpose(1, 2)
 
 
+def attend_grouped(query: Tensor, key: Tensor, value: Tensor, seen: Tensor, scale: float) -> Tensor:
+    """Return the result of `attend`, with the H/K query heads of each key head as more queries of that head.
+
+    On CUDA, the memory-efficient kernel takes a mask, but needs as many key heads as query heads. Without it, torch
+    uses a kernel that stores all scores in fp32, or cuDNN, which makes a plan for every new length. Repeating the keys
+    would copy the whole cache for each sampled token; repeating the mask copies far less.
+    """
+    rows, heads, queries, size = query.shape
+    repeats = heads // key.shape[1]
+    folded = query.reshape(rows, key.shape[1], repeats * queries, size)
+    mask = seen.repeat(*[1] * (seen.dim() - 2), repeats, 1)
+    out = scaled_dot_product_attention(folded, key, value, attn_mask=mask, scale=scale)
+    return out.reshape(rows, heads, queries, value.shape[-1]).transpose(1, 2)
+
+
 def varlen(query: Tensor, key: Tensor, value: Tensor, layout: Packed, window: int | None, scale: float) -> Tensor:
     """Apply flash attention to all segments at once. Gathers the keys of a shared prompt once per segment."""
     from torch.nn.attention.varlen import varlen_attn
@@ -156,25 +173,17 @@ def varlen(query: Tensor, key: Tensor, value: Tensor, layout: Packed, window: in
     if len(gather) != k.shape[0]:
         k, v = k[gather], v[gather]
     settings: dict[str, Any] = {"scale": scale, "window_size": (-1 if window is None else window - 1, 0)}
-    if q.shape[1] != k.shape[1] and "enable_gqa" in _settings(varlen_attn):
+    if q.shape[1] != k.shape[1] and _takes_enable_gqa(varlen_attn):
         settings["enable_gqa"] = True
-    elif q.shape[1] != k.shape[1]:  # torch 2.11
-        k, v = (tensor.repeat_interleave(q.shape[1] // k.shape[1], 1) for tensor in (k, v))
     ragged = (starts_q, starts_k, longest_q, longest_k)
     out: Tensor = varlen_attn(q.contiguous(), k.contiguous(), v.contiguous(), *ragged, **settings)  # type: ignore[assignment]
     return out[None]
 
 
-def has_varlen() -> bool:
-    """Return whether torch's variable-length attention supports windows, which torch 2.10 does not."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    return _settings(varlen_attn) >= {"scale", "window_size"}
-
-
 @lru_cache(maxsize=1)
-def _settings(function: Callable[..., Any]) -> frozenset[str]:
-    return frozenset(inspect.signature(function).parameters)
+def _takes_enable_gqa(function: Any) -> bool:
+    """Return whether the kernel has to be told that there are fewer key heads. torch 2.11 takes them as they are."""
+    return "enable_gqa" in inspect.signature(function).parameters
 
 
 @lru_cache(maxsize=4)
@@ -183,12 +192,14 @@ def _ragged(layout: Packed, device: torch.device) -> tuple[Tensor, Tensor, Tenso
 
     Cached, because all layers use the same layout.
     """
-    keys = [[*range(s.prefix_begin, s.prefix_end), *range(s.begin, s.end)] for s in layout.segments]
-    gather = to_device(torch.tensor([slot for segment in keys for slot in segment]), device)
-    queries = [s.end - s.begin for s in layout.segments]
-    lengths = [len(segment) for segment in keys]
-    return gather, _cumulative(queries, device), _cumulative(lengths, device), max(queries), max(lengths)
-
-
-def _cumulative(lengths: Sequence[int], device: torch.device) -> Tensor:
-    return to_device(torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32), device)
+    begin, end, prefix_begin, prefix_end = np.array(layout.segments, dtype=np.int64).T
+    queries, prompts = end - begin, prefix_end - prefix_begin
+    keys = prompts + queries
+    starts = np.cumsum(keys) - keys
+    offset = np.arange(keys.sum()) - np.repeat(starts, keys)  # of each key in its segment: prompt first
+    slot = offset + np.repeat(prefix_begin, keys)
+    own = offset - np.repeat(prompts, keys)
+    gather = np.where(own < 0, slot, own + np.repeat(begin, keys))
+    ends = (np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32) for lengths in (queries, keys))
+    slots, starts_q, starts_k = (to_device(torch.from_numpy(x), device) for x in (gather, *ends))
+    return slots, starts_q, starts_k, int(queries.max()), int(keys.max())

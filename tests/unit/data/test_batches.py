@@ -14,11 +14,21 @@ from hypothesis import strategies as st
 from tests.conftest import random_groups
 
 from preftune.data.audit import audit
-from preftune.data.layout import Budget, LayoutName, balanced_shares, batch_of, micro_batches, rows, slots_of
+from preftune.data.layout import (
+    Budget,
+    LayoutName,
+    balanced_shares,
+    batch_of,
+    micro_batches,
+    padding_segments,
+    rows,
+    shared,
+    slots_of,
+)
 from preftune.data.loss_items import as_labelled, as_pairs, as_rankings, require_columns, with_mismatches
 from preftune.data.steps import epoch_steps, permutation, size_of, training_steps
 from preftune.errors import DataError
-from preftune.types import Judgement, Packed, PreferenceGroup, Segment, TokenGroup
+from preftune.types import Judgement, Packed, PreferenceGroup, TokenGroup
 
 sizes_and_pairs = st.tuples(st.lists(st.integers(1, 9), min_size=1, max_size=60), st.integers(1, 20))
 
@@ -121,7 +131,7 @@ def test_micro_batches_have_every_group_once_and_stay_within_the_budget(
 
 
 @pytest.mark.parametrize("layout", ["packed", "shared"])
-@given(n=st.integers(1, 12), responses=st.integers(1, 3), tokens=st.integers(1, 200))
+@given(n=st.integers(1, 12), responses=st.integers(1, 3), tokens=st.integers(1, 900))
 def test_constant_lengths_are_quarters_of_the_budget_and_change_no_sequence(
     layout: LayoutName, n: int, responses: int, tokens: int
 ) -> None:
@@ -141,7 +151,20 @@ def test_constant_lengths_are_quarters_of_the_budget_and_change_no_sequence(
         assert batch.positions_T[:real].equal(bare.positions_T)
         assert batch.read_N.equal(bare.read_N)
         assert batch.layout.segments[: len(bare.layout.segments)] == bare.layout.segments
-        assert batch.layout.segments[len(bare.layout.segments) :] == ((Segment(real, slots),) if slots > real else ())
+        padding = batch.layout.segments[len(bare.layout.segments) :]
+        assert [slot for s in padding for slot in range(s.begin, s.end)] == list(range(real, slots))
+        assert all(s.prefix_begin == s.prefix_end for s in padding)
+
+
+def test_padding_attends_to_less_than_the_data() -> None:
+    """One long segment of padding would need more attention than all sequences together."""
+    [batch] = micro_batches(random_groups(1100, 2), Budget("shared", 16384, constant=True))
+    assert isinstance(batch.layout, Packed)
+    real = len(shared(batch.groups).ids_T)
+    padding = [s for s in batch.layout.segments if s.begin >= real]
+    assert sum(s.end - s.begin for s in padding) > 500
+    assert max(s.end - s.begin for s in padding) == 128
+    assert padding == list(padding_segments(real, len(batch.ids_T)))
 
 
 def group(n: int, **fields: Any) -> TokenGroup:

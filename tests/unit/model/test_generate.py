@@ -7,13 +7,17 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.conftest import make_model
 from tests.equal.test_architectures import SUPPORTED, UNSUPPORTED, make_scorer
 from tests.worlds import WORLD, make_world_model, table
+from transformers.cache_utils import DynamicLayer
 
 from preftune.measures.frontier import tempered
-from preftune.model import generate
+from preftune.model import generate, growing_cache
 from preftune.model.generate import Sampling, continuation, sample, truncate_distribution
+from preftune.model.growing_cache import GrowingLayer
 from preftune.model.logprobs import Scorer
 
 
@@ -99,6 +103,62 @@ def test_the_batch_is_halved_when_memory_runs_out(tokenizer: Any, monkeypatch: p
     actual = sample(model, tokenizer, prompts, Sampling(4, 8))
     assert [s.texts for s in actual] == [s.texts for s in expected]
     assert sizes == [12, 6, 3, 3, 3, 3]
+
+
+@pytest.mark.parametrize("architecture", sorted([*SUPPORTED, *UNSUPPORTED]))
+def test_the_cache_for_a_gpu_does_not_change_samples(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With shared and different prompts, and more tokens than a layer reserves at once."""
+    changes = SUPPORTED[architecture] if architecture in SUPPORTED else UNSUPPORTED[architecture][0]
+    model = make_scorer(architecture, changes).model
+    prompts = [[1, *range(5, 16)], [1, 7, 9]]
+    expected = [sample(model, Ids(), prompts, Sampling(n, 12)) for n in (1, 3)]
+    made: list[Any] = []
+    monkeypatch.setattr(generate, "_wants_growing_cache", lambda _device: True)
+    monkeypatch.setattr(growing_cache, "STEP", 8)
+    monkeypatch.setattr(growing_cache, "GrowingLayer", lambda: made.append(GrowingLayer()) or made[-1])
+    actual = [sample(model, Ids(), prompts, Sampling(n, 12)) for n in (1, 3)]
+    assert [[s.texts for s in part] for part in actual] == [[s.texts for s in part] for part in expected]
+    for layer in made:
+        assert layer._reserved is None or layer._reserved[0].shape[-2] % 8 == 0
+    if architecture == "llama":
+        assert made
+        assert all(layer.keys.data_ptr() == layer._reserved[0].data_ptr() for layer in made)
+
+
+def test_a_growing_cache_is_copied_only_when_its_memory_is_full() -> None:
+    layer = GrowingLayer()
+    plain = DynamicLayer()
+    reserved: list[torch.Tensor] = []
+    generator = torch.Generator().manual_seed(0)
+    for tokens in (250, 1, 5, 1, 300, 1):  # 256 are reserved, then 512, then 768
+        new = torch.randn(2, 3, tokens, 4, generator=generator), torch.randn(2, 3, tokens, 5, generator=generator)
+        for actual, expected in zip(layer.update(*new), plain.update(*new), strict=True):
+            assert actual.equal(expected)
+        assert layer._reserved is not None
+        reserved.append(layer._reserved[0])
+    assert len(set(map(id, reserved))) == 3
+    for part in (layer, plain):
+        part.batch_select_indices(torch.tensor([1, 0, 1]))
+        part.update(torch.ones(3, 3, 1, 4), torch.ones(3, 3, 1, 5))
+    assert layer.keys.equal(plain.keys)
+    assert layer.values.equal(plain.values)
+    assert layer.get_seq_length() == plain.get_seq_length()
+
+
+@given(st.lists(st.floats(-40, 40), min_size=1, max_size=50), st.integers(0, 2**53))
+def test_a_drawn_token_is_the_first_whose_cumulative_probability_exceeds_the_number(
+    values: list[float], numerator: int
+) -> None:
+    """Also for numbers so close to 1 that their product with the total rounds to the total."""
+    logits = torch.tensor([values], dtype=torch.float64)
+    number = min(numerator / 2**53, 1 - 2**-53)
+    draw = generate._DrawToken(Sampling(), torch.tensor([[number]], dtype=torch.float64), 0)
+    token = int(draw(torch.zeros(1, 0, dtype=torch.long), logits).argmax())
+    probability = torch.softmax(logits, -1)[0]
+    total = probability.cumsum(0)
+    reached = [i for i, sum_to_i in enumerate(total.tolist()) if sum_to_i > number * float(total[-1])]
+    assert token == (reached[0] if reached else total.tolist().index(float(total[-1])))
+    assert probability[token] > 0
 
 
 @pytest.mark.parametrize("architecture", sorted([*SUPPORTED, *UNSUPPORTED]))
