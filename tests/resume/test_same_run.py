@@ -164,6 +164,7 @@ def test_a_resumed_run_keeps_its_precision_on_a_machine_with_fast_bf16(
     assert Run.manifest(tmp_path / "run")["precision"] == "fp32"
     monkeypatch.setattr(compute, "has_amx", lambda: True)
     monkeypatch.setattr(compute, "AMX_WIDTH", 1)
+    stop_after(monkeypatch, 2)
     with pytest.raises(Stopped):
         dpo.run(settings.model_copy(update={"out": str(tmp_path / "new")}), display=quiet())
     assert Run.manifest(tmp_path / "new")["precision"] == "bf16"

@@ -49,10 +49,11 @@ class SegmentAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         # In fp32 also for 16-bit tensors: the kernel is two to three times as fast, and the sums are exact.
-        query, key, value, out, d_out = (tensor.float() for tensor in (*ctx.saved_tensors[:4], grads[0]))
+        saved = ctx.saved_tensors  # with gradient checkpointing, they can be read only once
+        query, key, value, out, d_out = (tensor.float() for tensor in (*saved[:4], grads[0]))
         d_query = torch.empty_like(query)
         d_key, d_value = torch.zeros_like(key), torch.zeros_like(value)
-        for s, log_sum in zip(ctx.layout.segments, ctx.saved_tensors[4:], strict=True):
+        for s, log_sum in zip(ctx.layout.segments, saved[4:], strict=True):
             causal, mask = _visible(s, ctx.window, query)
             own = slice(s.begin, s.end)
             d_piece, piece = d_out[:, own].transpose(1, 2), out[:, own].transpose(1, 2)
