@@ -18,7 +18,11 @@ def python(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
 @pytest.fixture
 def run_yaml(tmp_path: Path, model_folder: Path) -> Path:
     write_jsonl(tmp_path / "pairs.jsonl", PAIRS)
-    config = {"model": {"path": str(model_folder)}, "data": {"train": "pairs.jsonl"}, "batch": {"pairs": 2}}
+    config = {
+        "model": {"path": str(model_folder)},
+        "data": {"train": "pairs.jsonl", "eval": 0.25},
+        "batch": {"pairs": 2},
+    }
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump({**config, "train": {"max_steps": 1}, "monitor": None, "out": "run"}))
     return path

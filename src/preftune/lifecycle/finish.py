@@ -51,6 +51,16 @@ def running(run: Run, policy: Policy, stage: str, steps: int) -> Iterator[None]:
             run.weights.close()
 
 
+@contextmanager
+def evaluating(run: Run, step: int, *what: object) -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM interrupt the evaluation inside this context. Print a line before step 1, unless all of
+    `what` is evaluated (held-out data, a monitor) is empty."""
+    if step == 0 and any(what):
+        run.display.say("evaluating before the first step")
+    with stop.interruptible():
+        yield
+
+
 def finish_run(run: Run, policy: Policy, steps: int, next_command: str, merged: bool = False) -> Path:
     """Write the final model and the report, mark the run as finished, and return the model's folder.
 

@@ -6,11 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from preftune import stop
 from preftune.config.schema import DPOConfig
 from preftune.errors import ConfigError
 from preftune.lifecycle.before_first_step import before_first_step
-from preftune.lifecycle.finish import finish_run, running
+from preftune.lifecycle.finish import evaluating, finish_run, running
 from preftune.lifecycle.monitor import advise, drift, make_monitor, start_monitor
 from preftune.lifecycle.plan import plan_run, print_run_plan, sized
 from preftune.lifecycle.policy import Policy
@@ -66,7 +65,7 @@ def run(
         weights, optimizer = prepare_training(run, config, policy.model, policy.precise, len(steps))
     with running(run, policy, "train", len(steps)):
         for step, task in fit(task, steps, run.start, weights, optimizer, config.optim, config.train, run):
-            with stop.interruptible():
+            with evaluating(run, step, task.held_out, monitor):
                 metrics = {**drift(task, monitor, run.display.say), **task.evaluate()}
             run.log_evaluation(step, metrics)
             if monitor:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from preftune import stop
 from preftune.chat.render import Renderer
 from preftune.config.sampling import PPOConfig
 from preftune.data.prompts import Prompt, Prompts, encode_prompts
@@ -19,7 +18,7 @@ from preftune.errors import DataError
 from preftune.lifecycle import estimate
 from preftune.lifecycle.before_first_step import before_first_step
 from preftune.lifecycle.data import TextData, report_accounts
-from preftune.lifecycle.finish import finish_run, running
+from preftune.lifecycle.finish import evaluating, finish_run, running
 from preftune.lifecycle.open_policy import (
     model_fingerprint,
     note_reward,
@@ -89,7 +88,7 @@ def run(
         weights, optimizer = prepare_training(run, config, trained, precise, len(steps))
     with running(run, policy, "ppo", len(steps)):
         for step, budget in optimise(models, prompts, steps, config, policy.budget, weights, optimizer, run):
-            with save_on_error(run, step, budget, evaluated=False), stop.interruptible():
+            with save_on_error(run, step, budget, evaluated=False), evaluating(run, step, prompts.held_out):
                 metrics = evaluate(models, prompts.held_out, config, step)
             run.log_evaluation(step, metrics)
     return finish_run(run, policy, len(steps), "preftune sample --model FINAL --prompts PROMPTS")

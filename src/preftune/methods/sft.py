@@ -7,11 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from preftune import stop
 from preftune.config.schema import SFTConfig
 from preftune.data.loss_items import require_columns
 from preftune.lifecycle.before_first_step import before_first_step
-from preftune.lifecycle.finish import finish_run, running
+from preftune.lifecycle.finish import evaluating, finish_run, running
 from preftune.lifecycle.plan import plan_run, print_run_plan, sized
 from preftune.lifecycle.start import load_policy_and_data, open_run, prepare_training, start_run
 from preftune.lifecycle.task import ResponseTask
@@ -48,7 +47,7 @@ def run(
         weights, optimizer = prepare_training(run, config, policy.model, policy.precise, len(steps))
     with running(run, policy, "train", len(steps)):
         for step, task in fit(task, steps, run.start, weights, optimizer, config.optim, config.train, run):
-            with stop.interruptible():
+            with evaluating(run, step, task.held_out):
                 metrics = task.evaluate()
             run.log_evaluation(step, metrics)
     return finish_run(run, policy, len(steps), "preftune dpo CONFIG.yaml model.path=FINAL")

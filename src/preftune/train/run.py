@@ -189,8 +189,6 @@ class Run:
         return stop.requested()
 
     def reached(self, step: int, tally: Tally, tokens: int, *, evaluated: bool) -> None:
-        if step == 0 and not evaluated:
-            self.display.say("evaluating before the first step")
         self._reached = step, tally, tokens, evaluated
 
     def save_reached(self, total: int) -> Stopped:
