@@ -20,8 +20,8 @@ from torch.utils.checkpoint import checkpoint
 
 from preftune.errors import ModelError
 from preftune.model.attention import base_of
+from preftune.model.compiler import compiler_settings
 
-RECOMPILE_LIMIT = 64  # enough for 4 batch lengths, longer groups, windows, and runs with and without gradient
 _compiled: WeakSet[nn.Module] = WeakSet()
 
 
@@ -48,14 +48,6 @@ def compile_blocks(model: Any, constant: bool = False) -> None:
             _compile_inside_checkpoint(block, compiled)
         else:
             block.compile(**settings)
-
-
-def compiler_settings(dynamic: bool | None) -> dict[str, Any]:
-    """Return the arguments of torch.compile. Above its limit of recompilations, a function would run uncompiled."""
-    if "recompile_limit" in inspect.signature(torch.compile).parameters:
-        return {"dynamic": dynamic, "recompile_limit": RECOMPILE_LIMIT}
-    torch._dynamo.config.recompile_limit = max(RECOMPILE_LIMIT, torch._dynamo.config.recompile_limit)  # torch 2.11
-    return {"dynamic": dynamic}
 
 
 def _compile_inside_checkpoint(block: Any, compiled: Callable[[Any], Any]) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 from torch.nn.functional import pad
 
-from preftune.model.compile import compiler_settings
+from preftune.model.compiler import compiler_settings
 from preftune.types import Packed, Segment, to_device
 
 BLOCK = 128  # the size of blocks in a BlockMask, unless another is set

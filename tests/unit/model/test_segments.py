@@ -17,7 +17,7 @@ from torch.nn.attention.flex_attention import BlockMask
 from preftune.data.layout import batch_of
 from preftune.model import flex as flex_module
 from preftune.model import segments
-from preftune.model.compile import compiler_settings
+from preftune.model.compiler import compiler_settings
 from preftune.model.flex import BLOCK, block_mask, flex
 from preftune.types import Packed
 
