@@ -14,7 +14,7 @@ from preftune.data.layout import Budget
 from preftune.data.tokenize_groups import require_vocabulary
 from preftune.errors import ConfigError, ModelError
 from preftune.lifecycle.data import require_length
-from preftune.lifecycle.packing_probe import choose_layout, state_values, token_values
+from preftune.lifecycle.packing_probe import choose_layout
 from preftune.model import load
 from preftune.model.adapter import add_lora
 from preftune.model.compile import compile_blocks
@@ -82,7 +82,7 @@ def load_policy(
         model = add_lora(model, lora.rank, lora.alpha, lora.targets, kind)
     model.to(device_of(model if in_memory else None))
     scorer = scalar_scorer(model) if scalar else Scorer.of(model)
-    layout, layout_note = choose_layout(scorer, config.model.attention, state_values if scalar else token_values)
+    layout, layout_note = choose_layout(scorer, config.model.attention)
     if config.model.gradient_checkpointing:
         load.checkpoint_activations(model)
     if config.model.compile:
