@@ -114,13 +114,14 @@ def few_layers_difference(model: Any) -> str:
     else:
         groups = short_groups(config.vocab_size)
     layers, dtype = choose_layers(model), _dtype(model)
-    wide = excerpt(model, layers, torch.float32)
-    exact = measure(wide, batch_of(groups, "rows"), torch.float32)
+    wide = torch.float32 if dtype in HALF else dtype
+    copied = excerpt(model, layers, wide)
+    exact = measure(copied, batch_of(groups, "rows"), wide)
     few = "a few layers" if len(layers) < config.num_hidden_layers else "all layers"
     try:
-        actual, _ = _shared(wide, groups, torch.float32)
+        actual, _ = _shared(copied, groups, wide)
         reason = _fp32_difference(
-            exact, actual, LIMITS, few, lambda: in_other_batches(excerpt(model, layers, torch.float32), groups)
+            exact, actual, LIMITS, few, lambda: in_other_batches(excerpt(model, layers, wide), groups, wide)
         )
         if reason or dtype not in HALF:
             return reason
@@ -150,7 +151,7 @@ def whole_difference(model: Any) -> str:
 
     def rounding() -> Results:
         restore_attention(model)
-        results = in_other_batches(model, groups)
+        results = in_other_batches(model, groups, dtype)
         use_segments(model)
         return results
 
@@ -188,13 +189,13 @@ def measure(model: Any, batch: Batch, dtype: torch.dtype, gradient: bool = True)
     return _measure(model, [batch], [slice(None)], dtype, gradient)
 
 
-def in_other_batches(model: Any, groups: Sequence[TokenGroup]) -> Results:
+def in_other_batches(model: Any, groups: Sequence[TokenGroup], dtype: torch.dtype) -> Results:
     """Return the results of padded rows in two batches, one with the odd and one with the even responses."""
     rows = [TokenGroup(group.prompt_ids, (ids,)) for group in groups for ids in group.response_ids]
     lengths = torch.tensor([len(row.response_ids[0]) for row in rows])
     odd_N = torch.repeat_interleave(torch.arange(len(rows)) % 2, lengths)
     batches = [batch_of(rows[half::2], "rows") for half in (0, 1)]
-    return _measure(model, batches, [odd_N == 0, odd_N == 1], _dtype(model), True)
+    return _measure(model, batches, [odd_N == 0, odd_N == 1], dtype, True)
 
 
 def _measure(
@@ -205,7 +206,7 @@ def _measure(
     device = next(iter(base.parameters())).device
     count = sum(len(batch.read_N) for batch in batches)
     width = base.config.get_text_config().hidden_size
-    hidden_NH = torch.empty(count, width, dtype=dtype, device=device)
+    hidden_NH = torch.empty(count, width, device=device)
     # signs are exact in every precision
     signs_NH = torch.randint(0, 2, hidden_NH.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
     keys, gradients = [], []
@@ -213,7 +214,7 @@ def _measure(
         batch = batch.to(device)
         with _embeddings(base, dtype, gradient) as inputs, torch.set_grad_enabled(gradient):
             states = hidden_states(model, batch)
-            hidden_NH[chosen] = states.detach()
+            hidden_NH[chosen] = states.detach().float()
             if gradient:
                 (at_input,) = torch.autograd.grad(states, inputs[-1], signs_NH[chosen].to(states))
                 keys.append(batch.ids_T * 10_000 + batch.positions_T)

@@ -6,6 +6,7 @@ the noise is measured: both layouts are compared with fp32, and one may not be m
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 TYPICAL, RMS, LARGEST = 1.5, 2.0, 4.0
@@ -13,7 +14,12 @@ TYPICAL, RMS, LARGEST = 1.5, 2.0, 4.0
 
 
 def relative_errors(actual_NH: Tensor, exact_NH: Tensor) -> Tensor:
-    """Return (N,) |actual - exact| of each row, relative to the rms size of the rows of `exact_NH`."""
+    """Return (N,) |actual - exact| of each row, relative to the rms size of the rows of `exact_NH`.
+
+    If they do not have the same rows, which is a fault of the layout, the error is infinite.
+    """
+    if actual_NH.shape != exact_NH.shape:
+        return torch.full((1,), torch.inf)
     exact_NH = exact_NH.float()
     size = exact_NH.norm(dim=-1).square().mean().sqrt().clamp(min=1e-30)
     errors_N: Tensor = (actual_NH.float() - exact_NH).norm(dim=-1) / size
