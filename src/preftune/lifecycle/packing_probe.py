@@ -175,9 +175,14 @@ def _shared(
     except Exception as error:
         first = str(error).splitlines()[0] if str(error) else ""
         raise _NotPackedError(f"a packed batch fails: {type(error).__name__}: {first}") from error
-    if [call.query.shape[2] for call in calls] != [len(batch.ids_T)] * layers:
+    if _number_of_calls(calls, len(batch.ids_T)) != layers:
         raise _NotPackedError(f"the model's {layers} layers made {len(calls)} calls to the attention interface")
     return actual, calls
+
+
+def _number_of_calls(calls: Sequence[AttentionCall], slots: int) -> int:
+    """Return the number of calls, or -1 if one of them did not have all slots of the batch."""
+    return len(calls) if all(call.query.shape[2] == slots for call in calls) else -1
 
 
 def measure(model: Any, batch: Batch, dtype: torch.dtype, gradient: bool = True) -> Results:
