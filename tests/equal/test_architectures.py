@@ -12,10 +12,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from preftune.data.layout import batch_of, to_constant_length
 from preftune.errors import ModelError
-from preftune.lifecycle import packing_probe
-from preftune.lifecycle.packing_probe import choose_layout, measure, why_rows
+from preftune.lifecycle.packing_probe import choose_layout, why_rows
 from preftune.model.attention import NAME, base_of, restore_attention, use_segments
-from preftune.model.logprobs import Scorer
+from preftune.model.logprobs import Scorer, logps
+from preftune.types import Batch
 
 WINDOW = {"sliding_window": 6}
 MIXED = {**WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
@@ -114,6 +114,24 @@ def make_scorer(architecture: str, changes: dict[str, Any]) -> Scorer:
     return Scorer.of(model)
 
 
+def measure(scorer: Scorer, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the log-probs and the gradient of a weighted sum of them at the embeddings, by token id and position."""
+    inputs: list[torch.Tensor] = []
+
+    def capture(_module: Any, _args: Any, output: torch.Tensor) -> torch.Tensor:
+        inputs.append(output.detach().requires_grad_())
+        return inputs[-1]
+
+    handle = base_of(scorer.model).get_input_embeddings().register_forward_hook(capture)
+    token_N = logps(scorer, batch).token_N
+    handle.remove()
+    (gradient,) = torch.autograd.grad((torch.linspace(-1, 1, len(token_N)) * token_N).sum(), inputs[-1])
+    flat = gradient.reshape(-1, gradient.shape[-1])
+    keys, at_T = (batch.ids_T * 10_000 + batch.positions_T).unique(return_inverse=True)
+    total = torch.zeros(len(keys), flat.shape[-1]).index_add_(0, at_T, flat)
+    return token_N.detach(), total[keys >= 10_000]  # without padding, which is token 0
+
+
 @pytest.mark.parametrize("architecture", sorted(SUPPORTED))
 def test_packed_batches_equal_padded_rows(architecture: str) -> None:
     """Log-probs and gradients of packed and shared layouts, with and without padding, equal those of padded rows."""
@@ -160,21 +178,6 @@ def test_unsupported_architectures_use_padded_rows(architecture: str) -> None:
         with pytest.raises(ModelError, match=why):
             choose_layout(scorer, packed_layout)
     assert choose_layout(scorer, "rows") == ("rows", "")
-
-
-@pytest.mark.parametrize("architecture", ["bloom", "llama4_text", "qwen3_next"])
-def test_the_probe_detects_wrong_numbers_of_unsupported_architectures(
-    architecture: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The numbers alone are sufficient, without the names of the layers."""
-    scorer = make_scorer(architecture, UNSUPPORTED[architecture][0])
-    expected = measure(scorer, batch_of(packing_probe.probe_groups(96), "rows"))
-    use_segments(scorer.model)
-    try:
-        actual = measure(scorer, batch_of(packing_probe.probe_groups(96), "shared"))
-    except Exception:  # a model that fails is not silently wrong
-        return
-    assert "change the model's results" in packing_probe.difference(expected, actual)
 
 
 def test_the_probe_detects_attention_between_responses(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from tests.equal.test_architectures import SUPPORTED, make_scorer
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
 from preftune.data.layout import batch_of
-from preftune.lifecycle.packing_probe import choose_layout, state_values
+from preftune.lifecycle.packing_probe import choose_layout
 from preftune.model.attention import restore_attention
 from preftune.model.scalar import reward_logps, scalar_scorer, scalar_twin, with_reward_slot
 
@@ -44,7 +44,7 @@ def test_rewards_and_gradients_equal_those_of_transformers(architecture: str) ->
     weights = torch.linspace(-1, 1, len(reward))
     expected_gradients = torch.autograd.grad((weights * reward).sum(), list(model.parameters()), allow_unused=True)
     scorer = scalar_scorer(model)
-    assert choose_layout(scorer, "auto", state_values) == ("shared", "")
+    assert choose_layout(scorer, "auto") == ("shared", "")
     for layout in ("shared", "packed", "rows"):
         if layout == "rows":
             restore_attention(model)

@@ -15,7 +15,7 @@ from preftune.data.tokenize_groups import require_vocabulary
 from preftune.errors import ConfigError, ModelError
 from preftune.lifecycle.compute import choose_compile, choose_dtype
 from preftune.lifecycle.data import require_length
-from preftune.lifecycle.packing_probe import choose_layout, state_values, token_values
+from preftune.lifecycle.packing_probe import choose_layout
 from preftune.model import load
 from preftune.model.adapter import add_lora
 from preftune.model.compile import compile_blocks, needs_constant_lengths
@@ -99,7 +99,7 @@ def load_policy(
     if device.type == "cpu" and model.dtype != torch.float32:
         keep_freed_memory()
     scorer = scalar_scorer(model) if scalar else Scorer.of(model)
-    layout, layout_note = choose_layout(scorer, config.model.attention, state_values if scalar else token_values)
+    layout, layout_note = choose_layout(scorer, config.model.attention)
     if config.model.gradient_checkpointing:
         load.checkpoint_activations(model)
     work = flops(sum(parameter.numel() for parameter in model.parameters()))

@@ -25,7 +25,7 @@ from preftune.lifecycle.open_policy import (
     reward_models_fingerprint,
     warn_if_reward_changed,
 )
-from preftune.lifecycle.packing_probe import choose_layout, state_values
+from preftune.lifecycle.packing_probe import choose_layout
 from preftune.lifecycle.plan import print_plan, set_micro_batch_size
 from preftune.lifecycle.policy import Policy, check_policy, device_of, require_same_vocabulary
 from preftune.lifecycle.start import open_run, prepare_training, start_run
@@ -139,7 +139,7 @@ def make_critic(config: PPOConfig, source: load.Source, policy: Policy, in_memor
     network.to(policy.scorer.device)
     scorer = scalar_scorer(network)
     if policy.budget.layout != "rows":
-        choose_layout(scorer, policy.budget.layout, state_values)
+        choose_layout(scorer, policy.budget.layout)
     if config.model.gradient_checkpointing:
         load.checkpoint_activations(network)
     return Critic(scorer, None)

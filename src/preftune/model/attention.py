@@ -24,7 +24,7 @@ from preftune.types import Packed
 SMALLEST_FLEX_HEAD = 16  # Triton multiplies matrices of 16 columns or more
 NAME = "preftune_segments"  # must not contain a name that transformers dispatches on, such as sdpa
 _layout: ContextVar[Packed | None] = ContextVar("layout", default=None)
-_calls: ContextVar[list[int] | None] = ContextVar("calls", default=None)
+_calls: ContextVar[list[AttentionCall] | None] = ContextVar("calls", default=None)
 _original: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 
 
@@ -34,6 +34,19 @@ class Visible:
 
     layout: Packed
     window: int | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AttentionCall:
+    """The arguments of one call of `segment_attention` with a packed batch."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    visible: Visible
+    scale: float
+    softcap: float | None
+    sinks_H: Tensor | None
 
 
 @contextmanager
@@ -47,9 +60,9 @@ def segmented(layout: Packed) -> Iterator[None]:
 
 
 @contextmanager
-def record_attention_calls() -> Iterator[list[int]]:
-    """Record the number of slots of each segment-attention call inside the block."""
-    calls: list[int] = []
+def record_attention_calls() -> Iterator[list[AttentionCall]]:
+    """Record the arguments of each segment-attention call inside the block."""
+    calls: list[AttentionCall] = []
     token = _calls.set(calls)
     try:
         yield calls
@@ -116,7 +129,8 @@ def segment_attention(
         return segments.attend(query, key, value, attention_mask, scale, softcap, s_aux), None
     calls = _calls.get()
     if calls is not None:
-        calls.append(query.shape[2])
+        tensors = (query.detach(), key.detach(), value.detach())
+        calls.append(AttentionCall(*tensors, attention_mask, scale, softcap, s_aux))
     qkv, seen = (query, key, value), (attention_mask.layout, attention_mask.window, scale)
     plain = not softcap and s_aux is None and value.shape[-1] == query.shape[-1]
     flash = query.dtype in (torch.float16, torch.bfloat16) and query.shape[-1] <= 256 and query.shape[-1] % 8 == 0

@@ -69,10 +69,12 @@ def hidden_states(model: Any, batch: Batch) -> Tensor:
     captured: list[Tensor] = []
     layer = output_layer(model)
     scalar = getattr(layer, "out_features", 0) == 1  # classifiers need the output of their head, which is cheap
+    weight = next(layer.parameters(), None)
 
     def capture(hidden: Tensor) -> Tensor:
         captured.append(hidden)
-        return hidden if scalar else hidden[..., :0, :]
+        needed = hidden if scalar else hidden[..., :0, :]
+        return needed if weight is None else needed.to(weight.dtype)  # another one inside `excerpt.in_fp32`
 
     with intercept(layer, capture):
         _forward(model, batch)

@@ -35,7 +35,7 @@ from preftune.files import write_json, write_rows
 from preftune.formats.account import Account, format_origins
 from preftune.formulas import implicit_reward, labelled_margin, win
 from preftune.lifecycle.data import limits_of, read_data
-from preftune.lifecycle.packing_probe import choose_layout, state_values
+from preftune.lifecycle.packing_probe import choose_layout
 from preftune.lifecycle.plan import print_plan
 from preftune.lifecycle.policy import compute_dtype, device_of
 from preftune.measures.label_noise import Floats, confidence, slope
@@ -160,7 +160,7 @@ def margins_of(config: NoiseConfig, final: Path, held_out: Groups, display: Disp
     dtype, device = compute_dtype(config.model), device_of(None)
     if config.ranker == "reward":
         scorer = scalar_scorer(load_scalar(source, dtype).to(device))
-        layout, _ = choose_layout(scorer, "auto", state_values)
+        layout, _ = choose_layout(scorer, "auto")
         forward, slots = partial(reward_logps, scorer), with_reward_slot(groups)
         rewards = score_responses(forward, slots, scorer.device, Budget(layout, SLOTS))
     else:
