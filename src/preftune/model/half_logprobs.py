@@ -132,13 +132,14 @@ def fp32_product(weight_VH: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
 @contextmanager
 def multiplied_as_bf16(allowed: bool) -> Iterator[None]:
     """Let the CPU round the inputs of fp32 matrix products to bf16 inside the block. Sums and results stay fp32."""
-    before = torch.backends.mkldnn.matmul.fp32_precision
+    settings: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = settings.fp32_precision
     if allowed:
-        torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+        settings.fp32_precision = "bf16"
     try:
         yield
     finally:
-        torch.backends.mkldnn.matmul.fp32_precision = before
+        settings.fp32_precision = before
 
 
 def log_softmax_(logits_CV: Tensor, target_C: Tensor, head: Head, slope_CV: Tensor | None) -> Tensor:

@@ -55,9 +55,9 @@ class Weights:
     @torch.no_grad()
     def publish(self) -> None:
         """Copy the masters' values to the model, after an update."""
-        pairs = [pair for pair in zip(self.parameters, self.masters, strict=True) if pair[0] is not pair[1]]
+        pairs = [(p, master) for p, master in zip(self.parameters, self.masters, strict=True) if p is not master]
         if pairs:
-            torch._foreach_copy_(*map(list, zip(*pairs, strict=True)))
+            torch._foreach_copy_([p for p, _ in pairs], [master for _, master in pairs])
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         return iter(zip(self.names, self.masters, strict=True))
