@@ -1,4 +1,4 @@
-"""Write text, JSON and JSON-lines files so that a crash never leaves a half-written file.
+"""Write text, JSON and JSON-lines files so that a crash never leaves a half-written file. Choose the cache folder.
 
 Each file is written under a temporary name in the same folder and then renamed. A lone surrogate, which UTF-8 cannot
 encode, is written as an escape such as \\ud83d; JSON decodes it to the same character.
@@ -14,6 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from preftune.errors import RunError, writing
+
+
+def cache_folder() -> Path:
+    """Return $PREFTUNE_CACHE, or the folder preftune in the user's cache folder."""
+    own = os.environ.get("PREFTUNE_CACHE")
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(own) if own else base / "preftune"
 
 
 def write_text(path: Path, chunks: Iterable[str]) -> None:

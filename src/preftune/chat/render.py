@@ -9,10 +9,15 @@ Chat: the prompt is rendered with the generation prompt; the response is the tex
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
+
+import tokenizers
+import transformers
 
 from preftune.chat.arguments import QUOTED, are_quoted, other_forms
 from preftune.chat.faults import LEFT_OUT, NO_EXTENSION, Fault
@@ -24,6 +29,7 @@ from preftune.errors import ModelError
 from preftune.formats.values import BadRow
 from preftune.types import Message, PreferenceGroup
 
+CHUNK = 512  # groups that are tokenised in one call
 ANCHORS = ("\n", ".", ":", "a", "0", "-")  # after one of them, the tokenizer adds no leading space
 PLAIN = (
     "the prompts are plain text, so the model's chat template is not applied; set data.as_chat=true "
@@ -106,13 +112,48 @@ class Renderer:
         """The chat settings, with the time that the template has written, if any."""
         return replace(self.template.settings, moment=self.template.moment if self.template.dates else None)
 
+    def identity(self) -> list[Any] | None:
+        """Return all that decides the ids of a group, as JSON types. None for a tokenizer that is written in Python."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            return None
+        special = {name: str(token) for name, token in self.tokenizer.special_tokens_map.items()}
+        return [
+            hashlib.sha256(backend.to_str().encode("utf-8", "surrogatepass")).hexdigest(),
+            [type(self.tokenizer).__qualname__, tokenizers.__version__, transformers.__version__],
+            [special, sorted(self.end_ids), getattr(self.tokenizer, "split_special_tokens", False)],
+            [self.template.source, {**self.template.settings.record(), "moment": None}, self.template.dates_in_source()],
+        ]
+
     def encode(self, groups: Sequence[PreferenceGroup]) -> list[Encoded]:
-        """Return the ids of all groups. All texts are tokenised in one call, which runs in parallel."""
-        rendered = [self._render(group) for group in groups]
-        valid = [one for one in rendered if not one.fault]
-        prompts = iter(self._tokenize([(one.prompt, one.chat) for one in valid]))
-        joint = iter(self._tokenize([(one.prompt + r, one.chat) for one in valid for r in one.responses]))
+        """Return the ids of all groups."""
+        return [encoded for _, encoded in self.encode_all(groups)]
+
+    def encode_all(
+        self, groups: Sequence[PreferenceGroup], max_tokens: int | None = None
+    ) -> Iterator[tuple[PreferenceGroup, Encoded]]:
+        """Yield each group with its ids. A chunk is rendered while another thread tokenises the one before.
+
+        `max_tokens` has no effect yet.
+        """
+        with ThreadPoolExecutor(1) as thread:
+            waiting: tuple[list[PreferenceGroup], list[Texts], Future[list[list[int]]]] | None = None
+            for begin in range(0, len(groups), CHUNK):
+                chunk = list(groups[begin : begin + CHUNK])
+                rendered = [self._render(group) for group in chunk]
+                future = thread.submit(self._tokenize, _texts_of(rendered))
+                if waiting:
+                    yield from zip(waiting[0], self._encoded(*waiting), strict=True)
+                waiting = (chunk, rendered, future)
+            if waiting:
+                yield from zip(waiting[0], self._encoded(*waiting), strict=True)
+
+    def _encoded(
+        self, groups: Sequence[PreferenceGroup], rendered: Sequence[Texts], ids: Future[list[list[int]]]
+    ) -> list[Encoded]:
+        """Return the encoded groups of a chunk, given the ids of `_texts_of`."""
         header = self._header_note(groups, rendered)
+        tokenized = iter(ids.result())
         encoded = []
         for group, one in zip(groups, rendered, strict=True):
             if one.chat and not one.fault:
@@ -120,7 +161,8 @@ class Renderer:
             if one.fault:
                 encoded.append(Encoded([], [], (), one.fault))
             else:
-                encoded.append(self._assemble(group, one, next(prompts), [next(joint) for _ in one.responses]))
+                prompt = next(tokenized)
+                encoded.append(self._assemble(group, one, prompt, [next(tokenized) for _ in one.responses]))
         return encoded
 
     def _render(self, group: PreferenceGroup) -> Texts:
@@ -299,6 +341,13 @@ class Renderer:
             if both[: len(head)] == head:
                 return both[len(head) :]
         return tokenize(text)
+
+
+def _texts_of(rendered: Sequence[Texts]) -> list[tuple[str, bool]]:
+    """Return what is tokenised of a chunk: for each group the prompt, and the prompt with each response."""
+    return [
+        (one.prompt + text, one.chat) for one in rendered if not one.fault for text in ("", *one.responses)
+    ]
 
 
 def _first_difference(prompt: str, text: str) -> str:

@@ -7,7 +7,7 @@ import time
 
 import torch
 
-from preftune.model.reference_cache import cache_folder
+from preftune.files import cache_folder
 from preftune.train.run import machine
 
 

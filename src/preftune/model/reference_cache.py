@@ -25,19 +25,13 @@ from safetensors import safe_open
 from safetensors.numpy import save
 
 from preftune.errors import writing
+from preftune.files import cache_folder
 
 if TYPE_CHECKING:
     from preftune.types import Ids
 
 Floats = npt.NDArray[np.float32]
 FLUSH_TOKENS = 8_000_000
-
-
-def cache_folder() -> Path:
-    """Return $PREFTUNE_CACHE, or the folder preftune in the user's cache folder."""
-    own = os.environ.get("PREFTUNE_CACHE")
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(own) if own else base / "preftune"
 
 
 def response_key(prompt_ids: Ids, response_ids: Ids) -> bytes:

@@ -1,0 +1,52 @@
+"""A part of a sequence of groups, in any order, without a copy of the groups."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any, TypeVar, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from preftune.data.shapes import Shapes
+
+T = TypeVar("T")
+Indices = npt.NDArray[np.integer[Any]]
+
+
+class Subset(Sequence[T]):
+    """The items of `items` at `indices`."""
+
+    def __init__(self, items: Sequence[T], indices: Indices) -> None:
+        self.items, self.indices = items, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[T]: ...
+    def __getitem__(self, index: int | slice) -> T | Sequence[T]:
+        if isinstance(index, slice):
+            return Subset(self.items, self.indices[index])
+        return self.items[int(self.indices[index])]
+
+    def __iter__(self) -> Iterator[T]:
+        return (self.items[int(index)] for index in self.indices)
+
+    @cached_property
+    def shapes(self) -> Shapes | None:
+        """The shapes of the groups, if `items` has stored ones."""
+        stored = getattr(self.items, "shapes", None)
+        return stored.take(self.indices) if isinstance(stored, Shapes) else None
+
+
+def subset(items: Sequence[T], indices: Indices) -> Sequence[T]:
+    """Return the items at `indices`: a list if `items` is a list, otherwise a view."""
+    if isinstance(items, list):
+        return [items[int(index)] for index in indices]
+    if isinstance(items, Subset):
+        return Subset(items.items, items.indices[indices])
+    return Subset(items, indices)
