@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from preftune.errors import RunError, writing
+
+
+MAX_READS = 1024  # from a MappedFile before its pages are released
 
 
 def cache_folder() -> Path:
@@ -50,6 +54,24 @@ def digest(path: Path) -> str:
     """Return the SHA-256 of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class MappedFile:
+    """A file that is read through a memory map. Call `count` for each read, so that the process keeps few pages of it.
+
+    Without that, the pages that were read would count as memory of the process until the system needs them.
+    """
+
+    def __init__(self, path: Path) -> None:
+        with path.open("rb") as file:
+            self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._reads = 0
+
+    def count(self) -> None:
+        """Count one read. After every MAX_READS, the pages are released; they are read again when they are needed."""
+        self._reads += 1
+        if self._reads % MAX_READS == 0 and hasattr(mmap, "MADV_DONTNEED"):
+            self.map.madvise(mmap.MADV_DONTNEED)
 
 
 class Journal:

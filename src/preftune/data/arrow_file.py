@@ -11,7 +11,6 @@ of prompts and responses; both have these:
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
@@ -20,6 +19,7 @@ import numpy as np
 
 from preftune.data.subset import Subset
 from preftune.errors import writing
+from preftune.files import MappedFile
 from preftune.types import Judgement, PreferenceGroup, TokenGroup
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 G = TypeVar("G", PreferenceGroup, TokenGroup)
 BATCH = 1024  # groups in a record batch
 BATCH_BYTES = 1 << 24  # of text or token ids, after which a record batch ends early
-RELEASE = 1024  # groups to read before the pages of the file are released from this process
 FIX = "free disk space, or set PREFTUNE_CACHE to a different folder"
 FLOATS = ("weight", "probability", "margin")
 
@@ -181,12 +180,10 @@ class GroupFile(Sequence[G], Generic[G, C]):
     def __init__(self, path: Path) -> None:
         import pyarrow
 
-        with path.open("rb") as file:
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self._reader = pyarrow.ipc.open_file(pyarrow.py_buffer(self._map))
+        self._file = MappedFile(path)
+        self._reader = pyarrow.ipc.open_file(pyarrow.py_buffer(self._file.map))
         self._number = self._reader.num_record_batches
         self._columns: dict[int, C] = {}
-        self._read = 0
         self.path = path
         lengths = [self._reader.get_batch(i).num_rows for i in range(self._number)]
         self.starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
@@ -221,15 +218,8 @@ class GroupFile(Sequence[G], Generic[G, C]):
         columns = self._columns.get(batch)
         if columns is None:
             columns = self._columns[batch] = self.open_columns(self._reader.get_batch(batch))
-        self._read += 1
-        if self._read % RELEASE == 0:
-            self._release()
+        self._file.count()
         return columns, index - int(self.starts[batch])
-
-    def _release(self) -> None:
-        """Let the operating system take back the pages that were read. They are read again when they are needed."""
-        if hasattr(mmap, "MADV_DONTNEED"):
-            self._map.madvise(mmap.MADV_DONTNEED)
 
     def __iter__(self) -> Iterator[G]:
         return (self[index] for index in range(len(self)))

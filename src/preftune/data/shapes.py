@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -73,6 +73,10 @@ class Shapes:
             self.length_S[np.repeat(first, counts) + within],
         )
 
+    def followed_by(self, other: Shapes) -> Shapes:
+        """Return the shapes of these groups and then those of `other`."""
+        return Shapes(*(np.concatenate([getattr(self, f.name), getattr(other, f.name)]) for f in fields(Shapes)))
+
     @property
     def size_G(self) -> Ints:
         """`steps.size_of` of each group."""
@@ -132,7 +136,7 @@ class Tally:
         return Shapes(*counts[:4], flags, counts[4], lengths)
 
 
-def stored_shapes(groups: Sequence[TokenGroup]) -> Shapes | None:
+def stored_shapes(groups: Sequence[Any]) -> Shapes | None:
     """Return the shapes of groups in a file; None for other groups."""
     stored = getattr(groups, "shapes", None)
     return stored if isinstance(stored, Shapes) else None

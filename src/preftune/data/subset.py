@@ -9,7 +9,7 @@ from typing import Any, TypeVar, overload
 import numpy as np
 import numpy.typing as npt
 
-from preftune.data.shapes import Shapes
+from preftune.data.shapes import Shapes, stored_shapes
 
 T = TypeVar("T")
 Indices = npt.NDArray[np.integer[Any]]
@@ -39,8 +39,8 @@ class Subset(Sequence[T]):
     @cached_property
     def shapes(self) -> Shapes | None:
         """The shapes of the groups, if `items` has stored ones."""
-        stored = getattr(self.items, "shapes", None)
-        return stored.take(self.indices) if isinstance(stored, Shapes) else None
+        stored = stored_shapes(self.items)
+        return None if stored is None else stored.take(self.indices)
 
 
 def subset(items: Sequence[T], indices: Indices) -> Sequence[T]:
@@ -50,3 +50,40 @@ def subset(items: Sequence[T], indices: Indices) -> Sequence[T]:
     if isinstance(items, Subset):
         return Subset(items.items, items.indices[indices])
     return Subset(items, indices)
+
+
+class Joined(Sequence[T]):
+    """The items of `first`, then those of `second`."""
+
+    def __init__(self, first: Sequence[T], second: Sequence[T]) -> None:
+        self.first, self.second = first, second
+
+    def __len__(self) -> int:
+        return len(self.first) + len(self.second)
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[T]: ...
+    def __getitem__(self, index: int | slice) -> T | Sequence[T]:
+        if isinstance(index, slice):
+            return Subset(self, np.arange(len(self))[index])
+        at = index + len(self) if index < 0 else index
+        return self.first[at] if at < len(self.first) else self.second[at - len(self.first)]
+
+    def __iter__(self) -> Iterator[T]:
+        yield from self.first
+        yield from self.second
+
+    @cached_property
+    def shapes(self) -> Shapes | None:
+        """The shapes of the groups, if both parts have stored ones."""
+        first, second = stored_shapes(self.first), stored_shapes(self.second)
+        return None if first is None or second is None else first.followed_by(second)
+
+
+def joined(first: Sequence[T], second: Sequence[T]) -> Sequence[T]:
+    """Return the items of both sequences: a list if both are lists, otherwise a view."""
+    if isinstance(first, list) and isinstance(second, list):
+        return [*first, *second]
+    return Joined(first, second)

@@ -19,6 +19,7 @@ import torch
 
 from preftune.config.schema import RunConfig, TunedConfig
 from preftune.data.layout import LayoutName, batch_of, micro_batches, slots_of, width_of
+from preftune.data.shapes import Shapes
 from preftune.data.steps import Step
 from preftune.lifecycle.monitor import Monitor
 from preftune.lifecycle.task import ResponseTask
@@ -77,7 +78,7 @@ def measure_footprint(
         "reference": model_bytes if second_model else 0,
         "output layer": 12 * chunk_tokens(head.shape[0], device) * head.shape[0] + head_gradients,
     }
-    probe = sorted(groups, key=lambda g: abs(slots_of(g, layout) - PROBE_SLOTS))[0]
+    probe = groups[int(np.abs(Shapes.of(groups).slots_G(layout) - PROBE_SLOTS).argmin())]
     batch = batch_of([probe], layout)
     per_slot = memory.activation_bytes(scorer, batch) / len(batch.ids_T)  # without gradient checkpointing
     if config.model.gradient_checkpointing:  # each layer's input, and the activations of one layer at a time
@@ -132,7 +133,8 @@ def batches_of(task: ResponseTask, steps: Sequence[Step]) -> list[Batch]:
 def largest_micro_batch(task: ResponseTask, steps: Sequence[Step]) -> tuple[int, int]:
     """Return (token slots, scored tokens) of the largest micro-batch: of the first 100 steps, or the largest group."""
     batches = batches_of(task, steps[:100])
-    batches += micro_batches([max(task.groups, key=lambda g: slots_of(g, task.budget.layout))], task.budget)
+    largest = int(Shapes.of(task.groups).slots_G(task.budget.layout).argmax())
+    batches += micro_batches([task.groups[largest]], task.budget)
     return max((len(batch.ids_T), len(batch.read_N)) for batch in batches)
 
 
@@ -163,8 +165,8 @@ def time_lines(
     body, head = macs(task.scorer)
 
     def cost(groups: Sequence[TokenGroup]) -> float:
-        layout = task.budget.layout
-        return float(sum(body * slots_of(g, layout) + head * sum(map(len, g.response_ids)) for g in groups))
+        shapes = Shapes.of(groups)
+        return float(body * int(shapes.slots_G(task.budget.layout).sum()) + head * int(shapes.sum_G.sum()))
 
     timed_steps, batches = steps[:100], batches_of(task, steps[:8])
     # a compiled model is compiled once per shape

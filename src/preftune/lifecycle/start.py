@@ -15,6 +15,7 @@ from preftune.chat.open import load_renderer
 from preftune.chat.render import Renderer
 from preftune.config.sampling import PPOConfig
 from preftune.config.schema import RunConfig
+from preftune.data.subset import joined
 from preftune.errors import RunError
 from preftune.lifecycle.data import TextData, TokenData, read_data, read_prompt_data, report_accounts, tokenize_data
 from preftune.lifecycle.policy import Policy, check_policy, load_policy
@@ -118,7 +119,7 @@ def load_policy_and_data(start: Start, config: RunConfig) -> tuple[Policy, Token
     data = tokenize_data(start.text, renderer, config.data)
     report_accounts(start.text, start.display)
     policy = start.policy(renderer)
-    check_policy(policy, [*data.train, *data.held_out], start.source, "data.max_length")
+    check_policy(policy, joined(data.train, data.held_out), start.source, "data.max_length")
     return policy, data
 
 
