@@ -10,7 +10,7 @@ Chat: the prompt is rendered with the generation prompt; the response is the tex
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -22,7 +22,16 @@ import transformers
 from preftune.chat.arguments import QUOTED, are_quoted, other_forms
 from preftune.chat.faults import LEFT_OUT, NO_EXTENSION, Fault
 from preftune.chat.lost_text import find_missing, unwritten_links
-from preftune.chat.response_ends import BOS_INSIDE, BOS_TWICE, END_INSIDE, HAD_END, HAD_EOS, Ends, special_texts
+from preftune.chat.response_ends import (
+    BOS_INSIDE,
+    BOS_TWICE,
+    END_INSIDE,
+    HAD_END,
+    HAD_EOS,
+    Ends,
+    special_texts,
+    splitting_tokens,
+)
 from preftune.chat.template import ChatSettings, RefusedByTemplate, Template, open_think
 from preftune.chat.turns import text_to_chat
 from preftune.errors import ModelError
@@ -58,6 +67,7 @@ class Texts:
 
     inner   for each chat response, the number of end tokens before the one that the template writes
     closes  for each chat response, whether the template writes an end token
+    repeated_from  where the part of the prompt begins that is tokenised with each response; -1: at its beginning
     """
 
     prompt: str
@@ -68,6 +78,7 @@ class Texts:
     notes: list[str] = field(default_factory=list)
     fault: Fault | None = None
     dropped: bool = False
+    repeated_from: int = -1
 
 
 @dataclass(frozen=True)
@@ -77,6 +88,7 @@ class Renderer:
     ends     BOS and the tokens that end a response
     suffix   number of tokens that the tokenizer adds at the end of a text
     special  texts of all special tokens
+    splitting  {text of a special token that is tokenised independently of the text around it: its id}
     """
 
     tokenizer: Any
@@ -84,6 +96,7 @@ class Renderer:
     ends: Ends
     suffix: int
     special: tuple[str, ...]
+    splitting: Mapping[str, int]
 
     @staticmethod
     def of(tokenizer: Any, end_ids: Sequence[int] = (), settings: ChatSettings | None = None) -> Renderer:
@@ -101,7 +114,8 @@ class Renderer:
         bos = tokenizer.bos_token_id
         ends = Ends.of(tokenizer, end_ids, writes_bos=bos is not None and bos in full[: starts[0] if starts else 1])
         template = Template.of(tokenizer, settings or ChatSettings())
-        return Renderer(tokenizer, template, ends, suffix, special_texts(tokenizer))
+        splitting = splitting_tokens(tokenizer, f"{template.source} {tokenizer.bos_token} {tokenizer.eos_token}")
+        return Renderer(tokenizer, template, ends, suffix, special_texts(tokenizer), splitting)
 
     @property
     def end_ids(self) -> frozenset[int]:
@@ -141,7 +155,7 @@ class Renderer:
             for begin in range(0, len(groups), CHUNK):
                 chunk = list(groups[begin : begin + CHUNK])
                 rendered = [self._render(group) for group in chunk]
-                future = thread.submit(self._tokenize, _texts_of(rendered))
+                future = thread.submit(self._tokenize, self._texts_of(rendered))
                 if waiting:
                     yield from zip(waiting[0], self._encoded(*waiting), strict=True)
                 waiting = (chunk, rendered, future)
@@ -154,16 +168,48 @@ class Renderer:
         """Return the encoded groups of a chunk, given the ids of `_texts_of`."""
         header = self._header_note(groups, rendered)
         tokenized = iter(ids.result())
-        encoded = []
-        for group, one in zip(groups, rendered, strict=True):
-            if one.chat and not one.fault:
+        split: list[tuple[list[int], list[list[int] | None]]] = []
+        for one in (one for one in rendered if not one.fault):
+            if one.chat:
                 one.notes += [note for note in (self.template.note, header) if note]
-            if one.fault:
-                encoded.append(Encoded([], [], (), one.fault))
-            else:
-                prompt = next(tokenized)
-                encoded.append(self._assemble(group, one, prompt, [next(tokenized) for _ in one.responses]))
-        return encoded
+            prompt = next(tokenized)
+            start = prompt[self._length_before(one, prompt) :]
+            joint = [next(tokenized) for _ in one.responses]
+            split.append((prompt, [ids[len(start) :] if ids[: len(start)] == start else None for ids in joint]))
+        valid = iter(split)
+        separate = [
+            text
+            for one, (_, added) in zip((one for one in rendered if not one.fault), split, strict=True)
+            for text, ids in zip(one.responses, added, strict=True)
+            if ids is None
+        ]
+        alone = iter(self._tokenize_separately(separate))
+        return [
+            Encoded([], [], (), one.fault) if one.fault else self._assemble(group, one, *next(valid), alone)
+            for group, one in zip(groups, rendered, strict=True)
+        ]
+
+    def _texts_of(self, rendered: Sequence[Texts]) -> list[tuple[str, bool]]:
+        """Return what is tokenised of a chunk: for each group the prompt, and the prompt with each response.
+
+        A special token is tokenised alone, and so is the text after it. So the prompt of a chat is only repeated from
+        its last special token on.
+        """
+        texts = []
+        for one in (one for one in rendered if not one.fault):
+            if one.chat:
+                one.repeated_from = max((one.prompt.rfind(token) for token in self.splitting), default=-1)
+            end = one.prompt[max(one.repeated_from, 0) :]
+            texts += [(one.prompt, one.chat), *((end + response, one.chat) for response in one.responses)]
+        return texts
+
+    def _length_before(self, one: Texts, prompt: Sequence[int]) -> int:
+        """Return the number of tokens before the part of the prompt that is repeated with each response."""
+        if one.repeated_from <= 0:
+            return 0
+        token = next(t for t in self.splitting if one.prompt.startswith(t, one.repeated_from))
+        number = self.splitting[token]
+        return len(prompt) - 1 - list(reversed(prompt)).index(number)
 
     def _render(self, group: PreferenceGroup) -> Texts:
         try:
@@ -280,20 +326,29 @@ class Renderer:
         result: list[list[int]] = [[]] * len(texts)
         for chat in (False, True):
             where = [i for i, (_, is_chat) in enumerate(texts) if is_chat == chat]
-            if where:
-                output = self.tokenizer([texts[i][0] for i in where], add_special_tokens=not chat, verbose=False)
-                for i, ids in zip(where, output["input_ids"], strict=True):
-                    result[i] = ids if chat or not self.suffix else ids[: -self.suffix]
+            for i, ids in zip(where, self._ids([texts[i][0] for i in where], not chat), strict=True):
+                result[i] = ids if chat or not self.suffix else ids[: -self.suffix]
         return result
 
-    def _assemble(self, group: PreferenceGroup, one: Texts, prompt_ids: list[int], joint: list[list[int]]) -> Encoded:
+    def _ids(self, texts: Sequence[str], special_tokens: bool) -> list[list[int]]:
+        """Tokenise texts in one call, which runs in parallel."""
+        if not texts:
+            return []
+        output = self.tokenizer(
+            list(texts), add_special_tokens=special_tokens, return_attention_mask=False, verbose=False
+        )
+        ids: list[list[int]] = output["input_ids"]
+        return ids
+
+    def _assemble(
+        self, group: PreferenceGroup, one: Texts, prompt_ids: list[int], added: Sequence[list[int] | None], alone: Any
+    ) -> Encoded:
+        """Return a group, given the ids that each response adds to the prompt; None: take the next ids of `alone`."""
         notes = one.notes
         response_ids = []
-        for place, (text, joined) in enumerate(zip(one.responses, joint, strict=True)):
-            if joined[: len(prompt_ids)] == prompt_ids:
-                ids = joined[len(prompt_ids) :]
-            else:
-                ids = self._tokenize_separately(text)
+        for place, ids in enumerate(added):
+            if ids is None:
+                ids = next(alone)
                 notes.append("a token spans the end of the prompt; the response was tokenised separately")
             if group.ended and not group.ended[place]:
                 notes.append("a response was cut off during sampling; no EOS was added")
@@ -330,24 +385,23 @@ class Renderer:
         ids, closed = self.ends.cut_after_end(ids)
         return ids[:-1] if closed else ids
 
-    def _tokenize_separately(self, text: str) -> list[int]:
-        """Tokenise `text` as if different text came before it: some tokenizers add a space before the first word."""
-
-        def tokenize(part: str) -> list[int]:
-            return list(self.tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"])
-
+    def _tokenize_separately(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokenise texts as if different text came before them: some tokenizers add a space before the first word."""
+        result: list[list[int]] = [[] for _ in texts]
+        left = list(range(len(texts)))
         for anchor in ANCHORS:
-            head, both = tokenize(anchor), tokenize(anchor + text)
-            if both[: len(head)] == head:
-                return both[len(head) :]
-        return tokenize(text)
-
-
-def _texts_of(rendered: Sequence[Texts]) -> list[tuple[str, bool]]:
-    """Return what is tokenised of a chunk: for each group the prompt, and the prompt with each response."""
-    return [
-        (one.prompt + text, one.chat) for one in rendered if not one.fault for text in ("", *one.responses)
-    ]
+            if not left:
+                return result
+            (head,), waiting = self._ids([anchor], False), []
+            for i, both in zip(left, self._ids([anchor + texts[i] for i in left], False), strict=True):
+                if both[: len(head)] == head:
+                    result[i] = both[len(head) :]
+                else:
+                    waiting.append(i)
+            left = waiting
+        for i, ids in zip(left, self._ids([texts[i] for i in left], False), strict=True):
+            result[i] = ids
+        return result
 
 
 def _first_difference(prompt: str, text: str) -> str:
