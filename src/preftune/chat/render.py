@@ -21,6 +21,7 @@ import transformers
 
 from preftune.chat.arguments import QUOTED, are_quoted, other_forms
 from preftune.chat.faults import LEFT_OUT, NO_EXTENSION, Fault
+from preftune.chat.long_texts import beginning_of, end_of, is_long
 from preftune.chat.lost_text import find_missing, unwritten_links
 from preftune.chat.response_ends import (
     BOS_INSIDE,
@@ -148,13 +149,16 @@ class Renderer:
     ) -> Iterator[tuple[PreferenceGroup, Encoded]]:
         """Yield each group with its ids. A chunk is rendered while another thread tokenises the one before.
 
-        `max_tokens` has no effect yet.
+        `max_tokens`: of longer sequences, only the ids that truncation to this length can keep are exact.
         """
         with ThreadPoolExecutor(1) as thread:
             waiting: tuple[list[PreferenceGroup], list[Texts], Future[list[list[int]]]] | None = None
             for begin in range(0, len(groups), CHUNK):
                 chunk = list(groups[begin : begin + CHUNK])
                 rendered = [self._render(group) for group in chunk]
+                if max_tokens is not None:
+                    for one in rendered:
+                        self._shorten(one, max_tokens)
                 future = thread.submit(self._tokenize, self._texts_of(rendered))
                 if waiting:
                     yield from zip(waiting[0], self._encoded(*waiting), strict=True)
@@ -210,6 +214,24 @@ class Renderer:
         token = next(t for t in self.splitting if one.prompt.startswith(t, one.repeated_from))
         number = self.splitting[token]
         return len(prompt) - 1 - list(reversed(prompt)).index(number)
+
+    def _shorten(self, one: Texts, max_tokens: int) -> None:
+        """Shorten very long texts to what truncation to `max_tokens` can keep (see long_texts)."""
+        if not any(is_long(text, max_tokens) for text in (one.prompt, *one.responses)):
+            return
+
+        def tokenize(texts: Sequence[str]) -> list[list[int]]:
+            return self._ids(texts, False)
+
+        if is_long(one.prompt, max_tokens):
+            bos = str(self.tokenizer.bos_token or "") if one.chat else ""  # else the tokenizer adds it
+            start = bos if bos and one.prompt.startswith(bos) else ""
+            short = end_of(one.prompt, max_tokens, tokenize)
+            one.prompt = short if short is one.prompt else start + short
+        shorter = [beginning_of(r, max_tokens, tokenize) if is_long(r, max_tokens) else r for r in one.responses]
+        same_ends = all(self.ends.count(a) == self.ends.count(b) for a, b in zip(shorter, one.responses, strict=True))
+        if same_ends and len(set(shorter)) == len(set(one.responses)):
+            one.responses = shorter
 
     def _render(self, group: PreferenceGroup) -> Texts:
         try:

@@ -47,7 +47,8 @@ def tokenized(
     reasons: dict[str, str] = {}
     faults: list[tuple[str, Fault]] = []
     kept = bytearray(len(groups))
-    for index, (group, encoded) in enumerate(renderer.encode_all(groups, limits.max_length)):
+    needed = None if limits.overlong == "error" else limits.max_length  # the error reports the length
+    for index, (group, encoded) in enumerate(renderer.encode_all(groups, needed)):
         if encoded.fault:
             faults.append((group.origin, encoded.fault))
             continue

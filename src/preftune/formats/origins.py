@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import zlib
 from array import array
 from collections.abc import Iterator, Sequence
 from typing import Any, overload
@@ -100,13 +102,13 @@ class Origins(Sequence[str]):
 
     def record(self) -> dict[str, Any]:
         """Return the list as JSON; `from_record` reads it."""
-        return {"names": self._names, "runs": self._runs.tolist()}
+        return {"names": self._names, "runs": base64.b85encode(zlib.compress(self._runs.tobytes(), 1)).decode()}
 
     @staticmethod
     def from_record(record: dict[str, Any]) -> Origins:
         origins = Origins()
         origins._names = list(record["names"])
         origins._place = {name: place for place, name in enumerate(origins._names)}
-        origins._runs = array("q", record["runs"])
-        origins._length = sum(record["runs"][2::3])
+        origins._runs = array("q", zlib.decompress(base64.b85decode(record["runs"])))
+        origins._length = sum(origins._runs[2::3])
         return origins
