@@ -16,7 +16,6 @@ from typing import Any
 
 from preftune.errors import RunError, writing
 
-
 MAX_READS = 1024  # from a MappedFile before its pages are released
 
 

@@ -137,7 +137,11 @@ class Renderer:
             hashlib.sha256(backend.to_str().encode("utf-8", "surrogatepass")).hexdigest(),
             [type(self.tokenizer).__qualname__, tokenizers.__version__, transformers.__version__],
             [special, sorted(self.end_ids), getattr(self.tokenizer, "split_special_tokens", False)],
-            [self.template.source, {**self.template.settings.record(), "moment": None}, self.template.dates_in_source()],
+            [
+                self.template.source,
+                {**self.template.settings.record(), "moment": None},
+                self.template.dates_in_source(),
+            ],
         ]
 
     def encode(self, groups: Sequence[PreferenceGroup]) -> list[Encoded]:

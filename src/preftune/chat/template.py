@@ -148,7 +148,7 @@ class Template:
         return _reasoning_and_content(text, answer, ended) + (tail if answer.content.strip() else tail.lstrip("\n"))
 
     def dates_in_source(self) -> list[str]:
-        """Return the dates that the template may write: all of its date formats, or the moment if they are not known."""
+        """Return the dates that the template may write, or the moment if its date formats are not literals."""
         formats = [match[2] for match in DATE_CALL.finditer(self.source)]
         if len(formats) < len(re.findall(r"strftime_now\s*\(", self.source)):
             return [self.moment.isoformat()]

@@ -6,7 +6,7 @@ Prompts are compared by their SHA-256, in arrays with one row per group, so that
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np

@@ -70,7 +70,11 @@ class TextColumns(Columns):
     def __init__(self, batch: Any) -> None:
         super().__init__(batch)
         self._chat = batch["chat"].to_numpy(zero_copy_only=False)
-        self._prompts, self._groups, self._ends = Bytes(batch["prompt"]), Lists(batch["responses"]), Lists(batch["ended"])
+        self._prompts, self._groups, self._ends = (
+            Bytes(batch["prompt"]),
+            Lists(batch["responses"]),
+            Lists(batch["ended"]),
+        )
         self._responses = Bytes(self._groups.values)
         self._ended = self._ends.values.to_numpy(zero_copy_only=False)
 

@@ -163,7 +163,11 @@ def format_origins(origins: Sequence[str], source: str = "", limit: int = 3) -> 
     """Return the first `limit` origins, or only their line numbers if all origins are in `source`."""
     prefix = f"{source}:"
     shown, more = list(origins[:limit]), ", ..." if len(origins) > limit else ""
-    begin = origins.all_begin_with if isinstance(origins, Origins) else lambda text: all(o.startswith(text) for o in origins)
+    begin = (
+        origins.all_begin_with
+        if isinstance(origins, Origins)
+        else lambda text: all(o.startswith(text) for o in origins)
+    )
     if source and begin(prefix):
         lines = "line" if len(origins) == 1 else "lines"
         return f"{lines} {', '.join(origin.removeprefix(prefix) for origin in shown)}{more}"

@@ -124,7 +124,7 @@ class FileChecks:
                 account.note(reason, account.source)
 
     def _require_prompts(self, reading: Reading, account: Account) -> None:
-        """Note the rows with an empty prompt. Raises DataError if most rows have one and the settings do not allow it."""
+        """Note the rows with an empty prompt. Raises DataError if most rows have one, unless the settings allow it."""
         if reading.allow_empty_prompts or account.format == "sft-text" or reading.format in WITHOUT_PROMPT:
             return
         if 2 * len(self.empty) <= self.groups:

@@ -60,11 +60,16 @@ class TextData:
 
 @dataclass(frozen=True, slots=True)
 class TokenData:
-    """The rows of a run as token ids. `stored_hash` is their hash, if it is known."""
+    """The rows of a run as token ids.
+
+    stored_hash  their hash, if it is known
+    messages     what to report about the data cache
+    """
 
     train: Sequence[TokenGroup]
     held_out: Sequence[TokenGroup]
     stored_hash: str = ""
+    messages: tuple[str, ...] = ()
 
     @property
     def hash(self) -> str:
@@ -208,9 +213,7 @@ def tokenize_data(data: TextData, renderer: Renderer, config: DataConfig) -> Tok
     return tokens
 
 
-def _tokenized(
-    data: TextData, renderer: Renderer, limits: Limits
-) -> tuple[Iterator[TokenGroup], Iterator[TokenGroup]]:
+def _tokenized(data: TextData, renderer: Renderer, limits: Limits) -> tuple[Iterator[TokenGroup], Iterator[TokenGroup]]:
     return (
         tokenized(data.train, renderer, limits, data.accounts[0]),
         tokenized(data.held_out, renderer, limits, data.accounts[-1]),
@@ -237,7 +240,7 @@ def _stored_tokens(data: TextData, renderer: Renderer, limits: Limits) -> TokenD
     for account in data.accounts:  # the moment of this run; the dates in the text are the same
         account.rename_note(facts["date_note"], renderer.template.note)
     number = facts["train"]
-    return TokenData(groups[:number], groups[number:], facts["hash"])
+    return TokenData(groups[:number], groups[number:], facts["hash"], (message,) if message else ())
 
 
 def _write_tokens(folder: Path, data: TextData, renderer: Renderer, limits: Limits) -> dict[str, Any]:
@@ -270,9 +273,9 @@ def _hashed(groups: Iterable[TokenGroup], digest: Any) -> Iterator[TokenGroup]:
         yield group
 
 
-def report_accounts(data: TextData, display: Display) -> None:
-    """Print how many rows were read, kept and dropped, with reasons."""
-    for message in data.messages:
+def report_accounts(data: TextData, display: Display, messages: Sequence[str] = ()) -> None:
+    """Print how many rows were read, kept and dropped, with reasons, and messages about the data cache."""
+    for message in (*data.messages, *messages):
         display.say(message)
     for account in data.accounts:
         for line in account.lines():

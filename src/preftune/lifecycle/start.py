@@ -117,7 +117,7 @@ def load_policy_and_data(start: Start, config: RunConfig) -> tuple[Policy, Token
     """Return the policy at step 0 and the token ids of the data. Raises if the model cannot process the data."""
     renderer = start.renderer()
     data = tokenize_data(start.text, renderer, config.data)
-    report_accounts(start.text, start.display)
+    report_accounts(start.text, start.display, data.messages)
     policy = start.policy(renderer)
     check_policy(policy, joined(data.train, data.held_out), start.source, "data.max_length")
     return policy, data

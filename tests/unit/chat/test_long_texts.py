@@ -29,7 +29,9 @@ def tokens_of(groups: list[PreferenceGroup], renderer: Renderer, limits: Limits)
 
 
 @pytest.mark.parametrize("pieces", PIECES)
-@given(st.lists(st.tuples(TEXT, TEXT, TEXT), min_size=1, max_size=3), st.booleans(), st.sampled_from(["truncate", "drop"]))
+@given(
+    st.lists(st.tuples(TEXT, TEXT, TEXT), min_size=1, max_size=3), st.booleans(), st.sampled_from(["truncate", "drop"])
+)
 def test_a_shortened_text_has_the_ids_of_the_truncated_text(
     pieces: str, rows: list[tuple[str, str, str]], chat: bool, overlong: Any
 ) -> None:
@@ -74,4 +76,7 @@ def test_texts_that_are_the_same_in_their_excerpts_are_tokenised_whole() -> None
     words = "the cat sat on the mat " * 20_000
     middle = len(words) // 2
     groups = [PreferenceGroup("a", (words, words[:middle] + "X" + words[middle:]), (Judgement(0, 1),))]
-    assert "the responses are identical after truncation" in tokens_of(groups, Renderer.of(make_tokenizer()), Limits(64))[1]
+    assert (
+        "the responses are identical after truncation"
+        in tokens_of(groups, Renderer.of(make_tokenizer()), Limits(64))[1]
+    )

@@ -1,4 +1,4 @@
-"""The data cache: an entry is complete or absent, a damaged one is never used, and builders do not disturb each other."""
+"""The data cache: entries are complete or absent, damaged ones are not used, and builders do not disturb each other."""
 
 from __future__ import annotations
 
@@ -71,10 +71,14 @@ def test_a_damaged_entry_is_reported_and_replaced(damage: str) -> None:
 
 
 def test_a_failed_build_leaves_nothing() -> None:
-    with pytest.raises(KeyboardInterrupt), cache.draft() as folder:
-        folder.mkdir(parents=True)
-        (folder / "a.arrow").write_text("half")
-        raise KeyboardInterrupt
+    def fail() -> None:
+        with cache.draft() as folder:
+            folder.mkdir(parents=True)
+            (folder / "a.arrow").write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
     assert list(cache.data_folder().iterdir()) == []
 
 
@@ -85,7 +89,8 @@ def test_builders_of_the_same_entry_do_not_disturb_each_other() -> None:
         barrier.wait()
         entry = build()
         found, message = cache.find("key")
-        assert found is not None and not message
+        assert found is not None
+        assert not message
         return entry.key, (entry.folder / "a.arrow").read_text()
 
     with ThreadPoolExecutor(8) as pool:

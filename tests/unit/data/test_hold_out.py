@@ -76,7 +76,9 @@ def old_split(groups: list[PreferenceGroup], share: float) -> list[bool]:
                 one, two = (next(s for s in sets if k in s) for k in (key, other))
                 if one is not two:
                     sets = [s for s in sets if s is not one and s is not two] + [one | two]
-    order = sorted(sets, key=lambda s: min(s) if len(s) == 1 else hashlib.sha256("".join(sorted(s)).encode()).hexdigest())
+    order = sorted(
+        sets, key=lambda s: min(s) if len(s) == 1 else hashlib.sha256("".join(sorted(s)).encode()).hexdigest()
+    )
     target, held = max(1, round(share * len(set(keys)))), set[str]()
     for component in order:
         if len(held) + len(component) <= target:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import subprocess
 import sys
@@ -21,11 +20,9 @@ from preftune.chat.template import ChatSettings
 from preftune.config.schema import DataConfig
 from preftune.data import cache, spool
 from preftune.data.loss_items import as_labelled, as_pairs, as_rankings, require_columns, with_mismatches
-from preftune.data.text_file import TextFile
-from preftune.data.token_file import TokenFile
 from preftune.errors import DataError
 from preftune.lifecycle import data as module
-from preftune.lifecycle.data import TokenData, limits_of, read_data, tokenize_data
+from preftune.lifecycle.data import TokenData, read_data, tokenize_data
 from preftune.methods.reward import reward_groups
 from preftune.methods.sft import preferred
 from preftune.types import TokenGroup
@@ -35,7 +32,7 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 DATED = "{{ strftime_now('%d %b %Y') }} " + TEMPLATE
-WORDS = "the cat sat on a mat and looked at the moon while a dog ran over the hill to find the river".split()
+WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "looked", "at", "the", "moon", "while", "dogs", "ran", "over"]
 
 
 def rows(count: int, start: int = 0) -> list[dict[str, Any]]:
@@ -78,7 +75,8 @@ def start(settings: DataConfig, render: Renderer) -> tuple[TokenData, list[str]]
     """Do what a run does, and return the token ids and what is printed."""
     text = read_data(settings)
     tokens = tokenize_data(text, render, settings)
-    return tokens, [*text.messages, *(line for account in text.accounts for line in account.lines())]
+    lines = [line for account in text.accounts for line in account.lines()]
+    return tokens, [*text.messages, *tokens.messages, *lines]
 
 
 def plain(groups: Sequence[TokenGroup]) -> list[Any]:
@@ -247,9 +245,8 @@ def test_damaged_files_are_reported_and_built_again(name: str, source: str) -> N
         path.write_bytes(damaged)
     tokens, messages = start(settings, renderer())
     assert plain(tokens.train) == before
-    if name in ("train.arrow", "held_out.npy", "meta.json"):
-        assert "is damaged" in messages[0]
-        assert messages[1:] == printed
+    assert len([message for message in messages if "is damaged" in message]) == (2 if name == "meta.json" else 1)
+    assert messages[-len(printed) :] == printed
     assert start(settings, renderer())[1] == printed
 
 
