@@ -2,8 +2,8 @@
 
 python benchmarks/data_scale.py --hh hh_harmless_test.jsonl.gz --tokenizer MODEL --rows 20000 200000 --record
 
-The rows of HH-RLHF are repeated with a different number in the first turn, as text or as chats. Each measurement is a
-process of its own, whose libraries are imported before the clock starts. preftune's time is from the config to the
+The rows of HH-RLHF are repeated with a different number in the first turn, as text or as chats. Each measurement runs
+in a new process, whose libraries are imported before the clock starts. preftune's time is from the config to the
 token ids, with reading the file; TRL's is that of `DPOTrainer._prepare_dataset`, for a `datasets.Dataset` that has
 been loaded before. The second start is the same process again.
 """
@@ -100,7 +100,7 @@ def messages(turns: list[str]) -> Iterator[dict[str, str]]:
 
 
 def run(system: str, path: Path, options: argparse.Namespace, folder: str) -> dict[str, float]:
-    """Measure one start in a process of its own."""
+    """Measure one start in a new process."""
     own = {"PREFTUNE_CACHE": f"{folder}/preftune", "HF_DATASETS_CACHE": f"{folder}/datasets", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, __file__, "--hh", options.hh, "--tokenizer", options.tokenizer]
     child = subprocess.run(

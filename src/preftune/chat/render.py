@@ -13,7 +13,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import tokenizers
@@ -34,6 +34,7 @@ from preftune.chat.response_ends import (
     splitting_tokens,
 )
 from preftune.chat.template import ChatSettings, RefusedByTemplate, Template, open_think
+from preftune.chat.texts import Encoded, Texts
 from preftune.chat.turns import text_to_chat
 from preftune.errors import ModelError
 from preftune.formats.values import BadRow
@@ -45,41 +46,6 @@ PLAIN = (
     "the prompts are plain text, so the model's chat template is not applied; set data.as_chat=true "
     "(--as-chat) to apply it"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """The token ids of one group. `notes` lists unexpected properties of the text and changes that were made to it.
-
-    fault    why the chat template cannot render the group, which then has no ids
-    dropped  whether the chat template leaves out part of a response
-    """
-
-    prompt_ids: list[int]
-    response_ids: list[list[int]]
-    notes: tuple[str, ...]
-    fault: Fault | None = None
-    dropped: bool = False
-
-
-@dataclass(slots=True)
-class Texts:
-    """A group as the texts to tokenise.
-
-    inner   for each chat response, the number of end tokens before the one that the template writes
-    closes  for each chat response, whether the template writes an end token
-    repeated_from  where the part of the prompt begins that is tokenised with each response; -1: at its beginning
-    """
-
-    prompt: str
-    responses: list[str]
-    chat: bool = False
-    inner: list[int] = field(default_factory=list)
-    closes: list[bool] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    fault: Fault | None = None
-    dropped: bool = False
-    repeated_from: int = -1
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 import numpy as np
+import numpy.typing as npt
 
 from preftune.data.subset import Subset
 from preftune.errors import writing
@@ -79,7 +80,8 @@ class Writer(Generic[G]):
         groups = self._groups
         if not groups and self._file:
             return
-        batch = pyarrow.RecordBatch.from_pydict(self.columns(groups) | _annotations(groups))
+        columns = self.columns(groups) | _annotations(groups)
+        batch = pyarrow.RecordBatch.from_arrays(list(columns.values()), list(columns))
         with writing(self.path, FIX):
             if self._file is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,40 +90,68 @@ class Writer(Generic[G]):
         self._groups, self._bytes = [], 0
 
 
-def offsets(counts: Sequence[int]) -> Any:
-    """Return the offsets of lists with these lengths, as Arrow stores them."""
-    return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int32)
+# `pyarrow.array` would import pandas, which takes a second.
+def numbers(values: npt.ArrayLike, kind: type[np.generic]) -> Any:
+    """Return a column of numbers."""
+    import pyarrow
+
+    array = np.ascontiguousarray(values, dtype=kind)
+    return pyarrow.Array.from_buffers(pyarrow.from_numpy_dtype(kind), len(array), [None, pyarrow.py_buffer(array)])
 
 
 def list_column(counts: Sequence[int], values: Any) -> Any:
-    """Return a column of lists with these lengths, whose items are `values`."""
+    """Return a column of lists with these lengths, whose items are the items of the column `values`."""
     import pyarrow
 
-    return pyarrow.ListArray.from_arrays(pyarrow.array(offsets(counts)), values)
+    kind, places = pyarrow.list_(values.type), pyarrow.py_buffer(_offsets(counts).astype(np.int32))
+    return pyarrow.Array.from_buffers(kind, len(counts), [None, places], children=[values])
+
+
+def bytes_column(items: Sequence[bytes]) -> Any:
+    """Return a column of bytes."""
+    import pyarrow
+
+    buffers = [None, pyarrow.py_buffer(_offsets(list(map(len, items)))), pyarrow.py_buffer(b"".join(items))]
+    return pyarrow.Array.from_buffers(pyarrow.large_binary(), len(items), buffers)
+
+
+def _offsets(counts: Sequence[int]) -> npt.NDArray[np.int64]:
+    """Return where lists of these lengths begin, and where the last one ends."""
+    return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)
 
 
 def _annotations(groups: Sequence[G]) -> dict[str, Any]:
     import pyarrow
 
     judgements = [j for group in groups for j in group.judgements]
-    fields = [np.array([getattr(j, name) for j in judgements], dtype=np.int32) for name in ("better", "worse")]
-    fields += [np.array([getattr(j, name) for j in judgements], dtype=np.float64) for name in FLOATS]
-    struct = pyarrow.StructArray.from_arrays(list(map(pyarrow.array, fields)), ["better", "worse", *FLOATS])
-    labels = np.array([label for group in groups for label in group.labels], dtype=np.int8)
-    ranks = np.array([rank for group in groups for rank in group.ranks], dtype=np.float64)
+    fields = {name: numbers([getattr(j, name) for j in judgements], np.int32) for name in ("better", "worse")}
+    fields |= {name: numbers([getattr(j, name) for j in judgements], np.float64) for name in FLOATS}
+    kind = pyarrow.struct([(name, field.type) for name, field in fields.items()])
+    struct = pyarrow.Array.from_buffers(kind, len(judgements), [None], children=list(fields.values()))
+    labels = numbers([label for group in groups for label in group.labels], np.int8)
+    ranks = numbers([rank for group in groups for rank in group.ranks], np.float64)
     return {
         "judgements": list_column([len(g.judgements) for g in groups], struct),
-        "labels": list_column([len(g.labels) for g in groups], pyarrow.array(labels)),
-        "ranks": list_column([len(g.ranks) for g in groups], pyarrow.array(ranks)),
-        "origin": pyarrow.array([encode(g.origin) for g in groups], pyarrow.binary()),
+        "labels": list_column([len(g.labels) for g in groups], labels),
+        "ranks": list_column([len(g.ranks) for g in groups], ranks),
+        "origin": bytes_column([encode(g.origin) for g in groups]),
     }
+
+
+def view(column: Any, kind: type[np.generic]) -> Any:
+    """Return the numbers of a column of a file, without a copy. (`to_numpy` would import pandas.)"""
+    return _view(column.buffers()[1], kind)[column.offset : column.offset + len(column)]
+
+
+def _view(buffer: Any, kind: type[np.generic]) -> Any:
+    return np.zeros(0, dtype=kind) if buffer is None else np.frombuffer(buffer, dtype=kind)
 
 
 class Lists:
     """A column of lists: item i is `values[offsets[i]:offsets[i + 1]]`."""
 
     def __init__(self, column: Any) -> None:
-        self.offsets, self.values = column.offsets.to_numpy(), column.values
+        self.offsets, self.values = _view(column.buffers()[1], np.int32), column.values
 
     def bounds(self, index: int) -> tuple[int, int]:
         return int(self.offsets[index]), int(self.offsets[index + 1])
@@ -131,11 +161,8 @@ class Bytes:
     """A column of bytes."""
 
     def __init__(self, column: Any) -> None:
-        import pyarrow
-
-        kind = np.int64 if pyarrow.types.is_large_binary(column.type) else np.int32
         _, places, data = column.buffers()
-        self.offsets = np.frombuffer(places, dtype=kind)[column.offset : column.offset + len(column) + 1]
+        self.offsets = _view(places, np.int64)
         self.data = memoryview(data) if data is not None else memoryview(b"")
 
     def __getitem__(self, index: int) -> memoryview:
@@ -148,8 +175,9 @@ class Columns:
     def __init__(self, batch: pyarrow.RecordBatch) -> None:
         self._judgements, self._labels, self._ranks = (Lists(batch[name]) for name in ("judgements", "labels", "ranks"))
         struct = self._judgements.values
-        self._fields = [struct.field(name).to_numpy() for name in ("better", "worse", *FLOATS)]
-        self._label, self._rank = self._labels.values.to_numpy(), self._ranks.values.to_numpy()
+        self._fields = [view(struct.field(name), np.int32) for name in ("better", "worse")]
+        self._fields += [view(struct.field(name), np.float64) for name in FLOATS]
+        self._label, self._rank = view(self._labels.values, np.int8), view(self._ranks.values, np.float64)
         self._origin = Bytes(batch["origin"])
 
     def judgements(self, index: int) -> tuple[Judgement, ...]:

@@ -133,7 +133,8 @@ class Tally:
     def shapes(self) -> Shapes:
         counts = np.array(self._counts, dtype=np.int32).reshape(-1, 5).T.copy()
         flags, lengths = np.array(self._flags, dtype=np.uint8), np.array(self._lengths, dtype=np.int32)
-        return Shapes(*counts[:4], flags, counts[4], lengths)
+        prompts, responses, judgements, labelled, top = counts
+        return Shapes(prompts, responses, judgements, labelled, flags, top, lengths)
 
 
 def stored_shapes(groups: Sequence[Any]) -> Shapes | None:

@@ -40,7 +40,7 @@ def order(n: int, seed: int, epoch: int) -> Ints:
 
 def permutation(n: int, seed: int, epoch: int) -> list[int]:
     """Return the order of n groups in an epoch."""
-    return order(n, seed, epoch).tolist()
+    return [int(index) for index in order(n, seed, epoch)]
 
 
 def epoch_steps(sizes: Sequence[int] | Ints, pairs: int, seed: int, epoch: int) -> list[tuple[int, ...]]:

@@ -1,9 +1,9 @@
 """Groups of text in an Arrow file.
 
-    chat        whether prompt and responses are chats; they are then stored as JSON
+    chat        1 if prompt and responses are chats, which are stored as JSON, else 0
     prompt      bytes (UTF-8)
     responses   list of bytes
-    ended       list of bool
+    ended       list of int8, 1 or 0
 
 and the columns of `arrow_file`.
 """
@@ -17,7 +17,19 @@ from typing import Any
 
 import numpy as np
 
-from preftune.data.arrow_file import Bytes, Columns, GroupFile, Lists, Writer, decode, encode, list_column
+from preftune.data.arrow_file import (
+    Bytes,
+    Columns,
+    GroupFile,
+    Lists,
+    Writer,
+    bytes_column,
+    decode,
+    encode,
+    list_column,
+    numbers,
+    view,
+)
 from preftune.types import Message, PreferenceGroup, Text
 
 
@@ -40,6 +52,8 @@ def decode_text(data: memoryview, chat: bool) -> Text:
 
 
 class TextWriter(Writer[PreferenceGroup]):
+    """Writes a file of text."""
+
     @staticmethod
     def size(group: PreferenceGroup) -> int:
         return sum(
@@ -48,19 +62,17 @@ class TextWriter(Writer[PreferenceGroup]):
         )
 
     def columns(self, groups: Sequence[PreferenceGroup]) -> dict[str, Any]:
-        import pyarrow
-
         chats = [not isinstance(group.prompt, str) for group in groups]
         responses = [response for group in groups for response in group.responses]
         kinds = [chat for group, chat in zip(groups, chats, strict=True) for _ in group.responses]
         assert kinds == [not isinstance(response, str) for response in responses]  # parsers.group_of
-        ended = np.array([end for group in groups for end in group.ended], dtype=bool)
-        texts = pyarrow.array(list(map(encode_text, responses)), pyarrow.large_binary())
+        texts = bytes_column(list(map(encode_text, responses)))
+        ended = numbers([end for group in groups for end in group.ended], np.int8)
         return {
-            "chat": pyarrow.array(chats, pyarrow.bool_()),
-            "prompt": pyarrow.array([encode_text(group.prompt) for group in groups], pyarrow.large_binary()),
+            "chat": numbers(chats, np.int8),
+            "prompt": bytes_column([encode_text(group.prompt) for group in groups]),
             "responses": list_column([len(group.responses) for group in groups], texts),
-            "ended": list_column([len(group.ended) for group in groups], pyarrow.array(ended)),
+            "ended": list_column([len(group.ended) for group in groups], ended),
         }
 
 
@@ -69,14 +81,14 @@ class TextColumns(Columns):
 
     def __init__(self, batch: Any) -> None:
         super().__init__(batch)
-        self._chat = batch["chat"].to_numpy(zero_copy_only=False)
+        self._chat = view(batch["chat"], np.int8)
         self._prompts, self._groups, self._ends = (
             Bytes(batch["prompt"]),
             Lists(batch["responses"]),
             Lists(batch["ended"]),
         )
         self._responses = Bytes(self._groups.values)
-        self._ended = self._ends.values.to_numpy(zero_copy_only=False)
+        self._ended = view(self._ends.values, np.int8)
 
     def prompt(self, index: int) -> Text:
         return decode_text(self._prompts[index], bool(self._chat[index]))
@@ -89,7 +101,7 @@ class TextColumns(Columns):
             self.judgements(index),
             self.labels(index),
             self.ranks(index),
-            tuple(self._ended[begin:end].tolist()),
+            tuple(map(bool, self._ended[begin:end].tolist())),
             self.origin(index),
         )
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save
 
-from preftune.data.arrow_file import Columns, GroupFile, Lists, Writer, list_column
+from preftune.data.arrow_file import Columns, GroupFile, Lists, Writer, list_column, numbers, view
 from preftune.data.shapes import Shapes, Tally
 from preftune.errors import writing
 from preftune.types import TokenGroup
@@ -26,18 +26,18 @@ INT32 = np.zeros(0, dtype=np.int32)
 
 
 class TokenWriter(Writer[TokenGroup]):
+    """Writes a file of token ids."""
+
     @staticmethod
     def size(group: TokenGroup) -> int:
         return 4 * (len(group.prompt_ids) + sum(map(len, group.response_ids)))
 
     def columns(self, groups: Sequence[TokenGroup]) -> dict[str, Any]:
-        import pyarrow
-
         prompts = [group.prompt_ids for group in groups]
         responses = [ids for group in groups for ids in group.response_ids]
 
         def ids_column(parts: Sequence[Any]) -> Any:
-            return list_column(list(map(len, parts)), pyarrow.array(np.concatenate([INT32, *parts])))
+            return list_column(list(map(len, parts)), numbers(np.concatenate([INT32, *parts]), np.int32))
 
         return {
             "prompt_ids": ids_column(prompts),
@@ -52,7 +52,7 @@ class TokenColumns(Columns):
         super().__init__(batch)
         self._prompts, self._groups = Lists(batch["prompt_ids"]), Lists(batch["response_ids"])
         self._responses = Lists(self._groups.values)
-        self._prompt_ids, self._response_ids = self._prompts.values.to_numpy(), self._responses.values.to_numpy()
+        self._prompt_ids, self._response_ids = (view(ids.values, np.int32) for ids in (self._prompts, self._responses))
 
     def group(self, index: int) -> TokenGroup:
         begin, end = self._prompts.bounds(index)

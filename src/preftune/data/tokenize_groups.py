@@ -10,7 +10,8 @@ from typing import Literal
 import numpy as np
 
 from preftune.chat.faults import Fault, report_faults
-from preftune.chat.render import Encoded, Renderer
+from preftune.chat.render import Renderer
+from preftune.chat.texts import Encoded
 from preftune.data.shapes import stored_shapes
 from preftune.errors import DataError
 from preftune.formats.account import Account

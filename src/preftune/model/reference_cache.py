@@ -101,12 +101,12 @@ class Store:
     def _find(self, key: bytes) -> tuple[_Part, int] | None:
         start = np.frombuffer(key[:8], dtype=np.uint64)[0]
         at = int(np.searchsorted(self._starts, start))
-        found = None
+        place = None
         while at < len(self._starts) and self._starts[at] == start:
             part, row = self._parts[self._places[at, 0]], int(self._places[at, 1])
-            found = (part, row) if part.key(row) == key else found  # the last file counts
+            place = (part, row) if part.key(row) == key else place  # the last file counts
             at += 1
-        return found
+        return place
 
     def __contains__(self, key: bytes) -> bool:
         return key in self._new or self._find(key) is not None

@@ -88,8 +88,8 @@ def test_builders_of_the_same_entry_do_not_disturb_each_other() -> None:
     def one(number: int) -> tuple[str, str]:
         barrier.wait()
         entry = build()
-        found, message = cache.find("key")
-        assert found is not None
+        again, message = cache.find("key")
+        assert again is not None
         assert not message
         return entry.key, (entry.folder / "a.arrow").read_text()
 
