@@ -377,6 +377,7 @@ def filled(text: str, claim: str, body: str) -> str:
 def performance() -> str:
     """The page with its tables made again from the rows of benchmarks/results.jsonl."""
     text = filled((DOCS / "performance.md").read_text(), "dpo step", tables.dpo_steps())
+    text = filled(text, "data scale", tables.data_scale())
     return filled(text, "plan", tables.plans())
 
 

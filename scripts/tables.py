@@ -75,6 +75,33 @@ def plans() -> str:
     )
 
 
+def data_scale() -> str:
+    """Format time and memory of preparing data, from the newest row that has each size."""
+    newest: dict[tuple[str, int, str], dict[str, dict[str, Any]]] = {}
+    commands: dict[str, None] = {}
+    for row in measured("data scale"):
+        commands[row["command"]] = None
+        for run in row["figures"]["runs"]:
+            newest.setdefault((run["form"], run["rows"], run["system"]), {})[run["start"]] = run
+
+    def cell(run: dict[str, Any] | None) -> str:
+        return f"{run['seconds']:.1f} s ({run['cpu_seconds']:.1f})" if run else ""
+
+    rows = [
+        [
+            form,
+            f"{count:,}",
+            system,
+            cell(runs.get("first")),
+            cell(runs.get("second")),
+            *(f"{run['rss_mb']} MB ({run['anon_mb']})" for run in (runs["first"], runs.get("second", runs["first"]))),
+        ]
+        for (form, count, system), runs in sorted(newest.items())
+    ]
+    heads = ["rows as", "pairs", "system", "first start", "second start", "peak memory, first", "peak memory, second"]
+    return "\n\n".join([lines(heads, rows), *(f"`{command}`" for command in commands)])
+
+
 def comparison() -> str:
     """Format the policies and the costs of the comparison of methods."""
     figures = measured("comparison")[-1]["figures"]

@@ -1,4 +1,4 @@
-"""Write text, JSON and JSON-lines files so that a crash never leaves a half-written file.
+"""Write text, JSON and JSON-lines files so that a crash never leaves a half-written file. Choose the cache folder.
 
 Each file is written under a temporary name in the same folder and then renamed. A lone surrogate, which UTF-8 cannot
 encode, is written as an escape such as \\ud83d; JSON decodes it to the same character.
@@ -8,12 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from preftune.errors import RunError, writing
+
+MAX_READS = 1024  # from a MappedFile before its pages are released
+
+
+def cache_folder() -> Path:
+    """Return $PREFTUNE_CACHE, or the folder preftune in the user's cache folder."""
+    own = os.environ.get("PREFTUNE_CACHE")
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(own) if own else base / "preftune"
 
 
 def write_text(path: Path, chunks: Iterable[str]) -> None:
@@ -43,6 +53,24 @@ def digest(path: Path) -> str:
     """Return the SHA-256 of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class MappedFile:
+    """A file that is read through a memory map. Call `count` for each read, so that the process keeps few pages of it.
+
+    Without that, the pages that were read would count as memory of the process until the system needs them.
+    """
+
+    def __init__(self, path: Path) -> None:
+        with path.open("rb") as file:
+            self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._reads = 0
+
+    def count(self) -> None:
+        """Count one read. After every MAX_READS, the pages are released; they are read again when they are needed."""
+        self._reads += 1
+        if self._reads % MAX_READS == 0 and hasattr(mmap, "MADV_DONTNEED"):
+            self.map.madvise(mmap.MADV_DONTNEED)
 
 
 class Journal:

@@ -58,6 +58,7 @@ def test_doctor_reports_versions_speed_and_cache(capsys: pytest.CaptureFixture[s
     assert "torch 2." in printed
     assert "GFLOP/s in fp32" in printed
     assert "reference cache:" in printed
+    assert "data cache:" in printed
 
 
 def test_dpo_then_sft_then_score(model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -41,7 +41,7 @@ def test_the_first_line_comes_before_torch_and_the_lines_say_what_is_loaded(tmp_
         "loading torch",
         "reading pairs.jsonl",
         "loading transformers and the tokenizer",
-        "tokenising 8 groups",
+        "preparing the token ids of 8 groups",
         "loading the model",
         "reading or computing the reference log-probs",
         "evaluating before the first step",

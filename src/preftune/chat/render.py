@@ -9,59 +9,43 @@ Chat: the prompt is rendered with the generation prompt; the response is the tex
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
+
+import tokenizers
+import transformers
 
 from preftune.chat.arguments import QUOTED, are_quoted, other_forms
 from preftune.chat.faults import LEFT_OUT, NO_EXTENSION, Fault
+from preftune.chat.long_texts import beginning_of, end_of, is_long
 from preftune.chat.lost_text import find_missing, unwritten_links
-from preftune.chat.response_ends import BOS_INSIDE, BOS_TWICE, END_INSIDE, HAD_END, HAD_EOS, Ends, special_texts
+from preftune.chat.response_ends import (
+    BOS_INSIDE,
+    BOS_TWICE,
+    END_INSIDE,
+    HAD_END,
+    HAD_EOS,
+    Ends,
+    special_texts,
+    splitting_tokens,
+)
 from preftune.chat.template import ChatSettings, RefusedByTemplate, Template, open_think
+from preftune.chat.texts import Encoded, Texts
 from preftune.chat.turns import text_to_chat
 from preftune.errors import ModelError
 from preftune.formats.values import BadRow
 from preftune.types import Message, PreferenceGroup
 
+CHUNK = 512  # groups that are tokenised in one call
 ANCHORS = ("\n", ".", ":", "a", "0", "-")  # after one of them, the tokenizer adds no leading space
 PLAIN = (
     "the prompts are plain text, so the model's chat template is not applied; set data.as_chat=true "
     "(--as-chat) to apply it"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """The token ids of one group. `notes` lists unexpected properties of the text and changes that were made to it.
-
-    fault    why the chat template cannot render the group, which then has no ids
-    dropped  whether the chat template leaves out part of a response
-    """
-
-    prompt_ids: list[int]
-    response_ids: list[list[int]]
-    notes: tuple[str, ...]
-    fault: Fault | None = None
-    dropped: bool = False
-
-
-@dataclass(slots=True)
-class Texts:
-    """A group as the texts to tokenise.
-
-    inner   for each chat response, the number of end tokens before the one that the template writes
-    closes  for each chat response, whether the template writes an end token
-    """
-
-    prompt: str
-    responses: list[str]
-    chat: bool = False
-    inner: list[int] = field(default_factory=list)
-    closes: list[bool] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    fault: Fault | None = None
-    dropped: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,6 +55,7 @@ class Renderer:
     ends     BOS and the tokens that end a response
     suffix   number of tokens that the tokenizer adds at the end of a text
     special  texts of all special tokens
+    splitting  {text of a special token that is tokenised independently of the text around it: its id}
     """
 
     tokenizer: Any
@@ -78,6 +63,7 @@ class Renderer:
     ends: Ends
     suffix: int
     special: tuple[str, ...]
+    splitting: Mapping[str, int]
 
     @staticmethod
     def of(tokenizer: Any, end_ids: Sequence[int] = (), settings: ChatSettings | None = None) -> Renderer:
@@ -95,7 +81,8 @@ class Renderer:
         bos = tokenizer.bos_token_id
         ends = Ends.of(tokenizer, end_ids, writes_bos=bos is not None and bos in full[: starts[0] if starts else 1])
         template = Template.of(tokenizer, settings or ChatSettings())
-        return Renderer(tokenizer, template, ends, suffix, special_texts(tokenizer))
+        splitting = splitting_tokens(tokenizer, f"{template.source} {tokenizer.bos_token} {tokenizer.eos_token}")
+        return Renderer(tokenizer, template, ends, suffix, special_texts(tokenizer), splitting)
 
     @property
     def end_ids(self) -> frozenset[int]:
@@ -106,22 +93,115 @@ class Renderer:
         """The chat settings, with the time that the template has written, if any."""
         return replace(self.template.settings, moment=self.template.moment if self.template.dates else None)
 
+    def identity(self) -> list[Any] | None:
+        """Return all that decides the ids of a group, as JSON types. None for a tokenizer that is written in Python."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            return None
+        special = {name: str(token) for name, token in self.tokenizer.special_tokens_map.items()}
+        return [
+            hashlib.sha256(backend.to_str().encode("utf-8", "surrogatepass")).hexdigest(),
+            [type(self.tokenizer).__qualname__, tokenizers.__version__, transformers.__version__],
+            [special, sorted(self.end_ids), getattr(self.tokenizer, "split_special_tokens", False)],
+            [
+                self.template.source,
+                {**self.template.settings.record(), "moment": None},
+                self.template.dates_in_source(),
+            ],
+        ]
+
     def encode(self, groups: Sequence[PreferenceGroup]) -> list[Encoded]:
-        """Return the ids of all groups. All texts are tokenised in one call, which runs in parallel."""
-        rendered = [self._render(group) for group in groups]
-        valid = [one for one in rendered if not one.fault]
-        prompts = iter(self._tokenize([(one.prompt, one.chat) for one in valid]))
-        joint = iter(self._tokenize([(one.prompt + r, one.chat) for one in valid for r in one.responses]))
+        """Return the ids of all groups."""
+        return [encoded for _, encoded in self.encode_all(groups)]
+
+    def encode_all(
+        self, groups: Sequence[PreferenceGroup], max_tokens: int | None = None
+    ) -> Iterator[tuple[PreferenceGroup, Encoded]]:
+        """Yield each group with its ids. A chunk is rendered while another thread tokenises the one before.
+
+        `max_tokens`: of longer sequences, only the ids that truncation to this length can keep are exact.
+        """
+        with ThreadPoolExecutor(1) as thread:
+            waiting: tuple[list[PreferenceGroup], list[Texts], Future[list[list[int]]]] | None = None
+            for begin in range(0, len(groups), CHUNK):
+                chunk = list(groups[begin : begin + CHUNK])
+                rendered = [self._render(group) for group in chunk]
+                if max_tokens is not None:
+                    for one in rendered:
+                        self._shorten(one, max_tokens)
+                future = thread.submit(self._tokenize, self._texts_of(rendered))
+                if waiting:
+                    yield from zip(waiting[0], self._encoded(*waiting), strict=True)
+                waiting = (chunk, rendered, future)
+            if waiting:
+                yield from zip(waiting[0], self._encoded(*waiting), strict=True)
+
+    def _encoded(
+        self, groups: Sequence[PreferenceGroup], rendered: Sequence[Texts], ids: Future[list[list[int]]]
+    ) -> list[Encoded]:
+        """Return the encoded groups of a chunk, given the ids of `_texts_of`."""
         header = self._header_note(groups, rendered)
-        encoded = []
-        for group, one in zip(groups, rendered, strict=True):
-            if one.chat and not one.fault:
+        tokenized = iter(ids.result())
+        split: list[tuple[list[int], list[list[int] | None]]] = []
+        for one in (one for one in rendered if not one.fault):
+            if one.chat:
                 one.notes += [note for note in (self.template.note, header) if note]
-            if one.fault:
-                encoded.append(Encoded([], [], (), one.fault))
-            else:
-                encoded.append(self._assemble(group, one, next(prompts), [next(joint) for _ in one.responses]))
-        return encoded
+            prompt = next(tokenized)
+            start = prompt[self._length_before(one, prompt) :]
+            joint = [next(tokenized) for _ in one.responses]
+            split.append((prompt, [ids[len(start) :] if ids[: len(start)] == start else None for ids in joint]))
+        valid = iter(split)
+        separate = [
+            text
+            for one, (_, added) in zip((one for one in rendered if not one.fault), split, strict=True)
+            for text, ids in zip(one.responses, added, strict=True)
+            if ids is None
+        ]
+        alone = iter(self._tokenize_separately(separate))
+        return [
+            Encoded([], [], (), one.fault) if one.fault else self._assemble(group, one, *next(valid), alone)
+            for group, one in zip(groups, rendered, strict=True)
+        ]
+
+    def _texts_of(self, rendered: Sequence[Texts]) -> list[tuple[str, bool]]:
+        """Return what is tokenised of a chunk: for each group the prompt, and the prompt with each response.
+
+        A special token is tokenised alone, and so is the text after it. So the prompt of a chat is only repeated from
+        its last special token on.
+        """
+        texts = []
+        for one in (one for one in rendered if not one.fault):
+            if one.chat:
+                one.repeated_from = max((one.prompt.rfind(token) for token in self.splitting), default=-1)
+            end = one.prompt[max(one.repeated_from, 0) :]
+            texts += [(one.prompt, one.chat), *((end + response, one.chat) for response in one.responses)]
+        return texts
+
+    def _length_before(self, one: Texts, prompt: Sequence[int]) -> int:
+        """Return the number of tokens before the part of the prompt that is repeated with each response."""
+        if one.repeated_from <= 0:
+            return 0
+        token = next(t for t in self.splitting if one.prompt.startswith(t, one.repeated_from))
+        number = self.splitting[token]
+        return len(prompt) - 1 - list(reversed(prompt)).index(number)
+
+    def _shorten(self, one: Texts, max_tokens: int) -> None:
+        """Shorten very long texts to what truncation to `max_tokens` can keep (see long_texts)."""
+        if not any(is_long(text, max_tokens) for text in (one.prompt, *one.responses)):
+            return
+
+        def tokenize(texts: Sequence[str]) -> list[list[int]]:
+            return self._ids(texts, False)
+
+        if is_long(one.prompt, max_tokens):
+            bos = str(self.tokenizer.bos_token or "") if one.chat else ""  # else the tokenizer adds it
+            start = bos if bos and one.prompt.startswith(bos) else ""
+            short = end_of(one.prompt, max_tokens, tokenize)
+            one.prompt = short if short is one.prompt else start + short
+        shorter = [beginning_of(r, max_tokens, tokenize) if is_long(r, max_tokens) else r for r in one.responses]
+        same_ends = all(self.ends.count(a) == self.ends.count(b) for a, b in zip(shorter, one.responses, strict=True))
+        if same_ends and len(set(shorter)) == len(set(one.responses)):
+            one.responses = shorter
 
     def _render(self, group: PreferenceGroup) -> Texts:
         try:
@@ -238,20 +318,29 @@ class Renderer:
         result: list[list[int]] = [[]] * len(texts)
         for chat in (False, True):
             where = [i for i, (_, is_chat) in enumerate(texts) if is_chat == chat]
-            if where:
-                output = self.tokenizer([texts[i][0] for i in where], add_special_tokens=not chat, verbose=False)
-                for i, ids in zip(where, output["input_ids"], strict=True):
-                    result[i] = ids if chat or not self.suffix else ids[: -self.suffix]
+            for i, ids in zip(where, self._ids([texts[i][0] for i in where], not chat), strict=True):
+                result[i] = ids if chat or not self.suffix else ids[: -self.suffix]
         return result
 
-    def _assemble(self, group: PreferenceGroup, one: Texts, prompt_ids: list[int], joint: list[list[int]]) -> Encoded:
+    def _ids(self, texts: Sequence[str], special_tokens: bool) -> list[list[int]]:
+        """Tokenise texts in one call, which runs in parallel."""
+        if not texts:
+            return []
+        output = self.tokenizer(
+            list(texts), add_special_tokens=special_tokens, return_attention_mask=False, verbose=False
+        )
+        ids: list[list[int]] = output["input_ids"]
+        return ids
+
+    def _assemble(
+        self, group: PreferenceGroup, one: Texts, prompt_ids: list[int], added: Sequence[list[int] | None], alone: Any
+    ) -> Encoded:
+        """Return a group, given the ids that each response adds to the prompt; None: take the next ids of `alone`."""
         notes = one.notes
         response_ids = []
-        for place, (text, joined) in enumerate(zip(one.responses, joint, strict=True)):
-            if joined[: len(prompt_ids)] == prompt_ids:
-                ids = joined[len(prompt_ids) :]
-            else:
-                ids = self._tokenize_separately(text)
+        for place, ids in enumerate(added):
+            if ids is None:
+                ids = next(alone)
                 notes.append("a token spans the end of the prompt; the response was tokenised separately")
             if group.ended and not group.ended[place]:
                 notes.append("a response was cut off during sampling; no EOS was added")
@@ -288,17 +377,23 @@ class Renderer:
         ids, closed = self.ends.cut_after_end(ids)
         return ids[:-1] if closed else ids
 
-    def _tokenize_separately(self, text: str) -> list[int]:
-        """Tokenise `text` as if different text came before it: some tokenizers add a space before the first word."""
-
-        def tokenize(part: str) -> list[int]:
-            return list(self.tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"])
-
+    def _tokenize_separately(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokenise texts as if different text came before them: some tokenizers add a space before the first word."""
+        result: list[list[int]] = [[] for _ in texts]
+        left = list(range(len(texts)))
         for anchor in ANCHORS:
-            head, both = tokenize(anchor), tokenize(anchor + text)
-            if both[: len(head)] == head:
-                return both[len(head) :]
-        return tokenize(text)
+            if not left:
+                return result
+            (head,), waiting = self._ids([anchor], False), []
+            for i, both in zip(left, self._ids([anchor + texts[i] for i in left], False), strict=True):
+                if both[: len(head)] == head:
+                    result[i] = both[len(head) :]
+                else:
+                    waiting.append(i)
+            left = waiting
+        for i, ids in zip(left, self._ids([texts[i] for i in left], False), strict=True):
+            result[i] = ids
+        return result
 
 
 def _first_difference(prompt: str, text: str) -> str:

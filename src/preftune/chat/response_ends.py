@@ -20,6 +20,30 @@ def special_texts(tokenizer: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*map(str, tokenizer.all_special_tokens), *added]))
 
 
+def splitting_tokens(tokenizer: Any, written: str) -> dict[str, int]:
+    """Return {text: id} of the special tokens in `written` that are tokenised independently of the text around them.
+
+    A tokenizer of the library `tokenizers` finds added tokens before anything else, and tokenises the text between them
+    piece by piece. So the ids of `a + token + b` are those of `a`, then those of `token + b`, unless the token also
+    takes white space from its surroundings, is searched in normalised text, or can overlap with another added token.
+    Tokenizers that are written in Python have no such tokens.
+    """
+    if not getattr(tokenizer, "is_fast", False) or getattr(tokenizer, "split_special_tokens", False):
+        return {}
+    added = tokenizer.added_tokens_decoder.items()
+    texts = [token.content for _, token in added]
+    endings = {text[-size:] for text in texts for size in range(1, len(text))}  # where another token may begin
+    return {
+        token.content: number
+        for number, token in added
+        if token.special
+        and token.content in written
+        and not (token.normalized or token.lstrip or token.rstrip or token.single_word)
+        and not any(token.content[:size] in endings for size in range(1, len(token.content) + 1))
+        and not any(token.content in text for text in texts if text != token.content)
+    }
+
+
 @dataclass(frozen=True, slots=True)
 class Ends:
     """The BOS and end tokens of a tokenizer and its model.

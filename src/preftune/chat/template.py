@@ -17,6 +17,7 @@ Fields = tuple[tuple[str, str], ...]
 REASONING = ("reasoning_content", "reasoning", "thinking")
 OPENED = re.compile(r"<think>\s*\Z")
 PROBE = "preftune-probe"
+DATE_CALL = re.compile(r"""strftime_now\s*\(\s*(["'])(.*?)\1\s*\)""")
 NO_DATE = "preftune has no date for "
 # transformers passes its own strftime_now, which writes the current time. This macro replaces it with fixed dates.
 DATES = (
@@ -145,6 +146,13 @@ class Template:
         others = tuple(entry for entry in answer.extra if entry[0] not in REASONING)
         tail = self.around_content(prompt, others)[1]
         return _reasoning_and_content(text, answer, ended) + (tail if answer.content.strip() else tail.lstrip("\n"))
+
+    def dates_in_source(self) -> list[str]:
+        """Return the dates that the template may write, or the moment if its date formats are not literals."""
+        formats = [match[2] for match in DATE_CALL.finditer(self.source)]
+        if len(formats) < len(re.findall(r"strftime_now\s*\(", self.source)):
+            return [self.moment.isoformat()]
+        return [self.moment.strftime(text) for text in formats]
 
     @property
     def note(self) -> str:

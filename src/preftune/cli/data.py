@@ -72,7 +72,7 @@ def check(
     rows = model_config.get_text_config().vocab_size if model_config and source and not source.adapter else None
     checked = check_data(settings.data, settings.method, terms, renderer, limit, rows, source.base if source else "")
     if as_json:
-        print(json.dumps(_as_json(checked), indent=1))
+        print(json.dumps(_as_json(checked), indent=1, default=list))  # the lists of origins
     else:
         print("\n".join(_lines(checked, settings, limit)))
         print()

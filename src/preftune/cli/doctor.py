@@ -7,8 +7,8 @@ import time
 
 import torch
 
+from preftune.files import cache_folder
 from preftune.lifecycle.compute import AMX_WIDTH, has_amx, has_compiler
-from preftune.model.reference_cache import cache_folder
 from preftune.train.run import machine
 
 
@@ -22,8 +22,11 @@ def report() -> str:
         lines.append(f"GPU memory: {free / 2**30:.1f} of {total / 2**30:.1f} GiB free")
     fp32, bf16 = speed(torch.float32), speed(torch.bfloat16)
     lines.append(f"matrix multiplication: {fp32:.0f} GFLOP/s in fp32, {bf16:.0f} in bf16")
-    size = sum(path.stat().st_size for path in cache_folder().rglob("*") if path.is_file())
-    lines.append(f"reference cache: {cache_folder()} ({size / 1e6:.0f} MB)")
+    names = {"reference": "reference cache", "data": "data cache", "grades": "grades of judges"}
+    for folder, title in names.items():
+        path = cache_folder() / folder
+        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        lines.append(f"{title}: {path} ({size / 1e6:.0f} MB)")
     lines.append(f"offline: HF_HUB_OFFLINE={os.environ.get('HF_HUB_OFFLINE', 'not set')}")
     return "\n".join([*lines, "", *advice()])
 

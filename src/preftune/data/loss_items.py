@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
+from preftune.data.derive import derived
+from preftune.data.shapes import MARGIN, NO_MARGIN, PROBABILITY, WEIGHT, Shapes
 from preftune.errors import DataError
 from preftune.types import PreferenceGroup, TokenGroup
 
 
-def as_pairs(groups: Sequence[TokenGroup], loss: str) -> list[TokenGroup]:
+def as_pairs(groups: Sequence[TokenGroup], loss: str) -> Sequence[TokenGroup]:
     """Return the groups. Raises DataError for a group without judgements."""
-    for group in groups:
-        require_judged(group, loss)
-    return list(groups)
+    unjudged = np.flatnonzero(Shapes.of(groups).judgements_G == 0)
+    if len(unjudged):
+        require_judged(groups[int(unjudged[0])], loss)
+    return groups
 
 
 def require_judged(group: PreferenceGroup | TokenGroup, loss: str) -> None:
@@ -29,15 +33,18 @@ def require_judged(group: PreferenceGroup | TokenGroup, loss: str) -> None:
         )
 
 
-def as_labelled(groups: Sequence[TokenGroup], loss: str) -> list[TokenGroup]:
+def as_labelled(groups: Sequence[TokenGroup], loss: str) -> Sequence[TokenGroup]:
     """Return groups with labels: those of the data, otherwise +1 for better and -1 for worse responses.
 
     A response that is better in one judgement and worse in another has no label and is left out.
     """
-    result = []
+    return derived(groups, "labelled", partial(_labelled, loss=loss))
+
+
+def _labelled(groups: Sequence[TokenGroup], loss: str) -> Iterator[TokenGroup]:
     for group in groups:
         if group.labels:
-            result.append(group)
+            yield group
             continue
         better = {j.better for j in group.judgements}
         worse = {j.worse for j in group.judgements}
@@ -47,27 +54,27 @@ def as_labelled(groups: Sequence[TokenGroup], loss: str) -> list[TokenGroup]:
             raise DataError(what, where=group.origin, fix="remove the row, or one of its contradicting judgements")
         place = {old: new for new, old in enumerate(clear)}
         judgements = [j for j in group.judgements if j.better in place and j.worse in place]
-        result.append(
-            replace(
-                group,
-                response_ids=tuple(group.response_ids[i] for i in clear),
-                judgements=tuple(replace(j, better=place[j.better], worse=place[j.worse]) for j in judgements),
-                ranks=(),
-                labels=tuple(1 if i in better else -1 for i in clear),
-            )
+        yield replace(
+            group,
+            response_ids=tuple(group.response_ids[i] for i in clear),
+            judgements=tuple(replace(j, better=place[j.better], worse=place[j.worse]) for j in judgements),
+            ranks=(),
+            labels=tuple(1 if i in better else -1 for i in clear),
         )
-    return result
 
 
-def with_mismatches(groups: Sequence[TokenGroup], loss: str) -> list[TokenGroup]:
+def with_mismatches(groups: Sequence[TokenGroup], loss: str) -> Sequence[TokenGroup]:
     """Add to every group one response, labelled 0, of the next group that has a different prompt.
 
     Group i gets response i (modulo the number of responses), so that chosen and rejected ones alternate. The response
     is truncated so that no sequence is longer than the longest one in the groups. Responses that the group already has
     are skipped. Raises DataError if there is no other response.
     """
-    longest = max((len(g.prompt_ids) + max(map(len, g.response_ids)) for g in groups), default=0)
-    result = []
+    return derived(groups, "mismatched", partial(_mismatched, loss=loss))
+
+
+def _mismatched(groups: Sequence[TokenGroup], loss: str) -> Iterator[TokenGroup]:
+    longest = int(Shapes.of(groups).longest_G.max(initial=0))
     for index, group in enumerate(groups):
         candidates = _of_other_prompts(groups, index, longest - len(group.prompt_ids))
         foreign = next((r for r in candidates if not any(_same(r, own) for own in group.response_ids)), None)
@@ -81,8 +88,7 @@ def with_mismatches(groups: Sequence[TokenGroup], loss: str) -> list[TokenGroup]
                 else "every response to a different prompt is identical to a response of this row",
                 fix="use loss.name=bco, or data with several prompts and different responses",
             )
-        result.append(replace(group, response_ids=(*group.response_ids, foreign), labels=(*group.labels, 0)))
-    return result
+        yield replace(group, response_ids=(*group.response_ids, foreign), labels=(*group.labels, 0))
 
 
 def _of_other_prompts(groups: Sequence[TokenGroup], index: int, max_tokens: int) -> Iterator[np.ndarray]:
@@ -101,9 +107,12 @@ def _same(one: np.ndarray, other: np.ndarray) -> bool:
     return abs(len(one) - len(other)) <= 1 and np.array_equal(one[:common], other[:common])
 
 
-def as_rankings(groups: Sequence[TokenGroup], loss: str) -> list[TokenGroup]:
+def as_rankings(groups: Sequence[TokenGroup], loss: str) -> Sequence[TokenGroup]:
     """Return groups with a different rank for every response. A pair becomes a ranking of two."""
-    result = []
+    return derived(groups, "ranked", partial(_ranked, loss=loss))
+
+
+def _ranked(groups: Sequence[TokenGroup], loss: str) -> Iterator[TokenGroup]:
     for group in groups:
         ranks = group.ranks
         if not ranks and len(group.response_ids) == 2 and len(group.judgements) == 1:
@@ -114,37 +123,48 @@ def as_rankings(groups: Sequence[TokenGroup], loss: str) -> list[TokenGroup]:
                 where=group.origin,
                 fix="remove ties from the rankings, or use a pairwise loss",
             )
-        result.append(replace(group, ranks=ranks))
-    return result
+        yield replace(group, ranks=ranks)
 
 
 def require_columns(
     groups: Sequence[TokenGroup], loss: str, inputs: frozenset[str], weighted: bool, log_margin: bool
 ) -> None:
     """Raise DataError if judgements have a field that the loss ignores, or lack the margin that it needs."""
-    margins = False
-    for group in groups:
-        for j in group.judgements:
-            margins = margins or j.margin != 0
-            ignored = {
-                "probability": j.probability != 1 and "probability" not in inputs,
-                "margin": j.margin != 0 and "margin" not in inputs,
-                "weight": j.weight != 1 and not weighted,
-            }
-            for column, is_ignored in ignored.items():
-                if is_ignored:
-                    raise DataError(
-                        f"the data have a {column}, which {loss!r} does not use",
-                        where=group.origin,
-                        why="it would be ignored",
-                        fix=f"use a loss with this input (see docs/losses.md), or set data.ignore=[{column}]",
-                    )
-            if log_margin and j.margin <= 0:
-                what = f"{loss!r} with log needs margins above 0, got {j.margin}"
-                raise DataError(what, where=group.origin, fix="remove the row, or set loss.log=false")
+    flags_G = Shapes.of(groups).flags_G
+    refused = (
+        MARGIN * ("margin" not in inputs)
+        | PROBABILITY * ("probability" not in inputs)
+        | WEIGHT * (not weighted)
+        | NO_MARGIN * log_margin
+    )
+    wrong = np.flatnonzero(flags_G & refused)
+    if len(wrong):
+        _refuse_columns(groups[int(wrong[0])], loss, inputs, weighted, log_margin)
+    margins = bool((flags_G & MARGIN).any())
     if "margin" in inputs and not margins:
         raise DataError(
             f"{loss!r} needs a margin for each judgement, and no row has one",
             where=groups[0].origin.rpartition(":")[0],
             fix="add a column `margin`, or set data.margin_from_scores=true if the data have scores",
         )
+
+
+def _refuse_columns(group: TokenGroup, loss: str, inputs: frozenset[str], weighted: bool, log_margin: bool) -> None:
+    """Raise DataError for the first judgement of a group that the loss cannot use."""
+    for j in group.judgements:
+        ignored = {
+            "probability": j.probability != 1 and "probability" not in inputs,
+            "margin": j.margin != 0 and "margin" not in inputs,
+            "weight": j.weight != 1 and not weighted,
+        }
+        for column, is_ignored in ignored.items():
+            if is_ignored:
+                raise DataError(
+                    f"the data have a {column}, which {loss!r} does not use",
+                    where=group.origin,
+                    why="it would be ignored",
+                    fix=f"use a loss with this input (see docs/losses.md), or set data.ignore=[{column}]",
+                )
+        if log_margin and j.margin <= 0:
+            what = f"{loss!r} with log needs margins above 0, got {j.margin}"
+            raise DataError(what, where=group.origin, fix="remove the row, or set loss.log=false")

@@ -8,12 +8,14 @@ from dataclasses import replace
 from itertools import chain, islice
 
 from preftune.chat.turns import text_to_chat
+from preftune.data.spool import Spool, rewritten
 from preftune.errors import DataError
 from preftune.formats import file_checks
 from preftune.formats.account import Account
 from preftune.formats.columns import ColumnLedger, TrackedRow
 from preftune.formats.json_cells import decode_cells
 from preftune.formats.names import ColumnNames, column_names, missing_column_error
+from preftune.formats.origins import Origins
 from preftune.formats.parsers import Reading
 from preftune.formats.registry import BY_NAME, FunctionFault, detect, parse_with_function
 from preftune.formats.values import BadRow, Drop, Fields, drop_empty_responses, has_margin
@@ -28,13 +30,16 @@ DETECTION_ROWS = 20  # rows from which the format is detected
 Parser = Callable[[Fields], Iterable[PreferenceGroup]]
 
 
-def read_groups(source: str | Sequence[str], reading: Reading | None = None) -> tuple[list[PreferenceGroup], Account]:
+def read_groups(
+    source: str | Sequence[str], reading: Reading | None = None, spool: Spool | None = None
+) -> tuple[Sequence[PreferenceGroup], Account]:
     """Read all groups of `source`. Return them with the account of its rows and columns.
 
-    Raises DataError for an unknown format, for unknown columns that are not used (see data.columns), and, unless
-    `reading.bad_rows` is "drop", for the first row that does not fit the format.
+    The groups are a list, or those of `spool`, which moves them to a file if there are many. Raises DataError for an
+    unknown format, for unknown columns that are not used (see data.columns), and, unless `reading.bad_rows` is "drop",
+    for the first row that does not fit the format.
     """
-    reading = reading or Reading()
+    reading, spool = reading or Reading(), spool or Spool()
     name = source if isinstance(source, str) else ", ".join(source)
     account = Account(name)
     rows = decode_cells(read(source, account.note), reading, account.note)
@@ -42,33 +47,43 @@ def read_groups(source: str | Sequence[str], reading: Reading | None = None) -> 
     names = column_names(reading.columns, reading.ignore)
     parse, rows = _parser(_readable(head, names), head, chain(head, rows), names, reading, account)
     ledger = ColumnLedger(name, account.format, names)
-    groups, judged = _parse_rows(rows, parse, ledger, account, reading)
+    margins, checks = file_checks.Margins(), file_checks.FileChecks()
+    for group in _parsed(rows, parse, ledger, account, reading, margins):
+        spool.add(group)
+        checks.add(group)
+    groups = spool.groups()
     _finish_account(ledger, account, reading)
+    dropped: set[str] = set()
     if account.format in BY_NAME and account.format != "ranked":  # others do not read margins from a column
-        groups = file_checks.check_margins(groups, judged, reading, account)
-    if ledger.has_context:
-        groups = file_checks.text_prompts_to_chats(groups, account)
-    file_checks.require_prompts(groups, reading, account)
-    file_checks.note_repeated_prompts(groups, account)
-    file_checks.note_one_sided_verdicts(groups, account)
+        dropped = file_checks.rows_without_margin(margins, reading, account)
+    if dropped or ledger.has_context:
+        kept: Iterable[PreferenceGroup] = (group for group in groups if group.origin not in dropped)
+        kept = file_checks.text_prompts_to_chats(kept, account) if ledger.has_context else kept
+        groups, checks = rewritten(kept, groups), file_checks.FileChecks()
+        for group in groups:
+            checks.add(group)
+    checks.finish(reading, account)
     return groups, account
 
 
-def _parse_rows(
-    rows: Iterable[Row], parse: Parser, ledger: ColumnLedger, account: Account, reading: Reading
-) -> tuple[list[PreferenceGroup], dict[str, bool]]:
-    """Parse all rows. Return their groups and, by origin of each row with judgements, whether it has a margin."""
+def _parsed(
+    rows: Iterable[Row],
+    parse: Parser,
+    ledger: ColumnLedger,
+    account: Account,
+    reading: Reading,
+    margins: file_checks.Margins,
+) -> Iterator[PreferenceGroup]:
+    """Yield the groups of all rows, and record which rows with judgements have a margin."""
     strict = reading.bad_rows == "error"
-    groups: list[PreferenceGroup] = []
-    judged: dict[str, bool] = {}
-    failed: dict[str, list[str]] = {}  # error message -> origins of the rows
+    failed: dict[str, Origins] = {}  # error message -> origins of the rows
     for row in rows:
         account.read += 1
         try:
-            row_groups = _read_row(row, parse, ledger, account, not strict)
-            groups.extend(map(text_to_chat, row_groups) if reading.as_chat else row_groups)
-            if any(group.judgements for group in row_groups):
-                judged[row.origin] = has_margin(ledger.names.rename(row.value))
+            groups = _read_row(row, parse, ledger, account, not strict)
+            yield from list(map(text_to_chat, groups)) if reading.as_chat else groups
+            if any(group.judgements for group in groups):
+                margins.add(row.origin, has_margin(ledger.names.rename(row.value)))
         except Drop as reason:
             account.drop(str(reason), row.origin)
         except BadRow as fault:
@@ -76,12 +91,11 @@ def _parse_rows(
                 ledger.refuse(account.read)  # an unused column may explain the fault
                 raise file_checks.bad_row_error(fault, row.origin, account.format, reading) from None
             account.drop(f"cannot be read: {fault}", row.origin)
-            failed.setdefault(str(fault), []).append(row.origin)
+            failed.setdefault(str(fault), Origins()).append(row.origin)
         if account.read >= DETECTION_ROWS and strict:
             ledger.refuse(account.read)
     if failed and strict:  # reported together: one mistake in a function usually affects many rows
         raise file_checks.function_error(failed, account)
-    return groups, judged
 
 
 def _finish_account(ledger: ColumnLedger, account: Account, reading: Reading) -> None:
@@ -92,8 +106,9 @@ def _finish_account(ledger: ColumnLedger, account: Account, reading: Reading) ->
         ledger.require_mapped()
     account.columns, account.unmatched = ledger.statuses(), ledger.unmatched() if account.read else []
     account.unread = ledger.unread()
-    for note, origin in ledger.notes:
-        account.note(note, origin)
+    for note, origins in ledger.notes.items():
+        for origin in origins:
+            account.note(note, origin)
 
 
 def _readable(rows: Sequence[Row], names: ColumnNames) -> list[Fields]:

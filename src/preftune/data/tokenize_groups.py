@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from preftune.chat.faults import Fault, report_faults
-from preftune.chat.render import Encoded, Renderer
+from preftune.chat.render import Renderer
+from preftune.chat.texts import Encoded
+from preftune.data.shapes import stored_shapes
 from preftune.errors import DataError
 from preftune.formats.account import Account
 from preftune.formats.values import Drop
 from preftune.types import Judgement, PreferenceGroup, TokenGroup
 
-CHUNK = 512  # groups to tokenise in one call
 DIFFER_IN_DROPPED_TEXT = "the responses differ only in text that the chat template removes"
 
 
@@ -36,29 +38,39 @@ def tokenize(
 
     Raises one DataError for all rows that the chat template cannot render, unless `limits.bad_rows` is "drop".
     """
-    result: list[TokenGroup] = []
+    return list(tokenized(groups, renderer, limits, account))
+
+
+def tokenized(
+    groups: Sequence[PreferenceGroup], renderer: Renderer, limits: Limits, account: Account
+) -> Iterator[TokenGroup]:
+    """Yield the groups of `tokenize` one at a time. The account is complete after the last one."""
     reasons: dict[str, str] = {}
     faults: list[tuple[str, Fault]] = []
-    for begin in range(0, len(groups), CHUNK):
-        chunk = groups[begin : begin + CHUNK]
-        for group, encoded in zip(chunk, renderer.encode(chunk), strict=True):
-            if encoded.fault:
-                faults.append((group.origin, encoded.fault))
-                continue
-            for note in encoded.notes:
-                account.note(note, group.origin)
-            try:
-                result.append(_fit(group, encoded, limits, account, renderer.tokenizer.bos_token_id))
-            except Drop as drop:
-                reasons[group.origin] = str(drop)
+    kept = bytearray(len(groups))
+    needed = None if limits.overlong == "error" else limits.max_length  # the error reports the length
+    for index, (group, encoded) in enumerate(renderer.encode_all(groups, needed)):
+        if encoded.fault:
+            faults.append((group.origin, encoded.fault))
+            continue
+        for note in encoded.notes:
+            account.note(note, group.origin)
+        try:
+            tokens = _fit(group, encoded, limits, account, renderer.tokenizer.bos_token_id)
+        except Drop as drop:
+            reasons[group.origin] = sys.intern(str(drop))
+            continue
+        kept[index] = 1
+        yield tokens
     reasons |= report_faults(faults, len(groups), limits.bad_rows, account)
-    used = {group.origin for group in result}
+    if not reasons:
+        return
+    used = {group.origin for group, is_kept in zip(groups, kept, strict=True) if is_kept and group.origin in reasons}
     for origin, reason in reasons.items():
         if origin in used:  # the row has other turns that are used
             account.note(f"one turn of the row was dropped: {reason}", origin)
         else:
             account.drop(reason, origin)
-    return result
 
 
 def _fit(group: PreferenceGroup, encoded: Encoded, limits: Limits, account: Account, bos: int | None) -> TokenGroup:
@@ -122,14 +134,26 @@ def _truncate(
     return prompt, responses
 
 
-def require_vocabulary(groups: Iterable[TokenGroup], rows: int, where: str) -> None:
+def require_vocabulary(groups: Sequence[TokenGroup], rows: int, where: str) -> None:
     """Raise DataError if a token id is not in the model's embedding."""
-    for group in groups:
-        top = max(int(ids.max()) for ids in (group.prompt_ids, *group.response_ids))
-        if top >= rows:
-            raise DataError(
-                f"token id {top} is out of range: the model's embedding has {rows} rows",
-                where=group.origin,
-                why=f"the tokenizer does not belong to the model {where}",
-                fix="use the model's own tokenizer, or resize the model's embedding",
-            )
+    if largest_id(groups) < rows:
+        return
+    group, top = next((group, top) for group in groups if (top := _largest(group)) >= rows)
+    raise DataError(
+        f"token id {top} is out of range: the model's embedding has {rows} rows",
+        where=group.origin,
+        why=f"the tokenizer does not belong to the model {where}",
+        fix="use the model's own tokenizer, or resize the model's embedding",
+    )
+
+
+def largest_id(groups: Sequence[TokenGroup]) -> int:
+    """Return the largest token id, -1 without groups."""
+    shapes = stored_shapes(groups)
+    if shapes is not None:
+        return int(shapes.top_G.max(initial=-1))
+    return max(map(_largest, groups), default=-1)
+
+
+def _largest(group: TokenGroup) -> int:
+    return max(int(ids.max()) for ids in (group.prompt_ids, *group.response_ids))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from preftune.errors import DataError, did_you_mean
+from preftune.formats.origins import Origins
 
 #: Advice for the most frequent reason for dropping rows.
 REPAIRS = {
@@ -35,8 +37,8 @@ class Account:
     source: str
     format: str = ""
     read: int = 0
-    dropped: dict[str, list[str]] = field(default_factory=dict)
-    noted: dict[str, list[str]] = field(default_factory=dict)
+    dropped: dict[str, Origins] = field(default_factory=dict)
+    noted: dict[str, Origins] = field(default_factory=dict)
     columns: dict[str, str] = field(default_factory=dict)
     unmatched: list[str] = field(default_factory=list)
     unread: list[str] = field(default_factory=list)
@@ -47,10 +49,33 @@ class Account:
         return self.read - len({origin for origins in self.dropped.values() for origin in origins})
 
     def drop(self, reason: str, origin: str) -> None:
-        _add(self.dropped.setdefault(reason, []), origin)
+        _add(self.dropped, reason, origin)
 
     def note(self, what: str, origin: str) -> None:
-        _add(self.noted.setdefault(what, []), origin)
+        _add(self.noted, what, origin)
+
+    def record(self) -> dict[str, Any]:
+        """Return the account as JSON; `from_record` reads it."""
+        fields = {name: getattr(self, name) for name in _PLAIN}
+        lists = {name: {text: o.record() for text, o in getattr(self, name).items()} for name in ("dropped", "noted")}
+        return {**fields, **lists}
+
+    def rename_note(self, old: str, new: str) -> None:
+        """Change the text of a note."""
+        self.noted = {new if text == old else text: origins for text, origins in self.noted.items()}
+
+    def restore(self, record: Mapping[str, Any]) -> None:
+        """Replace the account by the one that `record` has returned."""
+        for name in _PLAIN:
+            setattr(self, name, record[name])
+        for name in ("dropped", "noted"):
+            setattr(self, name, {text: Origins.from_record(o) for text, o in record[name].items()})
+
+    @staticmethod
+    def from_record(record: Mapping[str, Any]) -> Account:
+        account = Account(record["source"])
+        account.restore(record)
+        return account
 
     def lines(self) -> list[str]:
         """Return the account as lines of text."""
@@ -78,7 +103,7 @@ class Account:
         columns = f"; columns that were not used: {unread}" if unread else ""
         return "dropped " + "; ".join(self._texts(self.dropped)) + columns
 
-    def _texts(self, reasons: dict[str, list[str]]) -> list[str]:
+    def _texts(self, reasons: Mapping[str, Sequence[str]]) -> list[str]:
         """Describe each reason. Beyond MAX_REASONS, the rarest are combined, because a reason may quote its row."""
         many = len(reasons) > MAX_REASONS
         ranked = sorted(reasons, key=lambda reason: -len(reasons[reason])) if many else list(reasons)
@@ -123,16 +148,27 @@ def require_matched(accounts: Sequence[Account]) -> None:
         )
 
 
-def _add(origins: list[str], origin: str) -> None:
-    if origins[-1:] != [origin]:  # the groups of a row are consecutive
+_PLAIN = ("source", "format", "read", "columns", "unmatched", "unread", "remedies")
+
+
+def _add(lists: dict[str, Origins], text: str, origin: str) -> None:
+    origins = lists.get(text)
+    if origins is None:
+        origins = lists[text] = Origins()
+    if origins.last != origin:  # the groups of a row are consecutive
         origins.append(origin)
 
 
 def format_origins(origins: Sequence[str], source: str = "", limit: int = 3) -> str:
     """Return the first `limit` origins, or only their line numbers if all origins are in `source`."""
     prefix = f"{source}:"
-    if source and all(origin.startswith(prefix) for origin in origins):
-        origins = [origin.removeprefix(prefix) for origin in origins]
+    shown, more = list(origins[:limit]), ", ..." if len(origins) > limit else ""
+    begin = (
+        origins.all_begin_with
+        if isinstance(origins, Origins)
+        else lambda text: all(o.startswith(text) for o in origins)
+    )
+    if source and begin(prefix):
         lines = "line" if len(origins) == 1 else "lines"
-        return f"{lines} {', '.join(origins[:limit])}{', ...' if len(origins) > limit else ''}"
-    return ", ".join(origins[:limit]) + (", ..." if len(origins) > limit else "")
+        return f"{lines} {', '.join(origin.removeprefix(prefix) for origin in shown)}{more}"
+    return ", ".join(shown) + more

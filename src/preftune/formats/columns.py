@@ -23,6 +23,7 @@ from preftune.formats.names import (
     quoted,
     suggest_name,
 )
+from preftune.formats.origins import Origins
 from preftune.formats.values import Fields, is_blank
 from preftune.types import PreferenceGroup
 
@@ -86,12 +87,12 @@ class ColumnLedger:
     names: ColumnNames
     seen: set[str] = field(default_factory=set)
     counts: dict[str, Counter[str]] = field(default_factory=dict)
-    refused: dict[str, tuple[str, list[str]]] = field(default_factory=dict)
+    refused: dict[str, tuple[str, Origins]] = field(default_factory=dict)
     suggestions: dict[str, str] = field(default_factory=dict)
-    notes: list[tuple[str, str]] = field(default_factory=list)
+    notes: dict[str, Origins] = field(default_factory=dict)
     has_context: bool = False
     nested: set[str] = field(default_factory=set)
-    _misspelt: dict[str, tuple[str, list[str]]] = field(default_factory=dict)  # as `refused`, in dropped rows
+    _misspelt: dict[str, tuple[str, Origins]] = field(default_factory=dict)  # as `refused`, in dropped rows
 
     def record(self, raw: Fields, row: TrackedRow, groups: list[PreferenceGroup] | None, origin: str) -> list[str]:
         """Record the columns of a row and return the refused ones. `groups` is None for a dropped row."""
@@ -111,7 +112,7 @@ class ColumnLedger:
                     status, why = self._status_by_value(name, value, row, texts, origin)
                 self._count(column, status)
                 if status == "refused":
-                    self.refused.setdefault(column, (why, []))[1].append(origin)
+                    self.refused.setdefault(column, (why, Origins()))[1].append(origin)
                     refused.append(column)
         return refused
 
@@ -135,7 +136,7 @@ class ColumnLedger:
         if name in CANONICAL:
             return
         if suggest_name(name, row) and metadata.texts_in(value) and not metadata.is_metadata(name, row):
-            self._misspelt.setdefault(column, (self._not_used(name, row), []))[1].append(origin)
+            self._misspelt.setdefault(column, (self._not_used(name, row), Origins()))[1].append(origin)
 
     def _count(self, column: str, status: str) -> None:
         if column not in self.counts:
@@ -175,16 +176,19 @@ class ColumnLedger:
     def _status_by_value(self, name: str, value: Any, row: TrackedRow, texts: set[str], origin: str) -> tuple[str, str]:
         """Status of an unread column and why it is refused, given the `texts` that were read."""
         if name == SAFER:
-            self.notes.append((f"{SAFER!r} and {BETTER!r} prefer different responses; {BETTER!r} was used", origin))
+            self._note(f"{SAFER!r} and {BETTER!r} prefer different responses; {BETTER!r} was used", origin)
             return "metadata", ""
         if metadata.only_repeats(name, value, texts):
             return "repeated", ""
         if self.format == "ultrafeedback" and name in TEXT_PROMPTS and name == prompt_column(row):
-            self.notes.append((f"column {name!r} differs from the prompt in the dialogues, which was used", origin))
+            self._note(f"column {name!r} differs from the prompt in the dialogues, which was used", origin)
             return "metadata", ""
         if name in metadata.CONTEXT:
             return "refused", CONTEXT
         return "refused", self._not_used(name, row)
+
+    def _note(self, text: str, origin: str) -> None:
+        self.notes.setdefault(text, Origins()).append(origin)
 
     def _not_used(self, name: str, row: TrackedRow) -> str:
         suggestion = suggest_name(name, row)

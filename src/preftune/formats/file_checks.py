@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from preftune.errors import DataError
 from preftune.formats.account import Account, format_origins
+from preftune.formats.origins import Origins
 from preftune.formats.parsers import Reading
 from preftune.formats.registry import BY_NAME
 from preftune.formats.values import BadRow, is_empty
@@ -20,23 +21,31 @@ FIX_FUNCTION = "repair the function or the row, or set data.bad_rows=drop"
 MIN_ONE_SIDED = 6  # one-sided verdicts that are reported: six fair coin flips agree with probability 3 %
 
 
-def check_margins(
-    groups: list[PreferenceGroup], has_margin: dict[str, bool], reading: Reading, account: Account
-) -> list[PreferenceGroup]:
+@dataclass(slots=True)
+class Margins:
+    """The rows with judgements that have a margin, and those that have none."""
+
+    having: Origins = field(default_factory=Origins)
+    lacking: Origins = field(default_factory=Origins)
+
+    def add(self, origin: str, has_margin: bool) -> None:
+        (self.having if has_margin else self.lacking).append(origin)
+
+
+def rows_without_margin(margins: Margins, reading: Reading, account: Account) -> set[str]:
     """If only some rows have a margin, treat the others as bad rows: their margin would silently be 0.
 
-    has_margin   {origin of a row with judgements: whether it has a margin}
+    Return the origins of these rows, which are dropped.
     """
-    without = [origin for origin, has in has_margin.items() if not has]
-    if len(without) in (0, len(has_margin)):
-        return groups
+    if not margins.having or not margins.lacking:
+        return set()
     what = "the row has no margin, but other rows have one"
     if reading.bad_rows == "error":
-        example = next(origin for origin, has in has_margin.items() if has)
-        raise bad_row_error(BadRow(f"{what} ({example})"), without[0], account.format, reading)
-    for origin in without:
+        where, example = margins.lacking[0], margins.having[0]
+        raise bad_row_error(BadRow(f"{what} ({example})"), where, account.format, reading)
+    for origin in margins.lacking:
         account.drop(what, origin)
-    return [group for group in groups if has_margin.get(group.origin, True)]
+    return set(margins.lacking)
 
 
 def bad_row_error(fault: BadRow, origin: str, format: str, reading: Reading) -> DataError:
@@ -50,7 +59,7 @@ def bad_row_error(fault: BadRow, origin: str, format: str, reading: Reading) -> 
     return DataError(str(fault), where=origin, why=why, fix=fault.fix or fix)
 
 
-def function_error(failed: dict[str, list[str]], account: Account) -> DataError:
+def function_error(failed: Mapping[str, Sequence[str]], account: Account) -> DataError:
     """Return the error for the most frequent failure of a user's function."""
     fault = max(failed, key=lambda fault: len(failed[fault]))
     rows, origins = sum(map(len, failed.values())), format_origins(failed[fault], account.source)
@@ -58,60 +67,85 @@ def function_error(failed: dict[str, list[str]], account: Account) -> DataError:
     return DataError(fault, where=failed[fault][0], why=why, fix=FIX_FUNCTION)
 
 
-def text_prompts_to_chats(groups: list[PreferenceGroup], account: Account) -> list[PreferenceGroup]:
+def text_prompts_to_chats(groups: Iterable[PreferenceGroup], account: Account) -> Iterator[PreferenceGroup]:
     """Convert text prompts to chats. Needed if a system text or a history made chats of other rows."""
-    result = []
     for group in groups:
         if isinstance(group.prompt, str):
             note = "the text prompt was converted to a chat because other rows have a system text or a history"
             account.note(note, group.origin)
             responses = tuple((Message("assistant", str(r)),) for r in group.responses)
             group = replace(group, prompt=(Message("user", group.prompt),), responses=responses)
-        result.append(group)
-    return result
+        yield group
 
 
-def note_repeated_prompts(groups: Sequence[PreferenceGroup], account: Account) -> None:
-    """Note each row whose responses all begin with its text prompt, which the model would then read twice."""
-    for group in groups:
-        prompt = group.prompt.strip() if isinstance(group.prompt, str) else ""
-        if len(prompt.split()) > 1 and all(str(response).lstrip().startswith(prompt) for response in group.responses):
+@dataclass(slots=True)
+class FileChecks:
+    """What the groups of a file have in common; a note or an error in `finish`.
+
+    groups          number of groups
+    empty           groups with an empty prompt
+    repeated        groups whose responses all begin with the text prompt, which the model would then read twice
+    first, second   number of judgements that favour the first response, and the second
+    equal           number of judgements that favour neither
+    """
+
+    groups: int = 0
+    empty: Origins = field(default_factory=Origins)
+    repeated: Origins = field(default_factory=Origins)
+    first: int = 0
+    second: int = 0
+    equal: int = 0
+
+    def add(self, group: PreferenceGroup) -> None:
+        self.groups += 1
+        if is_empty(group.prompt):
+            self.empty.append(group.origin)
+        if isinstance(group.prompt, str) and _repeats_prompt(group):
+            self.repeated.append(group.origin)
+        for j in group.judgements:
+            share = j.probability if j.better == 0 else 1 - j.probability
+            self.first += share > 0.5
+            self.second += share < 0.5
+            self.equal += share == 0.5
+
+    def finish(self, reading: Reading, account: Account) -> None:
+        """Add notes about the file to the account. Raises DataError if most prompts are empty."""
+        self._require_prompts(reading, account)
+        for origin in self.repeated:
             account.note(
                 "the responses begin with the prompt, so the model reads it twice; if this is true of all rows, leave "
                 "out the prompt column with data.ignore",
-                group.origin,
+                origin,
             )
+        if account.format in IN_SHOWN_ORDER:  # else all judgements may favour the first one
+            ties = len(account.dropped.get("tie", ())) + self.equal
+            reason = uninformative_verdicts(self.first, self.second, ties)
+            if reason:
+                account.note(reason, account.source)
+
+    def _require_prompts(self, reading: Reading, account: Account) -> None:
+        """Note the rows with an empty prompt. Raises DataError if most rows have one, unless the settings allow it."""
+        if reading.allow_empty_prompts or account.format == "sft-text" or reading.format in WITHOUT_PROMPT:
+            return
+        if 2 * len(self.empty) <= self.groups:
+            for origin in self.empty:
+                account.note("the prompt is empty", origin)
+            return
+        unused = [column for column, status in account.columns.items() if status in ("metadata", "ignored")]
+        raise DataError(
+            f"the prompt is empty in {len(self.empty)} of {self.groups} rows",
+            where=self.empty[0],
+            why=f"the rows were read as {account.format!r}"
+            + (f"; columns that are not used: {', '.join(map(repr, unused))}" if unused else ""),
+            fix="set data.columns={prompt: COLUMN}, or allow empty prompts with data.allow_empty_prompts=true",
+        )
 
 
-def require_prompts(groups: Sequence[PreferenceGroup], reading: Reading, account: Account) -> None:
-    """Raise DataError if most rows have an empty prompt and the settings do not allow it; otherwise note the rows."""
-    empty = [group.origin for group in groups if is_empty(group.prompt)]
-    if reading.allow_empty_prompts or account.format == "sft-text" or reading.format in WITHOUT_PROMPT:
-        return
-    if 2 * len(empty) <= len(groups):
-        for origin in empty:
-            account.note("the prompt is empty", origin)
-        return
-    unused = [column for column, status in account.columns.items() if status in ("metadata", "ignored")]
-    raise DataError(
-        f"the prompt is empty in {len(empty)} of {len(groups)} rows",
-        where=empty[0],
-        why=f"the rows were read as {account.format!r}"
-        + (f"; columns that are not used: {', '.join(map(repr, unused))}" if unused else ""),
-        fix="set data.columns={prompt: COLUMN}, or allow empty prompts with data.allow_empty_prompts=true",
-    )
-
-
-def note_one_sided_verdicts(groups: Sequence[PreferenceGroup], account: Account) -> None:
-    """Add a note if all verdicts of the file favour the first response, all favour the second, or all are ties."""
-    if account.format not in IN_SHOWN_ORDER:
-        return
-    shares = [j.probability if j.better == 0 else 1 - j.probability for group in groups for j in group.judgements]
-    first, second = sum(share > 0.5 for share in shares), sum(share < 0.5 for share in shares)
-    ties = len(account.dropped.get("tie", ())) + len(shares) - first - second
-    reason = uninformative_verdicts(first, second, ties)
-    if reason:
-        account.note(reason, account.source)
+def _repeats_prompt(group: PreferenceGroup) -> bool:
+    """Return whether all responses begin with the prompt, which has at least two words."""
+    prompt = str(group.prompt).strip()
+    begins = all(str(response).lstrip().startswith(prompt) for response in group.responses)
+    return begins and len(prompt.split(None, 2)) > 1
 
 
 def uninformative_verdicts(first: int, second: int, ties: int) -> str:

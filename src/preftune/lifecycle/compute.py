@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from preftune.config.schema import ModelConfig, RunConfig
-from preftune.data.steps import size_of
+from preftune.data.shapes import Shapes
 from preftune.model import load
 from preftune.types import TokenGroup
 
@@ -83,7 +83,8 @@ def choose_compile(
 
 def training_flops(groups: Sequence[TokenGroup], config: RunConfig, parameters: int) -> float:
     """Return an estimate of the operations of a run: six per parameter and token."""
-    items = sum(map(size_of, groups))
+    shapes = Shapes.of(groups)
+    items = int(shapes.size_G.sum())
     steps = config.train.epochs * -(-items // config.batch.pairs)
     share = min(1.0, config.train.max_steps / max(1, steps)) if config.train.max_steps else 1.0
-    return 6.0 * parameters * config.train.epochs * share * sum(group.tokens for group in groups)
+    return 6.0 * parameters * config.train.epochs * share * float(shapes.tokens_G.sum())

@@ -1,77 +1,182 @@
-"""Read and tokenise the training and held-out data of a run, and count what happened to each row."""
+"""Read and tokenise the training and held-out data of a run, and count what happened to each row.
+
+Large data are read and tokenised once. Both results are in the data cache, in files that are not loaded into memory.
+The key of an entry is a hash of all that decides its content: of the text, the content of the sources and the settings
+for reading; of the token ids, the text, the tokenizer, the chat template with its settings, and the maximum lengths.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from preftune.chat.open import as_chat
 from preftune.chat.render import Renderer
 from preftune.config.sampling import PromptConfig
 from preftune.config.schema import DataConfig
+from preftune.data import cache
 from preftune.data.prompts import Prompt, encode_prompts, read_prompts
 from preftune.data.read_groups import read_groups
-from preftune.data.split import hold_out, refuse_overlap
-from preftune.data.tokenize_groups import Limits, tokenize
+from preftune.data.shapes import Shapes
+from preftune.data.split import Mask, held_out_mask, refuse_overlap
+from preftune.data.spool import Spool, write_text
+from preftune.data.subset import subset
+from preftune.data.text_file import TextFile
+from preftune.data.token_file import TokenFile, write_tokens
+from preftune.data.tokenize_groups import Limits, tokenized
 from preftune.errors import ConfigError, DataError
 from preftune.formats.account import Account, require_matched
 from preftune.formats.parsers import Reading
+from preftune.formats.registry import BY_NAME
 from preftune.model import load
 from preftune.sources.read import fingerprint
 from preftune.train.display import Display
 from preftune.types import PreferenceGroup, TokenGroup
 
+TRAIN, HELD_OUT, MASK = "train.arrow", "held_out.arrow", "held_out.npy"
+
 
 @dataclass(frozen=True, slots=True)
 class TextData:
-    """The rows of a run as text. `accounts`: one for the training data, and one for an evaluation file, if any."""
+    """The rows of a run as text.
 
-    train: list[PreferenceGroup]
-    held_out: list[PreferenceGroup]
+    accounts  one for the training data, and one for an evaluation file, if any
+    key       a hash of the groups, if they are in the data cache; "" if they are in memory
+    messages  what to report about the data cache
+    """
+
+    train: Sequence[PreferenceGroup]
+    held_out: Sequence[PreferenceGroup]
     accounts: tuple[Account, ...]
     fingerprint: str
+    key: str = ""
+    messages: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class TokenData:
-    """The rows of a run as token ids."""
+    """The rows of a run as token ids.
 
-    train: list[TokenGroup]
-    held_out: list[TokenGroup]
+    stored_hash  their hash, if it is known
+    messages     what to report about the data cache
+    """
+
+    train: Sequence[TokenGroup]
+    held_out: Sequence[TokenGroup]
+    stored_hash: str = ""
+    messages: tuple[str, ...] = ()
 
     @property
     def hash(self) -> str:
         """A hash of all token ids. It must not change when a run is resumed."""
+        if self.stored_hash:
+            return self.stored_hash
         digest = hashlib.sha256()
-        for group in [*self.train, *self.held_out]:
-            for ids in (group.prompt_ids, *group.response_ids):
-                digest.update(len(ids).to_bytes(4, "little") + ids.tobytes())
+        for _ in _hashed([*self.train, *self.held_out], digest):
+            pass
         return digest.hexdigest()
 
 
 def read_data(config: DataConfig) -> TextData:
     """Return the training and held-out groups. Raises DataError for invalid data, before anything is tokenised."""
-    reading = reading_of(config)
+    reading, sources = reading_of(config), _sources(config)
+    content = fingerprint(sources)
+    key = ""
+    if reading.format in ("auto", *BY_NAME):  # a function of the user may depend on anything
+        settings = [asdict(reading), isinstance(config.eval, str) or config.eval, config.allow_overlap]
+        key = cache.key_of("text", cache.code_version(), sources, content, settings)
+    entry, message = cache.find(key) if key else (None, "")
+    with cache.draft() as folder:
+        text = _opened_text(entry, content) if entry else _read_into(folder, key, config, reading, content)
+    for account in text.accounts:
+        account.check(config.max_dropped)
+    return replace(text, messages=(message,) if message else ())
 
-    def read(source: str | Sequence[str]) -> tuple[list[PreferenceGroup], Account]:
-        groups, account = read_groups(source, reading)
+
+def _read_into(folder: Path, key: str, config: DataConfig, reading: Reading, content: str) -> TextData:
+    """Read the groups. If there are many, they are written to `folder`, which becomes the entry with this key."""
+
+    def read(source: str | Sequence[str], name: str) -> tuple[Sequence[PreferenceGroup], Account]:
+        groups, account = read_groups(source, reading, Spool(folder / name))
         account.check(config.max_dropped)
         return groups, account
 
-    return _split(config, read, config.allow_overlap)
+    parts = _split(config, read, config.allow_overlap)
+    if isinstance(parts.train, list) and isinstance(parts.separate, list):
+        return parts.data(content)
+    for groups, name in ((parts.train, TRAIN), (parts.separate, HELD_OUT)):
+        if isinstance(groups, list):
+            write_text(groups, folder / name)
+    np.save(folder / MASK, parts.mask)
+    facts = {"accounts": [account.record() for account in parts.accounts]}
+    # the files of an entry without a key can be read until they are closed, although the folder is removed
+    return _opened_text(cache.publish(folder, key, facts) if key else cache.close(folder, facts), content)
+
+
+def _opened_text(entry: cache.Entry, content: str) -> TextData:
+    train, separate = TextFile(entry.folder / TRAIN), TextFile(entry.folder / HELD_OUT)
+    accounts = tuple(Account.from_record(record) for record in entry.facts["accounts"])
+    return replace(_Parts(train, separate, np.load(entry.folder / MASK), accounts).data(content), key=entry.key)
+
+
+def _sources(config: DataConfig | PromptConfig) -> list[str]:
+    sources = [config.train] if isinstance(config.train, str) else list(config.train)
+    return [*sources, config.eval] if isinstance(config.eval, str) else sources
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """The groups of the training source and those of a separate evaluation source.
+
+    `mask` says which of the training groups are held out.
+    """
+
+    train: Sequence[PreferenceGroup]
+    separate: Sequence[PreferenceGroup]
+    mask: Mask
+    accounts: tuple[Account, ...]
+
+    def data(self, content: str) -> TextData:
+        if not self.mask.any():
+            return TextData(self.train, self.separate, self.accounts, content)
+        train, held_out = (subset(self.train, np.flatnonzero(part)) for part in (~self.mask, self.mask))
+        return TextData(train, held_out, self.accounts, content)
+
+
+def _split(
+    config: DataConfig | PromptConfig,
+    read: Callable[[str | Sequence[str], str], tuple[Sequence[PreferenceGroup], Account]],
+    allow_overlap: bool = False,
+) -> _Parts:
+    """Read the training data, and the held-out data from a separate file or as a share of the training data."""
+    train, account = read(config.train, TRAIN)
+    mask = np.zeros(len(train), dtype=np.bool_)
+    if isinstance(config.eval, str):
+        held_out, held_out_account = read(config.eval, HELD_OUT)
+        require_matched([account, held_out_account])
+        if not allow_overlap:
+            refuse_overlap(train, held_out)
+        return _Parts(train, held_out, mask, (account, held_out_account))
+    require_matched([account])
+    if config.eval is not None:
+        mask = held_out_mask(train, config.eval)
+    return _Parts(train, [], mask, (account,))
 
 
 def read_prompt_data(config: PromptConfig) -> TextData:
     """Return the training and held-out prompts, as groups without responses."""
 
-    def read(source: str | Sequence[str]) -> tuple[list[PreferenceGroup], Account]:
+    def read(source: str | Sequence[str], _name: str) -> tuple[Sequence[PreferenceGroup], Account]:
         groups, account = read_prompts(source, Reading(columns=config.columns, ignore=tuple(config.ignore)))
         account.check(config.max_dropped)
         return (as_chat(groups) if config.as_chat else groups), account
 
-    return _split(config, read)
+    return _split(config, read).data(fingerprint(_sources(config)))
 
 
 def reading_of(config: DataConfig) -> Reading:
@@ -94,43 +199,84 @@ def limits_of(config: DataConfig) -> Limits:
     return Limits(config.max_length, config.max_prompt_length, config.overlong, config.bad_rows)
 
 
-def _split(
-    config: DataConfig | PromptConfig,
-    read: Callable[[str | Sequence[str]], tuple[list[PreferenceGroup], Account]],
-    allow_overlap: bool = False,
-) -> TextData:
-    """Read the training data, and the held-out data from a separate file or as a share of the training data."""
-    train, account = read(config.train)
-    sources = [config.train] if isinstance(config.train, str) else list(config.train)
-    if isinstance(config.eval, str):
-        held_out, held_out_account = read(config.eval)
-        require_matched([account, held_out_account])
-        if not allow_overlap:
-            refuse_overlap(train, held_out)
-        return TextData(train, held_out, (account, held_out_account), fingerprint([*sources, config.eval]))
-    require_matched([account])
-    held_out = []
-    if config.eval is not None:
-        train, held_out = hold_out(train, config.eval)
-    return TextData(train, held_out, (account,), fingerprint(sources))
-
-
 def tokenize_data(data: TextData, renderer: Renderer, config: DataConfig) -> TokenData:
     """Return the token ids of all groups. Raises DataError if too many rows are dropped, or all."""
     limits = limits_of(config)
-    train_account, held_out_account = data.accounts[0], data.accounts[-1]
-    tokens = TokenData(
-        tokenize(data.train, renderer, limits, train_account),
-        tokenize(data.held_out, renderer, limits, held_out_account),
-    )
+    if data.key:
+        tokens = _stored_tokens(data, renderer, limits)
+    else:
+        train, held_out = _tokenized(data, renderer, limits)
+        tokens = TokenData(list(train), list(held_out))
     for account in data.accounts:
         account.check(config.max_dropped)
-    require_groups(tokens.train, train_account.source)
+    require_groups(tokens.train, data.accounts[0].source)
     return tokens
 
 
-def report_accounts(data: TextData, display: Display) -> None:
-    """Print how many rows were read, kept and dropped, with reasons."""
+def _tokenized(data: TextData, renderer: Renderer, limits: Limits) -> tuple[Iterator[TokenGroup], Iterator[TokenGroup]]:
+    return (
+        tokenized(data.train, renderer, limits, data.accounts[0]),
+        tokenized(data.held_out, renderer, limits, data.accounts[-1]),
+    )
+
+
+def _stored_tokens(data: TextData, renderer: Renderer, limits: Limits) -> TokenData:
+    """Return the token ids from the data cache, after writing them there if they are missing.
+
+    The accounts are stored as well, and the date that the chat template has written.
+    """
+    identity, before = renderer.identity(), [account.record() for account in data.accounts]
+    key = cache.key_of("tokens", cache.code_version(), data.key, before, identity, asdict(limits)) if identity else ""
+    entry, message = cache.find(key) if key else (None, "")
+    with cache.draft() as folder:
+        if entry is None:
+            facts = _write_tokens(folder, data, renderer, limits)
+            entry = cache.publish(folder, key, facts) if key else cache.close(folder, facts)
+        groups = TokenFile(entry.folder, entry.key)
+    facts = entry.facts
+    for account, record in zip(data.accounts, facts["accounts"], strict=True):
+        account.restore(record)
+    renderer.template.dates.update(facts["dates"])
+    for account in data.accounts:  # the moment of this run; the dates in the text are the same
+        account.rename_note(facts["date_note"], renderer.template.note)
+    number = facts["train"]
+    return TokenData(groups[:number], groups[number:], facts["hash"], (message,) if message else ())
+
+
+def _write_tokens(folder: Path, data: TextData, renderer: Renderer, limits: Limits) -> dict[str, Any]:
+    """Write the token ids to `folder`, and return the facts of the entry."""
+    number, ids = 0, hashlib.sha256()
+
+    def groups() -> Iterator[TokenGroup]:
+        nonlocal number
+        train, held_out = _tokenized(data, renderer, limits)
+        for group in _hashed(train, ids):
+            number += 1
+            yield group
+        yield from _hashed(held_out, ids)
+
+    write_tokens(folder, groups())
+    return {
+        "train": number,
+        "hash": ids.hexdigest(),
+        "accounts": [account.record() for account in data.accounts],
+        "dates": renderer.template.dates,
+        "date_note": renderer.template.note,
+    }
+
+
+def _hashed(groups: Iterable[TokenGroup], digest: Any) -> Iterator[TokenGroup]:
+    """Yield the groups, and add their token ids to a hash."""
+    for group in groups:
+        for ids in (group.prompt_ids, *group.response_ids):
+            digest.update(len(ids).to_bytes(4, "little") + ids.tobytes())
+        yield group
+
+
+def report_accounts(data: TextData, display: Display, messages: Sequence[str] = ()) -> None:
+    """Print how many rows were read, kept and dropped, with reasons, and messages about the data cache."""
+    for message in (*data.messages, *messages):
+        display.say(message)
     for account in data.accounts:
         for line in account.lines():
             display.say(line)
@@ -138,14 +284,14 @@ def report_accounts(data: TextData, display: Display) -> None:
 
 def require_groups(groups: Sequence[TokenGroup], source: str | Sequence[str]) -> None:
     """Raise DataError if there is no group to train on."""
-    if not groups:
+    if not len(groups):
         fix = "run preftune data check to see why rows were dropped; raise data.max_length if they are too long"
         raise DataError("no row is left to train on", where=str(source), fix=fix)
 
 
 def require_length(groups: Sequence[TokenGroup], limit: int | None, where: str) -> None:
     """Raise ConfigError for sequences of more than `limit` tokens."""
-    longest = max((group.longest for group in groups), default=0)
+    longest = int(Shapes.of(groups).longest_G.max(initial=0))
     if limit and longest > limit:
         raise ConfigError(
             f"the longest sequence has {longest} tokens, but the model's context has {limit}",

@@ -19,6 +19,7 @@ import torch
 
 from preftune.config.schema import RunConfig, TunedConfig
 from preftune.data.layout import LayoutName, batch_of, micro_batches, slots_of, width_of
+from preftune.data.shapes import Shapes
 from preftune.data.steps import Step
 from preftune.lifecycle.monitor import Monitor
 from preftune.lifecycle.task import ResponseTask
@@ -81,7 +82,7 @@ def measure_footprint(
         "reference": model_bytes if second_model else 0,
         "output layer": 12 * chunk_tokens(head) * head.shape[0] + head_gradients + wide_head,
     }
-    probe = sorted(groups, key=lambda g: abs(slots_of(g, layout) - PROBE_SLOTS))[0]
+    probe = groups[int(np.abs(Shapes.of(groups).slots_G(layout) - PROBE_SLOTS).argmin())]
     batch = batch_of([probe], layout)
     per_slot = memory.activation_bytes(scorer, batch) / len(batch.ids_T)  # without gradient checkpointing
     per_slot *= HEAP_SHARE if device.type == "cpu" else 1.0
@@ -143,7 +144,8 @@ def batches_of(task: ResponseTask, steps: Sequence[Step]) -> list[Batch]:
 def largest_micro_batch(task: ResponseTask, steps: Sequence[Step]) -> tuple[int, int]:
     """Return (token slots, scored tokens) of the largest micro-batch: of the first 100 steps, or the largest group."""
     batches = batches_of(task, steps[:100])
-    batches += micro_batches([max(task.groups, key=lambda g: slots_of(g, task.budget.layout))], task.budget)
+    largest = int(Shapes.of(task.groups).slots_G(task.budget.layout).argmax())
+    batches += micro_batches([task.groups[largest]], task.budget)
     return max((len(batch.ids_T), len(batch.read_N)) for batch in batches)
 
 
@@ -174,8 +176,8 @@ def time_lines(
     body, head = macs(task.scorer)
 
     def cost(groups: Sequence[TokenGroup]) -> float:
-        layout = task.budget.layout
-        return float(sum(body * slots_of(g, layout) + head * sum(map(len, g.response_ids)) for g in groups))
+        shapes = Shapes.of(groups)
+        return float(body * int(shapes.slots_G(task.budget.layout).sum()) + head * int(shapes.sum_G.sum()))
 
     timed_steps, batches = steps[:100], batches_of(task, steps[:8])
     # a compiled model is compiled once per shape

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from preftune.config.schema import DPOConfig
-from preftune.data.steps import permutation
+from preftune.data.steps import order
 from preftune.errors import ModelError
 from preftune.lifecycle.policy import Policy
 from preftune.lifecycle.task import ResponseTask
@@ -95,10 +95,10 @@ def choose_groups(
     """Return up to `count` groups with distinct prompts, in a seeded order, and how many were skipped as too long."""
     chosen: list[TokenGroup] = []
     seen, skipped = set(), 0
-    for index in permutation(len(groups), seed, 0):
-        prompt = groups[index].prompt_ids
+    for index in order(len(groups), seed, 0):
         if len(chosen) == count:
             break
+        prompt = groups[index].prompt_ids
         if prompt.tobytes() in seen:
             continue
         seen.add(prompt.tobytes())

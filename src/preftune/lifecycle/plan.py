@@ -9,7 +9,8 @@ from pathlib import Path
 from preftune.config.load import dump
 from preftune.config.sampling import PPOConfig
 from preftune.config.schema import RunConfig, TunedConfig
-from preftune.data.steps import Step, size_of, training_steps
+from preftune.data.shapes import Shapes
+from preftune.data.steps import Steps, training_steps
 from preftune.lifecycle import estimate
 from preftune.lifecycle.data import require_groups
 from preftune.lifecycle.monitor import Monitor
@@ -25,7 +26,7 @@ from preftune.train.optim import warmup_steps
 class RunPlan:
     """The optimizer steps of a run, their memory, and the task with micro-batches of the planned size."""
 
-    steps: list[Step]
+    steps: Steps
     footprint: estimate.Footprint
     task: ResponseTask
 
@@ -35,10 +36,10 @@ def plan_run(
 ) -> RunPlan:
     """Plan the steps of a run and print a summary. `second_model`: memory also holds a frozen reference."""
     require_groups(task.groups, config.data.train)
-    sizes = [size_of(group) for group in task.groups]
+    sizes = Shapes.of(task.groups).size_G
     steps = training_steps(sizes, config.batch.pairs, config.train.seed, config.train.epochs, config.train.max_steps)
     footprint = estimate.measure_footprint(policy.scorer, config, second_model, task.groups, policy.budget.layout)
-    plan = RunPlan(list(steps), footprint, task)
+    plan = RunPlan(steps, footprint, task)
     plan = replace(plan, task=sized(plan, config, policy))
     describe(config, policy, plan, start.display)
     return plan
@@ -78,9 +79,9 @@ def describe(config: RunConfig, policy: Policy, plan: RunPlan, display: Display)
     display.say(f"model: {parameters:,} parameters, {trained:,} trained, {place}")
     for note in policy.notes:
         display.say(note)
-    tokens = sum(group.tokens for group in task.groups)
-    items = sum(size_of(group) for group in task.groups)
-    unit = "judgements" if any(group.judgements for group in task.groups) else "responses"
+    shapes = Shapes.of(task.groups)
+    tokens, items = int(shapes.tokens_G.sum()), int(shapes.size_G.sum())
+    unit = "judgements" if shapes.judgements_G.any() else "responses"
     display.say(
         f"data: {len(task.groups)} groups with {items} {unit} and {tokens:,} tokens; "
         f"{len(task.held_out)} groups held out; {steps} step{'s' * (steps != 1)}"

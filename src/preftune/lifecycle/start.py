@@ -17,6 +17,7 @@ from preftune.chat.open import load_renderer
 from preftune.chat.render import Renderer
 from preftune.config.sampling import PPOConfig, PromptConfig
 from preftune.config.schema import DataConfig, RunConfig
+from preftune.data.subset import joined
 from preftune.errors import RunError
 from preftune.lifecycle.compute import training_flops
 from preftune.lifecycle.data import TextData, TokenData, read_data, read_prompt_data, report_accounts, tokenize_data
@@ -142,11 +143,11 @@ def _require_same_model(start: Start) -> None:
 def load_policy_and_data(start: Start, config: RunConfig) -> tuple[Policy, TokenData]:
     """Return the policy at step 0 and the token ids of the data. Raises if the model cannot process the data."""
     renderer = start.renderer()
-    start.display.say(f"tokenising {len(start.text.train) + len(start.text.held_out):,} groups")
+    start.display.say(f"preparing the token ids of {len(start.text.train) + len(start.text.held_out):,} groups")
     data = tokenize_data(start.text, renderer, config.data)
-    report_accounts(start.text, start.display)
+    report_accounts(start.text, start.display, data.messages)
     policy = start.policy(renderer, partial(training_flops, data.train, config))
-    check_policy(policy, [*data.train, *data.held_out], start.source, "data.max_length")
+    check_policy(policy, joined(data.train, data.held_out), start.source, "data.max_length")
     return policy, data
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from preftune.config.schema import DPOConfig
+from preftune.data.subset import joined, subset
 from preftune.errors import ConfigError
 from preftune.lifecycle.before_first_step import before_first_step
 from preftune.lifecycle.finish import evaluating, finish_run, running
@@ -54,9 +55,8 @@ def run(
             return print_run_plan(start, config, plan, kind, monitor)
         run = open_run(start, policy, data)
         task, steps = sized(plan, config, policy, run.tokens), plan.steps
-        visited = [task.groups[i] for i in sorted({i for step in steps for i in step.members})]
-        scored = [*visited, *task.held_out]  # a short run uses only a part of a large data set
-        reference = make_reference(kind, config, policy, scored, run.display)
+        visited = subset(task.groups, steps.visited)  # a short run uses only a part of a large data set
+        reference = make_reference(kind, config, policy, joined(visited, task.held_out), run.display)
         task = replace(task, reference=reference)
         if reference and not config.reference.path and run.start == 0:
             run.display.say(check_start(task, [task.groups[i] for i in steps[0].members]))

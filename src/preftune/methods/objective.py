@@ -45,15 +45,15 @@ def bind_objective(terms: Sequence[LossTerm]) -> Objective:
     return Objective(tuple(bound))
 
 
-def shape_for(objective: Objective, groups: Sequence[TokenGroup]) -> list[TokenGroup]:
+def shape_for(objective: Objective, groups: Sequence[TokenGroup]) -> Sequence[TokenGroup]:
     """Convert the groups to the pairs, labelled responses or rankings that the loss needs.
 
     Raises DataError if a column that the loss needs is missing, or if the loss does not use one that is present.
     """
     name = objective.terms[0].name
     weighted = objective.items == "pairs" and not objective.joint
-    if not groups:
-        return []
+    if not len(groups):
+        return groups
     for term in objective.terms:  # each term alone, because each must use the columns of the data
         log_margin = "margin" in term.inputs and bool(term.parameters.get("log"))
         require_columns(groups, term.name, frozenset(term.inputs), weighted, log_margin)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ import torch
 
 from preftune import stop
 from preftune.config.schema import RewardConfig
+from preftune.data.derive import derived
 from preftune.data.loss_items import as_pairs
 from preftune.lifecycle.before_first_step import before_first_step
 from preftune.lifecycle.finish import evaluating, finish_run, running
@@ -69,11 +70,14 @@ def run(
     return finish_run(run, policy, len(steps), "preftune score --reward FINAL --data DATA", merged=True)
 
 
-def reward_groups(groups: Sequence[TokenGroup]) -> list[TokenGroup]:
+def reward_groups(groups: Sequence[TokenGroup]) -> Sequence[TokenGroup]:
     """Return the groups as preference pairs, with one more token per response, where its reward is read."""
-    if not groups:
-        return []
-    return with_reward_slot([replace(group, labels=(), ranks=()) for group in as_pairs(groups, "reward")])
+    return derived(as_pairs(groups, "reward"), "reward", _reward_groups)
+
+
+def _reward_groups(groups: Sequence[TokenGroup]) -> Iterator[TokenGroup]:
+    for group in groups:
+        yield from with_reward_slot([replace(group, labels=(), ranks=())])
 
 
 @torch.no_grad()

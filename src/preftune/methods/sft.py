@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from preftune.config.schema import SFTConfig
+from preftune.data.derive import derived
 from preftune.data.loss_items import require_columns
 from preftune.lifecycle.before_first_step import before_first_step
 from preftune.lifecycle.finish import evaluating, finish_run, running
@@ -16,6 +17,7 @@ from preftune.lifecycle.start import load_policy_and_data, open_run, prepare_tra
 from preftune.lifecycle.task import ResponseTask
 from preftune.losses import Objective, Term
 from preftune.losses.supervised import sft as sft_loss
+from preftune.model.reference_cache import response_key
 from preftune.train.display import Display
 from preftune.train.loop import fit
 from preftune.types import TokenGroup
@@ -53,17 +55,24 @@ def run(
     return finish_run(run, policy, len(steps), "preftune dpo CONFIG.yaml model.path=FINAL")
 
 
-def preferred(groups: Sequence[TokenGroup]) -> list[TokenGroup]:
+def preferred(groups: Sequence[TokenGroup]) -> Sequence[TokenGroup]:
     """Return one group per response to train on: demonstrations, judged responses that won and never lost (each once
     per prompt), and responses with a positive label."""
     require_columns(groups, "sft", frozenset(), weighted=False, log_margin=False)
-    result, seen = [], set()
+    return derived(groups, "preferred", _preferred)
+
+
+def _preferred(groups: Sequence[TokenGroup]) -> Iterator[TokenGroup]:
+    seen = set[bytes]()
     for group in groups:
         better, worse = {j.better for j in group.judgements}, {j.worse for j in group.judgements}
         for index, ids in enumerate(group.response_ids):
             good = index in better - worse if group.judgements else not group.labels or group.labels[index] > 0
-            key = (group.prompt_ids.tobytes(), ids.tobytes())
-            if good and (key not in seen or not group.judgements):
+            if not good:
+                continue
+            if group.judgements:
+                key = response_key(group.prompt_ids, ids)[:16]
+                if key in seen:
+                    continue
                 seen.add(key)
-                result.append(replace(group, response_ids=(ids,), judgements=(), labels=(), ranks=()))
-    return result
+            yield replace(group, response_ids=(ids,), judgements=(), labels=(), ranks=())

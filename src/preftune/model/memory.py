@@ -152,6 +152,7 @@ def by_group(
 
     compute    returns a tuple of such tensors for a batch;  progress   is called with the number of finished groups
     """
+    groups = list(groups)  # the groups of a file are new objects each time they are read
     values_of: dict[int, tuple[Tensor, ...]] = {}
     for whole in make_batches(groups):
         for batch, values in compute_in_parts(compute, whole, make_batches):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -136,12 +137,12 @@ def fill(
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> int:
     """Score the groups that the store lacks, longest first, and return their number. An interruption saves results."""
-    missing = [g for g in groups if any(response_key(g.prompt_ids, r) not in store for r in g.response_ids)]
-    missing.sort(key=lambda group: -group.tokens)
+    missing = _missing(store, groups)
     done = 0
     try:
         with adapter.off() if adapter else nullcontext():
-            for block in (missing[begin : begin + BLOCK] for begin in range(0, len(missing), BLOCK)):
+            for begin in range(0, len(missing), BLOCK):
+                block = [groups[int(index)] for index in missing[begin : begin + BLOCK]]
                 for part, values in _scored(scorer, block, make_batches):
                     tokens = values.token_N.cpu().numpy()
                     ends = np.cumsum(values.length_S.cpu().numpy())
@@ -153,6 +154,16 @@ def fill(
     finally:
         store.flush()
     return len(missing)
+
+
+def _missing(store: Store, groups: Sequence[TokenGroup]) -> np.ndarray:
+    """Return the indices of the groups that the store lacks, longest first."""
+    indices, tokens = array("i"), array("q")
+    for index, group in enumerate(groups):
+        if any(response_key(group.prompt_ids, r) not in store for r in group.response_ids):
+            indices.append(index)
+            tokens.append(group.tokens)
+    return np.array(indices)[np.argsort(-np.array(tokens, dtype=np.int64), kind="stable")]
 
 
 def _scored(scorer: Scorer, groups: Sequence[TokenGroup], make_batches: MakeBatches) -> Iterator[tuple[Batch, Logps]]:

@@ -14,8 +14,10 @@ computed again.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,19 +27,13 @@ from safetensors import safe_open
 from safetensors.numpy import save
 
 from preftune.errors import writing
+from preftune.files import MappedFile, cache_folder, digest
 
 if TYPE_CHECKING:
     from preftune.types import Ids
 
 Floats = npt.NDArray[np.float32]
-FLUSH_TOKENS = 8_000_000
-
-
-def cache_folder() -> Path:
-    """Return $PREFTUNE_CACHE, or the folder preftune in the user's cache folder."""
-    own = os.environ.get("PREFTUNE_CACHE")
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(own) if own else base / "preftune"
+FLUSH_TOKENS = 8_000_000  # log-probs that are in memory before they are written
 
 
 def response_key(prompt_ids: Ids, response_ids: Ids) -> bytes:
@@ -48,40 +44,84 @@ def response_key(prompt_ids: Ids, response_ids: Ids) -> bytes:
     return digest.digest()
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A file of the store. Only its offsets are in memory; keys and log-probs are read when they are needed."""
+
+    file: MappedFile
+    keys_at: int
+    logps_at: int
+    offsets: npt.NDArray[np.int64]
+
+    def key(self, row: int) -> bytes:
+        self.file.count()
+        begin = self.keys_at + 32 * row
+        return self.file.map[begin : begin + 32]
+
+    def logps(self, row: int) -> Floats:
+        self.file.count()
+        begin, end = (self.logps_at + 4 * int(offset) for offset in self.offsets[row : row + 2])
+        return np.frombuffer(self.file.map[begin:end], dtype=np.float32)
+
+
 class Store:
-    """The log-probs of one model. `damaged` lists the files whose hash differs from their name."""
+    """The log-probs of one model. `damaged` lists the files whose hash differs from their name.
+
+    Memory holds 24 bytes per response: the beginning of its key, and where its log-probs are.
+    """
 
     def __init__(self, model_key: str, folder: Path | None = None) -> None:
         self.folder = (folder or cache_folder()) / "reference" / model_key
         self.damaged: list[str] = []
-        self._entries: dict[bytes, tuple[Floats, int, int]] = {}
-        self._new: list[tuple[bytes, Floats]] = []
+        self._parts: list[_Part] = []
+        self._starts = np.zeros(0, dtype=np.uint64)  # the first 8 bytes of all keys, in ascending order
+        self._places = np.zeros((0, 2), dtype=np.int32)  # part and row of each
+        self._new: dict[bytes, Floats] = {}
         self._pending = 0
         for path in sorted(self.folder.glob("*.safetensors")) if self.folder.is_dir() else ():
-            self._open(path)
+            if digest(path) != path.stem:
+                self.damaged.append(str(path))
+            else:
+                self._open(path)
 
     def _open(self, path: Path) -> None:
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != path.stem:
-                self.damaged.append(str(path))
-                return
-        with safe_open(path, framework="numpy") as file:
-            keys, offsets, values = (file.get_tensor(name) for name in ("keys", "offsets", "logps"))
-        for row, key in enumerate(keys):
-            self._entries[key.tobytes()] = (values, int(offsets[row]), int(offsets[row + 1]))
+        file = MappedFile(path)
+        size = int.from_bytes(file.map[:8], "little")
+        header = json.loads(file.map[8 : 8 + size])
+        at = {name: 8 + size + header[name]["data_offsets"][0] for name in ("keys", "logps")}
+        with safe_open(path, framework="numpy") as tensors:
+            keys, offsets = tensors.get_tensor("keys"), tensors.get_tensor("offsets")
+        starts = np.ascontiguousarray(keys[:, :8]).view(np.uint64).reshape(-1)
+        places = np.stack([np.full(len(keys), len(self._parts)), np.arange(len(keys))], axis=1).astype(np.int32)
+        self._parts.append(_Part(file, at["keys"], at["logps"], offsets))
+        starts, places = np.concatenate([self._starts, starts]), np.concatenate([self._places, places])
+        order = np.argsort(starts, kind="stable")
+        self._starts, self._places = starts[order], places[order]
+
+    def _find(self, key: bytes) -> tuple[_Part, int] | None:
+        start = np.frombuffer(key[:8], dtype=np.uint64)[0]
+        at = int(np.searchsorted(self._starts, start))
+        place = None
+        while at < len(self._starts) and self._starts[at] == start:
+            part, row = self._parts[self._places[at, 0]], int(self._places[at, 1])
+            place = (part, row) if part.key(row) == key else place  # the last file counts
+            at += 1
+        return place
 
     def __contains__(self, key: bytes) -> bool:
-        return key in self._entries
+        return key in self._new or self._find(key) is not None
 
     def get(self, key: bytes) -> Floats:
-        values, begin, end = self._entries[key]
-        return values[begin:end]
+        if key in self._new:
+            return self._new[key]
+        place = self._find(key)
+        if place is None:
+            raise KeyError(key)
+        return place[0].logps(place[1])
 
     def put(self, key: bytes, logps: Floats) -> None:
         """Add an entry. `flush` writes it to disk."""
-        logps = np.ascontiguousarray(logps, dtype=np.float32)
-        self._entries[key] = (logps, 0, len(logps))
-        self._new.append((key, logps))
+        self._new[key] = np.ascontiguousarray(logps, dtype=np.float32)
         self._pending += len(logps)
         if self._pending >= FLUSH_TOKENS:
             self.flush()
@@ -90,14 +130,15 @@ class Store:
         """Write the new entries to a new file, which gets its name only when it is complete."""
         if not self._new:
             return
-        lengths = [len(values) for _, values in self._new]
+        lengths = [len(values) for values in self._new.values()]
         blob = save(
             {
-                "keys": np.frombuffer(b"".join(key for key, _ in self._new), dtype=np.uint8).reshape(-1, 32),
+                "keys": np.frombuffer(b"".join(self._new), dtype=np.uint8).reshape(-1, 32),
                 "offsets": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-                "logps": np.concatenate([values for _, values in self._new]),
+                "logps": np.concatenate(list(self._new.values())),
             }
         )
+        path = self.folder / f"{hashlib.sha256(blob).hexdigest()}.safetensors"
         fix = "free disk space, set PREFTUNE_CACHE to a different folder, or set reference.kind=frozen"
         with writing(self.folder, fix):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -109,6 +150,6 @@ class Store:
                 except BaseException:
                     Path(file.name).unlink()
                     raise
-            os.replace(file.name, self.folder / f"{hashlib.sha256(blob).hexdigest()}.safetensors")
-        self._new.clear()
-        self._pending = 0
+            os.replace(file.name, path)
+            self._open(path)
+        self._new, self._pending = {}, 0

@@ -17,8 +17,7 @@ from pathlib import Path
 
 from preftune.client import Client, RefusedError, parse_settings
 from preftune.errors import ConfigError, IncompleteError
-from preftune.files import Journal
-from preftune.model.reference_cache import cache_folder
+from preftune.files import Journal, cache_folder
 from preftune.rewards.replies import MARKUP, MARKUP_AT_END, MAX_TOKENS, end_of, estimate_tokens, last_line
 from preftune.rewards.reward import PromptResponse, Reward
 from preftune.types import Message, as_json
