@@ -24,7 +24,7 @@ def chat_model(shared: Path) -> Any:
 
 
 def test_shared_prompts_are_as_close_to_fp32_as_padded_rows(chat_model: Any) -> None:
-    """Per-token log-probs. The rounding of padded rows alone exceeds 0.1 nats."""
+    """Per-token log-probs. The rounding of padded rows alone exceeds 0.05 nats."""
     groups = text_like_groups(chat_model.config.vocab_size, [1, 2])
     rows = batch_of(groups, "rows")
     scorer = Scorer.of(chat_model)
@@ -35,6 +35,6 @@ def test_shared_prompts_are_as_close_to_fp32_as_padded_rows(chat_model: Any) -> 
         wide = AutoModelForCausalLM.from_pretrained(chat_model.name_or_path, dtype=torch.float32).eval()
         exact = logps(Scorer.of(wide), rows).token_N
     noise, errors = (plain - exact).abs(), (actual - exact).abs()
-    assert noise.max() > 0.1
+    assert noise.max() > 0.05
     assert errors.square().mean().sqrt() < 1.3 * noise.square().mean().sqrt()
     assert errors.max() < 2 * noise.max()

@@ -25,6 +25,7 @@ SMALLEST_FLEX_HEAD = 16  # Triton multiplies matrices of 16 columns or more
 NAME = "preftune_segments"  # must not contain a name that transformers dispatches on, such as sdpa
 _layout: ContextVar[Packed | None] = ContextVar("layout", default=None)
 _calls: ContextVar[list[AttentionCall] | None] = ContextVar("calls", default=None)
+_fp32_kernels: ContextVar[bool] = ContextVar("fp32_kernels", default=True)
 _original: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 
 
@@ -68,6 +69,16 @@ def record_attention_calls() -> Iterator[list[AttentionCall]]:
         yield calls
     finally:
         _calls.reset(token)
+
+
+@contextmanager
+def without_fp32_kernels() -> Iterator[None]:
+    """Inside the block, attention in fp32 runs one segment at a time, so that nothing is compiled for it on a GPU."""
+    token = _fp32_kernels.set(False)
+    try:
+        yield
+    finally:
+        _fp32_kernels.reset(token)
 
 
 def use_segments(model: Any) -> bool:
@@ -133,6 +144,8 @@ def segment_attention(
         calls.append(AttentionCall(*tensors, attention_mask, scale, softcap, s_aux))
     qkv, seen = (query, key, value), (attention_mask.layout, attention_mask.window, scale)
     plain = not softcap and s_aux is None and value.shape[-1] == query.shape[-1]
+    if query.dtype == torch.float32 and not _fp32_kernels.get():
+        return segments.one_by_one(*qkv, *seen, softcap, s_aux), None
     flash = query.dtype in (torch.float16, torch.bfloat16) and query.shape[-1] <= 256 and query.shape[-1] % 8 == 0
     match query.device.type:
         case "cuda" if plain and flash:

@@ -263,3 +263,28 @@ def test_a_refusal_says_what_was_compared_and_the_measured_rounding(monkeypatch:
     assert layout == "rows"
     for part in ("attention: rows, because", "in fp32", "hidden states", "gradients", "by rounding alone"):
         assert part in note
+
+
+def test_embeddings_may_be_narrower_than_hidden_states() -> None:
+    """As in OPT-350m."""
+    model = make_scorer("opt", {"ffn_dim": 48, "word_embed_proj_dim": 16}).model
+    for dtype in DTYPES:
+        assert choose_layout(Scorer(copy.deepcopy(model).to(dtype), None), "auto") == ("shared", "")
+
+
+def test_layers_that_cannot_be_listed_are_refused() -> None:
+    model = make_scorer("llama", {}).model
+    model.config.num_hidden_layers = 1
+    assert "not in one list" in why_rows(Scorer(model, None))
+
+
+def test_the_reference_of_a_half_precision_model_can_do_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, where the kernel for fp32 is compiled. Faults of the kernel for bf16 are still found."""
+    from preftune.model.attention import without_fp32_kernels
+
+    model = spread_model("llama").to(torch.bfloat16)
+    with without_fp32_kernels():
+        assert why_rows(Scorer.of(model)) == ""
+        restore_attention(model)
+        plant(FAULTS["one prompt token is not seen"], monkeypatch, names=("fused",))
+        assert "the attention kernel for bfloat16 is less exact" in why_rows(Scorer.of(model))
