@@ -33,9 +33,11 @@ from preftune.model import segments, token_logprobs
 from preftune.model.attention import restore_attention, use_segments
 from preftune.model.compile import compile_blocks
 from preftune.model.flex import flex
+from preftune.model.head import Head
 from preftune.model.load import checkpoint_activations
 from preftune.model.logprobs import Scorer, logps
 from preftune.model.reference import Frozen
+from preftune.model.vocabulary_statistics import statistics
 from preftune.train.display import Display
 from preftune.train.loop import _accumulate, fit
 from preftune.train.metrics import Tally
@@ -247,6 +249,22 @@ def test_bf16_heads_equal_fp64_heads(mode: str, monkeypatch: pytest.MonkeyPatch)
     assert results[0][0].dtype == torch.float32
     for index, (actual, expected) in enumerate(zip(*results, strict=True)):
         assert relative(actual, expected) < (1e-5 if index == 0 else 4e-3)
+
+
+def test_bf16_statistics_equal_fp64_statistics() -> None:
+    """KL and collision probability of 700 tokens, and the gradients of the KL."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(n, 64, generator=generator).bfloat16() for n in (700, 5000, 700, 5000)]
+    results = []
+    for device, dtype in ((CUDA, torch.bfloat16), (torch.device("cpu"), torch.float64)):
+        hidden, weight, other, other_weight = (
+            (x.to(device, dtype) / (8 if index % 2 else 1)).requires_grad_(index < 2) for index, x in enumerate(tensors)
+        )
+        values = statistics(["kl", "collision"], (hidden, Head(weight)), (other, Head(other_weight)))
+        values["kl"].mean().backward()
+        results.append([values["kl"], values["collision"], hidden.grad, weight.grad])
+    for index, (actual, expected) in enumerate(zip(*results, strict=True)):
+        assert relative(actual, expected) < (1e-4 if index < 2 else 6e-3)
 
 
 def test_a_micro_batch_does_not_synchronise_with_the_gpu() -> None:

@@ -27,12 +27,32 @@ class Head:
     scale: float = 1.0
     softcap: float = 0.0
 
-    def logits(self, hidden_CH: Tensor) -> Tensor:
-        """Return (C, V) logits in fp32. With a 16-bit head, they are rounded to 16 bits first."""
-        z = nn.functional.linear(hidden_CH, self.weight, self.bias).float()
+    def logits(self, hidden_CH: Tensor, wide: bool = False) -> Tensor:
+        """Return (C, V) logits in fp32. `wide` avoids rounding them to bf16 on a GPU."""
+        if wide and self.weight.device.type == "cuda" and self.weight.dtype != torch.float32:
+            z: Tensor = WideProduct.apply(hidden_CH, self.weight)  # type: ignore[no-untyped-call]
+            z = z if self.bias is None else z + self.bias
+        else:
+            z = nn.functional.linear(hidden_CH, self.weight, self.bias).float()
         if self.scale != 1.0:
             z = z * self.scale
         return self.softcap * torch.tanh(z / self.softcap) if self.softcap else z
+
+
+class WideProduct(torch.autograd.Function):
+    """Implements h W^T for 16-bit matrices with a result in fp32. torch has this product on CUDA, without autograd."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_CH: Tensor, weight_VH: Tensor) -> Tensor:
+        ctx.save_for_backward(hidden_CH, weight_VH)
+        return torch.mm(hidden_CH, weight_VH.t(), out_dtype=torch.float32)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_CH, weight_VH = ctx.saved_tensors
+        d_z = grads[0].to(weight_VH.dtype)
+        d_hidden = d_z @ weight_VH if ctx.needs_input_grad[0] else None
+        return d_hidden, d_z.t() @ hidden_CH if ctx.needs_input_grad[1] else None
 
 
 def output_layer(model: Any) -> nn.Module:

@@ -37,7 +37,7 @@ def statistics(names: Collection[str], policy: HeadInput, reference: HeadInput |
 
 
 def _chunk(names: Collection[str], hidden_CH: Tensor, head: Head, reference: HeadInput | None) -> tuple[Tensor, ...]:
-    logits_CV = head.logits(hidden_CH)
+    logits_CV = head.logits(hidden_CH, wide=True)
     columns = []
     for name in sorted(names):
         if name == "collision":
@@ -46,6 +46,6 @@ def _chunk(names: Collection[str], hidden_CH: Tensor, head: Head, reference: Hea
         else:
             assert reference is not None
             with torch.no_grad():
-                log_ref_CV = reference[1].logits(reference[0]).log_softmax(-1)
+                log_ref_CV = reference[1].logits(reference[0], wide=True).log_softmax(-1)
             columns.append((log_ref_CV.exp() * (log_ref_CV - logits_CV.log_softmax(-1))).sum(-1))
     return tuple(columns)

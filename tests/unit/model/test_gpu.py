@@ -21,6 +21,7 @@ from preftune.lifecycle.task import ResponseTask
 from preftune.methods.objective import bind_objective
 from preftune.model import flex, segments, token_logprobs
 from preftune.model.attention import Visible, segment_attention, use_segments
+from preftune.model.head import WideProduct
 from preftune.model.logit_chunks import chunk_tokens
 from preftune.model.logprobs import Scorer
 from preftune.model.reference import Frozen
@@ -87,6 +88,26 @@ def test_torch_has_matrix_products_of_bf16_with_fp32_output() -> None:
     assert torch.mm(hidden, weight.t(), out_dtype=torch.float32).dtype == torch.float32
     total, slope = torch.empty(32, 8, device="meta"), torch.empty(5, 32, dtype=torch.bfloat16, device="meta")
     assert torch.addmm(total, slope.t(), hidden, out_dtype=torch.float32, out=total) is total
+
+
+def test_a_product_with_fp32_output_has_the_gradients_of_the_bf16_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel is replaced, because torch has it on CUDA only. Its result is not rounded to bf16."""
+    plain = torch.mm
+    monkeypatch.setattr(torch, "mm", lambda a, b, out_dtype: plain(a.to(out_dtype), b.to(out_dtype)))
+    generator = torch.Generator().manual_seed(0)
+    results = []
+    for wide in (False, True):
+        hidden, weight = (torch.randn(n, 16, generator=generator.manual_seed(n)).bfloat16() for n in (7, 30))
+        hidden.requires_grad_()
+        weight.requires_grad_()
+        out = WideProduct.apply(hidden, weight) if wide else (hidden.float() @ weight.float().t())
+        assert out.dtype == torch.float32
+        out.square().sum().backward()
+        results.append((out, hidden.grad, weight.grad))
+    assert results[0][0].equal(results[1][0])
+    for expected, actual in zip(results[0][1:], results[1][1:], strict=True):
+        assert actual.dtype == torch.bfloat16
+        assert torch.allclose(actual.float(), expected.float(), rtol=2e-2, atol=1e-2 * float(expected.abs().max()))
 
 
 CUDA = torch.device("cuda", 0)
