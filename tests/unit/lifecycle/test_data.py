@@ -301,7 +301,7 @@ print(json.dumps([anonymous() - before, total, len(tokens.train)]))
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux only")
 def test_memory_does_not_grow_with_the_data(tmp_path: Path) -> None:
-    """Lists of groups would take at least 1.5 kB per pair: 15 MB for the difference of 10,000 pairs."""
+    """Lists of groups would take at least 1.5 kB per pair: 30 MB for the difference of 20,000 pairs."""
     small = str(write_jsonl(tmp_path / "small.jsonl", rows(1500)))
 
     def measure(count: int) -> list[float]:
@@ -310,7 +310,7 @@ def test_memory_does_not_grow_with_the_data(tmp_path: Path) -> None:
         command = [sys.executable, "-c", MEASURE, root, source, small]
         return [json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout) for _ in "12"]
 
-    few, many = measure(2_000), measure(12_000)
+    few, many = measure(2_000), measure(22_000)
     assert many[0][2] > 5 * few[0][2]
     for start_number in (0, 1):  # the first and the second start
-        assert many[start_number][0] - few[start_number][0] < 8_000  # kB
+        assert many[start_number][0] - few[start_number][0] < 20_000  # kB
