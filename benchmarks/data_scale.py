@@ -131,7 +131,7 @@ def preftune(path: str, tokenizer: str) -> dict[str, float]:
         require_vocabulary(groups, 1 << 30, "")
         require_length(groups, 1 << 30, "data.max_length")
         training_steps(Shapes.of(tokens.train).size_G, 32, 0, 1)
-    return clock.figures | {"hash": tokens.hash[:8], "kept": len(groups)}  # type: ignore[dict-item]
+    return clock.figures | {"kept": len(groups)}
 
 
 def trl(path: str, tokenizer: str) -> dict[str, float]:

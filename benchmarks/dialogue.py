@@ -61,7 +61,7 @@ def main() -> None:
     held = parts[: options.held_out]
     for number, held_out in enumerate(held):
         others = [group for part in parts if part is not held_out for group in part]
-        for name, values in margins_of_fold(options, options.out / f"fold-{number}", others, held_out).items():
+        for name, values in margins_of_fold(options, options.out / f"fold-{number}", others, list(held_out)).items():
             margins.setdefault(name, []).extend(values)
         print(
             f"fold {number}",

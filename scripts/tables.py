@@ -84,6 +84,9 @@ def data_scale() -> str:
         for run in row["figures"]["runs"]:
             newest.setdefault((run["form"], run["rows"], run["system"]), {})[run["start"]] = run
 
+    if not newest:
+        return "No measurement is recorded yet."
+
     def cell(run: dict[str, Any] | None) -> str:
         return f"{run['seconds']:.1f} s ({run['cpu_seconds']:.1f})" if run else ""
 

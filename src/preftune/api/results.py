@@ -235,12 +235,12 @@ class DataReport:
         return self.account.format
 
     @property
-    def dropped(self) -> Mapping[str, list[str]]:
+    def dropped(self) -> Mapping[str, Sequence[str]]:
         """Origins of the dropped rows, by reason."""
         return self.account.dropped
 
     @property
-    def notes(self) -> Mapping[str, list[str]]:
+    def notes(self) -> Mapping[str, Sequence[str]]:
         """Origins of rows that are used with a note, by note."""
         return self.account.noted
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import chain, islice
+from typing import overload
 
 from preftune.chat.turns import text_to_chat
 from preftune.data.spool import Spool, rewritten
@@ -30,6 +31,14 @@ DETECTION_ROWS = 20  # rows from which the format is detected
 Parser = Callable[[Fields], Iterable[PreferenceGroup]]
 
 
+@overload
+def read_groups(
+    source: str | Sequence[str], reading: Reading | None = None, spool: None = None
+) -> tuple[list[PreferenceGroup], Account]: ...
+@overload
+def read_groups(
+    source: str | Sequence[str], reading: Reading | None, spool: Spool
+) -> tuple[Sequence[PreferenceGroup], Account]: ...
 def read_groups(
     source: str | Sequence[str], reading: Reading | None = None, spool: Spool | None = None
 ) -> tuple[Sequence[PreferenceGroup], Account]:

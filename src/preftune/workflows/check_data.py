@@ -33,7 +33,7 @@ LIFTED: dict[str, Any] = {
     "allow_empty_prompts": True,
     "allow_dropped_text": True,
 }
-Adapter = Callable[[Sequence[TokenGroup]], list[TokenGroup]]
+Adapter = Callable[[Sequence[TokenGroup]], Sequence[TokenGroup]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Checked:
 
     accounts: tuple[Account, ...]
     audit: Audit
-    groups: list[PreferenceGroup]
+    groups: Sequence[PreferenceGroup]
     too_long: tuple[str, ...]
     refusal: PreftuneError | None
 

@@ -162,7 +162,7 @@ def tracked(log: Run, names: Sequence[str]) -> Iterator[None]:
 
 
 def prompts_with_room(
-    config: IterateConfig, groups: list[PreferenceGroup], account: Account, moment: str
+    config: IterateConfig, groups: Sequence[PreferenceGroup], account: Account, moment: str
 ) -> list[PreferenceGroup]:
     """Return the prompts of at most data.max_prompt_length tokens that leave the model room for a response."""
     if not groups:

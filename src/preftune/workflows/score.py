@@ -194,7 +194,7 @@ def limits_of(data: DataConfig, longest: int) -> Limits:
 def tokenized(groups: Groups, marks: Marks, renderer: Renderer, limits: Limits, account: Account) -> list[TokenGroup]:
     """Return the tokens of the groups, of RewardBench's as chats if the model has a chat template."""
     chats = [as_turns(group, marks) for group in groups] if renderer.tokenizer.chat_template else groups
-    return as_pairs(tokenize(chats, renderer, limits, account), "score")
+    return list(as_pairs(tokenize(chats, renderer, limits, account), "score"))
 
 
 def as_turns(group: PreferenceGroup, marks: Marks) -> PreferenceGroup:

@@ -9,7 +9,7 @@ import pytest
 from tests.unit.chat.test_template import GENERATE, answer, renderer, texts
 
 from preftune.chat.arguments import AS_OBJECTS, AS_TEXT, QUOTED
-from preftune.chat.render import Encoded
+from preftune.chat.texts import Encoded
 from preftune.types import Message, PreferenceGroup
 
 START = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content }}{% for call in m.tool_calls %}"
