@@ -34,11 +34,21 @@ def dpo_steps() -> str:
         for key in [key for key in newest if key[:-1] == kind and set(key[-1]) <= set(systems)]:
             del newest[key]  # replaced by this row
         newest[(*kind, systems)] = row
-    return "\n\n".join(dpo_step(*key[:4], row["figures"], row["command"]) for key, row in sorted(newest.items()))
+    return "\n\n".join(dpo_step(*key[:4], row) for key, row in sorted(newest.items()))
 
 
-def dpo_step(model: str, data: str, dtype: str, pairs: int, figures: dict[str, Any], command: str) -> str:
-    """Format the table of one setting, with its title and command."""
+def place(row: dict[str, Any]) -> str:
+    """Return the processor, its fastest instructions if they are recorded, and the threads of a row's machine."""
+    facts = row["machine"]
+    if facts.get("gpu"):
+        return str(facts["gpu"])
+    instructions = f" ({facts['instructions']})" if facts.get("instructions") else ""
+    return f"{facts['processor']}{instructions}, {facts['threads']} threads"
+
+
+def dpo_step(model: str, data: str, dtype: str, pairs: int, row: dict[str, Any]) -> str:
+    """Format the table of one setting, with its title, machine and command."""
+    figures, command = row["figures"], row["command"]
     systems = {name: run for name, run in figures.items() if isinstance(run, dict)}
     ratio = {peer: systems[peer] for peer in ("trl", "trl-best", "preftune-pairs") if peer in systems}
     heads = ["", "pairs/s", "peak GB", "useful", "reference pass", *(f"against {peer}" for peer in ratio)]
@@ -53,9 +63,9 @@ def dpo_step(model: str, data: str, dtype: str, pairs: int, figures: dict[str, A
             cells.append(f"{speed:.1f}x, {memory:.2f}x memory" if run is not peer else "")
         rows.append(cells)
     too_large = figures.get("out of memory")
-    return f"**{model}, {data}, {dtype}, {pairs} pairs per step** (`{command}`)\n\n{lines(heads, rows)}" + (
-        f"\n\nOut of memory: {', '.join(too_large)}." if too_large else ""
-    )
+    model = Path(model).name
+    title = f"**{model}, {data}, {dtype}, {pairs} pairs per step**, {place(row)} (`{command}`)"
+    return f"{title}\n\n{lines(heads, rows)}" + (f"\n\nOut of memory: {', '.join(too_large)}." if too_large else "")
 
 
 def plans() -> str:
@@ -80,7 +90,7 @@ def data_scale() -> str:
     newest: dict[tuple[str, int, str], dict[str, dict[str, Any]]] = {}
     commands: dict[str, None] = {}
     for row in measured("data scale"):
-        commands[row["command"]] = None
+        commands[f"`{row['command']}` ({place(row)})"] = None
         for run in row["figures"]["runs"]:
             newest.setdefault((run["form"], run["rows"], run["system"]), {})[run["start"]] = run
 
@@ -102,7 +112,7 @@ def data_scale() -> str:
         for (form, count, system), runs in sorted(newest.items())
     ]
     heads = ["rows as", "pairs", "system", "first start", "second start", "peak memory, first", "peak memory, second"]
-    return "\n\n".join([lines(heads, rows), *(f"`{command}`" for command in commands)])
+    return "\n\n".join([lines(heads, rows), *commands])
 
 
 def comparison() -> str:

@@ -218,6 +218,7 @@ def machine() -> dict[str, Any]:
         "machine": {
             "platform": platform.platform(),
             "processor": processor(),
+            "instructions": instructions(),
             "threads": torch.get_num_threads(),
             "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
         },
@@ -232,6 +233,13 @@ def processor() -> str:
         return platform.processor() or platform.machine()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
+
+
+def instructions() -> str:
+    """Return the fastest instructions of the CPU for matrix products: AMX, AVX512_BF16, AVX512, AVX2 or none."""
+    capabilities = torch.cpu.get_capabilities()
+    names = {"amx_bf16": "AMX", "avx512_bf16": "AVX512_BF16", "avx512_f": "AVX512", "avx2": "AVX2"}
+    return next((name for flag, name in names.items() if capabilities.get(flag)), "none")
 
 
 def _with_defaults(config: dict[str, Any], schema: type[BaseModel] | None) -> dict[str, Any]:
