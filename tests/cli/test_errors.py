@@ -260,11 +260,12 @@ def test_an_unexpected_error_is_one_message_and_exit_1(
         raise RuntimeError("a defect")
 
     monkeypatch.setattr(preftune.lifecycle.data, "read_groups", broken)
-    assert run(["data", "check", "x.jsonl"]) == 1
+    data = str(write_jsonl(tmp_path / "x.jsonl", PAIRS))
+    assert run(["data", "check", data]) == 1
     printed = capsys.readouterr().err
     assert "internal error: RuntimeError: a defect" in printed
     assert "Traceback" not in printed
-    assert run(["--debug", "data", "check", "x.jsonl"]) == 1
+    assert run(["--debug", "data", "check", data]) == 1
     assert "Traceback" in capsys.readouterr().err
 
 

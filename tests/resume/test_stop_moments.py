@@ -202,7 +202,7 @@ def test_a_stop_while_reading_and_tokenising_reads_no_further_row(
     own = DataConfig(train=str(data), format=f"{tmp_path / 'own.py'}:parse")
     with pytest.raises(Stopped, match="stopped before the first step"):
         dpo.run(config(data, model_folder, tmp_path / "run", data=own), display=quiet())
-    later = send_at_call(monkeypatch, Renderer, "encode", 2)
+    later = send_at_call(monkeypatch, Renderer, "_render", 3)
     with pytest.raises(Stopped, match="stopped before the first step"):
         dpo.run(config(data, model_folder, tmp_path / "run"), display=quiet())
     assert later == []

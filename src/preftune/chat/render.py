@@ -14,10 +14,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from typing import Any
 
 import tokenizers
-import transformers
 
 from preftune.chat.arguments import QUOTED, are_quoted, other_forms
 from preftune.chat.faults import LEFT_OUT, NO_EXTENSION, Fault
@@ -101,7 +101,7 @@ class Renderer:
         special = {name: str(token) for name, token in self.tokenizer.special_tokens_map.items()}
         return [
             hashlib.sha256(backend.to_str().encode("utf-8", "surrogatepass")).hexdigest(),
-            [type(self.tokenizer).__qualname__, tokenizers.__version__, transformers.__version__],
+            [type(self.tokenizer).__qualname__, tokenizers.__version__, version("transformers")],
             [special, sorted(self.end_ids), getattr(self.tokenizer, "split_special_tokens", False)],
             [
                 self.template.source,

@@ -327,7 +327,7 @@ def test_an_adapter_whose_base_is_an_adapter_is_an_error(adapter: Path, tmp_path
 def test_the_revision_of_the_base_model_is_used(
     adapter: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("preftune.model.load._reachable", lambda name, revision: True)
+    monkeypatch.setattr("preftune.model.locate._reachable", lambda name, revision: True)
     configure(adapter, base_model_name_or_path="org/name", revision="abc")
     source = locate(str(adapter))
     assert (source.base, source.revision, source.adapter) == ("org/name", "abc", str(adapter))

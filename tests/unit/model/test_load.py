@@ -53,7 +53,7 @@ def test_an_unreachable_hub_is_an_error_before_loading() -> None:
 
 
 def test_a_hub_id_with_revision_is_loaded_by_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("preftune.model.load._reachable", lambda name, revision: True)
+    monkeypatch.setattr("preftune.model.locate._reachable", lambda name, revision: True)
     assert locate("org/name@abc").base == "org/name"
     assert locate("org/name@abc").revision == "abc"
     with pytest.raises(ModelError, match="or a Hub id that this machine can download"):
