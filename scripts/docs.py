@@ -377,6 +377,7 @@ def filled(text: str, claim: str, body: str) -> str:
 def performance() -> str:
     """The page with its tables made again from the rows of benchmarks/results.jsonl."""
     text = filled((DOCS / "performance.md").read_text(), "dpo step", tables.dpo_steps())
+    text = filled(text, "beside trl", tables.beside_trl())
     text = filled(text, "data scale", tables.data_scale())
     return filled(text, "plan", tables.plans())
 
@@ -396,6 +397,7 @@ def main() -> int:
         "develop/walkthrough.md": walkthrough(),
         "performance.md": performance(),
         "results.md": results(),
+        "../README.md": filled((DOCS / "../README.md").read_text(), "beside trl", tables.beside_trl()),
     }
     stale = [name for name, text in pages.items() if not (DOCS / name).is_file() or (DOCS / name).read_text() != text]
     if "--check" in sys.argv:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+BY_DEFAULT = ("preftune", "preftune-compiled-any")  # what a run uses by default; its length decides which
 ROWS = Path(__file__).parents[1] / "benchmarks" / "results.jsonl"
 
 
@@ -24,8 +25,8 @@ def lines(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def dpo_steps() -> str:
-    """Format one table per setting, from the newest row of each setting and set of systems."""
+def newest_dpo_steps() -> dict[tuple[str, str, str, int, tuple[str, ...]], dict[str, Any]]:
+    """Return the newest row of each setting and set of systems."""
     newest: dict[tuple[str, str, str, int, tuple[str, ...]], dict[str, Any]] = {}
     for row in measured("dpo step"):
         settings, systems = row["settings"], tuple(name for name, f in row["figures"].items() if isinstance(f, dict))
@@ -34,7 +35,36 @@ def dpo_steps() -> str:
         for key in [key for key in newest if key[:-1] == kind and set(key[-1]) <= set(systems)]:
             del newest[key]  # replaced by this row
         newest[(*kind, systems)] = row
-    return "\n\n".join(dpo_step(*key[:4], row) for key, row in sorted(newest.items()))
+    return dict(sorted(newest.items()))
+
+
+def dpo_steps() -> str:
+    """Format one table per setting."""
+    return "\n\n".join(dpo_step(*key[:4], row) for key, row in newest_dpo_steps().items())
+
+
+def beside_trl() -> str:
+    """Return the range of the ratios to TRL over all rows, for each precision and processor."""
+    ratios: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for key, row in newest_dpo_steps().items():
+        figures, machine = row["figures"], place(row)
+        fastest = max((figures[name] for name in BY_DEFAULT if name in figures), key=lambda run: run["pairs_per_s"])
+        for peer in ("trl", "trl-best"):
+            if peer in figures:
+                ratio = fastest["pairs_per_s"] / figures[peer]["pairs_per_s"]
+                ratios.setdefault((key[2], machine), {}).setdefault(peer, []).append(ratio)
+    return "\n".join(
+        f"- {dtype} on {machine}: {span(peers['trl-best'])} times the speed of TRL's best settings"
+        + (f", {span(peers['trl'])} times that of its default settings" if "trl" in peers else "")
+        for (dtype, machine), peers in sorted(ratios.items(), reverse=True)
+        if "trl-best" in peers
+    )
+
+
+def span(values: Sequence[float]) -> str:
+    """Return the smallest and the largest value, or the only one."""
+    ends = sorted({f"{min(values):.1f}", f"{max(values):.1f}"}, key=float)
+    return " to ".join(ends)
 
 
 def place(row: dict[str, Any]) -> str:
