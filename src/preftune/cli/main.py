@@ -16,6 +16,7 @@ from preftune import stop
 from preftune.cli import data as data_commands
 from preftune.cli import evaluate as evaluate_commands
 from preftune.cli import options as opt
+from preftune.cli.export import export
 from preftune.cli.init import init
 from preftune.cli.options import Config, DryRun, Overrides, Quiet
 from preftune.errors import ConfigError, PreftuneError, Stopped
@@ -64,6 +65,7 @@ def demo(
 
 
 app.command()(init)
+app.command()(export)
 
 
 @app.command()

@@ -19,6 +19,7 @@ from preftune.model import load
 from preftune.model.adapter import merge_adapter
 from preftune.model.attention import restore_attention
 from preftune.model.precision import cast_to, restore_base
+from preftune.report.card import Subject, write_card
 from preftune.report.run import write_run_page
 from preftune.train.optim import Weights
 from preftune.train.run import Run
@@ -62,7 +63,7 @@ def evaluating(run: Run, step: int, *what: object) -> Iterator[None]:
 
 
 def finish_run(run: Run, policy: Policy, steps: int, next_command: str, merged: bool = False) -> Path:
-    """Write the final model and the report, mark the run as finished, and return the model's folder.
+    """Write the final model, its model card and the report, mark the run as finished, and return the model's folder.
 
     `next_command` is printed as a suggestion; FINAL in it is replaced with the model's folder.
     """
@@ -70,11 +71,21 @@ def finish_run(run: Run, policy: Policy, steps: int, next_command: str, merged: 
     with stop.guard(), stop.deferred():
         final = export(policy, run.weights, run.folder, merged)
         advise_at_the_end(run)
+        run.note(steps=steps)
+        write_card(final, card_subject(policy, run))
         write_run_page(run.folder)
         run.note(finished=True, steps=steps)
     next_command = next_command.replace("FINAL", str(final))
     run.display.say(f"done: model in {final}, report in {run.folder / 'report.html'}. Next: {next_command}")
     return final
+
+
+def card_subject(policy: Policy, run: Run) -> Subject:
+    """Return what the model card of a run is about. A reward model is saved with its adapter merged."""
+    kind = "adapter" if hasattr(policy.model, "peft_config") else "model"
+    if policy.model.config.architectures and "SequenceClassification" in policy.model.config.architectures[0]:
+        kind = "reward"
+    return Subject(run.folder.name, kind, str(run.identity["config"]["model"]["path"]), run.folder)
 
 
 def export(policy: Policy, weights: Weights, folder: Path, merged: bool) -> Path:

@@ -38,6 +38,11 @@ def load_and_merge(model: Any, folder: str) -> Any:
 
     Raises ModelError if the adapter does not fit the model, is incomplete, or cannot be merged.
     """
+    return merge_adapter(load_adapter(model, folder), folder)
+
+
+def load_adapter(model: Any, folder: str) -> Any:
+    """Return a peft model: `model` with the adapter in `folder`, not merged. Raises ModelError as `load_and_merge`."""
     import peft
 
     config = read_config(Path(folder))
@@ -56,7 +61,7 @@ def load_and_merge(model: Any, folder: str) -> Any:
     except Exception as error:
         raise _misfit_error(folder, error) from error
     _require_complete(folder, [*result.missing_keys, *_unreported_missing(tuned, folder)], result.unexpected_keys)
-    return merge_adapter(tuned, folder)
+    return tuned
 
 
 def _unreported_missing(tuned: Any, folder: str) -> list[str]:

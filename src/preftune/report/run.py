@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from preftune.report import harness
 from preftune.report.figures import curves
 from preftune.report.page import Section, write_page
 
@@ -40,10 +41,17 @@ def write_run_page(folder: Path) -> None:
         Section("Result", table=table),
         Section("Curves", figures=[figure for curve in CURVES for figure in _curves(lines, "held-out", *curve)]),
         *_drift(lines, json.loads(manifest).get("advice", {})),
+        *_harness(folder),
         Section("Config", code=(folder / "config.yaml").read_text()),
         Section("Manifest", code=manifest),
     ]
     write_page(folder / "report.html", str(folder), sections)
+
+
+def _harness(folder: Path) -> list[Section]:
+    """Return the results of lm-evaluation-harness, if there are any."""
+    table = harness.rows(folder)
+    return [Section("lm-evaluation-harness", table=table)] if table else []
 
 
 def _drift(lines: Sequence[dict[str, Any]], advice: Mapping[str, Mapping[str, Any]]) -> list[Section]:

@@ -44,7 +44,9 @@ from preftune.methods import dpo
 from preftune.methods.objective import bind_objective
 from preftune.model import load
 from preftune.model.generate import Sampling, sample
+from preftune.model.locate import ADAPTER_CONFIG
 from preftune.model.logprobs import Scorer
+from preftune.report.card import Subject, write_card
 from preftune.report.run import write_run_page
 from preftune.rewards import chat_grades
 from preftune.rewards.open import open_reward
@@ -107,6 +109,8 @@ def run(
     with tracked(log, config.track):
         policy = rounds(config, log, train, held_out or train, reward)
     final = publish(Path(policy), out / "final")
+    kind = "adapter" if (final / ADAPTER_CONFIG).is_file() else "model"
+    write_card(final, Subject(out.name, kind, config.model.path, out))
     write_run_page(out)
     log.note(finished=True, published=policy)
     display.say(f"done: {final}, the policy of {policy}")

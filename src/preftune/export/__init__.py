@@ -1,0 +1,1 @@
+"""Export models for other programs: peft, transformers, vLLM, llama.cpp, Ollama and the Hub."""

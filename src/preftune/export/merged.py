@@ -1,0 +1,232 @@
+"""A full model folder: an adapter is merged in fp32, and the result is checked by its logits.
+
+The merge is checked on a few texts, in fp32 arithmetic, against the base model with its adapter:
+
+1. After merging in fp32, logits may differ only because sums are computed in a different order: by 1e-5 of the largest
+   logit.
+2. The saved folder is loaded again. If its dtype rounds the merged weights, logits differ by more. How much rounding
+   changes them is measured: the rounding error of every weight is added again with a random sign. A correct export
+   differs by about as much; three times as much is allowed.
+
+A wrong scale, a missing tensor or a wrong base model changes logits by far more.
+"""
+
+from __future__ import annotations
+
+import gc
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from preftune.errors import ConfigError, NumericError, writing
+from preftune.export.subject import Exported
+from preftune.files import write_json
+from preftune.lifecycle.open_policy import open_policy
+from preftune.model import load, weights
+from preftune.model.adapter import load_adapter, merge_adapter
+from preftune.model.precision import cast_to, exact_state, save_dtype_of
+from preftune.report.card import CARD, FIGURES, run_files
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+TEXTS = (
+    "The capital of France is",
+    "Once upon a time, there was a small village near the sea. The people who lived there",
+    "def add(a, b):\n    return a + b\n\n\ndef multiply(a, b):\n",
+    "Question: How do I boil an egg?\nAnswer:",
+)
+TIMES_ROUNDING = 3.0  # a correct export differs by at most this multiple of the measured effect of rounding
+FP32_NOISE = 1e-5  # of the largest logit: fp32 sums in a different order
+GENERATION = "generation_config.json"
+
+
+@dataclass(frozen=True, slots=True)
+class MergeCheck:
+    """The largest differences of logits from those of the adapter on its base model.
+
+    merge, merge_limit   after merging in fp32, and what is allowed
+    saved, saved_limit   of the saved folder, and what is allowed
+    effect               of the base model without the adapter
+    dtype                in which the merged weights are saved
+    """
+
+    merge: float
+    merge_limit: float
+    saved: float
+    saved_limit: float
+    effect: float
+    dtype: str
+
+    @property
+    def passed(self) -> bool:
+        """Whether both differences are within their limits. NaN is not."""
+        return self.merge <= self.merge_limit and self.saved <= self.saved_limit
+
+    def text(self) -> str:
+        """Return the result as a sentence."""
+        return (
+            f"merge checked against the adapter on its base model: logits differ by up to {self.merge:.2g} in fp32 "
+            f"(allowed: {self.merge_limit:.2g}) and {self.saved:.2g} as saved in {self.dtype} (allowed: "
+            f"{self.saved_limit:.2g}); the adapter changes logits by up to {self.effect:.2g}"
+        )
+
+
+def write_merged(model: Exported, dtype: str, part: Path) -> MergeCheck | None:
+    """Write a full model folder to `part`. Returns the check of the merge; None if there was no adapter to merge.
+
+    `dtype`: fp32, bf16, fp16; auto: as the base model is saved. Raises NumericError if the merge fails its check.
+    """
+    if dtype != "auto" and dtype not in DTYPES:
+        raise ConfigError(f"unknown dtype {dtype!r}", where="--dtype", fix=f"use auto, {', '.join(DTYPES)}")
+    weights.silence_transformers()
+    if model.kind in ("model", "reward") and dtype == "auto":
+        copy_files(model.folder, part)
+    elif model.kind == "reward":
+        what, fix = "the dtype of a reward model cannot be changed", "leave the option out"
+        raise ConfigError(what, where="--dtype", fix=fix)
+    elif model.source is not None and model.source.adapter:
+        return _write_with_adapter(model.source, dtype, part)
+    else:
+        _write_loaded(model, dtype, part)
+    return None
+
+
+def copy_files(folder: Path, part: Path) -> None:
+    """Copy a folder without its model card and pictures, which every export writes again."""
+    with writing(part):
+        shutil.copytree(folder, part, dirs_exist_ok=True, ignore=shutil.ignore_patterns(CARD, FIGURES, "*.part*"))
+
+
+def _write_loaded(model: Exported, dtype: str, part: Path) -> None:
+    """Write the model of a checkpoint, or a full model in a different dtype."""
+    opened = open_policy(str(model.folder), "preftune export", torch.float32, torch.device("cpu"))
+    data = run_files(model.run)[0].get("data") or {}
+    # the base model of a checkpoint lacks the chat template of the run
+    template = data.get("chat_template") if model.kind == "checkpoint" else None
+    cast = _cast(opened.model, load.source_dtypes(opened.source), dtype)
+    _save(cast, load.load_tokenizer(opened.source, template), opened.source, part)
+
+
+def _write_with_adapter(source: load.Source, dtype: str, part: Path) -> MergeCheck:
+    adapter = str(source.adapter)
+    tokenizer = load.load_tokenizer(source)
+    base = load.load_model(load.Source(source.base, source.revision), torch.float32)
+    texts = token_ids(tokenizer, base)
+    before = logits(base, texts)
+    tuned = load_adapter(base, adapter).eval()
+    with_adapter = logits(tuned, texts)
+    merged = merge_adapter(tuned, adapter).eval()
+    plain = logits(merged, texts)
+    dtypes = _dtypes(merged, load.source_dtypes(source), dtype)
+    errors = rounding_errors(merged, dtypes)
+    _save(cast_to(merged, dtypes, max(dtypes.values(), key=_eps), {}), tokenizer, source, part)
+    del base, tuned, merged
+    gc.collect()
+    saved = load.load_model(load.Source(str(part)), torch.float32)
+    after = logits(saved, texts)
+    add_rounding(saved, errors)
+    noise = largest(after, logits(saved, texts))
+    coarsest = max((dtypes[name] for name in errors or dtypes), key=_eps)
+    limit = FP32_NOISE * max(float(value.abs().max()) for value in with_adapter)
+    check = MergeCheck(
+        merge=largest(with_adapter, plain),
+        merge_limit=limit,
+        saved=largest(with_adapter, after),
+        saved_limit=limit + (TIMES_ROUNDING * noise if errors else 0.0),
+        effect=largest(before, with_adapter),
+        dtype=next(name for name, value in DTYPES.items() if value == coarsest),
+    )
+    require_passed(check, adapter)
+    return check
+
+
+def require_passed(check: MergeCheck, adapter: str) -> None:
+    """Raise NumericError if a difference is larger than its limit, or not a number."""
+    if not check.passed:
+        raise NumericError(
+            f"the exported model differs from the model that was trained. {check.text()}",
+            where=adapter,
+            why="it would write different text",
+            fix="use --to adapter, and report this with the output of preftune doctor",
+        )
+
+
+def token_ids(tokenizer: Any, model: Any) -> list[Tensor]:
+    """Return the token ids of the texts of the check, and of a chat if the tokenizer has a template."""
+    texts = list(TEXTS)
+    with suppress(Exception):  # no template, or one that refuses this chat
+        chat = [{"role": "user", "content": "How do I boil an egg?"}]
+        texts.append(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
+    rows, longest = model.get_input_embeddings().weight.shape[0], load.max_positions(model.config)
+    ids = [[i for i in tokenizer(text).input_ids if i < rows][:longest] for text in texts]
+    return [torch.tensor([row]) for row in ids if row]
+
+
+@torch.no_grad()
+def logits(model: Any, texts: Sequence[Tensor]) -> list[Tensor]:
+    """Return the logits of every position of each text, in fp32."""
+    return [model(ids, use_cache=False).logits[0].float() for ids in texts]
+
+
+def largest(one: Sequence[Tensor], two: Sequence[Tensor]) -> float:
+    """Return the largest difference of logits. Rows of added tokens, which only one model has, are left out."""
+    widths = [min(a.shape[-1], b.shape[-1]) for a, b in zip(one, two, strict=True)]
+    differences = [
+        float((a[:, :width] - b[:, :width]).abs().max()) for a, b, width in zip(one, two, widths, strict=True)
+    ]
+    return max(differences)
+
+
+def rounding_errors(model: Any, dtypes: Mapping[str, torch.dtype]) -> dict[str, Tensor]:
+    """Return what is lost when each tensor is rounded to its dtype, in bf16; only tensors that are rounded."""
+    errors = {}
+    for name, value in exact_state(model).items():
+        if value.is_floating_point():
+            error = value - value.to(dtypes[name]).to(value.dtype)
+            if error.any():
+                errors[name] = error.to(torch.bfloat16)
+    return errors
+
+
+def add_rounding(model: Any, errors: Mapping[str, Tensor]) -> None:
+    """Add each rounding error to its weight, with a random sign."""
+    generator = torch.Generator().manual_seed(0)
+    for name, value in exact_state(model).items():
+        if name in errors:
+            signs = torch.randint(0, 2, value.shape, generator=generator, dtype=torch.int8) * 2 - 1
+            value += errors[name].float() * signs
+
+
+def _eps(dtype: torch.dtype) -> float:
+    return torch.finfo(dtype).eps
+
+
+def _dtypes(model: Any, stored: Mapping[str, torch.dtype], dtype: str) -> dict[str, torch.dtype]:
+    """Return the dtype in which each tensor is saved."""
+    default = save_dtype_of(model, stored) if dtype == "auto" else DTYPES[dtype]
+    known = stored if dtype == "auto" else {}
+    return {name: known.get(name, default) for name in exact_state(model)}
+
+
+def _cast(model: Any, stored: Mapping[str, torch.dtype], dtype: str) -> Any:
+    dtypes = _dtypes(model, stored, dtype)
+    return cast_to(model, dtypes, max(dtypes.values(), key=_eps), {})
+
+
+def _save(model: Any, tokenizer: Any, source: load.Source, part: Path) -> None:
+    """Save the model with its tokenizer, chat template, chat settings and the generation config of its base."""
+    record = load.chat_record(source)
+    model.config.use_cache = True
+    load.save_model(model, tokenizer, part)
+    for folder in (source.base, source.adapter):
+        path = Path(folder or "") / GENERATION
+        if folder and path.is_file():
+            with writing(part):
+                shutil.copyfile(path, part / GENERATION)
+    if record:
+        write_json(part / load.CHAT_RECORD, record)
