@@ -131,6 +131,15 @@ class DataConfig(Section):
     """How to render the reasoning in chat responses. template: as the chat template does. keep: as in the data, after
     the generation prompt; if that prompt opens <think>, a response without reasoning closes it immediately. Use keep
     for templates that remove reasoning (DeepSeek-R1, QwQ)."""
+    where: list[str] = []
+    """Conditions on columns; only rows that satisfy all of them are used, e.g. [score_ratio >= 2, source != evol]. The
+    other rows are counted, and not as dropped ones."""
+    aspect: str = ""
+    """Which judgement to use if the data have several: helpful or safe (PKU-SafeRLHF), the name of a rating column
+    (HelpSteer2: helpfulness, correctness, ...) or of an annotation (UltraFeedback: truthfulness, honesty, ...)."""
+    ties: Literal["drop", "half"] = "drop"
+    """Pairs that the data call a tie. drop: leave them out; half: use them with the probability 0.5 for each response.
+    Ties do not count as dropped rows."""
     max_length: int = Field(1024, ge=2)
     """Maximum number of tokens in prompt and response together."""
     max_prompt_length: int | None = Field(None, ge=1)

@@ -30,12 +30,13 @@ HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 
 def pair_group(row: Fields, prompt: Text, chosen: Text, rejected: Text, reading: Reading) -> list[PreferenceGroup]:
     """Return one group with one judgement, which uses the columns `weight`, `probability`, `margin` and the scores."""
-    if str(row.get("status")).lower() == "tie":  # argilla/distilabel-intel-orca-dpo-pairs
-        raise Drop("tie")
+    tie = str(row.get("status")).lower() == "tie"  # argilla/distilabel-intel-orca-dpo-pairs
     scores = scores_of(row)
-    if scores and scores[0] == scores[1]:
-        raise Drop("tied scores")
+    tied_scores = scores is not None and scores[0] == scores[1]
+    if reading.ties == "drop" and (tie or tied_scores):
+        raise Drop("tie" if tie else "tied scores")
     weight, probability, margin = judgement_numbers(row)
+    probability = 0.5 if tie or tied_scores else probability
     if reading.margin_from_scores:
         if scores is None:
             raise BadRow("data.margin_from_scores needs the columns score_chosen and score_rejected")

@@ -50,6 +50,9 @@ class Reading:
     allow_empty_prompts: bool = False
     bad_rows: Literal["error", "drop"] = "error"
     winner_values: Mapping[str, Any] = field(default_factory=dict)
+    where: tuple[str, ...] = ()
+    aspect: str = ""
+    ties: Literal["drop", "half"] = "drop"
 
 
 def group_of(prompt: Text, responses: Sequence[Text], **annotations: Any) -> PreferenceGroup:
@@ -69,7 +72,7 @@ def group_of(prompt: Text, responses: Sequence[Text], **annotations: Any) -> Pre
 
 
 def judgements_from_scores(scores: Sequence[float], reading: Reading) -> tuple[Judgement, ...]:
-    """Pair responses by their scores (higher is better) as `reading.pairs` says, without ties."""
+    """Pair responses by their scores (higher is better) as `reading.pairs` and, for equal scores, `reading.ties` say."""
     order = sorted(range(len(scores)), key=lambda i: -scores[i])
     if reading.pairs == "best-worst":
         pairs = [(order[0], order[-1])]
@@ -78,9 +81,14 @@ def judgements_from_scores(scores: Sequence[float], reading: Reading) -> tuple[J
     else:
         pairs = list(combinations(order, 2))
     return tuple(
-        Judgement(b, w, margin=scores[b] - scores[w] if reading.margin_from_scores else 0.0)
+        Judgement(
+            b,
+            w,
+            probability=1.0 if scores[b] > scores[w] else 0.5,
+            margin=scores[b] - scores[w] if reading.margin_from_scores else 0.0,
+        )
         for b, w in pairs
-        if scores[b] > scores[w]
+        if scores[b] > scores[w] or reading.ties == "half"
     )
 
 
@@ -103,7 +111,7 @@ def ranked(row: Fields, reading: Reading) -> list[PreferenceGroup]:
     if len(items) < 2:
         raise Drop("fewer than two responses")
     responses = [_response(item, f"{key}[{i}]") for i, item in enumerate(items)]
-    scores = _item_scores(row, items, key)
+    scores = _item_scores(row, items, key, reading.aspect)
     non_empty = [i for i, response in enumerate(responses) if not is_empty(response)]
     if len(non_empty) < 2:
         raise Drop("empty response")
@@ -138,8 +146,13 @@ def _response(item: Any, where: str) -> Text:
     return response_of(item, key)
 
 
-def _item_scores(row: Fields, items: list[Any], key: str) -> list[float]:
-    """Return a score per item, from a list in the row or from a field of the items. Ranks are negated."""
+def _item_scores(row: Fields, items: list[Any], key: str, aspect: str) -> list[float]:
+    """Return a score per item, from a list in the row or from a field of the items. Ranks are negated.
+
+    An `aspect` is a field of the items, or the name of an annotation with a `Rating` (openbmb/UltraFeedback).
+    """
+    if aspect and not isinstance(row.get("scores"), list):
+        return [_rating(item, aspect, f"{key}[{i}]") for i, item in enumerate(items)]
     for name, sign in (("scores", 1.0), ("rewards", 1.0), ("ranks", -1.0)):
         if isinstance(row.get(name), list):
             values = row[name]
@@ -156,6 +169,21 @@ def _item_scores(row: Fields, items: list[Any], key: str) -> list[float]:
         f"not all {key} have a rank or a score, so they cannot be compared",
         fix=fix.replace("COLUMN", numbers[0]) if len(numbers) == 1 else fix,
     )
+
+
+def _rating(item: Any, aspect: str, where: str) -> float:
+    fields = item if isinstance(item, dict) else {}
+    annotations = fields.get("annotations")
+    annotations = annotations if isinstance(annotations, dict) else {}
+    annotation = annotations.get(aspect)
+    rating = annotation.get("Rating") if isinstance(annotation, dict) else annotation
+    if aspect in fields:
+        return required_number(fields, aspect, f"{where}.{aspect}")
+    if as_number(rating) is None:
+        names = [name for name, value in fields.items() if as_number(value) is not None]
+        what = f"{where} has no rating {aspect!r} (data.aspect)"
+        raise BadRow(what, fix=f"set data.aspect to one of {', '.join([*annotations, *names]) or 'its ratings'}")
+    return required_number({"Rating": rating}, "Rating", f"{where}.annotations.{aspect}.Rating")
 
 
 def groups(row: Fields, _reading: Reading) -> list[PreferenceGroup]:

@@ -191,6 +191,9 @@ def reading_of(config: DataConfig) -> Reading:
         config.allow_empty_prompts,
         config.bad_rows,
         config.winner_values,
+        tuple(config.where),
+        config.aspect,
+        config.ties,
     )
 
 
