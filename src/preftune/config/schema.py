@@ -170,8 +170,8 @@ class OptimConfig(Section):
     name: Literal["adamw", "rmsprop"] = "adamw"
     """adamw: torch's fused AdamW. rmsprop: torch's RMSprop with its default settings, as in the DPO paper."""
     moments: Literal["fp32", "bf16"] = "fp32"
-    """Precision in which adamw stores its two moments. bf16 takes 4 bytes per trained parameter instead of 8. The moments
-    are then rounded stochastically; all arithmetic is fp32."""
+    """Precision in which adamw stores its two moments. bf16 takes 4 bytes per trained parameter instead of 8. The
+    moments are then rounded stochastically; all arithmetic is fp32."""
     lr: float = Field(5e-7, gt=0, le=1)
     """Peak learning rate."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
