@@ -178,6 +178,9 @@ UNUSED_BY_WINRATE = (*UNUSED_BY_SAMPLE, "max_prompt_length")
 class OptimConfig(Section):
     name: Literal["adamw", "rmsprop"] = "adamw"
     """adamw: torch's fused AdamW. rmsprop: torch's RMSprop with its default settings, as in the DPO paper."""
+    moments: Literal["fp32", "bf16"] = "fp32"
+    """Precision in which adamw stores its two moments. bf16 takes 4 bytes per trained parameter instead of 8. The
+    moments are then rounded stochastically; all arithmetic is fp32."""
     lr: float = Field(5e-7, gt=0, le=1)
     """Peak learning rate."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
@@ -188,6 +191,12 @@ class OptimConfig(Section):
     """Weight decay: decoupled in adamw, added to the gradient in rmsprop."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Scale the gradient down to this norm if it is larger."""
+
+    @model_validator(mode="after")
+    def _moments_of_adamw(self) -> OptimConfig:
+        if self.moments == "bf16" and self.name != "adamw":
+            raise ValueError("optim.moments=bf16 applies to adamw only; remove it, or set optim.name=adamw")
+        return self
 
 
 class SlotConfig(Section):
