@@ -69,6 +69,8 @@ class PromptSettings(TypedDict, total=False):
     format: str | Callable[..., Any]
     columns: Mapping[str, str]
     winner_values: Mapping[str, Any]
+    where: Sequence[str]
+    aspect: str
     ignore: Sequence[str]
     bad_rows: Literal["error", "drop"]
     max_dropped: float
@@ -86,6 +88,7 @@ class ScoreSettings(PromptSettings, total=False):
     overlong: Literal["truncate", "drop", "error"]
     pairs: Literal["all", "best-worst", "adjacent"]
     margin_from_scores: bool
+    ties: Literal["drop", "half"]
     thinking: Literal["template", "keep"]
     allow_dropped_text: bool
 

@@ -72,7 +72,7 @@ def group_of(prompt: Text, responses: Sequence[Text], **annotations: Any) -> Pre
 
 
 def judgements_from_scores(scores: Sequence[float], reading: Reading) -> tuple[Judgement, ...]:
-    """Pair responses by their scores (higher is better) as `reading.pairs` and, for equal scores, `reading.ties` say."""
+    """Pair responses by their scores (higher is better), as `reading.pairs` says, and `reading.ties` for equal ones."""
     order = sorted(range(len(scores)), key=lambda i: -scores[i])
     if reading.pairs == "best-worst":
         pairs = [(order[0], order[-1])]

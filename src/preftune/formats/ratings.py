@@ -35,7 +35,7 @@ def no_aspect(aspect: str, source: str) -> DataError:
     return DataError(
         f"data.aspect is {aspect!r}, but the rows have no judgements to choose from",
         where=source,
-        why="it applies to PKU-SafeRLHF, to responses with annotations, and to rows with a prompt, a response and ratings",
+        why="it applies to PKU-SafeRLHF, to responses with annotations, and to rows with one rated response",
         fix="remove data.aspect, or name a rating column of the file",
     )
 

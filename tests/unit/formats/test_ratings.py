@@ -17,7 +17,13 @@ def rated(prompt: str, response: str, helpfulness: float, verbosity: float = 2) 
     return {"prompt": prompt, "response": response, "helpfulness": helpfulness, "verbosity": verbosity}
 
 
-ROWS = [rated("p", "bad", 1, 4), rated("p", "good", 4, 1), rated("q", "only", 3), rated("r", "a", 2), rated("r", "b", 2)]
+ROWS = [
+    rated("p", "bad", 1, 4),
+    rated("p", "good", 4, 1),
+    rated("q", "only", 3),
+    rated("r", "a", 2),
+    rated("r", "b", 2),
+]
 
 
 def test_adjacent_rows_with_the_same_prompt_are_compared(tmp_path: Path) -> None:
@@ -35,7 +41,7 @@ def test_adjacent_rows_with_the_same_prompt_are_compared(tmp_path: Path) -> None
 
 def test_without_an_aspect_the_setting_is_named(tmp_path: Path) -> None:
     path = str(write_jsonl(tmp_path / "a.jsonl", ROWS))
-    with pytest.raises(DataError, match="data.aspect=helpfulness"):
+    with pytest.raises(DataError, match=r"data\.aspect=helpfulness"):
         read_groups(path)
 
 

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.conftest import write_jsonl
 
+from preftune.data.prompts import read_prompts
 from preftune.data.read_groups import read_groups
 from preftune.errors import ConfigError, DataError
 from preftune.formats.parsers import Reading
@@ -39,7 +40,7 @@ def test_numbers_are_compared_as_numbers(sign: str, left: float, right: float, a
     ("text", "row", "expected"),
     [
         ("source == evol", {"source": "evol"}, True),
-        ("source == \"evol\"", {"source": "evol"}, True),
+        ('source == "evol"', {"source": "evol"}, True),
         ("source != evol", {"source": "evol"}, False),
         ("source = evol", {"source": "Evol"}, False),
         ("the source==a b", {"the source": "a b"}, True),
@@ -81,6 +82,15 @@ def test_rows_are_left_out_with_a_count(tmp_path: Path) -> None:
     assert (account.read, account.kept) == (4, 2)
     assert dict(account.dropped) == {"left out by data.where: not score_ratio >= 2": [f"{path}:1", f"{path}:4"]}
     account.check(0.0)
+
+
+def test_prompts_are_selected_too(tmp_path: Path) -> None:
+    path = str(write_jsonl(tmp_path / "a.jsonl", [{"prompt": "a", "level": 1}, {"prompt": "b", "level": 2}]))
+    groups, account = read_prompts(path, Reading(where=("level >= 2",)))
+    assert [group.prompt for group in groups] == ["b"]
+    assert (account.read, account.kept) == (2, 1)
+    with pytest.raises(DataError, match="'size', which no row has"):
+        read_prompts(path, Reading(where=("size >= 2",)))
 
 
 def test_a_column_that_no_row_has_is_an_error(tmp_path: Path) -> None:
