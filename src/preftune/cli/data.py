@@ -147,7 +147,7 @@ def convert(
 
 @app.command()
 def noise(
-    config: Config = None,
+    arguments: Config = None,
     model: Model = None,
     data: Data = None,
     lora: Lora = False,
@@ -158,7 +158,7 @@ def noise(
     """List pairs whose label is probably wrong. Each pair is ranked by a model trained on other parts of the data."""
     from preftune.cli.training import config_from
 
-    resolved = config_from("noise", config or (), model, data or (), lora, out)
+    resolved = config_from("noise", arguments or (), model, data or (), lora, out)
     from preftune.cli.torch_import import import_torch
 
     display = import_torch(quiet)

@@ -70,7 +70,7 @@ app.command()(init)
 
 @app.command()
 def sft(
-    config: Config = None,
+    arguments: Config = None,
     model: Model = None,
     data: Data = None,
     lora: Lora = False,
@@ -79,12 +79,12 @@ def sft(
     quiet: Quiet = False,
 ) -> None:
     """Fine-tune a model on demonstrations. With preference data, it is fine-tuned on the chosen responses."""
-    train("methods.sft", config_from("sft", config or (), model, data or (), lora, out), dry_run, quiet)
+    train("methods.sft", config_from("sft", arguments or (), model, data or (), lora, out), dry_run, quiet)
 
 
 @app.command()
 def dpo(
-    config: Config = None,
+    arguments: Config = None,
     model: Model = None,
     data: Data = None,
     lora: Lora = False,
@@ -93,12 +93,12 @@ def dpo(
     quiet: Quiet = False,
 ) -> None:
     """Train a model on preferences with DPO or a different loss. All losses: https://github.com/preftune/preftune/tree/main/docs/losses.md"""
-    train("methods.dpo", config_from("dpo", config or (), model, data or (), lora, out), dry_run, quiet)
+    train("methods.dpo", config_from("dpo", arguments or (), model, data or (), lora, out), dry_run, quiet)
 
 
 @app.command()
 def reward(
-    config: Config = None,
+    arguments: Config = None,
     model: Model = None,
     data: Data = None,
     lora: Lora = False,
@@ -107,12 +107,12 @@ def reward(
     quiet: Quiet = False,
 ) -> None:
     """Train a Bradley-Terry reward model on preference data. It is a language model with a scalar head."""
-    train("methods.reward", config_from("reward", config or (), model, data or (), lora, out), dry_run, quiet)
+    train("methods.reward", config_from("reward", arguments or (), model, data or (), lora, out), dry_run, quiet)
 
 
 @app.command()
 def ppo(
-    config: Config = None,
+    arguments: Config = None,
     model: Model = None,
     data: Data = None,
     lora: Lora = False,
@@ -121,12 +121,12 @@ def ppo(
     quiet: Quiet = False,
 ) -> None:
     """Train a model with PPO. The reward is a reward model, VADER or your own function."""
-    train("methods.ppo", config_from("ppo", config or (), model, data or (), lora, out), dry_run, quiet)
+    train("methods.ppo", config_from("ppo", arguments or (), model, data or (), lora, out), dry_run, quiet)
 
 
 @app.command()
 def iterate(
-    config: Config = None,
+    arguments: Config = None,
     model: Model = None,
     data: Data = None,
     lora: Lora = False,
@@ -135,7 +135,7 @@ def iterate(
     quiet: Quiet = False,
 ) -> None:
     """Run rounds of sampling and preference training. Each round trains on pairs of samples of the current policy."""
-    train("workflows.iterate", config_from("iterate", config or (), model, data or (), lora, out), dry_run, quiet)
+    train("workflows.iterate", config_from("iterate", arguments or (), model, data or (), lora, out), dry_run, quiet)
 
 
 def train(module: str, config: TunedConfig, dry_run: bool, quiet: bool) -> None:
