@@ -18,6 +18,7 @@ from preftune.cli import evaluate as evaluate_commands
 from preftune.cli import options as opt
 from preftune.cli.init import init
 from preftune.cli.options import Config, DryRun, Overrides, Quiet
+from preftune.cli.talk import chat
 from preftune.errors import ConfigError, PreftuneError, Stopped
 
 DOCS = "https://github.com/preftune/preftune/tree/main/docs"
@@ -241,6 +242,9 @@ def score(
 
     score_options = workflow.options_for((policy, reference, reward), section, beta, tokens, dtype, mode)
     workflow.run(score_options, out, display)
+
+
+app.command()(chat)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -109,5 +110,5 @@ def test_the_text_so_far_has_no_incomplete_character(tokenizer: Any) -> None:
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     seen = [text_so_far(tokenizer, prompt, ids[:n]) for n in range(len(ids) + 1)]
     assert seen[-1] == text
-    assert all(later.startswith(earlier) for earlier, later in zip(seen, seen[1:], strict=False))
+    assert all(later.startswith(earlier) for earlier, later in pairwise(seen))
     assert not any("\N{REPLACEMENT CHARACTER}" in part for part in seen)
