@@ -92,7 +92,7 @@ def test_two_models_in_a_pipe_answer_one_after_the_other(
         ("", ["--prefs", "a.jsonl"], 2, "need two answers"),
         ("", ["--plain", "--system", "x"], 2, "--system has no effect with --plain"),
         ("", ["--chat-template-kwargs", '{"thinking": true}'], 2, "does not read 'thinking'"),
-        ("", ["--beside", "nowhere"], 4, "no such folder"),
+        ("", ["--beside", "missing"], 4, "no such folder"),
         ("", ["--template", "no.jinja"], 4, "neither the name of a template"),
         ("", ["--top-p", "0"], 2, "top-p"),
         ("", [], 0, ""),
@@ -235,7 +235,7 @@ def test_two_models_in_a_terminal_answer_side_by_side(models: Path, terminal: An
     chat.wait_for(">>> ")
     chat.type("the cat\n")
     shown = chat.wait_for(r"\[left: \d+ tokens.*right: \d+ tokens.*\]")
-    assert re.search(r"left: chat +\S* *right: other", shown)
+    assert re.search(r"left: chat +\S +right: other", re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", shown))
     chat.wait_for(">>> ")
     chat.type("/better left\n")
     chat.wait_for("pair 1 added to")

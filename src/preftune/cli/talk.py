@@ -41,9 +41,9 @@ def chat(
     chat_template_kwargs: opt.ChatTemplateKwargs = None,
     quiet: opt.Quiet = False,
 ) -> None:
-    """Talk to a model, or to two models side by side, and mark the better answers. /help lists the commands.
+    """Talk to a model in the terminal, or to two side by side.
 
-    Without a terminal, each line of stdin is a message, and the answers are written to stdout.
+    /help lists the commands, such as /better, which marks the better answer. Without a terminal, each line of stdin is a message, and the answers are written to stdout.
     """
     from preftune.cli.settings import chat_options
     from preftune.errors import ConfigError

@@ -18,6 +18,7 @@ from preftune.config.schema import DPOConfig
 from preftune.data.steps import order
 from preftune.errors import ModelError
 from preftune.lifecycle.policy import Policy
+from preftune.lifecycle.run_samples import save_data_responses, save_samples
 from preftune.lifecycle.task import ResponseTask
 from preftune.measures.advice import advice, held_out_rose
 from preftune.measures.drift import divergence, figures, likelihood
@@ -144,18 +145,23 @@ def reference_loader(config: DPOConfig, policy: Policy, in_memory: bool) -> Load
 
 
 @torch.no_grad()
-def drift(task: ResponseTask, monitor: Monitor | None, say: Callable[[str], None]) -> dict[str, float]:
-    """Return the metrics of the monitor; empty without one, or if they do not fit in memory, which is reported."""
+def drift(task: ResponseTask, monitor: Monitor | None, run: Run, step: int) -> dict[str, float]:
+    """Return the metrics of the monitor; empty without one, or if they do not fit in memory, which is reported.
+
+    The sampled responses are saved to the run folder.
+    """
     if monitor is None:
         return {}
-    metrics = _metrics(task, monitor, say)
+    metrics = _metrics(task, monitor, run, step)
     if metrics is None:
         free_memory()  # after the handler: the exception holds a reference to the memory
-        say("monitor: skipped at this evaluation, because memory ran out. Lower monitor.prompts, or set monitor=null.")
+        run.display.say(
+            "monitor: skipped at this evaluation, because memory ran out. Lower monitor.prompts, or set monitor=null."
+        )
     return metrics or {}
 
 
-def _metrics(task: ResponseTask, monitor: Monitor, say: Callable[[str], None]) -> dict[str, float] | None:
+def _metrics(task: ResponseTask, monitor: Monitor, run: Run, step: int) -> dict[str, float] | None:
     """Return the metrics of the monitor, or None if memory ran out."""
     try:
         prompts = [group.prompt_ids.tolist() for group in monitor.groups]
@@ -168,12 +174,14 @@ def _metrics(task: ResponseTask, monitor: Monitor, say: Callable[[str], None]) -
         if not out_of_memory(error):
             raise
         return None
+    save_data_responses(run.folder, monitor.tokenizer, monitor.groups)
+    save_samples(run.folder, step, monitor.tokenizer, samples)
     texts = [text for sampled in samples for text in sampled.texts]
     ended = [end for sampled in samples for end in sampled.ended]
     surface = {f"drift/{name.removeprefix('responses/')}": value for name, value in figures(texts, ended).items()}
     return {
         **likelihood(own_PM, length_PM, data_S, data_length_S),
-        **measure_kl(task, monitor, samples, own_PM, say),
+        **measure_kl(task, monitor, samples, own_PM, run.display.say),
         **data_metrics,
         "drift/tokens": float(length_PM.mean()),
         **surface,
