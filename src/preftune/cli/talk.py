@@ -43,7 +43,8 @@ def chat(
 ) -> None:
     """Talk to a model in the terminal, or to two side by side.
 
-    /help lists the commands, such as /better, which marks the better answer. Without a terminal, each line of stdin is a message, and the answers are written to stdout.
+    /help lists the commands, such as /better, which marks the better answer. Without a terminal, each line of stdin is
+    a message, and the answers are written to stdout.
     """
     from preftune.cli.settings import chat_options
     from preftune.errors import ConfigError
