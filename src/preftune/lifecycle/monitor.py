@@ -83,11 +83,18 @@ def make_monitor(
     """Return what a monitor would evaluate, None without one, and the number of prompts that are too long for it."""
     if config.monitor is None:
         return None, 0
-    positions, seed, tokens = load.max_positions(policy.model.config), config.train.seed, config.monitor.max_new_tokens
+    settings = config.monitor
+    sampling = Sampling(settings.samples, settings.max_new_tokens, seed=config.train.seed)
+    return monitor_of(settings.prompts, sampling, task.held_out or visited, policy)
+
+
+def monitor_of(prompts: int, sampling: Sampling, groups: Sequence[TokenGroup], policy: Policy) -> tuple[Monitor, int]:
+    """Return a monitor of distinct prompts of `groups`, and the number of prompts that are too long for it."""
+    positions, tokens = load.max_positions(policy.model.config), sampling.max_new_tokens
     if positions is not None:
         tokens = min(tokens, positions // 2)
-    groups, skipped = choose_groups(task.held_out or visited, config.monitor.prompts, positions, tokens, seed)
-    return Monitor(groups, Sampling(config.monitor.samples, tokens, seed=seed), policy.tokenizer), skipped
+    chosen, skipped = choose_groups(groups, prompts, positions, tokens, sampling.seed)
+    return Monitor(chosen, replace(sampling, max_new_tokens=tokens), policy.tokenizer), skipped
 
 
 def choose_groups(
@@ -159,6 +166,29 @@ def drift(task: ResponseTask, monitor: Monitor | None, run: Run, step: int) -> d
             "monitor: skipped at this evaluation, because memory ran out. Lower monitor.prompts, or set monitor=null."
         )
     return metrics or {}
+
+
+@torch.no_grad()
+def save_responses(task: ResponseTask, monitor: Monitor | None, run: Run, step: int) -> None:
+    """Save the policy's responses to the prompts of a monitor, without its metrics. Reports if memory ran out."""
+    if monitor is None:
+        return
+    if not _saved(task, monitor, run, step):
+        free_memory()  # after the handler: the exception holds a reference to the memory
+        run.display.say("no samples of this evaluation were saved, because memory ran out. Set samples=0.")
+
+
+def _saved(task: ResponseTask, monitor: Monitor, run: Run, step: int) -> bool:
+    try:
+        prompts = [group.prompt_ids.tolist() for group in monitor.groups]
+        samples = sample(task.scorer.model, monitor.tokenizer, prompts, monitor.sampling)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        return False
+    save_data_responses(run.folder, monitor.tokenizer, monitor.groups)
+    save_samples(run.folder, step, monitor.tokenizer, samples)
+    return True
 
 
 def _metrics(task: ResponseTask, monitor: Monitor, run: Run, step: int) -> dict[str, float] | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.conftest import PAIRS
+from tests.conftest import PAIRS, write_jsonl
 from tests.unit.lifecycle.test_monitor import run
 from transformers import AutoModelForCausalLM
 
@@ -112,3 +112,35 @@ def test_a_line_has_no_control_characters_and_is_cut() -> None:
     assert one_line("a\n\nb\x1b[2J c") == "a b [2J c"
     assert one_line("abcdefghij", 8) == "abcde..."
     assert one_line("abcdefghij", 8, from_end=True) == "...fghij"
+
+
+def test_sft_saves_responses_of_the_model_before_and_after(tmp_path: Path, model_folder: Path, tokenizer: Any) -> None:
+    from preftune.cli.main import run as command
+
+    data = write_jsonl(tmp_path / "data.jsonl", PAIRS)
+    config = tmp_path / "sft.yaml"
+    config.write_text(f"model: {{path: {model_folder}}}\ndata: {{train: {data}, eval: 0.4}}\noptim: {{lr: 1e-2}}\n")
+    assert command(["sft", str(config), "samples=2", f"out={tmp_path / 'run'}", "-q"]) == 0
+    first, last = (rows(path) for path in sorted((tmp_path / "run" / "samples").glob("step-*.jsonl")))
+    for saved, source in ((first, model_folder), (last, tmp_path / "run" / "final")):
+        assert len(saved) == 2
+        model = AutoModelForCausalLM.from_pretrained(source).eval()
+        ids = [tokenizer(one["prompt"])["input_ids"] for one in saved]
+        expected = sample(model, tokenizer, ids, Sampling(1, 128))
+        assert [one["responses"] for one in saved] == [list(one.texts) for one in expected]
+    for one in rows(tmp_path / "run" / "samples" / "data.jsonl"):
+        (pair,) = [pair for pair in PAIRS if pair["prompt"] == one["prompt"]]
+        assert [(r["kind"], r["text"]) for r in one["responses"]] == [("response", pair["chosen"])]
+    assert "Samples before and after" in (tmp_path / "run" / "report.html").read_text()
+    assert command(["sft", str(config), "samples=0", f"out={tmp_path / 'none'}", "-q"]) == 0
+    assert not (tmp_path / "none" / "samples").exists()
+
+
+def test_sft_on_plain_texts_has_no_samples(tmp_path: Path, model_folder: Path) -> None:
+    """They have no prompt that the model could respond to, unless the tokenizer writes BOS."""
+    from preftune.cli.main import run as command
+
+    data = write_jsonl(tmp_path / "data.jsonl", [{"text": pair["chosen"]} for pair in PAIRS])
+    config = tmp_path / "sft.yaml"
+    config.write_text(f"model: {{path: {model_folder}}}\ndata: {{train: {data}}}\n")
+    assert command(["sft", str(config), f"out={tmp_path / 'run'}", "-q"]) == 0
