@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -68,12 +68,12 @@ def pair_of(turn: Turn, better: int) -> dict[str, Any]:
 class Pairs:
     """The preference file. A verdict on the last pair can be changed until another pair is added.
 
-    added   the number of pairs that this chat has added
+    rows    the pairs that this chat has added
     _last   where the last pair begins and ends in the file
     """
 
     path: Path
-    added: int = 0
+    rows: list[dict[str, Any]] = field(default_factory=list)
     _last: tuple[int, int] | None = None
 
     @staticmethod
@@ -97,14 +97,16 @@ class Pairs:
                     data = data if file.read(1) == b"\n" else b"\n" + data
                 file.write(data)
             self._last = end, end + len(data)
-        self.added += 1
+        self.rows.append(row)
 
-    def take_back(self) -> bool:
-        """Remove the pair that was added last. Return False if that is not possible, because the file has changed."""
-        if self._last is None or not self.path.is_file() or self.path.stat().st_size != self._last[1]:
+    def take_back(self, row: dict[str, Any]) -> bool:
+        """Remove a pair. Return False unless it is the one that was added last, and the file has not changed since."""
+        if self._last is None or self.rows[-1] != row:
+            return False
+        if not self.path.is_file() or self.path.stat().st_size != self._last[1]:
             return False
         with writing(self.path), self.path.open("r+b") as file:
             file.truncate(self._last[0])
         self._last = None
-        self.added -= 1
+        self.rows.pop()
         return True

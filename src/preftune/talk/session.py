@@ -63,10 +63,10 @@ class Session:
 
     def summary(self) -> str:
         """Return what was written to the preference file; "" if nothing was marked."""
-        if not self.pairs or not (self.pairs.added or self.ties):
+        if not self.pairs or not (self.pairs.rows or self.ties):
             return ""
         ties = f", {self.ties} ties without a pair" if self.ties else ""
-        return f"{self.pairs.added} pairs added to {self.pairs.path}{ties}"
+        return f"{len(self.pairs.rows)} pairs added to {self.pairs.path}{ties}"
 
     def _answered(self, text: str, attempt: int) -> Turn:
         """Return a turn with answers to `text` after the dialogue."""
@@ -167,10 +167,12 @@ class Session:
 
     def _record(self, turn: Turn, verdict: str, row: dict[str, object] | None) -> str:
         """Write the pair of a turn, in place of an earlier verdict on it. Return what was done."""
-        if turn.verdict == verdict:
+        rows = self.pairs.rows if self.pairs else []
+        if turn.verdict == verdict and (row is None or self.pairs is None or row in rows):
             return f"{verdict} was marked before"
-        if turn.verdict in SIDES and self.pairs and not self.pairs.take_back():
-            what = "the earlier pair cannot be removed, because the file has changed"
+        earlier = pair_of(turn, SIDES.index(turn.verdict)) if turn.verdict in SIDES else None
+        if self.pairs and earlier in rows and not self.pairs.take_back(earlier):
+            what = "the earlier pair cannot be removed: it is not the last one, or the file has changed"
             raise ConfigError(what, where=str(self.pairs.path), fix="remove its line from the file")
         self.ties += (verdict == "tie") - (turn.verdict == "tie")
         if row is None:
@@ -180,7 +182,7 @@ class Session:
         self.pairs.add(row)
         cut = [SIDES[i] for i, answer in enumerate(turn.answers) if not answer.ended]
         note = f" (the {' and '.join(cut)} answer is cut off, and training treats it as complete)" if cut else ""
-        return f"{verdict} is better: pair {self.pairs.added} added to {self.pairs.path}{note}"
+        return f"{verdict} is better: pair {len(self.pairs.rows)} added to {self.pairs.path}{note}"
 
     def _save(self, text: str) -> None:
         self._last("/save")

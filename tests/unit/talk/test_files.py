@@ -41,10 +41,11 @@ def test_pairs_are_appended_and_the_last_one_can_be_taken_back(tmp_path: Path) -
     pairs.add({"n": 1})
     pairs.add({"n": "ä"})
     assert rows(path) == [{"n": 1}, {"n": "ä"}]
-    assert pairs.take_back()
-    assert not pairs.take_back()
+    assert not pairs.take_back({"n": 1})
+    assert pairs.take_back({"n": "ä"})
+    assert not pairs.take_back({"n": 1})
     assert rows(path) == [{"n": 1}]
-    assert pairs.added == 1
+    assert pairs.rows == [{"n": 1}]
 
 
 def test_a_file_without_a_newline_at_its_end_is_completed(tmp_path: Path) -> None:
@@ -53,7 +54,7 @@ def test_a_file_without_a_newline_at_its_end_is_completed(tmp_path: Path) -> Non
     pairs = Pairs.open(str(path))
     pairs.add({"n": 1})
     assert rows(path) == [{"n": 0}, {"n": 1}]
-    assert pairs.take_back()
+    assert pairs.take_back({"n": 1})
     assert rows(path) == [{"n": 0}]
 
 
@@ -63,7 +64,7 @@ def test_a_pair_is_not_taken_back_from_a_file_that_has_changed(tmp_path: Path) -
     pairs.add({"n": 1})
     with path.open("a") as file:
         file.write('{"n": 2}\n')
-    assert not pairs.take_back()
+    assert not pairs.take_back({"n": 1})
     assert rows(path) == [{"n": 1}, {"n": 2}]
 
 

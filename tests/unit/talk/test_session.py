@@ -265,6 +265,23 @@ def test_better_without_two_answers_or_a_file_is_explained(chat: Chat) -> None:
     assert session.dialogue.turns[0].chosen == 1
 
 
+def test_a_verdict_is_changed_only_if_its_pair_is_the_last_one(chat: Chat, tmp_path: Path) -> None:
+    """And a verdict from before the preference file was named can be repeated."""
+    session = chat("chat", "other")
+    for line in ("the cat", "/better left", f"/prefs {tmp_path / 'p.jsonl'}", "/better left", "/better left"):
+        session.handle(line)
+    assert session.pairs is not None
+    assert len(session.pairs.rows) == 1
+    for line in ("a dog", "/better left", "/undo"):
+        session.handle(line)
+    before = (tmp_path / "p.jsonl").read_text()
+    with pytest.raises(ConfigError, match="it is not the last one"):
+        session.handle("/better right")
+    assert (tmp_path / "p.jsonl").read_text() == before
+    assert len(before.splitlines()) == 2
+    assert session.dialogue.turns[0].verdict == "left"
+
+
 def test_a_file_that_this_chat_did_not_write_is_not_overwritten(chat: Chat, tmp_path: Path) -> None:
     session = chat("chat")
     session.handle("the cat")
