@@ -28,6 +28,12 @@ class CommonSettings(TypedDict, total=False):
     track: Sequence[str]
 
 
+class SFTSettings(CommonSettings, total=False):
+    """Config keys that preftune.sft accepts as keywords."""
+
+    samples: int
+
+
 class DPOSettings(CommonSettings, total=False):
     """Config keys that preftune.dpo accepts as keywords."""
 

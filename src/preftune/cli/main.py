@@ -18,6 +18,7 @@ from preftune.cli import evaluate as evaluate_commands
 from preftune.cli import options as opt
 from preftune.cli.init import init
 from preftune.cli.options import Config, Data, DryRun, Lora, Model, Out, Quiet
+from preftune.cli.talk import chat
 from preftune.cli.training import config_from
 from preftune.config.schema import TunedConfig
 from preftune.errors import ConfigError, PreftuneError, Stopped
@@ -279,6 +280,9 @@ def score(
 
     score_options = workflow.options_for((policy, reference, reward), section, beta, tokens, dtype, mode)
     workflow.run(score_options, out, display)
+
+
+app.command()(chat)
 
 
 @app.command()

@@ -92,7 +92,9 @@ def _require_same(raw: dict[str, Any], places: Places, override: str) -> None:
 
 def _missing(raw: dict[str, Any]) -> str:
     """Return the first required key that is not set."""
-    sections: dict[str, Any] = {name: raw.get(name) if isinstance(raw.get(name), dict) else {} for name in ("model", "data")}
+    sections: dict[str, Any] = {
+        name: raw.get(name) if isinstance(raw.get(name), dict) else {} for name in ("model", "data")
+    }
     if "path" not in (sections["model"] or {}) and not isinstance(raw.get("model"), str):
         return "model.path"
     return "data.train" if "train" not in (sections["data"] or {}) and not isinstance(raw.get("data"), str) else ""

@@ -317,6 +317,9 @@ class RunConfig(TunedConfig):
 
 class SFTConfig(RunConfig):
     optim: OptimConfig = OptimConfig(lr=2e-5)
+    samples: int = Field(4, ge=0)
+    """Number of prompts that the model responds to at every evaluation, for the report: held-out prompts, or training
+    prompts if none are held out. 0: none."""
     out: str = "runs/sft"
     """The run folder. Rerun the same command to resume."""
 

@@ -90,7 +90,7 @@ def run(
     with running(run, policy, "ppo", len(steps)):
         for step, budget in optimise(models, prompts, steps, config, policy.budget, weights, optimizer, run):
             with save_on_error(run, step, budget, evaluated=False), evaluating(run, step, prompts.held_out):
-                metrics = evaluate(models, prompts.held_out, config, step)
+                metrics = evaluate(models, prompts.held_out, config, step, run.folder)
             run.log_evaluation(step, metrics)
     return finish_run(run, policy, len(steps), "preftune sample --model FINAL --prompts PROMPTS")
 
