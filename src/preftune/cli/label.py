@@ -58,7 +58,10 @@ def label(
     display = import_torch()
     from preftune.workflows.label import LabelOptions, run
 
-    run(LabelOptions(section, name, per_row, votes, soft, seed, port), out, display, page=not no_page)
+    if not run(LabelOptions(section, name, per_row, votes, soft, seed, port), out, display, page=not no_page):
+        display.say("next: some pairs need more verdicts; rerun the same command to judge them")
+    elif name is None:
+        display.say("every pair has its verdicts; to add those of one more annotator, pass --annotator NAME")
 
 
 def number_of_pairs(text: str) -> int | None:

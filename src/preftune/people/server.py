@@ -62,15 +62,15 @@ class Site:
 
     def state(self, annotator: str) -> dict[str, Any]:
         """Return what the page shows to this annotator. The names of the models are not part of it."""
-        verdicts, given = self.verdicts, self.verdicts.given()
-        mine = given.get(annotator, {})
+        verdicts, judged = self.verdicts, self.verdicts.judged()
+        mine = judged.get(annotator, {})
         pair = verdicts.next_pair(annotator)
         state: dict[str, Any] = {
             "annotator": annotator,
             "judged": len(mine),
             "remaining": verdicts.remaining(annotator),
             "missing": verdicts.missing(),
-            "summary": summary_lines(verdicts) if given else [],
+            "summary": summary_lines(verdicts) if judged else [],
             "pair": None,
         }
         if pair:

@@ -48,7 +48,7 @@ class Verdicts:
         self.path, self.seed, self.votes = path, seed, votes
         self.pairs = {pair.key: pair for pair in pairs}
         self.changes = 0
-        self._given: dict[str, dict[str, dict[str, Any]]] = {}  # annotator -> pair -> row, in order of time
+        self._judged: dict[str, dict[str, dict[str, Any]]] = {}  # annotator -> pair -> row, in order of time
         self._lock, self._held = threading.Lock(), contextlib.ExitStack()
         self._held.enter_context(_alone(path))
         try:
@@ -81,10 +81,10 @@ class Verdicts:
             self._take(row)
 
     def _take(self, row: dict[str, Any]) -> None:
-        given = self._given.setdefault(row["annotator"], {})
-        given.pop(row["pair"], None)
+        judged = self._judged.setdefault(row["annotator"], {})
+        judged.pop(row["pair"], None)
         if row["verdict"] != UNDO:
-            given[row["pair"]] = row
+            judged[row["pair"]] = row
 
     def _add(self, row: dict[str, Any]) -> None:
         self._journal.add(row)
@@ -98,7 +98,7 @@ class Verdicts:
         Returns False, and changes nothing, if the annotator has judged the pair before. Raises StorageError.
         """
         with self._lock:
-            if pair in self._given.get(annotator, {}):
+            if pair in self._judged.get(annotator, {}):
                 return False
             left = FIRST if first_is_left(pair, annotator, self.seed) else SECOND
             right = SECOND if left == FIRST else FIRST
@@ -111,10 +111,10 @@ class Verdicts:
     def undo(self, annotator: str) -> str | None:
         """Withdraw the annotator's last verdict. Return the key of its pair, or None if there is no verdict."""
         with self._lock:
-            given = self._given.get(annotator)
-            if not given:
+            judged = self._judged.get(annotator)
+            if not judged:
                 return None
-            pair = next(reversed(given))
+            pair = next(reversed(judged))
             row = {"pair": pair, "origin": self.pairs[pair].origin, "annotator": annotator, "verdict": UNDO}
             self._add({**row, "time": datetime.now().astimezone().isoformat()})
             return pair
@@ -122,33 +122,33 @@ class Verdicts:
     def next_pair(self, annotator: str) -> Pair | None:
         """Return the first pair that this annotator has not judged and that needs more verdicts, or None."""
         with self._lock:
-            given = self._given.get(annotator, {})
-            return next((pair for key, pair in self.pairs.items() if key not in given and self._needs(key)), None)
+            judged = self._judged.get(annotator, {})
+            return next((pair for key, pair in self.pairs.items() if key not in judged and self._needs(key)), None)
 
     def remaining(self, annotator: str) -> int:
         """Return how many pairs this annotator can still judge."""
         with self._lock:
-            given = self._given.get(annotator, {})
-            return sum(key not in given and self._needs(key) for key in self.pairs)
+            judged = self._judged.get(annotator, {})
+            return sum(key not in judged and self._needs(key) for key in self.pairs)
 
     def _needs(self, key: str) -> bool:
-        return self.votes is None or sum(key in given for given in self._given.values()) < self.votes
+        return self.votes is None or sum(key in judged for judged in self._judged.values()) < self.votes
 
     def missing(self) -> int:
         """Return how many pairs have fewer verdicts than `votes` (None: no verdict). A skip is a verdict here."""
         with self._lock:
-            counts = Counter(key for given in self._given.values() for key in given)
+            counts = Counter(key for judged in self._judged.values() for key in judged)
             return sum(counts[key] < (self.votes or 1) for key in self.pairs)
 
-    def given(self) -> dict[str, dict[str, dict[str, Any]]]:
+    def judged(self) -> dict[str, dict[str, dict[str, Any]]]:
         """Return the rows of all verdicts that hold now, by annotator and pair."""
         with self._lock:
-            return {annotator: dict(rows) for annotator, rows in self._given.items() if rows}
+            return {annotator: dict(rows) for annotator, rows in self._judged.items() if rows}
 
     def by_pair(self) -> dict[str, list[str]]:
         """Return the verdicts on each pair, without skips."""
         verdicts: dict[str, list[str]] = {key: [] for key in self.pairs}
-        for rows in self.given().values():
+        for rows in self.judged().values():
             for key, row in rows.items():
                 if row["verdict"] in VALUES:
                     verdicts[key].append(row["verdict"])
@@ -173,8 +173,8 @@ def shared_agreement(verdicts: Verdicts) -> Agreement | None:
 
 def summary_lines(verdicts: Verdicts) -> list[str]:
     """Describe what each annotator did, and how well they agree."""
-    lines, given = [], verdicts.given()
-    for annotator, rows in given.items():
+    lines, judged = [], verdicts.judged()
+    for annotator, rows in judged.items():
         counts = Counter(row["verdict"] for row in rows.values())
         decided = [row for row in rows.values() if row["verdict"] in (FIRST, SECOND)]
         left = sum(row["verdict"] == row["left"] for row in decided)
@@ -184,16 +184,16 @@ def summary_lines(verdicts: Verdicts) -> list[str]:
         )
     overall = shared_agreement(verdicts)
     if overall is None:
-        return [*lines, *(["agreement: the annotators have no pair in common"] if len(given) > 1 else [])]
+        return [*lines, *(["agreement: the annotators have no pair in common"] if len(judged) > 1 else [])]
     lines.append(
         f"agreement: {overall.raw:.1%} on {_count(overall.items, 'pair')} that two or more annotators judged; "
         f"Krippendorff's alpha {_number(overall.alpha)}"
     )
-    for one, other in combinations(given, 2):
+    for one, other in combinations(judged, 2):
         both = [
-            (given[one][key]["verdict"], given[other][key]["verdict"])
-            for key in given[one].keys() & given[other].keys()
-            if given[one][key]["verdict"] in VALUES and given[other][key]["verdict"] in VALUES
+            (judged[one][key]["verdict"], judged[other][key]["verdict"])
+            for key in judged[one].keys() & judged[other].keys()
+            if judged[one][key]["verdict"] in VALUES and judged[other][key]["verdict"] in VALUES
         ]
         if both:
             raw = sum(a == b for a, b in both) / len(both)

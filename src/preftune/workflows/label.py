@@ -94,7 +94,7 @@ def run(options: LabelOptions, out: Path, display: Display, page: bool = True) -
             )
         if page and is_open(verdicts, options.annotator):
             collect(verdicts, options, out, display)
-        report(verdicts, comparison, options, out, display)
+        report(verdicts, comparison, options.soft, out, display)
         return verdicts.missing() == 0
 
 
@@ -144,9 +144,9 @@ def collect(verdicts: Verdicts, options: LabelOptions, out: Path, display: Displ
         raise site.error
 
 
-def report(verdicts: Verdicts, comparison: Comparison, options: LabelOptions, out: Path, display: Display) -> None:
+def report(verdicts: Verdicts, comparison: Comparison, soft: bool, out: Path, display: Display) -> None:
     """Write the preference data, and print what people did and how well they agree."""
-    outcome = preferences(verdicts, options.soft)
+    outcome = preferences(verdicts, soft)
     write_rows(out, outcome.rows)
     for line in [*summary_lines(verdicts), *win_rate_lines(verdicts, comparison), *label_lines(verdicts)]:
         display.say(line)
@@ -154,10 +154,6 @@ def report(verdicts: Verdicts, comparison: Comparison, options: LabelOptions, ou
     display.say(
         f"done: {out}: {len(outcome.rows):,} preference pairs" + (f"; not used: {left_out}" if left_out else "")
     )
-    if verdicts.missing():
-        display.say(f"next: {verdicts.missing():,} pairs need more verdicts; rerun the same command to judge them")
-    elif options.annotator is None:
-        display.say("every pair has its verdicts; to add those of one more annotator, pass --annotator NAME")
 
 
 def preferences(verdicts: Verdicts, soft: bool) -> Outcome:
@@ -167,11 +163,11 @@ def preferences(verdicts: Verdicts, soft: bool) -> Outcome:
     a skip does not count. A mean above 1/2 prefers the first response. At exactly 1/2 the pair is a tie and is left
     out. With `soft`, the mean becomes the probability of the judgement, and ties are kept with the probability 1/2.
     """
-    given = {row["pair"] for rows in verdicts.given().values() for row in rows.values()}
+    judged = {row["pair"] for rows in verdicts.judged().values() for row in rows.values()}
     outcome = Outcome()
     for key, labels in verdicts.by_pair().items():
         if not labels:
-            outcome.left_out["skipped" if key in given else "not judged"] += 1
+            outcome.left_out["skipped" if key in judged else "not judged"] += 1
             continue
         mean = sum(VALUES[label] for label in labels) / len(labels)
         if mean == 0.5 and not soft:

@@ -187,7 +187,7 @@ def test_the_name_of_the_only_annotator_is_fixed(tmp_path: Path) -> None:
             client = Client(url, site)
             assert client.get("state")[1]["annotator"] == "ana"
             client.post("verdict", verdict(PAIRS[0].key, annotator="eve"))
-            assert list(verdicts.given()) == ["ana"]
+            assert list(verdicts.judged()) == ["ana"]
 
 
 def test_finish_ends_the_wait(client: Client) -> None:

@@ -28,7 +28,7 @@ def judge_all(verdicts: Verdicts, annotator: str, choices: str) -> None:
 def test_a_verdict_names_the_response_that_was_on_the_chosen_side(tmp_path: Path) -> None:
     with Verdicts(tmp_path / "v.jsonl", PAIRS, seed=3) as verdicts:
         judge_all(verdicts, "ana", "a" * 8)
-        rows = verdicts.given()["ana"]
+        rows = verdicts.judged()["ana"]
     for pair in PAIRS:
         assert rows[pair.key]["verdict"] == ("first" if first_is_left(pair.key, "ana", 3) else "second")
     assert {row["verdict"] for row in rows.values()} == {"first", "second"}
@@ -83,7 +83,7 @@ def test_a_kill_after_any_verdict_loses_nothing(tmp_path: Path, number: int) -> 
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     with Verdicts(tmp_path / "v.jsonl", PAIRS) as verdicts:
-        rows = verdicts.given()["ana"]
+        rows = verdicts.judged()["ana"]
     assert [key for key in keys if key not in rows] == []
     assert {row["comment"] for row in rows.values()} == {"because"}
 
