@@ -153,3 +153,20 @@ def test_a_signal_stops_the_command_and_the_data_are_written(tmp_path: Path, num
         process.send_signal(number)
         assert process.wait(20) == 0  # nothing is left to judge
     assert len(out.read_text().splitlines()) == 2
+
+
+def test_a_signal_ends_the_wait_of_iterate_for_people(tmp_path: Path, model_folder: Path) -> None:
+    prompts = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": text} for text in ("the cat", "a dog")])
+    settings = [f"model.path={model_folder}", "reward=people", f"data.train={prompts}", "rounds=1", "sample.n=2"]
+    (tmp_path / "run.yaml").write_text("sample: {max_new_tokens: 6, evaluation: 1}\n")
+    command = [sys.executable, "-m", "preftune", "iterate", str(tmp_path / "run.yaml"), *settings]
+    with subprocess.Popen(
+        [*command, f"out={tmp_path / 'run'}", "--quiet"], stderr=subprocess.PIPE, text=True, env=os.environ
+    ) as process:
+        assert process.stderr
+        assert any("http://127.0.0.1:" in line for line in iter(process.stderr.readline, ""))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 75
+        assert "rerun the same command" in process.stderr.read()
+    assert not (tmp_path / "run" / "round-01" / "prefs.jsonl").exists()
+    assert (tmp_path / "run" / "round-01" / "judged.verdicts.jsonl").exists()

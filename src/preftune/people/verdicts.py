@@ -77,7 +77,10 @@ class Verdicts:
                 why=f"before: {_description(before)}; now: {_description(header)}",
                 fix="restore the file and the settings, or choose a different --out to begin again",
             )
-        for row in self._journal.rows[1:]:
+        for number, row in enumerate(self._journal.rows[1:], start=2):
+            if not _is_verdict(row) or row["pair"] not in self.pairs:
+                where, fix = f"{self.path}:{number}", "restore or remove the line"
+                raise RunError("the line is not a verdict on one of the pairs", where=where, fix=fix)
             self._take(row)
 
     def _take(self, row: dict[str, Any]) -> None:
@@ -200,6 +203,14 @@ def summary_lines(verdicts: Verdicts) -> list[str]:
             kappa = _number(cohen_kappa(both))
             lines.append(f"  {one} and {other}: {raw:.1%} of {_count(len(both), 'pair')}, Cohen's kappa {kappa}")
     return lines
+
+
+def _is_verdict(row: Any) -> bool:
+    """Return whether a line of the journal is a verdict or its withdrawal."""
+    names = ("pair", "annotator", "verdict")
+    if not isinstance(row, dict) or not all(isinstance(row.get(name), str) for name in names):
+        return False
+    return row["verdict"] == UNDO or (row["verdict"] in (*VALUES, SKIP) and row.get("left") in (FIRST, SECOND))
 
 
 def _number(value: float | None) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 from preftune import stop
 from preftune.config.schema import DataConfig
 from preftune.data.read_groups import read_groups
-from preftune.errors import DataError, require_writable
+from preftune.errors import ConfigError, DataError, require_writable
 from preftune.files import write_rows
 from preftune.formats.account import Account
 from preftune.formats.json_cells import decode_cells
@@ -84,7 +84,7 @@ def run(options: LabelOptions, out: Path, display: Display, page: bool = True) -
 
     With page=False, only write the preference data of the saved verdicts.
     """
-    require_writable(out)
+    require_own_file(options, out)
     comparison = read_pairs(options, display)
     with Verdicts(journal_of(out), comparison.pairs, options.seed, options.votes) as verdicts:
         if verdicts.repaired:
@@ -96,6 +96,22 @@ def run(options: LabelOptions, out: Path, display: Display, page: bool = True) -
             collect(verdicts, options, out, display)
         report(verdicts, comparison, options.soft, out, display)
         return verdicts.missing() == 0
+
+
+def require_own_file(options: LabelOptions, out: Path) -> None:
+    """Raise ConfigError if `out` is a file that this command has not written, so that no data are overwritten."""
+    train = options.data.train
+    for source in [train] if isinstance(train, str) else train:
+        if Path(source).exists() and out.exists() and out.samefile(source):
+            raise ConfigError("the file is also the input", where=f"--out {out}", fix="choose a different --out")
+    if out.exists() and out.is_file() and out.stat().st_size and not journal_of(out).exists():
+        raise ConfigError(
+            "the file exists, and preftune label has not written it",
+            where=f"--out {out}",
+            why=f"it has no journal of verdicts ({journal_of(out)}), and it would be overwritten",
+            fix="choose a different --out, or remove the file",
+        )
+    require_writable(out)
 
 
 def journal_of(out: Path) -> Path:
@@ -225,11 +241,14 @@ def label_lines(verdicts: Verdicts) -> list[str]:
 
 def read_pairs(options: LabelOptions, display: Display) -> Comparison:
     """Read the pairs to judge, and print the account of rows and pairs. Raises DataError if there is none."""
-    train = options.data.train
+    train, stated = options.data.train, options.data.model_fields_set - {"train"}
     sources = [train] if isinstance(train, str) else list(train)
+    if stated and (len(sources) > 1 or (options.data.format == "auto" and has_samples(sources[0]))):
+        what = f"samples are read as preftune sample writes them, without data.{sorted(stated)[0]}"
+        raise ConfigError(what, where=sources[0], fix="remove the setting")
     if len(sources) > 1:
         comparison = side_by_side(sources, options, display)
-    elif has_samples(sources[0]):
+    elif options.data.format == "auto" and has_samples(sources[0]):
         account = Account(sources[0], "samples")
         comparison = pairs_of_samples(read_samples(sources[0], account), options)
         display.say("\n".join(account.lines()))

@@ -113,6 +113,27 @@ def test_verdicts_are_refused_for_other_pairs(tmp_path: Path) -> None:
         Verdicts(tmp_path / "other.jsonl", PAIRS)
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "7",
+        "{}",
+        '{"pair": "x", "annotator": "ana", "verdict": "tie", "left": "first"}',
+        '{"pair": "KEY", "annotator": "ana", "verdict": "best", "left": "first"}',
+        '{"pair": "KEY", "annotator": null, "verdict": "tie", "left": "first"}',
+        '{"pair": "KEY", "annotator": "ana", "verdict": "tie"}',
+        '{"pair": ["KEY"], "annotator": "ana", "verdict": "tie", "left": "first"}',
+    ],
+)
+def test_a_line_that_is_not_a_verdict_is_an_error_with_its_number(tmp_path: Path, line: str) -> None:
+    with Verdicts(tmp_path / "v.jsonl", PAIRS) as verdicts:
+        judge_all(verdicts, "ana", "ab")
+    with (tmp_path / "v.jsonl").open("a") as file:
+        file.write(line.replace("KEY", PAIRS[3].key) + "\n")
+    with pytest.raises(RunError, match=r"v\.jsonl:4: the line is not a verdict"):
+        Verdicts(tmp_path / "v.jsonl", PAIRS)
+
+
 def test_two_commands_cannot_write_the_same_journal(tmp_path: Path) -> None:
     with Verdicts(tmp_path / "v.jsonl", PAIRS), pytest.raises(RunError, match="another preftune command"):
         Verdicts(tmp_path / "v.jsonl", PAIRS)

@@ -14,7 +14,7 @@ from tests.conftest import write_jsonl
 
 from preftune.config.schema import BatchConfig, DataConfig, DPOConfig, ModelConfig, TrainConfig
 from preftune.data.read_groups import read_groups
-from preftune.errors import DataError, RunError
+from preftune.errors import ConfigError, DataError, RunError
 from preftune.lifecycle.data import read_data
 from preftune.methods import dpo
 from preftune.people.pairs import first_is_left
@@ -210,3 +210,24 @@ def test_the_printed_command_collects_the_same_pairs(tmp_path: Path) -> None:
         command
         == f"preftune label '{tmp_path}/a b.jsonl' --out {tmp_path}/o.jsonl --pairs all --votes 2 --soft --seed 3"
     )
+
+
+def test_no_file_of_the_user_is_overwritten(tmp_path: Path) -> None:
+    file = samples(tmp_path)
+    before = file.read_text()
+    with pytest.raises(ConfigError, match="also the input"):
+        run(options(file), file, QUIET, page=False)
+    with pytest.raises(ConfigError, match="preftune label has not written it"):
+        run(options(file), samples(tmp_path, "prefs.jsonl", ROWS[:1]), QUIET, page=False)
+    assert file.read_text() == before
+    assert len((tmp_path / "prefs.jsonl").read_text().splitlines()) == 1
+
+
+def test_settings_of_preference_data_are_used_and_refused_for_samples(tmp_path: Path) -> None:
+    rows = [{"question": "q", "answer_a": "one", "answer_b": "two"}]
+    file = write_jsonl(tmp_path / "own.jsonl", rows)
+    columns = {"prompt": "question", "chosen": "answer_a", "rejected": "answer_b"}
+    pairs = read_pairs(LabelOptions(DataConfig(train=str(file), columns=columns)), QUIET).pairs
+    assert [(p.prompt, p.first, p.second, p.label) for p in pairs] == [("q", "one", "two", 1.0)]
+    with pytest.raises(ConfigError, match=r"without data\.columns"):
+        read_pairs(LabelOptions(DataConfig(train=str(samples(tmp_path)), columns=columns)), QUIET)
