@@ -19,6 +19,7 @@ function element(tag, className, text) {
 
 function showText(text) {
   const box = element("div", "body", "");
+  box.dir = "auto";  // right to left for Arabic or Hebrew; isolated from the rest of the page
   // every second part is a fenced block of code
   text.split(/^(```[^\n]*\n[\s\S]*?^```[^\S\n]*$)/m).forEach((part, i) => {
     box.append(i % 2 ? element("code", "", part) : part);

@@ -51,7 +51,8 @@ def turns(text: Text) -> list[dict[str, Any]]:
 
 def _shown(message: Message) -> str:
     """Return the content of a message, followed by its other fields, such as tool calls."""
-    extra = [f"[{name}] {json.loads(value)}" for name, value in message.extra]
+    fields = [(name, value, json.loads(value)) for name, value in message.extra]
+    extra = [f"[{name}] {decoded if isinstance(decoded, str) else value}" for name, value, decoded in fields]
     return "\n".join([message.content, *extra] if message.content else extra)
 
 

@@ -158,9 +158,9 @@ def test_agreement_counts_shared_pairs_without_skips(tmp_path: Path) -> None:
 
 
 def test_chats_are_shown_as_turns_with_their_other_fields() -> None:
-    call = Message("assistant", "", (("tool_calls", '[{"name": "f"}]'),))
+    call = Message("assistant", "", (("tool_calls", '[{"name": "f"}]'), ("reasoning_content", '"a\\nb"')))
     assert turns((Message("user", "hi"), call)) == [
         {"role": "user", "text": "hi"},
-        {"role": "assistant", "text": "[tool_calls] [{'name': 'f'}]"},
+        {"role": "assistant", "text": '[tool_calls] [{"name": "f"}]\n[reasoning_content] a\nb'},
     ]
     assert turns("text") == [{"role": "", "text": "text"}]
