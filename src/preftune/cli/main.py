@@ -17,6 +17,7 @@ from preftune.cli import data as data_commands
 from preftune.cli import evaluate as evaluate_commands
 from preftune.cli import options as opt
 from preftune.cli.init import init
+from preftune.cli.label import label
 from preftune.cli.options import Config, Data, DryRun, Lora, Model, Out, Quiet
 from preftune.cli.talk import chat
 from preftune.cli.training import config_from
@@ -234,6 +235,9 @@ def pairs(
 
     scorer = open_reward(reward, "--reward", device=device_of(None)) if reward else None
     run_pairs(samples, out, selection, scorer, display)
+
+
+app.command()(label)
 
 
 @app.command()
