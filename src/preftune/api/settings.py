@@ -77,6 +77,7 @@ class PromptSettings(TypedDict, total=False):
     chat_template: str | None
     chat_template_kwargs: Mapping[str, Any]
     as_chat: bool
+    system_message: Literal["template", "merge"]
 
 
 class ScoreSettings(PromptSettings, total=False):
@@ -86,7 +87,8 @@ class ScoreSettings(PromptSettings, total=False):
     overlong: Literal["truncate", "drop", "error"]
     pairs: Literal["all", "best-worst", "adjacent"]
     margin_from_scores: bool
-    thinking: Literal["template", "keep"]
+    thinking: Literal["template", "keep", "unscored", "drop"]
+    scored_turns: Literal["all", "last"]
     allow_dropped_text: bool
 
 
