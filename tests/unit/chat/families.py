@@ -6,6 +6,7 @@ messages go, what happens to earlier turns, and what ends a turn.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from tests.conftest import make_tokenizer
@@ -152,6 +153,7 @@ FAMILIES: dict[str, tuple[str, tuple[str, ...], str]] = {  # template, special t
 }
 
 
+@cache
 def family_tokenizer(name: str) -> Any:
     """Return a tokenizer with the template and the special tokens of a family."""
     template, special, _ = FAMILIES[name]

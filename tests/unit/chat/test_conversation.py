@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import re
 from typing import Any
 
 import numpy as np
 import pytest
 from tests.unit.chat.families import FAMILIES, family_renderer, family_tokenizer
+from tokenizers import processors
 
+from preftune.chat.faults import NO_EXTENSION
 from preftune.chat.render import Renderer
 from preftune.chat.texts import Encoded
 from preftune.formats.tools import with_tools
@@ -247,3 +251,69 @@ def test_turns_with_weight_0_are_context() -> None:
     renderer = family_renderer("qwen-2.5")
     result = encoded(renderer, group((turn("assistant", "Is it big?", weight=0), *CHOSEN[1:])))
     assert scored_texts(renderer, result) == [["Then the sea é<|im_end|>\n"]]
+
+
+def test_a_last_turn_without_the_think_that_the_prompt_opens_is_a_fault() -> None:
+    (result,) = family_renderer("deepseek-r1").encode([group(CHOSEN, REJECTED)])
+    assert result.fault
+    assert result.fault.what == NO_EXTENSION
+
+
+def test_turns_are_found_after_white_space_if_the_template_moves_the_tools() -> None:
+    before = turn("user", "And tomorrow? \n")
+    one = group((*GUESS, before, *AGENT, turn("user", "Thanks."), turn("assistant", "Bye.")), tools=TOOLS)
+    result = encoded(family_renderer("mistral"), one)
+    require_whole("mistral", one, result)
+    assert len(scored_texts(family_renderer("mistral"), result)[0]) == 4
+
+
+def test_white_space_tokens_without_offsets_are_scored() -> None:
+    tokenizer = copy.deepcopy(family_tokenizer("qwen-2.5"))
+    tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    renderer = Renderer.of(tokenizer, [tokenizer.convert_tokens_to_ids("<|im_end|>")])
+    assert scored_texts(renderer, encoded(renderer, group(CHOSEN))) == [
+        ["Is it big?<|im_end|>\n", "Then the sea é<|im_end|>\n"]
+    ]
+
+
+def random_dialogue(random: Any, calls: bool) -> tuple[Message, ...]:
+    """Return one to three assistant turns and others between. Texts of users and tools have a U, reasoning has a T."""
+
+    def text(kind: str) -> str:
+        word = f"{kind}{random.integers(1000)}q"
+        forms = [word, f"{word} \n", f"  {word}", f"\n{word}", f"{word}\n\n<b>{word} é", f"<{word}"]
+        return str(random.choice(forms))
+
+    turns: list[Message] = []
+    for _ in range(random.integers(0, 3)):
+        thought = {"reasoning_content": text("T")} if random.random() < 0.3 else {}
+        inline = f"<think>\n{text('T')}\n</think>\n\n" if not thought and random.random() < 0.3 else ""
+        call = {"tool_calls": CALLS} if calls and random.random() < 0.3 else {}
+        turns.append(turn("assistant", inline + text("A"), **thought, **call))
+        turns.append(turn("tool" if call else "user", text("U")))
+    return (*turns, turn("assistant", text("A")))
+
+
+@pytest.mark.parametrize("thinking", ["template", "keep", "unscored", "drop"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_random_dialogues_score_every_assistant_text_and_nothing_else(name: str, thinking: Any) -> None:
+    random = np.random.default_rng(0)
+    renderer = family_renderer(name, thinking=thinking, allow_dropped_text=True)
+    rendered = 0
+    for _ in range(12):
+        one = group(*(random_dialogue(random, name in ("qwen-2.5", "qwen-3", "hermes")) for _ in range(2)))
+        (result,) = renderer.encode([one])
+        if result.fault:  # the generation prompt opens <think>, which the template does not write
+            assert (name, thinking) == ("deepseek-r1", "template"), result.fault.reason
+            continue
+        rendered += 1
+        for runs, response in zip(scored_texts(renderer, result), one.responses, strict=True):
+            written = [m for m in response if m.role == "assistant"]  # type: ignore[union-attr]
+            assert len(runs) == len(written)
+            for run, message in zip(runs, written, strict=True):
+                assert message.content.rpartition("</think>")[2].strip() in run
+                kinds = {word[0] for word in re.findall(r"[ATU]\d+q", run)}
+                assert kinds <= ({"A", "T"} if thinking in ("template", "keep") else {"A"})
+        if thinking == "template":
+            require_whole(name, one, result)
+    assert rendered or name == "deepseek-r1"
