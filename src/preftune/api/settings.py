@@ -85,6 +85,7 @@ class PromptSettings(TypedDict, total=False):
     chat_template: str | None
     chat_template_kwargs: Mapping[str, Any]
     as_chat: bool
+    system_message: Literal["template", "merge"]
 
 
 class ScoreSettings(PromptSettings, total=False):
@@ -95,7 +96,8 @@ class ScoreSettings(PromptSettings, total=False):
     pairs: Literal["all", "best-worst", "adjacent"]
     margin_from_scores: bool
     ties: Literal["drop", "half"]
-    thinking: Literal["template", "keep"]
+    thinking: Literal["template", "keep", "unscored", "drop"]
+    scored_turns: Literal["all", "last"]
     allow_dropped_text: bool
 
 

@@ -138,10 +138,18 @@ class DataConfig(Section):
     as_chat: bool = False
     """Convert text prompts and responses to one user and one assistant message, and apply the chat template.
     HH-RLHF transcripts are split into their messages."""
-    thinking: Literal["template", "keep"] = "template"
+    scored_turns: Literal["all", "last"] = "all"
+    """Which assistant turns of a dialogue to score. all: every turn of a response of several messages, and in sft every
+    assistant turn of a dialogue. last: only the last turn; the earlier ones are context. Messages of users and tools
+    are never scored."""
+    system_message: Literal["template", "merge"] = "template"
+    """How to render system messages. template: as the chat template does, which is an error for templates without a
+    system message. merge: put their text before the next user message, after an empty line."""
+    thinking: Literal["template", "keep", "unscored", "drop"] = "template"
     """How to render the reasoning in chat responses. template: as the chat template does. keep: as in the data, after
     the generation prompt; if that prompt opens <think>, a response without reasoning closes it immediately. Use keep
-    for templates that remove reasoning (DeepSeek-R1, QwQ)."""
+    for templates that remove reasoning (DeepSeek-R1, QwQ). unscored: as keep, but the reasoning is only context. drop:
+    remove the reasoning from all messages."""
     where: list[str] = []
     """Conditions on columns; only rows that satisfy all of them are used, e.g. [score_ratio >= 2, source != evol]. The
     other rows are counted, and not as dropped ones."""
@@ -181,7 +189,7 @@ class DataConfig(Section):
 UNUSED_BY_SCORE = ("eval", "allow_overlap")
 UNUSED_BY_SAMPLE = (
     *(*UNUSED_BY_SCORE, "max_length", "overlong", "pairs", "margin_from_scores"),
-    *("thinking", "allow_dropped_text", "ties"),
+    *("thinking", "allow_dropped_text", "scored_turns", "ties"),
 )
 UNUSED_BY_WINRATE = (*UNUSED_BY_SAMPLE, "max_prompt_length")
 

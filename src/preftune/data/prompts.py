@@ -20,6 +20,7 @@ from preftune.formats.file_checks import text_prompts_to_chats
 from preftune.formats.json_cells import decode_cells
 from preftune.formats.names import ColumnNames, column_names
 from preftune.formats.parsers import Reading
+from preftune.formats.tools import tools_of, with_tools
 from preftune.formats.values import BadRow, Fields, text_of
 from preftune.formats.where import Filter, conditions
 from preftune.sources.read import read
@@ -91,7 +92,7 @@ def _prompts(rows: Iterable[Row], names: ColumnNames, account: Account, drop: bo
                 raise BadRow(row.fault)
             ledger.seen.update(row.value)
             value = TrackedRow(names.rename(row.value))
-            group = PreferenceGroup(prompt_of(value), (), origin=row.origin)
+            (group,) = with_tools([PreferenceGroup(prompt_of(value), (), origin=row.origin)], tools_of(value))
             ledger.record(row.value, value, [group], row.origin)
             groups.append(group)
         except BadRow as fault:

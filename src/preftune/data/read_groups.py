@@ -19,6 +19,7 @@ from preftune.formats.names import ColumnNames, column_names, missing_column_err
 from preftune.formats.origins import Origins
 from preftune.formats.parsers import Reading
 from preftune.formats.registry import BY_NAME, FunctionFault, detect, parse_with_function
+from preftune.formats.tools import tools_of, with_tools
 from preftune.formats.values import BadRow, Drop, Fields, drop_empty_responses, has_margin
 from preftune.formats.where import Filter, conditions
 from preftune.resolve import require_one_argument, resolve
@@ -156,7 +157,9 @@ def _read_row(row: Row, parse: Parser, ledger: ColumnLedger, account: Account, d
     ledger.seen.update(row.value)
     value = TrackedRow(ledger.names.rename(row.value))
     try:
-        groups = _without_empty(row.origin, parse(value), account)
+        parsed = parse(value)
+        parsed = with_tools(parsed, tools_of(value)) if ledger.format in BY_NAME else parsed
+        groups = _without_empty(row.origin, parsed, account)
     except Drop:
         ledger.record(row.value, value, None, row.origin)
         raise

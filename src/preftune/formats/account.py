@@ -11,7 +11,8 @@ from preftune.formats.origins import Origins
 
 #: Advice for the most frequent reason for dropping rows.
 REPAIRS = {
-    "several turns after the prompt": "end each response after its first assistant turn; more turns are not supported",
+    "the response does not end with an assistant turn": "end each response with an assistant turn",
+    "the response does not begin with an assistant turn": "move the turns before its assistant turn to the prompt",
     "prompts of chosen and rejected differ": "give both responses the same prompt",
     "the dialogue does not begin with the prompt": "write only the response, or the prompt followed by the response",
     "one text is the beginning of the other": "put the prompt into a separate column",

@@ -24,6 +24,7 @@ from preftune.formats.names import (
     suggest_name,
 )
 from preftune.formats.origins import Origins
+from preftune.formats.tools import COLUMNS as TOOL_COLUMNS
 from preftune.formats.values import Fields, is_blank
 from preftune.types import PreferenceGroup
 
@@ -129,7 +130,9 @@ class ColumnLedger:
     def _record_used(self, column: str, name: str, value: Any) -> None:
         blank = is_blank(value)
         self._count(column, "empty" if blank else "used")
-        self.has_context |= not blank and (name in SYSTEMS or (name == "history" and not isinstance(value, str)))
+        self.has_context |= not blank and (
+            name in SYSTEMS or name.lower() in TOOL_COLUMNS or (name == "history" and not isinstance(value, str))
+        )
 
     def _record_dropped(self, column: str, name: str, value: Any, row: TrackedRow, origin: str) -> None:
         self._count(column, "dropped")

@@ -12,7 +12,7 @@ from typing import Any
 
 from preftune.errors import ConfigError, DataError, did_you_mean
 from preftune.formats.column_roles import add_context, prompt_column, prompt_of
-from preftune.formats.parse_pairs import common_prefix_length, common_turn_count, two_response_group
+from preftune.formats.parse_pairs import common_prefix_length, prompt_turn_count, two_response_group
 from preftune.formats.parsers import Reading
 from preftune.formats.values import (
     BadRow,
@@ -23,9 +23,9 @@ from preftune.formats.values import (
     judgement_numbers,
     kind_name,
     number,
-    one_turn,
     peek,
     require_utf8,
+    response_turns,
     string,
     text_of,
 )
@@ -166,15 +166,15 @@ def _texts(row: Fields, first: str, second: str) -> tuple[Text, Text, Text]:
     """Return the prompt and the two responses."""
     a, b = text_of(row, first), text_of(row, second)
     if not isinstance(a, str) and not isinstance(b, str) and min(len(a), len(b)) > 1:
-        n = common_turn_count(a, b)
-        return add_context(row, a[:n]), one_turn(a[n:]), one_turn(b[n:])
+        n = prompt_turn_count(a, b)
+        return add_context(row, a[:n]), response_turns(a[n:]), response_turns(b[n:])
     if prompt_column(row) is None and isinstance(a, str) and isinstance(b, str):
         n = common_prefix_length(a, b)
         return add_context(row, a[:n]), a[n:], b[n:]
     prompt = prompt_of(row)
     if isinstance(prompt, str) and not (isinstance(a, str) and isinstance(b, str)):
         prompt = (Message("user", prompt),)
-    a, b = (side if isinstance(side, str) else one_turn(side) for side in (a, b))
+    a, b = (side if isinstance(side, str) else response_turns(side) for side in (a, b))
     return prompt, a, b
 
 

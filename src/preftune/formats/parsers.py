@@ -25,11 +25,11 @@ from preftune.formats.values import (
     kind_name,
     message_of,
     messages_of,
-    one_turn,
     peek,
     require_utf8,
     required_number,
     response_of,
+    response_turns,
     text_of,
 )
 from preftune.types import Judgement, Message, PreferenceGroup, Text
@@ -53,10 +53,11 @@ class Reading:
     where: tuple[str, ...] = ()
     aspect: str = ""
     ties: Literal["drop", "half"] = "drop"
+    scored_turns: Literal["all", "last"] = "all"
 
 
 def group_of(prompt: Text, responses: Sequence[Text], **annotations: Any) -> PreferenceGroup:
-    """Return a group of texts only or chats only. Each chat response must be a single assistant message.
+    """Return a group of texts only or chats only. A chat response begins and ends with an assistant message.
 
     Raises Drop for other responses, and if fewer than two responses (or the only one) are not empty. Other empty
     responses remain; values.drop_empty_responses removes them later, where they are counted.
@@ -65,7 +66,7 @@ def group_of(prompt: Text, responses: Sequence[Text], **annotations: Any) -> Pre
         prompt = (Message("user", prompt),)
     if not isinstance(prompt, str):
         responses = [(Message("assistant", r),) if isinstance(r, str) else r for r in responses]
-    responses = [r if isinstance(r, str) else one_turn(r) for r in responses]
+    responses = [r if isinstance(r, str) else response_turns(r) for r in responses]
     if sum(not is_empty(r) for r in responses) < min(2, len(responses)):
         raise Drop("empty response")
     return PreferenceGroup(prompt, tuple(responses), **annotations)
@@ -130,11 +131,11 @@ def _response(item: Any, where: str) -> Text:
     if isinstance(item, str):
         return require_utf8(item, where)
     if isinstance(item, list):
-        return one_turn(messages_of(item, where))
+        return response_turns(messages_of(item, where))
     if not isinstance(item, dict):
         raise BadRow(f"{where} must be text or an object, not {kind_name(item)}")
     if "role" in item:
-        return one_turn((message_of(item, where),))
+        return response_turns((message_of(item, where),))
     filled = [key for key in TEXT_FIELDS if item.get(key) not in (None, "")]
     others = [key for key in OTHER_FIELDS if item.get(key)]
     if len({repr(item[key]) for key in filled}) > 1 or others:

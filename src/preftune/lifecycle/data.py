@@ -194,6 +194,7 @@ def reading_of(config: DataConfig) -> Reading:
         tuple(config.where),
         config.aspect,
         config.ties,
+        scored_turns=config.scored_turns,
     )
 
 
@@ -271,7 +272,7 @@ def _write_tokens(folder: Path, data: TextData, renderer: Renderer, limits: Limi
 def _hashed(groups: Iterable[TokenGroup], digest: Any) -> Iterator[TokenGroup]:
     """Yield the groups, and add their token ids to a hash."""
     for group in groups:
-        for ids in (group.prompt_ids, *group.response_ids):
+        for ids in (group.prompt_ids, *group.response_ids, *group.masks):
             digest.update(len(ids).to_bytes(4, "little") + ids.tobytes())
         yield group
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from preftune.lifecycle.task import ResponseTask
 from preftune.losses import Objective, Term
 from preftune.losses.supervised import sft as sft_loss
 from preftune.model.generate import Sampling
-from preftune.model.reference_cache import response_key
+from preftune.model.reference_cache import response_keys
 from preftune.train.display import Display
 from preftune.train.loop import fit
 from preftune.types import TokenGroup
@@ -82,13 +81,13 @@ def _preferred(groups: Sequence[TokenGroup]) -> Iterator[TokenGroup]:
     seen = set[bytes]()
     for group in groups:
         better, worse = {j.better for j in group.judgements}, {j.worse for j in group.judgements}
-        for index, ids in enumerate(group.response_ids):
+        for index, response in enumerate(response_keys(group)):
             good = index in better - worse if group.judgements else not group.labels or group.labels[index] > 0
             if not good:
                 continue
             if group.judgements:
-                key = response_key(group.prompt_ids, ids)[:16]
+                key = response[:16]
                 if key in seen:
                     continue
                 seen.add(key)
-            yield replace(group, response_ids=(ids,), judgements=(), labels=(), ranks=())
+            yield group.with_only([index], judgements=(), labels=(), ranks=())
