@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from preftune.cli.options import ChatTemplate, Config, DataFormat, DryRun, Overrides, Quiet
+from preftune.cli.options import ChatTemplate, Config, Data, DataFormat, DryRun, Lora, Model, Out, Quiet
 
 if TYPE_CHECKING:
     from preftune.chat.render import Renderer
@@ -146,12 +146,19 @@ def convert(
 
 
 @app.command()
-def noise(config: Config, overrides: Overrides = None, dry_run: DryRun = False, quiet: Quiet = False) -> None:
+def noise(
+    arguments: Config = None,
+    model: Model = None,
+    data: Data = None,
+    lora: Lora = False,
+    out: Out = None,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+) -> None:
     """List pairs whose label is probably wrong. Each pair is ranked by a model trained on other parts of the data."""
-    from preftune.config.load import load
-    from preftune.config.schema import NoiseConfig
+    from preftune.cli.training import config_from
 
-    resolved = load(NoiseConfig, config, overrides or ())
+    resolved = config_from("noise", arguments or (), model, data or (), lora, out)
     from preftune.cli.torch_import import import_torch
 
     display = import_torch(quiet)

@@ -28,6 +28,9 @@ class PromptConfig(schema.Section):
     as_chat: bool = False
     """Convert text prompts to one user message and apply the chat template. HH-RLHF transcripts are split into their
     messages."""
+    system_message: Literal["template", "merge"] = "template"
+    """How to render system messages. template: as the chat template does. merge: put their text before the next user
+    message, for templates without a system message."""
     max_prompt_length: int = Field(512, ge=1)
     """Drop and count prompts with more tokens than this."""
     max_dropped: float = Field(0.2, ge=0, le=1)

@@ -93,6 +93,8 @@ def _own_logits(model: Any, batch: Batch) -> Tensor:
 
 
 def _forward(model: Any, batch: Batch) -> Tensor:
+    if torch.is_grad_enabled():
+        return _run(model, batch)
     with training_graph(model):
         return _run(model, batch)
 

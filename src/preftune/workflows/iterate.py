@@ -15,9 +15,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,13 @@ from preftune.lifecycle import open_policy
 from preftune.lifecycle.data import prompts_that_fit, read_prompt_data
 from preftune.lifecycle.plan import print_plan
 from preftune.lifecycle.policy import compute_dtype, device_of
+from preftune.lifecycle.run_samples import save_samples
 from preftune.lifecycle.start import shown_sources
 from preftune.measures.drift import figures
 from preftune.methods import dpo
 from preftune.methods.objective import bind_objective
 from preftune.model import load
-from preftune.model.generate import Sampling, sample
+from preftune.model.generate import Sampled, Sampling, sample
 from preftune.model.logprobs import Scorer
 from preftune.report.run import write_run_page
 from preftune.rewards import chat_grades
@@ -113,7 +115,7 @@ def run(
     with tracked(log, config.track):
         policy = rounds(config, log, train, held_out or train, reward)
     final = publish(Path(policy), out / "final")
-    write_run_page(out)
+    write_run_page(out, unit="round")
     log.note(finished=True, published=policy)
     display.say(f"done: {final}, the policy of {policy}")
     return final
@@ -125,8 +127,8 @@ def rounds(config: IterateConfig, log: Run, train: Groups, evaluation: Groups, r
     Without a reward, people judge the responses, and the evaluations have no score.
     """
     policy, lineage = config.model.path, list[dict[str, Any]]()
-    moment = log.fact("rendered_at")
-    before = evaluated(config, log.folder / "start.json", policy, evaluation, reward, moment)
+    moment, save = log.fact("rendered_at"), partial(save_samples, log.folder)
+    before = evaluated(config, log.folder / "start.json", policy, evaluation, reward, moment, partial(save, 0))
     log.log_evaluation(0, before)
     say_unrewarded(log, before, reward)
     for number in range(1, config.rounds + 1):
@@ -134,7 +136,8 @@ def rounds(config: IterateConfig, log: Run, train: Groups, evaluation: Groups, r
         log.display.say(f"round {number} of {config.rounds}: from {start}")
         lineage.append(one_round(config, log, folder, number, start, train, reward))
         policy = str(folder / "dpo" / "final")
-        after = evaluated(config, folder / "evaluation.json", policy, evaluation, reward, moment)
+        path = folder / "evaluation.json"
+        after = evaluated(config, path, policy, evaluation, reward, moment, partial(save, number))
         say_unrewarded(log, after, reward)
         log.log_evaluation(number, after)
         lineage[-1]["evaluation"] = after
@@ -280,11 +283,17 @@ def prompts_of_round(config: IterateConfig, number: int, available: int) -> list
 
 @torch.no_grad()
 def evaluated(
-    config: IterateConfig, path: Path, policy: str, groups: Groups, reward: Reward | None, moment: str | None
+    config: IterateConfig,
+    path: Path,
+    policy: str,
+    groups: Groups,
+    reward: Reward | None,
+    moment: str | None,
+    save: Callable[[Any, Sequence[Sampled]], None] | None = None,
 ) -> dict[str, float]:
     """Return reward, KL from the first model, and statistics of the responses; read from `path` if it exists.
 
-    Without a reward, the result has no score.
+    Without a reward, the result has no score. `save` saves the responses (lifecycle.run_samples).
     """
     if path.is_file():
         return dict(json.loads(path.read_text()))
@@ -314,6 +323,8 @@ def evaluated(
         "objective/kl": float(kl.mean()),
         **figures([r.response for r in responses], [r.ended for r in responses]),
     }
+    if save:
+        save(tokenizer, sampled)
     write_json(path, result)
     return result
 
