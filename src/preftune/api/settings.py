@@ -67,6 +67,7 @@ class IterateSettings(CommonSettings, total=False):
     pairs: Section
     lr_decay: float
     stop: Section
+    people: Section
 
 
 class PromptSettings(TypedDict, total=False):
