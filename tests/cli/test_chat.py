@@ -204,10 +204,15 @@ def test_a_chat_in_a_terminal(models: Path, terminal: Any, tmp_path: Path) -> No
     chat.type("\x03")  # at an empty prompt
     chat.wait_for(r"/quit or Ctrl-D ends the chat")
     chat.wait_for(">>> ")
-    chat.type("the dog\x7f\x7f\x7fcat\n")  # Backspace
-    chat.wait_for("(?s).{300}")  # more than the echo of the line: the answer has begun
-    chat.type("\x03")
-    chat.wait_for(r"\[\d+ tokens, [\d.]+ tokens/s; stopped\]")
+    for _ in range(30):  # the model may end its answer before Ctrl-C arrives
+        chat.type("the dog\x7f\x7f\x7fcat\n")  # Backspace
+        chat.wait_for("(?s).{300}")  # more than the echo of the line: the answer has begun
+        chat.type("\x03")
+        if "; stopped]" in chat.wait_for(r"\[\d+ tokens, [\d.]+ tokens/s; stopped\]|/quit or Ctrl-D ends"):
+            break
+        chat.wait_for(">>> ")
+    else:
+        pytest.fail("Ctrl-C did not stop an answer")
     chat.wait_for(">>> ")
     chat.type("/set max_tokens 5\n/temperature 1\n")
     chat.wait_for("max_tokens 5, seed 1")
@@ -225,7 +230,9 @@ def test_a_chat_in_a_terminal(models: Path, terminal: Any, tmp_path: Path) -> No
     chat.type("\x04")
     assert chat.end() == 0
     messages = json.loads((tmp_path / "talk.jsonl").read_text())["messages"]
-    assert [message["content"] for message in messages[::2]] == ["the cat", "a dog", "a dog"]
+    asked = [message["content"] for message in messages if message["role"] == "user"]
+    assert asked[-3:] == ["the cat", "a dog", "a dog"]
+    assert set(asked[:-2]) == {"the cat"}
 
 
 def test_two_models_in_a_terminal_answer_side_by_side(models: Path, terminal: Any, tmp_path: Path) -> None:
