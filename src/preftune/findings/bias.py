@@ -15,7 +15,7 @@ PROPERTIES = {
     "list": re.compile(r"^ {0,6}(?:[-*+•]|\d{1,3}[.)]) +\S", re.M),
     "bold": re.compile(r"\*\*[^\s*](?:[^*\n]{0,200}[^\s*])?\*\*"),
     "code block": re.compile(r"^[ \t]*(?:```|~~~)", re.M),
-    "table": re.compile(r"^ *\|?(?: *:?-{3,}:? *\|)+ *(?::?-{3,}:? *)?$", re.M),
+    "table": re.compile(r"^[ \t]{0,8}\|?[ \t]{0,8}:?-{3,}:?[ \t]{0,8}\|", re.M),
 }
 
 

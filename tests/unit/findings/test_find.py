@@ -245,3 +245,11 @@ def test_the_bias_of_length_and_format() -> None:
         assert (preferred.count, preferred.total, preferred.share) == (8, 10, 0.8)
         # Wilson's interval for 8 of 10, from R: prop.test(8, 10, correct = FALSE)
         assert (preferred.low, preferred.high) == pytest.approx((0.4901625, 0.9433178), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "text", ["   " * 5000 + "x", "- " * 5000 + "x", "**a" * 5000, "`" * 5000 + " ` " * 5000, "<a " * 5000, "-" * 20000]
+)
+def test_odd_texts_end(text: str) -> None:
+    """A pattern with quadratic or worse time would take minutes here."""
+    assert find([pair(prose("p", 9), text, prose("a"), 1)]).responses == {"chosen": 1, "rejected": 1}
