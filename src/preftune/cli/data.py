@@ -38,6 +38,16 @@ ModelOption = Annotated[
 LengthOption = Annotated[
     int | None, typer.Option("--max-length", help="Maximum number of tokens (data.max_length).", min=2)
 ]
+ReportOption = Annotated[
+    Path | None, typer.Option("--out", help="Write the report: a .json file with all line numbers, or a .html page.")
+]
+WriteOption = Annotated[
+    Path | None, typer.Option("--write", help="Write the rows without findings to this JSONL file.")
+]
+DropOption = Annotated[
+    str | None,
+    typer.Option("--drop", help="Kinds of findings whose rows --write leaves out, separated by commas."),
+]
 
 
 @app.command()
@@ -52,20 +62,9 @@ def check(
     max_length: LengthOption = None,
     chat_template: ChatTemplate = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON with all line numbers.")] = False,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", help="Write the report: a .json file with all line numbers, or a .html page."),
-    ] = None,
-    write: Annotated[
-        Path | None, typer.Option("--write", help="Write the rows without findings to this JSONL file.")
-    ] = None,
-    drop: Annotated[
-        str | None,
-        typer.Option(
-            "--drop",
-            help="Kinds of findings whose rows --write leaves out, separated by commas (default: clear defects).",
-        ),
-    ] = None,
+    out: ReportOption = None,
+    write: WriteOption = None,
+    drop: DropOption = None,
 ) -> None:
     """Report dropped rows, lengths, duplicates, leaks and defects. Fails if training on the data would fail."""
     from preftune.cli.findings import drop_kinds, require_report_name

@@ -76,7 +76,7 @@ def repeats_prompt(text: str, prompt: str) -> bool:
     return len(key) >= MIN_ECHO and normalised(text[: 4 * len(prompt) + 64]).lstrip("> \"'*“«").startswith(key)
 
 
-# The characters that stand for the bytes of UTF-8 if it is read as Windows-1252 or Latin-1.
+# The characters that the bytes of UTF-8 become if they are read as Windows-1252 or Latin-1.
 _MIDDLE = "".join(
     sorted({chr(b) for b in range(0x80, 0xC0)} | set(bytes(range(0x80, 0xC0)).decode("cp1252", "ignore")))
 )

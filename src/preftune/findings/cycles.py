@@ -13,8 +13,8 @@ Numbers = npt.NDArray[np.int64]
 def inconsistent(better: Sequence[int], worse: Sequence[int]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
     """Return which judgements contradict another one, and which others lie on a cycle.
 
-    Judgement i prefers the response with the hash `better[i]` to the one with the hash `worse[i]`. A hash must stand
-    for a prompt and a response. A judgement contradicts another one if that one prefers the same two responses the
+    Judgement i prefers the response with the hash `better[i]` to the one with the hash `worse[i]`. A hash must be
+    that of a prompt and a response. A judgement contradicts another one if that one prefers the same two responses the
     other way. It lies on a cycle if other judgements lead from its worse response back to its better one (A > B, B > C,
     C > A). The time is n log n.
     """

@@ -57,12 +57,12 @@ def find(
             origins.append(number)
         if any(similarity(sets[first], sets[second]) >= SIMILAR_RESPONSES for first, second in _pairs(group)):
             findings.add("similar-responses", "row", group.origin)
-        asked = shingles(prompt)
-        prompts.add(number, group, prompt, asked, findings)
-        rows.add(number, group, [asked, *sets], findings)
+        prompt_sets = shingles(prompt)
+        prompts.add(number, group, prompt, prompt_sets, findings)
+        rows.add(number, group, [prompt_sets, *sets], findings)
     opposed, cyclic = inconsistent(better, worse)
-    for kind, found in (("contradictions", opposed), ("cycles", cyclic)):
-        for number in np.unique(np.asarray(origins, dtype=np.int64)[found]).tolist():
+    for kind, is_listed in (("contradictions", opposed), ("cycles", cyclic)):
+        for number in np.unique(np.asarray(origins, dtype=np.int64)[is_listed]).tolist():
             findings.add(kind, "row", groups[number].origin)
     findings.bias.update(bias.result())
     if len(held_out):
@@ -201,11 +201,11 @@ def _leaks(train: Sequence[PreferenceGroup], held_out: Sequence[PreferenceGroup]
         same.append(number)
     equal.pop(text_hash(""), None)
     leaked: set[int] = set()
-    known: dict[int, bool] = {}  # hash of a training prompt -> whether it is similar to an evaluation prompt
+    is_similar: dict[int, bool] = {}  # hash of a training prompt -> whether it is similar to an evaluation prompt
     for group in train:
         prompt = prompt_text(group.prompt)
         key = text_hash(prompt)
-        if prompt and key not in known:
+        if prompt and key not in is_similar:
             ours = shingles(prompt)
             similar = set(equal.get(key, ()))
             for number in index.candidates(bands(ours)):
@@ -213,8 +213,8 @@ def _leaks(train: Sequence[PreferenceGroup], held_out: Sequence[PreferenceGroup]
                 if similarity(ours, shingles(other)) >= SIMILAR:
                     similar.update(equal[text_hash(other)])
             leaked |= similar
-            known[key] = bool(similar)
-        if known.get(key):
+            is_similar[key] = bool(similar)
+        if is_similar.get(key):
             findings.add("leaks", "training", group.origin)
     for number in sorted(leaked):
         findings.add("leaks", "evaluation", held_out[number].origin)

@@ -54,7 +54,7 @@ def write_clean(path: Path, source: str | Sequence[str], checked: Checked, kinds
     used = {group.origin for group in checked.groups}
     dropped = {origin for origins in checked.account.dropped.values() for origin in origins}
     by_kind = {kind: checked.findings.rows([kind]) for kind in kinds}
-    found = set().union(*by_kind.values()) if by_kind else set()
+    defective = set().union(*by_kind.values()) if by_kind else set()
     counts = {"read": 0, "written": 0, "unusable": 0}
 
     def kept() -> Iterator[bytes]:
@@ -68,7 +68,7 @@ def write_clean(path: Path, source: str | Sequence[str], checked: Checked, kinds
                         fix="write the groups with preftune data convert --to groups, and check that file",
                     )
                 counts["unusable"] += 1
-            elif origin not in found:
+            elif origin not in defective:
                 counts["written"] += 1
                 yield raw
 

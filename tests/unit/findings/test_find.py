@@ -70,9 +70,9 @@ def places(findings: Findings) -> dict[str, dict[str, list[int]]]:
 
 def test_random_prose_has_no_findings() -> None:
     groups = clean(200)
-    found = find(groups, groups, clean(50, first=1000))
-    assert places(found) == {}
-    assert found.responses == {"chosen": 200, "rejected": 200}
+    result = find(groups, groups, clean(50, first=1000))
+    assert places(result) == {}
+    assert result.responses == {"chosen": 200, "rejected": 200}
 
 
 @given(
@@ -83,9 +83,9 @@ def test_random_prose_has_no_findings() -> None:
 )
 @settings(max_examples=60, deadline=None)
 def test_text_in_other_scripts_has_no_finding_of_its_content(texts: list[tuple[str, str, str]]) -> None:
-    found = find([pair(*three, line) for line, three in enumerate(texts, 1)])
+    result = find([pair(*three, line) for line, three in enumerate(texts, 1)])
     comparisons = {"near-duplicates", "near-duplicate-prompts", "similar-responses", "contradictions", "cycles"}
-    assert set(found.lines) <= {*comparisons, "loops", "echoes"}
+    assert set(result.lines) <= {*comparisons, "loops", "echoes"}
 
 
 LONG = prose("long")
