@@ -71,8 +71,8 @@ def decoded(file: IO[bytes], where: str) -> Iterator[str]:
         yield text
 
 
-def jsonl(path: Path, name: str) -> Iterator[Row]:
-    """Yield one record per line. A line that cannot be read becomes a Row with a fault."""
+def lines(path: Path, name: str) -> Iterator[tuple[str, bytes]]:
+    """Yield the origin and the bytes of each line that is not blank. Raises DataError for a line of over 64 MB."""
     with open_bytes(path) as file:
         number = 0
         while raw := file.readline(MAX_LINE_BYTES + 1):
@@ -81,14 +81,18 @@ def jsonl(path: Path, name: str) -> Iterator[Row]:
             if len(raw) > MAX_LINE_BYTES:
                 what = f"the line is longer than {MAX_LINE_BYTES // 1_000_000} MB"
                 raise DataError(what, where=origin, fix="write one record per line")
-            if not raw.strip():
-                continue
-            try:
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-                row = as_row(loads(line.rstrip("\r\n")), origin)
-            except (ValueError, RecursionError) as error:
-                row = Row({}, origin, describe_json_error(error))
-            yield row
+            if raw.strip():
+                yield origin, raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
+
+
+def jsonl(path: Path, name: str) -> Iterator[Row]:
+    """Yield one record per line. A line that cannot be read becomes a Row with a fault."""
+    for origin, raw in lines(path, name):
+        try:
+            row = as_row(loads(raw.decode().rstrip("\r\n")), origin)
+        except (ValueError, RecursionError) as error:
+            row = Row({}, origin, describe_json_error(error))
+        yield row
 
 
 def as_row(value: Any, origin: str) -> Row:
