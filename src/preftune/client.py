@@ -20,7 +20,7 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from preftune.errors import ConfigError, IncompleteError
-from preftune.types import Text, as_json
+from preftune.types import Text, as_json, split_tools
 
 Result = TypeVar("Result")
 MAX_PAUSE_S = 30.0
@@ -121,7 +121,9 @@ class Client:
         if isinstance(prompt, str):
             completion = connection.completions.create(model=self.model, prompt=prompt, **arguments)
         else:
-            completion = connection.chat.completions.create(model=self.model, messages=as_json(prompt), **arguments)
+            messages, tools = split_tools(prompt)
+            arguments |= {"tools": tools} if tools else {}
+            completion = connection.chat.completions.create(model=self.model, messages=as_json(messages), **arguments)
         choices = getattr(completion, "choices", None)
         if not choices:
             raise MalformedReplyError(f"the reply has no choices: {str(completion)[:80]!r}")

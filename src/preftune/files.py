@@ -76,8 +76,8 @@ class MappedFile:
 class Journal:
     """An append-only JSON-lines file. Each row is flushed to the file before `add` returns.
 
-    `rows` holds the rows that the file had when it was opened. An incomplete last line, as after a crash, is removed.
-    Raises RunError if any other line is not valid JSON.
+    `rows` holds the rows that the file had when it was opened. An incomplete last line, as after a crash, is removed;
+    `removed` is its number of bytes. Raises RunError if any other line is not valid JSON.
     """
 
     def __init__(self, path: Path) -> None:
@@ -91,9 +91,10 @@ class Journal:
             except ValueError as error:
                 where, fix = f"{path}:{number}", "remove the line to redo its request"
                 raise RunError(f"invalid JSON: {error}", where=where, fix=fix) from error
-        if len(complete.encode()) < len(data):
-            write_text(path, [complete])
+        self.removed = len(data) - len(complete.encode())
         with writing(path):
+            if self.removed:
+                os.truncate(path, len(data) - self.removed)
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("a", encoding="utf-8", errors="backslashreplace")
 
@@ -103,8 +104,17 @@ class Journal:
             self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
             self._file.flush()
 
+    def sync(self) -> None:
+        """Wait until the disk has all rows, so that they survive a power failure. Raises StorageError."""
+        with writing(self.path):
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file. It is also the end of the context."""
+        self._file.close()
+
     def __enter__(self) -> Journal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        self.close()

@@ -44,7 +44,7 @@ def score_tokens(
     device = scorer.device
     values = by_group(lambda b: (logps(scorer, b.to(device)).token_N.double().cpu(),), groups, batches, progress)
     return [
-        list(torch.split(token_N, [len(ids) for ids in group.response_ids]))
+        list(torch.split(token_N, [len(ids) for ids in group.scored_ids]))
         for group, (token_N,) in zip(groups, values, strict=True)
     ]
 

@@ -115,6 +115,23 @@ def deferred() -> AbstractContextManager[None]:
     return _in_mode(NOTE)
 
 
+@contextmanager
+def ctrl_c(answer: Callable[..., object] = signal.default_int_handler) -> Iterator[None]:
+    """Inside this context, Ctrl-C calls `answer`, by default raising KeyboardInterrupt, and does not request to stop.
+
+    SIGTERM still does. For a dialogue with the user, who presses Ctrl-C more than once.
+    """
+    if not _in_main_thread():
+        yield
+        return
+    wakeup, before = signal.set_wakeup_fd(-1), signal.signal(signal.SIGINT, answer)  # the thread must not count it
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
+
+
 def requested() -> bool:
     """Return whether a signal has requested to stop."""
     return _state is not None and _state.requested

@@ -12,7 +12,7 @@ Shape letters: T token slots, N scored tokens, S responses, P judgements (pairs)
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeAlias
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     Ids: TypeAlias = npt.NDArray[np.int32]
+    Mask: TypeAlias = npt.NDArray[np.bool_]
 
 # Value ranges for parameters of losses. `resolve.bind` checks them.
 Positive = Annotated[float, Gt(0)]
@@ -86,7 +87,11 @@ class PreferenceGroup:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenGroup:
-    """A PreferenceGroup as token ids. All response tokens are scored; every response has at least one."""
+    """A PreferenceGroup as token ids.
+
+    `masks` is empty if all response tokens are scored. Otherwise it has one mask per response, which is true for its
+    scored tokens; the others are context. The last token of every response is scored.
+    """
 
     prompt_ids: Ids
     response_ids: tuple[Ids, ...]
@@ -94,6 +99,22 @@ class TokenGroup:
     labels: tuple[int, ...] = ()
     ranks: tuple[float, ...] = ()
     origin: str = ""
+    masks: tuple[Mask, ...] = ()
+
+    @property
+    def scored_ids(self) -> tuple[Ids, ...]:
+        """The ids of the scored tokens of each response."""
+        if not self.masks:
+            return self.response_ids
+        return tuple(ids[mask] for ids, mask in zip(self.response_ids, self.masks, strict=True))
+
+    def with_only(self, responses: Sequence[int], **changes: Any) -> TokenGroup:
+        """Return the group with only these responses. `changes` must replace judgements, labels and ranks."""
+        ids, masks = (
+            tuple(self.response_ids[i] for i in responses),
+            tuple(self.masks[i] for i in responses if self.masks),
+        )
+        return replace(self, response_ids=ids, masks=masks, **changes)
 
     @property
     def tokens(self) -> int:
@@ -228,6 +249,13 @@ class LossOutput:
     metrics: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
+def masks_of(group: TokenGroup) -> tuple[Mask, ...]:
+    """Return the masks of all responses, which are all true for a group without masks."""
+    import numpy as np  # not needed to read a config
+
+    return group.masks or tuple(np.ones(len(ids), dtype=np.bool_) for ids in group.response_ids)
+
+
 def content(text: Text) -> str:
     """Return a text unchanged, or the contents of all messages of a chat, separated by newlines."""
     return text if isinstance(text, str) else "\n".join(message.content for message in text)
@@ -242,6 +270,31 @@ def message_dict(message: Message) -> dict[str, Any]:
     """Return a message as transformers and chat templates expect it: role, content and the fields in `extra`."""
     extra = {name: json.loads(value) for name, value in message.extra}
     return {"role": message.role, "content": message.content, **extra}
+
+
+TOOLS = "tools"
+"""Field of a prompt's message with the JSON schemas of the tools that the model may call."""
+
+
+def split_tools(messages: Sequence[Message]) -> tuple[tuple[Message, ...], list[Any]]:
+    """Return the messages without the field `tools`, and the tools; an empty list without tools.
+
+    Raises ValueError for a field that is not a list of objects, which may be JSON text.
+    """
+    if not any(name == TOOLS for message in messages for name, _ in message.extra):
+        return tuple(messages), []
+    tools: list[Any] = []
+    result = []
+    for message in messages:
+        for name, text in message.extra:
+            if name == TOOLS:
+                value = json.loads(text)
+                value = json.loads(value) if isinstance(value, str) else value
+                if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
+                    raise ValueError("the tools of a message must be a list of JSON schemas")
+                tools += value
+        result.append(replace(message, extra=tuple(entry for entry in message.extra if entry[0] != TOOLS)))
+    return tuple(result), tools
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

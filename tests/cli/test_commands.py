@@ -82,6 +82,7 @@ def test_dpo_then_sft_then_score(model_folder: Path, capsys: pytest.CaptureFixtu
         "manifest.json",
         "metrics.jsonl",
         "report.html",
+        "samples",
     ]
 
     Path("sft.yaml").write_text(f"model: {{path: {model_folder}}}\ndata: {{train: pairs.jsonl}}\nout: sft\n")

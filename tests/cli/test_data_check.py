@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -258,3 +259,129 @@ def test_verdicts_for_one_column_are_reported(
     run(["data", "check", "votes.jsonl"])
     printed = capsys.readouterr().out
     assert (f"  note    {note}" in printed) if note else ("verdicts" not in printed)
+
+
+REFUSAL = "I'm sorry, but I can't help with that."
+WITH_DEFECTS = [
+    *PAIRS[:3],
+    {"prompt": "What is in the box?", "chosen": REFUSAL, "rejected": "It holds a lamp."},
+    {"prompt": "And who is at the door?", "chosen": "A boy.<|im_end|>", "rejected": REFUSAL},
+    {"prompt": "same", "chosen": "x", "rejected": "x"},
+    PAIRS[1],
+]
+
+
+def check_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
+    assert run(["data", "check", *arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_findings_are_printed_with_lines_and_shares(capsys: pytest.CaptureFixture[str]) -> None:
+    write_jsonl(Path("rows.jsonl"), WITH_DEFECTS)
+    assert run(["data", "check", "rows.jsonl"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    at = lines.index("refusals: responses that refuse")
+    assert lines[at + 1 : at + 3] == ["  chosen     1 of 6 (16.7%), line 4", "  rejected   1 of 6 (16.7%), line 5"]
+    at = lines.index("near-duplicates: rows that repeat an earlier row, exactly or nearly")
+    assert lines[at + 1] == "  exact      1, line 7"
+    assert any(line.startswith("no findings: near-duplicate-prompts, similar-responses, contra") for line in lines)
+    assert any(line.startswith("bias: the chosen response is longer in ") for line in lines)
+
+
+def test_the_report_file_is_the_printed_json(capsys: pytest.CaptureFixture[str]) -> None:
+    write_jsonl(Path("rows.jsonl"), WITH_DEFECTS)
+    printed = check_json(capsys, "rows.jsonl", "--out", "deep/report.json")
+    assert printed == json.loads(Path("deep/report.json").read_text())
+    findings = printed["findings"]
+    assert findings["refusals"] == {"rows": 2, "lines": {"chosen": ["rows.jsonl:4"], "rejected": ["rows.jsonl:5"]}}
+    assert findings["loops"] == {"rows": 0, "lines": {}}
+    assert set(printed["bias"]["longer"]["preferred"]) == {"count", "total", "share", "low", "high"}
+
+
+def test_the_page_is_self_contained_and_escapes_the_texts(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        *WITH_DEFECTS,
+        {"prompt": "Say hello to her", "chosen": "<div>hi</div>", "rejected": "<script>x()</script>"},
+    ]
+    write_jsonl(Path("rows.jsonl"), rows)
+    assert run(["data", "check", "rows.jsonl", "--out", "report.html"]) == 0
+    assert capsys.readouterr().out.count("report.html: report written") == 1
+    page = Path("report.html").read_text()
+    assert "<script" not in page
+    assert "http" not in page.replace("http-equiv", "")
+    assert "&lt;div&gt;hi&lt;/div&gt;" in page
+    assert "<td>template-tokens</td><td>chosen</td><td>1</td><td>14.3%</td><td>line 5</td>" in page
+    assert len(page) < 20_000
+
+
+@pytest.mark.parametrize(
+    ("drop", "kept"),
+    [
+        ([], [1, 2, 3, 4]),  # the default keeps refusals
+        (["--drop", "refusals"], [1, 2, 3, 7]),
+        (["--drop", "refusals, near-duplicates"], [1, 2, 3]),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
+def test_clean_rows_are_written_byte_for_byte(
+    capsys: pytest.CaptureFixture[str], drop: list[str], kept: list[int], suffix: str
+) -> None:
+    lines = [json.dumps(row, separators=(" ,", " : ")).encode() + b"\r\n" for row in WITH_DEFECTS]
+    lines[6] = lines[6].rstrip()  # the last line has no line break
+    data = b"\xef\xbb\xbf" + b"".join([*lines[:3], *lines[3:]])
+    file = Path(f"rows{suffix}")
+    file.write_bytes(gzip.compress(data) if suffix.endswith("gz") else data)
+    assert run(["data", "check", str(file), "--write", "clean.jsonl", *drop]) == 0
+    assert Path("clean.jsonl").read_bytes().splitlines() == [lines[i - 1].rstrip() for i in kept]
+    assert Path("clean.jsonl").read_bytes().startswith(lines[0])
+    out = capsys.readouterr().out
+    assert f"clean.jsonl: {len(kept)} of 7 rows written, {7 - len(kept)} left out\n" in out
+    assert "not used for training: 1 (" in out
+    assert run(["data", "check", "clean.jsonl", "--write", "again.jsonl", *drop]) == 0
+    assert Path("again.jsonl").read_bytes() == Path("clean.jsonl").read_bytes()
+
+
+def test_training_rows_that_leak_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"prompt": f"{p['prompt']} Please explain it well.", "chosen": "a", "rejected": "b"} for p in PAIRS]
+    write_jsonl(Path("rows.jsonl"), rows)
+    write_jsonl(Path("eval.jsonl"), [{**rows[1], "prompt": [{"role": "user", "content": rows[1]["prompt"].upper()}]}])
+    assert (
+        run(["data", "check", "rows.jsonl", "--eval", "eval.jsonl", "--write", "clean.jsonl", "--drop", "leaks"]) == 0
+    )
+    written = [json.loads(line) for line in Path("clean.jsonl").read_text().splitlines()]
+    assert rows[1] not in written
+    assert rows[0] in written
+    assert "  evaluation 1, line 1" in capsys.readouterr().out
+
+
+def test_rows_of_csv_files_are_written_as_json() -> None:
+    Path("rows.csv").write_text('prompt,chosen,rejected\nWho is it?,"A ""b""",c\nWho was it?,<|im_end|>,d\n')
+    assert run(["data", "check", "rows.csv", "--write", "clean.jsonl"]) == 0
+    assert Path("clean.jsonl").read_text() == '{"prompt": "Who is it?", "chosen": "A \\"b\\"", "rejected": "c"}\n'
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--out", "report.txt"], "write FILE.json or FILE.html"),
+        (["--drop", "refusals"], "add --write clean.jsonl"),
+        (["--write", "c.jsonl", "--drop", "refusal"], "did you mean 'refusals'?"),
+        (["--write", "c.jsonl", "--drop", ","], "no kind of finding"),
+        (["--write", "pairs.jsonl"], "this is the file that is read"),
+    ],
+)
+def test_wrong_options_are_refused_before_the_data_are_read(
+    capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    before = Path("pairs.jsonl").read_bytes()
+    assert run(["data", "check", "pairs.jsonl", *options]) == 2
+    assert message in capsys.readouterr().err
+    assert Path("pairs.jsonl").read_bytes() == before
+
+
+def test_rows_that_form_one_group_are_not_copied_one_by_one(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"prompt": "Who is it?", "response": r, "helpfulness": i} for i, r in enumerate(["a boy", "a girl"])]
+    write_jsonl(Path("rows.jsonl"), rows)
+    assert run(["data", "check", "rows.jsonl", "data.aspect=helpfulness", "--write", "clean.jsonl"]) == 3
+    assert "joins several rows to one group" in capsys.readouterr().err
+    assert not Path("clean.jsonl").exists()

@@ -226,7 +226,7 @@ def test_a_template_that_rewrites_the_prompt_is_exit_4(
 @pytest.mark.parametrize(
     ("arguments", "code", "part"),
     [
-        (["dpo"], 2, "Missing argument"),
+        (["dpo"], 2, "there is neither a config file nor a model and data"),
         (["dpo", "missing.yaml"], 2, "missing.yaml: no such config file"),
         (["dpo", "."], 2, ".: this is a folder, not a config file"),
         (["dpoo"], 2, "No such command"),

@@ -122,10 +122,11 @@ def test_an_existing_file_is_not_taken_for_a_setting() -> None:
 def test_every_key_of_the_data_section_can_be_set() -> None:
     values = {
         "train": None, "eval": "0.5", "format": "hh", "columns": "{prompt: q}", "chat_template": "t",
-        "winner_values": "{a: left}", "thinking": "keep",
+        "winner_values": "{a: left}", "thinking": "keep", "where": "[x > 1]", "aspect": "safe", "ties": "half",
         "chat_template_kwargs": "{thinking: false}", "as_chat": "true", "max_length": "7", "max_prompt_length": "3",
         "overlong": "drop", "pairs": "adjacent", "margin_from_scores": "true", "ignore": "[x]", "bad_rows": "drop",
         "max_dropped": "0.5", "allow_overlap": "true", "allow_empty_prompts": "true", "allow_dropped_text": "true",
+        "scored_turns": "last", "system_message": "merge",
     }  # fmt: skip
     assert set(values) == set(DataConfig.model_fields)
     section = data_section("f", [f"data.{key}={v}" for key, v in values.items() if v], {}, command="preftune score")

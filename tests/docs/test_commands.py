@@ -14,8 +14,8 @@ from tests.conftest import PAIRS, write_jsonl
 
 from preftune.cli.main import app, run
 from preftune.cli.settings import check_settings, data_section
+from preftune.cli.training import config_from
 from preftune.config.commands import CONFIGS
-from preftune.config.load import load
 from preftune.config.schema import (
     UNUSED_BY_SAMPLE,
     UNUSED_BY_SCORE,
@@ -87,7 +87,9 @@ def test_a_command_line_parses(page: Path, line: str, tmp_path: Path) -> None:
     name = names[-1]
     options = command.make_context(name, words).params
     if name in CONFIGS:
-        load(CONFIGS[name], config_of(str(options["config"]), tmp_path), options["overrides"] or ())
+        arguments = [word if "=" in word else str(config_of(word, tmp_path)) for word in options.pop("arguments") or ()]
+        named = {key: options[key] for key in ("model", "lora", "out")}
+        config_from(name, arguments, data=options["data"] or (), **named)
     elif name in ("check", "show", "convert"):
         config = config_of(str(options["config"]), tmp_path) if options.get("config") else None
         check_settings(options["arguments"] or (), config, {}, line)
@@ -119,6 +121,10 @@ def own_data(tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
     for name in ("prefs", "train"):
         write_jsonl(Path(f"{name}.jsonl"), rows[:20])
     write_jsonl(Path("test.jsonl"), rows[20:])
+    write_jsonl(Path("shp.jsonl"), [{**row, "score_ratio": 1 + i % 3} for i, row in enumerate(rows)])
+    rated = [{"prompt": row["prompt"], "response": row["chosen"], "helpfulness": 4} for row in rows]
+    worse = [{"prompt": row["prompt"], "response": row["rejected"], "helpfulness": 1} for row in rows]
+    write_jsonl(Path("helpsteer2.jsonl"), [row for both in zip(rated, worse, strict=True) for row in both])
     Path("run.yaml").write_text(MINIMAL.replace("MODEL", str(model_folder)))
     return model_folder
 
@@ -139,8 +145,9 @@ def test_the_commands_for_your_own_data_run(page: str, own_data: Path) -> None:
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", FIRST_RUN], ids=lambda page: page.name)
 def test_the_first_run_scores_other_data_than_it_trains_on(page: Path) -> None:
-    lines = " ".join(commands(page))
-    trained, scored = (set(re.findall(rf"{name}(\S+)", lines)) for name in (r"data\.train=", r"--data "))
+    lines = "\n".join(commands(page))
+    trained = set(re.findall(r"preftune dpo .*?(?:data\.train=|--data )(\S+)", lines))
+    scored = set(re.findall(r"preftune score .*?--data (\S+)", lines))
     assert trained
     assert scored
     assert not trained & scored

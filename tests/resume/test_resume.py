@@ -32,13 +32,14 @@ from preftune.train.run import Run
     [
         {},
         {"optim": OptimConfig(name="rmsprop", lr=1e-4, schedule="constant", warmup=5)},
+        {"optim": OptimConfig(moments="bf16", lr=1e-4)},
         {"lora": LoraConfig(rank=4, alpha=8.0)},
         {"model": "bf16"},
         {"reference": {"kind": "frozen"}},
         {"loss": {"name": "kto"}},
         {"monitor": MonitorConfig(prompts=2, max_new_tokens=6)},
     ],
-    ids=["adamw", "rmsprop", "lora", "bf16", "frozen", "kto", "monitor"],
+    ids=["adamw", "rmsprop", "bf16 moments", "lora", "bf16", "frozen", "kto", "monitor"],
 )
 @pytest.mark.parametrize("steps", [1, 5])
 def test_a_resumed_run_has_the_weights_and_metrics_of_an_uninterrupted_one(

@@ -89,7 +89,8 @@ def test_the_wheel_has_the_package_and_nothing_else(wheel: Path) -> None:
         for name in CONFIGS:
             assert archive.read(f"preftune/{name}") == (ROOT / name).read_bytes()
     modules = {path.relative_to(ROOT / "src").as_posix() for path in (ROOT / "src" / "preftune").rglob("*.py")}
-    assert names == modules | {"preftune/py.typed"} | {f"preftune/{name}" for name in CONFIGS}
+    page = {f"preftune/people/page.{kind}" for kind in ("html", "css", "js")}
+    assert names == modules | page | {"preftune/py.typed"} | {f"preftune/{name}" for name in CONFIGS}
 
 
 def test_the_wheel_built_from_the_checkout_is_the_same(wheel: Path, source: Path, tmp_path: Path) -> None:

@@ -28,6 +28,12 @@ class CommonSettings(TypedDict, total=False):
     track: Sequence[str]
 
 
+class SFTSettings(CommonSettings, total=False):
+    """Config keys that preftune.sft accepts as keywords."""
+
+    samples: int
+
+
 class DPOSettings(CommonSettings, total=False):
     """Config keys that preftune.dpo accepts as keywords."""
 
@@ -61,6 +67,7 @@ class IterateSettings(CommonSettings, total=False):
     pairs: Section
     lr_decay: float
     stop: Section
+    people: Section
 
 
 class PromptSettings(TypedDict, total=False):
@@ -69,6 +76,8 @@ class PromptSettings(TypedDict, total=False):
     format: str | Callable[..., Any]
     columns: Mapping[str, str]
     winner_values: Mapping[str, Any]
+    where: Sequence[str]
+    aspect: str
     ignore: Sequence[str]
     bad_rows: Literal["error", "drop"]
     max_dropped: float
@@ -77,6 +86,7 @@ class PromptSettings(TypedDict, total=False):
     chat_template: str | None
     chat_template_kwargs: Mapping[str, Any]
     as_chat: bool
+    system_message: Literal["template", "merge"]
 
 
 class ScoreSettings(PromptSettings, total=False):
@@ -86,7 +96,9 @@ class ScoreSettings(PromptSettings, total=False):
     overlong: Literal["truncate", "drop", "error"]
     pairs: Literal["all", "best-worst", "adjacent"]
     margin_from_scores: bool
-    thinking: Literal["template", "keep"]
+    ties: Literal["drop", "half"]
+    thinking: Literal["template", "keep", "unscored", "drop"]
+    scored_turns: Literal["all", "last"]
     allow_dropped_text: bool
 
 

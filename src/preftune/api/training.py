@@ -10,11 +10,11 @@ from preftune.api.inputs import Held, data_name, folder_name, function_name, pla
 from preftune.api.models import no_tokenizer
 from preftune.api.results import TrainResult
 from preftune.api.settings import (
-    CommonSettings,
     DPOSettings,
     IterateSettings,
     PPOSettings,
     RewardSettings,
+    SFTSettings,
     resolve_config,
 )
 from preftune.config.commands import CONFIGS
@@ -32,7 +32,7 @@ CONTROLS = ("config", "overrides", "tokenizer", "dry_run", "quiet", "display")  
 def sft(
     config: Any = None, overrides: Sequence[str] = (), *, model: Any = None, data: Any = None, eval: Any = None,
     format: str | Callable[..., Any] | None = None, out: Any = None, tokenizer: Any = None, dry_run: bool = False,
-    quiet: bool = False, display: Display | None = None, **settings: Unpack[CommonSettings],
+    quiet: bool = False, display: Display | None = None, **settings: Unpack[SFTSettings],
 ) -> TrainResult:  # fmt: skip
     """Fine-tune a model on demonstrations or chosen responses. The arguments are those of preftune.dpo."""
     return _run("methods.sft", locals())

@@ -12,7 +12,7 @@ from preftune.types import Message, PreferenceGroup, Text
 AS_OBJECTS = "the chat template needs tool-call arguments as objects; the JSON text in the data was decoded"
 AS_TEXT = "the chat template needs tool-call arguments as text; the objects in the data were encoded as JSON"
 QUOTED = (
-    "the chat template writes tool-call arguments as a quoted string, because they are JSON text in the data; "
+    "the chat template writes tool-call arguments as a quoted string or as Python code, neither of which is JSON; "
     "store them as objects"
 )
 
@@ -27,9 +27,11 @@ def other_forms(group: PreferenceGroup) -> Iterator[tuple[PreferenceGroup, str]]
 
 
 def are_quoted(message: Message, rendered: str) -> bool:
-    """Return whether `rendered` has the arguments as a string inside JSON, with escaped quotes."""
+    """Return whether `rendered` has the arguments as a string inside JSON, with escaped quotes, or as Python code."""
     calls = json.loads(dict(message.extra).get("tool_calls", "[]"))
     arguments = [function["arguments"] for function in _functions(calls)]
+    if any(isinstance(value, dict) and value and str(value) in rendered for value in arguments):
+        return True
     texts = [text for text in arguments if isinstance(text, str) and '"' in text]
     return any(text not in rendered and json.dumps(text, ensure_ascii=False)[1:-1] in rendered for text in texts)
 

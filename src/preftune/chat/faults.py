@@ -11,17 +11,22 @@ from preftune.errors import DataError, ModelError
 from preftune.formats.account import Account, format_origins
 
 LEFT_OUT = "the chat template removes part of the response"
+CHANGED = "the chat template writes an earlier turn of the response differently once later turns follow"
+TOOLS_LEFT_OUT = "the chat template does not write the tools of the row"
 NO_EXTENSION = "the rendered dialogue does not begin with the rendered prompt"
 FIXES = {
     LEFT_OUT: "set data.thinking=keep to train on the reasoning in the data; set data.chat_template_kwargs if the "
     "template has an option for it; set a different data.chat_template; or accept the omission with "
     "data.allow_dropped_text=true",
+    CHANGED: "set data.scored_turns=last to score the last turn only; or set a different data.chat_template",
+    TOOLS_LEFT_OUT: "set a different data.chat_template; or accept the omission with data.allow_dropped_text=true, or "
+    "leave the tools out with data.ignore=[tools]",
     NO_EXTENSION: "if the generation prompt opens <think>, set data.thinking=keep; if data.chat_template_kwargs turns "
     "reasoning off, remove it from the responses; otherwise set a different data.chat_template",
 }
 FIX_ROWS = (
     "set data.bad_rows=drop to drop these rows, set a different data.chat_template, or change the messages "
-    "(for a system message: move its text into the user turn)"
+    "(for a system message: set data.system_message=merge to move its text into the user turn)"
 )
 LISTED = 10  # rows that an error lists
 
@@ -40,6 +45,15 @@ class Fault:
         """The fault with an example."""
         detail = self.missing.describe(self.rendered) if self.missing else self.detail
         return f"{self.what}: {detail}" if detail else self.what
+
+
+def first_difference(prompt: str, text: str) -> str:
+    """Return where a rendered prompt and a rendered dialogue differ first."""
+    same = next((i for i, (a, b) in enumerate(zip(prompt, text, strict=False)) if a != b), min(len(prompt), len(text)))
+    return (
+        f"after {prompt[max(0, same - 20) : same]!r}, the prompt has {prompt[same : same + 30]!r}, "
+        f"but the dialogue has {text[same : same + 30]!r}"
+    )
 
 
 def report_faults(

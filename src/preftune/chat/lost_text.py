@@ -60,6 +60,12 @@ def unwritten_links(message: Message, rendered: str) -> list[str]:
     return sorted({path for path, text in _fields(message) if path in LINKS and text.strip() not in rendered})
 
 
+def unwritten_tools(tools: Sequence[Any], rendered: str) -> list[str]:
+    """Return the names of the tools that are not in `rendered`."""
+    functions = [tool["function"] if isinstance(tool.get("function"), dict) else tool for tool in tools]
+    return [name for f in functions if (name := str(f.get("name", ""))) and name not in rendered]
+
+
 def missing_part(text: str, rendered: str) -> str:
     """Return the part of `text` between its longest start and end that `rendered` contains, shortened for a message."""
     part = text.strip()

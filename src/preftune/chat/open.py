@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from preftune.chat.render import Renderer
-from preftune.chat.template import ChatSettings, Thinking, require_used, source_of
+from preftune.chat.template import ChatSettings, SystemMessage, Thinking, Turns, require_used, source_of
 from preftune.chat.turns import text_to_chat
 from preftune.config.sampling import PromptConfig
 from preftune.config.schema import DataConfig
@@ -37,8 +37,14 @@ def chat_settings(config: DataConfig | PromptConfig, moment: str | None = None) 
     when = datetime.fromisoformat(moment) if moment else None
     settings = ChatSettings(config.chat_template_kwargs, config.as_chat, moment=when)
     if isinstance(config, DataConfig):
-        return replace(settings, thinking=config.thinking, allow_dropped_text=config.allow_dropped_text)
-    return settings
+        return replace(
+            settings,
+            thinking=config.thinking,
+            allow_dropped_text=config.allow_dropped_text,
+            scored_turns=config.scored_turns,
+            system_message=config.system_message,
+        )
+    return replace(settings, system_message=config.system_message)
 
 
 def load_renderer(
@@ -74,7 +80,7 @@ class ChatOptions:
     arguments           arguments of the chat template; None: as the model was trained
     as_chat             apply the template to text prompts
     moment              the date for the template, in ISO format; None: as the model was trained, else now
-    thinking            "template" or "keep", see ChatSettings; None: as the model was trained
+    thinking            see ChatSettings, as are scored_turns and system_message; None: as the model was trained
     allow_dropped_text  the template may leave out part of a response
     """
 
@@ -83,6 +89,8 @@ class ChatOptions:
     moment: str | None = None
     thinking: Thinking | None = None
     allow_dropped_text: bool = False
+    scored_turns: Turns | None = None
+    system_message: SystemMessage | None = None
 
     def override(self, saved: ChatSettings) -> ChatSettings:
         """Return `saved`, the settings of a model, with these options applied."""
@@ -93,6 +101,8 @@ class ChatOptions:
             moment=datetime.fromisoformat(self.moment) if self.moment else saved.moment,
             thinking=self.thinking or saved.thinking,
             allow_dropped_text=self.allow_dropped_text or saved.allow_dropped_text,
+            scored_turns=self.scored_turns or saved.scored_turns,
+            system_message=self.system_message or saved.system_message,
         )
 
 

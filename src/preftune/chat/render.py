@@ -20,9 +20,11 @@ from typing import Any
 import tokenizers
 
 from preftune.chat.arguments import QUOTED, are_quoted, other_forms
-from preftune.chat.faults import LEFT_OUT, NO_EXTENSION, Fault
-from preftune.chat.long_texts import beginning_of, end_of, is_long
-from preftune.chat.lost_text import find_missing, unwritten_links
+from preftune.chat.conversation import conversation_of, encoded_conversations
+from preftune.chat.faults import LEFT_OUT, NO_EXTENSION, TOOLS_LEFT_OUT, Fault, first_difference
+from preftune.chat.long_texts import shorten
+from preftune.chat.lost_text import find_missing, unwritten_links, unwritten_tools
+from preftune.chat.prepare import prepared
 from preftune.chat.response_ends import (
     BOS_INSIDE,
     BOS_TWICE,
@@ -33,15 +35,14 @@ from preftune.chat.response_ends import (
     special_texts,
     splitting_tokens,
 )
+from preftune.chat.separate import tokenize_separately
 from preftune.chat.template import ChatSettings, RefusedByTemplate, Template, open_think
 from preftune.chat.texts import Encoded, Texts
-from preftune.chat.turns import text_to_chat
 from preftune.errors import ModelError
 from preftune.formats.values import BadRow
-from preftune.types import Message, PreferenceGroup
+from preftune.types import Message, PreferenceGroup, split_tools
 
 CHUNK = 512  # groups that are tokenised in one call
-ANCHORS = ("\n", ".", ":", "a", "0", "-")  # after one of them, the tokenizer adds no leading space
 PLAIN = (
     "the prompts are plain text, so the model's chat template is not applied; set data.as_chat=true "
     "(--as-chat) to apply it"
@@ -128,7 +129,7 @@ class Renderer:
                 rendered = [self._render(group) for group in chunk]
                 if max_tokens is not None:
                     for one in rendered:
-                        self._shorten(one, max_tokens)
+                        shorten(one, max_tokens, self.ends, self.tokenizer)
                 future = thread.submit(self._tokenize, self._texts_of(rendered))
                 if waiting:
                     yield from zip(waiting[0], self._encoded(*waiting), strict=True)
@@ -157,11 +158,15 @@ class Renderer:
             for text, ids in zip(one.responses, added, strict=True)
             if ids is None
         ]
-        alone = iter(self._tokenize_separately(separate))
-        return [
-            Encoded([], [], (), one.fault) if one.fault else self._assemble(group, one, *next(valid), alone)
-            for group, one in zip(groups, rendered, strict=True)
-        ]
+        alone = iter(tokenize_separately(separate, lambda texts: self._ids(texts, False)))
+        return [self._one_encoded(group, one, valid, alone) for group, one in zip(groups, rendered, strict=True)]
+
+    def _one_encoded(self, group: PreferenceGroup, one: Texts, split: Iterator[Any], alone: Any) -> Encoded:
+        if one.fault:
+            return Encoded([], [], (), one.fault)
+        prompt, added = next(split)
+        encoded = self._assemble(group, one, prompt, added, alone)
+        return encoded_conversations(self.tokenizer, self.ends, group, one) if one.conversations else encoded
 
     def _texts_of(self, rendered: Sequence[Texts]) -> list[tuple[str, bool]]:
         """Return what is tokenised of a chunk: for each group the prompt, and the prompt with each response.
@@ -185,28 +190,13 @@ class Renderer:
         number = self.splitting[token]
         return len(prompt) - 1 - list(reversed(prompt)).index(number)
 
-    def _shorten(self, one: Texts, max_tokens: int) -> None:
-        """Shorten very long texts to what truncation to `max_tokens` can keep (see long_texts)."""
-        if not any(is_long(text, max_tokens) for text in (one.prompt, *one.responses)):
-            return
-
-        def tokenize(texts: Sequence[str]) -> list[list[int]]:
-            return self._ids(texts, False)
-
-        if is_long(one.prompt, max_tokens):
-            bos = str(self.tokenizer.bos_token or "") if one.chat else ""  # else the tokenizer adds it
-            start = bos if bos and one.prompt.startswith(bos) else ""
-            short = end_of(one.prompt, max_tokens, tokenize)
-            one.prompt = short if short is one.prompt else start + short
-        shorter = [beginning_of(r, max_tokens, tokenize) if is_long(r, max_tokens) else r for r in one.responses]
-        same_ends = all(self.ends.count(a) == self.ends.count(b) for a, b in zip(shorter, one.responses, strict=True))
-        if same_ends and len(set(shorter)) == len(set(one.responses)):
-            one.responses = shorter
-
     def _render(self, group: PreferenceGroup) -> Texts:
         try:
-            group = text_to_chat(group) if self.template.settings.as_chat else group
-            return self._render_text(group) if isinstance(group.prompt, str) else self._render_chat(group)
+            group = prepared(group, self.template.settings)
+            if isinstance(group.prompt, str):
+                return self._render_text(group)
+            one = self._render_chat(group)
+            return self._render_unquoted(group, one) if QUOTED in one.notes else one
         except BadRow as fault:
             return Texts("", [], fault=Fault(str(fault)))
         except RefusedByTemplate as fault:
@@ -216,6 +206,16 @@ class Renderer:
                     one.notes.append(note)
                     return one
             return Texts("", [], fault=Fault(str(fault)))
+
+    def _render_unquoted(self, group: PreferenceGroup, one: Texts) -> Texts:
+        """Return the group with the form of tool-call arguments that the template writes as JSON; `one` without it."""
+        for other, note in other_forms(group):
+            with suppress(RefusedByTemplate):
+                changed = self._render_chat(other)
+                if QUOTED not in changed.notes and not changed.fault:
+                    changed.notes.append(note)
+                    return changed
+        return one
 
     def _render_text(self, group: PreferenceGroup) -> Texts:
         """Return plain text without the BOS that the tokenizer adds."""
@@ -235,25 +235,25 @@ class Renderer:
 
     def _render_chat(self, group: PreferenceGroup) -> Texts:
         """Render the prompt with the template, and for each response the text that it adds to the prompt."""
-        notes: list[str] = []
-        messages = self._without_duplicates(group.prompt, notes)  # type: ignore[arg-type]
-        prompt = self.template.render(messages, generation=True)
-        one = Texts(prompt, [], chat=True, notes=notes)
-        if find_missing(messages, prompt):
-            notes.append("the chat template removes part of the prompt")
-        if any("name" in unwritten_links(m, prompt) for m in messages if m.extra and m.role != "tool"):
-            notes.append("the chat template does not write the names of the prompt's messages")
+        one, messages = self._render_prompt(group.prompt)  # type: ignore[arg-type]
+        prompt, notes = one.prompt, one.notes
+        if one.fault:
+            return one
+        settings = self.template.settings
+        if settings.thinking == "unscored" or any(len(response) > 1 for response in group.responses):
+            return self._render_conversations(group, messages, one)
+        keeps = settings.thinking == "keep" or (settings.thinking == "drop" and bool(open_think(prompt)))
         for response, ended in zip(group.responses, group.ended or (True,) * len(group.responses), strict=True):
             (answer,) = self._without_duplicates(response, notes, before=messages)  # type: ignore[arg-type]
-            if self.template.settings.thinking == "keep":
+            if keeps:
                 text = self.template.with_reasoning(messages, prompt, answer, ended)
             else:
                 whole = self.template.render((*messages, answer), generation=False)
                 if not whole.startswith(prompt):
-                    return replace(one, fault=Fault(NO_EXTENSION, _first_difference(prompt, whole)))
+                    return replace(one, fault=Fault(NO_EXTENSION, first_difference(prompt, whole)))
                 text = whole[len(prompt) :]
             missing = find_missing((answer,), open_think(prompt) + text)
-            if missing and not self.template.settings.allow_dropped_text:
+            if missing and not settings.allow_dropped_text:
                 return replace(one, fault=Fault(LEFT_OUT, missing=missing, rendered=text))
             links = unwritten_links(answer, text) if answer.extra else []
             notes += [f"the chat template does not write {', '.join(links)} of the response"] if links else []
@@ -261,7 +261,7 @@ class Renderer:
             notes += [LEFT_OUT] if missing else []
             notes += [BOS_INSIDE] if self.ends.has_bos(answer.content) else []
             one.dropped = one.dropped or bool(missing)
-            head, tail = self._split_after_content(text, answer.content.strip())
+            head, tail = self.ends.split_after_content(text, answer.content.strip())
             trailing = "" if answer.extra else self.ends.text_after_end(tail)
             if trailing:  # some templates always write a generation prompt
                 notes.append(f"the chat template writes {trailing!r} after the end of the response; it is not scored")
@@ -269,6 +269,40 @@ class Renderer:
             one.inner.append(self.ends.count(head))
             one.closes.append(self.ends.count(tail) > 0)
             one.responses.append(text)
+        return one
+
+    def _render_prompt(self, messages: tuple[Message, ...]) -> tuple[Texts, tuple[Message, ...]]:
+        """Render a prompt. Return it with its messages, without duplicate BOS and end tokens."""
+        notes: list[str] = []
+        messages = self._without_duplicates(messages, notes)
+        prompt = self.template.render(messages, generation=True)
+        one = Texts(prompt, [], chat=True, notes=notes)
+        written, tools = split_tools(messages)
+        lost = unwritten_tools(tools, prompt)
+        if lost and not self.template.settings.allow_dropped_text:
+            one.fault = Fault(TOOLS_LEFT_OUT, ", ".join(lost))
+        if lost:
+            notes.append(TOOLS_LEFT_OUT)
+        if any(are_quoted(message, prompt) for message in written if message.extra):
+            notes.append(QUOTED)
+        if find_missing(written, prompt):
+            notes.append("the chat template removes part of the prompt")
+        if any("name" in unwritten_links(m, prompt) for m in written if m.extra and m.role != "tool"):
+            notes.append("the chat template does not write the names of the prompt's messages")
+        return one, messages
+
+    def _render_conversations(self, group: PreferenceGroup, messages: tuple[Message, ...], one: Texts) -> Texts:
+        """Render each response within its conversation, because only a part of it is scored."""
+        for response in group.responses:
+            turns = self._without_duplicates(response, one.notes, before=messages)  # type: ignore[arg-type]
+            conversation = conversation_of(self.template, self.ends, messages, turns, one.notes)
+            if isinstance(conversation, Fault):
+                return replace(one, fault=conversation)
+            one.conversations.append(conversation)
+            rendered = conversation.text
+            one.notes += [QUOTED] if any(are_quoted(turn, rendered) for turn in turns if turn.extra) else []
+            one.notes += [BOS_INSIDE] if any(self.ends.has_bos(turn.content) for turn in turns) else []
+            one.dropped = one.dropped or LEFT_OUT in one.notes
         return one
 
     def _without_duplicates(
@@ -290,20 +324,13 @@ class Renderer:
             result.append(message if content is message.content else replace(message, content=content))
         return tuple(result)
 
-    def _split_after_content(self, text: str, content: str) -> tuple[str, str]:
-        """Split the rendered response into the text up to the end of its content and the text after it."""
-        at = text.find(content) + len(content) if content and content in text else -1
-        if at < 0:  # only tool calls, or the template does not write the content: split at the last end token
-            at = max((text.rfind(end) for end in self.ends.ends), default=-1)
-        return (text[:at], text[at:]) if at >= 0 else (text, "")
-
     def _header_note(self, groups: Sequence[PreferenceGroup], rendered: Sequence[Texts]) -> str:
         """Return a note if the template has no generation prompt, so that the model must generate the header."""
         group = next((g for g, one in zip(groups, rendered, strict=True) if one.chat and not one.fault), None)
         if group is None:
             return ""
         try:
-            prompt = (text_to_chat(group) if self.template.settings.as_chat else group).prompt
+            prompt = prepared(group, self.template.settings).prompt
             messages = self._without_duplicates(prompt, [])  # type: ignore[arg-type]
             if self.template.render(messages, generation=True) != self.template.render(messages, generation=False):
                 return ""
@@ -376,32 +403,6 @@ class Renderer:
             return ids[: ends[one.inner[place]]] if len(ends) > one.inner[place] else ids
         ids, closed = self.ends.cut_after_end(ids)
         return ids[:-1] if closed else ids
-
-    def _tokenize_separately(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokenise texts as if different text came before them: some tokenizers add a space before the first word."""
-        result: list[list[int]] = [[] for _ in texts]
-        left = list(range(len(texts)))
-        for anchor in ANCHORS:
-            if not left:
-                return result
-            (head,), waiting = self._ids([anchor], False), []
-            for i, both in zip(left, self._ids([anchor + texts[i] for i in left], False), strict=True):
-                if both[: len(head)] == head:
-                    result[i] = both[len(head) :]
-                else:
-                    waiting.append(i)
-            left = waiting
-        for i, ids in zip(left, self._ids([texts[i] for i in left], False), strict=True):
-            result[i] = ids
-        return result
-
-
-def _first_difference(prompt: str, text: str) -> str:
-    same = next((i for i, (a, b) in enumerate(zip(prompt, text, strict=False)) if a != b), min(len(prompt), len(text)))
-    return (
-        f"after {prompt[max(0, same - 20) : same]!r}, the prompt has {prompt[same : same + 30]!r}, "
-        f"but the dialogue has {text[same : same + 30]!r}"
-    )
 
 
 def pieces_of(tokenizer: Any, prompt: Sequence[int], response: Sequence[int]) -> list[str]:

@@ -105,6 +105,13 @@ class Ends:
         """Return the number of end tokens in a text."""
         return sum(text.count(end) for end in self.ends)
 
+    def split_after_content(self, text: str, content: str) -> tuple[str, str]:
+        """Split the rendered response into the text up to the end of its content and the text after it."""
+        at = text.find(content) + len(content) if content and content in text else -1
+        if at < 0:  # only tool calls, or the template does not write the content: split at the last end token
+            at = max((text.rfind(end) for end in self.ends), default=-1)
+        return (text[:at], text[at:]) if at >= 0 else (text, "")
+
     def text_after_end(self, tail: str) -> str:
         """Return the text after the first run of end tokens and white space in `tail`, or "" without an end token."""
         any_end = "|".join(map(re.escape, self.ends))

@@ -9,13 +9,16 @@ from datetime import datetime
 from typing import Any, Literal
 
 from preftune.errors import ConfigError, ModelError, did_you_mean
-from preftune.types import Message, message_dict
+from preftune.types import TOOLS, Message, message_dict, split_tools
 
-Thinking = Literal["template", "keep"]
+Thinking = Literal["template", "keep", "unscored", "drop"]
+Turns = Literal["all", "last"]
+SystemMessage = Literal["template", "merge"]
 Fields = tuple[tuple[str, str], ...]
 #: Fields of a message that can hold its reasoning. transformers passes each of them as `reasoning_content`.
 REASONING = ("reasoning_content", "reasoning", "thinking")
 OPENED = re.compile(r"<think>\s*\Z")
+GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 PROBE = "preftune-probe"
 DATE_CALL = re.compile(r"""strftime_now\s*\(\s*(["'])(.*?)\1\s*\)""")
 NO_DATE = "preftune has no date for "
@@ -32,7 +35,10 @@ class ChatSettings:
 
     arguments           arguments of the template in addition to the messages (data.chat_template_kwargs)
     as_chat             apply the template to text prompts and responses
-    thinking            "template": the template writes the reasoning of a response; "keep": use it as it is in the data
+    thinking            "template": the template writes the reasoning of a response; "keep": use it as it is in the
+                        data; "unscored": the same, but only as context; "drop": remove it from all messages
+    scored_turns        which assistant turns of a response of several messages are scored
+    system_message      "template": the template writes it; "merge": put it before the next user message
     allow_dropped_text  the template may leave out part of a response
     moment              the time that strftime_now writes; None: the time at which the renderer is created
     """
@@ -42,6 +48,8 @@ class ChatSettings:
     thinking: Thinking = "template"
     allow_dropped_text: bool = False
     moment: datetime | None = None
+    scored_turns: Turns = "all"
+    system_message: SystemMessage = "template"
 
     def record(self) -> dict[str, Any]:
         """Return the settings as JSON, to save with the trained model."""
@@ -51,6 +59,8 @@ class ChatSettings:
             "thinking": self.thinking,
             "allow_dropped_text": self.allow_dropped_text,
             "moment": self.moment.isoformat() if self.moment else None,
+            "scored_turns": self.scored_turns,
+            "system_message": self.system_message,
         }
 
     @staticmethod
@@ -63,6 +73,8 @@ class ChatSettings:
             record.get("thinking") or "template",
             bool(record.get("allow_dropped_text", False)),
             moment=datetime.fromisoformat(moment) if moment else None,
+            scored_turns=record.get("scored_turns") or "all",
+            system_message=record.get("system_message") or "template",
         )
 
 
@@ -98,14 +110,19 @@ class Template:
                 where=str(self.tokenizer.name_or_path),
                 fix="set data.chat_template (--chat-template) to dialogue or to a .jinja file, or use plain text data",
             )
+        try:
+            messages, tools = split_tools(messages)
+        except ValueError as error:
+            raise RefusedByTemplate(str(error)) from error
         plain = [message_dict(m) for m in messages]
+        arguments = {**self.settings.arguments, **({TOOLS: tools} if tools else {})}
         dated = "strftime_now" in self.source
         while True:
             dates = {"chat_template": DATES + self.source, "preftune_dates": self.dates} if dated else {}
             try:
                 return str(
                     self.tokenizer.apply_chat_template(
-                        plain, tokenize=False, add_generation_prompt=generation, **self.settings.arguments, **dates
+                        plain, tokenize=False, add_generation_prompt=generation, **arguments, **dates
                     )
                 )
             except Exception as error:  # a template can raise any exception
@@ -113,6 +130,24 @@ class Template:
                 if not needs_date or date_format in self.dates:
                     raise RefusedByTemplate(f"the chat template refuses these messages: {error}") from error
                 self.dates[date_format] = self.moment.strftime(date_format)
+
+    def generated(self, messages: Sequence[Message], rendered: str) -> list[tuple[int, int]]:
+        """Return the parts of the `rendered` messages that the template marks with {% generation %}, in order."""
+        if not GENERATION.search(self.source):
+            return []
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        plain, tools = split_tools(messages)
+        source = DATES + self.source if "strftime_now" in self.source else self.source
+        arguments = {**self.tokenizer.special_tokens_map, **self.settings.arguments, "preftune_dates": self.dates}
+        texts, marked = render_jinja_template(
+            conversations=[[message_dict(m) for m in plain]],
+            chat_template=source,
+            return_assistant_tokens_mask=True,
+            add_generation_prompt=False,
+            **{**arguments, **({TOOLS: tools} if tools else {})},
+        )
+        return [(int(begin), int(end)) for begin, end in marked[0]] if texts == [rendered] else []
 
     def around_content(self, prompt: Sequence[Message], extra: Fields = ()) -> tuple[str, str]:
         """Return the text that the template writes between prompt and content of a response, and after the content.

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from preftune.cli.options import ChatTemplate, Config, DataFormat, DryRun, Overrides, Quiet
+from preftune.cli.options import ChatTemplate, Config, Data, DataFormat, DryRun, Lora, Model, Out, Quiet
 
 if TYPE_CHECKING:
     from preftune.chat.render import Renderer
@@ -37,6 +38,16 @@ ModelOption = Annotated[
 LengthOption = Annotated[
     int | None, typer.Option("--max-length", help="Maximum number of tokens (data.max_length).", min=2)
 ]
+ReportOption = Annotated[
+    Path | None, typer.Option("--out", help="Write the report: a .json file with all line numbers, or a .html page.")
+]
+WriteOption = Annotated[
+    Path | None, typer.Option("--write", help="Write the rows without findings to this JSONL file.")
+]
+DropOption = Annotated[
+    str | None,
+    typer.Option("--drop", help="Kinds of findings whose rows --write leaves out, separated by commas."),
+]
 
 
 @app.command()
@@ -51,9 +62,16 @@ def check(
     max_length: LengthOption = None,
     chat_template: ChatTemplate = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON with all line numbers.")] = False,
+    out: ReportOption = None,
+    write: WriteOption = None,
+    drop: DropOption = None,
 ) -> None:
-    """Report dropped rows, lengths, duplicates and leaks. Fails if training on the data would fail."""
+    """Report dropped rows, lengths, duplicates, leaks and defects. Fails if training on the data would fail."""
+    from preftune.cli.findings import drop_kinds, require_report_name
     from preftune.cli.settings import check_settings
+
+    kinds = drop_kinds(drop, write)
+    require_report_name(out)
 
     options: dict[str, Any] = {"--eval": _share(eval), "--model": model, "--format": data_format}
     options |= {"--max-length": max_length, "--chat-template": chat_template}
@@ -64,6 +82,12 @@ def check(
     import_torch()
     from preftune.model.load import load_config, max_positions
     from preftune.workflows.check_data import check as check_data
+    from preftune.workflows.clean_data import require_other_file, write_clean
+    from preftune.workflows.data_report import as_json as report_json
+    from preftune.workflows.data_report import write_report
+
+    if write:
+        require_other_file(write, settings.data.train)
 
     terms = terms_of(settings.loss or {"name": "sigmoid"})
     source, renderer = _model_of(settings)
@@ -71,10 +95,17 @@ def check(
     limit = max_positions(model_config) if source else None
     rows = model_config.get_text_config().vocab_size if model_config and source and not source.adapter else None
     checked = check_data(settings.data, settings.method, terms, renderer, limit, rows, source.base if source else "")
+    lines = _lines(checked, settings, limit)
+    written = write_clean(write, settings.data.train, checked, kinds).lines() if write else []
+    if out:
+        write_report(out, checked, [*lines, *written])
+        written.append(f"{out}: report written")
     if as_json:
-        print(json.dumps(_as_json(checked), indent=1, default=list))  # the lists of origins
+        print(json.dumps(report_json(checked), indent=1))
+        for line in written:
+            print(line, file=sys.stderr)
     else:
-        print("\n".join(_lines(checked, settings, limit)))
+        print("\n".join([*lines, *written]))
         print()
         _show(checked.groups, 3, renderer, settings.data)
     if checked.refusal:
@@ -146,12 +177,19 @@ def convert(
 
 
 @app.command()
-def noise(config: Config, overrides: Overrides = None, dry_run: DryRun = False, quiet: Quiet = False) -> None:
+def noise(
+    arguments: Config = None,
+    model: Model = None,
+    data: Data = None,
+    lora: Lora = False,
+    out: Out = None,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+) -> None:
     """List pairs whose label is probably wrong. Each pair is ranked by a model trained on other parts of the data."""
-    from preftune.config.load import load
-    from preftune.config.schema import NoiseConfig
+    from preftune.cli.training import config_from
 
-    resolved = load(NoiseConfig, config, overrides or ())
+    resolved = config_from("noise", arguments or (), model, data or (), lora, out)
     from preftune.cli.torch_import import import_torch
 
     display = import_torch(quiet)
@@ -187,23 +225,9 @@ COUNTS = {
 }
 
 
-def _as_json(checked: Checked) -> dict[str, Any]:
-    """Return all counts with all origins."""
-    from dataclasses import asdict
-
-    train, *others = checked.accounts
-    rows = {"format": train.format, "read": train.read, "kept": train.kept}
-    refusal = checked.refusal
-    other = {
-        "evaluation": {a.source: {"read": a.read, "dropped": a.dropped, "noted": a.noted} for a in others},
-        "too_long_for_the_model": list(checked.too_long),
-        "refused": {"exit_code": refusal.exit_code, "message": str(refusal)} if refusal else None,
-    }
-    return {**rows, "dropped": train.dropped, "noted": train.noted, **asdict(checked.audit), **other}
-
-
 def _lines(checked: Checked, settings: CheckSettings, limit: int | None) -> list[str]:
     """Return the lines of the report."""
+    from preftune.cli.findings import finding_lines
     from preftune.formats.account import format_origins
 
     def row(name: str, lengths: Lengths | None) -> list[str]:
@@ -228,6 +252,7 @@ def _lines(checked: Checked, settings: CheckSettings, limit: int | None) -> list
         if number is not None:
             source = checked.accounts[-1].source if name == "leaks" else train
             lines.append(f"{words}: {number}" + (f" ({format_origins(origins, source)})" if origins else ""))
+    lines += finding_lines(checked.findings, train, checked.accounts[-1].source)
     if checked.too_long:
         what = f"groups longer than the model's context of {limit} tokens: {len(checked.too_long)}"
         lines.append(f"{what} ({format_origins(checked.too_long, train)}); set data.max_length={limit}")

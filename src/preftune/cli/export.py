@@ -26,9 +26,7 @@ def export(
     base: Annotated[
         str | None, typer.Option(help="Base model of an adapter, if it has moved: folder or Hub id.")
     ] = None,
-    name: Annotated[
-        str | None, typer.Option(help="Name of the model. By default: the name of the run folder.")
-    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the model. By default: the name of the run folder.")] = None,
     converter: Annotated[
         str | None, typer.Option(help="convert_hf_to_gguf.py of llama.cpp, or its folder. Also: $LLAMA_CPP.")
     ] = None,

@@ -18,7 +18,11 @@ from preftune.cli import evaluate as evaluate_commands
 from preftune.cli import options as opt
 from preftune.cli.export import export
 from preftune.cli.init import init
-from preftune.cli.options import Config, DryRun, Overrides, Quiet
+from preftune.cli.label import label
+from preftune.cli.options import Config, Data, DryRun, Lora, Model, Out, Quiet
+from preftune.cli.talk import chat
+from preftune.cli.training import config_from
+from preftune.config.schema import TunedConfig
 from preftune.errors import ConfigError, PreftuneError, Stopped
 
 DOCS = "https://github.com/preftune/preftune/tree/main/docs"
@@ -69,48 +73,84 @@ app.command()(export)
 
 
 @app.command()
-def sft(config: Config, overrides: Overrides = None, dry_run: DryRun = False, quiet: Quiet = False) -> None:
+def sft(
+    arguments: Config = None,
+    model: Model = None,
+    data: Data = None,
+    lora: Lora = False,
+    out: Out = None,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+) -> None:
     """Fine-tune a model on demonstrations. With preference data, it is fine-tuned on the chosen responses."""
-    train("methods.sft", config, overrides, dry_run, quiet)
+    train("methods.sft", config_from("sft", arguments or (), model, data or (), lora, out), dry_run, quiet)
 
 
 @app.command()
-def dpo(config: Config, overrides: Overrides = None, dry_run: DryRun = False, quiet: Quiet = False) -> None:
+def dpo(
+    arguments: Config = None,
+    model: Model = None,
+    data: Data = None,
+    lora: Lora = False,
+    out: Out = None,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+) -> None:
     """Train a model on preferences with DPO or a different loss. All losses: https://github.com/preftune/preftune/tree/main/docs/losses.md"""
-    train("methods.dpo", config, overrides, dry_run, quiet)
+    train("methods.dpo", config_from("dpo", arguments or (), model, data or (), lora, out), dry_run, quiet)
 
 
 @app.command()
-def reward(config: Config, overrides: Overrides = None, dry_run: DryRun = False, quiet: Quiet = False) -> None:
+def reward(
+    arguments: Config = None,
+    model: Model = None,
+    data: Data = None,
+    lora: Lora = False,
+    out: Out = None,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+) -> None:
     """Train a Bradley-Terry reward model on preference data. It is a language model with a scalar head."""
-    train("methods.reward", config, overrides, dry_run, quiet)
+    train("methods.reward", config_from("reward", arguments or (), model, data or (), lora, out), dry_run, quiet)
 
 
 @app.command()
-def ppo(config: Config, overrides: Overrides = None, dry_run: DryRun = False, quiet: Quiet = False) -> None:
+def ppo(
+    arguments: Config = None,
+    model: Model = None,
+    data: Data = None,
+    lora: Lora = False,
+    out: Out = None,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+) -> None:
     """Train a model with PPO. The reward is a reward model, VADER or your own function."""
-    train("methods.ppo", config, overrides, dry_run, quiet)
+    train("methods.ppo", config_from("ppo", arguments or (), model, data or (), lora, out), dry_run, quiet)
 
 
 @app.command()
-def iterate(config: Config, overrides: Overrides = None, dry_run: DryRun = False, quiet: Quiet = False) -> None:
+def iterate(
+    arguments: Config = None,
+    model: Model = None,
+    data: Data = None,
+    lora: Lora = False,
+    out: Out = None,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+) -> None:
     """Run rounds of sampling and preference training. Each round trains on pairs of samples of the current policy."""
-    train("workflows.iterate", config, overrides, dry_run, quiet)
+    train("workflows.iterate", config_from("iterate", arguments or (), model, data or (), lora, out), dry_run, quiet)
 
 
-def train(module: str, config: Path, overrides: list[str] | None, dry_run: bool, quiet: bool) -> None:
-    """Run a training command. Read the config before importing the training module, which takes seconds."""
-    from preftune.config.commands import CONFIGS
-    from preftune.config.load import load
-
-    resolved = load(CONFIGS[module.partition(".")[2]], config, overrides or ())
+def train(module: str, config: TunedConfig, dry_run: bool, quiet: bool) -> None:
+    """Run a training command. The config is checked before the training module is imported, which takes seconds."""
     from preftune.lifecycle.early_checks import check_config
 
-    check_config(resolved)
+    check_config(config)
     from preftune.cli.torch_import import import_torch
 
     display = import_torch(quiet)
-    import_module(f"preftune.{module}").run(resolved, display=display, dry_run=dry_run)
+    import_module(f"preftune.{module}").run(config, display=display, dry_run=dry_run)
 
 
 @app.command()
@@ -199,6 +239,9 @@ def pairs(
     run_pairs(samples, out, selection, scorer, display)
 
 
+app.command()(label)
+
+
 @app.command()
 def score(
     data: Annotated[str, typer.Option(help="Preference data: file, folder or Hub id.")],
@@ -245,6 +288,9 @@ def score(
     workflow.run(score_options, out, display)
 
 
+app.command()(chat)
+
+
 @app.command()
 def doctor() -> None:
     """Print versions, devices, speed and caches of this machine. Add the output to bug reports."""
@@ -268,6 +314,9 @@ def run(arguments: Sequence[str]) -> int:
                 code = app([a for a in arguments if a != "--debug"], standalone_mode=False)
         except UsageError as error:
             error.show()
+            hint = _instead_of(error, arguments)
+            if hint:
+                print(f"  fix: {hint}", file=sys.stderr)
             return 2
         except typer.Exit as done:
             return done.exit_code
@@ -279,6 +328,14 @@ def run(arguments: Sequence[str]) -> int:
         if code == INTERRUPTED:
             return _stopped()
         return code if isinstance(code, int) else 0
+
+
+def _instead_of(error: Any, arguments: Sequence[str]) -> str:
+    """Return what to write instead of an unknown option of a training command, or ""."""
+    from preftune.cli.training import unknown_option
+
+    option = getattr(error, "option_name", None)
+    return unknown_option(arguments, option) if option else ""
 
 
 def _failed(error: BaseException, debug: bool) -> int:

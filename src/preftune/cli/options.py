@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-Config = Annotated[Path, typer.Argument(help="YAML file with the config of the run.", metavar="CONFIG.yaml")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="Config keys to override.", metavar="SECTION.KEY=VALUE")]
+Config = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="A YAML file with the config of the run (optional), and config keys to set.",
+        metavar="[CONFIG.yaml] [SECTION.KEY=VALUE]",
+    ),
+]
+Model = Annotated[str | None, typer.Option("--model", help="Model to train: a folder, a run or a Hub id (model.path).")]
+Data = Annotated[
+    list[str] | None,
+    typer.Option("--data", help="Data to train on: a file, a folder or a Hub id. Repeat it for several (data.train)."),
+]
+Lora = Annotated[bool, typer.Option("--lora", help="Train a LoRA adapter instead of all weights (lora).")]
+Out = Annotated[str | None, typer.Option("--out", help="The run folder (out).")]
 Settings = Annotated[
     list[str] | None, typer.Argument(help="Keys of the config section `data`.", metavar="data.KEY=VALUE")
 ]

@@ -7,7 +7,7 @@ from rich.text import Text
 from preftune.chat.render import Renderer, pieces_of
 from preftune.data.tokenize_groups import Limits, tokenize
 from preftune.formats.account import Account
-from preftune.types import PreferenceGroup
+from preftune.types import PreferenceGroup, masks_of
 
 MAX_SHOWN = 1200  # characters of a prompt, and tokens of a response
 
@@ -31,9 +31,13 @@ def render_group(group: PreferenceGroup, renderer: Renderer | None, limits: Limi
     for tokens in tokenized:
         out.append(clip(printable(renderer.tokenizer.decode(tokens.prompt_ids.tolist()))) + "\n", style="dim")
         for index, ids in enumerate(tokens.response_ids):
-            out.append(f"{role(group, index)} ({len(ids)} scored tokens): ", style="bold")
+            mask = masks_of(tokens)[index]
+            out.append(f"{role(group, index)} ({int(mask.sum())} scored tokens): ", style="bold")
             pieces = pieces_of(renderer.tokenizer, tokens.prompt_ids.tolist(), ids.tolist())
             for place, piece in enumerate(pieces[:MAX_SHOWN]):
+                if not mask[place]:  # a user or tool message between the turns of the response
+                    out.append(printable(piece), style="dim")
+                    continue
                 out.append(
                     f"[{visible(piece)}]" if brackets else printable(piece), style="green" if place % 2 else "cyan"
                 )

@@ -28,6 +28,9 @@ class PromptConfig(schema.Section):
     as_chat: bool = False
     """Convert text prompts to one user message and apply the chat template. HH-RLHF transcripts are split into their
     messages."""
+    system_message: Literal["template", "merge"] = "template"
+    """How to render system messages. template: as the chat template does. merge: put their text before the next user
+    message, for templates without a system message."""
     max_prompt_length: int = Field(512, ge=1)
     """Drop and count prompts with more tokens than this."""
     max_dropped: float = Field(0.2, ge=0, le=1)
@@ -149,10 +152,29 @@ class StopConfig(schema.Section):
     round."""
 
 
+PEOPLE = "people"
+"""The reward of preftune iterate with which people compare the responses."""
+
+
+class PeopleConfig(schema.Section):
+    pairs: int = Field(1, ge=1)
+    """Pairs of responses per prompt that people compare, chosen at random."""
+    votes: int = Field(1, ge=1)
+    """Annotators who judge each pair."""
+    soft: bool = False
+    """Label each pair with the mean of its verdicts and keep ties, as preftune label --soft."""
+    wait: bool = True
+    """true: serve the page and wait for the verdicts. false: print the command that collects them, and stop with exit
+    code 75; rerun preftune iterate after that command."""
+    port: int = Field(0, ge=0, le=65535)
+    """Port of the page. 0: a free one."""
+
+
 class IterateConfig(schema.TunedConfig):
     data: PromptConfig
     reward: str
-    """The reward, as in preftune ppo."""
+    """The reward, as in preftune ppo, or `people`: people compare the responses of each round in a browser."""
+    people: PeopleConfig = PeopleConfig()
     rounds: int = Field(3, ge=1)
     """Rounds of sampling, rewarding, pairing, training and evaluation."""
     prompts: int | None = Field(None, ge=1)
@@ -175,3 +197,15 @@ class IterateConfig(schema.TunedConfig):
     @property
     def terms(self) -> list[schema.LossTerm]:
         return schema.terms_of(self.loss)
+
+    @property
+    def judged_by_people(self) -> bool:
+        return self.reward == PEOPLE
+
+    @model_validator(mode="after")
+    def _people_or_reward(self) -> IterateConfig:
+        if not self.judged_by_people and self.people != PeopleConfig():
+            raise ValueError("people needs reward=people; remove the section people")
+        if self.judged_by_people and self.stop.gain is not None:
+            raise ValueError("stop.gain needs a reward, and with reward=people there is none; remove it")
+        return self

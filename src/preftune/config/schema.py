@@ -75,10 +75,21 @@ def check_template_arguments(value: dict[str, Any]) -> dict[str, Any]:
 TemplateArguments = Annotated[dict[str, Any], AfterValidator(check_template_arguments)]
 
 
+SAME_DTYPE = {"float32": "fp32", "float": "fp32", "bfloat16": "bf16"}
+
+
+def read_dtype(value: Any) -> Any:
+    """Translate torch's names of precisions."""
+    name = value.removeprefix("torch.") if isinstance(value, str) else value
+    if name in ("float16", "fp16", "half"):
+        raise ValueError("float16 is not supported, because its gradients overflow; write bf16 or fp32")
+    return SAME_DTYPE.get(name, value) if isinstance(name, str) else value
+
+
 class ModelConfig(Section):
     path: str
     """The policy: a Hugging Face model folder, a PEFT adapter folder, or a Hub id (`name` or `name@revision`)."""
-    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    dtype: Annotated[Literal["auto", "fp32", "bf16"], BeforeValidator(read_dtype)] = "auto"
     """Compute precision. bf16 keeps fp32 master weights. auto: bf16 on a GPU that supports it and, for models with a
     hidden size of at least 256, on a CPU with AMX; otherwise fp32. A run prints which one it uses and why."""
     attention: Literal["auto", "shared", "packed", "rows"] = "auto"
@@ -92,7 +103,7 @@ class ModelConfig(Section):
     needs a C++ compiler. All lengths share one compilation, except in fp32 on a CPU: there, packed and shared rows are
     padded to quarters of batch.tokens, and each of these lengths is compiled. auto: compile bf16 models on a CPU with
     AMX, if the run is long enough to gain from it."""
-    save_dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    save_dtype: Annotated[Literal["auto", "fp32", "bf16"], BeforeValidator(read_dtype)] = "auto"
     """Precision of the weights in `final/`. auto: the precision of the model that the run started from."""
 
 
@@ -127,10 +138,27 @@ class DataConfig(Section):
     as_chat: bool = False
     """Convert text prompts and responses to one user and one assistant message, and apply the chat template.
     HH-RLHF transcripts are split into their messages."""
-    thinking: Literal["template", "keep"] = "template"
+    scored_turns: Literal["all", "last"] = "all"
+    """Which assistant turns of a dialogue to score. all: every turn of a response of several messages, and in sft every
+    assistant turn of a dialogue. last: only the last turn; the earlier ones are context. Messages of users and tools
+    are never scored."""
+    system_message: Literal["template", "merge"] = "template"
+    """How to render system messages. template: as the chat template does, which is an error for templates without a
+    system message. merge: put their text before the next user message, after an empty line."""
+    thinking: Literal["template", "keep", "unscored", "drop"] = "template"
     """How to render the reasoning in chat responses. template: as the chat template does. keep: as in the data, after
     the generation prompt; if that prompt opens <think>, a response without reasoning closes it immediately. Use keep
-    for templates that remove reasoning (DeepSeek-R1, QwQ)."""
+    for templates that remove reasoning (DeepSeek-R1, QwQ). unscored: as keep, but the reasoning is only context. drop:
+    remove the reasoning from all messages."""
+    where: list[str] = []
+    """Conditions on columns; only rows that satisfy all of them are used, e.g. [score_ratio >= 2, source != evol]. The
+    other rows are counted, and not as dropped ones."""
+    aspect: str = ""
+    """Which judgement to use if the data have several: helpful or safe (PKU-SafeRLHF), the name of a rating column
+    (HelpSteer2: helpfulness, correctness, ...) or of an annotation (UltraFeedback: truthfulness, honesty, ...)."""
+    ties: Literal["drop", "half"] = "drop"
+    """Pairs that the data call a tie. drop: leave them out; half: use them with the probability 0.5 for each response.
+    Ties do not count as dropped rows."""
     max_length: int = Field(1024, ge=2)
     """Maximum number of tokens in prompt and response together."""
     max_prompt_length: int | None = Field(None, ge=1)
@@ -161,7 +189,7 @@ class DataConfig(Section):
 UNUSED_BY_SCORE = ("eval", "allow_overlap")
 UNUSED_BY_SAMPLE = (
     *(*UNUSED_BY_SCORE, "max_length", "overlong", "pairs", "margin_from_scores"),
-    *("thinking", "allow_dropped_text"),
+    *("thinking", "allow_dropped_text", "scored_turns", "ties"),
 )
 UNUSED_BY_WINRATE = (*UNUSED_BY_SAMPLE, "max_prompt_length")
 
@@ -170,7 +198,8 @@ class OptimConfig(Section):
     name: Literal["adamw", "rmsprop"] = "adamw"
     """adamw: torch's fused AdamW. rmsprop: torch's RMSprop with its default settings, as in the DPO paper."""
     lr: float = Field(5e-7, gt=0, le=1)
-    """Peak learning rate."""
+    """Peak learning rate. auto, or not set: 5e-7 in dpo, iterate and data noise, 2e-5 in sft, 1e-5 in reward, 3e-6 in
+    ppo; ten times as much with `lora`. The number that is used is in the manifest."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """Learning rate after the warm-up: linear or half-cosine decay to 0, or constant."""
     warmup: float = Field(0.1, ge=0)
@@ -179,6 +208,15 @@ class OptimConfig(Section):
     """Weight decay: decoupled in adamw, added to the gradient in rmsprop."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Scale the gradient down to this norm if it is larger."""
+    moments: Literal["fp32", "bf16"] = "fp32"
+    """Precision in which adamw stores its two moments. bf16 takes 4 bytes per trained parameter instead of 8. The
+    moments are then rounded stochastically; all arithmetic is fp32."""
+
+    @model_validator(mode="after")
+    def _moments_of_adamw(self) -> OptimConfig:
+        if self.moments == "bf16" and self.name != "adamw":
+            raise ValueError("optim.moments=bf16 applies to adamw only; remove it, or set optim.name=adamw")
+        return self
 
 
 class SlotConfig(Section):
@@ -242,6 +280,9 @@ class LossTerm(Section):
     parameters: dict[str, Any] = {}
 
 
+LORA_LR = 10  # the learning rate of LoRA, relative to that of all weights
+
+
 class TunedConfig(Section):
     """The sections that all training methods share."""
 
@@ -252,6 +293,21 @@ class TunedConfig(Section):
     out: str
     track: list[Literal["tensorboard", "wandb", "trackio", "mlflow"]] = []
     """Trackers that receive the metrics in addition to metrics.jsonl. Each needs the package of the same name."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _learning_rate(cls, values: Any) -> Any:
+        """Fill in optim.lr. LoRA needs about ten times the rate of full fine-tuning (Schulman et al., "LoRA Without
+        Regret", 2025; the Zephyr recipes of the alignment handbook: 5e-7 and 5e-6 in DPO, 2e-5 and 2e-4 in SFT)."""
+        optim = values.get("optim", cls.model_fields["optim"].default) if isinstance(values, dict) else None
+        if isinstance(optim, OptimConfig):
+            if "optim" in values and "lr" in optim.model_fields_set:
+                return values
+            optim = optim.model_dump(exclude_unset=True) | ({} if "optim" in values else {"lr": "auto"})
+        if not isinstance(optim, dict) or optim.get("lr", "auto") != "auto":
+            return values
+        full = cls.model_fields["optim"].default.lr
+        return {**values, "optim": {**optim, "lr": LORA_LR * full if values.get("lora") is not None else full}}
 
     @model_validator(mode="after")
     def _adapter_dtype(self) -> TunedConfig:
@@ -269,6 +325,9 @@ class RunConfig(TunedConfig):
 
 class SFTConfig(RunConfig):
     optim: OptimConfig = OptimConfig(lr=2e-5)
+    samples: int = Field(4, ge=0)
+    """Number of prompts that the model responds to at every evaluation, for the report: held-out prompts, or training
+    prompts if none are held out. 0: none."""
     out: str = "runs/sft"
     """The run folder. Rerun the same command to resume."""
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from preftune.data.split import normalised_prompt_key, prompt_key
+from preftune.data.split import normalised_prompt_key, prompt_key, text_key
 from preftune.formats.file_checks import uninformative_verdicts
 from preftune.formulas import win
 from preftune.types import PreferenceGroup, TokenGroup, content
@@ -84,8 +84,9 @@ def audit(
     leaks = [g.origin for g in held_out or () if normalised_prompt_key(g) in trained]
     repeated_prompts = _repeats(list(zip(keys, [g.origin for g in groups], strict=True)))
     judgements = [
-        ((key, g.responses[j.better], g.responses[j.worse]), g.origin)
+        ((key, hashes[j.better], hashes[j.worse]), g.origin)
         for key, g in zip(keys, groups, strict=True)
+        for hashes in ([text_key(response) for response in g.responses],)  # the texts need not stay in memory
         for j in g.judgements
     ]
     repeated_judgements = _repeats(judgements)

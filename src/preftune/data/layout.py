@@ -205,16 +205,25 @@ def _batch(
     read: Sequence[np.ndarray],
 ) -> Batch:
     """Create the batch. `read` holds, for each response, the slots that predict its tokens."""
+    read, targets = _scored(groups, read), [ids for g in groups for ids in g.scored_ids]
     return Batch(
         ids_T=torch.from_numpy(ids.astype(np.int64)),
         positions_T=torch.from_numpy(positions.astype(np.int64)),
         layout=layout,
         read_N=torch.from_numpy(np.concatenate(read).astype(np.int64)),
-        target_N=torch.from_numpy(np.concatenate([r for g in groups for r in g.response_ids]).astype(np.int64)),
-        length_S=torch.tensor([len(r) for g in groups for r in g.response_ids], dtype=torch.int64),
+        target_N=torch.from_numpy(np.concatenate(targets).astype(np.int64)),
+        length_S=torch.tensor([len(ids) for ids in targets], dtype=torch.int64),
         judged=collate_judgements(groups),
         groups=tuple(groups),
     )
+
+
+def _scored(groups: Sequence[TokenGroup], read: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+    """Return the slots that predict scored tokens."""
+    if not any(group.masks for group in groups):
+        return read
+    masks = [group.masks or (slice(None),) * len(group.response_ids) for group in groups]
+    return [slots[mask] for slots, mask in zip(read, (m for group in masks for m in group), strict=True)]
 
 
 def collate_judgements(groups: Sequence[TokenGroup]) -> Judged:

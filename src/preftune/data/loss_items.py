@@ -11,7 +11,7 @@ import numpy as np
 from preftune.data.derive import derived
 from preftune.data.shapes import MARGIN, NO_MARGIN, PROBABILITY, WEIGHT, Shapes
 from preftune.errors import DataError
-from preftune.types import PreferenceGroup, TokenGroup
+from preftune.types import PreferenceGroup, TokenGroup, masks_of
 
 
 def as_pairs(groups: Sequence[TokenGroup], loss: str) -> Sequence[TokenGroup]:
@@ -54,9 +54,8 @@ def _labelled(groups: Sequence[TokenGroup], loss: str) -> Iterator[TokenGroup]:
             raise DataError(what, where=group.origin, fix="remove the row, or one of its contradicting judgements")
         place = {old: new for new, old in enumerate(clear)}
         judgements = [j for j in group.judgements if j.better in place and j.worse in place]
-        yield replace(
-            group,
-            response_ids=tuple(group.response_ids[i] for i in clear),
+        yield group.with_only(
+            clear,
             judgements=tuple(replace(j, better=place[j.better], worse=place[j.worse]) for j in judgements),
             ranks=(),
             labels=tuple(1 if i in better else -1 for i in clear),
@@ -77,7 +76,7 @@ def _mismatched(groups: Sequence[TokenGroup], loss: str) -> Iterator[TokenGroup]
     longest = int(Shapes.of(groups).longest_G.max(initial=0))
     for index, group in enumerate(groups):
         candidates = _of_other_prompts(groups, index, longest - len(group.prompt_ids))
-        foreign = next((r for r in candidates if not any(_same(r, own) for own in group.response_ids)), None)
+        foreign = next((r for r in candidates if not any(_same(r[0], own) for own in group.response_ids)), None)
         if foreign is None:
             same_prompt = all(np.array_equal(g.prompt_ids, group.prompt_ids) for g in groups)
             raise DataError(
@@ -88,17 +87,28 @@ def _mismatched(groups: Sequence[TokenGroup], loss: str) -> Iterator[TokenGroup]
                 else "every response to a different prompt is identical to a response of this row",
                 fix="use loss.name=bco, or data with several prompts and different responses",
             )
-        yield replace(group, response_ids=(*group.response_ids, foreign), labels=(*group.labels, 0))
+        ids, mask = foreign
+        masks = (*masks_of(group), mask) if group.masks or not mask.all() else ()
+        yield replace(group, response_ids=(*group.response_ids, ids), labels=(*group.labels, 0), masks=masks)
 
 
-def _of_other_prompts(groups: Sequence[TokenGroup], index: int, max_tokens: int) -> Iterator[np.ndarray]:
-    """Yield the responses of groups after `index` with a different prompt, truncated to `max_tokens` tokens."""
+def _of_other_prompts(
+    groups: Sequence[TokenGroup], index: int, max_tokens: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the responses of groups after `index` with a different prompt, with their masks.
+
+    They are truncated to `max_tokens` tokens. Those without a scored token are skipped.
+    """
     prompt = groups[index].prompt_ids
     for offset in range(1, len(groups)):
         other = groups[(index + offset) % len(groups)]
         if not np.array_equal(other.prompt_ids, prompt):
-            number = len(other.response_ids)
-            yield from (other.response_ids[(index + i) % number][:max_tokens] for i in range(number))
+            number, masks = len(other.response_ids), masks_of(other)
+            for place in ((index + i) % number for i in range(number)):
+                mask = masks[place][:max_tokens]
+                if mask.any():
+                    size = int(np.flatnonzero(mask)[-1]) + 1
+                    yield other.response_ids[place][:size], mask[:size]
 
 
 def _same(one: np.ndarray, other: np.ndarray) -> bool:

@@ -20,7 +20,9 @@ from preftune.formats.file_checks import text_prompts_to_chats
 from preftune.formats.json_cells import decode_cells
 from preftune.formats.names import ColumnNames, column_names
 from preftune.formats.parsers import Reading
+from preftune.formats.tools import tools_of, with_tools
 from preftune.formats.values import BadRow, Fields, text_of
+from preftune.formats.where import Filter, conditions
 from preftune.sources.read import read
 from preftune.sources.rows import Row
 from preftune.types import PreferenceGroup, Text
@@ -54,11 +56,14 @@ def read_prompts(source: str | Sequence[str], reading: Reading | None = None) ->
     """Read the distinct prompts of `source`, in order, as groups without responses. Raises DataError for a bad row."""
     reading = reading or Reading()
     account = Account(source if isinstance(source, str) else ", ".join(source), "prompts")
+    selected = Filter(conditions(reading.where), account)
     rows = decode_cells(read(source, account.note), reading, account.note)
     head = list(islice(rows, LOOKED_AT))
     names = column_names(reading.columns, reading.ignore)
     if reading.format == "auto" and _are_prompts(head, names):
-        prompts = list(_prompts(chain(head, rows), names, account, reading.bad_rows == "drop"))
+        kept = selected.rows(chain(head, rows))
+        prompts = list(_prompts(kept, names, account, reading.bad_rows == "drop"))
+        selected.require_columns()
     else:
         groups, account = read_groups(source, reading)
         prompts = [PreferenceGroup(group.prompt, (), origin=group.origin) for group in groups]
@@ -87,7 +92,7 @@ def _prompts(rows: Iterable[Row], names: ColumnNames, account: Account, drop: bo
                 raise BadRow(row.fault)
             ledger.seen.update(row.value)
             value = TrackedRow(names.rename(row.value))
-            group = PreferenceGroup(prompt_of(value), (), origin=row.origin)
+            (group,) = with_tools([PreferenceGroup(prompt_of(value), (), origin=row.origin)], tools_of(value))
             ledger.record(row.value, value, [group], row.origin)
             groups.append(group)
         except BadRow as fault:

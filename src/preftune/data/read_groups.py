@@ -11,7 +11,7 @@ from typing import overload
 from preftune.chat.turns import text_to_chat
 from preftune.data.spool import Spool, rewritten
 from preftune.errors import DataError
-from preftune.formats import file_checks
+from preftune.formats import file_checks, ratings
 from preftune.formats.account import Account
 from preftune.formats.columns import ColumnLedger, TrackedRow
 from preftune.formats.json_cells import decode_cells
@@ -19,7 +19,9 @@ from preftune.formats.names import ColumnNames, column_names, missing_column_err
 from preftune.formats.origins import Origins
 from preftune.formats.parsers import Reading
 from preftune.formats.registry import BY_NAME, FunctionFault, detect, parse_with_function
+from preftune.formats.tools import tools_of, with_tools
 from preftune.formats.values import BadRow, Drop, Fields, drop_empty_responses, has_margin
+from preftune.formats.where import Filter, conditions
 from preftune.resolve import require_one_argument, resolve
 from preftune.sources.read import read
 from preftune.sources.rows import Row
@@ -51,9 +53,14 @@ def read_groups(
     reading, spool = reading or Reading(), spool or Spool()
     name = source if isinstance(source, str) else ", ".join(source)
     account = Account(name)
-    rows = decode_cells(read(source, account.note), reading, account.note)
+    selected = Filter(conditions(reading.where), account)
+    rows = selected.rows(decode_cells(read(source, account.note), reading, account.note))
     head = list(islice(rows, DETECTION_ROWS))
     names = column_names(reading.columns, reading.ignore)
+    rated = ratings.are_ratings(_readable(head, names), reading.aspect)
+    if rated:
+        rows = ratings.joined(chain(head, rows), reading.aspect, names, account)
+        head = list(islice(rows, DETECTION_ROWS))
     parse, rows = _parser(_readable(head, names), head, chain(head, rows), names, reading, account)
     ledger = ColumnLedger(name, account.format, names)
     margins, checks = file_checks.Margins(), file_checks.FileChecks()
@@ -61,6 +68,9 @@ def read_groups(
         spool.add(group)
         checks.add(group)
     groups = spool.groups()
+    selected.require_columns()
+    if reading.aspect and not (rated or ratings.reads_aspect(account.format, ledger.seen)):
+        raise ratings.no_aspect(reading.aspect, name)
     _finish_account(ledger, account, reading)
     dropped: set[str] = set()
     if account.format in BY_NAME and account.format != "ranked":  # others do not read margins from a column
@@ -147,7 +157,9 @@ def _read_row(row: Row, parse: Parser, ledger: ColumnLedger, account: Account, d
     ledger.seen.update(row.value)
     value = TrackedRow(ledger.names.rename(row.value))
     try:
-        groups = _without_empty(row.origin, parse(value), account)
+        parsed = parse(value)
+        parsed = with_tools(parsed, tools_of(value)) if ledger.format in BY_NAME else parsed
+        groups = _without_empty(row.origin, parsed, account)
     except Drop:
         ledger.record(row.value, value, None, row.origin)
         raise

@@ -169,7 +169,12 @@ def _distinct(hashes: bytes) -> tuple[Bytes32, npt.NDArray[np.int64]]:
 
 def prompt_key(group: PreferenceGroup) -> str:
     """Return a hash of the prompt."""
-    return _digest(group.prompt).hex()
+    return text_key(group.prompt)
+
+
+def text_key(text: Text) -> str:
+    """Return a hash of a prompt or response."""
+    return _digest(text).hex()
 
 
 def _digest(prompt: Text) -> bytes:

@@ -2,6 +2,7 @@
 
     prompt_ids      list of int32
     response_ids    list of lists of int32
+    scored          list of int8, 1 or 0: for all response tokens of a group with masks; empty for other groups
 
 and the columns of `arrow_file`. The shapes of all groups are in a second file, `shapes.safetensors`.
 """
@@ -22,7 +23,7 @@ from preftune.errors import writing
 from preftune.types import TokenGroup
 
 GROUPS, SHAPES = "groups.arrow", "shapes.safetensors"
-INT32 = np.zeros(0, dtype=np.int32)
+INT32, INT8 = np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.int8)
 
 
 class TokenWriter(Writer[TokenGroup]):
@@ -42,6 +43,10 @@ class TokenWriter(Writer[TokenGroup]):
         return {
             "prompt_ids": ids_column(prompts),
             "response_ids": list_column([len(group.response_ids) for group in groups], ids_column(responses)),
+            "scored": list_column(
+                [sum(map(len, group.masks)) for group in groups],
+                numbers(np.concatenate([INT8, *(mask for group in groups for mask in group.masks)]), np.int8),
+            ),
         }
 
 
@@ -52,6 +57,8 @@ class TokenColumns(Columns):
         super().__init__(batch)
         self._prompts, self._groups = Lists(batch["prompt_ids"]), Lists(batch["response_ids"])
         self._responses = Lists(self._groups.values)
+        self._scored = Lists(batch["scored"])
+        self._mask = view(self._scored.values, np.int8)
         self._prompt_ids, self._response_ids = (view(ids.values, np.int32) for ids in (self._prompts, self._responses))
 
     def group(self, index: int) -> TokenGroup:
@@ -59,8 +66,16 @@ class TokenColumns(Columns):
         ids, bounds = self._response_ids, self._responses.bounds
         responses = tuple(ids[slice(*bounds(i))] for i in range(*self._groups.bounds(index)))
         prompt = self._prompt_ids[begin:end]
+        first, last = self._scored.bounds(index)
+        ends = np.cumsum([len(ids) for ids in responses])[:-1]
         return TokenGroup(
-            prompt, responses, self.judgements(index), self.labels(index), self.ranks(index), self.origin(index)
+            prompt,
+            responses,
+            self.judgements(index),
+            self.labels(index),
+            self.ranks(index),
+            self.origin(index),
+            tuple(np.split(self._mask[first:last].astype(np.bool_), ends)) if last > first else (),
         )
 
 

@@ -74,11 +74,11 @@ def tokenized(
 
 
 def _fit(group: PreferenceGroup, encoded: Encoded, limits: Limits, account: Account, bos: int | None) -> TokenGroup:
-    prompt, responses = encoded.prompt_ids, encoded.response_ids
+    prompt, responses, masks = encoded.prompt_ids, encoded.response_ids, encoded.masks
     if not prompt:  # nothing predicts the first token, so it becomes the prompt
         if len({r[0] for r in responses}) > 1 or min(map(len, responses)) < 2:
             raise Drop("the prompt is empty, and the tokenizer has no BOS")
-        prompt, responses = responses[0][:1], [r[1:] for r in responses]
+        prompt, responses, masks = responses[0][:1], [r[1:] for r in responses], tuple(m[1:] for m in masks)
     longest = max(map(len, responses))
     if len(prompt) + longest > limits.max_length:
         if limits.overlong == "drop":
@@ -91,6 +91,7 @@ def _fit(group: PreferenceGroup, encoded: Encoded, limits: Limits, account: Acco
                 fix="raise data.max_length, or set data.overlong to truncate or drop",
             )
         prompt, responses = _truncate(group, prompt, responses, limits, account, bos)
+        responses, masks = _up_to_scored(responses, masks)
     judgements = _distinct(group.judgements, responses)
     if group.judgements and not judgements:
         if _distinct(group.judgements, encoded.response_ids):
@@ -105,6 +106,23 @@ def _fit(group: PreferenceGroup, encoded: Encoded, limits: Limits, account: Acco
         group.labels,
         group.ranks,
         group.origin,
+        tuple(np.asarray(mask, dtype=np.bool_) for mask in masks),
+    )
+
+
+def _up_to_scored(
+    responses: list[list[int]], masks: tuple[list[bool], ...]
+) -> tuple[list[list[int]], tuple[list[bool], ...]]:
+    """Cut truncated responses after their last scored token. Raises Drop if a response has none."""
+    if not masks:
+        return responses, masks
+    cut = [mask[: len(ids)] for ids, mask in zip(responses, masks, strict=True)]
+    if not all(map(any, cut)):
+        raise Drop("no scored token of a response is left after truncation")
+    sizes = [len(mask) - mask[::-1].index(True) for mask in cut]
+    return (
+        [ids[:size] for ids, size in zip(responses, sizes, strict=True)],
+        tuple(mask[:size] for mask, size in zip(cut, sizes, strict=True)),
     )
 
 

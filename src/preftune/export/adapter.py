@@ -27,7 +27,9 @@ def write_adapter(model: Exported, part: Path, out: Path) -> None:
     """
     if model.source is None or not model.source.adapter:
         what = "this is a checkpoint" if model.kind == "checkpoint" else "this model has no adapter"
-        fix = "use --to merged" if model.kind != "checkpoint" else "use --to merged, or the run folder of a finished run"
+        fix = (
+            "use --to merged" if model.kind != "checkpoint" else "use --to merged, or the run folder of a finished run"
+        )
         raise ConfigError(f"{what}, so there is no adapter folder to write", where="--to adapter", fix=fix)
     copy_files(Path(model.source.adapter), part)
     config = read_config(part)

@@ -83,7 +83,9 @@ def convert(script: Path, folder: Path, file: Path, kind: str) -> None:
             f"llama.cpp's converter failed with exit code {done.returncode}",
             where=str(script),
             why="\n  ".join(lines[-8:]),
-            fix=f"pip install -r {needs}" if missing else "update llama.cpp, or use --to merged and convert that folder",
+            fix=f"pip install -r {needs}"
+            if missing
+            else "update llama.cpp, or use --to merged and convert that folder",
         )
 
 

@@ -209,8 +209,8 @@ def _eps(dtype: torch.dtype) -> float:
 def _dtypes(model: Any, stored: Mapping[str, torch.dtype], dtype: str) -> dict[str, torch.dtype]:
     """Return the dtype in which each tensor is saved."""
     default = save_dtype_of(model, stored) if dtype == "auto" else DTYPES[dtype]
-    known = stored if dtype == "auto" else {}
-    return {name: known.get(name, default) for name in exact_state(model)}
+    own = stored if dtype == "auto" else {}
+    return {name: own.get(name, default) for name in exact_state(model)}
 
 
 def _cast(model: Any, stored: Mapping[str, torch.dtype], dtype: str) -> Any:

@@ -54,14 +54,19 @@ class Pieces:
 
     def go_template(self) -> str:
         """Return the Go template."""
-        last = "{{ if eq (len (slice $.Messages $i)) 1 }}"
-        start = f"{{{{ if .System }}}}{self.start}{{{{ .System }}}}{self.after_system}{{{{ else }}}}{self.start_alone}"
-        user = f"{{{{ .Content }}}}{last}{self.generation}{{{{ else }}}}{self.to_assistant}{{{{ end }}}}"
-        assistant = f"{{{{ .Content }}}}{last}{{{{ else }}}}{self.to_user}{{{{ end }}}}"
-        return (
-            f"{start}{{{{ end }}}}{{{{ range $i, $_ := .Messages }}}}"
-            f'{{{{ if eq .Role "user" }}}}{user}{{{{ else if eq .Role "assistant" }}}}{assistant}{{{{ end }}}}{{{{ end }}}}'
-        )
+        if_last = "{{ if eq (len (slice $.Messages $i)) 1 }}"
+        parts = [
+            "{{ if .System }}",
+            *(self.start, "{{ .System }}", self.after_system),
+            *("{{ else }}", self.start_alone, "{{ end }}"),
+            "{{ range $i, $_ := .Messages }}",
+            '{{ if eq .Role "user" }}{{ .Content }}',
+            *(if_last, self.generation, "{{ else }}", self.to_assistant, "{{ end }}"),
+            '{{ else if eq .Role "assistant" }}{{ .Content }}',
+            *(if_last, "{{ else }}", self.to_user, "{{ end }}"),
+            "{{ end }}{{ end }}",
+        ]
+        return "".join(parts)
 
 
 EXAMPLES: tuple[tuple[tuple[str, str], ...], ...] = (

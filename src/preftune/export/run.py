@@ -7,10 +7,11 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 from preftune.errors import ConfigError, IncompleteError, did_you_mean
 from preftune.export import gguf, hub, ollama
-from preftune.export.adapter import quote, vllm_command, write_adapter
+from preftune.export.adapter import vllm_command, write_adapter
 from preftune.export.merged import MergeCheck, write_merged
 from preftune.export.subject import (
     Exported,
@@ -200,8 +201,8 @@ def _write_merged(model: Exported, options: ExportOptions, part: Path, display: 
         display.say(check.text())
         if check.saved > check.effect / 4:
             display.say(
-                f"warning: rounding to {check.dtype} changes logits by more than a quarter of what the adapter changes. "
-                "Use --dtype fp32 to keep what the adapter learned"
+                f"warning: rounding to {check.dtype} changes logits by more than a quarter of what the adapter changes "
+                "them. Use --dtype fp32 to keep what the adapter learned"
             )
     return check
 
@@ -241,7 +242,7 @@ def _not_converted(out: Path, file: Path, kind: str) -> IncompleteError:
         "llama.cpp's converter was not found, so there is no GGUF file yet",
         where="--to gguf",
         why=f"the model folder {out / MODEL} is complete",
-        fix="run the commands above, or set --converter (or LLAMA_CPP) to the folder of llama.cpp and delete the folder",
+        fix="run the commands above; or delete the folder and rerun with --converter, the folder of llama.cpp",
     )
 
 

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from preftune.errors import ConfigError, ModelError, RunError, require_writable, writing
@@ -55,9 +55,9 @@ def exported(path: str, base: str | None, name: str | None = None) -> Iterator[E
 
 
 def _find(path: str, base: str | None, name: str | None, scratch: Path) -> Exported:
-    given = Path(path).expanduser()
-    with_adapter = next((p for p in (given / "final", given) if (p / ADAPTER_CONFIG).is_file()), None)
-    is_checkpoint = (given / STATE).is_file()
+    named = Path(path).expanduser()
+    with_adapter = next((p for p in (named / "final", named) if (p / ADAPTER_CONFIG).is_file()), None)
+    is_checkpoint = (named / STATE).is_file()
     if base and (with_adapter is None or is_checkpoint):
         what = "the option replaces the base model of an adapter, and this model has no adapter"
         raise ConfigError(what, where="--base", fix="remove the option")
@@ -163,8 +163,3 @@ def language_model(model: Exported, to: str) -> Exported:
         what = "a reward model writes no text, so it cannot be exported for this program"
         raise ConfigError(what, where=f"--to {to}", fix="use --to merged or --to hub")
     return model
-
-
-def renamed(model: Exported, folder: Path) -> Exported:
-    """Return `model` with the source replaced by an exported model folder."""
-    return replace(model, folder=folder, source=load.Source(str(folder)), kind="model")

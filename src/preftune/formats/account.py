@@ -11,7 +11,8 @@ from preftune.formats.origins import Origins
 
 #: Advice for the most frequent reason for dropping rows.
 REPAIRS = {
-    "several turns after the prompt": "end each response after its first assistant turn; more turns are not supported",
+    "the response does not end with an assistant turn": "end each response with an assistant turn",
+    "the response does not begin with an assistant turn": "move the turns before its assistant turn to the prompt",
     "prompts of chosen and rejected differ": "give both responses the same prompt",
     "the dialogue does not begin with the prompt": "write only the response, or the prompt followed by the response",
     "one text is the beginning of the other": "put the prompt into a separate column",
@@ -19,6 +20,9 @@ REPAIRS = {
     **dict.fromkeys(("tied scores", "identical responses"), "remove these rows"),
     "tie": "check that the responses differ, or use a different judge",
 }
+LEFT_OUT = "left out by data.where: not "
+#: Reasons that say nothing about the quality of the data. They do not count towards data.max_dropped.
+EXPECTED = ("tie", "tied scores")
 MAX_REASONS = 12  # reasons listed separately
 
 
@@ -126,10 +130,12 @@ class Account:
             raise DataError("the file has no rows", where=self.source, fix="add rows, or pass a different file")
         if self.kept == 0:
             raise DataError(f"none of the {self.read} rows can be used", where=self.source, why=self._why(), fix=repair)
-        share = 1 - self.kept / self.read
+        expected = {o for reason, origins in self.dropped.items() if _is_expected(reason) for o in origins}
+        dropped = self.read - self.kept - len(expected)
+        share = dropped / (self.read - len(expected))
         if share > max_dropped:
             raise DataError(
-                f"{self.read - self.kept} of {self.read} rows were dropped ({share:.0%})",
+                f"{dropped} of {self.read - len(expected)} rows were dropped ({share:.0%})",
                 where=self.source,
                 why=self._why(),
                 fix=f"{repair}, or allow dropped rows with data.max_dropped=1",
@@ -149,6 +155,10 @@ def require_matched(accounts: Sequence[Account]) -> None:
 
 
 _PLAIN = ("source", "format", "read", "columns", "unmatched", "unread", "remedies")
+
+
+def _is_expected(reason: str) -> bool:
+    return reason in EXPECTED or reason.startswith(LEFT_OUT)
 
 
 def _add(lists: dict[str, Origins], text: str, origin: str) -> None:

@@ -24,6 +24,7 @@ from preftune.formats.names import (
     suggest_name,
 )
 from preftune.formats.origins import Origins
+from preftune.formats.tools import COLUMNS as TOOL_COLUMNS
 from preftune.formats.values import Fields, is_blank
 from preftune.types import PreferenceGroup
 
@@ -37,7 +38,6 @@ STATUS_TEXT = {
     "dropped": "in dropped rows only",
     "empty": "empty",
 }
-BETTER, SAFER = "better_response_id", "safer_response_id"  # the two verdicts of PKU-SafeRLHF
 APPENDED = metadata.CONTEXT - {*SYSTEMS, "history"} | {"text"}  # columns that can be mapped to `input`
 CONTEXT = "belongs to the prompt, but this format cannot include it"
 
@@ -92,6 +92,7 @@ class ColumnLedger:
     notes: dict[str, Origins] = field(default_factory=dict)
     has_context: bool = False
     nested: set[str] = field(default_factory=set)
+    ratings: list[str] = field(default_factory=list)  # refused columns by which responses could be compared
     _misspelt: dict[str, tuple[str, Origins]] = field(default_factory=dict)  # as `refused`, in dropped rows
 
     def record(self, raw: Fields, row: TrackedRow, groups: list[PreferenceGroup] | None, origin: str) -> list[str]:
@@ -129,7 +130,9 @@ class ColumnLedger:
     def _record_used(self, column: str, name: str, value: Any) -> None:
         blank = is_blank(value)
         self._count(column, "empty" if blank else "used")
-        self.has_context |= not blank and (name in SYSTEMS or (name == "history" and not isinstance(value, str)))
+        self.has_context |= not blank and (
+            name in SYSTEMS or name.lower() in TOOL_COLUMNS or (name == "history" and not isinstance(value, str))
+        )
 
     def _record_dropped(self, column: str, name: str, value: Any, row: TrackedRow, origin: str) -> None:
         self._count(column, "dropped")
@@ -155,7 +158,9 @@ class ColumnLedger:
         elif name in metadata.LABEL_COLUMNS and not (name == "margin" and self.format == "ranked"):
             status, why = "refused", f"has no meaning in the format {self.format!r}"
         elif name in metadata.RATINGS and self.format == "sft-completion":
-            status, why = "refused", "rates the response, and a demonstration cannot include a rating"
+            why = "rates the response, and a demonstration cannot include a rating"
+            status = "refused"
+            self.ratings.append(self.names.original(name))
         elif self.format.startswith("sft-") and metadata.marks_bad(name, value):
             self.suggestions[self.names.original(name)] = "label"
             status, why = "refused", "marks the response as bad, and a demonstration must be a good one"
@@ -165,8 +170,6 @@ class ColumnLedger:
 
     def _describes_row(self, name: str, value: Any, row: TrackedRow) -> bool:
         """Return whether a column only describes its row, according to its name or because it contains no words."""
-        if name == SAFER and value != row.get(BETTER):
-            return False
         if metadata.is_metadata(name, row):
             return not (self.format == "preference-implicit" and metadata.can_be_prompt(name, value))
         if name in metadata.CONTEXT or not metadata.is_number(value):
@@ -175,9 +178,6 @@ class ColumnLedger:
 
     def _status_by_value(self, name: str, value: Any, row: TrackedRow, texts: set[str], origin: str) -> tuple[str, str]:
         """Status of an unread column and why it is refused, given the `texts` that were read."""
-        if name == SAFER:
-            self._note(f"{SAFER!r} and {BETTER!r} prefer different responses; {BETTER!r} was used", origin)
-            return "metadata", ""
         if metadata.only_repeats(name, value, texts):
             return "repeated", ""
         if self.format == "ultrafeedback" and name in TEXT_PROMPTS and name == prompt_column(row):
@@ -221,7 +221,11 @@ class ColumnLedger:
 
     def _fix(self) -> str:
         them = "it" if len(self.refused) == 1 else "them"
-        ignore = f"to train without {them}, set data.ignore=[{', '.join(map(quoted, self.refused))}]"
+        if self.ratings:
+            compare = f"to compare responses to the same prompt in adjacent rows, set data.aspect={self.ratings[0]}; "
+        else:
+            compare = ""
+        ignore = f"{compare}to train without {them}, set data.ignore=[{', '.join(map(quoted, self.refused))}]"
         mapping: dict[str, str] = {}
         unknown = [column for column, (why, _) in self.refused.items() if why.startswith(("is not used", CONTEXT))]
         has_text_prompt = any(self.counts.get(column, Counter())["used"] for column in TEXT_PROMPTS)

@@ -71,7 +71,6 @@ PUBLIC = (
 ALPACA = re.compile(r"### *Instruction|Below is an instruction")  # `text` repeats the row in Alpaca's template
 #: Columns that the model would have to see, and why preftune does not support them.
 UNUSABLE = {
-    **dict.fromkeys(("tools", "functions"), "describes tools for the chat template, which are not supported"),
     "documents": "contains documents for the chat template, which are not supported",
     **dict.fromkeys(("image", "images"), "contains images, but preftune trains on text only"),
     **dict.fromkeys(("video", "videos"), "contains videos, but preftune trains on text only"),

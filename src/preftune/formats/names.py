@@ -33,7 +33,15 @@ CANONICAL = tuple(
             *("scores", "ranks", "judgements", "labels", "system", "history", "input", "messages", "conversations"),
             *("text", "weight", "probability", "margin", "score_chosen", "score_rejected", "ended", "completions"),
             *("answers", "outputs", "rewards", "rejected_response", "rejected_messages", "preferred_output"),
-            *("non_preferred_output", "kto_tag", *PROMPTS, *SYSTEMS, *COMPLETIONS, *chain.from_iterable(PAIRS)),
+            *(
+                "non_preferred_output",
+                "kto_tag",
+                "tools",
+                *PROMPTS,
+                *SYSTEMS,
+                *COMPLETIONS,
+                *chain.from_iterable(PAIRS),
+            ),
         )
     )
 )

@@ -7,19 +7,21 @@ from typing import Any
 
 from preftune.formats.column_roles import add_context, pair_columns, prompt_column, prompt_of, scores_of
 from preftune.formats.parsers import Reading, group_of
+from preftune.formats.tools import read_tools, with_tools
 from preftune.formats.values import (
     BadRow,
     Drop,
     Fields,
     comparable,
     get,
+    is_blank,
     is_dialogue,
     judgement_numbers,
     kind_name,
     messages_of,
-    one_turn,
     peek,
     require_utf8,
+    response_turns,
     string,
     text_of,
 )
@@ -30,12 +32,13 @@ HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 
 def pair_group(row: Fields, prompt: Text, chosen: Text, rejected: Text, reading: Reading) -> list[PreferenceGroup]:
     """Return one group with one judgement, which uses the columns `weight`, `probability`, `margin` and the scores."""
-    if str(row.get("status")).lower() == "tie":  # argilla/distilabel-intel-orca-dpo-pairs
-        raise Drop("tie")
+    tie = str(row.get("status")).lower() == "tie"  # argilla/distilabel-intel-orca-dpo-pairs
     scores = scores_of(row)
-    if scores and scores[0] == scores[1]:
-        raise Drop("tied scores")
+    tied_scores = scores is not None and scores[0] == scores[1]
+    if reading.ties == "drop" and (tie or tied_scores):
+        raise Drop("tie" if tie else "tied scores")
     weight, probability, margin = judgement_numbers(row)
+    probability = 0.5 if tie or tied_scores else probability
     if reading.margin_from_scores:
         if scores is None:
             raise BadRow("data.margin_from_scores needs the columns score_chosen and score_rejected")
@@ -127,20 +130,20 @@ def _prompt_turns(turns: Text, chosen: Text, key: str) -> tuple[Message, ...]:
 
 
 def response_after(prompt: Sequence[Message], side: Text) -> Text:
-    """Return the response in `side`: text, one assistant message, or a dialogue that begins with the prompt."""
-    if isinstance(side, str) or len(side) == 1:
-        return side if isinstance(side, str) else one_turn(side)
+    """Return the response in `side`: text, the messages after the prompt, or a dialogue that begins with the prompt."""
+    if isinstance(side, str):
+        return side
+    if len(side) == 1 or side[0].role == "assistant":
+        return response_turns(side)
     for start in {0, int(prompt[0].role == "system")}:  # the dialogue may omit the system message of the prompt
         turns = tuple(prompt[start:])
         if turns and comparable(side[: len(turns)]) == comparable(turns):
-            return one_turn(side[len(turns) :])
-    if side[0].role == "assistant":
-        raise Drop("several turns after the prompt")
+            return response_turns(side[len(turns) :])
     raise Drop("the dialogue does not begin with the prompt")
 
 
 def chat_implicit(row: Fields, reading: Reading) -> list[PreferenceGroup]:
-    """Parse two dialogues whose common beginning is the prompt. One assistant turn must follow it on each side."""
+    """Parse two dialogues whose common beginning, up to an assistant turn, is the prompt."""
     sides = [get(row, key) for key in columns_of(row)]
     chosen, rejected = (
         messages_of([side] if isinstance(side, dict) else side, key)
@@ -158,8 +161,23 @@ def _dialogues(
             "the row has no prompt: each response is a single assistant message, and no known column has the prompt",
             fix=f"set data.columns={{prompt: {others[0] if others else 'COLUMN'}}}",
         )
+    n = prompt_turn_count(chosen, rejected)
+    sides = response_turns(chosen[n:]), response_turns(rejected[n:])
+    return pair_group(row, add_context(row, chosen[:n]), *sides, reading)
+
+
+def prompt_turn_count(chosen: tuple[Message, ...], rejected: tuple[Message, ...]) -> int:
+    """Return the number of turns of the prompt of two dialogues: those before the first different assistant turn.
+
+    If the first different turn is of a user or a tool, both responses begin with the assistant turn before it.
+    """
     n = common_turn_count(chosen, rejected)
-    return pair_group(row, add_context(row, chosen[:n]), one_turn(chosen[n:]), one_turn(rejected[n:]), reading)
+    if chosen[n].role == rejected[n].role == "assistant":
+        return n
+    earlier = [i for i in range(1, n) if chosen[i].role == "assistant"]
+    if not earlier:
+        raise Drop("prompts of chosen and rejected differ")
+    return earlier[-1]
 
 
 def common_turn_count(chosen: tuple[Message, ...], rejected: tuple[Message, ...]) -> int:
@@ -179,8 +197,8 @@ def ultrafeedback(row: Fields, reading: Reading) -> list[PreferenceGroup]:
     """Parse a text prompt and two responses in messages. If both are whole dialogues, the prompt is not used."""
     better, worse = columns_of(row)
     chosen, rejected = text_of(row, better), text_of(row, worse)
-    if not isinstance(chosen, str) and not isinstance(rejected, str) and min(len(chosen), len(rejected)) > 1:
-        return _dialogues(row, chosen, rejected, reading)
+    if all(not isinstance(side, str) and len(side) > 1 and side[0].role != "assistant" for side in (chosen, rejected)):
+        return _dialogues(row, tuple(chosen), tuple(rejected), reading)  # type: ignore[arg-type]
     prompt = prompt_of(row, text_only=True)
     turns = (Message("user", prompt),) if isinstance(prompt, str) else prompt
     return pair_group(row, turns, response_after(turns, chosen), response_after(turns, rejected), reading)
@@ -217,13 +235,13 @@ def openai(row: Fields, reading: Reading) -> list[PreferenceGroup]:
     if not isinstance(settings, dict):
         raise BadRow(f"column 'input' must be an object with messages, not {kind_name(settings)}")
     for key in settings:
-        if settings[key] and (key == "tools" or key not in OPENAI_SETTINGS):
-            reason = "not supported" if key == "tools" else "not used"
-            raise BadRow(f"column 'input' has the field {key!r}, which is {reason}", fix=f"set data.ignore=[{key}]")
+        if settings[key] and key not in OPENAI_SETTINGS:
+            raise BadRow(f"column 'input' has the field {key!r}, which is not used", fix=f"set data.ignore=[{key}]")
     prompt = messages_of(get(settings, "messages"), "input.messages")
     sides = [text_of(row, key) for key in ("preferred_output", "non_preferred_output")]
     chosen, rejected = (response_after(prompt, side) for side in sides)
-    return pair_group(row, add_context(row, prompt), chosen, rejected, reading)
+    tools = [] if is_blank(settings.get("tools")) else read_tools(settings["tools"], "input.tools")
+    return with_tools(pair_group(row, add_context(row, prompt), chosen, rejected, reading), tools)
 
 
 def last_turn(row: Fields, reading: Reading) -> list[PreferenceGroup]:
@@ -236,7 +254,11 @@ def last_turn(row: Fields, reading: Reading) -> list[PreferenceGroup]:
     prompt = add_context(row, turns)
     worse = get(row, key)
     if not isinstance(worse, list) or not worse or not all(isinstance(text, str) for text in worse):
-        return pair_group(row, prompt, messages[-1:], response_after(turns, text_of(row, key)), reading)
+        side = text_of(row, key)
+        whole = not isinstance(side, str) and len(side) > 1 and side[0].role != "assistant"
+        if whole and comparable(side[: len(turns)]) != comparable(turns):  # they diverge before the last turn
+            return _dialogues(row, messages, tuple(side), reading)  # type: ignore[arg-type]
+        return pair_group(row, prompt, messages[-1:], response_after(turns, side), reading)
     texts = [require_utf8(text, f"{key}[{i}]") for i, text in enumerate(worse)]
     judgements = tuple(Judgement(0, i) for i, text in enumerate(texts, start=1) if text != messages[-1].content)
     if not judgements:

@@ -68,12 +68,16 @@ def sft_text(row: Fields, _reading: Reading) -> list[PreferenceGroup]:
     return [group_of("", (string(row, "text"),))]
 
 
-def sft_messages(row: Fields, _reading: Reading) -> list[PreferenceGroup]:
-    """Return one group per assistant turn, with the earlier turns as prompt. Turns of weight 0 are left out."""
+def sft_messages(row: Fields, reading: Reading) -> list[PreferenceGroup]:
+    """Return one group per assistant turn, with the earlier turns as prompt. Turns of weight 0 are left out.
+
+    data.scored_turns=last: only the group of the last assistant turn.
+    """
     messages = _dialogue(row)
     turns = [i for i, m in enumerate(messages) if m.role == "assistant" and i > 0]
     if not turns:
         raise Drop("no assistant turn after another turn")
+    turns = turns[-1:] if reading.scored_turns == "last" else turns
     turns = [i for i in turns if _weight_of(messages[i])]
     if not turns:
         raise Drop("all assistant turns have weight 0")

@@ -12,7 +12,7 @@ from typing import Any
 
 from preftune.errors import ConfigError, DataError, did_you_mean
 from preftune.formats.column_roles import add_context, prompt_column, prompt_of
-from preftune.formats.parse_pairs import common_prefix_length, common_turn_count, two_response_group
+from preftune.formats.parse_pairs import common_prefix_length, prompt_turn_count, two_response_group
 from preftune.formats.parsers import Reading
 from preftune.formats.values import (
     BadRow,
@@ -23,9 +23,9 @@ from preftune.formats.values import (
     judgement_numbers,
     kind_name,
     number,
-    one_turn,
     peek,
     require_utf8,
+    response_turns,
     string,
     text_of,
 )
@@ -52,6 +52,7 @@ SIDES = (
 STRENGTHS = ("preference_strength", "overall_preference")
 VERDICTS = ("winner", "better_response_id", "safer_response_id", *STRENGTHS, "preference", "preferred", "choice",
             "label", "labels")  # fmt: skip
+BETTER, SAFER = "better_response_id", "safer_response_id"  # the two verdicts of PKU-SafeRLHF
 INDEX_COLUMNS = ("winner", "better_response_id", "safer_response_id", "choice")  # numbers are response indexes
 #: Columns of which exactly one is 1 in each row (Chatbot Arena on Kaggle).
 ONE_HOT = {"winner_model_a": "a", "winner_model_b": "b", "winner_tie": "tie"}
@@ -87,15 +88,16 @@ def votes(row: Fields, reading: Reading) -> list[PreferenceGroup]:
     """Parse two responses and the winner. The prompt is a column, or the common beginning of the two responses."""
     first, second = response_columns(row) or SIDES[0]
     side, margin = _verdict(row, (first, second), reading)
-    if side == "tie":
+    if side == "tie" and reading.ties == "drop":
         _ = row.get(first), row.get(second)  # marks the columns as used, so that they do not count as misspelt
         raise Drop("tie")
     weight, probability, margin_column = judgement_numbers(row)
+    probability = 0.5 if side == "tie" else probability
     if reading.margin_from_scores and not margin:
         raise BadRow(f"data.margin_from_scores needs scores of both responses, or {' or '.join(STRENGTHS)}")
     if not reading.margin_from_scores:
         margin = margin_column
-    better = 0 if side == "a" else 1
+    better = int(side == "b")
     judgement = Judgement(better, 1 - better, weight, probability, margin)
     prompt, response_a, response_b = _texts(row, first, second)
     return two_response_group(prompt, (response_a, response_b), judgement)
@@ -103,7 +105,7 @@ def votes(row: Fields, reading: Reading) -> list[PreferenceGroup]:
 
 def _verdict(row: Fields, sides: tuple[str, str], reading: Reading) -> tuple[str, float]:
     """Return "a", "b" or "tie", and the margin. Raises BadRow if the scores contradict the verdict."""
-    key = verdict_column(row)
+    key = _verdict_by_aspect(row, reading.aspect) or verdict_column(row)
     scored, lead = _better_by_score(row)
     if key is None and row.keys() >= ONE_HOT.keys():
         marked = [side for name, side in ONE_HOT.items() if _normalise(row[name]) in ("1", "true")]
@@ -128,6 +130,21 @@ def _verdict(row: Fields, sides: tuple[str, str], reading: Reading) -> tuple[str
     return side, lead if side == scored else 0.0
 
 
+def _verdict_by_aspect(row: Fields, aspect: str) -> str:
+    """Return the column of the verdict in rows of PKU-SafeRLHF, which have two. Raises BadRow if it must be chosen."""
+    if not {BETTER, SAFER} <= row.keys():
+        return ""
+    verdicts = row.get(BETTER), row.get(SAFER)
+    if aspect in ("helpful", "safe"):
+        return BETTER if aspect == "helpful" else SAFER
+    if verdicts[0] != verdicts[1]:
+        raise BadRow(
+            f"{BETTER!r} and {SAFER!r} prefer different responses",
+            fix="set data.aspect=helpful to prefer the more helpful response, or data.aspect=safe for the safer one",
+        )
+    return BETTER
+
+
 def _better_by_score(row: Fields) -> tuple[str, float]:
     """Return the side with the higher score and the difference, or ("", 0) if a score is missing."""
     names = score_columns(row)
@@ -149,15 +166,15 @@ def _texts(row: Fields, first: str, second: str) -> tuple[Text, Text, Text]:
     """Return the prompt and the two responses."""
     a, b = text_of(row, first), text_of(row, second)
     if not isinstance(a, str) and not isinstance(b, str) and min(len(a), len(b)) > 1:
-        n = common_turn_count(a, b)
-        return add_context(row, a[:n]), one_turn(a[n:]), one_turn(b[n:])
+        n = prompt_turn_count(a, b)
+        return add_context(row, a[:n]), response_turns(a[n:]), response_turns(b[n:])
     if prompt_column(row) is None and isinstance(a, str) and isinstance(b, str):
         n = common_prefix_length(a, b)
         return add_context(row, a[:n]), a[n:], b[n:]
     prompt = prompt_of(row)
     if isinstance(prompt, str) and not (isinstance(a, str) and isinstance(b, str)):
         prompt = (Message("user", prompt),)
-    a, b = (side if isinstance(side, str) else one_turn(side) for side in (a, b))
+    a, b = (side if isinstance(side, str) else response_turns(side) for side in (a, b))
     return prompt, a, b
 
 

@@ -25,11 +25,11 @@ from preftune.formats.values import (
     kind_name,
     message_of,
     messages_of,
-    one_turn,
     peek,
     require_utf8,
     required_number,
     response_of,
+    response_turns,
     text_of,
 )
 from preftune.types import Judgement, Message, PreferenceGroup, Text
@@ -50,10 +50,14 @@ class Reading:
     allow_empty_prompts: bool = False
     bad_rows: Literal["error", "drop"] = "error"
     winner_values: Mapping[str, Any] = field(default_factory=dict)
+    where: tuple[str, ...] = ()
+    aspect: str = ""
+    ties: Literal["drop", "half"] = "drop"
+    scored_turns: Literal["all", "last"] = "all"
 
 
 def group_of(prompt: Text, responses: Sequence[Text], **annotations: Any) -> PreferenceGroup:
-    """Return a group of texts only or chats only. Each chat response must be a single assistant message.
+    """Return a group of texts only or chats only. A chat response begins and ends with an assistant message.
 
     Raises Drop for other responses, and if fewer than two responses (or the only one) are not empty. Other empty
     responses remain; values.drop_empty_responses removes them later, where they are counted.
@@ -62,14 +66,14 @@ def group_of(prompt: Text, responses: Sequence[Text], **annotations: Any) -> Pre
         prompt = (Message("user", prompt),)
     if not isinstance(prompt, str):
         responses = [(Message("assistant", r),) if isinstance(r, str) else r for r in responses]
-    responses = [r if isinstance(r, str) else one_turn(r) for r in responses]
+    responses = [r if isinstance(r, str) else response_turns(r) for r in responses]
     if sum(not is_empty(r) for r in responses) < min(2, len(responses)):
         raise Drop("empty response")
     return PreferenceGroup(prompt, tuple(responses), **annotations)
 
 
 def judgements_from_scores(scores: Sequence[float], reading: Reading) -> tuple[Judgement, ...]:
-    """Pair responses by their scores (higher is better) as `reading.pairs` says, without ties."""
+    """Pair responses by their scores (higher is better), as `reading.pairs` says, and `reading.ties` for equal ones."""
     order = sorted(range(len(scores)), key=lambda i: -scores[i])
     if reading.pairs == "best-worst":
         pairs = [(order[0], order[-1])]
@@ -78,9 +82,14 @@ def judgements_from_scores(scores: Sequence[float], reading: Reading) -> tuple[J
     else:
         pairs = list(combinations(order, 2))
     return tuple(
-        Judgement(b, w, margin=scores[b] - scores[w] if reading.margin_from_scores else 0.0)
+        Judgement(
+            b,
+            w,
+            probability=1.0 if scores[b] > scores[w] else 0.5,
+            margin=scores[b] - scores[w] if reading.margin_from_scores else 0.0,
+        )
         for b, w in pairs
-        if scores[b] > scores[w]
+        if scores[b] > scores[w] or reading.ties == "half"
     )
 
 
@@ -103,7 +112,7 @@ def ranked(row: Fields, reading: Reading) -> list[PreferenceGroup]:
     if len(items) < 2:
         raise Drop("fewer than two responses")
     responses = [_response(item, f"{key}[{i}]") for i, item in enumerate(items)]
-    scores = _item_scores(row, items, key)
+    scores = _item_scores(row, items, key, reading.aspect)
     non_empty = [i for i, response in enumerate(responses) if not is_empty(response)]
     if len(non_empty) < 2:
         raise Drop("empty response")
@@ -122,11 +131,11 @@ def _response(item: Any, where: str) -> Text:
     if isinstance(item, str):
         return require_utf8(item, where)
     if isinstance(item, list):
-        return one_turn(messages_of(item, where))
+        return response_turns(messages_of(item, where))
     if not isinstance(item, dict):
         raise BadRow(f"{where} must be text or an object, not {kind_name(item)}")
     if "role" in item:
-        return one_turn((message_of(item, where),))
+        return response_turns((message_of(item, where),))
     filled = [key for key in TEXT_FIELDS if item.get(key) not in (None, "")]
     others = [key for key in OTHER_FIELDS if item.get(key)]
     if len({repr(item[key]) for key in filled}) > 1 or others:
@@ -138,8 +147,13 @@ def _response(item: Any, where: str) -> Text:
     return response_of(item, key)
 
 
-def _item_scores(row: Fields, items: list[Any], key: str) -> list[float]:
-    """Return a score per item, from a list in the row or from a field of the items. Ranks are negated."""
+def _item_scores(row: Fields, items: list[Any], key: str, aspect: str) -> list[float]:
+    """Return a score per item, from a list in the row or from a field of the items. Ranks are negated.
+
+    An `aspect` is a field of the items, or the name of an annotation with a `Rating` (openbmb/UltraFeedback).
+    """
+    if aspect and not isinstance(row.get("scores"), list):
+        return [_rating(item, aspect, f"{key}[{i}]") for i, item in enumerate(items)]
     for name, sign in (("scores", 1.0), ("rewards", 1.0), ("ranks", -1.0)):
         if isinstance(row.get(name), list):
             values = row[name]
@@ -156,6 +170,21 @@ def _item_scores(row: Fields, items: list[Any], key: str) -> list[float]:
         f"not all {key} have a rank or a score, so they cannot be compared",
         fix=fix.replace("COLUMN", numbers[0]) if len(numbers) == 1 else fix,
     )
+
+
+def _rating(item: Any, aspect: str, where: str) -> float:
+    fields = item if isinstance(item, dict) else {}
+    annotations = fields.get("annotations")
+    annotations = annotations if isinstance(annotations, dict) else {}
+    annotation = annotations.get(aspect)
+    rating = annotation.get("Rating") if isinstance(annotation, dict) else annotation
+    if aspect in fields:
+        return required_number(fields, aspect, f"{where}.{aspect}")
+    if as_number(rating) is None:
+        names = [name for name, value in fields.items() if as_number(value) is not None]
+        what = f"{where} has no rating {aspect!r} (data.aspect)"
+        raise BadRow(what, fix=f"set data.aspect to one of {', '.join([*annotations, *names]) or 'its ratings'}")
+    return required_number({"Rating": rating}, "Rating", f"{where}.annotations.{aspect}.Rating")
 
 
 def groups(row: Fields, _reading: Reading) -> list[PreferenceGroup]:

@@ -237,17 +237,19 @@ def text_of(row: Fields, key: str) -> Text:
 
 
 def response_of(row: Fields, key: str) -> Text:
-    """Read a response: text or exactly one assistant message."""
+    """Read a response: text or the messages of a response."""
     value = text_of(row, key)
-    return value if isinstance(value, str) else one_turn(value)
+    return value if isinstance(value, str) else response_turns(value)
 
 
-def one_turn(messages: tuple[Message, ...]) -> tuple[Message, ...]:
-    """Return `messages`, or raise Drop if they are not exactly one assistant message."""
-    if len(messages) != 1:
-        raise Drop("several turns after the prompt")
+def response_turns(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    """Return the messages of a response. Raises Drop unless the first and the last one are from the assistant."""
+    if not messages:
+        raise Drop("no turn after the prompt")
     if messages[0].role != "assistant":
-        raise Drop("the response is not an assistant turn")
+        raise Drop("the response does not begin with an assistant turn")
+    if messages[-1].role != "assistant":
+        raise Drop("the response does not end with an assistant turn")
     return messages
 
 

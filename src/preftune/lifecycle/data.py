@@ -191,6 +191,10 @@ def reading_of(config: DataConfig) -> Reading:
         config.allow_empty_prompts,
         config.bad_rows,
         config.winner_values,
+        tuple(config.where),
+        config.aspect,
+        config.ties,
+        scored_turns=config.scored_turns,
     )
 
 
@@ -268,7 +272,7 @@ def _write_tokens(folder: Path, data: TextData, renderer: Renderer, limits: Limi
 def _hashed(groups: Iterable[TokenGroup], digest: Any) -> Iterator[TokenGroup]:
     """Yield the groups, and add their token ids to a hash."""
     for group in groups:
-        for ids in (group.prompt_ids, *group.response_ids):
+        for ids in (group.prompt_ids, *group.response_ids, *group.masks):
             digest.update(len(ids).to_bytes(4, "little") + ids.tobytes())
         yield group
 

@@ -30,7 +30,7 @@ from preftune.model.head import output_layer
 from preftune.model.logit_chunks import chunk_tokens
 from preftune.model.logprobs import Scorer, logps
 from preftune.model.token_logprobs import max_stored_bytes
-from preftune.train.optim import Weights, build_optimizer, clip
+from preftune.train.optim import Weights, build_optimizer, clip, moment_bytes
 from preftune.types import Batch, TokenGroup
 
 PROBE_SLOTS = 128
@@ -68,7 +68,6 @@ def measure_footprint(
     device, parameters = scorer.device, list(scorer.model.parameters())
     trained = [p for p in parameters if p.requires_grad]
     count = sum(p.numel() for p in trained)
-    moments = 2 if config.optim.name == "adamw" else 1
     model_bytes = sum(p.numel() * p.element_size() for p in parameters)
     head = output_layer(scorer.model).weight
     assert isinstance(head, torch.Tensor)
@@ -78,7 +77,7 @@ def measure_footprint(
         "in use now": memory.in_use(device),
         "gradients": 4 * count,
         "fp32 masters": sum(4 * p.numel() for p in trained if p.dtype != torch.float32),
-        "optimizer": 4 * moments * count,
+        "optimizer": moment_bytes(config.optim.name, config.optim.moments) * count,
         "reference": model_bytes if second_model else 0,
         "output layer": 12 * chunk_tokens(head) * head.shape[0] + head_gradients + wide_head,
     }
@@ -261,7 +260,7 @@ def update_seconds(config: RunConfig, n: int, device: torch.device) -> float:
     """Return the seconds that clipping and an optimizer step take for n parameters, measured on a dummy tensor."""
     number = torch.nn.Parameter(torch.zeros(n, device=device))
     number.grad = torch.zeros_like(number)
-    optimizer = build_optimizer([number], config.optim.name, 1e-6, 0.0)
+    optimizer = build_optimizer([number], config.optim.name, 1e-6, 0.0, config.optim.moments)
     return min(timed(lambda: (clip([torch.zeros_like(number)], 1.0), optimizer.step())) for _ in range(3))
 
 

@@ -21,6 +21,7 @@ from preftune.model.attention import restore_attention
 from preftune.model.precision import cast_to, restore_base
 from preftune.report.card import Subject, write_card
 from preftune.report.run import write_run_page
+from preftune.report.samples import before_and_after
 from preftune.train.optim import Weights
 from preftune.train.run import Run
 from preftune.train.track import close_trackers, open_trackers
@@ -75,6 +76,8 @@ def finish_run(run: Run, policy: Policy, steps: int, next_command: str, merged: 
         write_card(final, card_subject(policy, run))
         write_run_page(run.folder)
         run.note(finished=True, steps=steps)
+    for line in before_and_after(run.folder):
+        run.display.say(line)
     next_command = next_command.replace("FINAL", str(final))
     run.display.say(f"done: model in {final}, report in {run.folder / 'report.html'}. Next: {next_command}")
     return final

@@ -18,6 +18,7 @@ from preftune.config.schema import DPOConfig
 from preftune.data.steps import order
 from preftune.errors import ModelError
 from preftune.lifecycle.policy import Policy
+from preftune.lifecycle.run_samples import save_data_responses, save_samples
 from preftune.lifecycle.task import ResponseTask
 from preftune.measures.advice import advice, held_out_rose
 from preftune.measures.drift import divergence, figures, likelihood
@@ -82,11 +83,18 @@ def make_monitor(
     """Return what a monitor would evaluate, None without one, and the number of prompts that are too long for it."""
     if config.monitor is None:
         return None, 0
-    positions, seed, tokens = load.max_positions(policy.model.config), config.train.seed, config.monitor.max_new_tokens
+    settings = config.monitor
+    sampling = Sampling(settings.samples, settings.max_new_tokens, seed=config.train.seed)
+    return monitor_of(settings.prompts, sampling, task.held_out or visited, policy)
+
+
+def monitor_of(prompts: int, sampling: Sampling, groups: Sequence[TokenGroup], policy: Policy) -> tuple[Monitor, int]:
+    """Return a monitor of distinct prompts of `groups`, and the number of prompts that are too long for it."""
+    positions, tokens = load.max_positions(policy.model.config), sampling.max_new_tokens
     if positions is not None:
         tokens = min(tokens, positions // 2)
-    groups, skipped = choose_groups(task.held_out or visited, config.monitor.prompts, positions, tokens, seed)
-    return Monitor(groups, Sampling(config.monitor.samples, tokens, seed=seed), policy.tokenizer), skipped
+    chosen, skipped = choose_groups(groups, prompts, positions, tokens, sampling.seed)
+    return Monitor(chosen, replace(sampling, max_new_tokens=tokens), policy.tokenizer), skipped
 
 
 def choose_groups(
@@ -144,18 +152,46 @@ def reference_loader(config: DPOConfig, policy: Policy, in_memory: bool) -> Load
 
 
 @torch.no_grad()
-def drift(task: ResponseTask, monitor: Monitor | None, say: Callable[[str], None]) -> dict[str, float]:
-    """Return the metrics of the monitor; empty without one, or if they do not fit in memory, which is reported."""
+def drift(task: ResponseTask, monitor: Monitor | None, run: Run, step: int) -> dict[str, float]:
+    """Return the metrics of the monitor; empty without one, or if they do not fit in memory, which is reported.
+
+    The sampled responses are saved to the run folder.
+    """
     if monitor is None:
         return {}
-    metrics = _metrics(task, monitor, say)
+    metrics = _metrics(task, monitor, run, step)
     if metrics is None:
         free_memory()  # after the handler: the exception holds a reference to the memory
-        say("monitor: skipped at this evaluation, because memory ran out. Lower monitor.prompts, or set monitor=null.")
+        run.display.say(
+            "monitor: skipped at this evaluation, because memory ran out. Lower monitor.prompts, or set monitor=null."
+        )
     return metrics or {}
 
 
-def _metrics(task: ResponseTask, monitor: Monitor, say: Callable[[str], None]) -> dict[str, float] | None:
+@torch.no_grad()
+def save_responses(task: ResponseTask, monitor: Monitor | None, run: Run, step: int) -> None:
+    """Save the policy's responses to the prompts of a monitor, without its metrics. Reports if memory ran out."""
+    if monitor is None:
+        return
+    if not _saved(task, monitor, run, step):
+        free_memory()  # after the handler: the exception holds a reference to the memory
+        run.display.say("no samples of this evaluation were saved, because memory ran out. Set samples=0.")
+
+
+def _saved(task: ResponseTask, monitor: Monitor, run: Run, step: int) -> bool:
+    try:
+        prompts = [group.prompt_ids.tolist() for group in monitor.groups]
+        samples = sample(task.scorer.model, monitor.tokenizer, prompts, monitor.sampling)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        return False
+    save_data_responses(run.folder, monitor.tokenizer, monitor.groups)
+    save_samples(run.folder, step, monitor.tokenizer, samples)
+    return True
+
+
+def _metrics(task: ResponseTask, monitor: Monitor, run: Run, step: int) -> dict[str, float] | None:
     """Return the metrics of the monitor, or None if memory ran out."""
     try:
         prompts = [group.prompt_ids.tolist() for group in monitor.groups]
@@ -168,12 +204,14 @@ def _metrics(task: ResponseTask, monitor: Monitor, say: Callable[[str], None]) -
         if not out_of_memory(error):
             raise
         return None
+    save_data_responses(run.folder, monitor.tokenizer, monitor.groups)
+    save_samples(run.folder, step, monitor.tokenizer, samples)
     texts = [text for sampled in samples for text in sampled.texts]
     ended = [end for sampled in samples for end in sampled.ended]
     surface = {f"drift/{name.removeprefix('responses/')}": value for name, value in figures(texts, ended).items()}
     return {
         **likelihood(own_PM, length_PM, data_S, data_length_S),
-        **measure_kl(task, monitor, samples, own_PM, say),
+        **measure_kl(task, monitor, samples, own_PM, run.display.say),
         **data_metrics,
         "drift/tokens": float(length_PM.mean()),
         **surface,

@@ -204,8 +204,12 @@ def measure(model: Any, batch: Batch, dtype: torch.dtype, gradient: bool = True)
 
 def in_other_batches(model: Any, groups: Sequence[TokenGroup], dtype: torch.dtype) -> Results:
     """Return the results of padded rows in two batches, one with the odd and one with the even responses."""
-    rows = [TokenGroup(group.prompt_ids, (ids,)) for group in groups for ids in group.response_ids]
-    lengths = torch.tensor([len(row.response_ids[0]) for row in rows])
+    rows = [
+        group.with_only([i], judgements=(), labels=(), ranks=())
+        for group in groups
+        for i in range(len(group.response_ids))
+    ]
+    lengths = torch.tensor([len(row.scored_ids[0]) for row in rows])
     odd_N = torch.repeat_interleave(torch.arange(len(rows)) % 2, lengths)
     batches = [batch_of(rows[half::2], "rows") for half in (0, 1)]
     return _measure(model, batches, [odd_N == 0, odd_N == 1], dtype, True)

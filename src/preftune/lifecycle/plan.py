@@ -86,6 +86,7 @@ def describe(config: RunConfig, policy: Policy, plan: RunPlan, display: Display)
         f"data: {len(task.groups)} groups with {items} {unit} and {tokens:,} tokens; "
         f"{len(task.held_out)} groups held out; {steps} step{'s' * (steps != 1)}"
     )
+    display.say(f"optimizer: {config.optim.name}, peak learning rate {config.optim.lr:g}, {config.optim.schedule}")
     warmup = warmup_steps(config.optim.warmup, steps)
     if warmup >= steps:
         reason = f"optim.warmup is {warmup} of {steps} steps, so the learning rate never reaches optim.lr"

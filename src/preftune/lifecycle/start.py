@@ -184,7 +184,9 @@ def prepare_training(
     """
     weights = Weights(model, precise)
     try:
-        optimizer = build_optimizer(weights.masters, config.optim.name, config.optim.lr, config.optim.weight_decay)
+        optimizer = build_optimizer(
+            weights.masters, config.optim.name, config.optim.lr, config.optim.weight_decay, config.optim.moments
+        )
         run.attach(weights, optimizer)
     except BaseException:
         weights.close()  # a model in memory must not keep hooks

@@ -66,7 +66,7 @@ def run(
     with running(run, policy, "train", len(steps)):
         for step, task in fit(task, steps, run.start, weights, optimizer, config.optim, config.train, run):
             with evaluating(run, step, task.held_out, monitor):
-                metrics = {**drift(task, monitor, run.display.say), **task.evaluate()}
+                metrics = {**drift(task, monitor, run, step), **task.evaluate()}
             run.log_evaluation(step, metrics)
             if monitor:
                 advise(run, step)

@@ -39,6 +39,7 @@ from preftune.model.scalar import load_scalar, scalar_scorer, scalar_twin
 from preftune.rewards.open import open_reward
 from preftune.rewards.reward import Reward
 from preftune.train.display import Display
+from preftune.train.optim import moment_bytes
 from preftune.types import TokenGroup
 
 
@@ -89,7 +90,7 @@ def run(
     with running(run, policy, "ppo", len(steps)):
         for step, budget in optimise(models, prompts, steps, config, policy.budget, weights, optimizer, run):
             with save_on_error(run, step, budget, evaluated=False), evaluating(run, step, prompts.held_out):
-                metrics = evaluate(models, prompts.held_out, config, step)
+                metrics = evaluate(models, prompts.held_out, config, step, run.folder)
             run.log_evaluation(step, metrics)
     return finish_run(run, policy, len(steps), "preftune sample --model FINAL --prompts PROMPTS")
 
@@ -150,8 +151,8 @@ def ppo_footprint(config: PPOConfig, policy: Policy, critic: Critic, prompts: Se
     groups = longest_groups(prompts[:64], config)
     memory = estimate.measure_footprint(policy.scorer, config, not config.lora, groups, policy.budget.layout)
     trained = sum(p.numel() for p in critic.module.parameters() if p.requires_grad)
-    moments = 2 if config.optim.name == "adamw" else 1
-    fixed = {**memory.fixed, "value model": 4 * (1 + moments) * trained}
+    moments = moment_bytes(config.optim.name, config.optim.moments)
+    fixed = {**memory.fixed, "value model": (4 + moments) * trained}
     return replace(memory, fixed=fixed, per_slot=memory.per_slot * (2 if critic.network else 1))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from time import perf_counter
 from typing import ClassVar
 
@@ -19,6 +20,7 @@ from preftune.data.prompts import Prompt, Prompts
 from preftune.data.steps import Step, permutation
 from preftune.errors import PreftuneError
 from preftune.formulas import step_seed
+from preftune.lifecycle.run_samples import save_samples
 from preftune.lifecycle.task import halved
 from preftune.losses import ppo
 from preftune.methods.rollouts import Experience, PPOModels, collect, reward_samples, sample_responses
@@ -164,12 +166,18 @@ def minibatches(groups: int, settings: PPOParameters, seed: int, step: int) -> I
 
 
 @torch.no_grad()
-def evaluate(models: PPOModels, held_out: Sequence[Prompt], config: PPOConfig, step: int) -> dict[str, float]:
-    """Return mean reward and KL of new responses to the held-out prompts, sampled with the same seed every time."""
+def evaluate(
+    models: PPOModels, held_out: Sequence[Prompt], config: PPOConfig, step: int, folder: Path
+) -> dict[str, float]:
+    """Return mean reward and KL of new responses to the held-out prompts, sampled with the same seed every time.
+
+    The responses are saved to the run folder.
+    """
     if not held_out:
         return {}
     samples = sample_responses(models, held_out, config.rollout, step_seed(config.train.seed, 0))
     score_S, ended_S = reward_samples(models, held_out, samples, config.rollout, f"evaluation at step {step}")
+    save_samples(folder, step, models.tokenizer, samples)
     groups = [sampled.group for sampled in samples]
     policy = response_logps(models.policy, groups)
     reference = response_logps(models.reference, groups)

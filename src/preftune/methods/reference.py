@@ -77,7 +77,10 @@ def make_reference(
         if compiled:  # else its results would differ from the policy's in the last digits
             compile_blocks(frozen.scorer.model, policy.budget.constant)
         return frozen
-    store = Store(store_key(weights, policy.model.dtype, policy.budget.layout + "+compiled" * compiled))
+    code = "+compiled" if compiled else ""
+    if compiled and policy.model.dtype != torch.float32:
+        code = "+compiled for training"  # see model.compile.training_graph
+    store = Store(store_key(weights, policy.model.dtype, policy.budget.layout + code))
     for damaged in store.damaged:
         display.say(f"reference cache: ignored the damaged file {damaged}; its log-probs are computed again")
     display.say(f"reading or computing the reference log-probs of {len(groups):,} groups")

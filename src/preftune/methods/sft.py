@@ -10,18 +10,23 @@ from typing import Any
 from preftune.config.schema import SFTConfig
 from preftune.data.derive import derived
 from preftune.data.loss_items import require_columns
+from preftune.data.subset import subset
 from preftune.lifecycle.before_first_step import before_first_step
 from preftune.lifecycle.finish import evaluating, finish_run, running
+from preftune.lifecycle.monitor import Monitor, monitor_of, save_responses
 from preftune.lifecycle.plan import plan_run, print_run_plan, sized
+from preftune.lifecycle.policy import Policy
 from preftune.lifecycle.start import load_policy_and_data, open_run, prepare_training, start_run
 from preftune.lifecycle.task import ResponseTask
 from preftune.losses import Objective, Term
 from preftune.losses.supervised import sft as sft_loss
-from preftune.model.reference_cache import response_key
+from preftune.model.generate import Sampling
+from preftune.model.reference_cache import response_keys
 from preftune.train.display import Display
 from preftune.train.loop import fit
 from preftune.types import TokenGroup
 
+TOKENS = 128  # most tokens of a response that is sampled for the report
 OBJECTIVE = Objective((Term("sft", sft_loss, ("policy",), "tokens", {}),))
 
 
@@ -46,13 +51,24 @@ def run(
             return print_run_plan(start, config, plan)
         run = open_run(start, policy, data)
         task, steps = sized(plan, config, policy, run.tokens), plan.steps
+        monitor = prompts_to_sample(config, task.held_out or subset(groups, steps.visited), policy)
         weights, optimizer = prepare_training(run, config, policy.model, policy.precise, len(steps))
     with running(run, policy, "train", len(steps)):
         for step, task in fit(task, steps, run.start, weights, optimizer, config.optim, config.train, run):
-            with evaluating(run, step, task.held_out):
+            with evaluating(run, step, task.held_out, monitor):
+                save_responses(task, monitor, run, step)
                 metrics = task.evaluate()
             run.log_evaluation(step, metrics)
     return finish_run(run, policy, len(steps), "preftune dpo CONFIG.yaml model.path=FINAL")
+
+
+def prompts_to_sample(config: SFTConfig, groups: Sequence[TokenGroup], policy: Policy) -> Monitor | None:
+    """Return the prompts that the policy responds to for the report; None if there are none."""
+    if not config.samples:
+        return None
+    monitor, _ = monitor_of(config.samples, Sampling(1, TOKENS, seed=config.train.seed), groups, policy)
+    prompts = [group for group in monitor.groups if len(group.prompt_ids)]  # plain texts have no prompt
+    return replace(monitor, groups=prompts) if prompts else None
 
 
 def preferred(groups: Sequence[TokenGroup]) -> Sequence[TokenGroup]:
@@ -66,13 +82,13 @@ def _preferred(groups: Sequence[TokenGroup]) -> Iterator[TokenGroup]:
     seen = set[bytes]()
     for group in groups:
         better, worse = {j.better for j in group.judgements}, {j.worse for j in group.judgements}
-        for index, ids in enumerate(group.response_ids):
+        for index, response in enumerate(response_keys(group)):
             good = index in better - worse if group.judgements else not group.labels or group.labels[index] > 0
             if not good:
                 continue
             if group.judgements:
-                key = response_key(group.prompt_ids, ids)[:16]
+                key = response[:16]
                 if key in seen:
                     continue
                 seen.add(key)
-            yield replace(group, response_ids=(ids,), judgements=(), labels=(), ranks=())
+            yield group.with_only([index], judgements=(), labels=(), ranks=())

@@ -85,6 +85,22 @@ def uncompiled(model: Any) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def training_graph(model: Any) -> Iterator[None]:
+    """Run compiled 16-bit blocks with the code of training, even where no gradient is needed.
+
+    torch.compile builds other code for a forward pass without gradients. The two round differently: in bf16, by a few
+    hundredths of a nat per response. With the same code, policy and reference are equal before the first step, and the
+    blocks are compiled once instead of twice. The activations of one micro-batch are in memory, as in training.
+    """
+    half = next(iter(model.parameters())).dtype in (torch.bfloat16, torch.float16)
+    if torch.is_grad_enabled() or not half or not is_compiled(model):
+        yield
+        return
+    with torch.enable_grad():
+        yield
+
+
 def blocks(model: Any) -> list[nn.Module]:
     """Return the transformer blocks of a model."""
     base = base_of(model)

@@ -103,7 +103,7 @@ def _generate(model: Any, tokenizer: Any, jobs: Sequence[tuple[tuple[int, ...], 
         ids[row, width - len(prompt) :] = torch.as_tensor(prompt)
         mask[row, width - len(prompt) :] = 1
     ids, mask = ids.to(device), mask.to(device)
-    numbers = np.stack([_random_numbers(sampling, prompt, k) for prompt, k in jobs])
+    numbers = np.stack([random_numbers(sampling, prompt, k) for prompt, k in jobs])
     processor = _DrawToken(sampling, torch.from_numpy(numbers).to(device), width)
     with uncompiled(model), _plain_generation(model, eos, ends):  # uncompiled: each token changes the length
         out = model.generate(
@@ -155,8 +155,8 @@ def _wants_growing_cache(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def _random_numbers(sampling: Sampling, prompt: Sequence[int], k: int) -> Any:
-    """Return the uniform random numbers of one sample, one per token."""
+def random_numbers(sampling: Sampling, prompt: Sequence[int], k: int) -> Any:
+    """Return the uniform random numbers of sample `k` of a prompt, one per token."""
     return generator_of(f"{sampling.seed} {k} {' '.join(map(str, prompt))}").random(sampling.max_new_tokens)
 
 
@@ -171,14 +171,18 @@ class _DrawToken:
     def __call__(self, ids: Tensor, logits: Tensor) -> Tensor:
         if self.sampling.temperature == 0:
             return logits
-        probability = torch.softmax(logits.double() / self.sampling.temperature, dim=-1)
-        probability = truncate_distribution(probability, self.sampling)
-        total = probability.cumsum(dim=-1)
-        number = self.numbers[:, ids.shape[1] - self.width, None] * total[:, -1:]
-        token = torch.searchsorted(total, number, right=True)
-        # Because of rounding, `number` could be the total itself: then take the first token that reaches it.
-        last = torch.searchsorted(total, total[:, -1:].contiguous())
-        return torch.full_like(logits, -torch.inf).scatter_(-1, torch.minimum(token, last), 0.0)
+        token = draw(logits, self.numbers[:, ids.shape[1] - self.width, None], self.sampling)
+        return torch.full_like(logits, -torch.inf).scatter_(-1, token, 0.0)
+
+
+def draw(logits: Tensor, numbers: Tensor, sampling: Sampling) -> Tensor:
+    """Return the next token of each row (B, 1), given its logits (B, V) and a uniform random number (B, 1)."""
+    probability = torch.softmax(logits.double() / sampling.temperature, dim=-1)
+    total = truncate_distribution(probability, sampling).cumsum(dim=-1)
+    token = torch.searchsorted(total, numbers * total[:, -1:], right=True)
+    # Because of rounding, the number could be the total itself: then take the first token that reaches it.
+    last = torch.searchsorted(total, total[:, -1:].contiguous())
+    return torch.minimum(token, last)
 
 
 def truncate_distribution(probability: Tensor, sampling: Sampling) -> Tensor:

@@ -38,12 +38,16 @@ def locate(path: str, where: str = "model.path") -> Source:
             return _locate_adapter(folder)
         if not (folder / "config.json").is_file():
             final = folder / "final"
-            is_run = (final / "config.json").is_file() or (final / ADAPTER_CONFIG).is_file()
+            if (final / "config.json").is_file() or (final / ADAPTER_CONFIG).is_file():
+                return locate(str(final), where)
             fix = f"set {where} to a folder with config.json, *.safetensors and the tokenizer's files"
+            if (folder / "manifest.json").is_file():
+                what, fix = "the run in this folder is not finished", "rerun its command to finish it"
+                raise ModelError(what, where=f"{where} {folder}", fix=fix)
             raise ModelError(
                 "the folder has no config.json, so it is not a Hugging Face model folder",
                 where=str(folder),
-                fix=f"use {final}, the model of this run" if is_run else fix,
+                fix=fix,
             )
         if not any(folder.glob("*.safetensors")):
             pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))

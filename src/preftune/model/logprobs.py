@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from preftune.model.attention import segmented, uses_segments
+from preftune.model.compile import training_graph
 from preftune.model.head import Head, find_head, intercept, output_layer
 from preftune.model.token_logprobs import token_logprobs
 from preftune.model.vocabulary_statistics import HeadInput, statistics
@@ -92,6 +93,13 @@ def _own_logits(model: Any, batch: Batch) -> Tensor:
 
 
 def _forward(model: Any, batch: Batch) -> Tensor:
+    if torch.is_grad_enabled():
+        return _run(model, batch)
+    with training_graph(model):
+        return _run(model, batch)
+
+
+def _run(model: Any, batch: Batch) -> Tensor:
     if isinstance(batch.layout, Rows):
         ids = batch.ids_T.view(batch.layout.rows, batch.layout.width)
         return model(input_ids=ids, use_cache=False).logits  # type: ignore[no-any-return]

@@ -157,7 +157,7 @@ def by_group(
     for whole in make_batches(groups):
         for batch, values in compute_in_parts(compute, whole, make_batches):
             responses = [len(group.response_ids) for group in batch.groups]
-            tokens = [sum(map(len, group.response_ids)) for group in batch.groups]
+            tokens = [sum(map(len, group.scored_ids)) for group in batch.groups]
             split = [torch.split(v, responses if len(v) == sum(responses) else tokens) for v in values]
             values_of |= {id(g): parts for g, *parts in zip(batch.groups, *split, strict=True)}  # type: ignore[misc]
             progress(len(values_of))

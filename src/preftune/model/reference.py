@@ -22,7 +22,7 @@ import torch
 
 from preftune.model.logprobs import Scorer, head_input, logps, sum_responses
 from preftune.model.memory import compute_in_parts
-from preftune.model.reference_cache import Store, response_key
+from preftune.model.reference_cache import Store, response_keys
 from preftune.model.vocabulary_statistics import HeadInput
 from preftune.types import Batch, Logps, TokenGroup, to_device
 
@@ -119,7 +119,7 @@ class Cached:
 
 def batch_keys(batch: Batch) -> list[bytes]:
     """Return the store's keys of the batch's responses, in order."""
-    return [response_key(g.prompt_ids, r) for g in batch.groups for r in g.response_ids]
+    return [key for group in batch.groups for key in response_keys(group)]
 
 
 def store_key(weights: str, dtype: torch.dtype, layout: str) -> str:
@@ -160,7 +160,7 @@ def _missing(store: Store, groups: Sequence[TokenGroup]) -> np.ndarray:
     """Return the indices of the groups that the store lacks, longest first."""
     indices, tokens = array("i"), array("q")
     for index, group in enumerate(groups):
-        if any(response_key(group.prompt_ids, r) not in store for r in group.response_ids):
+        if any(key not in store for key in response_keys(group)):
             indices.append(index)
             tokens.append(group.tokens)
     return np.array(indices)[np.argsort(-np.array(tokens, dtype=np.int64), kind="stable")]

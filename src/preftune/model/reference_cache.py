@@ -30,17 +30,25 @@ from preftune.errors import writing
 from preftune.files import MappedFile, cache_folder, digest
 
 if TYPE_CHECKING:
-    from preftune.types import Ids
+    from preftune.types import Ids, Mask, TokenGroup
 
 Floats = npt.NDArray[np.float32]
 FLUSH_TOKENS = 8_000_000  # log-probs that are in memory before they are written
 
 
-def response_key(prompt_ids: Ids, response_ids: Ids) -> bytes:
-    """Return the key of a response: a hash of the prompt's and the response's token ids."""
+def response_keys(group: TokenGroup) -> list[bytes]:
+    """Return the key of each response of a group."""
+    masks = group.masks or (None,) * len(group.response_ids)
+    return [response_key(group.prompt_ids, ids, mask) for ids, mask in zip(group.response_ids, masks, strict=True)]
+
+
+def response_key(prompt_ids: Ids, response_ids: Ids, mask: Mask | None = None) -> bytes:
+    """Return the key of a response: a hash of the prompt's and the response's token ids, and of a mask."""
     digest = hashlib.sha256(len(prompt_ids).to_bytes(8, "little"))
     digest.update(np.ascontiguousarray(prompt_ids, dtype=np.int32).tobytes())
     digest.update(np.ascontiguousarray(response_ids, dtype=np.int32).tobytes())
+    if mask is not None:
+        digest.update(np.packbits(mask).tobytes())
     return digest.digest()
 
 

@@ -133,7 +133,14 @@ def with_reward_slot(groups: Sequence[TokenGroup]) -> list[TokenGroup]:
     def extended(ids: Any) -> Any:
         return np.append(ids, 0).astype(np.int32)
 
-    return [replace(group, response_ids=tuple(extended(ids) for ids in group.response_ids)) for group in groups]
+    return [
+        replace(
+            group,
+            response_ids=tuple(extended(ids) for ids in group.response_ids),
+            masks=tuple(np.append(mask, True) for mask in group.masks),
+        )
+        for group in groups
+    ]
 
 
 def require_padding(model: Any, tokenizer: Any) -> None:

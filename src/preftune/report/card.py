@@ -73,7 +73,7 @@ def write_card(folder: Path, subject: Subject) -> Path:
     parts = [f"---\n{yaml.safe_dump(front_matter(subject, origins, method, config), sort_keys=False)}---\n"]
     parts.append(f"# {subject.name}\n\n{summary(subject, origins, method)}\n")
     if config:
-        parts.append(f"## Training\n\n{table(training_rows(subject, origins, config, manifest))}")
+        parts.append(f"## Training\n\n{table(training_rows(origins, config, manifest))}")
     if lines:
         parts.append(f"## Metrics\n\n{table(metric_rows(lines))}\n{advice(manifest)}")
     results = harness.rows(subject.run)
@@ -164,9 +164,7 @@ def method_of(config: Mapping[str, Any]) -> str:
     return "sft"
 
 
-def front_matter(
-    subject: Subject, origins: Sequence[str], method: str, config: Mapping[str, Any]
-) -> dict[str, Any]:
+def front_matter(subject: Subject, origins: Sequence[str], method: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the YAML header that the Hub reads. Entries that are not known are left out."""
     library = {"adapter": "peft", "gguf": "gguf"}.get(subject.kind, "transformers")
     header: dict[str, Any] = {"library_name": library}
@@ -212,7 +210,7 @@ def summary(subject: Subject, origins: Sequence[str], method: str) -> str:
 
 
 def training_rows(
-    subject: Subject, origins: Sequence[str], config: Mapping[str, Any], manifest: Mapping[str, Any]
+    origins: Sequence[str], config: Mapping[str, Any], manifest: Mapping[str, Any]
 ) -> list[Sequence[str]]:
     """Return the table of what was trained on what."""
     method, lora = method_of(config), config.get("lora")
@@ -297,7 +295,7 @@ tokenizer = AutoTokenizer.from_pretrained("MODEL")
     if subject.kind == "adapter":
         serve = f"vllm serve {base} --enable-lora --lora-modules {subject.name}=MODEL"
     if subject.kind == "gguf":
-        return f"`MODEL` is the file.\n\n```\nllama-cli -m MODEL\nllama-server -m MODEL\n```\n"
+        return "`MODEL` is the file.\n\n```\nllama-cli -m MODEL\nllama-server -m MODEL\n```\n"
     text = f"`MODEL` is this folder, or the id of its repository.\n\n```python\n{code}```\n"
     return text if subject.kind == "reward" else f"{text}\n```\n{serve}\n```\n"
 

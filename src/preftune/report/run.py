@@ -10,6 +10,7 @@ from typing import Any
 from preftune.report import harness
 from preftune.report.figures import curves
 from preftune.report.page import Section, write_page
+from preftune.report.samples import samples_section
 
 CURVES = (
     ("Loss", "loss", ("loss",)),
@@ -29,8 +30,11 @@ DRIFT = (
 )
 
 
-def write_run_page(folder: Path) -> None:
-    """Write `folder`/report.html: last metrics, curves, advice, drift, resolved config and manifest."""
+def write_run_page(folder: Path, unit: str = "step") -> None:
+    """Write `folder`/report.html: last metrics, curves, advice, drift, samples, resolved config and manifest.
+
+    `unit` is what the number of an evaluation counts, for the titles of samples.
+    """
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     manifest = (folder / "manifest.json").read_text()
     last = {split: [line for line in lines if line["split"] == split][-1:] for split in ("train", "eval")}
@@ -42,6 +46,7 @@ def write_run_page(folder: Path) -> None:
         Section("Curves", figures=[figure for curve in CURVES for figure in _curves(lines, "held-out", *curve)]),
         *_drift(lines, json.loads(manifest).get("advice", {})),
         *_harness(folder),
+        *samples_section(folder, unit),
         Section("Config", code=(folder / "config.yaml").read_text()),
         Section("Manifest", code=manifest),
     ]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from preftune.errors import DataError
 from preftune.sources.compressed import open_bytes
@@ -14,6 +16,7 @@ from preftune.sources.rows import Row
 
 WRITE_RECORDS = "write a list of records, or one record per line as .jsonl; pandas: to_json(FILE, orient='records')"
 MAX_LINE_BYTES = 64_000_000
+PART_BYTES = 1 << 20
 
 
 class DuplicateKeyError(ValueError):
@@ -51,17 +54,25 @@ def describe_json_error(error: Exception) -> str:
     return f"broken JSON: {'nested too deeply' if too_deep else 'an integer has more digits than Python reads'}"
 
 
-def decode_utf8(raw: bytes, where: str) -> str:
-    """Decode the bytes of a whole file. If they are not UTF-8, raises DataError with the line."""
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        raise DataError(f"not UTF-8 at byte {error.start}", where=f"{where}:{line}", fix="save it as UTF-8") from None
+def decoded(file: IO[bytes], where: str) -> Iterator[str]:
+    """Yield the text of a file in parts. If it is not UTF-8, raises DataError with the line."""
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    offset, line, ended = 0, 1, False
+    while not ended:
+        raw = file.read(PART_BYTES)
+        ended = not raw
+        try:
+            text = decoder.decode(raw, final=ended)
+        except UnicodeDecodeError as error:
+            at = offset + len(raw) - len(error.object) + error.start
+            line += error.object[: error.start].count(b"\n")
+            raise DataError(f"not UTF-8 at byte {at}", where=f"{where}:{line}", fix="save it as UTF-8") from None
+        offset, line = offset + len(raw), line + raw.count(b"\n")
+        yield text
 
 
-def jsonl(path: Path, name: str) -> Iterator[Row]:
-    """Yield one record per line. A line that cannot be read becomes a Row with a fault."""
+def lines(path: Path, name: str) -> Iterator[tuple[str, bytes]]:
+    """Yield the origin and the bytes of each line that is not blank. Raises DataError for a line of over 64 MB."""
     with open_bytes(path) as file:
         number = 0
         while raw := file.readline(MAX_LINE_BYTES + 1):
@@ -70,14 +81,18 @@ def jsonl(path: Path, name: str) -> Iterator[Row]:
             if len(raw) > MAX_LINE_BYTES:
                 what = f"the line is longer than {MAX_LINE_BYTES // 1_000_000} MB"
                 raise DataError(what, where=origin, fix="write one record per line")
-            if not raw.strip():
-                continue
-            try:
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-                row = as_row(loads(line.rstrip("\r\n")), origin)
-            except (ValueError, RecursionError) as error:
-                row = Row({}, origin, describe_json_error(error))
-            yield row
+            if raw.strip():
+                yield origin, raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
+
+
+def jsonl(path: Path, name: str) -> Iterator[Row]:
+    """Yield one record per line. A line that cannot be read becomes a Row with a fault."""
+    for origin, raw in lines(path, name):
+        try:
+            row = as_row(loads(raw.decode().rstrip("\r\n")), origin)
+        except (ValueError, RecursionError) as error:
+            row = Row({}, origin, describe_json_error(error))
+        yield row
 
 
 def as_row(value: Any, origin: str) -> Row:
@@ -87,40 +102,100 @@ def as_row(value: Any, origin: str) -> Row:
     return Row(value, origin)
 
 
+class _Unread:
+    """The text of a JSON file from the current value on. More of the file is read when a value needs it."""
+
+    def __init__(self, parts: Iterator[str], name: str) -> None:
+        self.name = name
+        self.text, self.at = "", 0
+        self._parts = parts
+        self._first_line = self._line = 1  # of the text, and of position _counted in it
+        self._counted = 0
+
+    def more(self) -> bool:
+        """Forget what is already used, and read at least as much as is left. Return False at the end of the file."""
+        self._first_line = self.line()
+        self.text, self.at, self._counted = self.text[self.at :], 0, 0
+        parts = (part for part in self._parts if part)  # a part of one incomplete character is empty
+        added = "".join(islice(parts, 1 + len(self.text) // PART_BYTES))
+        self.text += added
+        return bool(added)
+
+    def line(self) -> int:
+        """Return the line of the current position."""
+        self._line += self.text.count("\n", self._counted, self.at)
+        self._counted = self.at
+        return self._line
+
+    def next(self) -> str:
+        """Skip space and return the next character, or "" at the end of the file."""
+        while True:
+            self.at = _skip_space(self.text, self.at)
+            if self.at < len(self.text) or not self.more():
+                return self.text[self.at : self.at + 1]
+
+    def skip(self) -> str:
+        """Skip the next character, and return the one after it."""
+        self.at += 1
+        return self.next()
+
+    def value(self) -> tuple[Any, str]:
+        """Read one value: (value, why it cannot be used or "")."""
+        while True:
+            try:
+                value, end, fault = _decode(self.text, self.at, self.name, self._first_line)
+            except DataError:
+                if self.more():  # the value may only be cut off
+                    continue
+                raise
+            if end < len(self.text) or not self.more():
+                self.at = end
+                return value, fault
+
+
 def json_list(path: Path, name: str) -> Iterator[Row]:
-    """Yield the records of a .json file, with line numbers: a list, an object with one list in it, or JSON Lines."""
+    """Yield the records of a .json file, with line numbers: a list, an object with one list in it, or JSON Lines.
+
+    A list and JSON Lines are read in parts. An object is read whole, because all of its lists have to be counted.
+    """
     with open_bytes(path) as file:
-        text = decode_utf8(file.read(), name)
-    if _is_lines(text):
-        yield from jsonl(path, name)
-        return
-    start = _skip_space(text, 0)
-    wrapped = text[start : start + 1] == "{"
-    if wrapped:
-        start = _start_of_list(text, name)
-    if text[start : start + 1] != "[":
+        unread = _Unread(decoded(file, name), name)
+        wrapped = unread.next() == "{"
+        while wrapped and not NEXT_LINE.match(unread.text) and unread.more():
+            pass
+        if wrapped and _is_lines(unread.text):
+            yield from jsonl(path, name)
+            return
+        if wrapped:
+            while unread.more():
+                pass
+            unread.at = _start_of_list(unread.text, name)
+        yield from _records(unread, wrapped)
+
+
+def _records(unread: _Unread, wrapped: bool) -> Iterator[Row]:
+    name = unread.name
+    if unread.next() != "[":
         raise DataError("neither a list of records nor an object that contains one", where=name, fix=WRITE_RECORDS)
-    at, line, counted = _skip_space(text, start + 1), 1, 0
     number, previous_line = 0, 0
-    while text[at : at + 1] != "]":
-        line, counted = line + text.count("\n", counted, at), at
+    following = unread.skip()
+    while following != "]":
+        line = unread.line()
         number += 1
         # the record number tells records on the same line apart
         origin = f"{name}:{line}" if line != previous_line else f"{name}:{line} (record {number})"
         previous_line = line
-        value, at, fault = _decode(text, at, name, line)
+        value, fault = unread.value()
         yield Row({}, origin, fault) if fault else as_row(value, origin)
-        at = _skip_space(text, at)
-        if text[at : at + 1] == ",":
-            at = _skip_space(text, at + 1)
-        elif text[at : at + 1] != "]":
-            line += text.count("\n", counted, at)
+        following = unread.next()
+        if following == ",":
+            following = unread.skip()
+        elif following != "]":
             fix = "repair the JSON at this line"
-            raise DataError("broken JSON: expected ',' or ']'", where=f"{name}:{line}", fix=fix)
-    if not wrapped and text[at + 1 :].strip():
-        line += text.count("\n", counted, at)
+            raise DataError("broken JSON: expected ',' or ']'", where=f"{name}:{unread.line()}", fix=fix)
+    if unread.skip() and not wrapped:
         fix = "put all records into one list"
-        raise DataError("more text follows the list of records", where=f"{name}:{line}", fix=fix)
+        raise DataError("more text follows the list of records", where=f"{name}:{unread.line()}", fix=fix)
 
 
 def _is_lines(text: str) -> bool:
@@ -132,8 +207,11 @@ def _is_lines(text: str) -> bool:
         return False
 
 
-def _decode(text: str, at: int, name: str, line: int) -> tuple[Any, int, str]:
-    """Decode the value at position `at`: (value, position of its end, why it cannot be used or "")."""
+def _decode(text: str, at: int, name: str, first_line: int = 1) -> tuple[Any, int, str]:
+    """Decode the value at position `at`: (value, position of its end, why it cannot be used or "").
+
+    first_line: the line of the file on which `text` begins
+    """
     try:
         try:
             return *STRICT_DECODER.raw_decode(text, at), ""
@@ -142,7 +220,8 @@ def _decode(text: str, at: int, name: str, line: int) -> tuple[Any, int, str]:
         except ValueError as error:  # well-formed JSON with a duplicate key or a huge integer
             return *LENIENT_DECODER.raw_decode(text, at), describe_json_error(error)
     except (json.JSONDecodeError, RecursionError) as error:
-        where = f"{name}:{getattr(error, 'lineno', line)}"
+        breaks = error.lineno - 1 if isinstance(error, json.JSONDecodeError) else text.count("\n", 0, at)
+        where = f"{name}:{first_line + breaks}"
         what = f"broken JSON: {getattr(error, 'msg', 'nested too deeply')}"
         raise DataError(what, where=where, fix="repair the JSON at this line") from None
 
@@ -160,12 +239,12 @@ def _start_of_list(text: str, name: str) -> int:
     at = _skip_space(text, _skip_space(text, 0) + 1)
     while text[at : at + 1] != "}":
         line = text.count("\n", 0, at) + 1
-        key, at, _ = _decode(text, at, name, 1)
+        key, at, _ = _decode(text, at, name)
         if key in keys:
             raise DataError(f"key {key!r} appears twice", where=f"{name}:{line}", fix="remove or rename one of them")
         keys.add(key)
         begin = _skip_space(text, _skip_space(text, at) + 1)  # past the colon
-        value, at, _ = _decode(text, begin, name, 1)
+        value, at, _ = _decode(text, begin, name)
         if isinstance(value, list):
             lists.append((key, begin))
         at = _skip_space(text, at)

@@ -39,6 +39,11 @@ def read(source: str | Sequence[str], note: Note | None = None) -> Iterator[Row]
             yield from read_file(path, shown_name)
 
 
+def files_of(name: str) -> tuple[tuple[Path, str], ...]:
+    """Return the files that a name refers to, each with its name in origins; empty for data sets without such files."""
+    return _locate(name).files
+
+
 def require_sources(source: str | Sequence[str]) -> None:
     """Raise DataError for a source that is neither a local path nor possibly a Hub id. Nothing is read."""
     for name in [source] if isinstance(source, str) else source:

@@ -11,7 +11,7 @@ from typing import Any
 
 from preftune.errors import DataError
 from preftune.sources.compressed import open_bytes
-from preftune.sources.json_rows import decode_utf8, describe_json_error, loads
+from preftune.sources.json_rows import decoded, describe_json_error, loads
 from preftune.sources.rows import Row
 
 
@@ -23,29 +23,38 @@ def _duplicate_column(column: str, where: str) -> DataError:
 def separated(path: Path, name: str, delimiter: str) -> Iterator[Row]:
     """Yield the rows of a CSV file, or of a TSV file with the quoting of CSV; every cell is text."""
     csv.field_size_limit(sys.maxsize)
-    with open_bytes(path) as file:
-        text = decode_utf8(file.read(), name)
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
+    with io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, strict=True, delimiter=delimiter)
+        try:
+            yield from _table(reader, name, delimiter)
+        except UnicodeDecodeError:
+            with open_bytes(path) as raw:
+                for _ in decoded(raw, name):  # raises DataError with the line
+                    pass
+            raise
+        except csv.Error as error:
+            if reader.line_num <= 1:
+                with io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig", newline="") as again:
+                    _check_header([again.readline().rstrip("\r\n")], f"{name}:1", delimiter)
+            fix = "quote cells that contain quotes, separators or line breaks, and double the quotes inside them"
+            raise DataError(f"broken CSV: {error}", where=f"{name}:{reader.line_num}", fix=fix) from None
+
+
+def _table(reader: Any, name: str, delimiter: str) -> Iterator[Row]:
     header: list[str] = []
     first_line = 1
-    try:
-        for cells in reader:
-            origin = f"{name}:{first_line}"
-            first_line = reader.line_num + 1
-            if not cells:  # blank line
-                continue
-            if not header:
-                header = cells
-                _check_header(header, origin, delimiter)
-            elif len(cells) != len(header):
-                yield Row({}, origin, f"the row has {len(cells)} columns, but the header has {len(header)}")
-            else:
-                yield Row(dict(zip(header, cells, strict=True)), origin)
-    except csv.Error as error:
+    for cells in reader:
+        origin = f"{name}:{first_line}"
+        first_line = reader.line_num + 1
+        if not cells:  # blank line
+            continue
         if not header:
-            _check_header(text.splitlines()[:1], f"{name}:1", delimiter)
-        fix = "quote cells that contain quotes, separators or line breaks, and double the quotes inside them"
-        raise DataError(f"broken CSV: {error}", where=f"{name}:{reader.line_num}", fix=fix) from None
+            header = cells
+            _check_header(header, origin, delimiter)
+        elif len(cells) != len(header):
+            yield Row({}, origin, f"the row has {len(cells)} columns, but the header has {len(header)}")
+        else:
+            yield Row(dict(zip(header, cells, strict=True)), origin)
 
 
 SEPARATOR_NAMES = {";": "semicolons", "\t": "tabs", "|": "vertical bars", ",": "commas"}

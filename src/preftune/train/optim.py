@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from preftune.errors import ConfigError
+from preftune.train.half_moments import HalfMomentAdamW
 
 ScheduleName = Literal["linear", "cosine", "constant"]
 
@@ -74,16 +75,27 @@ def _adder(master: Tensor) -> Any:
     return add
 
 
+def moment_bytes(name: Literal["adamw", "rmsprop"], moments: Literal["fp32", "bf16"] = "fp32") -> int:
+    """Return the bytes of optimizer state per trained parameter."""
+    return (2 if name == "adamw" else 1) * (2 if moments == "bf16" else 4)
+
+
 def build_optimizer(
-    masters: list[Tensor], name: Literal["adamw", "rmsprop"], lr: float, weight_decay: float
+    masters: list[Tensor],
+    name: Literal["adamw", "rmsprop"],
+    lr: float,
+    weight_decay: float,
+    moments: Literal["fp32", "bf16"] = "fp32",
 ) -> torch.optim.Optimizer:
-    """Return a fused AdamW, or RMSprop with torch's defaults, as in the DPO paper."""
+    """Return AdamW (fused, or with bf16 moments), or RMSprop with torch's defaults, as in the DPO paper."""
     if not masters:
         why, fix = (
             "all parameters of the model are frozen",
             "train with lora, or pass a model with trainable parameters",
         )
         raise ConfigError("there is nothing to train", where="model", why=why, fix=fix)
+    if moments == "bf16":
+        return HalfMomentAdamW(masters, lr=lr, weight_decay=weight_decay)
     if name == "adamw":
         return torch.optim.AdamW(masters, lr=lr, weight_decay=weight_decay, fused=True)
     return torch.optim.RMSprop(masters, lr=lr, weight_decay=weight_decay)

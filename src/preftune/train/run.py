@@ -38,6 +38,7 @@ CHANGEABLE = {
     ("out",),
     ("batch", "tokens"),
     ("monitor",),
+    ("samples",),
 }
 
 

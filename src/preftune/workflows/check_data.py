@@ -19,6 +19,8 @@ from preftune.data.audit import Audit, audit
 from preftune.data.read_groups import read_groups
 from preftune.data.tokenize_groups import require_vocabulary
 from preftune.errors import PreftuneError
+from preftune.findings.find import find
+from preftune.findings.kinds import Findings
 from preftune.formats.account import Account
 from preftune.lifecycle import data
 from preftune.methods import reward, sft
@@ -44,6 +46,7 @@ class Checked:
     groups     of the training file, including those that a run would hold out
     too_long   origins of groups with more tokens than the model's context
     refusal    the error that a run would raise, or None
+    findings   defects in the texts and judgements of `groups`, and leaks into the evaluation data
     """
 
     accounts: tuple[Account, ...]
@@ -51,6 +54,7 @@ class Checked:
     groups: Sequence[PreferenceGroup]
     too_long: tuple[str, ...]
     refusal: PreftuneError | None
+    findings: Findings
 
     @property
     def account(self) -> Account:
@@ -89,12 +93,13 @@ def check(
         refusal = error
         text, tokens = _complete(config, renderer, error)
     separate = len(text.accounts) > 1  # an evaluation file, not a share of the training data
-    groups = text.train if separate else [*text.train, *text.held_out]
+    groups = [*text.train, *text.held_out] if len(text.held_out) and not separate else text.train
     ids = None if tokens is None else tokens.train if separate else [*tokens.train, *tokens.held_out]
     all_tokens = [*tokens.train, *tokens.held_out] if tokens and positions else []
     too_long = dict.fromkeys(group.origin for group in all_tokens if group.longest > (positions or 0))
     report = audit(groups, ids, text.held_out if separate else None)
-    return Checked(text.accounts, report, groups, tuple(too_long), refusal)
+    findings = find(groups, text.train, text.held_out)
+    return Checked(text.accounts, report, groups, tuple(too_long), refusal, findings)
 
 
 def _refusal(

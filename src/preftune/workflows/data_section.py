@@ -14,7 +14,7 @@ from preftune.types import PreferenceGroup
 
 Reader = Callable[[str | Sequence[str], Reading], tuple[list[PreferenceGroup], Account]]
 UNLIMITED = 1 << 20  # tokens of a prompt
-RENDERING = ("chat_template", "chat_template_kwargs", "as_chat")
+RENDERING = ("chat_template", "chat_template_kwargs", "as_chat", "system_message")
 """Settings that change how a prompt is rendered, but not which prompts are read."""
 
 
@@ -27,6 +27,8 @@ def chat_options_of(data: DataConfig, moment: str | None = None) -> ChatOptions:
         moment=moment,
         thinking=data.thinking if "thinking" in stated else None,
         allow_dropped_text=data.allow_dropped_text,
+        scored_turns=data.scored_turns if "scored_turns" in stated else None,
+        system_message=data.system_message if "system_message" in stated else None,
     )
 
 

@@ -2,7 +2,7 @@
 
 DPO trains on a fixed data set while the policy changes; here each round samples new data from the current policy.
 
-    out/round-01/  prompts.jsonl  samples.jsonl  prefs.jsonl  dpo/  evaluation.json
+    out/round-01/  prompts.jsonl  samples.jsonl  prefs.jsonl  dpo/  evaluation.json  (judged.jsonl if people judge)
     out/final/     the published policy
     manifest.json  what each file was made from
 
@@ -15,9 +15,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,20 +31,21 @@ from preftune.config.schema import DataConfig, DPOConfig, ReferenceConfig
 from preftune.data.prompts import encode_prompts
 from preftune.data.select import SelectionOptions
 from preftune.data.steps import permutation
-from preftune.errors import writing
-from preftune.files import digest, write_json, write_rows
+from preftune.errors import DataError, Stopped, writing
+from preftune.files import digest, write_json, write_rows, write_text
 from preftune.formats.account import Account
 from preftune.formulas import Floats, mean_and_error, step_seed
 from preftune.lifecycle import open_policy
 from preftune.lifecycle.data import prompts_that_fit, read_prompt_data
 from preftune.lifecycle.plan import print_plan
 from preftune.lifecycle.policy import compute_dtype, device_of
+from preftune.lifecycle.run_samples import save_samples
 from preftune.lifecycle.start import shown_sources
 from preftune.measures.drift import figures
 from preftune.methods import dpo
 from preftune.methods.objective import bind_objective
 from preftune.model import load
-from preftune.model.generate import Sampling, sample
+from preftune.model.generate import Sampled, Sampling, sample
 from preftune.model.locate import ADAPTER_CONFIG
 from preftune.model.logprobs import Scorer
 from preftune.report.card import Subject, write_card
@@ -56,11 +58,14 @@ from preftune.train.display import Display
 from preftune.train.run import Run, run_identity
 from preftune.train.track import open_trackers
 from preftune.types import PreferenceGroup, as_json
-from preftune.workflows import pairs
+from preftune.workflows import label, pairs
 from preftune.workflows import sample as samples
+from preftune.workflows.label import LabelOptions, command_for, journal_of
 from preftune.workflows.sample import SampleOptions
 
 Groups = Sequence[PreferenceGroup]
+JUDGED = "judged.jsonl"
+"""The preference data of a round while people judge it. `prefs.jsonl` is a copy of the complete file."""
 
 
 def run(
@@ -82,7 +87,10 @@ def run(
     sources = {"the first model": open_policy.model_fingerprint(config.model.path), "the reward": weights}
     identity = run_identity(config.model_dump(mode="json"), prompts.fingerprint, sources)
     Run.check(out, identity, type(config))
-    reward = reward or open_reward(config.reward, "reward", device=device_of(None))
+    if config.judged_by_people:
+        display.say("people judge the responses: the section people applies, and the section pairs does not")
+    else:
+        reward = reward or open_reward(config.reward, "reward", device=device_of(None))
     if Run.finished(out):
         display.say(f"{out} is finished, so nothing was trained; its model is in {out / 'final'}")
         return out / "final"
@@ -92,7 +100,7 @@ def run(
         f"{config.rounds} rounds of {per_round} prompts, {config.sample.n} responses each: {responses:,} responses; "
         f"{len(held_out or train)} prompts in every evaluation"
     )
-    estimate = chat_grades.estimate(reward, placeholders(config, train, held_out or train))
+    estimate = chat_grades.estimate(reward, placeholders(config, train, held_out or train)) if reward else None
     if estimate:
         display.say(f"reward: {estimate.describe()}")
     if dry_run:
@@ -111,17 +119,20 @@ def run(
     final = publish(Path(policy), out / "final")
     kind = "adapter" if (final / ADAPTER_CONFIG).is_file() else "model"
     write_card(final, Subject(out.name, kind, config.model.path, out))
-    write_run_page(out)
+    write_run_page(out, unit="round")
     log.note(finished=True, published=policy)
     display.say(f"done: {final}, the policy of {policy}")
     return final
 
 
-def rounds(config: IterateConfig, log: Run, train: Groups, evaluation: Groups, reward: Reward) -> str:
-    """Run the rounds until the last one or a stop rule. Return the path of the policy to publish."""
+def rounds(config: IterateConfig, log: Run, train: Groups, evaluation: Groups, reward: Reward | None) -> str:
+    """Run the rounds until the last one or a stop rule. Return the path of the policy to publish.
+
+    Without a reward, people judge the responses, and the evaluations have no score.
+    """
     policy, lineage = config.model.path, list[dict[str, Any]]()
-    moment = log.fact("rendered_at")
-    before = evaluated(config, log.folder / "start.json", policy, evaluation, reward, moment)
+    moment, save = log.fact("rendered_at"), partial(save_samples, log.folder)
+    before = evaluated(config, log.folder / "start.json", policy, evaluation, reward, moment, partial(save, 0))
     log.log_evaluation(0, before)
     say_unrewarded(log, before, reward)
     for number in range(1, config.rounds + 1):
@@ -129,7 +140,8 @@ def rounds(config: IterateConfig, log: Run, train: Groups, evaluation: Groups, r
         log.display.say(f"round {number} of {config.rounds}: from {start}")
         lineage.append(one_round(config, log, folder, number, start, train, reward))
         policy = str(folder / "dpo" / "final")
-        after = evaluated(config, folder / "evaluation.json", policy, evaluation, reward, moment)
+        path = folder / "evaluation.json"
+        after = evaluated(config, path, policy, evaluation, reward, moment, partial(save, number))
         say_unrewarded(log, after, reward)
         log.log_evaluation(number, after)
         lineage[-1]["evaluation"] = after
@@ -137,7 +149,7 @@ def rounds(config: IterateConfig, log: Run, train: Groups, evaluation: Groups, r
         reason = stop_reason(config, before, after)
         if reason:
             log.display.say(f"stopping after round {number}: {reason}")
-            worse = exceeded_limit(config, after) or after["objective/score"] < before["objective/score"]
+            worse = exceeded_limit(config, after) or gain_of(before, after) < 0
             if worse and number == 1:
                 log.display.say("there is no earlier round, so the final model is the policy of round 1")
             return start if worse and number > 1 else policy
@@ -183,7 +195,7 @@ def prompts_with_room(
 
 
 def one_round(
-    config: IterateConfig, log: Run, folder: Path, number: int, policy: str, train: Groups, reward: Reward
+    config: IterateConfig, log: Run, folder: Path, number: int, policy: str, train: Groups, reward: Reward | None
 ) -> dict[str, Any]:
     """Sample, reward, pair and train. Return what the files of the round were made from, for the manifest."""
     moment = log.fact("rendered_at")
@@ -198,7 +210,9 @@ def one_round(
     options = SampleOptions(policy, data, sampling, dtype=config.model.dtype, moment=moment)
     sampled = samples.run(options, folder / "samples.jsonl", log.display)
     prefs = folder / "prefs.jsonl"
-    if not prefs.is_file():
+    if reward is None:
+        wait_for_people(config, sampled, prefs, seed, log.display)
+    elif not prefs.is_file():
         select = config.pairs
         selection = SelectionOptions(select.select, select.gap, select.soft, beta=select.beta, seed=seed)
         pairs.run(str(sampled), prefs, selection, reward, log.display)
@@ -224,10 +238,35 @@ def one_round(
         out=str(folder / "dpo"),
     )
     dpo.run(tuning, display=log.display, moment=moment)
-    pieces = {path.name: digest(path) for path in (prompts, sampled, prefs)}
+    journals = [journal_of(folder / JUDGED)] if reward is None else []
+    pieces = {path.name: digest(path) for path in (prompts, sampled, prefs, *journals)}
     made_from = {"policy": policy, "reference": base or policy, "policy_weights": open_policy.model_fingerprint(policy)}
     fingerprint = open_policy.reward_fingerprint(config.reward)
     return {"round": number, **made_from, "reward": fingerprint, "seed": seed, "pieces": pieces}
+
+
+def wait_for_people(config: IterateConfig, sampled: Path, prefs: Path, seed: int, display: Display) -> None:
+    """Write `prefs` when people have judged all pairs of the round. Raises Stopped while verdicts are missing."""
+    if prefs.is_file():
+        return
+    settings, judged = config.people, prefs.with_name(JUDGED)
+    data = DataConfig(train=str(sampled))
+    options = LabelOptions(data, None, settings.pairs, settings.votes, settings.soft, seed, settings.port)
+    if not label.run(options, judged, display, page=settings.wait):
+        collect = f"run\n    {command_for(options, judged)}\n  and then rerun this command"
+        raise Stopped(
+            "people have not judged all pairs of the round",
+            where=str(sampled),
+            fix="rerun the same command to judge the rest" if settings.wait else collect,
+        )
+    if not judged.stat().st_size:
+        raise DataError(
+            "people prefer no response in any pair of the round",
+            where=str(journal_of(judged)),
+            why="all pairs are ties or were skipped, so there is nothing to train on",
+            fix="withdraw verdicts by removing lines of this file, or set people.soft=true, which keeps ties",
+        )
+    write_text(prefs, [judged.read_text(encoding="utf-8")])
 
 
 def prompts_of_round(config: IterateConfig, number: int, available: int) -> list[int]:
@@ -248,9 +287,18 @@ def prompts_of_round(config: IterateConfig, number: int, available: int) -> list
 
 @torch.no_grad()
 def evaluated(
-    config: IterateConfig, path: Path, policy: str, groups: Groups, reward: Reward, moment: str | None
+    config: IterateConfig,
+    path: Path,
+    policy: str,
+    groups: Groups,
+    reward: Reward | None,
+    moment: str | None,
+    save: Callable[[Any, Sequence[Sampled]], None] | None = None,
 ) -> dict[str, float]:
-    """Return reward, KL from the first model, and statistics of the responses; read from `path` if it exists."""
+    """Return reward, KL from the first model, and statistics of the responses; read from `path` if it exists.
+
+    Without a reward, the result has no score. `save` saves the responses (lifecycle.run_samples).
+    """
     if path.is_file():
         return dict(json.loads(path.read_text()))
     device, dtype = device_of(None), compute_dtype(config.model)
@@ -262,20 +310,25 @@ def evaluated(
     sampling = Sampling(config.sample.evaluation, config.sample.max_new_tokens, seed=config.train.seed)
     sampled = sample(opened.model, tokenizer, [p.ids.tolist() for p in prompts], sampling)
     responses = responses_of(prompts, sampled)
-    when = f"evaluation of {policy}"
-    rewards = rewards_of(reward, responses, when)
-    if np.isnan(rewards).all():
-        raise missing_error(reward, responses, rewards, when)
+    measured = dict[str, float]()
+    if reward is not None:
+        when = f"evaluation of {policy}"
+        rewards = rewards_of(reward, responses, when)
+        if np.isnan(rewards).all():
+            raise missing_error(reward, responses, rewards, when)
+        measured = scores(rewards.reshape(len(prompts), -1))
     tokens = [s.group for s in sampled]
     log_policy = response_logps(Scorer.of(opened.model), tokens)
     del opened
     base = open_policy.open_policy(config.model.path, "model.path", dtype, device)
     kl = log_policy - response_logps(Scorer.of(base.model), tokens)
     result = {
-        **scores(rewards.reshape(len(prompts), -1)),
+        **measured,
         "objective/kl": float(kl.mean()),
         **figures([r.response for r in responses], [r.ended for r in responses]),
     }
+    if save:
+        save(tokenizer, sampled)
     write_json(path, result)
     return result
 
@@ -289,16 +342,21 @@ def scores(rewards_PM: Floats) -> dict[str, float]:
     return {**result, "objective/unrewarded": missing} if missing else result
 
 
-def say_unrewarded(log: Run, evaluation: dict[str, float], reward: Reward) -> None:
+def say_unrewarded(log: Run, evaluation: dict[str, float], reward: Reward | None) -> None:
     """Print how many responses of an evaluation are missing from its mean reward."""
-    if "objective/unrewarded" in evaluation:
+    if reward is not None and "objective/unrewarded" in evaluation:
         number = evaluation["objective/unrewarded"]
         log.display.say(f"{number:g} responses of the evaluation got no reward: {why_missing(reward)}".rstrip(": "))
 
 
+def gain_of(before: dict[str, float], after: dict[str, float]) -> float:
+    """Return by how much the mean reward rose; 0 without a reward."""
+    return after.get("objective/score", 0.0) - before.get("objective/score", 0.0)
+
+
 def stop_reason(config: IterateConfig, before: dict[str, float], after: dict[str, float]) -> str:
     """Return why the rounds stop after this evaluation, or "" if they continue."""
-    gain = after["objective/score"] - before["objective/score"]
+    gain = gain_of(before, after)
     if config.stop.gain is not None and gain < config.stop.gain:
         text = f"the reward rose by {gain:.3f}, less than stop.gain={config.stop.gain:g}"
         return exceeded_limit(config, after) or text

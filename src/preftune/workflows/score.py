@@ -38,7 +38,7 @@ from preftune.rewards.open import open_reward
 from preftune.rewards.reward import note_text_only, responses_to, rewards_by_group, why_missing
 from preftune.scoring import SLOTS, score_tokens
 from preftune.train.display import Display
-from preftune.types import Message, PreferenceGroup, TokenGroup, content, plain
+from preftune.types import Message, PreferenceGroup, TokenGroup, content, masks_of, plain
 from preftune.workflows.data_section import chat_options_of, max_dropped_of, read_rows
 from preftune.workflows.summary import Mark, Marks, Scored, Tokens, marks_of, summary_lines, summary_of
 
@@ -92,7 +92,10 @@ def options_for(
     if policy and reference:
         return ScoreOptions(policy, reference, data, beta, tokens, dtype, mode)
     unused = {"tokens": tokens, "mode": mode != "corrected", "dtype": dtype != "auto", "beta": beta != 0.1}
-    rendering = ("chat_template", "chat_template_kwargs", "as_chat", "thinking", "allow_dropped_text")
+    rendering = (
+        *("chat_template", "chat_template_kwargs", "as_chat", "thinking", "allow_dropped_text"),
+        *("scored_turns", "system_message"),
+    )
     unused_data = [f"data.{name}" for name in rendering if name in data.model_fields_set]
     for name in [*(f"--{name}" for name, is_set in unused.items() if is_set), *unused_data]:
         fix = "remove it, or set --policy and --reference instead of --reward"
@@ -148,6 +151,7 @@ def rewarded(
         what = "the key applies only to a model that reads tokens"
         raise ConfigError(what, where=f"data.{name}", fix="remove it")
     note_text_only(groups, account)
+    _note_several_messages(groups, account)
     display.say("\n".join(account.lines()))
     responses = [
         responses_to(g.prompt, map(content, g.responses), g.ended or (True,) * len(g.responses), g.origin)
@@ -168,6 +172,12 @@ def rewarded(
             display.say(f"  missing rewards: {why_missing(reward)}")
         account.check(1.0, "check the reward")
     return scored_groups
+
+
+def _note_several_messages(groups: Groups, account: Account) -> None:
+    for group in groups:
+        if any(len(response) > 1 for response in group.responses if not isinstance(response, str)):
+            account.note("a response has several messages; the reward reads their texts as one", group.origin)
 
 
 def score_by_model(
@@ -266,7 +276,8 @@ def scored(parts: Sequence[TokenGroup], policy: Sequence[Any], reference: Sequen
 
     Each of the `parts` of the group was tokenised with its own prompt.
     """
-    group = replace(parts[0], response_ids=tuple(ids for part in parts for ids in part.response_ids))
+    masks = tuple(mask for part in parts for mask in masks_of(part)) if any(part.masks for part in parts) else ()
+    group = replace(parts[0], response_ids=tuple(ids for part in parts for ids in part.response_ids), masks=masks)
     tokens = [implicit_reward(p, r, beta) for p, r in zip(policy, reference, strict=True)]
     sums = [float(values.sum()) for values in tokens]
     return Scored(group.origin, group.judgements, sums, Tokens(group, policy, reference, tokens))
@@ -286,7 +297,7 @@ def rows(groups: Sequence[Scored], marks: Marks, tokenizer: Any, with_tokens: bo
         row |= {f"reward_{side}": group.rewards[i] for side, i in sides}
         row["margin"] = group.rewards[j.better] - group.rewards[j.worse]
         if tokens:
-            row |= {f"{side}_tokens": len(tokens.group.response_ids[i]) for side, i in sides}
+            row |= {f"{side}_tokens": len(tokens.group.scored_ids[i]) for side, i in sides}
         if tokens and with_tokens:
             for side, i in sides:
                 row[f"{side}_token_strings"] = tokens.strings(i, tokenizer)

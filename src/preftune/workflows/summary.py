@@ -16,7 +16,7 @@ from preftune.formulas import labelled_margin, win
 from preftune.measures.rewardbench import SECTIONS, Case, figures
 from preftune.measures.win_rate import sides
 from preftune.sources.read import read
-from preftune.types import Judgement, TokenGroup
+from preftune.types import Judgement, TokenGroup, masks_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +40,10 @@ class Tokens:
     rewards: Sequence[torch.Tensor]
 
     def strings(self, response: int, tokenizer: Any) -> list[str]:
-        """Return the text that each token adds to the response."""
-        return pieces_of(tokenizer, self.group.prompt_ids.tolist(), self.group.response_ids[response].tolist())
+        """Return the text that each scored token adds to the response."""
+        ids, mask = self.group.response_ids[response], masks_of(self.group)[response]
+        pieces = pieces_of(tokenizer, self.group.prompt_ids.tolist(), ids.tolist())
+        return [piece for piece, scored in zip(pieces, mask, strict=True) if scored]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -186,11 +186,15 @@ def has_only_prompts(source: str | Sequence[str], reading: Reading) -> bool:
 
 
 def preferred(group: PreferenceGroup) -> str:
-    """Return the text of a response that won and lost no judgement, else of the first that won, or of the only one."""
+    """Return the text of a response that won and lost no judgement, else of the first that won, or of the only one.
+
+    Of a response of several messages, only the first one is compared: a sampled response ends where the user answers.
+    """
     decided = [better_worse for j in group.judgements if (better_worse := sides(j))]
     losers = {worse for _, worse in decided}
     winners = [better for better, _ in decided] or [j.better for j in group.judgements] or [0]
-    return content(group.responses[next((i for i in winners if i not in losers), winners[0])])
+    response = group.responses[next((i for i in winners if i not in losers), winners[0])]
+    return content(response if isinstance(response, str) else response[:1])
 
 
 @dataclass(frozen=True, slots=True)

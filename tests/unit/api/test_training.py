@@ -17,7 +17,7 @@ import torch
 from tests.conftest import PAIRS, make_model, write_jsonl
 
 import preftune
-from preftune.api.settings import CommonSettings, DPOSettings, IterateSettings, PPOSettings, RewardSettings
+from preftune.api.settings import DPOSettings, IterateSettings, PPOSettings, RewardSettings, SFTSettings
 from preftune.config.load import dump
 from preftune.methods import dpo as dpo_method
 from preftune.train.display import Display
@@ -326,7 +326,7 @@ def test_config_classes_raise_the_same_messages() -> None:
 def test_the_typed_keywords_are_the_keys_of_the_configs() -> None:
     named = {"model", "data", "out", "loss", "reward"}
     for schema, keywords in (
-        (preftune.SFTConfig, CommonSettings),
+        (preftune.SFTConfig, SFTSettings),
         (preftune.DPOConfig, DPOSettings),
         (preftune.RewardConfig, RewardSettings),
         (preftune.PPOConfig, PPOSettings),

@@ -55,8 +55,18 @@ def test_arguments_that_fail_in_both_forms_report_the_first_error() -> None:
     assert "has no attribute 'items'" in result.fault.reason
 
 
-def test_arguments_written_as_a_quoted_string_are_noted() -> None:
-    assert QUOTED in encoded(ANY, json.dumps(ARGUMENTS)).notes
+def test_arguments_written_as_a_quoted_string_are_decoded_if_they_are_an_object() -> None:
+    quoted, expected = encoded(ANY, json.dumps(ARGUMENTS)), encoded(ANY, ARGUMENTS)
+    assert quoted.response_ids == expected.response_ids
+    assert AS_OBJECTS in quoted.notes
+    assert QUOTED not in quoted.notes
+    assert QUOTED in encoded(ANY, '["at", "the sea"]').notes
+    assert AS_OBJECTS in encoded(ANY, json.dumps(ARGUMENTS), in_prompt=True).notes
+
+
+def test_arguments_written_as_python_code_are_encoded() -> None:
+    template = TEXT.replace("call.function.arguments }}", "(call.function.arguments | string) }}")
+    assert encoded(template, ARGUMENTS).response_ids == encoded(template, json.dumps(ARGUMENTS)).response_ids
     assert QUOTED not in encoded(ANY, ARGUMENTS).notes
     assert QUOTED not in encoded(TEXT, json.dumps(ARGUMENTS)).notes
 

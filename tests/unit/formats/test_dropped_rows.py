@@ -56,9 +56,17 @@ DROPPED = [
         "chat-implicit",
         {
             "chosen": chat(("user", "1"), ("assistant", "a"), ("user", "2"), ("assistant", "b")),
-            "rejected": chat(("user", "1"), ("assistant", "c"), ("user", "2"), ("assistant", "d")),
+            "rejected": chat(("user", "1"), ("assistant", "c"), ("user", "2")),
         },
-        "several turns after the prompt",
+        "the response does not end with an assistant turn",
+    ),
+    (
+        "chat-implicit",
+        {
+            "chosen": chat(("system", "s"), ("user", "1"), ("assistant", "a")),
+            "rejected": chat(("system", "s"), ("user", "2"), ("assistant", "b")),
+        },
+        "prompts of chosen and rejected differ",
     ),
     ("preference", {"prompt": "p", "chosen": "a", "rejected": "b", "status": "tie"}, "tie"),
     ("votes", {"prompt": "p", "response_a": "x", "response_b": "y", "winner": "tie (bothbad)"}, "tie"),

@@ -286,7 +286,7 @@ def test_single_responses_of_public_data_sets_are_parsed(
 
 
 REFUSED = [
-    ("tools", {"prompt": ASK, "chosen": GOOD, "rejected": BAD, "tools": [{"name": "w"}]}, "'tools'"),
+    ("tools", {"prompt": ASK, "chosen": GOOD, "rejected": BAD, "tools": [{"of": "w"}]}, "'tools'"),
     ("images", {**PAIR, "images": ["x.png"]}, "'images'"),
     ("nvidia/HelpSteer2 ratings", {"prompt": P, "response": G, "helpfulness": 4, "verbosity": 2}, "'helpfulness'"),
     ("prompts only", {"prompt": P}, "no response"),

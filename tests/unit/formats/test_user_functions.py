@@ -129,12 +129,12 @@ def test_a_user_function_may_return_lists_numpy_numbers_or_a_generator(tmp_path:
 @pytest.mark.parametrize(
     ("second", "reason"),
     [
-        ([turn("assistant", "a"), turn("user", "b")], "several turns after the prompt"),
-        ([turn("assistant", "a"), turn("assistant", "b")], "several turns after the prompt"),
-        ([turn("user", "b")], "the response is not an assistant turn"),
+        ([turn("assistant", "a"), turn("user", "b")], "the response does not end with an assistant turn"),
+        ([turn("user", "b"), turn("assistant", "a")], "the response does not begin with an assistant turn"),
+        ([turn("user", "b")], "the response does not begin with an assistant turn"),
     ],
 )
-def test_a_chat_response_must_be_one_assistant_message(tmp_path: Path, second: Any, reason: str) -> None:
+def test_a_chat_response_must_begin_and_end_with_an_assistant_message(tmp_path: Path, second: Any, reason: str) -> None:
     """The rule applies to the format `groups` and to user functions."""
     good = {**GROUP, "prompt": [turn("user", "p")], "responses": [[turn("assistant", "x")], [turn("assistant", "y")]]}
     path = write_jsonl(tmp_path / "a.jsonl", [good, {**good, "responses": [[turn("assistant", "x")], second]}])

@@ -141,15 +141,43 @@ def test_the_suggested_winner_values_name_two_values(tmp_path: Path) -> None:
         better(tmp_path, [{**AB, "winner": 1}])
 
 
-def test_a_different_safer_response_is_noted(tmp_path: Path) -> None:
+def test_the_two_verdicts_of_pku_need_an_aspect_where_they_differ(tmp_path: Path) -> None:
     row = {"prompt": "p", "response_0": "x", "response_1": "y", "better_response_id": 0, "safer_response_id": 1}
-    path = str(write_jsonl(tmp_path / "rows.jsonl", [row, row | {"safer_response_id": 0}]))
-    groups, account = read_groups(path)
-    assert [group.responses[0] for group in groups] == ["x", "x"]
-    assert list(account.noted.values()) == [[f"{path}:1"]]
+    equal = row | {"safer_response_id": 0}
+    assert better(tmp_path, [equal]) == ["x"]
+    with pytest.raises(DataError, match=r"(?s)rows.jsonl:2: .*prefer different responses.*data.aspect=helpful.*=safe"):
+        better(tmp_path, [equal, row])
+    assert better(tmp_path, [equal, row], aspect="helpful") == ["x", "x"]
+    assert better(tmp_path, [equal, row], aspect="safe") == ["x", "y"]
     assert better(tmp_path, [row], columns={"winner": "safer_response_id"}) == ["y"]
     del row["better_response_id"]
     assert better(tmp_path, [row]) == ["y"]
+
+
+def test_half_uses_ties_with_probability_one_half(tmp_path: Path) -> None:
+    rows = [{**AB, "winner": "tie"}, {**AB, "winner": "b"}]
+    groups, account = read_rows(tmp_path, rows, ties="half")
+    assert [group.judgements[0].probability for group in groups] == [0.5, 1.0]
+    assert account.kept == 2
+    scored = {"prompt": "p", "chosen": "x", "rejected": "y", "score_chosen": 3, "score_rejected": 3}
+    [group], _ = read_rows(tmp_path, [scored], ties="half")
+    assert group.judgements[0].probability == 0.5
+    ranked = {"prompt": "p", "responses": ["x", "y", "z"], "scores": [1, 2, 1]}
+    [group], _ = read_rows(tmp_path, [ranked], ties="half")
+    assert {(j.better, j.worse, j.probability) for j in group.judgements} == {(1, 0, 1.0), (1, 2, 1.0), (0, 2, 0.5)}
+
+
+def test_ties_do_not_count_as_dropped_rows(tmp_path: Path) -> None:
+    tie, decided = {**AB, "winner": "tie"}, {**AB, "winner": "b"}
+    _, account = read_rows(tmp_path, [tie, tie, tie, decided])
+    account.check(0.0)
+    _, account = read_rows(tmp_path, [tie, tie, decided, {**AB, "winner": "b", "response_a": ""}])
+    account.check(0.5)
+    with pytest.raises(DataError, match=r"1 of 2 rows were dropped \(50%\)"):
+        account.check(0.4)
+    _, account = read_rows(tmp_path, [tie, tie])
+    with pytest.raises(DataError, match="none of the 2 rows can be used"):
+        account.check(1.0)
 
 
 @pytest.mark.parametrize(

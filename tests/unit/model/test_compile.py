@@ -74,6 +74,27 @@ def test_without_constant_all_lengths_share_one_compilation(graphs: list[Any]) -
     restore_attention(scorer.model)
 
 
+@pytest.mark.parametrize(("dtype", "more"), [(torch.bfloat16, False), (torch.float32, True)])
+def test_16_bit_blocks_run_the_code_of_training_without_gradients(
+    graphs: list[Any], dtype: torch.dtype, more: bool
+) -> None:
+    model = make_model(num_hidden_layers=1).to(dtype)
+    scorer = Scorer.of(model)
+    assert choose_layout(scorer, "shared")[0] == "shared"
+    compile_blocks(model)
+    [batch] = micro_batches(random_groups(4), Budget("shared", 1 << 20))
+    trained = logps(scorer, batch)
+    trained.sum_S.sum().backward()
+    number = len(graphs)
+    with torch.no_grad():
+        scored = logps(scorer, batch)
+    assert (len(graphs) > number) == more
+    assert trained.sum_S.requires_grad
+    assert not scored.token_N.requires_grad
+    assert torch.equal(scored.token_N, trained.token_N.detach())
+    restore_attention(model)
+
+
 def test_uncompiled_disables_compilation(graphs: list[Any]) -> None:
     scorer = compiled(constant=True)
     ids = torch.arange(3, 10)[None]

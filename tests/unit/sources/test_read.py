@@ -100,7 +100,7 @@ def test_json_lines_in_a_json_file_are_read(tmp_path: Path) -> None:
         ('[{"a": 1},\n{"a": ' + "1" * 5000 + ', "b": ]', ":2: broken JSON"),
         ('[{"a": 1},\n{"a": ' + "[" * 100_000, ":2: broken JSON: nested too deeply"),
         ('{"a": ' + "[" * 100_000, ":1: broken JSON: nested too deeply"),
-        ('[{"a": 1}]\n[{"a": 2}]', ":1: more text follows the list of records"),
+        ('[{"a": 1}]\n[{"a": 2}]', ":2: more text follows the list of records"),
         ("3", "neither a list of records"),
         ("", "neither a list of records"),
     ],

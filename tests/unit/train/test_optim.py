@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from preftune.config.schema import OptimConfig
 from preftune.errors import ConfigError
 from preftune.train.loop import _Clock
 from preftune.train.metrics import Tally
-from preftune.train.optim import Weights, build_optimizer, clip, lr_at, warmup_steps
+from preftune.train.optim import Weights, build_optimizer, clip, lr_at, moment_bytes, warmup_steps
 
 
 def test_warmup_is_a_share_or_a_number_of_steps() -> None:
@@ -55,6 +56,21 @@ def test_clipping_equals_that_of_torch() -> None:
     expected = nn.utils.clip_grad_norm_(parameters, 0.5)
     assert torch.equal(clip(ours, 0.5), expected)
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_bf16_moments_are_for_adamw() -> None:
+    with pytest.raises(ConfigError, match="applies to adamw only"):
+        OptimConfig(name="rmsprop", moments="bf16")
+
+
+@pytest.mark.parametrize("settings", [("adamw", "fp32"), ("adamw", "bf16"), ("rmsprop", "fp32")])
+def test_the_planned_bytes_are_those_of_the_optimizer_state(settings: tuple[Any, Any]) -> None:
+    master = torch.zeros(1000)
+    master.grad = torch.ones(1000)
+    optimizer = build_optimizer([master], settings[0], 1e-3, 0.0, settings[1])
+    optimizer.step()
+    held = sum(v.numel() * v.element_size() for v in optimizer.state[master].values() if v.numel() > 1)
+    assert held == 1000 * moment_bytes(*settings)
 
 
 def test_small_gradients_are_not_scaled() -> None:

@@ -72,7 +72,10 @@ def test_reward_and_kl_equal_those_of_transformers(tmp_path: Path, policies: tup
 def test_the_json_has_all_series_and_the_page_loads_nothing(tmp_path: Path, policies: tuple[str, str]) -> None:
     frontier.run(options(tmp_path, policies), tmp_path / "out", Display(quiet=True))
     facts = json.loads((tmp_path / "out" / "frontier.json").read_text())
-    chat = dict.fromkeys(("arguments", "moment", "thinking")) | {"as_chat": False, "allow_dropped_text": False}
+    chat = dict.fromkeys(("arguments", "moment", "thinking", "scored_turns", "system_message")) | {
+        "as_chat": False,
+        "allow_dropped_text": False,
+    }
     assert facts["settings"] == {
         "reference": policies[0],
         "policies": [policies[1]],

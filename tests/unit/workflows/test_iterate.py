@@ -6,9 +6,12 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
+import threading
 import time
+import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,15 +23,18 @@ import yaml
 from safetensors.torch import load_file, save_file
 from tests.conftest import write_jsonl
 
-from preftune.config.sampling import IterateConfig, PromptConfig, SampleConfig, StopConfig
-from preftune.config.schema import BatchConfig, LoraConfig, ModelConfig, OptimConfig
-from preftune.errors import ConfigError, ModelError, RunError
+from preftune.config.sampling import IterateConfig, PeopleConfig, PromptConfig, SampleConfig, StopConfig
+from preftune.config.schema import BatchConfig, DataConfig, LoraConfig, ModelConfig, OptimConfig
+from preftune.errors import ConfigError, DataError, ModelError, RunError, Stopped
 from preftune.lifecycle.open_policy import reward_models_fingerprint
 from preftune.measures.drift import figures
+from preftune.people.pairs import first_is_left
+from preftune.people.verdicts import Verdicts
 from preftune.rewards.reward import PromptResponse
 from preftune.train.display import Display
-from preftune.workflows import iterate
+from preftune.workflows import iterate, label
 from preftune.workflows.iterate import prompts_of_round, scores, stop_reason
+from preftune.workflows.label import LabelOptions
 
 KILLS = int(os.environ.get("PREFTUNE_KILLS", "4"))  # `make kills`: 20
 PROMPTS = ["the cat", "a dog", "once upon", "we can", "maybe", "the answer is"]
@@ -363,3 +369,92 @@ def test_a_dry_run_reports_the_number_of_requests_to_a_judge(
     settings = config(tmp_path, model_folder).model_copy(update={"reward": "judge:http://127.0.0.1:1,m"})
     iterate.run(settings, display=Display(), dry_run=True)
     assert f"reward: at most {6 * (2 * 6 + 3 * 8)} requests" in " ".join(capsys.readouterr().err.split())
+
+
+def people_config(tmp_path: Path, model: Path, **people: Any) -> IterateConfig:
+    settings = config(tmp_path, model, sample=SampleConfig(n=4, max_new_tokens=6, evaluation=2))
+    return settings.model_copy(update={"reward": "people", "people": PeopleConfig(**people)})
+
+
+def judge_round(folder: Path, seed: int, number: int | None = None) -> int:
+    """Judge `number` pairs of a round (None: all) for the response with more letters a. Return how many it has."""
+    judged = folder / "judged.jsonl"
+    options = LabelOptions(DataConfig(train=str(folder / "samples.jsonl")), seed=seed, votes=1)
+    pairs = label.read_pairs(options, Display(quiet=True)).pairs
+    with Verdicts(label.journal_of(judged), pairs, seed, 1) as verdicts:
+        for pair in pairs[:number]:
+            more = str(pair.first).count("a") - str(pair.second).count("a")
+            first = (more > 0) == first_is_left(pair.key, "ana", seed)
+            verdicts.judge("ana", pair.key, ("a" if first else "b") if more else "tie")
+    return len(pairs)
+
+
+def test_people_judge_every_round_with_the_printed_command(tmp_path: Path, model_folder: Path) -> None:
+    settings = people_config(tmp_path, model_folder, wait=False)
+    for number in (1, 2):
+        folder = tmp_path / "run" / f"round-0{number}"
+        for judged in (0, 2, None):  # nothing, some and all pairs
+            with pytest.raises(Stopped, match=r"label \S+samples.jsonl --out \S+judged.jsonl --votes 1") as stop:
+                iterate.run(settings, display=Display(quiet=True))
+            assert not (folder / "prefs.jsonl").exists()
+            seed = re.search(r"--seed (\d+)", str(stop.value))
+            judge_round(folder, int(seed[1]) if seed else 0, judged)
+    final = iterate.run(settings, display=Display(quiet=True))
+    assert (final / "model.safetensors").is_file()
+    lines = evaluations(tmp_path)
+    assert [line["step"] for line in lines] == [0, 1, 2]
+    assert all("objective/score" not in line and "objective/kl" in line for line in lines)
+    assert lines[1]["objective/kl"] > 0
+    pieces = json.loads((tmp_path / "run" / "manifest.json").read_text())["rounds"][1]["pieces"]
+    assert {"prefs.jsonl", "judged.verdicts.jsonl"} <= pieces.keys()
+
+
+def test_iterate_serves_the_page_and_waits(tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = people_config(tmp_path, model_folder).model_copy(update={"rounds": 1})
+
+    def post(url: str, name: str, body: Any) -> Any:
+        request = urllib.request.Request(url + name, json.dumps(body).encode(), {"Origin": url.rsplit("/", 2)[0]})
+        return json.load(urllib.request.urlopen(request))
+
+    def person(url: str) -> None:
+        state = json.load(urllib.request.urlopen(url + "state?annotator=ana"))
+        while state["pair"]:
+            body = {"annotator": "ana", "pair": state["pair"]["id"], "choice": "a"}
+            state = post(url, "verdict", body)
+        post(url, "finish", {})
+
+    class Watching(Display):
+        def say(self, text: str) -> None:
+            if text.strip().startswith("http"):
+                threading.Thread(target=person, args=(text.strip(),), daemon=True).start()
+
+    monkeypatch.setattr(label, "Display", Watching)
+    assert (iterate.run(settings, display=Display(quiet=True)) / "model.safetensors").is_file()
+
+
+def test_people_without_a_preference_are_an_error(tmp_path: Path, model_folder: Path) -> None:
+    settings = people_config(tmp_path, model_folder, wait=False)
+    with pytest.raises(Stopped):
+        iterate.run(settings, display=Display(quiet=True))
+    folder = tmp_path / "run" / "round-01"
+    number = judge_round(folder, 1, 0)
+    options = LabelOptions(DataConfig(train=str(folder / "samples.jsonl")), seed=1, votes=1)
+    pairs = label.read_pairs(options, Display(quiet=True)).pairs
+    assert len(pairs) == number
+    with Verdicts(label.journal_of(folder / "judged.jsonl"), pairs, 1, 1) as verdicts:
+        for pair in pairs:
+            verdicts.judge("ana", pair.key, "tie")
+    with pytest.raises(DataError, match="prefer no response"):
+        iterate.run(settings, display=Display(quiet=True))
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"reward": "length", "people": PeopleConfig(votes=2)}, "people needs reward=people"),
+        ({"reward": "people", "stop": StopConfig(gain=0.1)}, "stop.gain needs a reward"),
+    ],
+)
+def test_settings_that_have_no_effect_are_refused(sections: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        IterateConfig(model=ModelConfig(path="m"), data=PromptConfig(train="p.jsonl"), **sections)

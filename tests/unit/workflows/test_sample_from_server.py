@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.conftest import write_jsonl
-from tests.servers import Faulty, serving
+from tests.servers import Faulty, serving, transformers_serve
 
 import preftune.client as client_module
 from preftune.cli.main import run
@@ -55,42 +50,12 @@ def saved_in(part: Path) -> int:
     return sum("text" in row for row in rows(part))
 
 
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
-
-
 def sampling_copy(source: Path, folder: Path) -> Path:
     """Copy a model with do_sample: true, without which `transformers serve` decodes greedily."""
     shutil.copytree(source, folder)
     settings = json.loads((folder / "generation_config.json").read_text())
     (folder / "generation_config.json").write_text(json.dumps({**settings, "do_sample": True, "top_k": 0}))
     return folder
-
-
-@contextmanager
-def transformers_serve(folder: Path) -> Iterator[str]:
-    """Serve the model in `folder` from another process."""
-    pytest.importorskip("fastapi")
-    port = free_port()
-    code = "import sys; from transformers.cli.transformers import main; sys.argv[0] = 'transformers'; main()"
-    command = [sys.executable, "-c", code, "serve", str(folder), "--port", str(port)]
-    process = subprocess.Popen(
-        [*command, "--host", "127.0.0.1", "--device", "cpu"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    try:
-        for _ in range(600):
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=0.2).close()
-                break
-            except OSError:
-                assert process.poll() is None, "transformers serve ended"
-                time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(10)
 
 
 @pytest.mark.parametrize("real", [False, True])

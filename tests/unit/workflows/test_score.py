@@ -225,7 +225,10 @@ def test_the_table_shows_both_modes_and_their_difference(tmp_path: Path, models:
 def test_the_summary_records_the_settings(tmp_path: Path, models: dict[str, Path]) -> None:
     data, out = write_jsonl(tmp_path / "p.jsonl", PAIRS), tmp_path / "s.jsonl"
     unused = {"format": "auto", "max_length": None}
-    chat = dict.fromkeys(("arguments", "moment", "thinking")) | {"as_chat": False, "allow_dropped_text": False}
+    chat = dict.fromkeys(("arguments", "moment", "thinking", "scored_turns", "system_message")) | {
+        "as_chat": False,
+        "allow_dropped_text": False,
+    }
     score.run(options_of(models, data, max_length=100), out, QUIET)
     assert summary(out)["settings"] == {
         "policy": str(models["policy"]),

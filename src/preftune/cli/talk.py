@@ -1,0 +1,67 @@
+"""preftune chat."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from preftune.cli import options as opt
+
+
+def chat(
+    model: Annotated[str, typer.Argument(help="Run folder, model folder, adapter folder, checkpoint or Hub id.")],
+    beside: Annotated[
+        str | None, typer.Option(help="Second model, whose answers are shown beside those of the first.")
+    ] = None,
+    temperature: Annotated[
+        float, typer.Option(help="Sampling temperature. 0 always takes the most likely token.", min=0)
+    ] = 0.7,
+    top_p: Annotated[
+        float,
+        typer.Option(help="Sample from the most likely tokens whose probabilities add up to this.", min=1e-6, max=1),
+    ] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Sample from the k most likely tokens (0 = no limit).", min=0)] = 0,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", "--max-tokens", help="Maximum number of tokens per answer.", min=1)
+    ] = 512,
+    seed: opt.Seed = 0,
+    system: Annotated[str, typer.Option(help="System message.")] = "",
+    prefs: Annotated[
+        str | None, typer.Option(help="File to which /better appends preference pairs.", metavar="FILE.jsonl")
+    ] = None,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Continue your text, without the model's chat template.")
+    ] = False,
+    dtype: opt.Dtype = "auto",
+    chat_template: Annotated[
+        str | None,
+        typer.Option("--chat-template", "--template", help="Chat template: a .jinja file, or `dialogue`."),
+    ] = None,
+    chat_template_kwargs: opt.ChatTemplateKwargs = None,
+    quiet: opt.Quiet = False,
+) -> None:
+    """Talk to a model in the terminal, or to two side by side.
+
+    /help lists the commands, such as /better, which marks the better answer. Without a terminal, each line of stdin is
+    a message, and the answers are written to stdout.
+    """
+    from preftune.cli.settings import chat_options
+    from preftune.errors import ConfigError
+
+    arguments = chat_options(chat_template, chat_template_kwargs, False)["--chat-template-kwargs"]
+    if plain and (system or chat_template or arguments):
+        name = "--system" if system else "--chat-template" if chat_template else "--chat-template-kwargs"
+        raise ConfigError(f"{name} has no effect with --plain", where="preftune chat", fix="remove one of them")
+    from preftune.cli.torch_import import import_torch
+
+    display = import_torch(quiet)
+    from preftune.chat.open import ChatOptions
+    from preftune.model.generate import Sampling
+    from preftune.talk.run import Options, run
+    from preftune.talk.speakers import OpenOptions
+
+    models = (model, beside) if beside else (model,)
+    sampling = Sampling(1, max_new_tokens, temperature, top_p, top_k, seed)
+    opened = OpenOptions(models, dtype, chat_template, ChatOptions(arguments=arguments))
+    run(Options(opened, sampling, system, plain, prefs), display)

@@ -1,0 +1,112 @@
+"""The arguments of the training commands: a config file or none, options for the most frequent keys, and overrides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from preftune.config.commands import CONFIGS
+from preftune.config.hints import suggest
+from preftune.config.load import Places, apply_override, build, read_file
+from preftune.errors import ConfigError
+from preftune.sources.files import is_data_file
+
+
+def config_from(
+    method: str,
+    arguments: Sequence[str],
+    model: str | None = None,
+    data: Sequence[str] = (),
+    lora: bool = False,
+    out: str | None = None,
+) -> Any:
+    """Return the config of a training command.
+
+    The config file comes first, then the options, then the overrides `section.key=value`. Raises ConfigError that lists
+    every problem, and for a key that an option and an override set to different values.
+    """
+    command = "preftune data noise" if method == "noise" else f"preftune {method}"
+    overrides = [argument for argument in arguments if "=" in argument and not Path(argument).exists()]
+    files = [argument for argument in arguments if argument not in overrides]
+    if len(files) > 1:
+        what = f"{len(files)} config files: {', '.join(files)}"
+        raise ConfigError(what, where=command, fix="pass one config file, or none; data files follow --data")
+    if not (files or overrides or model or data):
+        fix = (
+            f"run {command} --model MODEL --data FILE, or {command} CONFIG.yaml; preftune init {method} writes a config"
+        )
+        raise ConfigError("there is neither a config file nor a model and data", where=command, fix=fix)
+    if files and not Path(files[0]).exists() and is_data_file(files[0]):
+        raise ConfigError("this is not a config file", where=files[0], fix=f"pass data as --data {files[0]}")
+    raw, places = read_file(files[0]) if files else ({}, {})
+    _apply_options(raw, places, {"--model": model, "--data": _one(data), "--out": out}, lora)
+    for override in overrides:
+        _require_same(raw, places, override)
+        apply_override(raw, places, override)
+    missing = "" if files else _missing(raw)
+    if missing:
+        raise ConfigError(f"{missing} is missing", where=command, fix=f"add {_OPTIONS[missing]}, or pass a config file")
+    return build(CONFIGS[method], raw, places, files[0] if files else command)
+
+
+KEYS = {"--model": ("model", "path"), "--data": ("data", "train"), "--out": ("out",)}
+_OPTIONS = {"model.path": "--model MODEL", "data.train": "--data FILE"}
+
+
+def _one(values: Sequence[str]) -> Any:
+    """Return the only value, a list of several, or None."""
+    return (values[0] if len(values) == 1 else list(values)) if values else None
+
+
+def _apply_options(raw: dict[str, Any], places: Places, options: dict[str, Any], lora: bool) -> None:
+    for option, value in options.items():
+        if value is None:
+            continue
+        *section, key = KEYS[option]
+        target = raw
+        for name in section:
+            if not isinstance(target.get(name), dict):
+                target[name] = {}
+            target = target[name]
+        target[key] = value
+        places[KEYS[option]] = option
+    if lora and not raw.get("lora"):
+        raw["lora"] = {}
+        places[("lora",)] = "--lora"
+
+
+def _require_same(raw: dict[str, Any], places: Places, override: str) -> None:
+    """Raise ConfigError if an option has set the key of `override` to a different value."""
+    name, _, value = override.partition("=")
+    path = tuple(name.split("."))
+    option = places.get(path, "")
+    if option.startswith("--") and path != ("lora",):
+        target: Any = raw
+        for part in path:
+            target = target[part]
+        if target != value:
+            what = f"{name} is set to {target} by {option} and to {value} by {override}"
+            raise ConfigError(what, where=option, fix="remove one of them")
+
+
+def _missing(raw: dict[str, Any]) -> str:
+    """Return the first required key that is not set."""
+    sections: dict[str, Any] = {
+        name: raw.get(name) if isinstance(raw.get(name), dict) else {} for name in ("model", "data")
+    }
+    if "path" not in (sections["model"] or {}) and not isinstance(raw.get("model"), str):
+        return "model.path"
+    return "data.train" if "train" not in (sections["data"] or {}) and not isinstance(raw.get("data"), str) else ""
+
+
+def unknown_option(arguments: Sequence[str], option: str) -> str:
+    """Return what to write instead of an option that a training command does not have, or ""."""
+    method = next((argument for argument in arguments if not argument.startswith("-")), "")
+    if method not in CONFIGS:
+        return ""
+    name = option.lstrip("-").partition("=")[0].replace("-", "_")
+    if "." in name:
+        return f"write {name}=VALUE, without dashes"
+    hint = suggest(CONFIGS[method], (name,))
+    return f"{hint} Config keys have no dashes: write SECTION.KEY=VALUE" if hint.startswith("did you mean") else ""

@@ -1,0 +1,145 @@
+"""Select rows by conditions on their columns, as data.where says: `score_ratio >= 2`, `source != evol`."""
+
+from __future__ import annotations
+
+import json
+import operator
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from preftune.errors import ConfigError, DataError, did_you_mean
+from preftune.formats.account import LEFT_OUT, Account
+from preftune.formats.values import as_number, kind_name
+from preftune.sources.rows import Row
+
+OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
+    ">=": operator.ge,
+    "<=": operator.le,
+    "!=": operator.ne,
+    "==": operator.eq,
+    ">": operator.gt,
+    "<": operator.lt,
+    "=": operator.eq,
+}
+CONDITION = re.compile(r"\s*(?P<column>[^<>=!]+?)\s*(?P<operator>>=|<=|!=|==|=|>|<)\s*(?P<value>.*?)\s*", re.DOTALL)
+MISSING = object()
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One condition. `path` is a column, or a column and the fields inside it (info.split)."""
+
+    text: str
+    path: tuple[str, ...]
+    operator: str
+    value: Any
+
+    def holds(self, row: Mapping[str, Any]) -> bool:
+        """Return whether a row with this column satisfies the condition. Raises ValueError if they cannot be compared.
+
+        Numbers are compared as numbers, also if the column is the text of a number. A missing value (null) satisfies
+        only `!=`.
+        """
+        value = self.found(row)
+        missing = value is None or value is MISSING
+        if missing or self.value is None:
+            same = missing and self.value is None
+            return not same if self.operator == "!=" else same and self.operator in ("==", "=")
+        number = None if isinstance(value, bool) else as_number(value)
+        if isinstance(self.value, bool) or isinstance(value, bool):
+            left, right = _truth(value), _truth(self.value)
+        elif number is not None and isinstance(self.value, int | float):
+            left, right = number, self.value
+        elif self.operator in ("==", "=", "!="):
+            left, right = str(value), str(self.value)
+        else:
+            raise ValueError(f"{'.'.join(self.path)!r} is {kind_name(value)} {value!r:.40}, which has no order")
+        return OPERATORS[self.operator](left, right)
+
+    def found(self, row: Mapping[str, Any]) -> Any:
+        """Return the value of the column, or MISSING."""
+        if ".".join(self.path) in row:
+            return row[".".join(self.path)]
+        value: Any = row
+        for name in self.path:
+            if not isinstance(value, Mapping) or name not in value:
+                return MISSING
+            value = value[name]
+        return value
+
+
+def _truth(value: Any) -> Any:
+    """Return true/false for the ways of writing them, else the text of the value."""
+    return {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}.get(
+        str(value).strip().lower(), str(value)
+    )
+
+
+def conditions(texts: Sequence[str]) -> tuple[Condition, ...]:
+    """Read the conditions of data.where. Raises ConfigError for one that cannot be read."""
+    return tuple(_condition(text) for text in texts)
+
+
+def _condition(text: str) -> Condition:
+    match = CONDITION.fullmatch(text)
+    if match is None or not match["value"]:
+        fix = 'write a column, one of >=, <=, ==, !=, >, < and a value, such as "score_ratio >= 2" or "source == evol"'
+        raise ConfigError(f"{text!r} is not a condition", where="data.where", fix=fix)
+    try:
+        value = json.loads(match["value"])
+    except ValueError:
+        value = match["value"].strip("'\"")
+    if isinstance(value, list | dict):
+        fix = "compare with a number, a text, true, false or null"
+        raise ConfigError(f"{text!r} compares with a {kind_name(value)}", where="data.where", fix=fix)
+    sign = match["operator"]
+    if sign not in ("==", "=", "!=") and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise ConfigError(
+            f"{text!r} compares with {match['value']}, which is not a number",
+            where="data.where",
+            fix="use == or != for texts, true, false and null",
+        )
+    return Condition(text.strip(), tuple(match["column"].split(".")), sign, value)
+
+
+@dataclass(slots=True)
+class Filter:
+    """The rows for which all conditions hold. Other rows are counted in the account."""
+
+    conditions: Sequence[Condition]
+    account: Account
+    seen: set[str] = field(default_factory=set)  # conditions whose column a row has
+    columns: dict[str, None] = field(default_factory=dict)
+
+    def rows(self, rows: Iterable[Row]) -> Iterator[Row]:
+        for row in rows:
+            failed = None if row.fault else self._failed(row)
+            if failed is None:
+                yield row
+            else:
+                self.account.read += 1
+                self.account.drop(f"{LEFT_OUT}{failed.text}", row.origin)
+
+    def _failed(self, row: Row) -> Condition | None:
+        """Return the first condition that does not hold, or None."""
+        self.columns.update(dict.fromkeys(row.value))
+        for condition in self.conditions:
+            if condition.found(row.value) is not MISSING:
+                self.seen.add(condition.text)
+            try:
+                if not condition.holds(row.value):
+                    return condition
+            except ValueError as error:
+                fix = "compare it with == or !=, or remove the condition"
+                raise DataError(f"{condition.text!r}: {error}", where=row.origin, fix=fix) from None
+        return None
+
+    def require_columns(self) -> None:
+        """Raise DataError for a condition on a column that no row has."""
+        for condition in self.conditions:
+            if self.columns and condition.text not in self.seen:
+                column = ".".join(condition.path)
+                what = f"data.where tests the column {column!r}, which no row has"
+                raise DataError(what, where=self.account.source, fix=did_you_mean(column, self.columns))

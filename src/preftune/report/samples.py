@@ -1,0 +1,101 @@
+"""Responses of a policy before and after training, from the folder `samples` of its run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from preftune.report.page import Piece, Section
+
+SHOWN = 6  # prompts in the report
+PRINTED = 2  # prompts at the end of a run
+MAX_TEXT = 1500  # characters of a text in the report
+MAX_LINE = 150  # characters of a text on a terminal
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A prompt, and responses to it as (what it is, text): before training, after it, and those of the data."""
+
+    prompt: str
+    origin: str
+    responses: tuple[tuple[str, str], ...]
+
+
+def comparisons(folder: Path, unit: str = "step") -> list[Comparison]:
+    """Return the prompts of the last evaluation of the run in `folder`; empty if it has saved no samples.
+
+    A run whose evaluations did not all have the same prompts has fewer responses for some of them.
+    """
+    steps = sorted((folder / "samples").glob("step-*.jsonl"))
+    if not steps:
+        return []
+    numbers = [int(path.stem.removeprefix("step-")) for path in steps]
+    by_prompt = {row["prompt"]: row for row in _rows(folder / "samples" / "data.jsonl")}
+    evaluations = [(n, {row["prompt"]: row for row in _rows(path)}) for n, path in zip(numbers, steps, strict=True)]
+    shown = evaluations[:1] + evaluations[1:][-1:]
+    result = []
+    for prompt in shown[-1][1]:
+        responses = [_sampled(f"{unit} {n}", rows[prompt]) for n, rows in shown if prompt in rows]
+        data = by_prompt.get(prompt, {})
+        responses += [(f"{r['kind']}: {r['tokens']} tokens", str(r["text"])) for r in data.get("responses", [])]
+        result.append(Comparison(prompt, str(data.get("origin", "")), tuple(responses)))
+    return result
+
+
+def samples_section(folder: Path, unit: str = "step") -> list[Section]:
+    """Return a section with some prompts and their responses; empty if the run has saved no samples."""
+    every = comparisons(folder, unit)
+    if not every:
+        return []
+    shaded: list[tuple[str, Sequence[Piece]]] = []
+    for number, one in enumerate(every[:SHOWN], start=1):
+        title = f"Prompt {number}" + (f" ({one.origin})" if one.origin else "")
+        shaded.append((title, [_piece(one.prompt, from_end=True)]))
+        shaded += [(title, [_piece(text)]) for title, text in one.responses]
+    text = (
+        f"Responses of the policy to the same prompts with the same random numbers, before and after training: "
+        f"{min(SHOWN, len(every))} of the {len(every)} prompts in the folder samples/."
+    )
+    return [Section("Samples before and after", text, shaded=shaded)]
+
+
+def before_and_after(folder: Path, unit: str = "step") -> list[str]:
+    """Return lines with the responses to two prompts, cut to one line each; empty without samples of two steps."""
+    lines: list[str] = []
+    for one in comparisons(folder, unit)[:PRINTED]:
+        sampled = [(title, text) for title, text in one.responses if title.startswith(unit)]
+        if len(sampled) == 2:
+            lines.append(f"  prompt: {one_line(one.prompt, from_end=True)}")
+            lines += [f"    {title}: {one_line(text)}" for title, text in sampled]
+    return ["samples before and after:", *lines] if lines else []
+
+
+def one_line(text: str, most: int = MAX_LINE, *, from_end: bool = False) -> str:
+    """Return a text as one line of at most `most` characters, without control characters."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    if len(line) <= most:
+        return line
+    return f"...{line[3 - most :]}" if from_end else f"{line[: most - 3]}..."
+
+
+def _sampled(when: str, row: dict[str, Any]) -> tuple[str, str]:
+    """Return the title and text of the first response of an evaluation."""
+    cut = "" if row["ended"][0] else ", cut off"
+    return f"{when}: {row['tokens'][0]} tokens{cut}", str(row["responses"][0])
+
+
+def _piece(text: str, *, from_end: bool = False) -> Piece:
+    if len(text) > MAX_TEXT:
+        rest = f"[{len(text) - MAX_TEXT:,} more characters]"
+        text = f"{rest} {text[-MAX_TEXT:]}" if from_end else f"{text[:MAX_TEXT]} {rest}"
+    return Piece(text or "(empty)", 0.0, "0", "")
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]

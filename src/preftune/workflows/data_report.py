@@ -1,0 +1,103 @@
+"""The report of `preftune data check` as JSON or as an HTML page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from preftune.files import write_json
+from preftune.findings.kinds import KINDS, Rate
+from preftune.formats.account import format_origins
+from preftune.report.page import Section, write_page
+from preftune.types import PreferenceGroup, content
+from preftune.workflows.check_data import Checked
+
+SHOWN_LINES = 50  # of each finding on the page; the JSON file has all
+SHOWN_CHARACTERS = 300
+
+
+def as_json(checked: Checked) -> dict[str, Any]:
+    """Return all counts with all origins."""
+    train, *others = checked.accounts
+    rows = {"format": train.format, "read": train.read, "kept": train.kept}
+    refusal = checked.refusal
+    bias = {name: asdict(value) for name, value in checked.findings.bias.items()}
+    other = {
+        "findings": checked.findings.as_json(),
+        "bias": bias,
+        "evaluation": {
+            a.source: {"read": a.read, "dropped": _lists(a.dropped), "noted": _lists(a.noted)} for a in others
+        },
+        "too_long_for_the_model": list(checked.too_long),
+        "refused": {"exit_code": refusal.exit_code, "message": str(refusal)} if refusal else None,
+    }
+    lists = {"dropped": _lists(train.dropped), "noted": _lists(train.noted)}
+    return {**rows, **lists, **asdict(checked.audit), **other}
+
+
+def _lists(origins: Any) -> dict[str, list[str]]:
+    return {reason: list(rows) for reason, rows in origins.items()}
+
+
+def write_report(path: Path, checked: Checked, lines: Sequence[str]) -> None:
+    """Write the report to a .json or .html file. `lines` is the printed report. Raises StorageError."""
+    if path.suffix == ".json":
+        write_json(path, as_json(checked))
+    else:
+        write_page(path, f"Data check: {checked.account.source}", _sections(checked, lines))
+
+
+def _sections(checked: Checked, lines: Sequence[str]) -> list[Section]:
+    findings, train, evaluation = checked.findings, checked.accounts[0].source, checked.accounts[-1].source
+    table = [("kind", "where", "rows", "share", "lines")]
+    for kind in KINDS:
+        for place, origins in findings.lines.get(kind, {}).items():
+            total = findings.responses.get(place)
+            share = f"{len(origins) / total:.1%}" if total else ""
+            source = evaluation if place == "evaluation" else train
+            table.append((kind, place, str(len(origins)), share, format_origins(origins, source, SHOWN_LINES)))
+    bias = [("property", "chosen", "rejected", "the chosen one has it, if only one has")]
+    bias += [
+        (name, _percent(b.chosen), _percent(b.rejected), _percent(b.preferred)) for name, b in findings.bias.items()
+    ]
+    none = ", ".join(kind for kind in KINDS if kind not in findings.lines)
+    sections = [
+        Section("Findings", f"No findings: {none}." if none else "", table if len(table) > 1 else ()),
+        Section("Length and format bias", "Shares with 95 % Wilson intervals.", bias if len(bias) > 1 else ()),
+        Section("Examples", "The first row of each kind.", code="\n\n".join(_examples(checked))),
+        Section("Report", code="\n".join(lines)),
+    ]
+    if checked.refusal:
+        sections.insert(0, Section("Training on these data fails", str(checked.refusal)))
+    return sections
+
+
+def _percent(rate: Rate | None) -> str:
+    if rate is None or rate.share is None:
+        return ""
+    return f"{rate.share:.1%} ({rate.low:.1%} to {rate.high:.1%}), n = {rate.total}"
+
+
+def _examples(checked: Checked) -> list[str]:
+    """Return the first row of each kind of finding, with its texts shortened."""
+    first: dict[str, list[str]] = {}
+    for kind, words in KINDS.items():
+        places = {place: origins for place, origins in checked.findings.lines.get(kind, {}).items() if origins}
+        places.pop("evaluation", None)
+        for origins in list(places.values())[:1]:
+            first.setdefault(origins[0], []).append(f"{kind}: {words}")
+    rows: dict[str, PreferenceGroup] = {}
+    for group in checked.groups:
+        if group.origin in first:
+            rows.setdefault(group.origin, group)
+    return [
+        "\n".join([*first[origin], origin, *(f"  {_short(text)}" for text in (group.prompt, *group.responses))])
+        for origin, group in rows.items()
+    ]
+
+
+def _short(text: Any) -> str:
+    whole = content(text)
+    return repr(whole[:SHOWN_CHARACTERS]) + (" ..." if len(whole) > SHOWN_CHARACTERS else "")

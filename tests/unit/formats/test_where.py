@@ -1,0 +1,112 @@
+"""Rows are selected by the conditions of data.where. Other rows are counted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.conftest import write_jsonl
+
+from preftune.data.prompts import read_prompts
+from preftune.data.read_groups import read_groups
+from preftune.errors import ConfigError, DataError
+from preftune.formats.parsers import Reading
+from preftune.formats.where import OPERATORS, conditions
+
+PAIR = {"prompt": "p", "chosen": "x", "rejected": "y"}
+
+
+def holds(text: str, row: dict[str, Any]) -> bool:
+    [condition] = conditions([text])
+    return condition.holds(row)
+
+
+@given(
+    st.sampled_from(sorted(OPERATORS)),
+    st.one_of(st.integers(-5, 5), st.floats(-5, 5)),
+    st.one_of(st.integers(-5, 5), st.floats(-5, 5)),
+    st.booleans(),
+)
+def test_numbers_are_compared_as_numbers(sign: str, left: float, right: float, as_text: bool) -> None:
+    cell = str(left) if as_text else left
+    assert holds(f"x {sign} {right}", {"x": cell}) == OPERATORS[sign](left, right)
+
+
+@pytest.mark.parametrize(
+    ("text", "row", "expected"),
+    [
+        ("source == evol", {"source": "evol"}, True),
+        ('source == "evol"', {"source": "evol"}, True),
+        ("source != evol", {"source": "evol"}, False),
+        ("source = evol", {"source": "Evol"}, False),
+        ("the source==a b", {"the source": "a b"}, True),
+        ("info.split == valid", {"info": {"split": "valid"}}, True),
+        ("info.split == valid", {"info.split": "valid"}, True),
+        ("safe == true", {"safe": True}, True),
+        ("safe == true", {"safe": "False"}, False),
+        ("safe == false", {"safe": 0}, True),
+        ("score >= 2", {"score": None}, False),
+        ("score != 2", {"score": None}, True),
+        ("score == null", {"score": None}, True),
+        ("score == null", {"score": 3}, False),
+        ("score != null", {"score": 3}, True),
+        ("score != null", {}, False),
+        ("score > null", {"score": 3}, None),
+        ("split == 1", {"split": "1.0"}, True),
+        ("x == ==", {"x": "=="}, True),
+    ],
+)
+def test_conditions(text: str, row: dict[str, Any], expected: bool | None) -> None:
+    if expected is None:
+        with pytest.raises(ConfigError, match="use == or != for texts"):
+            conditions([text])
+    else:
+        assert holds(text, row) == expected
+
+
+@pytest.mark.parametrize("text", ["score", "score >=", ">= 2", "x == [1]", "x > abc", "x < true"])
+def test_a_condition_that_cannot_be_read_is_an_error(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"data\.where: "):
+        conditions([text])
+
+
+def test_rows_are_left_out_with_a_count(tmp_path: Path) -> None:
+    rows = [{**PAIR, "score_ratio": ratio} for ratio in (1.0, 2.0, 3.5, 1.5)]
+    path = str(write_jsonl(tmp_path / "a.jsonl", rows))
+    groups, account = read_groups(path, Reading(where=("score_ratio >= 2",)))
+    assert [group.origin for group in groups] == [f"{path}:2", f"{path}:3"]
+    assert (account.read, account.kept) == (4, 2)
+    assert dict(account.dropped) == {"left out by data.where: not score_ratio >= 2": [f"{path}:1", f"{path}:4"]}
+    account.check(0.0)
+
+
+def test_prompts_are_selected_too(tmp_path: Path) -> None:
+    path = str(write_jsonl(tmp_path / "a.jsonl", [{"prompt": "a", "level": 1}, {"prompt": "b", "level": 2}]))
+    groups, account = read_prompts(path, Reading(where=("level >= 2",)))
+    assert [group.prompt for group in groups] == ["b"]
+    assert (account.read, account.kept) == (2, 1)
+    with pytest.raises(DataError, match="'size', which no row has"):
+        read_prompts(path, Reading(where=("size >= 2",)))
+
+
+def test_a_column_that_no_row_has_is_an_error(tmp_path: Path) -> None:
+    path = str(write_jsonl(tmp_path / "a.jsonl", [{**PAIR, "score_ratio": 2}]))
+    with pytest.raises(DataError, match=r"(?s)'score_ration', which no row has.*did you mean 'score_ratio'"):
+        read_groups(path, Reading(where=("score_ration >= 2",)))
+
+
+def test_a_text_without_order_is_an_error_with_its_row(tmp_path: Path) -> None:
+    path = str(write_jsonl(tmp_path / "a.jsonl", [{**PAIR, "level": "hard"}]))
+    with pytest.raises(DataError, match=r"a.jsonl:1: 'level > 2'"):
+        read_groups(path, Reading(where=("level > 2",)))
+
+
+def test_a_row_that_cannot_be_read_is_not_left_out_silently(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(PAIR | {"n": 1}) + "\n{broken\n")
+    with pytest.raises(DataError, match=r"a.jsonl:2: broken JSON"):
+        read_groups(str(path), Reading(where=("n == 1",)))
