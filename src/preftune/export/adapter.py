@@ -1,4 +1,4 @@
-"""An adapter folder that peft, transformers, `transformers serve` and vLLM load."""
+"""An adapter folder that peft, transformers and vLLM load. `transformers serve` 5.23 needs a full model folder."""
 
 from __future__ import annotations
 

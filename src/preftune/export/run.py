@@ -103,7 +103,7 @@ def to_merged(model: Exported, options: ExportOptions, out: Path, display: Displ
 def to_adapter(model: Exported, _: ExportOptions, out: Path, display: Display) -> None:
     """Write an adapter folder."""
     _adapter_folder(model, out)
-    display.say(f"done: adapter in {out}. Next: transformers serve {quote(str(out))}")
+    display.say(f"done: adapter in {out}. Next: load it with peft, or serve it: preftune export ... --to vllm")
 
 
 def to_vllm(model: Exported, options: ExportOptions, out: Path, display: Display) -> None:
