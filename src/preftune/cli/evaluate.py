@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
+from preftune.cli import benchmarks
 from preftune.cli import options as opt
 
 app = typer.Typer(help="Compare trained models.", no_args_is_help=True)
+app.command()(benchmarks.harness)
 
 
 @app.callback()

@@ -6,7 +6,7 @@ Each file has `results`: metric values by task, under names such as "acc,none" a
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,23 @@ from typing import Any
 FOLDER = "harness"  # in a run folder
 
 
-def result_files(run: Path) -> list[Path]:
-    """Return the result files of a run, the oldest first."""
-    return sorted((run / FOLDER).rglob("results*.json"), key=lambda path: (path.name, str(path)))
+def result_files(folder: Path, nested: bool = True) -> list[Path]:
+    """Return the result files in a run folder (`nested`) or in a folder of results, the oldest first."""
+    return sorted(
+        (folder / FOLDER if nested else folder).rglob("results*.json"), key=lambda path: (path.name, str(path))
+    )
 
 
 def rows(run: Path | None) -> list[tuple[str, ...]]:
-    """Return the newest value of each metric of each task with its standard error; empty without results."""
+    """Return the newest results in a run folder as a table; empty without results."""
+    return rows_of(result_files(run) if run else [])
+
+
+def rows_of(files: Sequence[Path]) -> list[tuple[str, ...]]:
+    """Return the last value of each metric of each task with its standard error; empty without results."""
     values: dict[tuple[str, str], tuple[str, str, str]] = {}
-    for path in result_files(run) if run else []:
-        with suppress(OSError, ValueError, TypeError, AttributeError):
+    for path in files:
+        with suppress(OSError, ValueError, TypeError, AttributeError, LookupError):
             content = json.loads(path.read_text(encoding="utf-8"))
             values |= read_results(content)
     if not values:
