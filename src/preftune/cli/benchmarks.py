@@ -31,3 +31,44 @@ def harness(
     from preftune.export.harness import HarnessOptions, run
 
     run(model, HarnessOptions(tasks, tasks_dir, few_shot, limit, chat, batch_size, dtype), out, display)
+
+
+def answers(
+    model: Annotated[
+        str, typer.Option(help="Model, run folder or checkpoint. With --server: the model's name on the server.")
+    ],
+    questions: Annotated[Path, typer.Option(help="Question file of the benchmark.")],
+    benchmark: Annotated[str, typer.Option(help="alpaca-eval, mt-bench or arena-hard.")],
+    out: Annotated[Path, typer.Option(help="File to write, in the format of the benchmark.")],
+    name: Annotated[str | None, typer.Option(help="Name of the model in the answers. By default: --model.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Sampling temperature. By default: 0; for mt-bench, by category.", min=0)
+    ] = None,
+    max_new_tokens: opt.MaxNewTokens = 1024,
+    max_questions: Annotated[int | None, typer.Option(help="Use only the first N questions.", min=1)] = None,
+    seed: opt.Seed = 0,
+    dtype: opt.Dtype = "auto",
+    chat_template: opt.ChatTemplate = None,
+    chat_template_kwargs: opt.ChatTemplateKwargs = None,
+    server: opt.ServerUrl = None,
+    api_key_env: opt.ApiKeyEnv = None,
+    concurrency: opt.Concurrency = 8,
+    timeout: opt.Timeout = 120.0,
+    server_settings: opt.ServerSettings = None,
+    quiet: opt.Quiet = False,
+) -> None:
+    """Answer the questions of AlpacaEval, MT-Bench or Arena-Hard. Rerun the same command to resume."""
+    from preftune.cli.settings import chat_options
+
+    options = chat_options(chat_template, chat_template_kwargs, False)
+    named = {"chat_template": options["--chat-template"], "chat_template_kwargs": options["--chat-template-kwargs"]}
+    from preftune.cli.torch_import import import_torch
+
+    display = import_torch(quiet)
+    from preftune.client import Client
+    from preftune.workflows.answers import AnswerOptions, run
+
+    client = Client.from_options(server, model, api_key_env, concurrency, timeout, server_settings)
+    chat = {key: value for key, value in named.items() if value is not None}
+    limits = (temperature, max_new_tokens, max_questions, seed, dtype)
+    run(AnswerOptions(model, benchmark, name or model, *limits, client, chat), questions, out, display)

@@ -12,6 +12,7 @@ from preftune.cli import options as opt
 
 app = typer.Typer(help="Compare trained models.", no_args_is_help=True)
 app.command()(benchmarks.harness)
+app.command()(benchmarks.answers)
 
 
 @app.callback()
