@@ -22,7 +22,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 
 AT_ONCE, RAISE, CHECK, NOTE = "at once", "raise", "check", "note"
@@ -186,16 +186,20 @@ def _report(state: _State) -> None:
         what = "the current operation ends" if state.mode == RAISE else "this step"
         after = "when" if state.mode == RAISE else "after"
         lost = "" if state.mode == RAISE else "; steps since the last checkpoint would be lost"
-        state.say(f"stopping {after} {what}; {AGAIN}{lost}")
+        # the reader of the output may be gone (a pipe to tee); an error here would end the run without a checkpoint
+        with suppress(BaseException):
+            state.say(f"stopping {after} {what}; {AGAIN}{lost}")
 
 
 def _end(code: int) -> None:
     """End the process at once. Files are written under temporary names, so none is left half-written."""
-    if sys.stderr is not None and sys.stderr.isatty():
-        os.write(2, b"\x1b[?25h\n")  # a progress bar hides the cursor
-    print_line("stopped before anything was done" if code == STOPPED else "stopped at once, as requested twice")
-    print_line("  next: rerun the same command" + " to resume" * (code == KILLED))
-    os._exit(code)
+    try:
+        if sys.stderr is not None and sys.stderr.isatty():
+            os.write(2, b"\x1b[?25h\n")  # a progress bar hides the cursor
+        print_line("stopped before anything was done" if code == STOPPED else "stopped at once, as requested twice")
+        print_line("  next: rerun the same command" + " to resume" * (code == KILLED))
+    finally:
+        os._exit(code)
 
 
 @contextmanager

@@ -230,9 +230,9 @@ def test_a_chat_in_a_terminal(models: Path, terminal: Any, tmp_path: Path) -> No
     chat.type("\x04")
     assert chat.end() == 0
     messages = json.loads((tmp_path / "talk.jsonl").read_text())["messages"]
-    asked = [message["content"] for message in messages if message["role"] == "user"]
-    assert asked[-3:] == ["the cat", "a dog", "a dog"]
-    assert set(asked[:-2]) == {"the cat"}
+    questions = [message["content"] for message in messages if message["role"] == "user"]
+    assert questions[-3:] == ["the cat", "a dog", "a dog"]
+    assert set(questions[:-2]) == {"the cat"}
 
 
 def test_two_models_in_a_terminal_answer_side_by_side(models: Path, terminal: Any, tmp_path: Path) -> None:

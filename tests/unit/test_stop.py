@@ -215,3 +215,15 @@ with stop.guard(), stop.interruptible():
 """
     )
     assert (done.stdout, done.returncode) == ("True False\n", 0), done.stderr
+
+
+def test_an_output_whose_reader_is_gone_does_not_end_the_run() -> None:
+    """Ctrl-C also stops the reader of a pipe, and rich turns the broken pipe into SystemExit."""
+
+    def say(_line: str) -> None:
+        raise SystemExit(1)
+
+    with stop.guard(say), stop.between_checks(say):
+        send(signal.SIGINT)
+        with pytest.raises(stop.StopRequest):
+            stop.check()

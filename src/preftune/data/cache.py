@@ -51,7 +51,8 @@ def data_folder() -> Path:
 def code_version() -> str:
     """Return a hash of the source code that decides what an entry contains."""
     package, hashed = Path(__file__).parents[1], hashlib.sha256()
-    for name in ("types.py", "resolve.py", "sources", "formats", "chat", "data"):
+    converters = ("methods/sft.py", "methods/reward.py", "model/reference_cache.py", "model/scalar.py")  # see derive
+    for name in ("types.py", "resolve.py", "sources", "formats", "chat", "data", "lifecycle/data.py", *converters):
         path = package / name
         for file in sorted(path.glob("*.py")) if path.is_dir() else [path]:
             hashed.update(file.name.encode() + file.read_bytes())

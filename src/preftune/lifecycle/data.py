@@ -107,6 +107,10 @@ def _read_into(folder: Path, key: str, config: DataConfig, reading: Reading, con
         return groups, account
 
     parts = _split(config, read, config.allow_overlap)
+    sources = _sources(config)
+    if fingerprint(sources) != content:  # else the rows would be stored under the hash of other rows
+        what, fix = "the data changed while they were read", "wait until the files are complete, and rerun the command"
+        raise DataError(what, where=", ".join(sources), fix=fix)
     if isinstance(parts.train, list) and isinstance(parts.separate, list):
         return parts.data(content)
     for groups, name in ((parts.train, TRAIN), (parts.separate, HELD_OUT)):

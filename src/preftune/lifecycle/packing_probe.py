@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from preftune import stop
 from preftune.data.layout import LayoutName, batch_of
 from preftune.errors import ModelError
 from preftune.lifecycle.kernel_probe import kernel_difference
@@ -42,6 +43,7 @@ from preftune.model.attention import (
 from preftune.model.excerpt import HALF, choose_layers, excerpt, in_fp32
 from preftune.model.load import id_list, max_positions
 from preftune.model.logprobs import Scorer, hidden_states
+from preftune.model.memory import out_of_memory
 from preftune.types import Batch, TokenGroup
 
 LAYERS = {"full_attention", "sliding_attention"}
@@ -181,6 +183,8 @@ def _shared(
         with record_attention_calls() as calls:
             actual = measure(model, batch, dtype, gradient)
     except Exception as error:
+        if out_of_memory(error) or stop.caused(error):
+            raise
         first = str(error).splitlines()[0] if str(error) else ""
         raise _NotPackedError(f"a packed batch fails: {type(error).__name__}: {first}") from error
     if _number_of_calls(calls, len(batch.ids_T)) != layers:

@@ -78,8 +78,8 @@ def make_reference(
             compile_blocks(frozen.scorer.model, policy.budget.constant)
         return frozen
     code = "+compiled" if compiled else ""
-    if compiled and policy.model.dtype != torch.float32:
-        code = "+compiled for training"  # see model.compile.training_graph
+    if policy.model.dtype != torch.float32:  # a GPU rounds differently; see also model.compile.training_graph
+        code = f"+compiled for training on {scorer.device.type}" if compiled else f" on {scorer.device.type}"
     store = Store(store_key(weights, policy.model.dtype, policy.budget.layout + code))
     for damaged in store.damaged:
         display.say(f"reference cache: ignored the damaged file {damaged}; its log-probs are computed again")

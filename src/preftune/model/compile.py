@@ -90,8 +90,9 @@ def training_graph(model: Any) -> Iterator[None]:
     """Run compiled 16-bit blocks with the code of training, even where no gradient is needed.
 
     torch.compile builds other code for a forward pass without gradients. The two round differently: in bf16, by a few
-    hundredths of a nat per response. With the same code, policy and reference are equal before the first step, and the
-    blocks are compiled once instead of twice. The activations of one micro-batch are in memory, as in training.
+    hundredths of a nat per response. With the same code, policy and cached reference are equal before the first step,
+    and the blocks are compiled once instead of twice. It has no effect on a model without trainable weights (a frozen
+    reference, or one without its adapter). The activations of one micro-batch are in memory, as in training.
     """
     half = next(iter(model.parameters())).dtype in (torch.bfloat16, torch.float16)
     if torch.is_grad_enabled() or not half or not is_compiled(model):

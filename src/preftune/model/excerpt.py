@@ -114,17 +114,22 @@ def in_fp32(model: Any) -> Iterator[None]:
     base = base_of(model)
     every = blocks(base)
     apart = {id(m) for part in (*every, base.get_input_embeddings(), output_layer(base)) for m in part.modules()}
-    around = _widen(module for module in base.modules() if id(module) not in apart)
+    # every list of originals is registered before the first tensor is replaced: Ctrl-C may arrive at any moment
+    around: list[_Stored] = []
     inside: dict[int, list[_Stored]] = {}
 
     def before(layer: nn.Module, _args: Any) -> None:
-        inside[id(layer)] = _widen(layer.modules())
+        _widen(layer.modules(), inside.setdefault(id(layer), []))
 
     def after(layer: nn.Module, _args: Any, _output: Any) -> None:
-        _restore(inside.pop(id(layer)))
+        _restore(inside[id(layer)])
+        del inside[id(layer)]
 
-    handles = [h for b in every for h in (b.register_forward_pre_hook(before), b.register_forward_hook(after))]
+    handles: list[Any] = []
     try:
+        _widen((module for module in base.modules() if id(module) not in apart), around)
+        for block in every:
+            handles += [block.register_forward_pre_hook(before), block.register_forward_hook(after)]
         yield
     finally:
         for handle in handles:
@@ -136,9 +141,8 @@ def in_fp32(model: Any) -> Iterator[None]:
 _Stored = tuple[dict[str, Any], str, Tensor]
 
 
-def _widen(modules: Iterable[nn.Module]) -> list[_Stored]:
-    """Replace bf16 and fp16 tensors of the modules with copies in fp32, and return the originals."""
-    stored: list[_Stored] = []
+def _widen(modules: Iterable[nn.Module], stored: list[_Stored]) -> None:
+    """Replace bf16 and fp16 tensors of the modules with copies in fp32, and add the originals to `stored`."""
     for module in modules:
         for tensors in cast(list[dict[str, Any]], [module._parameters, module._buffers]):
             for name, tensor in tensors.items():
@@ -146,7 +150,6 @@ def _widen(modules: Iterable[nn.Module]) -> list[_Stored]:
                     stored.append((tensors, name, tensor))
                     wide = tensor.detach().float()
                     tensors[name] = nn.Parameter(wide, False) if isinstance(tensor, nn.Parameter) else wide
-    return stored
 
 
 def _restore(stored: Iterable[_Stored]) -> None:

@@ -134,9 +134,9 @@ def multiplied_as_bf16(allowed: bool) -> Iterator[None]:
     """Let the CPU round the inputs of fp32 matrix products to bf16 inside the block. Sums and results stay fp32."""
     settings: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = settings.fp32_precision
-    if allowed:
-        settings.fp32_precision = "bf16"
     try:
+        if allowed:
+            settings.fp32_precision = "bf16"
         yield
     finally:
         settings.fp32_precision = before

@@ -123,8 +123,9 @@ def batch_keys(batch: Batch) -> list[bytes]:
 
 
 def store_key(weights: str, dtype: torch.dtype, layout: str) -> str:
-    """Return the folder name of a model's store. The version (2) changes when the arithmetic of scoring changes."""
-    return hashlib.sha256(f"2 {weights} {dtype} {layout}".encode()).hexdigest()[:32]
+    """Return the folder name of a model's store. The version changes when the arithmetic of scoring changes."""
+    version = 2 if dtype == torch.float32 else 3  # 3: the logits of 16-bit models are fp32 on every device
+    return hashlib.sha256(f"{version} {weights} {dtype} {layout}".encode()).hexdigest()[:32]
 
 
 @torch.no_grad()

@@ -271,6 +271,23 @@ def test_rows_in_memory_have_an_entry_by_their_content(monkeypatch: pytest.Monke
     assert len(entries()) == 4
 
 
+def test_data_that_change_while_they_are_read_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"prompt": "p", "chosen": "x", "rejected": "y"}])
+    original = module.read_groups
+
+    def reading_while_written(*arguments: Any) -> Any:
+        result = original(*arguments)
+        with Path(path).open("a") as file:
+            file.write('{"prompt": "q", "chosen": "x", "rejected": "y"}\n')
+        return result
+
+    monkeypatch.setattr(module, "read_groups", reading_while_written)
+    with pytest.raises(DataError, match=r"a.jsonl: the data changed while they were read"):
+        read_data(DataConfig(train=str(path)))
+    monkeypatch.setattr(module, "read_groups", original)
+    assert len(read_data(DataConfig(train=str(path))).train) == 2
+
+
 def test_few_groups_stay_in_memory(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spool, "SMALL", 60)
     text = read_data(config(source, eval=0.2))

@@ -177,10 +177,10 @@ def test_torch_without_a_limit_per_compilation_gets_a_global_one(monkeypatch: py
         return model
 
     monkeypatch.setattr(torch, "compile", old_compile)
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
-    compile_blocks(make_model())
-    assert received == [{"dynamic": True}] * 2
-    assert torch._dynamo.config.recompile_limit == 64
+    with torch._dynamo.config.patch(recompile_limit=8):  # monkeypatch would delete the setting when it restores it
+        compile_blocks(make_model())
+        assert received == [{"dynamic": True}] * 2
+        assert torch._dynamo.config.recompile_limit == 64
 
 
 def test_rows_are_padded_to_constant_lengths_only_on_a_cpu() -> None:

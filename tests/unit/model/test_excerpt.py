@@ -67,6 +67,26 @@ def test_an_excerpt_has_short_windows() -> None:
     assert {getattr(layer.self_attn, "sliding_window", SHORT_WINDOW) for layer in blocks(small)} == {SHORT_WINDOW}
 
 
+def test_an_interruption_while_weights_are_converted_restores_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model().to(torch.bfloat16)
+    before = {name: id(parameter) for name, parameter in model.named_parameters()}
+    for allowed in range(0, 12, 3):
+        count, convert = 0, torch.Tensor.float
+
+        def interrupted(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal count
+            count += 1
+            if count > allowed:  # noqa: B023
+                raise KeyboardInterrupt
+            return convert(tensor)  # noqa: B023
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):  # noqa: PT012
+            patch.setattr(torch.Tensor, "float", interrupted)
+            with torch.no_grad(), in_fp32(model):
+                model(input_ids=torch.ones((1, 4), dtype=torch.long))
+        assert {name: id(parameter) for name, parameter in model.named_parameters()} == before
+
+
 def test_a_model_inside_in_fp32_computes_in_fp32_and_is_restored() -> None:
     """Also after an exception in the middle of a layer."""
     model = make_model().to(torch.bfloat16)
