@@ -7,7 +7,7 @@
       RunError                 5  checkpoint or run folder
       NumericError             6  training stopped: a number is not finite, or a numerical check failed
       StorageError             7  storage or permission
-      IncompleteError          9  samples or verdicts are missing; completed results are saved
+      IncompleteError          9  samples, verdicts or another program are missing; completed results are saved
       Stopped                 75  stopped on request; rerun the same command to resume
 
 A message says where, what happened, why it matters and what to do: `where: what`, then indented lines with `why` and
@@ -72,7 +72,8 @@ class StorageError(PreftuneError, OSError):
 
 
 class IncompleteError(PreftuneError, RuntimeError):
-    """Some requests to a server failed. Completed results are saved; rerun the same command to request the rest."""
+    """Some requests to a server failed, or a program is not installed. Completed results are saved; the message says how
+    to get the rest."""
 
     exit_code = 9
 
