@@ -72,8 +72,7 @@ class StorageError(PreftuneError, OSError):
 
 
 class IncompleteError(PreftuneError, RuntimeError):
-    """Some requests to a server failed, or a program is not installed. Completed results are saved; the message says how
-    to get the rest."""
+    """Some requests to a server failed, or a program is missing. Completed results are saved; rerun for the rest."""
 
     exit_code = 9
 
