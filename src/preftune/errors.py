@@ -17,10 +17,13 @@ A message says where, what happened, why it matters and what to do: `where: what
 from __future__ import annotations
 
 import difflib
+import re
+import shlex
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 class PreftuneError(Exception):
@@ -30,8 +33,8 @@ class PreftuneError(Exception):
     label = "fix"
 
     def __init__(self, what: str, *, where: str = "", why: str = "", fix: str = "") -> None:
-        self.what, self.where, self.why, self.fix = what, where, why, fix
-        lines = [f"{where}: {what}" if where else what, why and f"  {why}", fix and f"  {self.label}: {fix}"]
+        self.what, self.where, self.why, self.fix = what, where, why, for_shell(fix)
+        lines = [f"{where}: {what}" if where else what, why and f"  {why}", fix and f"  {self.label}: {self.fix}"]
         super().__init__("\n".join(filter(None, lines)))
 
 
@@ -112,3 +115,44 @@ def did_you_mean(name: str, valid_names: Iterable[str]) -> str:
     names = sorted(valid_names)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"valid names: {', '.join(names) or 'none'}"
+
+
+# KEY={...} or KEY=[...]: braces and brackets have a meaning in shells. The second part is text that is quoted already.
+SETTING_WITH_BRACES = re.compile(r"""(?<!['"\w.])([\w.-]+=(?:\{[^{}]*\}|\[[^\[\]]*\]))(?!['"])""")
+
+
+def for_shell(text: str) -> str:
+    """Put quotes around the settings in `text` that have braces or brackets, so that they can be pasted in a shell."""
+    return SETTING_WITH_BRACES.sub(lambda match: shlex.quote(match[1]), text)
+
+
+def one_of(values: Sequence[str]) -> str:
+    """Return "a, b or c"."""
+    return " or ".join([", ".join(values[:-1]), values[-1]] if len(values) > 1 else values)
+
+
+def plain_problem(error: Mapping[str, Any]) -> str:
+    """Return what pydantic expects in `error`, an entry of `ValidationError.errors()`, in plain words."""
+    kind, context = str(error["type"]), error.get("ctx", {})
+    if kind == "literal_error":
+        names = re.findall("'([^']*)'", context["expected"])
+        return f"must be {one_of(names)}"
+    if kind in EXPECTED:
+        return f"must be {EXPECTED[kind]}"
+    if kind in LIMITS:
+        word, name = LIMITS[kind]
+        return f"must be {word} {context[name]:g}"
+    message = str(error["msg"])
+    return message.removeprefix("Value error, ") if kind == "value_error" else f"not valid: {message}"
+
+
+EXPECTED = {
+    "bool_type": "true or false", "bool_parsing": "true or false", "float_type": "a number", "string_type": "text",
+    "float_parsing": "a number", "finite_number": "a finite number", "int_type": "a whole number",
+    "int_parsing": "a whole number", "int_from_float": "a whole number", "int_parsing_size": "a smaller number",
+    "list_type": "a list", "tuple_type": "a list", "dict_type": "a mapping, e.g. {a: b}", "none_required": "null",
+}  # fmt: skip
+LIMITS = {
+    "greater_than": ("above", "gt"), "greater_than_equal": ("at least", "ge"), "less_than": ("below", "lt"),
+    "less_than_equal": ("at most", "le"),
+}  # fmt: skip

@@ -20,7 +20,7 @@ from typing import Any, get_args, get_type_hints
 from pydantic import ConfigDict, ValidationError, create_model
 
 from preftune import in_memory
-from preftune.errors import ConfigError, PreftuneError, did_you_mean
+from preftune.errors import ConfigError, PreftuneError, did_you_mean, plain_problem
 
 USER_MODULE = "preftune_user_"  # prefix of the module name of every user file
 #: Exceptions of user code that are reported as errors. SystemExit is one: it would end the run with its own exit code.
@@ -211,5 +211,5 @@ def bind(function: Callable[..., Any], settings: Mapping[str, Any], where: str, 
     except ValidationError as error:
         first = error.errors()[0]
         at = ".".join(str(part) for part in first["loc"])
-        what, fix = f"{first['msg']}, got {first['input']!r}", f"set {at} to a valid value"
+        what, fix = f"{plain_problem(first)}, got {first['input']!r}", f"set {at} to a valid value"
         raise ConfigError(what, where=f"{where}.{at}", fix=fix) from None

@@ -83,7 +83,7 @@ def test_prompts_that_are_too_long_are_dropped_and_counted(
         ("score", "ignore=[x]", "did you mean data.ignore?"),
         ("score", "model.path=x", "'model.path' is not a setting of data; valid names: data"),
         ("score", "pairs.jsonl", "this is not a setting; write data.KEY=VALUE"),
-        ("score", "data.max_length=1", "data.max_length: should be greater than or equal to 2"),
+        ("score", "data.max_length=1", "data.max_length: must be at least 2"),
         ("sample", "data.pairs=adjacent", "preftune sample does not use data.pairs"),
         ("frontier", "data.overlong=drop", "preftune eval frontier does not use data.overlong"),
         ("winrate", "data.max_prompt_length=5", "preftune eval winrate does not use data.max_prompt_length"),

@@ -42,7 +42,18 @@ def test_options_replace_the_keys_of_the_file_and_overrides_add_to_them(tmp_path
         (["prefs.jsonl"], {}, r"not a config file(.|\n)*--data prefs.jsonl"),
         (["model.path=b"], {"model": "a", "data": ["d"]}, "set to a by --model and to b by model.path=b"),
         (["none.yaml"], {}, "no such config file"),
+        (["none.yaml"], {}, r"run preftune dpo --model MODEL --data FILE, which needs no file"),
         (["bta=0.1"], {"model": "a", "data": ["d"]}, "unknown key 'bta'"),
+        (
+            ["optim.lr=x", "loss.bta=1"],
+            {"model": "a", "data": ["d"]},
+            r"optim.lr(.|\n)*loss.bta(.|\n)*did you mean 'beta'",
+        ),
+        (
+            ["optim.lr=x", "loss=dpoo"],
+            {"model": "a", "data": ["d"]},
+            r"optim.lr(.|\n)*loss.name(.|\n)*did you mean 'dpo'",
+        ),
     ],
 )
 def test_wrong_arguments_are_one_error(arguments: list[str], options: dict[str, Any], message: str) -> None:
@@ -60,7 +71,10 @@ def test_the_same_value_twice_is_accepted() -> None:
         (["dpo", "--learning-rate", "1e-5"], "did you mean optim.lr?"),
         (["dpo", "--beta=0.1"], "did you mean loss.beta?"),
         (["sft", "--num_train_epochs", "3"], "did you mean train.epochs?"),
-        (["dpo", "--optim.lr=1"], "write optim.lr=VALUE, without dashes"),
+        (["dpo", "--optim.lr=1"], "write optim.lr=1, without dashes"),
+        (["dpo", "--learning-rate", "1e-5"], "write optim.lr=1e-5\n"),
+        (["dpo", "--batch-size=8"], "write batch.pairs=8\n"),
+        (["ppo", "--batch-size"], "write rollout.prompts=VALUE\n"),
     ],
 )
 def test_an_unknown_option_names_the_config_key(
@@ -104,3 +118,15 @@ def test_names_of_torch_are_accepted(name: str, dtype: str) -> None:
 def test_float16_is_refused_with_a_reason() -> None:
     with pytest.raises(ConfigError, match="float16 is not supported, because its gradients overflow"):
         ModelConfig(path="m", dtype="float16")  # type: ignore[arg-type]
+
+
+def test_a_model_folder_in_place_of_a_config_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=f"pass models as --model {tmp_path}"):
+        config_from("dpo", [str(tmp_path)])
+
+
+def test_the_config_files_of_the_folder_are_offered_for_a_missing_one(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("")
+    with pytest.raises(ConfigError, match=f"pass one of {tmp_path}/mine.yaml"):
+        config_from("dpo", [str(tmp_path / "my.yaml")])

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
 
-from preftune.errors import DataError, PreftuneError, Stopped, StorageError, did_you_mean, require_writable
+from preftune.errors import (
+    DataError,
+    PreftuneError,
+    Stopped,
+    StorageError,
+    did_you_mean,
+    for_shell,
+    require_writable,
+)
 
 
 def test_place_reason_and_fix_are_on_separate_lines() -> None:
@@ -40,3 +49,23 @@ def test_a_path_below_a_file_is_not_writable(tmp_path: Path) -> None:
 def test_require_writable_creates_nothing(tmp_path: Path) -> None:
     require_writable(tmp_path / "new" / "folder")
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("fix", "shown"),
+    [
+        ("set data.columns={prompt: q, chosen: a}, or", "set 'data.columns={prompt: q, chosen: a}', or"),
+        ('write data.columns={prompt: "my q"}; or', "write 'data.columns={prompt: \"my q\"}'; or"),
+        ("set track=[tensorboard]", "set 'track=[tensorboard]'"),
+        ("write 'data.columns={a: b}'", "write 'data.columns={a: b}'"),
+        ("set loss.beta=0.1", "set loss.beta=0.1"),
+        ("write `model: {path: ...}`", "write `model: {path: ...}`"),
+    ],
+)
+def test_a_fix_with_braces_can_be_pasted_in_a_shell(fix: str, shown: str) -> None:
+    assert PreftuneError("no", fix=fix).fix == shown
+
+
+def test_a_quoted_setting_reaches_the_program_unchanged() -> None:
+    setting = """data.columns={prompt: "it's"}"""
+    assert shlex.split(for_shell(setting)) == [setting]

@@ -37,8 +37,8 @@ def config_from(
             f"run {command} --model MODEL --data FILE, or {command} CONFIG.yaml; preftune init {method} writes a config"
         )
         raise ConfigError("there is neither a config file nor a model and data", where=command, fix=fix)
-    if files and not Path(files[0]).exists() and is_data_file(files[0]):
-        raise ConfigError("this is not a config file", where=files[0], fix=f"pass data as --data {files[0]}")
+    if files:
+        _require_config_file(files[0], method, command)
     raw, places = read_file(files[0]) if files else ({}, {})
     _apply_options(raw, places, {"--model": model, "--data": _one(data), "--out": out}, lora)
     for override in overrides:
@@ -47,7 +47,41 @@ def config_from(
     missing = "" if files else _missing(raw)
     if missing:
         raise ConfigError(f"{missing} is missing", where=command, fix=f"add {_OPTIONS[missing]}, or pass a config file")
-    return build(CONFIGS[method], raw, places, files[0] if files else command)
+    return build(CONFIGS[method], raw, places, files[0] if files else command, lambda: _loss_problems(raw.get("loss")))
+
+
+def _loss_problems(loss: Any) -> list[str]:
+    """Return the problems of a loss and its parameters. They need torch, so they are only read with other problems."""
+    from preftune.config.schema import check_loss, read_loss, terms_of
+
+    try:
+        terms = terms_of(check_loss(read_loss(loss))) if loss is not None else []
+    except ValueError:  # the schema has reported it
+        return []
+    from preftune.methods.objective import bind_objective
+
+    try:
+        bind_objective(terms) if terms else None
+    except ConfigError as error:
+        return [str(error)]
+    return []
+
+
+def _require_config_file(file: str, method: str, command: str) -> None:
+    """Raise ConfigError for a data file, a model folder and a file that does not exist."""
+    path = Path(file)
+    if is_data_file(file):
+        raise ConfigError("this is not a config file", where=file, fix=f"pass data as --data {file}")
+    if (path / "config.json").is_file() or (path / "manifest.json").is_file():
+        raise ConfigError("this is a model, not a config file", where=file, fix=f"pass models as --model {file}")
+    if not path.exists():
+        folder = path.parent if path.parent.is_dir() else Path()
+        names = sorted(str(name) for name in folder.glob("*.y*ml"))[:8]
+        check = f"pass one of {', '.join(names)}" if names else "check the path"
+        fix = (
+            f"{check}; or run {command} --model MODEL --data FILE, which needs no file; or write one with preftune init"
+        )
+        raise ConfigError("no such config file", where=file, fix=f"{fix} {method}")
 
 
 KEYS = {"--model": ("model", "path"), "--data": ("data", "train"), "--out": ("out",)}
@@ -107,6 +141,18 @@ def unknown_option(arguments: Sequence[str], option: str) -> str:
         return ""
     name = option.lstrip("-").partition("=")[0].replace("-", "_")
     if "." in name:
-        return f"write {name}=VALUE, without dashes"
+        return f"write {name}={_value_after(arguments, option) or 'VALUE'}, without dashes"
     hint = suggest(CONFIGS[method], (name,))
-    return f"{hint} Config keys have no dashes: write SECTION.KEY=VALUE" if hint.startswith("did you mean") else ""
+    if not hint.startswith("did you mean"):
+        return ""
+    key = hint.removeprefix("did you mean ").removesuffix("?").partition(" or ")[0]
+    return f"{hint} Config keys have no dashes: write {key}={_value_after(arguments, option) or 'VALUE'}"
+
+
+def _value_after(arguments: Sequence[str], option: str) -> str:
+    """Return the value of an option, as --option=VALUE or --option VALUE; "" without one."""
+    for argument, following in zip(arguments, [*arguments[1:], "-"], strict=True):
+        name, equals, value = argument.partition("=")
+        if name == option.partition("=")[0]:
+            return value if equals else "" if following.startswith("-") else following
+    return ""

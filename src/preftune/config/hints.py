@@ -11,7 +11,8 @@ from pydantic.fields import FieldInfo
 
 KeyPath = tuple[str | int, ...]
 
-#: Arguments of TRL and transformers, and the config keys that do the same. Keys that a method lacks are not suggested.
+#: Names in TRL, transformers, LLaMA-Factory and axolotl, and other names that people type, with the config keys that do
+#: the same. Keys that a method lacks are not suggested.
 TRL_NAMES = {
     "beta": "loss.beta ppo.kl_coef", "loss_type": "loss.name", "loss_weights": "loss",
     "label_smoothing": "loss.label_smoothing", "learning_rate": "optim.lr",
@@ -29,6 +30,23 @@ TRL_NAMES = {
     "center_rewards_coefficient": "centre", "lora_r": "lora.rank", "lora_alpha": "lora.alpha",
     "lora_target_modules": "lora.targets", "peft_config": "lora", "cliprange_value": "ppo.value_clip",
     "vf_coef": "ppo.value_coef", "num_ppo_epochs": "ppo.epochs", "num_mini_batches": "ppo.minibatches",
+    "pref_beta": "loss.beta", "pref_loss": "loss.name", "rl_beta": "loss.beta", "dpo_beta": "loss.beta",
+    "batch_size": "batch.pairs rollout.prompts", "train_batch_size": "batch.pairs rollout.prompts",
+    "micro_batch_size": "batch.tokens", "num_epochs": "train.epochs", "epoch": "train.epochs",
+    "steps": "train.max_steps", "num_steps": "train.max_steps", "lr_scheduler": "optim.schedule",
+    "scheduler": "optim.schedule",
+    "grad_clip": "optim.max_grad_norm", "max_len": "data.max_length max_length",
+    "max_seq_length": "data.max_length max_length", "max_seq_len": "data.max_length max_length",
+    "sequence_len": "data.max_length max_length", "cutoff_len": "data.max_length max_length",
+    "model_name": "model.path", "model_path": "model.path", "base_model": "model.path", "model_id": "model.path",
+    "dataset": "data.train", "datasets": "data.train", "train_file": "data.train", "data_path": "data.train",
+    "eval_file": "data.eval", "val_size": "data.eval", "val_set_size": "data.eval", "output": "out", "out_dir": "out",
+    "save_path": "out", "logger": "track", "use_lora": "lora", "peft": "lora", "adapter": "lora",
+    "use_peft": "lora", "lora_rank": "lora.rank", "lora_target": "lora.targets", "lora_modules": "lora.targets",
+    "target_modules": "lora.targets", "r": "lora.rank", "fp16": "model.dtype", "precision": "model.dtype",
+    "use_gradient_checkpointing": "model.gradient_checkpointing", "attn": "model.attention",
+    "flash_attention": "model.attention", "ref_model_path": "reference.path",
+    "random_seed": "train.seed", "loss_name": "loss.name",
 }  # fmt: skip
 
 

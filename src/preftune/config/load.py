@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from preftune.config.hints import KeyPath, fields_at, section_of, suggest
-from preftune.errors import ConfigError
+from preftune.errors import ConfigError, plain_problem
 
 C = TypeVar("C", bound=BaseModel)
 Places = dict[KeyPath, str]  # the "file:line" or override that sets each key
@@ -92,18 +92,38 @@ def _read_text(path: Path, where: str) -> str:
         raise ConfigError(what, where=where[:200], fix=fix) from None
 
 
-def build(schema: type[C], raw: dict[str, Any], places: Places | None = None, source: str = "config") -> C:
-    """Check `raw` against `schema`. Errors name the place of a key in `places`, or else `source`."""
+def build(
+    schema: type[C],
+    raw: dict[str, Any],
+    places: Places | None = None,
+    source: str = "config",
+    others: Callable[[], list[str]] = list,
+) -> C:
+    """Check `raw` against `schema`. Errors name the place of a key in `places`, or else `source`.
+
+    `others` returns more problems. It is called only if there are any, because it may take time.
+    """
     try:
         return schema.model_validate(raw)
     except ValidationError as error:
-        raise config_error(schema, error, places or {}, source) from None
+        raise config_error(schema, error, places or {}, source, others()) from None
 
 
-def config_error(schema: type[BaseModel], error: ValidationError, places: Places, source: str) -> ConfigError:
+def config_error(
+    schema: type[BaseModel], error: ValidationError, places: Places, source: str, others: Sequence[str] = ()
+) -> ConfigError:
     """Return the ConfigError that lists every problem of a config, one per line."""
-    problems = [_problem(schema, dict(e), places, source) for e in error.errors()]
-    return ConfigError("\n".join(dict.fromkeys(problems)))
+    problems = [_problem(schema, path, errors, places, source) for path, errors in _by_key(schema, error).items()]
+    return ConfigError("\n".join(dict.fromkeys([*problems, *others])))
+
+
+def _by_key(schema: type[BaseModel], error: ValidationError) -> dict[KeyPath, list[dict[str, Any]]]:
+    """Return the errors of each key. A key that accepts several types has one error for each of them."""
+    by_key: dict[KeyPath, list[dict[str, Any]]] = {}
+    for e in error.errors():
+        by_key.setdefault(_real_path(schema, e["loc"]), []).append(dict(e))
+    inside = {path[:n] for path in by_key for n in range(len(path)) if isinstance(path[n], int)}
+    return {path: errors for path, errors in by_key.items() if path not in inside}  # a list with a wrong entry
 
 
 def dump(config: BaseModel) -> str:
@@ -178,8 +198,10 @@ def apply_override(raw: dict[str, Any], places: Places, override: str) -> None:
     places[path] = where
 
 
-def _problem(schema: type[BaseModel], error: dict[str, Any], places: Places, source: str) -> str:
-    loc = _real_path(schema, error["loc"])
+def _problem(
+    schema: type[BaseModel], loc: KeyPath, errors: Sequence[dict[str, Any]], places: Places, source: str
+) -> str:
+    error = errors[0]
     at = next((places[loc[:n]] for n in range(len(loc), 0, -1) if loc[:n] in places), source)
     name = ".".join(str(part) for part in loc)
     if error["type"] == "extra_forbidden":
@@ -190,12 +212,12 @@ def _problem(schema: type[BaseModel], error: dict[str, Any], places: Places, sou
         fields = fields_at(schema, loc)
         keys = [f"{name}.{key}" for key in fields if fields[key].is_required()] or [f"{name}.{key}" for key in fields]
         return f"{at}: {name} is a section, not a value; set {' or '.join(keys)}"
-    message = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    message = ", or ".join(dict.fromkeys(map(plain_problem, errors))).replace(", or must be", ", or")
     if error["type"] == "string_type" and isinstance(error["input"], int | float):
         message += " (put quotes around text that looks like a number or true/false)"
-    if error["type"] == "literal_error" and isinstance(error["input"], str):
-        close = difflib.get_close_matches(error["input"], re.findall(r"'([^']*)'", error["ctx"]["expected"]), n=1)
-        message += f" (did you mean {close[0]!r}?)" if close else ""
+    names = [n for e in errors if e["type"] == "literal_error" for n in re.findall("'([^']*)'", e["ctx"]["expected"])]
+    close = difflib.get_close_matches(str(error["input"]), names, n=1)
+    message += f" (did you mean {close[0]!r}?)" if close else ""
     got = f", got {error['input']!r}" if isinstance(error["input"], str | int | float | bool | None) else ""
     return f"{at}: {name}: {message}{got}" if name else f"{at}: {message}"
 

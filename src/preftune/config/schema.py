@@ -44,14 +44,14 @@ class Section(BaseModel):
         annotation = cls.model_fields[info.field_name or ""].annotation
         allowed = {annotation, *get_args(annotation)}
         if isinstance(value, bool) and allowed & {int, float} and bool not in allowed:
-            raise ValueError("should be a number, not true or false")
+            raise ValueError("must be a number, not true or false")
         return value
 
 
 def check_eval(value: str | float | None) -> str | float | None:
     """Check `data.eval`: a share must be between 0 and 1."""
     if isinstance(value, float) and not 0 < value < 1:
-        raise ValueError("should be a file, or a share of the training data between 0 and 1")
+        raise ValueError("must be a file, or a share of the training data between 0 and 1")
     return value
 
 
@@ -227,7 +227,7 @@ class SlotConfig(Section):
     @classmethod
     def _positive(cls, value: int | str) -> int | str:
         if isinstance(value, int) and value < 1:
-            raise ValueError("should be at least 1")
+            raise ValueError("must be at least 1")
         return value
 
 
@@ -337,7 +337,7 @@ def read_loss(value: Any) -> Any:
     terms = value if isinstance(value, list) else [value]
     terms = [{"name": term} if isinstance(term, str) else term for term in terms]
     if not all(isinstance(term, dict) for term in terms):
-        raise ValueError("should be a name (ipo), a section ({name: ipo, beta: 0.1}), or a list of these")
+        raise ValueError("must be a name (ipo), a section ({name: ipo, beta: 0.1}), or a list of these")
     terms = [{**term, "name": "sigmoid"} if term.get("name") == "dpo" else term for term in terms]
     return terms if isinstance(value, list) else terms[0]
 
@@ -350,10 +350,10 @@ def check_loss(value: Any) -> Any:
         raise ValueError("weight applies to a list of losses; remove it, or write loss as a list")
     for term in value if isinstance(value, list) else [value]:
         if not isinstance(term.get("name", "sigmoid"), str):
-            raise ValueError("name should be text")
+            raise ValueError("name must be text")
         weight = term.get("weight", 1.0)
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
-            raise ValueError("weight should be a number above 0")
+            raise ValueError("weight must be a number above 0")
     return value
 
 

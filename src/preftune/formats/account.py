@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -134,11 +135,12 @@ class Account:
         dropped = self.read - self.kept - len(expected)
         share = dropped / (self.read - len(expected))
         if share > max_dropped:
+            allowed = math.ceil(share * 100) / 100
             raise DataError(
                 f"{dropped} of {self.read - len(expected)} rows were dropped ({share:.0%})",
                 where=self.source,
                 why=self._why(),
-                fix=f"{repair}, or allow dropped rows with data.max_dropped=1",
+                fix=repair + (f", or accept this share with data.max_dropped={allowed:g}" if allowed < 1 else ""),
             )
 
 

@@ -20,7 +20,7 @@ def bind_objective(terms: Sequence[LossTerm]) -> Objective:
     bound = []
     for number, term in enumerate(terms):
         where = "loss" if len(terms) == 1 else f"loss.{number}"
-        function = resolve(term.name, PREFERENCE_LOSSES, f"{where}.name")
+        function = resolve(term.name, {**PREFERENCE_LOSSES, "dpo": PREFERENCE_LOSSES["sigmoid"]}, f"{where}.name")
         inputs = inputs_of(function)
         unknown = [name for name in inputs if name not in INPUTS]
         if unknown:

@@ -71,12 +71,12 @@ def test_overrides_win_and_reach_into_lists(tmp_path: Path) -> None:
 PROBLEMS = [
     ("optim:\n  lrr: 1\n", "run.yaml:4: unknown key 'optim.lrr'; did you mean optim.lr?"),
     ("optimizer: {lr: 1}\n", "run.yaml:3: unknown key 'optimizer'; did you mean optim?"),
-    ("batch:\n  pairs: 0\n", "run.yaml:4: batch.pairs: should be greater than or equal to 1, got 0"),
+    ("batch:\n  pairs: 0\n", "run.yaml:4: batch.pairs: must be at least 1, got 0"),
     (
         "optim: {lr: fast}\n",
-        "run.yaml:3: optim.lr: should be a valid number, unable to parse string as a number, got 'fast'",
+        "run.yaml:3: optim.lr: must be a number, got 'fast'",
     ),
-    ("optim: {schedule: step}\n", "run.yaml:3: optim.schedule: should be 'linear', 'cosine' or 'constant', got 'step'"),
+    ("optim: {schedule: step}\n", "run.yaml:3: optim.schedule: must be linear, cosine or constant, got 'step'"),
     ("data: {train: x}\n", "run.yaml:3: 'data' is set twice"),
     ("lora:\n  rank: 4\n  rnk: 5\n", "run.yaml:5: unknown key 'lora.rnk'; did you mean lora.rank?"),
     ("out: !!python/object/apply:os.system [ls]\n", "not tag:yaml.org,2002:python/object/apply:os.system"),
@@ -84,12 +84,12 @@ PROBLEMS = [
     ("\tout: a\n", "run.yaml:3: not valid YAML"),
     ("loss: {weight: 2}\n", "run.yaml:3: loss: weight applies to a list of losses"),
     ("loss: []\n", "run.yaml:3: loss: the list needs at least one loss"),
-    ("loss:\n  - {name: nll, weight: -1}\n", "weight should be a number above 0"),
-    ("train: {seed: .nan}\n", "train.seed: should be a finite number"),
-    ("optim: {weight_decay: .inf}\n", "optim.weight_decay: should be a finite number"),
+    ("loss:\n  - {name: nll, weight: -1}\n", "weight must be a number above 0"),
+    ("train: {seed: .nan}\n", "train.seed: must be a finite number"),
+    ("optim: {weight_decay: .inf}\n", "optim.weight_decay: must be a finite number"),
     ("data2: 1\nmodel2: 2\n", "unknown key 'model2'"),
     ("1: {x: 2}\n", "run.yaml:3: unknown key '1'"),
-    ("optim: {lr: true}\n", "run.yaml:3: optim.lr: should be a number, not true or false, got True"),
+    ("optim: {lr: true}\n", "run.yaml:3: optim.lr: must be a number, not true or false, got True"),
     ("data2: &a [*a]\n", "run.yaml:3: more than 50 levels of nesting, or an alias (*) inside the value"),
     (
         "data2: &a {b: *a}\n",
@@ -97,16 +97,34 @@ PROBLEMS = [
     ),
     (f"data2: {'[' * 5000}\n", "run.yaml: more than 50 levels of nesting"),
     (f"data2: {'1' * 5000}\n", "run.yaml:3: cannot read '11111111111111111111' as int"),
-    ("loss:\n  - {name: nll, weight: .inf}\n", "weight should be a number above 0"),
-    ("loss:\n  - {name: nll, weight: .nan}\n", "weight should be a number above 0"),
-    ("loss:\n  - {name: nll, weight: true}\n", "weight should be a number above 0"),
-    ("out: 1e5\n", "run.yaml:3: out: should be a valid string (put quotes around text that"),
+    ("loss:\n  - {name: nll, weight: .inf}\n", "weight must be a number above 0"),
+    ("loss:\n  - {name: nll, weight: .nan}\n", "weight must be a number above 0"),
+    ("loss:\n  - {name: nll, weight: true}\n", "weight must be a number above 0"),
+    ("out: 1e5\n", "run.yaml:3: out: must be text (put quotes around text that"),
     (
         "loss: 3\n",
-        "run.yaml:3: loss: should be a name (ipo), a section ({name: ipo, beta: 0.1}), or a list of these",
+        "run.yaml:3: loss: must be a name (ipo), a section ({name: ipo, beta: 0.1}), or a list of these",
     ),
+    ("track: tensorboard\n", "run.yaml:3: track: must be a list, got 'tensorboard'"),
+    (
+        "reference: {kind: nonne}\n",
+        "reference.kind: must be auto, frozen, adapter-off, cached or none (did you mean 'none'?)",
+    ),
+    ("train: {epochs: 1.5}\n", "train.epochs: must be a whole number, got 1.5"),
+    ("optim: {lr: 2}\n", "optim.lr: must be at most 1, got 2"),
+    ("lora: {targets: {a: b}}\n", "run.yaml:3: lora.targets: must be text, or a list"),
+    ("lora: {targets: [a, [b]]}\n", "run.yaml:3: lora.targets.1: must be text"),
     ("optim: fast\n", "run.yaml:3: optim is a section, not a value; set optim.name or optim.lr or"),
 ]
+
+
+def test_a_key_of_several_types_has_one_message(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        load(DPOConfig, write(tmp_path, MINIMAL), ["model.compile=maybe", "lora.targets=[a, [b]]"])
+    assert str(error.value).splitlines() == [
+        "override 'model.compile=maybe': model.compile: must be true or false, or auto, got 'maybe'",
+        "override 'lora.targets=[a, [b]]': lora.targets.1: must be text",
+    ]
 
 
 @pytest.mark.parametrize(("text", "message"), PROBLEMS)
@@ -134,7 +152,7 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
         ("optim..lr=1", "an override has the form section.key=value"),
         ("optim.lr=[", "not valid YAML"),
         ("optim.warmpu=1", "override 'optim.warmpu=1': unknown key 'optim.warmpu'; did you mean optim.warmup?"),
-        ("batch.pairs=-3", "override 'batch.pairs=-3': batch.pairs: should be greater than or equal to 1"),
+        ("batch.pairs=-3", "override 'batch.pairs=-3': batch.pairs: must be at least 1"),
         ("data.train.0=x", "data.train"),
         ("0.x=1", "override '0.x=1': unknown key '0'"),
         ("0=1", "override '0=1': unknown key '0'"),
@@ -233,7 +251,7 @@ def numbers(schema: type[BaseModel], prefix: str = "") -> list[str]:
 @pytest.mark.parametrize("name", numbers(DPOConfig))
 @pytest.mark.parametrize("value", ["true", "false", "yes"])
 def test_true_is_not_accepted_as_a_number(tmp_path: Path, name: str, value: str) -> None:
-    with pytest.raises(ConfigError, match=f"{name}: should be a number, not true or false"):
+    with pytest.raises(ConfigError, match=f"{name}: must be a number, not true or false"):
         load(DPOConfig, write(tmp_path, MINIMAL), [f"{name}={value}"])
 
 
@@ -306,6 +324,14 @@ TRL_CASES = [
     (DPOConfig, "train.warmup_ratio", "optim.warmup"),
     (PPOConfig, "beta", "ppo.kl_coef"),
     (IterateConfig, "beta", "pairs.beta or loss.beta"),
+    (DPOConfig, "batch_size", "batch.pairs"),
+    (PPOConfig, "batch_size", "rollout.prompts"),
+    (DPOConfig, "lr", "optim.lr"),
+    (DPOConfig, "epochs", "train.epochs"),
+    (DPOConfig, "max_length", "data.max_length"),
+    (DPOConfig, "cutoff_len", "data.max_length"),
+    (IterateConfig, "cutoff_len", "max_length"),
+    (DPOConfig, "output_dir", "out"),
     (RewardConfig, "center_rewards_coefficient", "centre"),
 ]
 

@@ -84,7 +84,7 @@ def test_scores_that_contradict_the_verdict_are_an_error(tmp_path: Path) -> None
     row = {**AB, "winner": "a", "score_a": 1, "score_b": 9}
     with pytest.raises(DataError, match="name different responses") as caught:
         better(tmp_path, [row])
-    assert "to use 'winner', set data.ignore=[score_a, score_b]" in caught.value.fix
+    assert "to use 'winner', set 'data.ignore=[score_a, score_b]'" in caught.value.fix
     assert better(tmp_path, [row], ignore=("score_a", "score_b")) == ["x"]
     assert better(tmp_path, [row], ignore=("winner",)) == ["y"]
     assert better(tmp_path, [row | {"score_b": 1}]) == ["x"]
