@@ -12,8 +12,8 @@ from preftune import stop
 from preftune.chat.template import ChatSettings
 from preftune.errors import writing
 from preftune.files import write_json
+from preftune.lifecycle.advise import advise_at_the_end
 from preftune.lifecycle.before_first_step import enough_memory
-from preftune.lifecycle.monitor import advise_at_the_end
 from preftune.lifecycle.policy import Policy
 from preftune.model import load
 from preftune.model.adapter import merge_adapter
@@ -71,7 +71,7 @@ def finish_run(run: Run, policy: Policy, steps: int, next_command: str, merged: 
     assert run.weights
     with stop.guard(), stop.deferred():
         final = export(policy, run.weights, run.folder, merged)
-        advise_at_the_end(run)
+        advise_at_the_end(run, final)
         run.note(steps=steps)
         write_card(final, card_subject(policy, run))
         write_run_page(run.folder)

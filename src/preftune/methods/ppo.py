@@ -16,6 +16,7 @@ from preftune.data.prompts import Prompt, Prompts, encode_prompts
 from preftune.data.steps import Step, training_steps
 from preftune.errors import DataError
 from preftune.lifecycle import estimate
+from preftune.lifecycle.advise import advise
 from preftune.lifecycle.before_first_step import before_first_step
 from preftune.lifecycle.data import TextData, report_accounts
 from preftune.lifecycle.finish import evaluating, finish_run, running
@@ -92,6 +93,7 @@ def run(
             with save_on_error(run, step, budget, evaluated=False), evaluating(run, step, prompts.held_out):
                 metrics = evaluate(models, prompts.held_out, config, step, run.folder)
             run.log_evaluation(step, metrics)
+            advise(run, step)
     return finish_run(run, policy, len(steps), "preftune sample --model FINAL --prompts PROMPTS")
 
 

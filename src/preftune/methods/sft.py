@@ -11,6 +11,7 @@ from preftune.config.schema import SFTConfig
 from preftune.data.derive import derived
 from preftune.data.loss_items import require_columns
 from preftune.data.subset import subset
+from preftune.lifecycle.advise import advise
 from preftune.lifecycle.before_first_step import before_first_step
 from preftune.lifecycle.finish import evaluating, finish_run, running
 from preftune.lifecycle.monitor import Monitor, monitor_of, save_responses
@@ -59,6 +60,7 @@ def run(
                 save_responses(task, monitor, run, step)
                 metrics = task.evaluate()
             run.log_evaluation(step, metrics)
+            advise(run, step)
     return finish_run(run, policy, len(steps), "preftune dpo CONFIG.yaml model.path=FINAL")
 
 
