@@ -186,8 +186,9 @@ def _saved(task: ResponseTask, monitor: Monitor, run: Run, step: int) -> bool:
         if not out_of_memory(error):
             raise
         return False
-    save_data_responses(run.folder, monitor.tokenizer, monitor.groups)
-    save_samples(run.folder, step, monitor.tokenizer, samples)
+    with run.optional("samples"):
+        save_data_responses(run.folder, monitor.tokenizer, monitor.groups)
+        save_samples(run.folder, step, monitor.tokenizer, samples)
     return True
 
 
@@ -204,8 +205,9 @@ def _metrics(task: ResponseTask, monitor: Monitor, run: Run, step: int) -> dict[
         if not out_of_memory(error):
             raise
         return None
-    save_data_responses(run.folder, monitor.tokenizer, monitor.groups)
-    save_samples(run.folder, step, monitor.tokenizer, samples)
+    with run.optional("samples"):
+        save_data_responses(run.folder, monitor.tokenizer, monitor.groups)
+        save_samples(run.folder, step, monitor.tokenizer, samples)
     texts = [text for sampled in samples for text in sampled.texts]
     ended = [end for sampled in samples for end in sampled.ended]
     surface = {f"drift/{name.removeprefix('responses/')}": value for name, value in figures(texts, ended).items()}
@@ -279,11 +281,14 @@ def advise(run: Run, step: int) -> None:
         if subject not in earlier:
             run.display.say(f"step {step}: {text}")
     if texts:
-        run.note(advice={**earlier, **{name: {"step": step, "text": text} for name, text in texts.items()}})
+        with run.optional("manifest.json"):
+            run.note(advice={**earlier, **{name: {"step": step, "text": text} for name, text in texts.items()}})
 
 
 def advise_at_the_end(run: Run) -> None:
-    """Print a warning if the held-out loss rose, and save it in the manifest."""
+    """Print a warning if the held-out loss rose, and save it in the manifest. Not if the run keeps its best weights."""
+    if run.best_config:
+        return
     evaluations = [line for line in run.metric_lines() if line["split"] == "eval" and "loss" in line]
     text = held_out_rose(evaluations)
     if text:
