@@ -42,7 +42,8 @@ def advise(run: Run, step: int) -> None:
 def advise_at_the_end(run: Run, final: Path) -> None:
     """Warn if the held-out loss rose, or if the saved model in `final` is almost the model before training."""
     evaluations = [line for line in run.metric_lines() if line["split"] == "eval" and "loss" in line]
-    texts = {"held-out loss": held_out_rose(evaluations)} if evaluations else {}
+    keeps_best = run.best_config is not None  # then a rise after the best evaluation has no effect
+    texts = {"held-out loss": held_out_rose(evaluations)} if evaluations and not keeps_best else {}
     step = int(evaluations[-1]["step"]) if evaluations else 0
     base = Path(run.identity["config"]["model"]["path"])
     if changed := changed_share(base, final):  # a Hub model or one in memory has no files here
@@ -56,4 +57,5 @@ def _note(run: Run, step: int, texts: Mapping[str, str], *, with_step: bool = Tr
         if subject not in earlier:
             run.display.say(f"step {step}: {text}" if with_step else text)
     if texts:
-        run.note(advice={**earlier, **{name: {"step": step, "text": text} for name, text in texts.items()}})
+        with run.optional("manifest.json"):
+            run.note(advice={**earlier, **{name: {"step": step, "text": text} for name, text in texts.items()}})

@@ -185,8 +185,9 @@ def _saved(task: ResponseTask, monitor: Monitor, run: Run, step: int) -> bool:
         if not out_of_memory(error):
             raise
         return False
-    save_data_responses(run.folder, monitor.tokenizer, monitor.groups)
-    save_samples(run.folder, step, monitor.tokenizer, samples)
+    with run.optional("samples"):
+        save_data_responses(run.folder, monitor.tokenizer, monitor.groups)
+        save_samples(run.folder, step, monitor.tokenizer, samples)
     return True
 
 
@@ -203,8 +204,9 @@ def _metrics(task: ResponseTask, monitor: Monitor, run: Run, step: int) -> dict[
         if not out_of_memory(error):
             raise
         return None
-    save_data_responses(run.folder, monitor.tokenizer, monitor.groups)
-    save_samples(run.folder, step, monitor.tokenizer, samples)
+    with run.optional("samples"):
+        save_data_responses(run.folder, monitor.tokenizer, monitor.groups)
+        save_samples(run.folder, step, monitor.tokenizer, samples)
     texts = [text for sampled in samples for text in sampled.texts]
     ended = [end for sampled in samples for end in sampled.ended]
     surface = {f"drift/{name.removeprefix('responses/')}": value for name, value in figures(texts, ended).items()}
