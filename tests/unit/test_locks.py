@@ -24,7 +24,7 @@ def _released() -> Any:
     locks._release_all()
 
 
-def in_child(action: Callable[[], None]) -> int:
+def in_child(action: Callable[[], object]) -> int:
     """Run `action` in a forked process, and return its process id after the process has ended."""
     pid = os.fork()
     if pid == 0:
@@ -34,7 +34,7 @@ def in_child(action: Callable[[], None]) -> int:
     return pid
 
 
-def in_running_child(action: Callable[[], None], check: Callable[[int], None]) -> None:
+def in_running_child(action: Callable[[], object], check: Callable[[int], None]) -> None:
     """Call `check` with the id of a forked process that has done `action` and still runs."""
     read, write = os.pipe()
     pid = os.fork()

@@ -40,7 +40,7 @@ def write_run_page(folder: Path, unit: str = "step") -> None:
     best = json.loads(manifest).get("best")
     last = {split: [line for line in lines if line["split"] == split][-1:] for split in ("train", "eval")}
     names = sorted({name for final in last.values() for line in final for name in line} - {"step", "split"})
-    table = [("metric", "training, last step", "evaluation, last step")]
+    table: list[tuple[str, ...]] = [("metric", "training, last step", "evaluation, last step")]
     table += [(name, *(_value(final, name) for final in last.values())) for name in names]
     sections = [
         Section("Result", " ".join(filter(None, [problem, _about_end(json.loads(manifest))])), table=table),
