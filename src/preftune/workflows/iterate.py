@@ -139,7 +139,8 @@ def run_rounds(
     final = patiently(lambda: publish(Path(policy), out / "final"), display.say)
     kind = "adapter" if (final / ADAPTER_CONFIG).is_file() else "model"
     optional_pages(log, final, Subject(out.name, kind, config.model.path, out), unit="round")
-    log.note(finished=True, published=policy, final=manifest.model_hashes(final))
+    hashes = {"final": manifest.model_hashes(final), "metrics": log.metrics.position()}
+    log.note(finished=True, published=policy, **hashes)
     display.say(f"done: {final}, the policy of {policy}")
     return final
 
