@@ -24,7 +24,7 @@ from preftune.report.run import write_run_page
 from preftune.report.samples import before_and_after
 from preftune.train.optim import Weights
 from preftune.train.run import Run
-from preftune.train.track import close_trackers, open_trackers
+from preftune.train.track import close_trackers
 
 
 @contextmanager
@@ -34,13 +34,12 @@ def running(run: Run, policy: Policy, stage: str, steps: int) -> Iterator[None]:
     After Ctrl-C or SIGTERM, a checkpoint of the last completed step is saved, and Stopped is raised: an evaluation ends
     at once, a step between two of its micro-batches. Both are repeated when the run is resumed.
     """
-    config = run.identity["config"]
     assert run.weights
     with stop.guard(), stop.deferred():
         try:
             with enough_memory(), stop.between_checks(run.display.say):
                 with stop.interruptible():
-                    run.trackers = open_trackers(config["track"], run.folder, config)
+                    run.open_trackers()
                 with run.display.stage(stage, steps, run.start):
                     yield
         except BaseException as error:

@@ -25,7 +25,7 @@ from preftune.train.display import Display
 from preftune.train.loop import stopped
 from preftune.train.metrics import Tally
 from preftune.train.optim import Weights
-from preftune.train.track import Tracker
+from preftune.train.track import Tracked, Tracker, log_metrics, open_trackers
 
 PACKAGES = ("preftune", "torch", "transformers", "tokenizers", "peft", "datasets", "safetensors", "numpy")
 #: Config keys that may differ when a run resumes: they do not affect the data, and the weights only in the last digits.
@@ -35,6 +35,7 @@ CHANGEABLE = {
     ("train", "eval_every"),
     ("train", "save_every"),
     ("track",),
+    ("track_names",),
     ("out",),
     ("batch", "tokens"),
     ("monitor",),
@@ -54,7 +55,7 @@ class Run:
     folder: Path
     identity: dict[str, Any]
     display: Display
-    trackers: list[Tracker] = field(default_factory=list)
+    trackers: dict[str, Tracker] = field(default_factory=dict)
     resume_from: Path | None = None
     start: int = 0
     tokens: int | None = None
@@ -146,6 +147,13 @@ class Run:
         """Return an entry of manifest.json, or None."""
         return Run.manifest(self.folder).get(name)
 
+    def open_trackers(self) -> None:
+        """Open the trackers of the config. They continue their runs if this run is resumed."""
+        config, earlier = self.identity["config"], self.fact("trackers") or {}
+        self.trackers = open_trackers(config["track"], Tracked(self.folder, config, self.start, earlier))
+        if self.trackers:
+            self.note(trackers=earlier | {name: tracker.run for name, tracker in self.trackers.items()})
+
     def attach(self, weights: Weights, optimizer: torch.optim.Optimizer) -> None:
         """Set the weights and optimizer that checkpoints contain, and restore them if the run is resumed."""
         self.weights, self.optimizer = weights, optimizer
@@ -164,8 +172,7 @@ class Run:
         with writing(self.folder / "metrics.jsonl"), (self.folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
         self.display.line(step, split, metrics)
-        for tracker in self.trackers:
-            tracker.log(step, {f"{split}/{name}": value for name, value in metrics.items()})
+        log_metrics(self.trackers, self.identity["config"].get("track_names", ()), split, step, metrics)
 
     def metric_lines(self) -> list[dict[str, Any]]:
         """Return the lines of metrics.jsonl."""

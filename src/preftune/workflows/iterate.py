@@ -56,7 +56,7 @@ from preftune.rewards.reward import PromptResponse, Reward, missing_error, respo
 from preftune.scoring import response_logps
 from preftune.train.display import Display
 from preftune.train.run import Run, run_identity
-from preftune.train.track import open_trackers
+from preftune.train.track import close_trackers
 from preftune.types import PreferenceGroup, as_json
 from preftune.workflows import label, pairs
 from preftune.workflows import sample as samples
@@ -114,7 +114,7 @@ def run(
                 old.unlink(missing_ok=True)
         # after the deletion, so that an interruption cannot leave old evaluations
         open_policy.note_reward(log, config.reward)
-    with tracked(log, config.track):
+    with tracked(log):
         policy = rounds(config, log, train, held_out or train, reward)
     final = publish(Path(policy), out / "final")
     kind = "adapter" if (final / ADAPTER_CONFIG).is_file() else "model"
@@ -167,14 +167,13 @@ def placeholders(config: IterateConfig, train: Groups, evaluation: Groups) -> It
 
 
 @contextmanager
-def tracked(log: Run, names: Sequence[str]) -> Iterator[None]:
+def tracked(log: Run) -> Iterator[None]:
     """Also send the evaluations to the trackers inside this context. The training of each round is a separate run."""
-    log.trackers = open_trackers(list(names), log.folder, log.identity["config"])
+    log.open_trackers()
     try:
         yield
     finally:
-        for tracker in log.trackers:
-            tracker.close()
+        close_trackers(log.trackers, log.display.say)
 
 
 def prompts_with_room(
@@ -235,6 +234,7 @@ def one_round(
         lora=config.lora,
         monitor=None,  # the evaluation after the round measures the same
         track=config.track,
+        track_names=config.track_names,
         out=str(folder / "dpo"),
     )
     dpo.run(tuning, display=log.display, moment=moment)
