@@ -216,6 +216,8 @@ class TunedConfig(Section):
     out: str
     track: list[Literal["tensorboard", "wandb", "trackio", "mlflow"]] = []
     """Trackers that receive the metrics in addition to metrics.jsonl. Each needs the package of the same name."""
+    track_names: list[Literal["trl", "openrlhf", "original"]] = []
+    """Also send the metrics to the trackers under the names of these programs. original: the code of the DPO paper."""
 
     @model_validator(mode="before")
     @classmethod

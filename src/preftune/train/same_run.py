@@ -23,6 +23,7 @@ CHANGEABLE = {
     ("train", "save_end"),
     ("best", "patience"),
     ("track",),
+    ("track_names",),
     ("out",),
     ("batch", "tokens"),
     ("monitor",),

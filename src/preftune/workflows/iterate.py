@@ -58,7 +58,7 @@ from preftune.train import manifest
 from preftune.train.display import Display
 from preftune.train.full_disk import patiently
 from preftune.train.run import Run, run_identity
-from preftune.train.track import open_trackers
+from preftune.train.track import close_trackers
 from preftune.types import PreferenceGroup, as_json
 from preftune.workflows import label, pairs
 from preftune.workflows import sample as samples
@@ -134,7 +134,7 @@ def run_rounds(
             log.note(parts={name: sha256 for name, sha256 in parts.items() if not name.endswith(".json")})
         # after the deletion, so that an interruption cannot leave old evaluations
         open_policy.note_reward(log, config.reward)
-    with tracked(log, config.track):
+    with tracked(log):
         policy = rounds(config, log, train, evaluation, reward)
     final = patiently(lambda: publish(Path(policy), out / "final"), display.say)
     kind = "adapter" if (final / ADAPTER_CONFIG).is_file() else "model"
@@ -191,14 +191,13 @@ def placeholders(config: IterateConfig, train: Groups, evaluation: Groups) -> It
 
 
 @contextmanager
-def tracked(log: Run, names: Sequence[str]) -> Iterator[None]:
+def tracked(log: Run) -> Iterator[None]:
     """Also send the evaluations to the trackers inside this context. The training of each round is a separate run."""
-    log.trackers = open_trackers(list(names), log.folder, log.identity["config"])
+    log.open_trackers()
     try:
         yield
     finally:
-        for tracker in log.trackers:
-            tracker.close()
+        close_trackers(log.trackers, log.display.say)
 
 
 def prompts_with_room(
@@ -264,6 +263,7 @@ def one_round(
         lora=config.lora,
         monitor=None,  # the evaluation after the round measures the same
         track=config.track,
+        track_names=config.track_names,
         out=str(folder / "dpo"),
     )
     dpo.run(tuning, display=log.display, moment=moment)

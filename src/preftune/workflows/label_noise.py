@@ -153,7 +153,9 @@ def _dpo(config: NoiseConfig, folder: Path) -> DPOConfig:
 
 def _common(config: NoiseConfig, folder: Path) -> dict[str, Any]:
     data = {"train": str(folder / "train.json"), "format": "groups", "ignore": []}
-    sections = {name: getattr(config, name) for name in ("model", "optim", "batch", "train", "lora", "track")}
+    sections = {
+        name: getattr(config, name) for name in ("model", "optim", "batch", "train", "lora", "track", "track_names")
+    }
     sections["train"] = config.train.model_copy(update={"save_end": False})
     return {**sections, "data": config.data.model_copy(update=data), "out": str(folder / "run")}
 
