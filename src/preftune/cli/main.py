@@ -175,7 +175,7 @@ def sample(
     dtype: opt.Dtype = "auto",
     chat_template: opt.ChatTemplate = None,
     chat_template_kwargs: opt.ChatTemplateKwargs = None,
-    as_chat: opt.AsChat = False,
+    as_chat: opt.AsChat = None,
     server: opt.ServerUrl = None,
     api_key_env: opt.ApiKeyEnv = None,
     concurrency: opt.Concurrency = 8,
@@ -268,7 +268,7 @@ def score(
     dtype: opt.Dtype = "auto",
     chat_template: opt.ChatTemplate = None,
     chat_template_kwargs: opt.ChatTemplateKwargs = None,
-    as_chat: opt.AsChat = False,
+    as_chat: opt.AsChat = None,
     quiet: Quiet = False,
     settings: opt.Settings = None,
 ) -> None:

@@ -41,6 +41,9 @@ CHANGEABLE = {
     ("samples",),
 }
 
+#: Setting -> its default in earlier versions, and its default now. A run resumes if its token ids are still the same.
+NEW_DEFAULTS = {("data", "as_chat"): (False, "auto")}
+
 
 @dataclass
 class Run:
@@ -258,7 +261,7 @@ def _require_same(old: dict[str, Any], new: dict[str, Any], folder: Path) -> Non
     changes = [
         f"{'.'.join(key)} was {json.dumps(before)}, is now {json.dumps(now)}"
         for key, before, now in _differences(old["config"], new["config"])
-        if not {key, key[:1]} & CHANGEABLE
+        if not {key, key[:1]} & CHANGEABLE and NEW_DEFAULTS.get(key) != (before, now)
     ]
     for name in sorted((old.keys() | new.keys()) - {"config"}):
         if name in old and old[name] != new.get(name):  # earlier versions did not record every fingerprint
