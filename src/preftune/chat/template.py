@@ -15,6 +15,7 @@ from preftune.types import TOOLS, Message, message_dict, split_tools
 
 Thinking = Literal["template", "keep", "unscored", "drop"]
 Turns = Literal["all", "last"]
+AsChat = bool | Literal["auto"]
 SystemMessage = Literal["template", "merge"]
 Fields = tuple[tuple[str, str], ...]
 #: Fields of a message that can hold its reasoning. transformers passes each of them as `reasoning_content`.
@@ -36,7 +37,8 @@ class ChatSettings:
     """How chat messages are rendered, from the config (sections `data` of config.schema and config.sampling).
 
     arguments           arguments of the template in addition to the messages (data.chat_template_kwargs)
-    as_chat             apply the template to text prompts and responses
+    as_chat             apply the template to text prompts and responses; "auto": to HH-RLHF transcripts, if the
+                        tokenizer has a template
     thinking            "template": the template writes the reasoning of a response; "keep": use it as it is in the
                         data; "unscored": the same, but only as context; "drop": remove it from all messages
     scored_turns        which assistant turns of a response of several messages are scored
@@ -46,7 +48,7 @@ class ChatSettings:
     """
 
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    as_chat: bool = False
+    as_chat: AsChat = "auto"
     thinking: Thinking = "template"
     allow_dropped_text: bool = False
     moment: datetime | None = None
@@ -71,7 +73,7 @@ class ChatSettings:
         moment = record.get("moment")
         return ChatSettings(
             record.get("chat_template_kwargs") or {},
-            bool(record.get("as_chat", False)),
+            record.get("as_chat", "auto"),
             record.get("thinking") or "template",
             bool(record.get("allow_dropped_text", False)),
             moment=datetime.fromisoformat(moment) if moment else None,

@@ -53,7 +53,8 @@ def config_from(
 
 def _loss_problems(loss: Any) -> list[str]:
     """Return the problems of a loss and its parameters. They need torch, so they are only read with other problems."""
-    from preftune.config.schema import check_loss, read_loss, terms_of
+    from preftune.config.schema import terms_of
+    from preftune.config.values import check_loss, read_loss
 
     try:
         terms = terms_of(check_loss(read_loss(loss))) if loss is not None else []

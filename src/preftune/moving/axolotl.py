@@ -246,7 +246,7 @@ def _fields(draft: Draft, sets: list[dict[str, Any]]) -> None:
     names = {"field_messages": "messages", "field_chosen": "chosen", "field_rejected": "rejected"}
     found_names = []
     for item in sets:
-        kind = item.get("type") if isinstance(item.get("type"), dict) else {}
+        kind: Any = item.get("type") if isinstance(item.get("type"), dict) else {}
         custom = {"field_prompt": "prompt", "field_chosen": "chosen", "field_rejected": "rejected"}
         columns = {ours: item[key] for key, ours in names.items() if item.get(key) and item[key] != ours}
         columns |= {ours: kind[key] for key, ours in custom.items() if kind.get(key) and kind[key] != ours}

@@ -232,11 +232,11 @@ def _dpo(draft: Draft, beta: float) -> None:
         draft.objective.append(f"{note}; TRL averages over all chosen tokens of a micro-batch")
         result = [{**term, "weight": term.get("weight", 1.0)} for term in result]
         result.append({"name": "nll", "weight": float(alpha)})
-    keys = (
+    read = (
         *("loss_type", "loss_weights", "beta", "label_smoothing", "rpo_alpha", "f_divergence_type"),
         *("f_alpha_divergence_coef", "ld_alpha", "use_weighting", "discopop_tau"),
     )
-    preference.put_loss(draft, result, *keys)
+    preference.put_loss(draft, result, *read)
     if draft.on("reference_free"):
         draft.put("reference.kind", "none", "reference_free")
 

@@ -18,7 +18,15 @@ from preftune.errors import ConfigError
 from preftune.train import track
 from preftune.train.track import Tracked, flat, log_metrics, open_trackers, require_packages
 
-VARIABLES = ("WANDB_PROJECT", "WANDB_NAME", "WANDB_ENTITY", "WANDB_RUN_ID", "WANDB_RESUME", "WANDB_DIR", "WANDB_MODE")
+VARIABLES: tuple[str, ...] = (
+    "WANDB_PROJECT",
+    "WANDB_NAME",
+    "WANDB_ENTITY",
+    "WANDB_RUN_ID",
+    "WANDB_RESUME",
+    "WANDB_DIR",
+    "WANDB_MODE",
+)
 VARIABLES += ("MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID", "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_TAGS")
 VARIABLES += ("TRACKIO_PROJECT", "TENSORBOARD_LOGGING_DIR")
 
