@@ -22,7 +22,7 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from preftune.errors import ConfigError, IncompleteError
-from preftune.types import Text, as_json, split_tools
+from preftune.types import ARGUMENTS, Text, as_json, split_arguments, split_tools
 
 Result = TypeVar("Result")
 MAX_PAUSE_S = 30.0
@@ -134,8 +134,12 @@ class Client:
         if isinstance(prompt, str):
             completion = connection.completions.create(model=self.model, prompt=prompt, **arguments)
         else:
-            messages, tools = split_tools(prompt)
+            messages, template_arguments = split_arguments(prompt)
+            messages, tools = split_tools(messages)
             arguments |= {"tools": tools} if tools else {}
+            if template_arguments:
+                both = {**arguments["extra_body"].get(ARGUMENTS, {}), **template_arguments}
+                arguments["extra_body"] = {**arguments["extra_body"], ARGUMENTS: both}
             completion = connection.chat.completions.create(model=self.model, messages=as_json(messages), **arguments)
         choices = getattr(completion, "choices", None)
         if not choices:
