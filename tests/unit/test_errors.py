@@ -69,3 +69,8 @@ def test_a_fix_with_braces_can_be_pasted_in_a_shell(fix: str, shown: str) -> Non
 def test_a_quoted_setting_reaches_the_program_unchanged() -> None:
     setting = """data.columns={prompt: "it's"}"""
     assert shlex.split(for_shell(setting)) == [setting]
+
+
+@pytest.mark.parametrize("setting", ["a.b={c: {d: e}}", "a=[[1, 2], {b: 3}]", "where=[score >= 2]"])
+def test_nested_braces_are_quoted_too(setting: str) -> None:
+    assert shlex.split(for_shell(f"set {setting}, or x=1")) == ["set", f"{setting},", "or", "x=1"]
