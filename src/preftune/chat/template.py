@@ -10,7 +10,7 @@ from functools import lru_cache, partial
 from typing import Any, Literal
 
 from preftune.chat.bounded import bounded
-from preftune.config.schema import check_template_arguments
+from preftune.config.values import check_template_arguments
 from preftune.errors import ConfigError, ModelError, did_you_mean
 from preftune.types import ARGUMENTS, TOOLS, Message, message_dict, split_arguments, split_tools
 
