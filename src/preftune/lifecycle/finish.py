@@ -27,7 +27,7 @@ from preftune.train.full_disk import patiently
 from preftune.train.manifest import model_hashes
 from preftune.train.optim import Weights
 from preftune.train.run import Run
-from preftune.train.track import close_trackers, open_trackers
+from preftune.train.track import close_trackers
 
 T = TypeVar("T")
 
@@ -39,13 +39,12 @@ def running(run: Run, policy: Policy, stage: str, steps: int) -> Iterator[None]:
     After Ctrl-C or SIGTERM, a checkpoint of the last completed step is saved, and Stopped is raised: an evaluation ends
     at once, a step between two of its micro-batches. Both are repeated when the run is resumed.
     """
-    config = run.identity["config"]
     assert run.weights
     with stop.guard(), stop.deferred():
         try:
             with enough_memory(), stop.between_checks(run.display.say):
                 with stop.interruptible():
-                    run.trackers = open_trackers(config["track"], run.folder, config)
+                    run.open_trackers()
                 with run.display.stage(stage, steps, run.start):
                     yield
         except BaseException as error:

@@ -31,10 +31,16 @@ DRIFT = (
 )
 
 
-def write_run_page(folder: Path, unit: str = "step") -> None:
-    """Write `folder`/report.html: last metrics, curves, advice, drift, samples, resolved config and manifest.
+def unit_of(manifest: Mapping[str, Any]) -> str:
+    """Return what the numbers of evaluations count: rounds of preftune iterate, otherwise steps."""
+    return "round" if "rounds" in manifest else "step"
 
-    `unit` is what the number of an evaluation counts, for the titles of samples.
+
+def write_run_page(folder: Path, unit: str | None = None, out: Path | None = None) -> None:
+    """Write a page with last metrics, curves, advice, drift, samples, resolved config and manifest of a run.
+
+    unit   what the number of an evaluation counts, for the titles of samples; by default as in the manifest
+    out    the page to write; by default `folder`/report.html
     """
     manifest = (folder / "manifest.json").read_text()
     lines, problem = read_metrics(folder / "metrics.jsonl", json.loads(manifest).get("metrics"))
@@ -48,11 +54,15 @@ def write_run_page(folder: Path, unit: str = "step") -> None:
         Section("Curves", figures=[figure for curve in CURVES for figure in _curves(lines, "held-out", *curve)]),
         *_drift(lines, json.loads(manifest).get("advice", {})),
         *_harness(folder),
-        *samples_section(folder, unit, best["step"] if best and best.get("final") != "last" else None),
+        *samples_section(
+            folder,
+            unit or unit_of(json.loads(manifest)),
+            best["step"] if best and best.get("final") != "last" else None,
+        ),
         Section("Config", code=(folder / "config.yaml").read_text()),
         Section("Manifest", code=manifest),
     ]
-    write_page(folder / "report.html", str(folder), sections)
+    write_page(out or folder / "report.html", str(folder), sections)
 
 
 def read_metrics(path: Path, end: Mapping[str, Any] | None = None) -> tuple[list[dict[str, Any]], str]:

@@ -39,7 +39,7 @@ from preftune.train.same_run import (
     with_defaults,
 )
 from preftune.train.saving import Saving
-from preftune.train.track import Tracker
+from preftune.train.track import Tracked, Tracker, log_metrics, open_trackers
 
 
 @dataclass
@@ -58,7 +58,7 @@ class Run:
     identity: dict[str, Any]
     display: Display
     lock: Lock | None = None
-    trackers: list[Tracker] = field(default_factory=list)
+    trackers: dict[str, Tracker] = field(default_factory=dict)
     resume_from: Path | None = None
     start: int = 0
     tokens: int | None = None
@@ -211,6 +211,13 @@ class Run:
         """Return an entry of manifest.json, or None."""
         return Run.manifest(self.folder).get(name)
 
+    def open_trackers(self) -> None:
+        """Open the trackers of the config. They continue their runs if this run is resumed."""
+        config, earlier = self.identity["config"], self.fact("trackers") or {}
+        self.trackers = open_trackers(config["track"], Tracked(self.folder, config, self.start, earlier))
+        if self.trackers:
+            self.note(trackers=earlier | {name: tracker.run for name, tracker in self.trackers.items()})
+
     @contextmanager
     def optional(self, what: str) -> Iterator[None]:
         """Report a StorageError inside this context, and continue: training does not depend on `what`."""
@@ -283,8 +290,7 @@ class Run:
     def _write_line(self, step: int, split: str, metrics: dict[str, float]) -> None:
         self.metrics.add({"step": step, "split": split, **metrics})
         self.display.line(step, split, metrics)
-        for tracker in self.trackers:
-            tracker.log(step, {f"{split}/{name}": value for name, value in metrics.items()})
+        log_metrics(self.trackers, self.identity["config"].get("track_names", ()), split, step, metrics)
 
     def metric_lines(self) -> list[dict[str, Any]]:
         """Return the lines of metrics.jsonl."""

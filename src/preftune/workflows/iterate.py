@@ -36,6 +36,7 @@ from preftune.files import digest, sync, write_json, write_rows, write_text
 from preftune.formats.account import Account
 from preftune.formulas import Floats, mean_and_error, step_seed
 from preftune.lifecycle import open_policy
+from preftune.lifecycle.context import within_context
 from preftune.lifecycle.data import prompts_that_fit, read_prompt_data
 from preftune.lifecycle.finish import optional_pages
 from preftune.lifecycle.plan import print_plan
@@ -58,7 +59,7 @@ from preftune.train import manifest
 from preftune.train.display import Display
 from preftune.train.full_disk import patiently
 from preftune.train.run import Run, run_identity
-from preftune.train.track import open_trackers
+from preftune.train.track import close_trackers
 from preftune.types import PreferenceGroup, as_json
 from preftune.workflows import label, pairs
 from preftune.workflows import sample as samples
@@ -75,7 +76,7 @@ def run(
 ) -> Path:
     """Run the rounds and return the folder of the final model. `reward` replaces the reward of the config."""
     display, out, in_memory = display or Display(), Path(config.out), reward is not None
-    load.locate(config.model.path)
+    config = within_context(config, display)
     bind_objective(config.terms)
     display.say(f"reading {shown_sources(config.data)}")
     prompts = read_prompt_data(config.data)
@@ -134,7 +135,7 @@ def run_rounds(
             log.note(parts={name: sha256 for name, sha256 in parts.items() if not name.endswith(".json")})
         # after the deletion, so that an interruption cannot leave old evaluations
         open_policy.note_reward(log, config.reward)
-    with tracked(log, config.track):
+    with tracked(log):
         policy = rounds(config, log, train, evaluation, reward)
     final = patiently(lambda: publish(Path(policy), out / "final"), display.say)
     kind = "adapter" if (final / ADAPTER_CONFIG).is_file() else "model"
@@ -192,14 +193,13 @@ def placeholders(config: IterateConfig, train: Groups, evaluation: Groups) -> It
 
 
 @contextmanager
-def tracked(log: Run, names: Sequence[str]) -> Iterator[None]:
+def tracked(log: Run) -> Iterator[None]:
     """Also send the evaluations to the trackers inside this context. The training of each round is a separate run."""
-    log.trackers = open_trackers(list(names), log.folder, log.identity["config"])
+    log.open_trackers()
     try:
         yield
     finally:
-        for tracker in log.trackers:
-            tracker.close()
+        close_trackers(log.trackers, log.display.say)
 
 
 def prompts_with_room(
@@ -265,6 +265,7 @@ def one_round(
         lora=config.lora,
         monitor=None,  # the evaluation after the round measures the same
         track=config.track,
+        track_names=config.track_names,
         out=str(folder / "dpo"),
     )
     dpo.run(tuning, display=log.display, moment=moment)

@@ -79,7 +79,7 @@ SECTIONS: dict[str, Any] = {"model": {"path": "m"}, "data": {"train": "d", "eval
 )
 def test_a_metric_can_be_written_in_several_ways(best: Any, metric: str, patience: int | None) -> None:
     config = DPOConfig(**SECTIONS, best=best)
-    assert config.best == BestConfig(metric=metric, patience=patience)  # type: ignore[arg-type]
+    assert config.best == BestConfig(metric=metric, patience=patience)
 
 
 @pytest.mark.parametrize(
