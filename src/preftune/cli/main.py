@@ -20,6 +20,7 @@ from preftune.cli import evaluate as evaluate_commands
 from preftune.cli import options as opt
 from preftune.cli.completion import complete_line, completion
 from preftune.cli.export import export
+from preftune.cli.import_config import import_config
 from preftune.cli.init import init
 from preftune.cli.label import label
 from preftune.cli.options import Config, Data, DryRun, Lora, Model, Out, Quiet
@@ -76,6 +77,7 @@ def demo(
 
 
 app.command()(init)
+app.command()(import_config)
 app.command()(export)
 app.command()(report)
 app.command()(completion)
