@@ -22,7 +22,7 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from preftune.errors import ConfigError, IncompleteError
-from preftune.types import Text, as_json, split_tools
+from preftune.types import ARGUMENTS, Text, as_json, split_arguments, split_tools
 
 Result = TypeVar("Result")
 MAX_PAUSE_S = 30.0
@@ -173,8 +173,12 @@ class Client:
         arguments = {**ours, "extra_body": {key: value for key, value in body.items() if value is not None}}
         if isinstance(prompt, str):
             return connection.completions.create(model=self.model, prompt=prompt, **arguments)
-        messages, tools = split_tools(prompt)
+        messages, template_arguments = split_arguments(prompt)
+        messages, tools = split_tools(messages)
         arguments |= {"tools": tools} if tools else {}
+        if template_arguments:
+            both = {**arguments["extra_body"].get(ARGUMENTS, {}), **template_arguments}
+            arguments["extra_body"] = {**arguments["extra_body"], ARGUMENTS: both}
         return connection.chat.completions.create(model=self.model, messages=as_json(messages), **arguments)
 
     def _request(self, prompt: Text, settings: dict[str, Any]) -> Reply:
@@ -305,23 +309,6 @@ class Client:
             raise fatal
 
 
-def _piece_of(chunk: Any, key: str) -> Piece:
-    """Return the content of a chunk. Servers differ: a chunk may have no choice, and reasoning has two names."""
-    choices = getattr(chunk, "choices", None) or []
-    choice = choices[0] if choices else None
-    delta = getattr(choice, "delta", choice)
-    texts = [getattr(delta, name, None) for name in ("content", "text", "reasoning_content", "reasoning")]
-    parts = [_without_key(_replace_surrogates(text), key) if isinstance(text, str) else "" for text in texts]
-    tokens = getattr(getattr(chunk, "usage", None), "completion_tokens", 0)
-    reason = getattr(choice, "finish_reason", None)
-    return Piece(
-        parts[0] or parts[1],
-        parts[2] or parts[3],
-        reason is not None and reason != "length",
-        tokens if isinstance(tokens, int) else 0,
-    )
-
-
 def parse_settings(text: str, where: str) -> dict[str, Any]:
     """Parse a server's settings. Raises ConfigError if they are not a JSON object or set a reserved name."""
 
@@ -397,3 +384,20 @@ def _retry_after(error: Any) -> float | None:
 def _replace_surrogates(text: str) -> str:
     """Replace lone surrogates, which JSON can hold but UTF-8 files cannot, with U+FFFD."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def _piece_of(chunk: Any, key: str) -> Piece:
+    """Return the content of a chunk. Servers differ: a chunk may have no choice, and reasoning has two names."""
+    choices = getattr(chunk, "choices", None) or []
+    choice = choices[0] if choices else None
+    delta = getattr(choice, "delta", choice)
+    texts = [getattr(delta, name, None) for name in ("content", "text", "reasoning_content", "reasoning")]
+    parts = [_without_key(_replace_surrogates(text), key) if isinstance(text, str) else "" for text in texts]
+    tokens = getattr(getattr(chunk, "usage", None), "completion_tokens", 0)
+    reason = getattr(choice, "finish_reason", None)
+    return Piece(
+        parts[0] or parts[1],
+        parts[2] or parts[3],
+        reason is not None and reason != "length",
+        tokens if isinstance(tokens, int) else 0,
+    )

@@ -76,9 +76,10 @@ def run(config: NoiseConfig, *, display: Display | None = None, dry_run: bool = 
         what, fix = "every fold is held out in turn", "remove it; `folds` sets the number of folds"
         raise ConfigError(what, where="data.eval", fix=fix)
     config = within_context(config, display)
+    source = load.locate(config.model.path)
     if config.ranker == "dpo":
         require_implicit_reward(config)
-    text = read_data(config.data)
+    text = read_data(config.data, load.has_chat_template(source, chat_template=config.data.chat_template))
     identity = run_identity(config.model_dump(mode="json"), text.fingerprint)
     Run.check(out, identity, type(config))
     for group in text.train:

@@ -92,7 +92,7 @@ def files_of(options: SampleOptions, out: Path) -> Files:
         "dtype": options.dtype,
         "chat_template": data.chat_template,
         **({"chat_template_kwargs": data.chat_template_kwargs} if data.chat_template_kwargs else {}),
-        **({"as_chat": True} if data.as_chat else {}),
+        **({"as_chat": data.as_chat} if data.as_chat != "auto" else {}),
         "server": options.server.record if options.server else None,
     }
     rows = data.model_dump(mode="json", exclude_defaults=True, exclude={"train", *RENDERING})
@@ -123,10 +123,10 @@ def run(options: SampleOptions, out: Path, display: Display) -> Path:
 
 
 def _run(options: SampleOptions, out: Path, display: Display) -> Path:
-    if options.server and (options.data.chat_template_kwargs or options.data.as_chat):
+    if options.server and (options.data.chat_template_kwargs or options.data.as_chat is True):
         raise ConfigError(
             "the option has no effect with a server, which applies its own chat template",
-            where="--as-chat" if options.data.as_chat else "--chat-template-kwargs",
+            where="--as-chat" if options.data.as_chat is True else "--chat-template-kwargs",
             fix="remove the option; vLLM takes --server-settings '{\"chat_template_kwargs\": {...}}'",
         )
     files = files_of(options, out)
