@@ -15,14 +15,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import typer
 
 from preftune.cli.candidates import candidates
 from preftune.cli.completion import SCRIPTS, split
-from preftune.cli.main import run
+from preftune.cli.main import app, run
 from preftune.config.json_schema import keys_of
 from preftune.config.loss_names import loss_signatures
 from preftune.losses import PREFERENCE_LOSSES
 from preftune.resolve import parameters_of
+
+PROGRAM = typer.main.get_command(app)
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +71,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_the_candidates_for_a_line(line: str, words: list[str]) -> None:
     parts = split(line)
-    texts = [candidate.text for candidate in candidates(parts)] if parts else []
+    texts = [candidate.text for candidate in candidates(PROGRAM, parts)] if parts else []
     if "hh" in line:
         assert words[0] in texts
     else:
@@ -87,7 +90,7 @@ def test_the_losses_are_read_from_their_source() -> None:
 def test_every_key_has_candidates_on_the_way_to_it() -> None:
     for key in keys_of("dpo"):
         section, dot, _ = key.rpartition(".")
-        assert f"{key}=" in [candidate.text for candidate in candidates(["dpo", section + dot])]
+        assert f"{key}=" in [candidate.text for candidate in candidates(PROGRAM, ["dpo", section + dot])]
 
 
 def test_completing_a_line_imports_no_torch() -> None:

@@ -87,6 +87,6 @@ def test_a_folder_without_a_report_is_an_error(
     make_run(Path("a"), 0.1, 0.6)
     Path("empty").mkdir()
     Path("empty/manifest.json").write_text("{}")
-    (make_run(Path("damaged"), 0.1, 0.6) / "metrics.jsonl").write_text("{not json\n")
+    (make_run(Path("damaged"), 0.1, 0.6) / "manifest.json").write_text("{not json\n")
     assert run(["report", *arguments]) == 5
     assert message in capsys.readouterr().err

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+SHELLS = ("bash", "zsh", "fish")
 DTYPES = ("auto", "fp32", "bf16")
 #: The values of options that are names.
 OPTION_VALUES = {
@@ -43,13 +44,11 @@ class Candidate:
     is_file: bool = False
 
 
-def candidates(words: Sequence[str]) -> list[Candidate]:
-    """Return the candidates for the last of the words after `preftune`; it may be "" or the beginning of a word."""
-    import typer
+def candidates(command: Any, words: Sequence[str]) -> list[Candidate]:
+    """Return the candidates for the last of the words after `preftune`; it may be "" or the beginning of a word.
 
-    from preftune.cli.main import app
-
-    command: Any = typer.main.get_command(app)
+    `command` is the click command of the whole program.
+    """
     path: list[str] = []
     before, word = list(words[:-1]), words[-1]
     while hasattr(command, "commands"):
@@ -106,10 +105,9 @@ def _for_command(command: Any, path: Sequence[str], before: Sequence[str], word:
             yield Candidate(goal, summary_of(file.read_text(encoding="utf-8")))
         return
     if name in ("schema", "completion"):
-        from preftune.cli.completion import SCRIPTS
         from preftune.config.commands import CONFIGS
 
-        yield from map(Candidate, CONFIGS if name == "schema" else SCRIPTS)
+        yield from map(Candidate, CONFIGS if name == "schema" else SHELLS)
         return
     method, sections = _method_of(command, path, before)
     if method:

@@ -71,6 +71,7 @@ def completion(
 
 
 def complete_line(
+    context: typer.Context,
     shell: Annotated[str, typer.Argument()],
     line: Annotated[str, typer.Argument()],
     breaks: Annotated[str, typer.Argument()] = "",
@@ -91,7 +92,7 @@ def complete_line(
         return f"{text}\t{candidate.help}" if candidate.help and shell == "fish" else text
 
     with suppress(BrokenPipeError):
-        for candidate in candidates(words):
+        for candidate in candidates(context.find_root().command, words):
             print(shown(candidate))
 
 

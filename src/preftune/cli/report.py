@@ -32,7 +32,7 @@ def report(
     except (ValueError, KeyError, TypeError) as error:
         what = f"a file of the run is damaged: {type(error).__name__}: {error}"
         raise RunError(
-            what, where=", ".join(map(str, folders)), fix="check its metrics.jsonl and config.yaml"
+            what, where=", ".join(map(str, folders)), fix="check its manifest.json and config.yaml"
         ) from error
     print(f"wrote {page}")
     return {"out": page, "runs": folders}

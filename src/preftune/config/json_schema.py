@@ -69,6 +69,8 @@ def _widen(schema: dict[str, Any]) -> None:
             for kind in definitions[section]["properties"]["eval"].get("anyOf", []):
                 if kind.get("type") == "number":
                     kind.update(exclusiveMinimum=0, exclusiveMaximum=1)
+    if "best" in schema["properties"]:
+        schema["properties"]["best"]["anyOf"].insert(0, {"type": "string", "description": "A metric, such as loss"})
     if "loss" in schema["properties"]:
         definitions["loss"] = _loss()
         definitions["loss_in_sum"] = _loss(weighted=True)

@@ -23,10 +23,10 @@ def within_context(config: C, display: Display | None = None, model: Any = None)
     section, name = _length_of(config)
     owner: Any = getattr(config, section) if section else config
     key = f"{section}.{name}" if section else name
+    source = load.locate(config.model.path) if model is None else None
     if name in owner.model_fields_set:
         return config
-    settings = model.config if model is not None else load.load_config(load.locate(config.model.path))
-    context, default = load.max_positions(settings), int(getattr(owner, name))
+    context, default = _context_of(source, model), int(getattr(owner, name))
     room = (context or default) - (config.rollout.max_new_tokens if isinstance(config, PPOConfig) else 0)
     if room >= default or room < 2 or _started_with(config, section, name) == default:
         return config
@@ -43,6 +43,14 @@ def fitted(data: DataConfig, context: int | None) -> DataConfig:
     if "max_length" in data.model_fields_set or not context or context >= data.max_length:
         return data
     return data.model_copy(update={"max_length": context})
+
+
+def _context_of(source: load.Source | None, model: Any) -> int | None:
+    """Return the context of a model in `source` or in memory; None without a limit, or if its config is damaged."""
+    try:
+        return load.max_positions(load.load_config(source) if source else model.config)
+    except Exception:  # the run loads the tokenizer next, and then reports what is wrong with the model
+        return None
 
 
 def _length_of(config: TunedConfig) -> tuple[str, str]:

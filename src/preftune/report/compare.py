@@ -12,7 +12,7 @@ import yaml
 
 from preftune.report.figures import curves
 from preftune.report.page import Piece, Section, write_page
-from preftune.report.run import CURVES, DRIFT, unit_of
+from preftune.report.run import CURVES, DRIFT, read_metrics, unit_of
 from preftune.report.samples import SHOWN, comparisons, piece
 
 #: Differences in these say nothing about the result: they follow from the machine or are names.
@@ -52,7 +52,7 @@ def write_comparison(folders: Sequence[Path], path: Path) -> None:
 
 def _read(folder: Path) -> _Run:
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines, _ = read_metrics(folder / "metrics.jsonl")
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     return _Run(str(folder), folder, dict(_flat(config)), lines, manifest)
 

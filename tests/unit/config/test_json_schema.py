@@ -29,6 +29,7 @@ ACCEPTED: list[dict[str, Any]] = [
     {"lora": None},
     {"lora": {"rank": 8}},
     {"monitor": None},
+    {"best": "loss", "train": {"eval_every": 5}, "data": {"train": "d.jsonl", "eval": 0.1}},
     {"data": {"train": ["a", "b"], "eval": 0.1}},
 ]
 REFUSED: list[dict[str, Any]] = [
@@ -70,7 +71,7 @@ def test_the_schema_has_every_key_with_its_description(method: str) -> None:
     schema = keys_of(method)
     assert {key for key in schema if not key.startswith("loss.")} == keys(CONFIGS[method]) - {"loss"}
     without = {key for key, node in schema.items() if "description" not in node}
-    assert {key for key in without if not key.startswith("loss.")} <= {"lora", "monitor"}
+    assert {key for key in without if not key.startswith("loss.")} <= {"lora", "monitor", "best"}
 
 
 def test_values_are_listed_for_names_and_switches() -> None:

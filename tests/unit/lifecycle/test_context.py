@@ -100,3 +100,10 @@ def test_data_check_uses_the_same_length(tmp_path: Path) -> None:
     assert fitted(DataConfig(train="d"), 4096).max_length == 1024
     rows = write_jsonl(tmp_path / "d.jsonl", [{"prompt": "a", "chosen": "b", "rejected": "c"}])
     assert check(DataConfig(train=str(rows)), positions=CONTEXT).refusal is None
+
+
+def test_a_damaged_model_is_reported_when_it_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "nonsense"}')
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    config = configured(DPOConfig, tmp_path)
+    assert within_context(config) is config
