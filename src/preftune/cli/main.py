@@ -16,6 +16,7 @@ from preftune import stop
 from preftune.cli import data as data_commands
 from preftune.cli import evaluate as evaluate_commands
 from preftune.cli import options as opt
+from preftune.cli.cluster import planned
 from preftune.cli.export import export
 from preftune.cli.init import init
 from preftune.cli.label import label
@@ -80,10 +81,17 @@ def sft(
     lora: Lora = False,
     out: Out = None,
     dry_run: DryRun = False,
+    ranks: opt.Ranks = None,
+    memory: opt.Memory = None,
+    tflops: opt.Tflops = None,
+    bandwidth: opt.Bandwidth = None,
     quiet: Quiet = False,
 ) -> None:
     """Fine-tune a model on demonstrations. With preference data, it is fine-tuned on the chosen responses."""
-    train("methods.sft", config_from("sft", arguments or (), model, data or (), lora, out), dry_run, quiet)
+    config = config_from("sft", arguments or (), model, data or (), lora, out)
+    if planned(config, dry_run, quiet, ranks, memory, tflops, bandwidth):
+        return
+    train("methods.sft", config, dry_run, quiet)
 
 
 @app.command()
@@ -94,10 +102,17 @@ def dpo(
     lora: Lora = False,
     out: Out = None,
     dry_run: DryRun = False,
+    ranks: opt.Ranks = None,
+    memory: opt.Memory = None,
+    tflops: opt.Tflops = None,
+    bandwidth: opt.Bandwidth = None,
     quiet: Quiet = False,
 ) -> None:
     """Train a model on preferences with DPO or a different loss. All losses: https://github.com/preftune/preftune/tree/main/docs/losses.md"""
-    train("methods.dpo", config_from("dpo", arguments or (), model, data or (), lora, out), dry_run, quiet)
+    config = config_from("dpo", arguments or (), model, data or (), lora, out)
+    if planned(config, dry_run, quiet, ranks, memory, tflops, bandwidth):
+        return
+    train("methods.dpo", config, dry_run, quiet)
 
 
 @app.command()
@@ -108,10 +123,17 @@ def reward(
     lora: Lora = False,
     out: Out = None,
     dry_run: DryRun = False,
+    ranks: opt.Ranks = None,
+    memory: opt.Memory = None,
+    tflops: opt.Tflops = None,
+    bandwidth: opt.Bandwidth = None,
     quiet: Quiet = False,
 ) -> None:
     """Train a Bradley-Terry reward model on preference data. It is a language model with a scalar head."""
-    train("methods.reward", config_from("reward", arguments or (), model, data or (), lora, out), dry_run, quiet)
+    config = config_from("reward", arguments or (), model, data or (), lora, out)
+    if planned(config, dry_run, quiet, ranks, memory, tflops, bandwidth):
+        return
+    train("methods.reward", config, dry_run, quiet)
 
 
 @app.command()
