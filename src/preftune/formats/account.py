@@ -22,8 +22,9 @@ REPAIRS = {
     "tie": "check that the responses differ, or use a different judge",
 }
 LEFT_OUT = "left out by data.where: not "
+UNCOMPARED = "the message has no ranked alternative"  # in conversation trees
 #: Reasons that say nothing about the quality of the data. They do not count towards data.max_dropped.
-EXPECTED = ("tie", "tied scores")
+EXPECTED = ("tie", "tied scores", UNCOMPARED)
 MAX_REASONS = 12  # reasons listed separately
 
 

@@ -49,7 +49,7 @@ def change_trained(model: Any) -> None:
                 parameter.add_(0.1 * torch.randn_like(parameter))
 
 
-@pytest.mark.parametrize(("name", "tied"), zip(VARIANTS, itertools.cycle((True, False)), strict=False))
+@pytest.mark.parametrize(("name", "tied"), list(zip(VARIANTS, itertools.cycle((True, False)), strict=False)))
 def test_policy_and_reference_are_equal_at_step_0_and_the_reference_stays(name: str, tied: bool) -> None:
     batch = rows(random_groups(3))
     for targets, dtype in zip(TARGETS, itertools.cycle((torch.float32, torch.bfloat16)), strict=False):
