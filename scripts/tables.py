@@ -303,6 +303,27 @@ def distilled() -> str:
     return lines(heads, [[str(figures["pairs"][1]), shares[0], *between, *shares[1:]]])
 
 
+def quantised() -> str:
+    """Format the runs on quantised base weights: the newest row of each kind."""
+    newest = {row["settings"]["kind"]: row for row in measured("quantised")}
+    if not newest:
+        return "No measurement is recorded yet."
+    cells = [
+        [
+            "LoRA" if kind == "none" else f"LoRA, `model.quant: {kind}`",
+            f"{f['held_out_loss_before']:.4f}",
+            f"{f['held_out_loss']:.4f}",
+            f"{f['held_out_accuracy']:.0%}",
+            f"{f['stored_mb']:.0f} MB of {f['before_mb']:.0f}" if f["stored_mb"] else "",
+            f"{f['peak_gb']:.2f} GB",
+            f"{f['seconds']:.0f} s",
+        ]
+        for kind, f in ((kind, row["figures"]) for kind, row in newest.items())
+    ]
+    heads = ["run", "held-out loss before", "after", "accuracy", "linear layers", "peak memory", "time"]
+    return "\n\n".join([lines(heads, cells), *dict.fromkeys(f"`{row['command']}`" for row in newest.values())])
+
+
 RESULTS = {
     "comparison": comparison,
     "iterative dpo": iterative,
@@ -311,4 +332,5 @@ RESULTS = {
     "single-turn dialogue": dialogue,
     "distilled reward": distilled,
     "noise finder": noise,
+    "quantised": quantised,
 }

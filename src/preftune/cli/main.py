@@ -18,6 +18,7 @@ from preftune.cli import config as config_commands
 from preftune.cli import data as data_commands
 from preftune.cli import evaluate as evaluate_commands
 from preftune.cli import options as opt
+from preftune.cli.cluster import planned
 from preftune.cli.completion import complete_line, completion
 from preftune.cli.export import export
 from preftune.cli.import_config import import_config
@@ -92,10 +93,17 @@ def sft(
     lora: Lora = False,
     out: Out = None,
     dry_run: DryRun = False,
+    ranks: opt.Ranks = None,
+    memory: opt.Memory = None,
+    tflops: opt.Tflops = None,
+    bandwidth: opt.Bandwidth = None,
     quiet: Quiet = False,
 ) -> dict[str, Any]:
     """Fine-tune a model on demonstrations. With preference data, it is fine-tuned on the chosen responses."""
-    return train("methods.sft", config_from("sft", arguments or (), model, data or (), lora, out), dry_run, quiet)
+    config = config_from("sft", arguments or (), model, data or (), lora, out)
+    if planned(config, dry_run, quiet, ranks, memory, tflops, bandwidth):
+        return {}
+    return train("methods.sft", config, dry_run, quiet)
 
 
 @app.command()
@@ -106,10 +114,17 @@ def dpo(
     lora: Lora = False,
     out: Out = None,
     dry_run: DryRun = False,
+    ranks: opt.Ranks = None,
+    memory: opt.Memory = None,
+    tflops: opt.Tflops = None,
+    bandwidth: opt.Bandwidth = None,
     quiet: Quiet = False,
 ) -> dict[str, Any]:
     """Train a model on preferences with DPO or a different loss. All losses: https://github.com/preftune/preftune/tree/main/docs/losses.md"""
-    return train("methods.dpo", config_from("dpo", arguments or (), model, data or (), lora, out), dry_run, quiet)
+    config = config_from("dpo", arguments or (), model, data or (), lora, out)
+    if planned(config, dry_run, quiet, ranks, memory, tflops, bandwidth):
+        return {}
+    return train("methods.dpo", config, dry_run, quiet)
 
 
 @app.command()
@@ -120,10 +135,17 @@ def reward(
     lora: Lora = False,
     out: Out = None,
     dry_run: DryRun = False,
+    ranks: opt.Ranks = None,
+    memory: opt.Memory = None,
+    tflops: opt.Tflops = None,
+    bandwidth: opt.Bandwidth = None,
     quiet: Quiet = False,
 ) -> dict[str, Any]:
     """Train a Bradley-Terry reward model on preference data. It is a language model with a scalar head."""
-    return train("methods.reward", config_from("reward", arguments or (), model, data or (), lora, out), dry_run, quiet)
+    config = config_from("reward", arguments or (), model, data or (), lora, out)
+    if planned(config, dry_run, quiet, ranks, memory, tflops, bandwidth):
+        return {}
+    return train("methods.reward", config, dry_run, quiet)
 
 
 @app.command()
