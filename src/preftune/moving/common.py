@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from preftune.moving import ours
 from preftune.moving.draft import Draft, as_list, as_mapping, as_number, truth
 
 #: Defaults of transformers.TrainingArguments (5.23).
@@ -55,8 +56,8 @@ def optimizer(draft: Draft, *, schedule: str = "lr_scheduler_type", name: str = 
     if rate is not None:
         draft.put("optim.lr", float(rate), "learning_rate")
     kind = str(draft.get(schedule) or "linear").lower().removeprefix("schedulertype.")
-    ours, note = SCHEDULES.get(kind, ("linear", f"preftune has no schedule {kind!r}"))
-    draft.put("optim.schedule", ours, schedule, note=f"differs: {note}" if note else "")
+    nearest, note = SCHEDULES.get(kind, ("linear", f"preftune has no schedule {kind!r}"))
+    draft.put("optim.schedule", nearest, schedule, note=f"differs: {note}" if note else "")
     arguments = draft.values.get("lr_scheduler_kwargs")
     if arguments and truth(arguments):
         draft.lose("lr_scheduler_kwargs", note="preftune's schedules have no parameters")
@@ -136,7 +137,7 @@ def saving(draft: Draft) -> None:
     if strategy == "steps" and steps and steps >= 1:
         draft.put("train.save_every", int(steps), "save_steps", "save_strategy")
     elif strategy in ("no", "false", "none"):
-        draft.keep("save_strategy", "save_steps", note="preftune saves when the run is stopped, and the final model")
+        draft.keep("save_strategy", "save_steps", note="preftune chooses when to save")
     else:
         draft.lose("save_strategy", "save_steps", note="set train.save_every to a number of steps")
     every = draft.number("logging_steps")
@@ -229,7 +230,10 @@ def adapter(
     if r is None or r < 1 or a is None:
         return
     draft.put("lora.rank", int(r), rank)
-    if draft.on(rslora):
+    if draft.on(rslora) and ours.has_key("lora.rslora"):
+        draft.put("lora.alpha", float(a), alpha)
+        draft.put("lora.rslora", True, rslora)
+    elif draft.on(rslora):
         draft.put("lora.alpha", round(a * math.sqrt(r), 6), alpha, rslora, note="rsLoRA: alpha x sqrt(rank)")
     else:
         draft.put("lora.alpha", float(a), alpha)

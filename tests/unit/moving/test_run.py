@@ -11,6 +11,7 @@ import yaml
 from preftune.config.commands import CONFIGS
 from preftune.config.load import load
 from preftune.errors import ConfigError
+from preftune.moving.ours import has_key, has_mixtures
 from preftune.moving.run import Imported, convert
 
 TRL = {
@@ -368,6 +369,33 @@ def test_settings_replace_values(tmp_path: Path) -> None:
     assert config["loss"] == {"name": "sigmoid", "beta": 0.3}
     with pytest.raises(ConfigError, match="lrr"):
         run(tmp_path, TRL, settings=["optim.lrr=1"])
+
+
+def test_the_best_weights_and_early_stopping(tmp_path: Path) -> None:
+    evaluated = {"eval_strategy": "steps", "eval_steps": 50, "load_best_model_at_end": True}
+    evaluated |= {"metric_for_best_model": "eval_rewards/accuracies", "greater_is_better": True}
+    config = run(tmp_path, TRL | evaluated)[1]
+    assert config["best"] == {"metric": "rewards/accuracies", "direction": "higher"}
+    config = run(tmp_path, TRL | evaluated | {"load_best_model_at_end": False, "early_stopping_patience": 3})[1]
+    assert (config["best"]["final"], config["best"]["patience"]) == ("last", 3)
+    result, config = run(tmp_path, TRL | {"load_best_model_at_end": True})
+    assert "best" not in config
+    assert "load_best_model_at_end: true: set data.eval" in "\n".join(result.report)
+
+
+def test_settings_that_preftune_has_too(tmp_path: Path) -> None:
+    """These keys of preftune are newer than the import, which lists theirs where preftune's does not exist."""
+    values = {"use_peft": True, "lora_r": 16, "load_in_4bit": True, "use_rslora": True, "use_dora": True}
+    lora = run(tmp_path, TRL | values)[1]
+    assert lora["model"].get("quant") == ("nf4" if has_key("model.quant") else None)
+    assert lora["lora"].get("dora") == (True if has_key("lora.dora") else None)
+    assert lora["lora"]["alpha"] == (32.0 if has_key("lora.rslora") else 128.0)
+    mixture = {"datasets": [{"id": "a", "weight": 0.5}, {"id": "b"}]}
+    train = run(tmp_path, TRL | {"dataset_name": None, "dataset_mixture": mixture})[1]["data"]["train"]
+    expected = [{"path": "a:train", "weight": 0.5}, {"path": "b:train", "weight": 1}]
+    assert train == (expected if has_mixtures() else ["a:train", "b:train"])
+    limited = run(tmp_path, LLAMAFACTORY | {"max_samples": 100})[1]["data"]
+    assert limited.get("limit") == (100 if has_key("data.limit") else None)
 
 
 def test_what_is_missing_is_listed(tmp_path: Path) -> None:
