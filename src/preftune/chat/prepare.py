@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from preftune.chat.template import REASONING, Template
 from preftune.chat.turns import text_to_chat, transcript_to_chat
-from preftune.types import TOOLS, Message, PreferenceGroup, Text
+from preftune.types import ARGUMENTS, TOOLS, Message, PreferenceGroup, Text
 
 SYSTEM = ("system", "developer")
 #: The reasoning at the beginning of a content. The generation prompt may have opened it.
@@ -52,7 +52,7 @@ def merge_system(messages: Sequence[Message]) -> tuple[Message, ...]:
 
 def _joined(messages: Sequence[Message]) -> Message:
     content = "\n\n".join(message.content for message in messages if message.content)
-    extra = dict(entry for message in messages for entry in message.extra if entry[0] == TOOLS)
+    extra = dict(entry for message in messages for entry in message.extra if entry[0] in (ARGUMENTS, TOOLS))
     return Message("user", content, tuple(sorted((extra | dict(messages[-1].extra)).items())))
 
 

@@ -41,7 +41,7 @@ from preftune.chat.texts import Encoded, Texts
 from preftune.chat.turns import CONVERTED
 from preftune.errors import ModelError
 from preftune.formats.values import BadRow
-from preftune.types import Message, PreferenceGroup, split_tools
+from preftune.types import Message, PreferenceGroup, split_arguments, split_tools
 
 CHUNK = 512  # groups that are tokenised in one call
 PLAIN = (
@@ -279,7 +279,7 @@ class Renderer:
         messages = self._without_duplicates(messages, notes)
         prompt = self.template.render(messages, generation=True)
         one = Texts(prompt, [], chat=True, notes=notes)
-        written, tools = split_tools(messages)
+        written, tools = split_tools(split_arguments(messages)[0])
         lost = unwritten_tools(tools, prompt)
         if lost and not self.template.settings.allow_dropped_text:
             one.fault = Fault(TOOLS_LEFT_OUT, ", ".join(lost))

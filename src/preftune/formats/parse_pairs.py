@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from preftune.formats.column_roles import add_context, pair_columns, prompt_column, prompt_of, scores_of
+from preftune.formats.column_roles import DIALOGUES, add_context, pair_columns, prompt_column, prompt_of, scores_of
 from preftune.formats.parsers import Reading, group_of
 from preftune.formats.tools import read_tools, with_tools
 from preftune.formats.transcripts import ASSISTANT, HUMAN, parse_turns
@@ -250,10 +250,11 @@ def openai(row: Fields, reading: Reading) -> list[PreferenceGroup]:
 
 def last_turn(row: Fields, reading: Reading) -> list[PreferenceGroup]:
     """Parse a dialogue that ends with the better response, and a column with one or several worse responses."""
-    messages = messages_of(get(row, "messages"), "messages")
+    dialogue = next((key for key in DIALOGUES if peek(row, key) is not None), "messages")
+    messages = messages_of(get(row, dialogue), dialogue)
     key = "rejected_response" if peek(row, "rejected_response") is not None else "rejected_messages"
     if len(messages) < 2 or messages[-1].role != "assistant":
-        raise BadRow("column 'messages' must end with the assistant turn that is the better response")
+        raise BadRow(f"column {dialogue!r} must end with the assistant turn that is the better response")
     turns = messages[:-1]
     prompt = add_context(row, turns)
     worse = get(row, key)

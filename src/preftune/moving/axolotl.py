@@ -71,11 +71,8 @@ def _model(draft: Draft) -> None:
         )
         ours.variants(draft, "peft_use_dora", "lora_modules_to_save")
         bits = 4 if kind == "qlora" or draft.on("load_in_4bit") else 8 if draft.on("load_in_8bit") else None
-        ours.quantised(draft, bits, *(key for key in ("load_in_4bit", "load_in_8bit") if draft.on(key)))
-        if kind == "qlora" and not ours.has_key("model.quant"):
-            draft.lose(
-                "adapter", "load_in_4bit", note="the frozen weights are not quantised: preftune keeps them in bf16"
-            )
+        keys = [key for key in ("load_in_4bit", "load_in_8bit") if draft.on(key)]
+        ours.quantised(draft, bits, *(keys or ["adapter"]))
         draft.keep("adapter", note="the section lora")
         if draft.method == "dpo":
             draft.keep("lora_dropout", note="TRL turns dropout off (disable_dropout), in the adapter as well")

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from preftune.moving import ours
 from preftune.moving.draft import Draft, as_list, as_mapping, as_number, truth
 
 #: Defaults of transformers.TrainingArguments (5.23).
@@ -225,18 +224,14 @@ def memory(draft: Draft) -> None:
 def adapter(
     draft: Draft, rank: str, alpha: str, targets: Any, *target_keys: str, rslora: str = "use_rslora", note: str = ""
 ) -> None:
-    """Set the section `lora`. rsLoRA scales by alpha / sqrt(rank), which is alpha sqrt(rank) / rank."""
+    """Set rank, alpha, targets and rslora of the section `lora`."""
     r, a = draft.number(rank), draft.number(alpha)
     if r is None or r < 1 or a is None:
         return
     draft.put("lora.rank", int(r), rank)
-    if draft.on(rslora) and ours.has_key("lora.rslora"):
-        draft.put("lora.alpha", float(a), alpha)
+    draft.put("lora.alpha", float(a), alpha)
+    if draft.on(rslora):
         draft.put("lora.rslora", True, rslora)
-    elif draft.on(rslora):
-        draft.put("lora.alpha", round(a * math.sqrt(r), 6), alpha, rslora, note="rsLoRA: alpha x sqrt(rank)")
-    else:
-        draft.put("lora.alpha", float(a), alpha)
     draft.put("lora.targets", targets, *target_keys, note=note)
 
 

@@ -37,17 +37,18 @@ def best(draft: Draft, patience: str) -> None:
 
 
 def quantised(draft: Draft, bits: float | None, *keys: str) -> None:
-    """Set model.quant for frozen weights in 4 or 8 bits, if preftune has it and the run trains an adapter."""
-    if bits in (4, 8) and has_key("model.quant") and "lora" in draft.config:
-        draft.put("model.quant", "nf4" if bits == 4 else "int8", *keys)
+    """Set model.quant for frozen weights in 4 or 8 bits, if the run trains an adapter."""
+    if bits in (4, 8) and "lora" in draft.config:
+        note = "needs pip install 'preftune[quant]'" if bits == 4 else "one scale per output row"
+        draft.put("model.quant", "nf4" if bits == 4 else "int8", *keys, note=note)
 
 
 def variants(draft: Draft, dora: str, modules: str) -> None:
-    """Set the variants of LoRA that preftune has."""
-    if draft.on(dora) and has_key("lora.dora"):
+    """Set the variants of LoRA."""
+    if draft.on(dora):
         draft.put("lora.dora", True, dora)
     names = [str(name) for name in as_list(draft.values.get(modules))]
-    if names and has_key("lora.modules_to_save"):
+    if names:
         draft.put("lora.modules_to_save", names, modules)
 
 

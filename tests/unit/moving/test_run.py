@@ -294,7 +294,7 @@ def test_held_out_data(tmp_path: Path) -> None:
     [
         ("trl", {"use_peft": True}, {"rank": 16, "alpha": 32.0, "targets": ["q_proj", "v_proj"]}),
         ("trl", {"use_peft": True, "lora_target_modules": "all-linear"}, {"targets": "all-linear"}),
-        ("trl", {"use_peft": True, "use_rslora": True, "lora_r": 64}, {"rank": 64, "alpha": 256.0}),
+        ("trl", {"use_peft": True, "use_rslora": True, "lora_r": 64}, {"rank": 64, "alpha": 32.0, "rslora": True}),
         ("llamafactory", {}, {"rank": 8, "alpha": 16.0, "targets": "all-linear"}),
         (
             "llamafactory",
@@ -383,13 +383,20 @@ def test_the_best_weights_and_early_stopping(tmp_path: Path) -> None:
     assert "load_best_model_at_end: true: set data.eval" in "\n".join(result.report)
 
 
+def test_variants_of_adapters(tmp_path: Path) -> None:
+    values = {"use_peft": True, "load_in_8bit": True, "use_dora": True, "lora_modules_to_save": ["lm_head"]}
+    config = run(tmp_path, TRL | values)[1]
+    assert config["model"]["quant"] == "int8"
+    assert (config["lora"]["dora"], config["lora"]["modules_to_save"]) == (True, ["lm_head"])
+    lora = {"lora_r": 8, "lora_alpha": 16, "lora_target_linear": True}
+    assert run(tmp_path, AXOLOTL | lora | {"adapter": "qlora"})[1]["model"]["quant"] == "nf4"
+    assert run(tmp_path, AXOLOTL | lora | {"adapter": "lora", "load_in_8bit": True})[1]["model"]["quant"] == "int8"
+    _, config = run(tmp_path, TRL | {"load_in_4bit": True})
+    assert "quant" not in config["model"]
+
+
 def test_settings_that_preftune_has_too(tmp_path: Path) -> None:
-    """These keys of preftune are newer than the import, which lists theirs where preftune's does not exist."""
-    values = {"use_peft": True, "lora_r": 16, "load_in_4bit": True, "use_rslora": True, "use_dora": True}
-    lora = run(tmp_path, TRL | values)[1]
-    assert lora["model"].get("quant") == ("nf4" if has_key("model.quant") else None)
-    assert lora["lora"].get("dora") == (True if has_key("lora.dora") else None)
-    assert lora["lora"]["alpha"] == (32.0 if has_key("lora.rslora") else 128.0)
+    """Theirs are listed where preftune does not have the key."""
     mixture = {"datasets": [{"id": "a", "weight": 0.5}, {"id": "b"}]}
     train = run(tmp_path, TRL | {"dataset_name": None, "dataset_mixture": mixture})[1]["data"]["train"]
     expected = [{"path": "a:train", "weight": 0.5}, {"path": "b:train", "weight": 1}]
