@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from preftune.chat.template import REASONING, ChatSettings
-from preftune.chat.turns import text_to_chat
+from preftune.chat.template import REASONING, Template
+from preftune.chat.turns import text_to_chat, transcript_to_chat
 from preftune.types import ARGUMENTS, TOOLS, Message, PreferenceGroup, Text
 
 SYSTEM = ("system", "developer")
@@ -15,9 +15,13 @@ SYSTEM = ("system", "developer")
 THOUGHT = re.compile(r"\A\s*(?:<think>)?(?:(?!<think>).)*?</think>\s*", re.DOTALL)
 
 
-def prepared(group: PreferenceGroup, settings: ChatSettings) -> PreferenceGroup:
-    """Return the group as it is rendered under `settings`. Raises BadRow for an empty prompt (data.as_chat)."""
-    group = text_to_chat(group) if settings.as_chat else group
+def prepared(group: PreferenceGroup, template: Template) -> PreferenceGroup:
+    """Return the group as it is rendered under the settings of `template`. Raises BadRow for an empty prompt."""
+    settings = template.settings
+    if settings.as_chat == "auto":
+        group = transcript_to_chat(group) if template.source else group
+    elif settings.as_chat:
+        group = text_to_chat(group)
     if isinstance(group.prompt, str):
         return group
     if settings.system_message == "merge":

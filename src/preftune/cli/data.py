@@ -133,8 +133,9 @@ def show(
     from preftune.errors import DataError
     from preftune.lifecycle.data import reading_of
 
-    data = settings.data
-    groups, account = read_groups(data.train, reading_of(data.model_copy(update={"bad_rows": "drop"})))
+    data, renderer = settings.data, _model_of(settings)[1]
+    reading = reading_of(data.model_copy(update={"bad_rows": "drop"}), bool(renderer and renderer.template.source))
+    groups, account = read_groups(data.train, reading)
     if line is not None:
         groups = [g for g in groups if g.origin.endswith(f":{line}")]
         if not groups:
@@ -143,7 +144,7 @@ def show(
             fix = "repair the row" if reasons else "pass --line with the line number of a row of FILE"
             raise DataError(reasons[0] if reasons else "the data have no row at this line", where=where, fix=fix)
     account.check(1.0)
-    _show(groups, n, _model_of(settings)[1], data)
+    _show(groups, n, renderer, data)
 
 
 @app.command()

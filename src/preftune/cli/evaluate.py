@@ -43,7 +43,7 @@ def frontier(
     dtype: opt.Dtype = "auto",
     chat_template: opt.ChatTemplate = None,
     chat_template_kwargs: opt.ChatTemplateKwargs = None,
-    as_chat: opt.AsChat = False,
+    as_chat: opt.AsChat = None,
     quiet: opt.Quiet = False,
     settings: opt.Settings = None,
 ) -> None:
@@ -96,7 +96,7 @@ def winrate(
     dtype: opt.Dtype = "auto",
     chat_template: opt.ChatTemplate = None,
     chat_template_kwargs: opt.ChatTemplateKwargs = None,
-    as_chat: opt.AsChat = False,
+    as_chat: opt.AsChat = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Estimate the cost of the judge's server without sending requests.")
     ] = False,

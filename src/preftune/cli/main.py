@@ -17,6 +17,7 @@ from preftune.cli import data as data_commands
 from preftune.cli import evaluate as evaluate_commands
 from preftune.cli import options as opt
 from preftune.cli.export import export
+from preftune.cli.import_config import import_config
 from preftune.cli.init import init
 from preftune.cli.label import label
 from preftune.cli.options import Config, Data, DryRun, Lora, Model, Out, Quiet
@@ -69,6 +70,7 @@ def demo(
 
 
 app.command()(init)
+app.command()(import_config)
 app.command()(export)
 
 
@@ -175,7 +177,7 @@ def sample(
     dtype: opt.Dtype = "auto",
     chat_template: opt.ChatTemplate = None,
     chat_template_kwargs: opt.ChatTemplateKwargs = None,
-    as_chat: opt.AsChat = False,
+    as_chat: opt.AsChat = None,
     server: opt.ServerUrl = None,
     api_key_env: opt.ApiKeyEnv = None,
     concurrency: opt.Concurrency = 8,
@@ -268,7 +270,7 @@ def score(
     dtype: opt.Dtype = "auto",
     chat_template: opt.ChatTemplate = None,
     chat_template_kwargs: opt.ChatTemplateKwargs = None,
-    as_chat: opt.AsChat = False,
+    as_chat: opt.AsChat = None,
     quiet: Quiet = False,
     settings: opt.Settings = None,
 ) -> None:

@@ -54,7 +54,7 @@ def data_section(
     return build(CheckSettings, raw, places, command).data
 
 
-def chat_options(template: str | None, arguments: str | None, as_chat: bool) -> dict[str, Any]:
+def chat_options(template: str | None, arguments: str | None, as_chat: bool | None) -> dict[str, Any]:
     """Return the values of --chat-template, --chat-template-kwargs (parsed as a JSON object) and --as-chat."""
     try:
         values = json.loads(arguments) if arguments else None
@@ -63,7 +63,7 @@ def chat_options(template: str | None, arguments: str | None, as_chat: bool) -> 
     if not isinstance(values, dict | None):
         fix = "write an object, e.g. '{\"enable_thinking\": false}'"
         raise ConfigError(f"not a JSON object: {values}", where="--chat-template-kwargs", fix=fix)
-    return {"--chat-template": template, "--chat-template-kwargs": values, "--as-chat": as_chat or None}
+    return {"--chat-template": template, "--chat-template-kwargs": values, "--as-chat": as_chat}
 
 
 def check_settings(

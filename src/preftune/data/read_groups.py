@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import chain, islice
 from typing import overload
 
-from preftune.chat.turns import text_to_chat
+from preftune.chat.turns import CONVERTED, text_to_chat, transcript_to_chat
 from preftune.data.spool import Spool, rewritten
 from preftune.errors import DataError
 from preftune.formats import file_checks, join, ratings
@@ -27,6 +27,7 @@ from preftune.sources.read import read
 from preftune.sources.rows import Row
 from preftune.types import PreferenceGroup
 
+SEVERAL_MESSAGES = "the transcripts differ before their last turn, so the responses have several messages"
 DETECTION_ROWS = 20  # rows from which the format is detected
 
 
@@ -113,7 +114,7 @@ def _parsed(
         account.read += 1 + len(row.others)
         try:
             groups = _read_row(row, parse, ledger, account, not strict)
-            yield from list(map(text_to_chat, groups)) if reading.as_chat else groups
+            yield from _as_chats(groups, reading, account)
             if any(group.judgements for group in groups):
                 margins.add(row.origin, has_margin(ledger.names.rename(row.value)))
         except Drop as reason:
@@ -133,6 +134,20 @@ def _parsed(
 def _drop(account: Account, reason: str, row: Row) -> None:
     for origin in (row.origin, *row.others):
         account.drop(reason, origin)
+
+
+def _as_chats(groups: Sequence[PreferenceGroup], reading: Reading, account: Account) -> Sequence[PreferenceGroup]:
+    """Return the groups of a row with the text prompts as messages that `reading.as_chat` says."""
+    if not reading.as_chat:
+        return groups
+    if account.format == "hh" and any(len(text) > 1 for text in groups[0].responses if not isinstance(text, str)):
+        account.note(SEVERAL_MESSAGES, groups[0].origin)
+    if reading.as_chat != "transcripts":
+        return list(map(text_to_chat, groups))
+    chats = list(map(transcript_to_chat, groups))
+    if account.format == "hh" or any(chat is not group for chat, group in zip(chats, groups, strict=True)):
+        account.note(CONVERTED, groups[0].origin)
+    return chats
 
 
 def _finish_account(ledger: ColumnLedger, account: Account, reading: Reading) -> None:

@@ -39,14 +39,17 @@ Pairing = Literal["all", "best-worst", "adjacent"]
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Options for reading rows. See the sections `data` in config.schema and config.sampling for their meaning."""
+    """Options for reading rows. See the sections `data` in config.schema and config.sampling for their meaning.
+
+    as_chat  True: convert all text prompts to messages; "transcripts": those that are HH-RLHF transcripts
+    """
 
     format: str = "auto"
     columns: Mapping[str, str] = field(default_factory=dict)
     ignore: tuple[str, ...] = ()
     pairs: Pairing = "all"
     margin_from_scores: bool = False
-    as_chat: bool = False
+    as_chat: bool | Literal["transcripts"] = False
     allow_empty_prompts: bool = False
     bad_rows: Literal["error", "drop"] = "error"
     winner_values: Mapping[str, Any] = field(default_factory=dict)

@@ -23,6 +23,7 @@ from preftune.formats.column_roles import (
 )
 from preftune.formats.guess import unknown_columns_error
 from preftune.formats.parsers import Reading
+from preftune.formats.transcripts import is_transcript
 from preftune.formats.values import (
     ROLES,
     BadRow,
@@ -124,7 +125,7 @@ FORMATS: tuple[Format, ...] = (
         "hh",
         '{"chosen": "\\n\\nHuman: ...\\n\\nAssistant: ...", "rejected": "..."}',
         ("chosen", "rejected"),
-        lambda row: prompt_column(row) is None and _both(row, parse_pairs.is_transcript),
+        lambda row: prompt_column(row) is None and _both(row, is_transcript),
         parse_pairs.hh,
     ),
     Format(

@@ -143,6 +143,10 @@ def _existing(text: str) -> Path | None:
 def _load_checkpoint(folder: Path, dtype: torch.dtype) -> tuple[Any, load.Source]:
     """Return the model of a checkpoint, with an adapter merged, and the source that the run started from."""
     run = folder.parent.parent
+    problem = checkpoint.damage(folder, Run.manifest(run), files=(WEIGHTS,))
+    if problem:
+        what = f"the checkpoint is damaged: {problem}"
+        raise RunError(what, where=str(folder), fix="use a different checkpoint, or the final model of the run")
     try:
         config = yaml.safe_load((run / "config.yaml").read_text())
         path, lora = str(config["model"]["path"]), config.get("lora")

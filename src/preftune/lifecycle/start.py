@@ -25,7 +25,8 @@ from preftune.lifecycle.policy import Policy, check_policy, device_of, load_poli
 from preftune.model import load
 from preftune.model.weight_files import shortened
 from preftune.train.display import Display
-from preftune.train.optim import Weights, build_optimizer
+from preftune.train.finished import is_complete
+from preftune.train.optim import Weights, build_optimizer, moment_bytes
 from preftune.train.run import Run, run_identity
 from preftune.train.track import require_packages
 
@@ -108,11 +109,14 @@ def start_run(
     require_packages(list(config.track))
     source = load.locate(config.model.path) if model is None else load.Source(config.model.path)
     display.say(f"reading {shown_sources(config.data)}")
-    text = read_prompt_data(config.data) if isinstance(config, PPOConfig) else read_data(config.data)
+    if isinstance(config, PPOConfig):
+        text = read_prompt_data(config.data)
+    else:
+        text = read_data(config.data, load.has_chat_template(source, tokenizer, config.data.chat_template))
     identity = run_identity(config.model_dump(mode="json"), text.fingerprint, fingerprints)
-    Run.check(folder, identity, type(config))
+    Run.check(folder, identity, type(config), extendable=True)
     moment = (Run.manifest(folder).get("chat") or {}).get("moment") or moment
-    finished = Run.finished(folder)
+    finished = not Run.extends(folder, identity) and is_complete(folder, display.say)
     start = Start(config, scalar, source, text, identity, display, model, tokenizer, moment, began, finished)
     if start.is_finished:
         _require_same_model(start)
@@ -153,7 +157,7 @@ def load_policy_and_data(start: Start, config: RunConfig) -> tuple[Policy, Token
 
 def open_run(start: Start, policy: Policy, data: TokenData | None = None) -> Run:
     """Create or resume the run folder. Raises RunError if the run started from different weights or token ids."""
-    run = Run.open(start.folder, start.identity, start.display, type(start.config))
+    run = Run.open(start.folder, start.identity, start.display, type(start.config), extendable=True)
     Run.require_start(run.folder, policy.start_hash)
     ids = data.hash if data else None
     if run.fact("ids") not in (None, ids):
@@ -187,10 +191,15 @@ def prepare_training(
         optimizer = build_optimizer(
             weights.masters, config.optim.name, config.optim.lr, config.optim.weight_decay, config.optim.moments
         )
-        run.attach(weights, optimizer)
+        run.attach(weights, optimizer, steps, moment_bytes(config.optim.name, config.optim.moments))
     except BaseException:
         weights.close()  # a model in memory must not keep hooks
         raise
     if run.start:
         run.display.say(f"resuming after step {run.start} of {steps}")
+    if run.extended and config.optim.schedule != "constant":
+        run.display.say(
+            f"note: the learning rates continue on the schedule of a run of {steps} steps. The first {run.start} steps "
+            "followed a shorter one, so the result differs from that of a single run"
+        )
     return weights, optimizer
