@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,7 +34,7 @@ class CheckSettings(Section):
 
 def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Split arguments into files and settings. A setting begins with `key=` and is not an existing file."""
-    settings = [argument for argument in arguments if SETTING.match(argument) and not Path(argument).exists()]
+    settings = [argument for argument in arguments if SETTING.match(argument) and not os.path.exists(argument)]
     return [argument for argument in arguments if argument not in settings], settings
 
 

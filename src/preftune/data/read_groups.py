@@ -131,11 +131,6 @@ def _parsed(
         raise file_checks.function_error(failed, account)
 
 
-def _drop(account: Account, reason: str, row: Row) -> None:
-    for origin in (row.origin, *row.others):
-        account.drop(reason, origin)
-
-
 def _as_chats(groups: Sequence[PreferenceGroup], reading: Reading, account: Account) -> Sequence[PreferenceGroup]:
     """Return the groups of a row with the text prompts as messages that `reading.as_chat` says."""
     if not reading.as_chat:
@@ -148,6 +143,11 @@ def _as_chats(groups: Sequence[PreferenceGroup], reading: Reading, account: Acco
     if account.format == "hh" or any(chat is not group for chat, group in zip(chats, groups, strict=True)):
         account.note(CONVERTED, groups[0].origin)
     return chats
+
+
+def _drop(account: Account, reason: str, row: Row) -> None:
+    for origin in (row.origin, *row.others):
+        account.drop(reason, origin)
 
 
 def _finish_account(ledger: ColumnLedger, account: Account, reading: Reading) -> None:

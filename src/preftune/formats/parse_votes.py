@@ -234,7 +234,7 @@ def _turn_lists(row: Fields, first: str, second: str) -> tuple[Text, Text] | Non
     """Return the two dialogues of a row whose prompt and responses are JSON lists of turns, or None (Arena, Kaggle)."""
     cells = [row.get("prompt"), row.get(first), row.get(second)]
     try:
-        lists = [json.loads(cell) if isinstance(cell, str) else cell for cell in cells]
+        lists: list[Any] = [json.loads(cell) if isinstance(cell, str) else cell for cell in cells]
     except ValueError:
         return None
     if not all(isinstance(turns, list) and len(turns) == len(lists[0]) for turns in lists) or not lists[0]:

@@ -211,7 +211,7 @@ def _item_scores(row: Fields, items: list[Any], key: str, aspect: str) -> list[f
 
 def _rating(item: Any, aspect: str, where: str) -> float:
     fields = item if isinstance(item, dict) else {}
-    annotations = next((fields[key] for key in RATINGS if isinstance(fields.get(key), dict)), {})
+    annotations: Any = next((fields[key] for key in RATINGS if isinstance(fields.get(key), dict)), {})
     annotation = annotations.get(aspect)
     rating = annotation.get("Rating") if isinstance(annotation, dict) else annotation
     if aspect in fields:

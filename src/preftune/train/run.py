@@ -329,7 +329,7 @@ class Run:
             keep_only(folder, [self.best.step] if self.best else [])
 
     def save_if_due(self, step: int, tally: Tally, tokens: int) -> None:
-        """Save a checkpoint if `train.save_every` says so. If the disk does not take it, report this and continue."""
+        """Save a checkpoint if one is due. If the disk does not take it, report this and continue."""
         if self.saving.due(step):
             self._try_to_save(step, tally, tokens)
 
@@ -365,8 +365,9 @@ class Run:
             facts["best"] |= {"final": config["final"]} if config["final"] != "best" else {}
         if best and self.stops_early:
             facts["stopped_early"] = best.since
-        patiently(lambda: self.note(**facts), self.display.say)
         patiently(self.metrics.flush, self.display.say)
+        facts["metrics"] = patiently(self.metrics.position, self.display.say)
+        patiently(lambda: self.note(**facts), self.display.say)
         if not best or not config:
             return
         self.display.say(end_message(best, config, step, self.stops_early))

@@ -30,7 +30,7 @@ CHANGEABLE = {
     ("samples",),
 }
 #: Setting -> its default in earlier versions, and its default now. A run resumes if its token ids are still the same.
-NEW_DEFAULTS = {("data", "as_chat"): (False, "auto")}
+NEW_DEFAULTS: dict[tuple[str, ...], tuple[Any, Any]] = {("data", "as_chat"): (False, "auto")}
 #: Config keys that can be raised on a finished run to extend it; null is the highest value.
 RAISABLE = (("train", "epochs"), ("train", "max_steps"), ("best", "patience"))
 

@@ -23,6 +23,7 @@ from preftune.findings.find import find
 from preftune.findings.kinds import Findings
 from preftune.formats.account import Account
 from preftune.lifecycle import data
+from preftune.lifecycle.context import fitted
 from preftune.methods import reward, sft
 from preftune.methods.objective import bind_objective, shape_for
 from preftune.types import PreferenceGroup, TokenGroup
@@ -81,6 +82,7 @@ def check(
     Without a method, only the requirements of every run are checked. Raises the run's error if nothing can be
     reported, such as for a missing file or columns of an unknown format.
     """
+    config = fitted(config, positions)
     # how the method converts groups for training; raises if they do not fit
     adapt: Adapter = {"sft": sft.preferred, "reward": reward.reward_groups}.get(method or "", list)
     if method == "dpo":
