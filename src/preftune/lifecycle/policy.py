@@ -84,9 +84,8 @@ def load_policy(
     _require_quant(config, source, in_memory)
     source, kept = split_kept(config, source, in_memory, scalar)
     if in_memory:
-        dtype_note = ""
         _require_usable(model, config.model)
-        model = model.eval()
+        model, dtype_note = model.eval(), ""
         precise: dict[str, torch.Tensor] = {}
         dtypes, save_dtype = {name: t.dtype for name, t in exact_state(model).items()}, model.dtype
     else:
