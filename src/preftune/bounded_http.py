@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -32,6 +33,10 @@ class BoundedClient(httpx.Client):
         # identity: a few compressed bytes could become gigabytes
         super().__init__(timeout=timeout_s, headers={"Accept-Encoding": "identity"})
         self.timeout_s = timeout_s
+
+    def __del__(self) -> None:
+        with suppress(Exception):  # while the interpreter ends
+            self.close()
 
     def send(self, request: httpx.Request, *, stream: bool = False, **settings: Any) -> httpx.Response:
         """Send a request. Raises ReadTimeout, TooLargeError, or ConfigError for a redirect to another host."""

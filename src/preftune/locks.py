@@ -209,7 +209,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     """Return the content of a lock, or None without one. A damaged one has no owner."""
     try:
         content = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError):
         return {}

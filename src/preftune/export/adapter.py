@@ -1,7 +1,4 @@
-"""An adapter folder that peft, transformers and vLLM load.
-
-It also has the config.json of the base model, because `transformers serve` reads that before it finds the adapter.
-"""
+"""An adapter folder that peft, transformers and vLLM load."""
 
 from __future__ import annotations
 
@@ -48,8 +45,6 @@ def write_adapter(model: Exported, part: Path, out: Path) -> None:
         config["base_model_name_or_path"] = model.source.base
         config["revision"] = model.source.revision
     write_json(part / ADAPTER_CONFIG, config)
-    with writing(part):
-        load.load_config(model.source).save_pretrained(part)
     if model.source.quant:
         note(
             f"note: this adapter was trained on a base model in {model.source.quant}, and programs that load the base "

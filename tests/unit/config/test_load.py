@@ -116,8 +116,8 @@ PROBLEMS = [
     ("lora: {targets: [a, [b]]}\n", "run.yaml:3: lora.targets.1: must be text"),
     ("lora: {init: pissa_niter_4}\n", "lora.init: pissa_niter_4 moves a part of the base weights into the adapter"),
     ("lora: {init: LoftQ}\n", "lora.init: loftq moves a part of the base weights into the adapter"),
-    ("lora: {init: eva}\n", "lora.init: eva needs a pass over the data first"),
-    ("lora: {init: false}\n", "lora.init: with false, a new adapter changes the outputs"),
+    ("lora: {init: eva}\n", "lora.init: eva needs a pass over the data before training"),
+    ("lora: {init: false}\n", "lora.init: with false, the adapter changes the outputs"),
     ("lora: {dora: true, adapter: keep}\n", "with dora, two adapters cannot be saved as one"),
     ("optim: fast\n", "run.yaml:3: optim is a section, not a value; set optim.name or optim.lr or"),
 ]
@@ -352,7 +352,7 @@ def test_a_name_that_trl_uses_gets_the_key_of_preftune(
 
 
 def test_a_name_that_trl_uses_gets_no_hint_where_no_key_does_the_same(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="unknown key 'beta'; known keys: batch, data, lora"):
+    with pytest.raises(ConfigError, match="unknown key 'beta'; known keys: batch, best, data, lora"):
         load(SFTConfig, write(tmp_path, MINIMAL), ["beta=0.1"])
 
 
