@@ -232,6 +232,22 @@ with stop.guard(), stop.interruptible(), stop.ctrl_c():
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_ctrl_c_interrupts_a_dialogue_that_began_to_wait_just_after_it() -> None:
+    done = python(
+        """
+import select
+with stop.guard(), stop.interruptible(), stop.ctrl_c():
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    threading.Timer(0.1, os.kill, [os.getpid(), signal.SIGINT]).start()
+    try:
+        select.select([], [], [], 60)
+    except KeyboardInterrupt as error:
+        os._exit(7 if isinstance(error, stop.StopRequest) else 0)
+"""
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_ctrl_c_in_a_dialogue_is_not_counted() -> None:
     done = python(
         """
@@ -268,8 +284,7 @@ def test_a_request_that_stopped_nothing_is_sent_again_after_the_guard() -> None:
 def test_the_end_of_the_terminal_is_a_request_except_under_nohup(nohup: bool, code: int) -> None:
     done = python(
         f"""
-if {nohup}:
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+signal.signal(signal.SIGHUP, signal.SIG_IGN if {nohup} else signal.SIG_DFL)
 with stop.guard(), stop.at_once():
     os.kill(os.getpid(), signal.SIGHUP)
     time.sleep(0.2)
