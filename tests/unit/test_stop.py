@@ -215,34 +215,19 @@ with stop.guard(lambda _: None), stop.between_checks():
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_signal_interrupts_a_dialogue_that_began_to_wait_just_after_it() -> None:
+@pytest.mark.parametrize(("name", "error"), [("SIGTERM", "StopRequest"), ("SIGINT", "KeyboardInterrupt")])
+def test_a_signal_interrupts_a_dialogue_that_began_to_wait_just_after_it(name: str, error: str) -> None:
     """Another thread receives it, so the wait of the main thread is not interrupted by the signal itself."""
     done = python(
-        """
+        f"""
 import select
 with stop.guard(), stop.interruptible(), stop.ctrl_c():
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-    threading.Timer(0.1, os.kill, [os.getpid(), signal.SIGTERM]).start()
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.{name}])
+    threading.Timer(0.1, os.kill, [os.getpid(), signal.{name}]).start()
     try:
         select.select([], [], [], 60)
-    except stop.StopRequest:
-        os._exit(0)
-"""
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-
-
-def test_ctrl_c_interrupts_a_dialogue_that_began_to_wait_just_after_it() -> None:
-    done = python(
-        """
-import select
-with stop.guard(), stop.interruptible(), stop.ctrl_c():
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    threading.Timer(0.1, os.kill, [os.getpid(), signal.SIGINT]).start()
-    try:
-        select.select([], [], [], 60)
-    except KeyboardInterrupt as error:
-        os._exit(7 if isinstance(error, stop.StopRequest) else 0)
+    except KeyboardInterrupt as raised:
+        os._exit(0 if type(raised).__name__ == "{error}" else 7)
 """
     )
     assert (done.returncode, done.stderr) == (0, "")

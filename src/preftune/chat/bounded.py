@@ -87,7 +87,7 @@ def _watch() -> None:
 
 
 def _limit_memory() -> tuple[int, int] | None:
-    """Limit the address space to its size and BYTES. Return the limit before, or None if there is no way to set one."""
+    """Let the address space grow by at most BYTES. Return the earlier limit; None where none can be set."""
     if sys.platform != "linux":
         return None
     import resource

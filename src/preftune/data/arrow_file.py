@@ -11,6 +11,7 @@ of prompts and responses; both have these:
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
@@ -42,7 +43,7 @@ def decode(data: Any) -> str:
     return str(data, "utf-8", "surrogatepass")
 
 
-class Writer(Generic[G]):
+class Writer(ABC, Generic[G]):
     """Writes groups to an Arrow file. `columns` converts the prompts and responses of many groups to Arrow arrays."""
 
     def __init__(self, path: Path) -> None:
@@ -51,14 +52,14 @@ class Writer(Generic[G]):
         self._bytes = 0
         self._file: Any = None
 
+    @abstractmethod
     def columns(self, groups: Sequence[G]) -> dict[str, Any]:
         """Return the columns of prompts and responses."""
-        raise NotImplementedError
 
     @staticmethod
+    @abstractmethod
     def size(group: G) -> int:
         """Return the approximate number of bytes of a group."""
-        raise NotImplementedError
 
     def add(self, group: G) -> None:
         """Append a group. Raises StorageError."""
@@ -216,13 +217,13 @@ class GroupFile(Sequence[G], Generic[G, C]):
         lengths = [self._reader.get_batch(i).num_rows for i in range(self._number)]
         self.starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
+    @abstractmethod
     def open_columns(self, batch: Any) -> C:
         """Return the columns of a record batch."""
-        raise NotImplementedError
 
+    @abstractmethod
     def group(self, columns: C, index: int) -> G:
         """Return the group with this index in its record batch."""
-        raise NotImplementedError
 
     def __len__(self) -> int:
         return int(self.starts[-1])

@@ -31,7 +31,7 @@ def write_adapter(model: Exported, part: Path, out: Path) -> None:
         fix = (
             "use --to merged" if model.kind != "checkpoint" else "use --to merged, or the run folder of a finished run"
         )
-        raise ConfigError(f"{what}, so there is no adapter folder to write", where="--to adapter", fix=fix)
+        raise ConfigError(what, where="--to adapter", fix=fix)
     copy_files(Path(model.source.adapter), part)
     config = read_config(part)
     base = Path(model.source.base).expanduser()

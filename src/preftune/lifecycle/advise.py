@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,13 @@ from preftune.model.weights import changed_share
 from preftune.train.run import Run
 from preftune.types import TokenGroup
 
-EXAMINED = 50_000  # groups of the data, at most: reading more takes seconds
+EXAMINED = 10_000  # groups of the data, at most: 0.2 s
 
 
 def advise_on_pairs(run: Run, groups: Sequence[TokenGroup]) -> None:
     """Warn about the pairs of a new run."""
     if run.start == 0:
-        _note(run, 0, about_pairs(pair_facts(_first(groups))))
-
-
-def _first(groups: Sequence[TokenGroup]) -> Iterable[TokenGroup]:
-    return islice(groups, EXAMINED)
+        _note(run, 0, about_pairs(pair_facts(islice(groups, EXAMINED))))
 
 
 def advise(run: Run, step: int) -> None:
