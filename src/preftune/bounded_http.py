@@ -26,7 +26,7 @@ class TooLargeError(httpx.ReadError):
 class BoundedClient(httpx.Client):
     """A client whose `timeout_s` bounds a whole answer: httpx itself restarts its time limit at each byte.
 
-    An answer that is streamed is bounded from its first line to its last.
+    The time of an answer that is streamed also counts from the request to its last byte.
     """
 
     def __init__(self, timeout_s: float) -> None:

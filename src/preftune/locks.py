@@ -122,7 +122,7 @@ def _require_free(path: Path, owner: dict[str, Any] | None, what: str, own: Lock
         return
     mine = _held.get(path)
     if mine and owner == mine.owner:
-        if mine.thread in (threading.current_thread(), None) or not mine.thread.is_alive():
+        if mine.thread is threading.current_thread() or not mine.thread.is_alive():
             return  # the same thread has begun again after an error
     elif not _runs(owner, path):
         return

@@ -97,6 +97,8 @@ def finish_run(run: Run, policy: Policy, next_command: str, merged: bool = False
     folder, say = run.folder, run.display.say
     try:
         with stop.guard(), stop.deferred():
+            if run.lock:
+                run.lock.require()
             final = export(policy, run.weights, folder, merged, say)
             bases = {"base": model_hashes(folder / "base")} if policy.base_unsaved else {}
             hashes = {"final": model_hashes(final), **bases}

@@ -22,6 +22,7 @@ from preftune.losses import Objective
 from preftune.methods.objective import bind_objective, shape_for
 from preftune.methods.reference import check_start, make_reference, reference_kind
 from preftune.model import load
+from preftune.model.locate import with_quant
 from preftune.train.display import Display
 from preftune.train.loop import fit
 
@@ -74,7 +75,7 @@ def run(
                 metrics = {**drift(task, monitor, run, step), **task.evaluate()}
             run.log_evaluation(step, metrics)
             advise(run, step)
-    base = config.model.path if model is None else "MODEL"
+    base = with_quant(config.model.path, config.model.quant) if model is None else "MODEL"
     return finish_run(run, policy, f"preftune score --policy FINAL --reference {base} --data DATA")
 
 

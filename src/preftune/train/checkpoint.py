@@ -90,6 +90,11 @@ def _weights(weights: Weights) -> dict[str, Tensor]:
     return {name: master.detach().contiguous() for name, master in weights}
 
 
+def step_of(path: Path) -> int:
+    """Return the step of a checkpoint."""
+    return int(path.name.rpartition("-")[2])
+
+
 def saved(folder: Path) -> list[Path]:
     """Return the checkpoints in a folder, the oldest first."""
     return sorted(folder.glob("step-????????"))

@@ -72,6 +72,7 @@ class Run:
     earlier_ends: Sequence[Mapping[str, Any]] = ()
     saving: Saving = field(default_factory=lambda: Saving(None, 0))
     _reached: tuple[int, Tally, int, bool, Evaluations] | None = None
+    _has_best_weights: bool = False
 
     def __post_init__(self) -> None:
         self.metrics = MetricsFile(self.folder, self.display.say)
@@ -178,7 +179,7 @@ class Run:
             self.note(run=facts.get("run") or secrets.token_hex(8), started=started, **machine())
             config = yaml.safe_dump(self.identity["config"], sort_keys=False, allow_unicode=True)
             write_text(folder / "config.yaml", [config])
-            for partial in [*folder.glob("*.part*"), *folder.glob("checkpoints/*.part*")]:
+            for partial in [*folder.glob("*.part-*"), *folder.glob("checkpoints/*.part-*")]:
                 shutil.rmtree(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
         if self.resume_from:
             self.start, self.tally, self.tokens = int(state["step"]), Tally.of(state["tally"]), int(state["tokens"])
@@ -290,7 +291,8 @@ class Run:
     def _write_line(self, step: int, split: str, metrics: dict[str, float]) -> None:
         self.metrics.add({"step": step, "split": split, **metrics})
         self.display.line(step, split, metrics)
-        log_metrics(self.trackers, self.identity["config"].get("track_names", ()), split, step, metrics)
+        aliases = self.identity["config"].get("track_names", ())
+        log_metrics(self.trackers, aliases, split, step, metrics, self.display.say)
 
     def metric_lines(self) -> list[dict[str, Any]]:
         """Return the lines of metrics.jsonl."""
@@ -368,17 +370,22 @@ class Run:
         patiently(self.metrics.flush, self.display.say)
         facts["metrics"] = patiently(self.metrics.position, self.display.say)
         patiently(lambda: self.note(**facts), self.display.say)
+        self._reached = step, tally, tokens, True, self.evaluations
         if not best or not config:
             return
         self.display.say(end_message(best, config, step, self.stops_early))
         if config["final"] == "best" and best.step != step:
             checkpoint.restore_weights(checkpoint.require_intact(folder_of(checkpoints, best.step)), self.weights)
+            self._has_best_weights = True
 
     def save_reached(self, total: int) -> Stopped:
         """Save a checkpoint of the last completed step, unless there is one. Return the exception for a stopped run."""
         return stopped(self._save_reached(), total)
 
     def _save_reached(self) -> int:
+        if self._has_best_weights:  # a checkpoint of the last step must not contain them
+            saved = checkpoint.saved(self.folder / "checkpoints")
+            return checkpoint.step_of(saved[-1]) if saved else 0
         default = (self.start, self.tally, self.tokens or 0, True, self.evaluations)
         step, tally, tokens, evaluated, evaluations = self._reached or default
         if step > self.start:

@@ -48,7 +48,7 @@ from preftune.methods import dpo
 from preftune.methods.objective import bind_objective
 from preftune.model import load
 from preftune.model.generate import Sampled, Sampling, sample
-from preftune.model.locate import ADAPTER_CONFIG
+from preftune.model.locate import ADAPTER_CONFIG, with_quant
 from preftune.model.logprobs import Scorer
 from preftune.report.card import Subject
 from preftune.rewards import chat_grades
@@ -246,7 +246,8 @@ def one_round(
         selection = SelectionOptions(select.select, select.gap, select.soft, beta=select.beta, seed=seed)
         pairs.run(str(sampled), prefs, selection, reward, log.display)
     parts.record(prefs)
-    base = config.model.path if config.reference == "fixed" and number > 1 else None
+    first = with_quant(config.model.path, config.model.quant)
+    base = first if config.reference == "fixed" and number > 1 else None
     tuning = DPOConfig(
         model=config.model.model_copy(update={"path": policy}),
         data=DataConfig(
@@ -352,7 +353,8 @@ def evaluated(
     tokens = [s.group for s in sampled]
     log_policy = response_logps(Scorer.of(opened.model), tokens)
     del opened
-    base = open_policy.open_policy(config.model.path, "model.path", dtype, device)
+    first = with_quant(config.model.path, config.model.quant)
+    base = open_policy.open_policy(first, "model.path", dtype, device)
     kl = log_policy - response_logps(Scorer.of(base.model), tokens)
     result = {
         **measured,

@@ -46,6 +46,7 @@ from preftune.methods import dpo, reward
 from preftune.methods.objective import bind_objective
 from preftune.methods.reference import reference_kind
 from preftune.model import load
+from preftune.model.locate import with_quant
 from preftune.model.logprobs import Scorer, logps
 from preftune.model.scalar import load_scalar, reward_logps, scalar_scorer, with_reward_slot
 from preftune.scoring import SLOTS, score_responses
@@ -180,7 +181,7 @@ def margins_of(config: NoiseConfig, final: Path, held_out: Groups, display: Disp
         forward, slots = partial(reward_logps, scorer), with_reward_slot(groups)
         rewards = score_responses(forward, slots, scorer.device, Budget(layout, SLOTS))
     else:
-        base = load.locate(config.reference.path or config.model.path)
+        base = load.locate(config.reference.path or with_quant(config.model.path, config.model.quant))
         policy, reference = (logps_of(Scorer.of(load.load_model(s, dtype).to(device)), groups) for s in (source, base))
         rewards = [implicit_reward(p, r, beta=1.0) for p, r in zip(policy, reference, strict=True)]
     return [

@@ -102,6 +102,7 @@ def test_a_merged_model_for_vllm(lora_run: Path, tmp_path: Path, capsys: pytest.
 
 
 def test_a_model_without_an_adapter_is_an_error(lora_run: Path, base_model: Path, tmp_path: Path) -> None:
-    for path in (base_model, sorted((lora_run / "checkpoints").iterdir())[-1]):
-        with pytest.raises(ConfigError, match="no adapter folder to write"):
+    checkpoint = sorted((lora_run / "checkpoints").iterdir())[-1]
+    for path, what in ((base_model, "this model has no adapter"), (checkpoint, "this is a checkpoint")):
+        with pytest.raises(ConfigError, match=what):
             run(str(path), ExportOptions("adapter"), tmp_path / "a", QUIET)
