@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from typing import overload
 
 from preftune.chat.turns import text_to_chat
+from preftune.data.row_reader import Parser, parser_of, read_row, readable_rows
 from preftune.data.spool import Spool, rewritten
-from preftune.errors import DataError
 from preftune.formats import file_checks, ratings
 from preftune.formats.account import Account
-from preftune.formats.columns import ColumnLedger, TrackedRow
+from preftune.formats.columns import ColumnLedger
 from preftune.formats.json_cells import decode_cells
-from preftune.formats.names import ColumnNames, column_names, missing_column_error
+from preftune.formats.names import column_names
 from preftune.formats.origins import Origins
 from preftune.formats.parsers import Reading
-from preftune.formats.registry import BY_NAME, FunctionFault, detect, parse_with_function
-from preftune.formats.tools import tools_of, with_tools
-from preftune.formats.values import BadRow, Drop, Fields, drop_empty_responses, has_margin
+from preftune.formats.registry import BY_NAME, FunctionFault
+from preftune.formats.values import BadRow, Drop, has_margin
 from preftune.formats.where import Filter, conditions
-from preftune.resolve import require_one_argument, resolve
 from preftune.sources.read import read
 from preftune.sources.rows import Row
 from preftune.types import PreferenceGroup
 
 DETECTION_ROWS = 20  # rows from which the format is detected
-
-
-Parser = Callable[[Fields], Iterable[PreferenceGroup]]
 
 
 @overload
@@ -54,14 +47,15 @@ def read_groups(
     name = source if isinstance(source, str) else ", ".join(source)
     account = Account(name)
     selected = Filter(conditions(reading.where), account)
-    rows = selected.rows(decode_cells(read(source, account.note), reading, account.note))
+    rows: Iterator[Row] = selected.rows(decode_cells(read(source, account.note), reading, account.note))
+    rows = rows if reading.limit is None else islice(rows, reading.limit)
     head = list(islice(rows, DETECTION_ROWS))
     names = column_names(reading.columns, reading.ignore)
-    rated = ratings.are_ratings(_readable(head, names), reading.aspect)
+    rated = ratings.are_ratings(readable_rows(head, names), reading.aspect)
     if rated:
         rows = ratings.joined(chain(head, rows), reading.aspect, names, account)
         head = list(islice(rows, DETECTION_ROWS))
-    parse, rows = _parser(_readable(head, names), head, chain(head, rows), names, reading, account)
+    parse, rows = parser_of(readable_rows(head, names), head, chain(head, rows), names, reading, account)
     ledger = ColumnLedger(name, account.format, names)
     margins, checks = file_checks.Margins(), file_checks.FileChecks()
     for group in _parsed(rows, parse, ledger, account, reading, margins):
@@ -99,7 +93,7 @@ def _parsed(
     for row in rows:
         account.read += 1
         try:
-            groups = _read_row(row, parse, ledger, account, not strict)
+            groups = read_row(row, parse, ledger, account, not strict)
             yield from list(map(text_to_chat, groups)) if reading.as_chat else groups
             if any(group.judgements for group in groups):
                 margins.add(row.origin, has_margin(ledger.names.rename(row.value)))
@@ -128,83 +122,3 @@ def _finish_account(ledger: ColumnLedger, account: Account, reading: Reading) ->
     for note, origins in ledger.notes.items():
         for origin in origins:
             account.note(note, origin)
-
-
-def _readable(rows: Sequence[Row], names: ColumnNames) -> list[Fields]:
-    """Return the rows that can be read, with preftune's column names."""
-    readable = []
-    for row in rows:
-        with suppress(BadRow):  # reported when the row is parsed
-            if not row.fault:
-                readable.append(names.rename(row.value))
-    return readable
-
-
-def _first_fault(row: Row, names: ColumnNames) -> DataError:
-    fault = BadRow(row.fault)
-    try:
-        if not row.fault:
-            names.rename(row.value)
-    except BadRow as error:
-        fault = error
-    return DataError(str(fault), where=row.origin, fix=fault.fix or "repair or remove the row")
-
-
-def _read_row(row: Row, parse: Parser, ledger: ColumnLedger, account: Account, drop: bool) -> list[PreferenceGroup]:
-    """Parse one row and record its columns in the ledger."""
-    if row.fault:
-        raise BadRow(row.fault)
-    ledger.seen.update(row.value)
-    value = TrackedRow(ledger.names.rename(row.value))
-    try:
-        parsed = parse(value)
-        parsed = with_tools(parsed, tools_of(value)) if ledger.format in BY_NAME else parsed
-        groups = _without_empty(row.origin, parsed, account)
-    except Drop:
-        ledger.record(row.value, value, None, row.origin)
-        raise
-    refused = ledger.record(row.value, value, groups, row.origin)
-    if refused and drop:
-        raise BadRow(f"column {refused[0]!r} {ledger.refused[refused[0]][0]}")
-    return groups
-
-
-def _without_empty(origin: str, parsed: Iterable[PreferenceGroup], account: Account) -> list[PreferenceGroup]:
-    """Return the groups of one row without empty responses."""
-    groups = [replace(group, origin=origin) for group in parsed if group.responses]
-    if not groups:
-        raise Drop("the row has no response")
-    result = [drop_empty_responses(group) for group in groups]
-    if result != groups:
-        account.note("an empty response and its judgements were dropped", origin)
-    return result
-
-
-def _parser(
-    readable: list[Fields], head: list[Row], rows: Iterator[Row], names: ColumnNames, reading: Reading, account: Account
-) -> tuple[Parser, Iterator[Row]]:
-    """Return the parser and the rows. Some formats must look at all rows before the first one is parsed."""
-    if reading.format != "auto" and reading.format not in BY_NAME:
-        function = resolve(reading.format, dict.fromkeys(BY_NAME, parse_with_function), "data.format")
-        require_one_argument(function, reading.format)
-        account.format = reading.format
-        return lambda row: parse_with_function(function, dict(row.items()), reading.format), rows
-    if not head:
-        account.format = account.format if reading.format == "auto" else reading.format
-        return lambda row: (), rows
-    if reading.format == "auto":
-        if not readable:  # report why, instead of guessing a format
-            raise _first_fault(head[0], names)
-        where = head[0].origin.rpartition(":")[0] or head[0].origin
-        for column, name in names.new_name.items():
-            if readable and not any(name in row for row in readable):
-                raise missing_column_error(column, name, dict.fromkeys(key for row in readable for key in row), where)
-        row_format = detect(readable, where)
-    else:
-        row_format = BY_NAME[reading.format]
-    account.format = row_format.name
-    if row_format.adjust:
-        all_rows = list(rows)
-        reading = row_format.adjust(_readable(all_rows, names), reading, account.source)
-        rows = iter(all_rows)
-    return lambda row: row_format.parse(row, reading), rows

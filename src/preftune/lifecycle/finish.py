@@ -76,6 +76,8 @@ def finish_run(run: Run, policy: Policy, steps: int, next_command: str, merged: 
         write_card(final, card_subject(policy, run))
         write_run_page(run.folder)
         run.note(finished=True, steps=steps)
+    for line in run.stream.lines() if run.stream else ():
+        run.display.say(line)
     for line in before_and_after(run.folder):
         run.display.say(line)
     next_command = next_command.replace("FINAL", str(final))

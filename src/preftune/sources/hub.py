@@ -6,13 +6,14 @@ import re
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from preftune.errors import DataError
 from preftune.sources.files import FILE_SUFFIXES
 from preftune.sources.rows import Row, Source
 from preftune.sources.splits import choose_part, notes_on_unread_parts
 
-HUB_ID = re.compile(r"^(?P<name>[\w.-]+/[\w.-]+)(?P<parts>(?::[\w.-]+){0,2})$")
+HUB_ID = re.compile(r"^(?P<name>[\w.-]+/[\w.-]+)(?P<parts>(?::[\w.-]+){0,2})(?:@(?P<revision>[\w./-]+))?$")
 
 
 def is_hub_id(name: str) -> bool:
@@ -26,26 +27,50 @@ def is_hub_id(name: str) -> bool:
 def hub_source(name: str) -> Source:
     """Load the split of a Hub dataset that `name` refers to, once per process.
 
+    The name is `org/name`, with :split, :config or :config:split and @revision (a branch, tag or commit) after it.
     Raises DataError if the dataset cannot be loaded. If the name is ambiguous, the error lists configs and splits.
     """
+    return _loaded(name, streaming=False)
+
+
+@lru_cache(maxsize=16)
+def hub_stream(name: str) -> Source:
+    """Open the split of a Hub dataset that `name` refers to, without downloading it. Raises the errors of
+    `hub_source`."""
+    return _loaded(name, streaming=True)
+
+
+def _loaded(name: str, streaming: bool) -> Source:
     import datasets
 
-    target, *parts = name.split(":")
+    base, _, revision = name.partition("@")
+    target, *parts = base.split(":")
+    options: dict[str, Any] = {"revision": revision} if revision else {}
     try:
-        configs = list(datasets.get_dataset_config_names(target))
-        default = datasets.get_dataset_default_config_name(target)
+        if streaming:  # all requests of a run are about the same commit
+            options = {"revision": _commit(target, revision or None)}
+        configs = list(datasets.get_dataset_config_names(target, **options))
+        default = datasets.get_dataset_default_config_name(target, **options)
 
         def splits_of(config: str) -> list[str]:
-            return list(datasets.get_dataset_split_names(target, _config_argument(config, configs)))
+            return list(datasets.get_dataset_split_names(target, _config_argument(config, configs), **options))
 
         config, split = choose_part(target, parts, configs, default if default in configs else None, splits_of)
-        loaded = datasets.load_dataset(target, _config_argument(config, configs), split=split)
+        how = {**options, **({"streaming": True} if streaming else {})}
+        loaded = datasets.load_dataset(target, _config_argument(config, configs), split=split, **how)
         notes = notes_on_unread_parts(target, parts, configs, config, split, splits_of(config))
     except DataError:
         raise
     except Exception as error:  # datasets raises errors of many types when it cannot load data
         raise _load_error(name, error) from error
-    return Source(name, hub=loaded, notes=tuple(notes))
+    return Source(name, hub=loaded, notes=tuple(notes), stamp=f"{config} {split} {options.get('revision', '')}")
+
+
+def _commit(target: str, revision: str | None) -> str:
+    """Return the commit of a branch or tag of a Hub dataset; None is its default branch."""
+    from huggingface_hub import HfApi
+
+    return str(HfApi().dataset_info(target, revision=revision).sha)
 
 
 def _config_argument(config: str, configs: list[str]) -> str | None:

@@ -18,6 +18,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from preftune import stop
+from preftune.data.stream import Stream
 from preftune.errors import RunError, Stopped, require_writable, writing
 from preftune.files import write_json, write_text
 from preftune.train import checkpoint
@@ -49,6 +50,7 @@ class Run:
     resume_from, start, tokens   the checkpoint to resume from, if any, its step, and its size of micro-batches
     tally, loop_state            from the checkpoint: metrics that were not logged, and PPO's KL coefficient
     evaluation_due               the checkpoint was saved before the evaluation of its step
+    stream, stream_state         the data that are read while training, and its state in the checkpoint to resume from
     """
 
     folder: Path
@@ -63,6 +65,8 @@ class Run:
     tally: Tally = field(default_factory=Tally)
     loop_state: dict[str, float] = field(default_factory=dict)
     evaluation_due: bool = False
+    stream: Stream | None = None
+    stream_state: dict[str, Any] | None = None
     _reached: tuple[int, Tally, int, bool] | None = None
 
     @staticmethod
@@ -134,6 +138,7 @@ class Run:
             run.start, run.tally, run.tokens = int(state["step"]), Tally.of(state["tally"]), int(state["tokens"])
             run.loop_state = dict(state["facts"])
             run.evaluation_due = not state.get("evaluated", True)
+            run.stream_state = state.get("stream")
         _drop_metrics_after(folder / "metrics.jsonl", run.start, run.evaluation_due)
         return run
 
@@ -183,6 +188,8 @@ class Run:
         folder = self.folder / "checkpoints"
         state: dict[str, Any] = {"identity": self.identity, "tally": tally.state(), "tokens": tokens}
         state |= {"facts": self.loop_state, "evaluated": evaluated}
+        if self.stream:
+            state["stream"] = self.stream.state_after(step)
         path = checkpoint.save(folder, step, self.weights, self.optimizer, state)
         self.display.say(f"saved checkpoint {path}")
 

@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from preftune.chat.open import ChatOptions
+from preftune.config.data import plain_paths
 from preftune.config.schema import DataConfig
 from preftune.formats.account import Account, require_matched
 from preftune.formats.parsers import Reading
-from preftune.lifecycle.data import reading_of
+from preftune.lifecycle.sources import reading_of
 from preftune.types import PreferenceGroup
 
 Reader = Callable[[str | Sequence[str], Reading], tuple[list[PreferenceGroup], Account]]
@@ -43,7 +44,7 @@ def read_rows(read: Reader, data: DataConfig) -> tuple[list[PreferenceGroup], Ac
 
     Raises DataError if too many rows were dropped, or if data.ignore names a column that no row has.
     """
-    groups, account = read(data.train, row_reading_of(data))
+    groups, account = read(plain_paths(data.train, "this command"), row_reading_of(data))
     account.check(max_dropped_of(data))
     require_matched([account])
     return groups, account
@@ -51,7 +52,7 @@ def read_rows(read: Reader, data: DataConfig) -> tuple[list[PreferenceGroup], Ac
 
 def row_reading_of(data: DataConfig) -> Reading:
     """Return how rows are read. Text is not converted to chat here: the renderer does that as the model was trained."""
-    return replace(reading_of(data), as_chat=False)
+    return replace(reading_of(data), as_chat=False, limit=data.limit)
 
 
 def max_dropped_of(data: DataConfig) -> float:

@@ -71,6 +71,8 @@ def run(config: NoiseConfig, *, display: Display | None = None, dry_run: bool = 
     if config.data.eval is not None:
         what, fix = "every fold is held out in turn", "remove it; `folds` sets the number of folds"
         raise ConfigError(what, where="data.eval", fix=fix)
+    if config.data.stream:
+        raise ConfigError("the data are split into folds before training", where="data.stream", fix="remove it")
     load.locate(config.model.path)
     if config.ranker == "dpo":
         require_implicit_reward(config)
@@ -80,7 +82,7 @@ def run(config: NoiseConfig, *, display: Display | None = None, dry_run: bool = 
     for group in text.train:
         require_judged(group, "noise")
     parts = folds(text.train, config.folds)
-    display.say("\n".join(text.accounts[0].lines()))
+    display.say("\n".join(line for account in text.accounts for line in account.lines()))
     display.say(
         f"{config.folds} folds with {', '.join(str(len(part)) for part in parts)} groups; no prompt is in two folds"
     )
@@ -94,7 +96,7 @@ def run(config: NoiseConfig, *, display: Display | None = None, dry_run: bool = 
     not_ranked = sum(len(group.judgements) for group in text.train) - len(ranked)
     if not ranked:
         fix = "raise data.max_length, or use shorter rows"
-        raise DataError("no judgement is left to rank", where=str(config.data.train), fix=fix)
+        raise DataError("no judgement is left to rank", where=text.accounts[0].source, fix=fix)
     summary = report(config, ranked, not_ranked)
     log.note(finished=True, **summary)
     display.say("\n".join(summary_lines(config, summary)))
@@ -141,7 +143,7 @@ def _dpo(config: NoiseConfig, folder: Path) -> DPOConfig:
 
 
 def _common(config: NoiseConfig, folder: Path) -> dict[str, Any]:
-    data = {"train": str(folder / "train.json"), "format": "groups", "ignore": []}
+    data = {"train": str(folder / "train.json"), "format": "groups", "ignore": [], "limit": None}
     sections = {name: getattr(config, name) for name in ("model", "optim", "batch", "train", "lora", "track")}
     return {**sections, "data": config.data.model_copy(update=data), "out": str(folder / "run")}
 
