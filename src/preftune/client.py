@@ -2,7 +2,8 @@
 
 Results are passed on as they arrive, so that callers can save them at once. Status 408, 409, 425, 429 and 5xx, broken
 connections and malformed replies are retried with increasing pauses. If the caller stops early (Ctrl-C, a full disk),
-results that arrive within a second are still passed on, because they are already paid for.
+results that arrive within a second are still passed on, because they are already paid for. bounded_http.py limits time
+and size of an answer. The key is in no message and no record.
 """
 
 from __future__ import annotations
@@ -11,22 +12,27 @@ import json
 import math
 import os
 import random
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, TypeVar
 
 from preftune.errors import ConfigError, IncompleteError
-from preftune.types import Text, as_json, split_tools
+from preftune.types import ARGUMENTS, Text, as_json, split_arguments, split_tools
 
 Result = TypeVar("Result")
 MAX_PAUSE_S = 30.0
 REFUSED_MESSAGE = "the server refused the request"
 REFUSED_STATUSES = (400, 413, 422)  # the request is too long or filtered; other requests may succeed
 GRACE_S = 1.0  # after the caller stops, results that arrive within this time are still passed on
+SECRET = re.compile(
+    r"(?i)(extra_)?headers|(x-)?api[-_]?key|authorization|(access|auth|bearer)[-_]?token|password|secret"
+)
+SHORTEST_KEY = 6  # shorter ones occur in ordinary text
 MAX_FAILURES_IN_A_ROW = 10  # requests that failed after all attempts; then the server counts as down
 
 
@@ -44,6 +50,16 @@ class Reply:
 
     text: str
     ended: bool
+    tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of an answer that is streamed: text or reasoning, whether it ends the answer, and the tokens so far."""
+
+    text: str = ""
+    reasoning: str = ""
+    ended: bool = False
     tokens: int = 0
 
 
@@ -96,34 +112,77 @@ class Client:
         if not self._connections:
             try:
                 import openai
+
+                from preftune.bounded_http import BoundedClient, require_safe_url
             except ImportError as error:
                 raise ConfigError(
                     "the openai package is not installed", where="--server", fix="pip install 'preftune[judge]'"
                 ) from error
-            key = os.environ.get(self.key_env) if self.key_env else "none"
+            key = self._key() if self.key_env else "none"
             if not key:
                 what, fix = f"the environment variable {self.key_env} is not set", f"run export {self.key_env}=KEY"
                 raise ConfigError(what, where="--api-key-env", fix=fix)
+            require_safe_url(self.url, "--server", has_key=self.key_env is not None)
             base = self.url.rstrip("/")
             base = base if base.endswith("/v1") else f"{base}/v1"
-            self._connections.append(openai.OpenAI(base_url=base, api_key=key, max_retries=0, timeout=self.timeout_s))
+            bounded = BoundedClient(self.timeout_s)
+            self._connections.append(openai.OpenAI(base_url=base, api_key=key, max_retries=0, http_client=bounded))
         return self._connections[0]
+
+    def _key(self) -> str:
+        return os.environ.get(self.key_env, "") if self.key_env else ""
 
     def complete(self, prompt: Text, **settings: Any) -> Reply:
         """Return the completion of a text, or the next message of a chat, with up to `attempts` attempts."""
         return self._with_retries(lambda: self._request(prompt, settings))
 
-    def _request(self, prompt: Text, settings: dict[str, Any]) -> Reply:
+    def of_model(self, model: str) -> Client:
+        """Return a client of another model on the same server."""
+        return replace(self, model=model, _connections=[], _stop=threading.Event())
+
+    def models(self) -> list[str]:
+        """Return the names of the models on the server; empty if it does not list them. Raises IncompleteError."""
+        try:
+            return sorted(str(model.id) for model in self._with_retries(lambda: list(self.connect().models.list())))
+        except ConfigError as error:
+            if error.what.startswith(REFUSED_MESSAGE):
+                return []
+            raise
+
+    def stream(self, prompt: Text, **settings: Any) -> Iterator[Piece]:
+        """Yield the pieces of the completion of a text, or of the next message of a chat, as they arrive.
+
+        The request is repeated until an answer begins. Raises the errors of `complete`, and IncompleteError if the
+        answer breaks off.
+        """
+        chunks = self._with_retries(lambda: self._create(prompt, {**settings, "stream": True}))
+        try:
+            for chunk in chunks:
+                yield _piece_of(chunk, self._key())
+        except Exception as error:  # the library passes on errors of its HTTP client as they are
+            what = f"the answer broke off: {_message(error, self._key())}"
+            raise IncompleteError(what, where=self.url, fix="send the message again") from None
+        finally:
+            chunks.close()
+
+    def _create(self, prompt: Text, settings: dict[str, Any]) -> Any:
+        """Send one request, and return the reply of the openai client."""
         connection = self.connect()
         ours = {key: value for key, value in settings.items() if key not in {"extra_body", *self.settings}}
         body = {**settings.get("extra_body", {}), **self.settings}
         arguments = {**ours, "extra_body": {key: value for key, value in body.items() if value is not None}}
         if isinstance(prompt, str):
-            completion = connection.completions.create(model=self.model, prompt=prompt, **arguments)
-        else:
-            messages, tools = split_tools(prompt)
-            arguments |= {"tools": tools} if tools else {}
-            completion = connection.chat.completions.create(model=self.model, messages=as_json(messages), **arguments)
+            return connection.completions.create(model=self.model, prompt=prompt, **arguments)
+        messages, template_arguments = split_arguments(prompt)
+        messages, tools = split_tools(messages)
+        arguments |= {"tools": tools} if tools else {}
+        if template_arguments:
+            both = {**arguments["extra_body"].get(ARGUMENTS, {}), **template_arguments}
+            arguments["extra_body"] = {**arguments["extra_body"], ARGUMENTS: both}
+        return connection.chat.completions.create(model=self.model, messages=as_json(messages), **arguments)
+
+    def _request(self, prompt: Text, settings: dict[str, Any]) -> Reply:
+        completion = self._create(prompt, settings)
         choices = getattr(completion, "choices", None)
         if not choices:
             raise MalformedReplyError(f"the reply has no choices: {str(completion)[:80]!r}")
@@ -132,7 +191,9 @@ class Client:
             raise MalformedReplyError("the reply has no text")
         tokens = getattr(getattr(completion, "usage", None), "completion_tokens", 0)
         ended = choices[0].finish_reason != "length"
-        return Reply(_replace_surrogates(text), ended, tokens if isinstance(tokens, int) else 0)
+        return Reply(
+            _without_key(_replace_surrogates(text), self._key()), ended, tokens if isinstance(tokens, int) else 0
+        )
 
     def _with_retries(self, request: Callable[[], Result]) -> Result:
         import openai
@@ -140,11 +201,13 @@ class Client:
         for attempt in range(1, self.attempts + 1):
             try:
                 return request()
+            except ConfigError:  # a redirect to another host
+                raise
             except (openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError) as error:
                 last: Exception = error
             except openai.APIStatusError as error:
                 if error.status_code not in (408, 409, 425):
-                    raise _permanent_error(error, self.url) from error
+                    raise _permanent_error(error, self.url, self._key()) from None
                 last = error
             except UnicodeEncodeError as error:  # raised only for the request: replies are decoded, not encoded
                 raise RefusedError("the request contains a lone surrogate character", where=self.url) from error
@@ -156,10 +219,10 @@ class Client:
             if attempt == self.attempts or self._stop.wait(min(MAX_PAUSE_S, pause)):
                 break
         raise IncompleteError(
-            f"the request failed after {attempt} attempts: {_message(last)}",
+            f"the request failed after {attempt} attempts: {_message(last, self._key())}",
             where=self.url,
             fix="check that the server is running; rerun the same command to resume",
-        ) from last
+        ) from None  # the error of the library could quote the key
 
     def run_all(
         self,
@@ -260,15 +323,30 @@ def parse_settings(text: str, where: str) -> dict[str, Any]:
         why = "they are not a JSON object"
     if not isinstance(settings, dict):
         fix = """write for example '{"max_tokens": null, "max_completion_tokens": 2000, "temperature": null}'"""
-        raise ConfigError(f"the settings cannot be read: {text!r}", where=where, why=why, fix=fix)
+        raise ConfigError("the settings cannot be read", where=where, why=why, fix=fix)  # they may hold a key
     reserved = settings.keys() & {"model", "messages", "prompt", "n", "stream", "extra_body"}
     if reserved:
         raise ConfigError(f"{', '.join(sorted(reserved))} cannot be set", where=where, fix="remove it")
+    secret = sorted(name for name in _names(settings) if SECRET.fullmatch(name))
+    if secret:
+        fix = "name the environment variable that holds the key (--api-key-env)"
+        raise ConfigError(f"{', '.join(secret)} cannot be set", where=where, why="settings are saved", fix=fix)
     return settings
 
 
-def _permanent_error(error: Any, url: str) -> ConfigError:
-    what = f"{REFUSED_MESSAGE}: {error.status_code} {_message(error)}"
+def _names(value: Any) -> Iterator[str]:
+    """Yield the names in nested JSON objects."""
+    if isinstance(value, dict):
+        for name, part in value.items():
+            yield name
+            yield from _names(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from _names(part)
+
+
+def _permanent_error(error: Any, url: str, key: str) -> ConfigError:
+    what = f"{REFUSED_MESSAGE}: {error.status_code} {_message(error, key)}"
     if error.status_code in REFUSED_STATUSES:
         return RefusedError(
             what,
@@ -280,12 +358,18 @@ def _permanent_error(error: Any, url: str) -> ConfigError:
     return ConfigError(what, where=url, fix=fix)
 
 
-def _message(error: Exception) -> str:
-    """Return the first line of an error, or of the message in a server's error reply."""
+def _message(error: BaseException, key: str) -> str:
+    """Return the first line of an error, or of the message in a server's error reply, without the key."""
     body = getattr(error, "body", None)
     message = body.get("message") if isinstance(body, dict) else body
-    text = message if isinstance(message, str) else str(error)
+    cause = error.__cause__ if str(error) == "Connection error." else None  # the library's words for any cause
+    text = _without_key(message if isinstance(message, str) else str(cause or error), key)
     return _replace_surrogates((text.strip().splitlines() or [type(error).__name__])[0][:200])
+
+
+def _without_key(text: str, key: str) -> str:
+    """Return `text` in which the key, which a server may repeat, is replaced."""
+    return text.replace(key, "[key]") if len(key) >= SHORTEST_KEY else text
 
 
 def _retry_after(error: Any) -> float | None:
@@ -300,3 +384,20 @@ def _retry_after(error: Any) -> float | None:
 def _replace_surrogates(text: str) -> str:
     """Replace lone surrogates, which JSON can hold but UTF-8 files cannot, with U+FFFD."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def _piece_of(chunk: Any, key: str) -> Piece:
+    """Return the content of a chunk. Servers differ: a chunk may have no choice, and reasoning has two names."""
+    choices = getattr(chunk, "choices", None) or []
+    choice = choices[0] if choices else None
+    delta = getattr(choice, "delta", choice)
+    texts = [getattr(delta, name, None) for name in ("content", "text", "reasoning_content", "reasoning")]
+    parts = [_without_key(_replace_surrogates(text), key) if isinstance(text, str) else "" for text in texts]
+    tokens = getattr(getattr(chunk, "usage", None), "completion_tokens", 0)
+    reason = getattr(choice, "finish_reason", None)
+    return Piece(
+        parts[0] or parts[1],
+        parts[2] or parts[3],
+        reason is not None and reason != "length",
+        tokens if isinstance(tokens, int) else 0,
+    )

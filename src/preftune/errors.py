@@ -31,11 +31,12 @@ class PreftuneError(Exception):
 
     exit_code = 1
     label = "fix"
+    result: Mapping[str, Any] = {}  # what the command knows in spite of the error, for --json
 
     def __init__(self, what: str, *, where: str = "", why: str = "", fix: str = "") -> None:
         self.what, self.where, self.why, self.fix = what, where, why, for_shell(fix)
         lines = [f"{where}: {what}" if where else what, why and f"  {why}", fix and f"  {self.label}: {self.fix}"]
-        super().__init__("\n".join(filter(None, lines)))
+        super().__init__(printable("\n".join(filter(None, lines))))
 
 
 class ConfigError(PreftuneError, ValueError):
@@ -87,6 +88,11 @@ class Stopped(PreftuneError, RuntimeError):
     label = "next"
 
 
+def printable(text: str) -> str:
+    """Replace control characters by escapes such as \\x1b: text of others must not control the terminal."""
+    return "".join(c if c in "\n\t" or c >= "\xa0" or " " <= c <= "~" else repr(c)[1:-1] for c in text)
+
+
 @contextmanager
 def writing(where: str | Path, fix: str = "") -> Iterator[None]:
     """Convert errors of the operating system inside this context to a StorageError that names the path `where`."""
@@ -117,8 +123,10 @@ def did_you_mean(name: str, valid_names: Iterable[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else f"valid names: {', '.join(names) or 'none'}"
 
 
-# KEY={...} or KEY=[...]: braces and brackets have a meaning in shells. The second part is text that is quoted already.
-SETTING_WITH_BRACES = re.compile(r"""(?<!['"\w.])([\w.-]+=(?:\{[^{}]*\}|\[[^\[\]]*\]))(?!['"])""")
+# KEY={...} or KEY=[...]: braces and brackets have a meaning in shells. They may hold one more level of braces or
+# brackets. The first and the last part exclude text that is quoted already.
+INSIDE = r"(?:[^{}\[\]]|\{[^{}]*\}|\[[^\[\]]*\])*"
+SETTING_WITH_BRACES = re.compile(rf"""(?<!['"\w.])([\w.-]+=(?:\{{{INSIDE}\}}|\[{INSIDE}\]))(?!['"])""")
 
 
 def for_shell(text: str) -> str:

@@ -12,9 +12,11 @@ from tests.resume.runs import config, quiet, stop_after
 
 from preftune.config.schema import DataConfig, LoraConfig, ModelConfig, TrainConfig
 from preftune.errors import RunError, Stopped
-from preftune.lifecycle import compute
+from preftune.lifecycle import compute, start
+from preftune.locks import NAME, lock_folder
 from preftune.methods import dpo
 from preftune.sources.read import fingerprint
+from preftune.train.manifest import write
 from preftune.train.run import Run, run_identity
 
 
@@ -61,7 +63,7 @@ def test_a_finished_run_whose_model_folder_has_other_weights_is_an_error(tmp_pat
     ("change", "message"),
     [
         ({"loss": {"name": "sigmoid", "beta": 0.2}}, "loss.beta was 0.1, is now 0.2"),
-        ({"train": TrainConfig(epochs=5, eval_every=3, save_every=3)}, "train.epochs was 4, is now 5"),
+        ({"train": TrainConfig(epochs=3, eval_every=3, save_every=3)}, "train.epochs was 4, is now 3"),
         ({"data": "other"}, "data.train was"),
         ({"data": "edited"}, "the data files have changed"),
     ],
@@ -124,6 +126,29 @@ def test_a_folder_with_other_files_is_an_error_and_left_untouched(tmp_path: Path
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["thesis.tex"]
 
 
+def test_a_folder_that_another_command_uses_is_an_error_before_a_model_is_loaded(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if the other command began after this one has read its data."""
+    data = write_jsonl(tmp_path / "pairs.jsonl", PAIRS)
+    run, lock = tmp_path / "run", lock_folder(tmp_path / "other")
+    settings = config(data, model_folder, run)
+
+    def use_it(*_: Any) -> None:
+        run.mkdir()
+        (run / NAME).write_text(json.dumps({**lock.owner, "host": "elsewhere"}))
+        (run / f"{NAME}.part-1").touch()
+
+    real = start.load_renderer
+    monkeypatch.setattr(start, "load_renderer", lambda *a, **k: (use_it(), real(*a, **k))[1])
+    for _ in range(2):
+        with pytest.raises(RunError, match="another preftune command is using the run folder"):
+            dpo.run(settings, display=quiet())
+        monkeypatch.setattr(start, "load_policy", None)  # the second command ends before it loads the model
+    assert sorted(path.name for path in run.iterdir()) == [NAME, f"{NAME}.part-1"]
+    lock.release()
+
+
 def test_resuming_with_another_tokenizer_is_an_error(
     tmp_path: Path, model_folder: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,7 +195,7 @@ def test_a_resumed_run_keeps_its_precision_on_a_machine_with_fast_bf16(
     assert Run.manifest(tmp_path / "new")["precision"] == "bf16"
     manifest = Run.manifest(tmp_path / "run")
     del manifest["precision"]
-    (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest))
+    write(tmp_path / "run", manifest)
     monkeypatch.undo()
     monkeypatch.setattr(compute, "has_amx", lambda: True)
     monkeypatch.setattr(compute, "AMX_WIDTH", 1)

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from preftune.config import schema
 from preftune.config.data import HeldOut
 from preftune.config.section import Section
+from preftune.config.values import check_best
 
 
 class PromptConfig(Section):
@@ -27,9 +28,9 @@ class PromptConfig(Section):
     """Chat template to use instead of the tokenizer's: a .jinja file, or `dialogue`. It is saved with the model."""
     chat_template_kwargs: schema.TemplateArguments = Field({})
     """Arguments of the chat template in addition to the messages, e.g. {enable_thinking: false}."""
-    as_chat: bool = False
-    """Convert text prompts to one user message and apply the chat template. HH-RLHF transcripts are split into their
-    messages."""
+    as_chat: schema.AsChat = "auto"
+    """Which text prompts to convert to chat messages. auto: HH-RLHF transcripts, if the model has a chat template.
+    true: all; a text that is not a transcript becomes one user message. false: none."""
     system_message: Literal["template", "merge"] = "template"
     """How to render system messages. template: as the chat template does. merge: put their text before the next user
     message, for templates without a system message."""
@@ -114,8 +115,14 @@ class PPOConfig(schema.TunedConfig):
     ppo: PPOParameters = PPOParameters()
     optim: schema.OptimConfig = schema.OptimConfig(lr=3e-6, schedule="constant", warmup=0)
     batch: schema.SlotConfig = schema.SlotConfig()
+    best: schema.BestSection = None
     out: str = "runs/ppo"
     """The run folder. Rerun the same command to resume."""
+
+    @model_validator(mode="after")
+    def _best_needs_evaluations(self) -> PPOConfig:
+        check_best(self.best, self.data.eval, self.train.eval_every)
+        return self
 
 
 class SampleConfig(Section):

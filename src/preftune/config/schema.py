@@ -5,42 +5,27 @@ docs/configuration.md is generated from the field descriptions.
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from preftune.config.data import EvalSources, TrainSources, check_stream
 from preftune.config.section import Section as Section
-
-RESERVED = {
-    *("conversation", "messages", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize"),
-    *("sanitize_control_tokens", "padding", "truncation", "max_length", "return_tensors", "return_dict"),
-    *("return_assistant_tokens_mask", "tokenizer_kwargs", "strftime_now", "raise_exception", "preftune_dates"),
-}
-"""Arguments of transformers' apply_chat_template that preftune sets itself."""
-
-
-def check_template_arguments(value: dict[str, Any]) -> dict[str, Any]:
-    """Check `data.chat_template_kwargs`."""
-    reserved = sorted(RESERVED & set(value))
-    if reserved:
-        raise ValueError(f"{reserved[0]} is set by preftune; remove it")
-    return value
-
+from preftune.config.train import BestConfig as BestConfig
+from preftune.config.train import BestSection as BestSection
+from preftune.config.train import TrainConfig as TrainConfig
+from preftune.config.values import (
+    check_best,
+    check_loss,
+    check_template_arguments,
+    positive,
+    read_dtype,
+    read_init,
+    read_loss,
+)
 
 TemplateArguments = Annotated[dict[str, Any], AfterValidator(check_template_arguments)]
-
-
-SAME_DTYPE = {"float32": "fp32", "float": "fp32", "bfloat16": "bf16"}
-
-
-def read_dtype(value: Any) -> Any:
-    """Translate torch's names of precisions."""
-    name = value.removeprefix("torch.") if isinstance(value, str) else value
-    if name in ("float16", "fp16", "half"):
-        raise ValueError("float16 is not supported, because its gradients overflow; write bf16 or fp32")
-    return SAME_DTYPE.get(name, value) if isinstance(name, str) else value
+AsChat = bool | Literal["auto"]
 
 
 class ModelConfig(Section):
@@ -62,6 +47,9 @@ class ModelConfig(Section):
     AMX, if the run is long enough to gain from it."""
     save_dtype: Annotated[Literal["auto", "fp32", "bf16"], BeforeValidator(read_dtype)] = "auto"
     """Precision of the weights in `final/`. auto: the precision of the model that the run started from."""
+    quant: Literal["nf4", "int8"] | None = None
+    """Store the linear layers of the transformer blocks in 4 or 8 bits; needs `lora`. nf4: as in QLoRA, needs
+    preftune[quant]; int8: one scale per output row. Products are computed in model.dtype. null: no quantisation."""
 
 
 class ReferenceConfig(Section):
@@ -103,9 +91,9 @@ class DataConfig(Section):
     is saved with the model."""
     chat_template_kwargs: TemplateArguments = Field({})
     """Arguments of the chat template in addition to the messages, e.g. {enable_thinking: false}."""
-    as_chat: bool = False
-    """Convert text prompts and responses to one user and one assistant message, and apply the chat template.
-    HH-RLHF transcripts are split into their messages."""
+    as_chat: AsChat = "auto"
+    """Which text prompts to convert to chat messages. auto: HH-RLHF transcripts, if the model has a chat template.
+    true: all; a text that is not a transcript becomes one user message. false: none."""
     scored_turns: Literal["all", "last"] = "all"
     """Which assistant turns of a dialogue to score. all: every turn of a response of several messages, and in sft every
     assistant turn of a dialogue. last: only the last turn; the earlier ones are context. Messages of users and tools
@@ -199,10 +187,8 @@ class SlotConfig(Section):
 
     @field_validator("tokens")
     @classmethod
-    def _positive(cls, value: int | str) -> int | str:
-        if isinstance(value, int) and value < 1:
-            raise ValueError("must be at least 1")
-        return value
+    def _at_least_one(cls, value: int | str) -> int | str | None:
+        return positive(value)
 
 
 class BatchConfig(SlotConfig):
@@ -210,29 +196,34 @@ class BatchConfig(SlotConfig):
     """Preference pairs in one optimizer step (sft and unpaired data: responses)."""
 
 
-class TrainConfig(Section):
-    epochs: int = Field(1, ge=1)
-    """Passes over the training data, each in a different order."""
-    max_steps: int | None = Field(None, ge=1)
-    """Stop after this many optimizer steps."""
-    seed: int = Field(0, ge=0)
-    """Seed for the order of the data and for the initial weights of an adapter."""
-    log_every: int = Field(1, ge=1)
-    """Steps between lines of metrics.jsonl. A line holds the means since the previous line; in ppo, the values of
-    one step."""
-    eval_every: int | None = Field(None, ge=1)
-    """Steps between evaluations. null: evaluate before the first and after the last step."""
-    save_every: int | None = Field(None, ge=1)
-    """Steps between checkpoints. null: save a checkpoint only when the run is stopped."""
-
-
 class LoraConfig(Section):
     rank: int = Field(16, ge=1)
     """Rank of the adapter. A run without the section `lora` trains all weights."""
     alpha: float = Field(32.0, gt=0)
-    """The output of the adapter is scaled by alpha / rank."""
+    """The output of the adapter is scaled by alpha / rank, with rslora by alpha / sqrt(rank)."""
     targets: str | list[str] = "all-linear"
-    """Modules that get an adapter: all-linear, a list of names, or a regular expression that matches whole names."""
+    """Modules that get an adapter. A kind: all-linear, attention or mlp (the linear layers of the transformer blocks);
+    a list of kinds and module names, e.g. [attention, lm_head]; or a regular expression that matches whole names."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank), which keeps the learning rate of small ranks valid for large ones (Kalajdzievski
+    2023, arXiv:2312.03732)."""
+    dora: bool = False
+    """Train lengths and directions of the weights apart (DoRA, Liu et al. 2024, arXiv:2402.09353). Slower."""
+    modules_to_save: list[str] = []
+    """Modules that are trained with all their weights and saved with the adapter, e.g. [embed_tokens, lm_head]."""
+    init: Annotated[Literal["default", "gaussian"], BeforeValidator(read_init)] = "default"
+    """Initial values of the matrix A; B is 0, so a new adapter does not change the model. default: uniform (He);
+    gaussian: normal with the standard deviation 1 / rank."""
+    adapter: Literal["merge", "keep"] = "merge"
+    """What to do if model.path is an adapter folder. merge: merge it into its base model, which is saved with the run.
+    keep: keep it unchanged below the new adapter, and save both as one adapter for the original base model."""
+
+    @model_validator(mode="after")
+    def _keep_plain(self) -> LoraConfig:
+        if self.adapter == "keep" and (self.dora or self.modules_to_save):
+            name = "dora" if self.dora else "modules_to_save"
+            raise ValueError(f"with {name}, two adapters cannot be saved as one; set lora.adapter=merge")
+        return self
 
 
 class MonitorConfig(Section):
@@ -267,6 +258,8 @@ class TunedConfig(Section):
     out: str
     track: list[Literal["tensorboard", "wandb", "trackio", "mlflow"]] = Field([])
     """Trackers that receive the metrics in addition to metrics.jsonl. Each needs the package of the same name."""
+    track_names: list[Literal["trl", "openrlhf", "original"]] = []
+    """Also send the metrics to the trackers under the names of these programs. original: the code of the DPO paper."""
 
     @model_validator(mode="before")
     @classmethod
@@ -287,6 +280,8 @@ class TunedConfig(Section):
     def _adapter_dtype(self) -> TunedConfig:
         if self.lora and self.model.save_dtype != "auto":
             raise ValueError("model.save_dtype does not apply to LoRA: adapters are saved in fp32; remove it")
+        if self.model.quant and not self.lora:
+            raise ValueError("model.quant needs lora: weights in 4 or 8 bits cannot be trained; add the section lora")
         return self
 
 
@@ -306,38 +301,24 @@ class RunConfig(TunedConfig):
         return self
 
 
-class SFTConfig(RunConfig):
+class EvaluatedConfig(RunConfig):
+    """A run whose result can be the weights of its best evaluation."""
+
+    best: BestSection = None
+
+    @model_validator(mode="after")
+    def _best_needs_evaluations(self) -> EvaluatedConfig:
+        check_best(self.best, self.data.eval, self.train.eval_every)
+        return self
+
+
+class SFTConfig(EvaluatedConfig):
     optim: OptimConfig = OptimConfig(lr=2e-5)
     samples: int = Field(4, ge=0)
     """Number of prompts that the model responds to at every evaluation, for the report: held-out prompts, or training
     prompts if none are held out. 0: none."""
     out: str = "runs/sft"
     """The run folder. Rerun the same command to resume."""
-
-
-def read_loss(value: Any) -> Any:
-    """Turn the name of a loss into a section, and the name `dpo` into `sigmoid`."""
-    terms = value if isinstance(value, list) else [value]
-    terms = [{"name": term} if isinstance(term, str) else term for term in terms]
-    if not all(isinstance(term, dict) for term in terms):
-        raise ValueError("must be a name (ipo), a section ({name: ipo, beta: 0.1}), or a list of these")
-    terms = [{**term, "name": "sigmoid"} if term.get("name") == "dpo" else term for term in terms]
-    return terms if isinstance(value, list) else terms[0]
-
-
-def check_loss(value: Any) -> Any:
-    """Check names and weights of the section `loss`. Parameters are checked when the loss is resolved."""
-    if isinstance(value, list) and not value:
-        raise ValueError("the list needs at least one loss")
-    if isinstance(value, dict) and "weight" in value:
-        raise ValueError("weight applies to a list of losses; remove it, or write loss as a list")
-    for term in value if isinstance(value, list) else [value]:
-        if not isinstance(term.get("name", "sigmoid"), str):
-            raise ValueError("name must be text")
-        weight = term.get("weight", 1.0)
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
-            raise ValueError("weight must be a number above 0")
-    return value
 
 
 Losses = Annotated[dict[str, Any] | list[dict[str, Any]], BeforeValidator(read_loss), AfterValidator(check_loss)]
@@ -355,7 +336,7 @@ def terms_of(loss: Losses) -> list[LossTerm]:
     ]
 
 
-class DPOConfig(RunConfig):
+class DPOConfig(EvaluatedConfig):
     loss: Losses = Field({"name": "sigmoid", "beta": 0.1})
     """A loss with its parameters, the name of a loss, or a list of losses with weights (a weighted sum)."""
     reference: ReferenceConfig = ReferenceConfig()
@@ -368,7 +349,7 @@ class DPOConfig(RunConfig):
         return terms_of(self.loss)
 
 
-class RewardConfig(RunConfig):
+class RewardConfig(EvaluatedConfig):
     optim: OptimConfig = OptimConfig(lr=1e-5)
     centre: float = Field(0.0, ge=0)
     """Weight of the penalty (r_chosen + r_rejected)^2, which keeps rewards near 0. The likelihood does not determine

@@ -1,4 +1,4 @@
-"""The base class of all sections of a config."""
+"""The base of all sections of the config. Unknown keys are errors."""
 
 from __future__ import annotations
 

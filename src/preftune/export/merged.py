@@ -18,12 +18,14 @@ import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from preftune.chat.bounded import bounded
 from preftune.errors import ConfigError, NumericError, writing
 from preftune.export.subject import Exported
 from preftune.files import write_json
@@ -31,6 +33,7 @@ from preftune.lifecycle.open_policy import open_policy
 from preftune.model import load, weights
 from preftune.model.adapter import load_adapter, merge_adapter
 from preftune.model.precision import cast_to, exact_state, save_dtype_of
+from preftune.model.quantised import dequantise, quantise
 from preftune.report.card import CARD, FIGURES, run_files
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -116,11 +119,17 @@ def _write_with_adapter(source: load.Source, dtype: str, part: Path) -> MergeChe
     adapter = str(source.adapter)
     tokenizer = load.load_tokenizer(source)
     base = load.load_model(load.Source(source.base, source.revision), torch.float32)
+    if source.quant:
+        base = quantise(base, source.quant)
+        weights.note(
+            f"note: {adapter} was trained on a base model in {source.quant}. The merged weights are the dequantised "
+            "ones with the adapter, not those of the original base model"
+        )
     texts = token_ids(tokenizer, base)
     before = logits(base, texts)
     tuned = load_adapter(base, adapter).eval()
     with_adapter = logits(tuned, texts)
-    merged = merge_adapter(tuned, adapter).eval()
+    merged = merge_adapter(dequantise(tuned, torch.float32), adapter).eval()
     plain = logits(merged, texts)
     dtypes = _dtypes(merged, load.source_dtypes(source), dtype)
     errors = rounding_errors(merged, dtypes)
@@ -161,7 +170,8 @@ def token_ids(tokenizer: Any, model: Any) -> list[Tensor]:
     texts = list(TEXTS)
     with suppress(Exception):  # no template, or one that refuses this chat
         chat = [{"role": "user", "content": "How do I boil an egg?"}]
-        texts.append(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
+        apply = partial(tokenizer.apply_chat_template, chat, tokenize=False, add_generation_prompt=True)
+        texts.append(bounded(apply, tokenizer.name_or_path))
     rows, longest = model.get_input_embeddings().weight.shape[0], load.max_positions(model.config)
     ids = [[i for i in tokenizer(text).input_ids if i < rows][:longest] for text in texts]
     return [torch.tensor([row]) for row in ids if row]

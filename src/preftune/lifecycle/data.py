@@ -87,9 +87,12 @@ class TokenData:
         return digest.hexdigest()
 
 
-def read_data(config: DataConfig) -> TextData:
-    """Return the training and held-out groups. Raises DataError for invalid data, before anything is tokenised."""
-    train, separate = training_sources(config), evaluation_sources(config)
+def read_data(config: DataConfig, has_template: bool = False) -> TextData:
+    """Return the training and held-out groups. Raises DataError for invalid data, before anything is tokenised.
+
+    `has_template`: the model has a chat template, so HH-RLHF transcripts become messages unless data.as_chat is false.
+    """
+    train, separate = training_sources(config, has_template), evaluation_sources(config, has_template)
     paths = [source.path for source in (*train, *separate)]
     content = fingerprint(paths)
     readings = [source.reading for source in (*train, *separate)]
@@ -100,16 +103,22 @@ def read_data(config: DataConfig) -> TextData:
         key = cache.key_of("text", cache.code_version(), paths, content, settings)
     entry, message = cache.find(key) if key else (None, "")
     with cache.draft() as folder:
-        text = _opened_text(entry, content) if entry else _read_into(folder, key, config, content)
+        text = _opened_text(entry, content) if entry else _read_into(folder, key, config, train, separate, content)
     for account in text.accounts:
         account.check(config.max_dropped)
     names = tuple(source.name for source in (*train, *separate))
     return replace(text, names=names, messages=(message,) if message else ())
 
 
-def _read_into(folder: Path, key: str, config: DataConfig, content: str) -> TextData:
+def _read_into(
+    folder: Path,
+    key: str,
+    config: DataConfig,
+    train: Sequence[DataSource],
+    separate: Sequence[DataSource],
+    content: str,
+) -> TextData:
     """Read the groups. If there are many, they are written to `folder`, which becomes the entry with this key."""
-    train, separate = training_sources(config), evaluation_sources(config)
     parts = _split(config, read_sources(train, folder / TRAIN, config.max_dropped), separate, folder / HELD_OUT)
     paths = source_paths(config)
     if fingerprint(paths) != content:  # else the rows would be stored under the hash of other rows
@@ -213,7 +222,7 @@ def read_prompt_data(config: PromptConfig) -> TextData:
     def read(source: str | Sequence[str]) -> tuple[Sequence[PreferenceGroup], Account]:
         groups, account = read_prompts(source, Reading(columns=config.columns, ignore=tuple(config.ignore)))
         account.check(config.max_dropped)
-        return (as_chat(groups) if config.as_chat else groups), account
+        return (as_chat(groups) if config.as_chat is True else groups), account
 
     paths = [config.train] if isinstance(config.train, str) else list(config.train)
     content = fingerprint([*paths, *([config.eval] if isinstance(config.eval, str) else [])])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 
 from preftune.chat.render import Renderer
-from preftune.config.schema import ModelConfig, TunedConfig
+from preftune.config.schema import LoraConfig, ModelConfig, TunedConfig
 from preftune.data.layout import Budget
 from preftune.data.tokenize_groups import require_vocabulary
 from preftune.errors import ConfigError, ModelError
@@ -17,11 +18,12 @@ from preftune.lifecycle.compute import choose_compile, choose_dtype
 from preftune.lifecycle.data import require_length
 from preftune.lifecycle.packing_probe import choose_layout
 from preftune.model import load
-from preftune.model.adapter import add_lora
+from preftune.model.adapter import Variant, add_lora
 from preftune.model.compile import compile_blocks, needs_constant_lengths
-from preftune.model.logprobs import Scorer
+from preftune.model.logprobs import Scorer, model_size
 from preftune.model.memory import keep_freed_memory
 from preftune.model.precision import exact_in, exact_state, save_dtype_of
+from preftune.model.quantised import quantised_weights, require_quant, stored_tensors
 from preftune.model.scalar import load_scalar, scalar_scorer
 from preftune.model.weights import note
 from preftune.types import TokenGroup
@@ -39,6 +41,8 @@ class Policy:
     dtypes         precision of tensors in `final/` by name; all others have `save_dtype`
     notes          lines to print: why this precision, this layout, and compiled blocks
     base_unsaved   the adapter's base exists only in memory, so the run folder must contain it
+    quant          storage of the base's linear layers (model.quant)
+    source         where its base was loaded from; None for a model in memory
     """
 
     scorer: Scorer
@@ -51,6 +55,8 @@ class Policy:
     notes: Sequence[str] = ()
     base_unsaved: bool = False
     dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
+    quant: str | None = None
+    source: load.Source | None = None
 
     @property
     def model(self) -> Any:
@@ -75,6 +81,8 @@ def load_policy(
     """
     torch.manual_seed(config.train.seed)
     in_memory, device = model is not None, device_of(model)
+    _require_quant(config, source, in_memory)
+    source, kept = split_kept(config, source, in_memory, scalar)
     if in_memory:
         dtype_note = ""
         _require_usable(model, config.model)
@@ -93,7 +101,7 @@ def load_policy(
     model.config.use_cache = False
     if config.lora:
         kind, lora = "SEQ_CLS" if scalar else "CAUSAL_LM", config.lora
-        model = add_lora(model, lora.rank, lora.alpha, lora.targets, kind)
+        model = add_lora(model, lora.rank, lora.alpha, lora.targets, kind, variant_of(lora), kept)
     start_hash = load.weights_hash(model)  # before the weights are on a GPU, from where they would be copied back
     model.to(device)
     if device.type == "cpu" and model.dtype != torch.float32:
@@ -102,12 +110,12 @@ def load_policy(
     layout, layout_note = choose_layout(scorer, config.model.attention)
     if config.model.gradient_checkpointing:
         load.checkpoint_activations(model)
-    work = flops(sum(parameter.numel() for parameter in model.parameters()))
+    work = flops(model_size(model)[0])
     compiled, compile_note = choose_compile(config.model, model.dtype, device, work, in_memory)
     constant = compiled and needs_constant_lengths(layout, device, model.dtype)
     if compiled:
         compile_blocks(model, constant)
-    notes = [note for note in (dtype_note, layout_note, compile_note) if note]
+    notes = [note for note in (dtype_note, _quant_note(model, config.model.quant), layout_note, compile_note) if note]
     return Policy(
         scorer,
         renderer.tokenizer,
@@ -119,13 +127,45 @@ def load_policy(
         notes,
         base_unsaved=bool(config.lora) and (in_memory or source.adapter is not None),
         dtypes=dtypes,
+        quant=config.model.quant,
+        source=None if in_memory else source,
     )
+
+
+def variant_of(lora: LoraConfig) -> Variant:
+    """Return the settings of the section `lora` for `add_lora`."""
+    return Variant(lora.rslora, lora.dora, tuple(lora.modules_to_save), lora.init)
+
+
+def split_kept(
+    config: TunedConfig, source: load.Source, in_memory: bool, scalar: bool
+) -> tuple[load.Source, str | None]:
+    """Return the source of the model below the new adapter, and the adapter folder to keep (lora.adapter=keep) or None.
+
+    Raises ConfigError if there is no adapter to keep, and for a reward model, which is saved with merged weights.
+    """
+    if not config.lora or config.lora.adapter != "keep":
+        return source, None
+    if in_memory or not source.adapter:
+        what = f"there is no adapter to keep: {config.model.path} is not an adapter folder"
+        raise ConfigError(what, where="lora.adapter", fix="set model.path to an adapter folder, or lora.adapter=merge")
+    if scalar:
+        what, fix = "a reward model cannot keep the adapter of a language model", "set lora.adapter=merge"
+        raise ConfigError(what, where="lora.adapter", fix=fix)
+    return replace(source, adapter=None, quant=None), source.adapter
 
 
 def read_policy(
     config: TunedConfig, source: load.Source, dtype: torch.dtype, scalar: bool, stored: Mapping[str, torch.dtype]
 ) -> tuple[Any, dict[str, torch.Tensor]]:
-    """Return the model in compute precision, and fp32 values of tensors that are rounded by it and will be saved."""
+    """Return the model in compute precision, and fp32 values of tensors that are rounded by it and will be saved.
+
+    There are no such values for a quantised model: its base is read again when it is saved.
+    """
+    if config.model.quant:
+        exact = torch.float32 if source.adapter else load.source_dtype(source)
+        read = partial(_read, source, scalar=scalar)
+        return load.quantise_exactly(read, exact, dtype, config.model.quant), {}
     rounded = source.adapter is not None or not exact_in(stored.values() or {load.source_dtype(source)}, dtype)
     saved = not config.lora or source.adapter is not None or scalar  # the base of an adapter is not saved
     needed = rounded and saved and dtype != torch.float32
@@ -137,6 +177,31 @@ def read_policy(
 
 def _read(source: load.Source, dtype: torch.dtype, scalar: bool) -> Any:
     return load_scalar(source, dtype, new_head=True) if scalar else load.load_model(source, dtype)
+
+
+def _require_quant(config: TunedConfig, source: load.Source, in_memory: bool) -> None:
+    """Raise ConfigError for a setting of model.quant that the model does not allow, or if its package is missing."""
+    quant, fix = config.model.quant, f"set model.quant={source.quant}"
+    kept = config.lora is not None and config.lora.adapter == "keep"
+    if in_memory and quant:
+        fix = "pass a path as the model"
+        raise ConfigError("a model in memory is not quantised, because it would change", where="model.quant", fix=fix)
+    if source.quant and kept and quant != source.quant:
+        what = f"the adapter to keep was trained on a base model in {source.quant}"
+        raise ConfigError(what, where="model.quant", fix=f"{fix}, or lora.adapter=merge")
+    if source.quant and not source.adapter:
+        what = f"{config.model.path} names a quantisation, which training reads from model.quant"
+        raise ConfigError(what, where="model.path", fix=f"{fix} and remove :{source.quant} from model.path")
+    require_quant(quant)
+
+
+def _quant_note(model: Any, quant: str | None) -> str:
+    """Return a line with the number of quantised weights and their memory; "" without any."""
+    if not quant:
+        return ""
+    count, stored = quantised_weights(model), sum(t.numel() * t.element_size() for t in stored_tensors(model))
+    before = count * model.dtype.itemsize
+    return f"quantised: {count:,} weights in {quant}, {stored / 1e6:,.1f} MB instead of {before / 1e6:,.1f} MB"
 
 
 def _require_usable(model: Any, config: ModelConfig) -> None:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 from preftune import in_memory
 from preftune.config.data import SourceConfig
@@ -31,16 +31,16 @@ class DataSource:
     amount: Amount
 
 
-def training_sources(config: DataConfig) -> tuple[DataSource, ...]:
+def training_sources(config: DataConfig, has_template: bool = False) -> tuple[DataSource, ...]:
     """Return the sources of the training data."""
-    return _sources(config.train, replace(reading_of(config), limit=config.limit))
+    return _sources(config.train, replace(reading_of(config, has_template), limit=config.limit))
 
 
-def evaluation_sources(config: DataConfig) -> tuple[DataSource, ...]:
+def evaluation_sources(config: DataConfig, has_template: bool = False) -> tuple[DataSource, ...]:
     """Return the sources of separate evaluation data; empty if a share of the training data is held out."""
     if config.eval is None or isinstance(config.eval, float):
         return ()
-    return _sources(config.eval, reading_of(config))
+    return _sources(config.eval, reading_of(config, has_template))
 
 
 def source_paths(config: DataConfig) -> list[str]:
@@ -48,15 +48,16 @@ def source_paths(config: DataConfig) -> list[str]:
     return [source.path for source in (*training_sources(config), *evaluation_sources(config))]
 
 
-def reading_of(config: DataConfig) -> Reading:
-    """Return the settings of the `data` section that decide how rows are read."""
+def reading_of(config: DataConfig, has_template: bool = False) -> Reading:
+    """Return the settings of the `data` section that decide how rows are read by a model with or without template."""
+    automatic: Literal["transcripts"] | bool = "transcripts" if has_template else False
     return Reading(
         config.format,
         config.columns,
         tuple(config.ignore),
         config.pairs,
         config.margin_from_scores,
-        config.as_chat,
+        config.as_chat if isinstance(config.as_chat, bool) else automatic,
         config.allow_empty_prompts,
         config.bad_rows,
         config.winner_values,

@@ -28,7 +28,8 @@ from preftune.lifecycle.streamed_rows import read_sample
 from preftune.model import load
 from preftune.model.weight_files import shortened
 from preftune.train.display import Display
-from preftune.train.optim import Weights, build_optimizer
+from preftune.train.finished import is_complete
+from preftune.train.optim import Weights, build_optimizer, moment_bytes
 from preftune.train.run import Run, run_identity
 from preftune.train.track import require_packages
 
@@ -111,11 +112,11 @@ def start_run(
     require_packages(list(config.track))
     source = load.locate(config.model.path) if model is None else load.Source(config.model.path)
     display.say(f"reading {shown_sources(config.data)}")
-    text = _read(config)
+    text = _read(config, load.has_chat_template(source, tokenizer, config.data.chat_template))
     identity = run_identity(config.model_dump(mode="json"), text.fingerprint, fingerprints)
-    Run.check(folder, identity, type(config))
+    Run.check(folder, identity, type(config), extendable=True)
     moment = (Run.manifest(folder).get("chat") or {}).get("moment") or moment
-    finished = Run.finished(folder)
+    finished = not Run.extends(folder, identity) and is_complete(folder, display.say)
     start = Start(config, scalar, source, text, identity, display, model, tokenizer, moment, began, finished)
     if start.is_finished:
         _require_same_model(start)
@@ -123,10 +124,10 @@ def start_run(
     return start
 
 
-def _read(config: RunConfig | PPOConfig) -> TextData:
+def _read(config: RunConfig | PPOConfig, has_template: bool) -> TextData:
     if isinstance(config, PPOConfig):
         return read_prompt_data(config.data)
-    return read_sample(config.data) if config.data.stream else read_data(config.data)
+    return read_sample(config.data, has_template) if config.data.stream else read_data(config.data, has_template)
 
 
 def shown_sources(data: DataConfig | PromptConfig) -> str:
@@ -168,7 +169,7 @@ def open_run(start: Start, policy: Policy, data: TokenData | None = None, source
 
     `sources` says how the run uses the sources of a mixture, for the manifest.
     """
-    run = Run.open(start.folder, start.identity, start.display, type(start.config))
+    run = Run.open(start.folder, start.identity, start.display, type(start.config), extendable=True)
     Run.require_start(run.folder, policy.start_hash)
     ids = data.hash if data else None
     if run.fact("ids") not in (None, ids):
@@ -213,10 +214,15 @@ def prepare_training(
         optimizer = build_optimizer(
             weights.masters, config.optim.name, config.optim.lr, config.optim.weight_decay, config.optim.moments
         )
-        run.attach(weights, optimizer)
+        run.attach(weights, optimizer, steps, moment_bytes(config.optim.name, config.optim.moments))
     except BaseException:
         weights.close()  # a model in memory must not keep hooks
         raise
     if run.start:
         run.display.say(f"resuming after step {run.start} of {steps}")
+    if run.extended and config.optim.schedule != "constant":
+        run.display.say(
+            f"note: the learning rates continue on the schedule of a run of {steps} steps. The first {run.start} steps "
+            "followed a shorter one, so the result differs from that of a single run"
+        )
     return weights, optimizer

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 
-from preftune.chat.turns import text_to_chat
 from preftune.config.schema import DataConfig
-from preftune.data.row_reader import parser_of, read_row, readable_rows
+from preftune.data.read_groups import as_chats, parser_of, read_row, with_known_columns
 from preftune.data.split import normalised_prompt_key
 from preftune.errors import DataError
-from preftune.formats import file_checks, ratings
+from preftune.formats import file_checks, ratings, trees
 from preftune.formats.account import Account
 from preftune.formats.columns import ColumnLedger
 from preftune.formats.json_cells import Decoding, decode_row, plan_decoding
@@ -40,8 +39,9 @@ class StreamedRows:
     """
 
     def __init__(self, parts: Parts, reading: Reading, excluded: set[str]) -> None:
-        self._name, self._reading, self._excluded = parts.name, reading, excluded
         account = Account(parts.name)
+        reading = with_known_columns(parts.name, reading, account)
+        self._name, self._reading, self._excluded = parts.name, reading, excluded
         head = list(islice(parts.rows(), HEAD))
         self._decoding: Decoding | None = None
         if reading.format in ("auto", *BY_NAME):
@@ -49,10 +49,10 @@ class StreamedRows:
         self._conditions = conditions(reading.where)
         head = list(Filter(self._conditions, account).rows(map(self._decoded, head)))
         self._names = column_names(reading.columns, reading.ignore)
-        rows = readable_rows(head, self._names)
-        if ratings.are_ratings(rows, reading.aspect):
+        rows = self._names.readable(head)
+        if ratings.are_ratings(rows, reading.aspect) or trees.are_messages(rows):
             fix = "write one row per prompt with preftune data convert FILE --to groups, or remove data.stream"
-            raise DataError("rows with one rating each cannot be streamed", where=parts.name, fix=fix)
+            raise DataError("rows that have to be joined cannot be streamed", where=parts.name, fix=fix)
         self._parse, _ = parser_of(rows, head, iter(head), self._names, reading, account)
         self.format = account.format
         ledger = self._ledger()
@@ -92,8 +92,8 @@ class StreamedRows:
 
     def _allowed(self, groups: Sequence[PreferenceGroup], row: Row, account: Account) -> list[PreferenceGroup]:
         """Return the groups whose prompt is not in the evaluation data."""
-        if self._reading.as_chat:
-            groups = list(map(text_to_chat, groups))
+        account.format = self.format
+        groups = as_chats(groups, self._reading, account)
         kept = [group for group in groups if normalised_prompt_key(group) not in self._excluded]
         if len(kept) < len(groups):
             account.drop(OVERLAP, row.origin)
@@ -106,12 +106,12 @@ class StreamedRows:
         return Row({}, row.origin, fault) if fault else Row(value, row.origin)
 
 
-def read_sample(config: DataConfig) -> TextData:
+def read_sample(config: DataConfig, has_template: bool = False) -> TextData:
     """Return the first rows of each streamed source, and the evaluation data, which are not streamed.
 
     The fingerprint is that of the evaluation data and of what is known about the content of the sources.
     """
-    train, separate = training_sources(config), evaluation_sources(config)
+    train, separate = training_sources(config, has_template), evaluation_sources(config, has_template)
     held_out, more = read_sources(separate, None, config.max_dropped, len(train))
     excluded = set() if config.allow_overlap else set(map(normalised_prompt_key, held_out))
     groups: list[PreferenceGroup] = []

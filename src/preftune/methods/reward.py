@@ -15,8 +15,10 @@ from preftune import stop
 from preftune.config.schema import RewardConfig
 from preftune.data.derive import derived
 from preftune.data.loss_items import as_pairs
+from preftune.lifecycle.advise import advise, advise_on_pairs
 from preftune.lifecycle.before_first_step import before_first_step
-from preftune.lifecycle.finish import evaluating, finish_run, running
+from preftune.lifecycle.context import within_context
+from preftune.lifecycle.finish import evaluating, finish_run, running, trained
 from preftune.lifecycle.plan import plan_run, print_run_plan, sized
 from preftune.lifecycle.start import load_policy_and_data, open_run, prepare_training, start_run
 from preftune.lifecycle.stream import streamed
@@ -48,6 +50,7 @@ def run(
     """
     objective = Objective((Term("bradley_terry", bradley_terry, INPUTS, "pairs", {"centre": config.centre}),))
     with before_first_step(model):
+        config = within_context(config, display, model)
         start = start_run(config, scalar=True, model=model, tokenizer=tokenizer, display=display, dry_run=dry_run)
         if start.is_finished:
             return start.final
@@ -59,19 +62,21 @@ def run(
         if dry_run:
             return print_run_plan(start, config, plan)
         run = open_run(start, policy, data, plan.sources)
+        advise_on_pairs(run, groups)
         task, steps = sized(plan, config, policy, run.tokens), plan.steps
         weights, optimizer = prepare_training(run, config, policy.model, policy.precise, len(steps))
         task, order = streamed(start, config, policy, run, task, steps, reward_groups)
     with running(run, policy, "train", len(steps)):
-        for step, task in fit(task, order, run.start, weights, optimizer, config.optim, config.train, run):
+        evaluations = fit(task, order, run.start, weights, optimizer, config.optim, config.train, run)
+        for step, task in trained(run, evaluations):
             with evaluating(run, step, task.held_out):
                 metrics = task.evaluate()
             run.log_evaluation(step, metrics)
+            advise(run, step)
         with stop.interruptible():
-            policy.model.config.reward_scale = (
-                measured_scale(replace(task, groups=groups), run) if config.normalise else None
-            )
-    return finish_run(run, policy, len(steps), "preftune score --reward FINAL --data DATA", merged=True)
+            task = replace(task, groups=groups)
+            policy.model.config.reward_scale = measured_scale(task, run) if config.normalise else None
+    return finish_run(run, policy, "preftune score --reward FINAL --data DATA", merged=True)
 
 
 def reward_groups(groups: Sequence[TokenGroup]) -> Sequence[TokenGroup]:

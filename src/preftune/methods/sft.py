@@ -11,8 +11,10 @@ from preftune.config.schema import SFTConfig
 from preftune.data.derive import derived
 from preftune.data.loss_items import require_columns
 from preftune.data.subset import subset
+from preftune.lifecycle.advise import advise
 from preftune.lifecycle.before_first_step import before_first_step
-from preftune.lifecycle.finish import evaluating, finish_run, running
+from preftune.lifecycle.context import within_context
+from preftune.lifecycle.finish import evaluating, finish_run, running, trained
 from preftune.lifecycle.monitor import Monitor, monitor_of, save_responses
 from preftune.lifecycle.plan import plan_run, print_run_plan, sized
 from preftune.lifecycle.policy import Policy
@@ -41,6 +43,7 @@ def run(
 ) -> Path:
     """Train, and return the folder of the tuned model. `model` and `tokenizer` may be objects in memory."""
     with before_first_step(model):
+        config = within_context(config, display, model)
         start = start_run(config, model=model, tokenizer=tokenizer, display=display, dry_run=dry_run)
         if start.is_finished:
             return start.final
@@ -56,12 +59,14 @@ def run(
         weights, optimizer = prepare_training(run, config, policy.model, policy.precise, len(steps))
         task, order = streamed(start, config, policy, run, task, steps, preferred)
     with running(run, policy, "train", len(steps)):
-        for step, task in fit(task, order, run.start, weights, optimizer, config.optim, config.train, run):
+        evaluations = fit(task, order, run.start, weights, optimizer, config.optim, config.train, run)
+        for step, task in trained(run, evaluations):
             with evaluating(run, step, task.held_out, monitor):
                 save_responses(task, monitor, run, step)
                 metrics = task.evaluate()
             run.log_evaluation(step, metrics)
-    return finish_run(run, policy, len(steps), "preftune dpo CONFIG.yaml model.path=FINAL")
+            advise(run, step)
+    return finish_run(run, policy, "preftune dpo CONFIG.yaml model.path=FINAL")
 
 
 def prompts_to_sample(config: SFTConfig, groups: Sequence[TokenGroup], policy: Policy) -> Monitor | None:

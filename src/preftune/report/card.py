@@ -18,7 +18,7 @@ import yaml
 
 from preftune.files import write_text
 from preftune.report import harness
-from preftune.report.run import CURVES, DRIFT
+from preftune.report.run import CURVES, DRIFT, read_metrics
 from preftune.report.svg import line_chart
 
 CARD, FIGURES = "README.md", "figures"
@@ -105,9 +105,9 @@ def run_files(run: Path | None) -> tuple[dict[str, Any], dict[str, Any], list[di
             manifest = dict(json.loads((run / "manifest.json").read_text()))
         with suppress(OSError, TypeError, ValueError, yaml.YAMLError):
             config = dict(yaml.safe_load((run / "config.yaml").read_text()))
-        with suppress(OSError, ValueError):
-            lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return config, manifest, [line for line in lines if isinstance(line, dict) and "split" in line]
+        with suppress(OSError):
+            lines = read_metrics(run / "metrics.jsonl")[0]
+    return config, manifest, lines
 
 
 def charts(lines: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
@@ -221,8 +221,12 @@ def training_rows(
         rows.append(("loss", f"{loss_text(config['loss'])} ([formulas]({DOCS}/losses.md))"))
     if "reward" in config:
         rows.append(("reward", shortened_path(str(config["reward"]))))
-    settings = ", ".join(f"{key} {value}" for key, value in lora.items()) if lora else ""
+    shown = {key: value for key, value in (lora or {}).items() if value not in (False, [], "default", "merge")}
+    settings = ", ".join(f"{key} {value}" for key, value in shown.items())
     rows.append(("trained weights", f"LoRA adapter ({settings})" if lora else "all weights"))
+    quant = (config.get("model") or {}).get("quant")
+    if quant:
+        rows.append(("base weights in training", f"linear layers of the blocks in {quant}"))
     rows.append(("steps", str(manifest.get("steps", ""))))
     if manifest.get("precision"):
         rows.append(("precision", str(manifest["precision"])))

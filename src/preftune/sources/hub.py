@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from preftune.errors import DataError
 from preftune.sources.files import FILE_SUFFIXES
+from preftune.sources.known import Known, known_dataset
 from preftune.sources.rows import Row, Source
-from preftune.sources.splits import choose_part, notes_on_unread_parts
+from preftune.sources.splits import TRAIN, choose_part, notes_on_unread_parts
 
 HUB_ID = re.compile(r"^(?P<name>[\w.-]+/[\w.-]+)(?P<parts>(?::[\w.-]+){0,2})(?:@(?P<revision>[\w./-]+))?$")
 
@@ -45,20 +46,28 @@ def _loaded(name: str, streaming: bool) -> Source:
 
     base, _, revision = name.partition("@")
     target, *parts = base.split(":")
+    facts = known_dataset(target) or Known()
     options: dict[str, Any] = {"revision": revision} if revision else {}
     try:
         if streaming:  # all requests of a run are about the same commit
             options = {"revision": _commit(target, revision or None)}
+        how = {**options, **({"streaming": True} if streaming else {})}
+        if parts and parts[0] in facts.folders:
+            folder, split = facts.folders[parts[0]], (*parts, TRAIN)[1]
+            loaded = datasets.load_dataset(target, data_dir=folder, split=split, **how)
+            return Source(name, hub=loaded, stamp=f"{folder} {split} {options.get('revision', '')}")
         configs = list(datasets.get_dataset_config_names(target, **options))
         default = datasets.get_dataset_default_config_name(target, **options)
 
         def splits_of(config: str) -> list[str]:
             return list(datasets.get_dataset_split_names(target, _config_argument(config, configs), **options))
 
-        config, split = choose_part(target, parts, configs, default if default in configs else None, splits_of)
-        how = {**options, **({"streaming": True} if streaming else {})}
+        base_config = default if default in configs else None
+        usual = parts or _usual(facts, configs, base_config, splits_of)
+        config, split = choose_part(target, usual, configs, base_config, splits_of)
         loaded = datasets.load_dataset(target, _config_argument(config, configs), split=split, **how)
         notes = notes_on_unread_parts(target, parts, configs, config, split, splits_of(config))
+        notes += [facts.advice] if facts.advice and not parts else []
     except DataError:
         raise
     except Exception as error:  # datasets raises errors of many types when it cannot load data
@@ -71,6 +80,14 @@ def _commit(target: str, revision: str | None) -> str:
     from huggingface_hub import HfApi
 
     return str(HfApi().dataset_info(target, revision=revision).sha)
+
+
+def _usual(
+    facts: Known, configs: list[str], default: str | None, splits_of: Callable[[str], list[str]]
+) -> tuple[str, ...]:
+    """Return the config and split of a well-known data set that a name without parts means, or ()."""
+    config = facts.config or default or (configs[0] if len(configs) == 1 else "")
+    return (config, facts.split) if config in configs and facts.split in splits_of(config) else ()
 
 
 def _config_argument(config: str, configs: list[str]) -> str | None:

@@ -23,6 +23,7 @@ from preftune.findings.find import find
 from preftune.findings.kinds import Findings
 from preftune.formats.account import Account, together
 from preftune.lifecycle import data
+from preftune.lifecycle.context import fitted
 from preftune.lifecycle.mixture_plan import SourceUse, mixed_steps
 from preftune.lifecycle.sources import evaluation_sources, training_sources
 from preftune.lifecycle.streamed_rows import read_sample
@@ -103,12 +104,14 @@ def check(
     Without a method, only the requirements of every run are checked. Raises the run's error if nothing can be
     reported, such as for a missing file or columns of an unknown format.
     """
+    config = fitted(config, positions)
     # how the method converts groups for training; raises if they do not fit
     adapt: Adapter = {"sft": sft.preferred, "reward": reward.reward_groups}.get(method or "", list)
     if method == "dpo":
         adapt = partial(shape_for, bind_objective(terms))
     try:
-        text = read_sample(config) if config.stream else data.read_data(config)
+        has_template = _has_template(renderer)
+        text = read_sample(config, has_template) if config.stream else data.read_data(config, has_template)
         tokens = data.tokenize_data(text, renderer, config) if renderer else None
         refusal = _refusal(text, tokens, adapt, positions, rows, base)
     except PreftuneError as error:
@@ -163,10 +166,11 @@ def _complete(
     """Return text and tokens, read with every limit lifted. Raises `refusal` if that also fails."""
     overlong = "truncate" if config.overlong == "error" else config.overlong
     lifted = config.model_copy(update={**LIFTED, "overlong": overlong})
-    sources, separate = training_sources(lifted), evaluation_sources(lifted)
+    has_template = _has_template(renderer)
+    sources, separate = training_sources(lifted, has_template), evaluation_sources(lifted, has_template)
     try:
         if config.stream:
-            text = read_sample(lifted)
+            text = read_sample(lifted, has_template)
             return text, data.tokenize_data(text, renderer, lifted) if renderer else None
         train, accounts = data.read_sources(sources)
         held_out, more = data.read_sources(separate, first=len(sources))
@@ -178,6 +182,10 @@ def _complete(
         return text, data.tokenize_data(text, renderer, lifted) if renderer else None
     except PreftuneError:  # the report counts characters instead
         return text, None
+
+
+def _has_template(renderer: Renderer | None) -> bool:
+    return renderer is not None and bool(renderer.template.source)
 
 
 def _as_if_tokenised(groups: Sequence[PreferenceGroup]) -> list[TokenGroup]:

@@ -22,11 +22,12 @@ from preftune.config.data import plain_paths
 from preftune.config.schema import DataConfig, ModelConfig
 from preftune.data.prompts import read_prompts
 from preftune.errors import ConfigError, IncompleteError, RunError, require_writable, writing
-from preftune.files import Journal, write_json, write_rows
+from preftune.files import Journal, digest, journal_line, read_sealed, sealed, write_json, write_rows, write_text
 from preftune.formats.account import Account
 from preftune.lifecycle.data import prompts_that_fit
 from preftune.lifecycle.open_policy import model_fingerprint, open_policy
 from preftune.lifecycle.policy import compute_dtype, device_of
+from preftune.locks import locked_file
 from preftune.model.generate import Sampling, sample
 from preftune.sources.read import fingerprint
 from preftune.train.display import Display
@@ -92,7 +93,7 @@ def files_of(options: SampleOptions, out: Path) -> Files:
         "dtype": options.dtype,
         "chat_template": data.chat_template,
         **({"chat_template_kwargs": data.chat_template_kwargs} if data.chat_template_kwargs else {}),
-        **({"as_chat": True} if data.as_chat else {}),
+        **({"as_chat": data.as_chat} if data.as_chat != "auto" else {}),
         "server": options.server.record if options.server else None,
     }
     rows = data.model_dump(mode="json", exclude_defaults=True, exclude={"train", *RENDERING})
@@ -100,7 +101,10 @@ def files_of(options: SampleOptions, out: Path) -> Files:
     request = {"prompts": prompts, "n": n, "max_prompts": options.max_prompts, **rows}
     identity = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     meta, part = out.with_name(f"{out.name}.meta.json"), out.with_name(f"{out.name}.part")
-    if out.is_file() and _read_meta(meta).get("identity") != identity:
+    before = _read_meta(meta) if out.is_file() else {}
+    if out.is_file():
+        _require_unchanged(out, before)
+    if out.is_file() and before.get("identity") != identity:
         raise RunError(
             "the file contains samples with different settings",
             where=str(out),
@@ -110,12 +114,20 @@ def files_of(options: SampleOptions, out: Path) -> Files:
 
 
 def run(options: SampleOptions, out: Path, display: Display) -> Path:
-    """Write `out`. Raises IncompleteError if requests to a server failed; completed responses are saved."""
+    """Write `out`. Raises IncompleteError if requests to a server failed; completed responses are saved.
+
+    Raises RunError if another command writes the same file.
+    """
     require_writable(out)
-    if options.server and (options.data.chat_template_kwargs or options.data.as_chat):
+    with locked_file(out):
+        return _run(options, out, display)
+
+
+def _run(options: SampleOptions, out: Path, display: Display) -> Path:
+    if options.server and (options.data.chat_template_kwargs or options.data.as_chat is True):
         raise ConfigError(
             "the option has no effect with a server, which applies its own chat template",
-            where="--as-chat" if options.data.as_chat else "--chat-template-kwargs",
+            where="--as-chat" if options.data.as_chat is True else "--chat-template-kwargs",
             fix="remove the option; vLLM takes --server-settings '{\"chat_template_kwargs\": {...}}'",
         )
     files = files_of(options, out)
@@ -202,21 +214,23 @@ def _write(files: Files, groups: Groups, indices: range, responses: dict[Key, Re
         key = hash_of(group.prompt)
         rows.append(row_of(group, [rest.pop((key, k)) for k in indices]))
     meta = {"identity": files.identity, "settings": files.settings}
-    write_json(files.meta, meta)  # before `out`: an `out` without its identity would be refused
+    # before `out`: an `out` without its identity would be refused
+    write_json(files.meta, sealed(meta), durable=True)
     if rest:  # before `out` is replaced, as it may be the only file that holds them
         _write_part(files, responses)
-    write_rows(files.out, rows)
+    write_rows(files.out, rows, durable=True)
     if rest:
         _write_part(files, rest)
     else:
         with writing(files.out):
             files.part.unlink()
-    write_json(files.meta, {**meta, "asked": files.request})  # last: "asked" marks `out` as finished
+    # last: "asked" marks `out` as finished
+    write_json(files.meta, sealed({**meta, "asked": files.request, "content": digest(files.out)}), durable=True)
 
 
 def _write_part(files: Files, responses: dict[Key, Response]) -> None:
     saved = ({"prompt": prompt, "k": k, **asdict(response)} for (prompt, k), response in responses.items())
-    write_rows(files.part, [{"identity": files.identity}, *saved])
+    write_text(files.part, map(journal_line, [{"identity": files.identity}, *saved]), durable=True)
 
 
 def _report(options: SampleOptions, out: Path, by_prompt: Sequence[Sequence[Response]], display: Display) -> None:
@@ -375,8 +389,23 @@ def _read_out(out: Path) -> dict[Key, Response]:
 
 
 def _read_meta(path: Path) -> dict[str, Any]:
+    """Return the content of <out>.meta.json; empty without one. Raises RunError if it is damaged."""
     try:
-        meta = json.loads(path.read_text())
-    except (OSError, ValueError):
+        return read_sealed(path)
+    except OSError:
         return {}
-    return meta if isinstance(meta, dict) else {}
+    except ValueError as error:
+        fix = "restore the file, or choose a different --out"
+        raise RunError(f"the file is damaged: {error}", where=str(path), fix=fix) from error
+
+
+def _require_unchanged(out: Path, meta: dict[str, Any]) -> None:
+    """Raise RunError if a complete file of samples is not the one that the command has written."""
+    if meta.get("content") in (None, digest(out)):
+        return
+    raise RunError(
+        "the samples were changed or damaged after they had been written",
+        where=str(out),
+        why="a command that continues with them would use wrong responses",
+        fix=f"restore the file, choose a different --out, or delete it and {out.name}.meta.json to sample again",
+    )

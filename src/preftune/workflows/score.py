@@ -108,7 +108,7 @@ def run(options: ScoreOptions | RewardScoreOptions, out: Path, display: Display)
     """Write one JSON object per judgement to `out`, in the order of the data, and a summary next to it."""
     sources = sources_of(options) if isinstance(options, ScoreOptions) else {}
     require_writable(out)
-    groups, account = read_rows(read_groups, options.data)
+    groups, account = read_rows(read_groups, options.data, sources.get("policy"))
     marks = marks_of(plain_paths(options.data.train, "score"))
     with_tokens = isinstance(options, ScoreOptions) and options.tokens
     if isinstance(options, RewardScoreOptions):
@@ -253,7 +253,7 @@ def implicit(
     log_probs: dict[str, dict[str, list[list[torch.Tensor]]]] = {}
     for name, source in sources.items():
         display.say(f"loading the {name} {source.adapter or source.base}")
-        model = load_model(source, dtype).to(device_of(None))
+        model = load_model(source, dtype, keep_quant=True).to(device_of(None))
         require_vocabulary(all_parts, model.get_input_embeddings().weight.shape[0], source.base)
         require_positions(model, all_parts, "--max-length")
         scorer = Scorer.of(model)

@@ -21,6 +21,8 @@ from preftune.methods import dpo, ppo
 from preftune.model.generate import Sampling
 from preftune.model.load import locate
 from preftune.train.display import Display
+from preftune.train.manifest import write
+from preftune.train.run import Run
 from preftune.types import Message, PreferenceGroup
 from preftune.workflows import iterate, score
 from preftune.workflows import sample as samples
@@ -56,7 +58,7 @@ def unfinished(folder: Path) -> None:
     """Leave the run folder as if the run had been stopped after step 1."""
     shutil.rmtree(folder / "final")
     shutil.rmtree(folder / "checkpoints" / "step-00000002")
-    (folder / "manifest.json").write_text(json.dumps({**manifest(folder), "finished": False}))
+    write(folder, {**Run.manifest(folder), "finished": False})
 
 
 def test_a_run_resumes_and_is_evaluated_with_its_date(tmp_path: Path, model_folder: Path) -> None:
@@ -114,7 +116,7 @@ def test_training_a_model_further_with_other_arguments_warns(
 
 
 def test_a_run_without_chat_saves_no_chat_settings(tmp_path: Path, model_folder: Path) -> None:
-    final = dpo.run(config(tmp_path, model_folder, chat_template=None, as_chat=False), display=QUIET)
+    final = dpo.run(config(tmp_path, model_folder, chat_template=None, as_chat="auto"), display=QUIET)
     assert not (final / "chat_settings.json").exists()
     assert renderer_of(locate(str(final))).settings == ChatSettings()
 
