@@ -204,6 +204,13 @@ def max_positions(config: Any) -> int | None:
     return limit
 
 
+def stored_positions(source: Source) -> int | None:
+    """Return the longest sequence that config.json names, without importing transformers; None if it does not."""
+    config = _json(Path(source.base) / "config.json")
+    limit = config.get("text_config", config).get("max_position_embeddings")
+    return limit if isinstance(limit, int) else None
+
+
 def source_dtypes(source: Source) -> dict[str, torch.dtype]:
     """Return the stored dtype of every tensor of the model; empty if its files are not available."""
     return weights.stored_dtypes(source.base, source.revision)
