@@ -77,7 +77,7 @@ def test_a_stream_continues_exactly_after_every_step(sizes: int, buffer: int) ->
         expected += origins(whole, [step])
         states.append(json.dumps(whole.state_after(step.number)))
         assert json.dumps(whole.state_after(step.number - 1)) == states[-2]  # if the step is interrupted
-    assert {epoch for _, epoch, _ in expected} >= {0, 1}
+    assert max(source.passes for source in whole.sources) >= 1
     for number, state in enumerate(states):
         rest = stream(sizes, json.loads(state), buffer=buffer)
         assert json.dumps(rest.state_after(number)) == state
