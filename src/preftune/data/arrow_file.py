@@ -7,6 +7,7 @@ of prompts and responses; both have these:
     labels       list of int8
     ranks        list of float64
     origin       bytes
+    source       int16
 """
 
 from __future__ import annotations
@@ -136,6 +137,7 @@ def _annotations(groups: Sequence[G]) -> dict[str, Any]:
         "labels": list_column([len(g.labels) for g in groups], labels),
         "ranks": list_column([len(g.ranks) for g in groups], ranks),
         "origin": bytes_column([encode(g.origin) for g in groups]),
+        "source": numbers([g.source for g in groups], np.int16),
     }
 
 
@@ -180,6 +182,7 @@ class Columns:
         self._fields += [view(struct.field(name), np.float64) for name in FLOATS]
         self._label, self._rank = view(self._labels.values, np.int8), view(self._ranks.values, np.float64)
         self._origin = Bytes(batch["origin"])
+        self.source = view(batch["source"], np.int16)
 
     def judgements(self, index: int) -> tuple[Judgement, ...]:
         begin, end = self._judgements.bounds(index)
@@ -249,6 +252,14 @@ class GroupFile(Sequence[G], Generic[G, C]):
             columns = self._columns[batch] = self.open_columns(self._reader.get_batch(batch))
         self._file.count()
         return columns, index - int(self.starts[batch])
+
+    @property
+    def sources(self) -> npt.NDArray[np.int16]:
+        """The number of the source of each group."""
+        numbers: list[npt.NDArray[np.int16]] = [np.zeros(0, dtype=np.int16)]
+        for index in range(self._number):
+            numbers.append(view(self._reader.get_batch(index)["source"], np.int16))
+        return np.concatenate(numbers)
 
     def __iter__(self) -> Iterator[G]:
         return (self[index] for index in range(len(self)))

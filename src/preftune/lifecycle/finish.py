@@ -106,6 +106,8 @@ def finish_run(run: Run, policy: Policy, next_command: str, merged: bool = False
             patiently(lambda: run.note(finished=True, **hashes), say)
     finally:
         run.close()
+    for line in run.stream.lines() if run.stream else ():
+        say(line)
     best = run.fact("best")
     if (folder / "samples").is_dir():
         with _reported("the samples before and after", say):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from preftune.lifecycle.monitor import drift, make_monitor, start_monitor
 from preftune.lifecycle.plan import plan_run, print_run_plan, sized
 from preftune.lifecycle.policy import Policy
 from preftune.lifecycle.start import load_policy_and_data, open_run, prepare_training, start_run
+from preftune.lifecycle.stream import streamed
 from preftune.lifecycle.task import ResponseTask
 from preftune.losses import Objective
 from preftune.methods.objective import bind_objective, shape_for
@@ -57,7 +59,7 @@ def run(
         if dry_run:
             monitor, _ = make_monitor(plan.task, config, policy, plan.task.groups)
             return print_run_plan(start, config, plan, kind, monitor)
-        run = open_run(start, policy, data)
+        run = open_run(start, policy, data, plan.sources)
         advise_on_pairs(run, groups)
         task, steps = sized(plan, config, policy, run.tokens), plan.steps
         visited = subset(task.groups, steps.visited)  # a short run uses only a part of a large data set
@@ -68,8 +70,9 @@ def run(
             task = replace(task, at_start=True)
         monitor = start_monitor(task, config, policy, visited, run, in_memory=model is not None)
         weights, optimizer = prepare_training(run, config, policy.model, policy.precise, len(steps))
+        task, order = streamed(start, config, policy, run, task, steps, partial(shape_for, objective))
     with running(run, policy, "train", len(steps)):
-        evaluations = fit(task, steps, run.start, weights, optimizer, config.optim, config.train, run)
+        evaluations = fit(task, order, run.start, weights, optimizer, config.optim, config.train, run)
         for step, task in trained(run, evaluations):
             with evaluating(run, step, task.held_out, monitor):
                 metrics = {**drift(task, monitor, run, step), **task.evaluate()}

@@ -177,8 +177,9 @@ def front_matter(subject: Subject, origins: Sequence[str], method: str, config: 
     if len(names) == 1:
         header["license"] = names.pop()
     train = (config.get("data") or {}).get("train") or []
-    sources = [train] if isinstance(train, str) else list(train)
-    data = [name.partition(":")[0].partition("@")[0] for name in sources if is_hub_id(name.partition(":")[0])]
+    sources = [train] if isinstance(train, str) else [s if isinstance(s, str) else s["path"] for s in train]
+    names_of = [source.partition("[")[0].partition(":")[0].partition("@")[0] for source in sources]
+    data = [name for name in names_of if is_hub_id(name)]
     if data and not any(name.endswith((".jsonl", ".json", ".parquet", ".gz", ".csv")) for name in data):
         header["datasets"] = data
     header["pipeline_tag"] = "text-classification" if subject.kind == "reward" else "text-generation"

@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel
 
 from preftune import stop
+from preftune.data.stream import Stream
 from preftune.errors import RunError, Stopped, StorageError, require_writable, writing
 from preftune.files import write_text
 from preftune.locks import Lock, lock_folder, require_free
@@ -49,6 +50,7 @@ class Run:
     resume_from, start, tokens   the checkpoint to resume from, if any, its step, and its size of micro-batches
     tally, loop_state            from the checkpoint: metrics that were not logged, and PPO's KL coefficient
     evaluation_due               the checkpoint was saved before the evaluation of its step
+    stream, stream_state         the data that are read while training, and its state in the checkpoint to resume from
     evaluations                  step and value of the metric of `best`, for each evaluation so far
     extended                     the run was finished, and the config now asks for more steps
     earlier_ends                 the ends of the run before it was extended, from the manifest
@@ -67,6 +69,8 @@ class Run:
     tally: Tally = field(default_factory=Tally)
     loop_state: dict[str, float] = field(default_factory=dict)
     evaluation_due: bool = False
+    stream: Stream | None = None
+    stream_state: dict[str, Any] | None = None
     evaluations: Evaluations = ()
     extended: bool = False
     earlier_ends: Sequence[Mapping[str, Any]] = ()
@@ -185,6 +189,7 @@ class Run:
             self.start, self.tally, self.tokens = int(state["step"]), Tally.of(state["tally"]), int(state["tokens"])
             self.loop_state = dict(state["facts"])
             self.evaluation_due = not state.get("evaluated", True)
+            self.stream_state = state.get("stream")
         self.metrics.rewind(state.get("metrics"), self.start, self.evaluation_due)
         if self.best_config and self.start:
             self.evaluations = self._evaluations_of(state)
@@ -317,6 +322,8 @@ class Run:
             state: dict[str, Any] = {"run": self.fact("run"), "identity": self.identity, "tally": tally.state()}
             state |= {"tokens": tokens, "facts": self.loop_state, "evaluated": evaluated}
             state |= {"metrics": self.metrics.position()}
+            if self.stream:
+                state["stream"] = self.stream.state_after(step)
             if self.best_config:
                 state["evaluations"] = self.evaluations if evaluations is None else evaluations
                 best = best_evaluation(state["evaluations"], self.best_config)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, get_args
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import pytest
 import yaml
@@ -243,11 +244,19 @@ def test_a_date_is_text(tmp_path: Path, day: str) -> None:
     assert load(DPOConfig, write(tmp_path, f"{MINIMAL}out: {day}\n")).out == day
 
 
+def kinds_of(annotation: Any) -> set[Any]:
+    """Return the types that a value may have: the members of unions, also inside Annotated."""
+    if get_origin(annotation) is Annotated:
+        return kinds_of(get_args(annotation)[0])
+    members = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else ()
+    return set().union(*map(kinds_of, members)) if members else {annotation}
+
+
 def numbers(schema: type[BaseModel], prefix: str = "") -> list[str]:
     """Return the names of all fields that are numbers."""
     names = []
     for name, field in schema.model_fields.items():
-        kinds = {field.annotation, *get_args(field.annotation)}
+        kinds = kinds_of(field.annotation)
         section = next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)
         names += numbers(section, f"{prefix}{name}.") if section else [f"{prefix}{name}"] * bool(kinds & {int, float})
     return names
