@@ -74,8 +74,10 @@ class _Bounded(io.RawIOBase):
 
     def __init__(self, source: IO[bytes], path: AnyFile) -> None:
         self.source, self.path = source, path
-        is_local = isinstance(path, Path)
-        self.left = self.limit = max(MOST_EXPANDED * path.stat().st_size, memory_bytes() // 4) if is_local else math.inf
+        self.limit: float = math.inf
+        if isinstance(path, Path):
+            self.limit = max(MOST_EXPANDED * path.stat().st_size, memory_bytes() // 4)
+        self.left = self.limit
 
     def readable(self) -> bool:
         return True
