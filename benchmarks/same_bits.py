@@ -77,7 +77,7 @@ def repeat_step(options: argparse.Namespace) -> Counter[str]:
                 del moved
         return update(task, groups, weights, optimizer, *rest)
 
-    loop.update = repeated
+    vars(loop)["update"] = repeated
     with tempfile.TemporaryDirectory() as folder:
         config = DPOConfig(
             model=ModelConfig(path=str(options.demo / "sft" / "final"), dtype=options.dtype),
