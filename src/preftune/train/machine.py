@@ -48,10 +48,12 @@ def use_threads_of(manifest: Mapping[str, Any], say: Callable[[str], None]) -> N
     cores = core_count()
     if 0 < threads <= cores:
         torch.set_num_threads(threads)
-        say(f"the run goes on with {threads} threads instead of {own}, as it began, so the results are the same bits")
+        say(
+            f"the run continues with {threads} threads instead of {own}, as it began, so the results have the same bits"
+        )
     else:
         say(
-            f"the run began with {threads} threads, and this machine has {cores}, so it goes on with {own}: the "
+            f"the run began with {threads} threads, and this machine has {cores}, so it continues with {own}: the "
             "results agree with those of an uninterrupted run to rounding, not bit for bit"
         )
 
