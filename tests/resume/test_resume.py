@@ -224,7 +224,7 @@ def test_a_resumed_run_uses_the_threads_that_it_began_with(
                 dpo.run(settings, display=quiet())
         for threads, cores, reached, text in (
             (1, 2, 2, "continues with 2 threads instead of 1"),
-            (1, 1, 1, "began with 2 threads, and this machine has 1"),
+            (1, 1, 1, "began with 2 threads, but this machine has fewer cores (1)"),
         ):
             torch.set_num_threads(threads)
             monkeypatch.setattr(machine, "core_count", lambda cores=cores: cores)

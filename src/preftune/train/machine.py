@@ -53,7 +53,7 @@ def use_threads_of(manifest: Mapping[str, Any], say: Callable[[str], None]) -> N
         )
     else:
         say(
-            f"the run began with {threads} threads, and this machine has {cores}, so it continues with {own}: the "
+            f"the run began with {threads} threads, but this machine has fewer cores ({cores}), so it continues with {own}: the "
             "results agree with those of an uninterrupted run to rounding, not bit for bit"
         )
 
