@@ -29,6 +29,7 @@ from preftune.model import load
 from preftune.model.weight_files import shortened
 from preftune.train.display import Display
 from preftune.train.finished import is_complete
+from preftune.train.machine import use_threads_of
 from preftune.train.optim import Weights, build_optimizer, moment_bytes
 from preftune.train.run import Run, run_identity
 from preftune.train.track import require_packages
@@ -117,6 +118,8 @@ def start_run(
     Run.check(folder, identity, type(config), extendable=True)
     moment = (Run.manifest(folder).get("chat") or {}).get("moment") or moment
     finished = not Run.extends(folder, identity) and is_complete(folder, display.say)
+    if not finished:
+        use_threads_of(Run.manifest(folder), display.say)
     start = Start(config, scalar, source, text, identity, display, model, tokenizer, moment, began, finished)
     if start.is_finished:
         _require_same_model(start)
