@@ -189,7 +189,7 @@ def _extra_advice(mapping: Mapping[str, str], row: Fields) -> str:
     advice = ""
     if mapping.get("prompt") == PLACEHOLDER:
         advice = f", where {PLACEHOLDER} has the prompt (omit it if the responses contain the prompt)"
-    used = {column.partition(".")[0] for column in mapping.values()} | {prompt_column(row)}
+    used = {name for column in mapping.values() for name in (column, column.partition(".")[0])} | {prompt_column(row)}
     used |= {*(pair_columns(row) or ()), *(response_columns(row) or ()), verdict_column(row), completion_column(row)}
     rest = [
         key

@@ -11,10 +11,11 @@ WORDS = {
     "prompt": PROMPT_WORDS,
     "chosen": {
         *("chosen", "choosen", "good", "better", "best", "preferred", "win", "winner", "accepted", "positive", "pos"),
-        *("safe", "winning", "improved", "corrected", "revised", "edited"),
+        *("positives", "safe", "winning", "improved", "corrected", "revised", "edited"),
     },
     "rejected": {
         *("rejected", "reject", "bad", "worse", "worst", "dispreferred", "lose", "loser", "negative", "neg"),
+        *("negatives",),
         *("unsafe", "losing", "other", "alternative", "original", "draft"),
     },
     "completion": {

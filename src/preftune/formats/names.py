@@ -77,6 +77,8 @@ class ColumnNames:
                 continue
             name = self.new_name.get(column, column)
             if name in new_names and column not in self.new_name:
+                if name in inner and any(path.startswith(f"{name}.") for path, new in self.nested if new == name):
+                    continue  # chosen: chosen.text
                 if not is_blank(value):
                     raise BadRow(
                         f"data.columns gives a different column the name {name!r}, which the row already has",

@@ -45,10 +45,11 @@ TIES = (
 )
 SIDE_WORDS = {"a": "a", "first": "a", "left": "a", "b": "b", "second": "b", "right": "b"}
 RESPONSE = r"(?:model|response|answer|assistant|completion|output|generation|summary|option)"
-#: "A", "response A", "A is slightly better", "A-is-clearly-better", "left wins", ...
+MUCH = r"(?:much|slightly|clearly|significantly|strongly|somewhat)"
+#: "A", "response A", "A is slightly better", "A-is-clearly-better", "left wins", "strongly prefer A", ...
 NAMED_SIDE = re.compile(
-    rf"(?:{RESPONSE}[ _-]?)?(?P<side>[ab]|\d|left|right|first|second)(?:[ _-]{RESPONSE})?(?:[ _-](?:is|was))?"
-    r"(?:[ _-](?:much|slightly|clearly|significantly|strongly|somewhat))?(?:[ _-](?:better|best|preferred|wins|won))?"
+    rf"(?:{MUCH}[ _-])?(?:prefers?[ _-])?(?:{RESPONSE}[ _-]?)?(?P<side>[ab]|\d|left|right|first|second)"
+    rf"(?:[ _-]{RESPONSE})?(?:[ _-](?:is|was))?(?:[ _-]{MUCH})?(?:[ _-](?:better|best|preferred|wins|won))?"
 )
 COMPARED = re.compile(r"\[*(?P<first>[ab]) ?(?P<sign>>+|<+) ?(?P<second>[ab])\]*")
 

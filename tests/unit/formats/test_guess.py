@@ -42,6 +42,15 @@ NESTED = {
         ([{"question": "p", "improved_answer": "x", "original_answer": "y"}], ["x"]),
         ([{"source": "one two three four", "lang": "de", "mt_better": "x", "mt_worse": "y"}], ["x"]),
         ([{"Prompt": "p", "Best answer": "x", "Second best": "z", "Worst answer": "y"}], ["x"]),
+        ([{"user_input": "p", "positive": "x", "negatives": ["y", "z"]}], ["x"]),
+        (
+            [{"question": "p", "answer A": "x", "answer B": "y", "rated": f"Slightly prefer {s}"} for s in "AB"],
+            ["x", "y"],
+        ),
+        (
+            [{"Input.prompt": "p", "Input.reply_a": "x", "Input.reply_b": "y", "Out.choice": s} for s in "AB"],
+            ["x", "y"],
+        ),
         ([NESTED], None),
     ],
 )
@@ -115,3 +124,18 @@ def test_a_rating_inside_a_message_is_not_ignored(tmp_path: Path) -> None:
     fix = fix_of(tmp_path, rows)
     groups, _ = read_rows(tmp_path, rows, **settings_in(fix))
     assert [group.labels for group in groups] == [(1,), (-1,)]
+
+
+def test_a_field_of_a_response_can_be_named(tmp_path: Path) -> None:
+    rows = [{"prompt": "p", "chosen": {"text": "x", "score": 4}, "rejected": {"text": "y", "score": 2}}]
+    assert "data.columns={chosen: chosen.text, ...}" in fix_of(tmp_path, rows)
+    columns = {"chosen": "chosen.text", "rejected": "rejected.text"}
+    assert better_responses(read_rows(tmp_path, rows, columns=columns)[0]) == ["x"]
+    with pytest.raises(DataError, match="which the row already has"):  # a different column is not replaced
+        read_rows(tmp_path, rows, columns={"chosen": "rejected.text"})
+
+
+def test_numbers_of_the_responses_are_suggested_as_ratings(tmp_path: Path) -> None:
+    rows = [{"prompt": "p", "completions": [{"content": "x", "hearts": 1}, {"content": "y", "hearts": 3}]}]
+    assert "data.aspect to one of hearts" in fix_of(tmp_path, rows)
+    assert better_responses(read_rows(tmp_path, rows, aspect="hearts")[0]) == ["y"]

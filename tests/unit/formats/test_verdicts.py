@@ -26,6 +26,7 @@ AB = {"prompt": "p", "response_a": "x", "response_b": "y"}
         ("A-is-slightly-better", "B-is-clearly-better"),
         ("Response A is better", "response b wins"),
         ("Assistant A", "output_b"),
+        ("Slightly prefer A", "strongly prefer response B"),
         ("first", "the second one is not this"),
     ],
 )
