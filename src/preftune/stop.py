@@ -45,6 +45,7 @@ class _State:
 
     say: Callable[[str], None]
     mode: str = NOTE
+    together: bool = False
     requested: bool = False
     reported: bool = False
     repeats: int = 0
@@ -86,9 +87,9 @@ def _in_mode(mode: str, say: Callable[[str], None] | None = None) -> Iterator[No
         yield
         return
     before = state.mode, state.say
-    state.mode, state.say = mode, say or state.say
+    state.mode, state.say = NOTE if state.together else mode, say or state.say
     try:
-        if mode == RAISE and state.requested:
+        if state.mode == RAISE and state.requested:
             raise StopRequest
         yield
     finally:
@@ -113,6 +114,20 @@ def between_checks(say: Callable[[str], None] | None = None) -> AbstractContextM
 def deferred() -> AbstractContextManager[None]:
     """Inside this context, a request is only noted."""
     return _in_mode(NOTE)
+
+
+@contextmanager
+def together(several: bool) -> Iterator[None]:
+    """Inside this context, a request is only noted if there are `several` processes, which must stop together."""
+    state = _state if _in_main_thread() else None
+    if state is None or not several:
+        yield
+        return
+    state.together = True
+    try:
+        yield
+    finally:
+        state.together = False
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,11 +20,13 @@ from preftune.cli import options as opt
 from preftune.cli.export import export
 from preftune.cli.init import init
 from preftune.cli.label import label
+from preftune.cli.launch import RAW, launch
 from preftune.cli.options import Config, Data, DryRun, Lora, Model, Out, Quiet
 from preftune.cli.talk import chat
 from preftune.cli.training import config_from
 from preftune.config.schema import TunedConfig
 from preftune.errors import ConfigError, PreftuneError, Stopped
+from preftune.ranks.join import join
 
 DOCS = "https://github.com/preftune/preftune/tree/main/docs"
 
@@ -70,6 +73,7 @@ def demo(
 
 app.command()(init)
 app.command()(export)
+app.command(context_settings=RAW)(launch)
 
 
 @app.command()
@@ -308,10 +312,17 @@ INTERRUPTED = 130  # what typer returns after KeyboardInterrupt
 def run(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code. Errors go to stderr, with a traceback only after --debug."""
     debug = "--debug" in arguments  # accepted anywhere on the command line
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    ranks = None
     with stop.guard():
         try:
             with stop.interruptible():
-                code = app([a for a in arguments if a != "--debug"], standalone_mode=False)
+                ranks = join(arguments)
+                code = app(arguments, standalone_mode=False)
+                if ranks and code == INTERRUPTED:
+                    raise KeyboardInterrupt  # on this rank only
+                if ranks:
+                    ranks.finish()
         except UsageError as error:
             error.show()
             hint = _instead_of(error, arguments)
@@ -324,6 +335,8 @@ def run(arguments: Sequence[str]) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
         except (Exception, KeyboardInterrupt) as error:
+            if ranks:
+                ranks.fail(error, partial(_failed, error, debug))
             return _failed(error, debug)
         if code == INTERRUPTED:
             return _stopped()

@@ -13,12 +13,14 @@ from preftune.chat.template import ChatSettings
 from preftune.errors import writing
 from preftune.files import write_json
 from preftune.lifecycle.before_first_step import enough_memory
+from preftune.lifecycle.distribute import gather_policy
 from preftune.lifecycle.monitor import advise_at_the_end
 from preftune.lifecycle.policy import Policy
 from preftune.model import load
 from preftune.model.adapter import merge_adapter
 from preftune.model.attention import restore_attention
 from preftune.model.precision import cast_to, restore_base
+from preftune.ranks import group
 from preftune.report.card import Subject, write_card
 from preftune.report.run import write_run_page
 from preftune.report.samples import before_and_after
@@ -36,11 +38,11 @@ def running(run: Run, policy: Policy, stage: str, steps: int) -> Iterator[None]:
     """
     config = run.identity["config"]
     assert run.weights
-    with stop.guard(), stop.deferred():
+    with stop.guard(), stop.deferred(), stop.together(group.world() > 1):
         try:
             with enough_memory(), stop.between_checks(run.display.say):
                 with stop.interruptible():
-                    run.trackers = open_trackers(config["track"], run.folder, config)
+                    run.trackers = open_trackers(config["track"] if group.first() else [], run.folder, config)
                 with run.display.stage(stage, steps, run.start):
                     yield
         except BaseException as error:
@@ -70,12 +72,17 @@ def finish_run(run: Run, policy: Policy, steps: int, next_command: str, merged: 
     """
     assert run.weights
     with stop.guard(), stop.deferred():
-        final = export(policy, run.weights, run.folder, merged)
-        advise_at_the_end(run)
-        run.note(steps=steps)
-        write_card(final, card_subject(policy, run))
-        write_run_page(run.folder)
-        run.note(finished=True, steps=steps)
+        final = run.folder / "final"
+        if policy.shards > 1:
+            gather_policy(policy, run.weights)
+        if group.first():
+            export(policy, run.weights, run.folder, merged)
+            advise_at_the_end(run)
+            run.note(steps=steps)
+            write_card(final, card_subject(policy, run))
+            write_run_page(run.folder)
+            run.note(finished=True, steps=steps)
+        group.barrier()
     for line in before_and_after(run.folder):
         run.display.say(line)
     next_command = next_command.replace("FINAL", str(final))
@@ -101,8 +108,9 @@ def export(policy: Policy, weights: Weights, folder: Path, merged: bool) -> Path
     restore_attention(model)
     part = folder / f"final.part-{os.getpid()}"
     saved = (policy.dtypes, policy.save_dtype, policy.precise)
-    for parameter, master in zip(weights.parameters, weights.masters, strict=True):
-        parameter.data = master.detach()
+    if policy.shards == 1:
+        for parameter, master in zip(weights.parameters, weights.masters, strict=True):
+            parameter.data = master.detach()
     model.config.use_cache = True
     if hasattr(model, "peft_config") and merged:
         model = merge_adapter(restore_base(model, policy.precise), str(final))

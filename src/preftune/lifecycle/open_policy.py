@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 import yaml
-from safetensors.torch import load_file
 
 from preftune import in_memory
 from preftune.errors import RunError
@@ -20,7 +19,7 @@ from preftune.files import digest
 from preftune.model import load
 from preftune.model.adapter import add_lora, merge_adapter
 from preftune.train import checkpoint
-from preftune.train.checkpoint import STATE, WEIGHTS
+from preftune.train.checkpoint import STATE, read_weights
 from preftune.train.run import Run
 
 
@@ -154,7 +153,7 @@ def _load_checkpoint(folder: Path, dtype: torch.dtype) -> tuple[Any, load.Source
     model = load.load_model(source, torch.float32 if lora else dtype)
     if lora:
         model = add_lora(model, lora["rank"], lora["alpha"], lora["targets"])
-    saved = load_file(folder / WEIGHTS)
+    saved = read_weights(folder)
     if any(name.startswith("policy.") for name in saved):  # PPO also saves the value model
         saved = {name.removeprefix("policy."): t for name, t in saved.items() if name.startswith("policy.")}
     parameters = dict(model.named_parameters())

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 
 from preftune.chat.render import Renderer
+from preftune.config.sampling import PPOConfig
 from preftune.config.schema import ModelConfig, TunedConfig
 from preftune.data.layout import Budget
 from preftune.data.tokenize_groups import require_vocabulary
@@ -19,11 +21,15 @@ from preftune.lifecycle.packing_probe import choose_layout
 from preftune.model import load
 from preftune.model.adapter import add_lora
 from preftune.model.compile import compile_blocks, needs_constant_lengths
-from preftune.model.logprobs import Scorer
-from preftune.model.memory import keep_freed_memory
+from preftune.model.logprobs import Scorer, model_size
+from preftune.model.memory import available, keep_freed_memory
 from preftune.model.precision import exact_in, exact_state, save_dtype_of
 from preftune.model.scalar import load_scalar, scalar_scorer
 from preftune.model.weights import note
+from preftune.ranks import group
+from preftune.ranks.environment import place
+from preftune.ranks.shard import choose_shards, require_blocks, require_shardable
+from preftune.train.optim import moment_bytes
 from preftune.types import TokenGroup
 
 PROVISIONAL = 4096  # token slots of a micro-batch until lifecycle.plan chooses the size
@@ -39,6 +45,9 @@ class Policy:
     dtypes         precision of tensors in `final/` by name; all others have `save_dtype`
     notes          lines to print: why this precision, this layout, and compiled blocks
     base_unsaved   the adapter's base exists only in memory, so the run folder must contain it
+    dtype          compute precision
+    shards         ranks that share one copy of the weights; above 1, the model is on the CPU until it is split
+    rebuild        loads the model of step 0 and its exact values again, to save a model whose weights are split
     """
 
     scorer: Scorer
@@ -51,6 +60,9 @@ class Policy:
     notes: Sequence[str] = ()
     base_unsaved: bool = False
     dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
+    dtype: torch.dtype = torch.float32
+    shards: int = 1
+    rebuild: Callable[[], tuple[Any, Mapping[str, torch.Tensor]]] | None = None
 
     @property
     def model(self) -> Any:
@@ -75,8 +87,8 @@ def load_policy(
     """
     torch.manual_seed(config.train.seed)
     in_memory, device = model is not None, device_of(model)
+    dtype_note = ""
     if in_memory:
-        dtype_note = ""
         _require_usable(model, config.model)
         model = model.eval()
         precise: dict[str, torch.Tensor] = {}
@@ -91,23 +103,23 @@ def load_policy(
     if config.model.save_dtype != "auto":
         dtypes, save_dtype = {}, load.DTYPES[config.model.save_dtype]
     model.config.use_cache = False
-    if config.lora:
-        kind, lora = "SEQ_CLS" if scalar else "CAUSAL_LM", config.lora
-        model = add_lora(model, lora.rank, lora.alpha, lora.targets, kind)
+    model = with_adapter(model, config, scalar)
     start_hash = load.weights_hash(model)  # before the weights are on a GPU, from where they would be copied back
-    model.to(device)
+    shards, ranks_note = choose_ranks(config, model, device)
+    if shards == 1:
+        model.to(device)
     if device.type == "cpu" and model.dtype != torch.float32:
         keep_freed_memory()
     scorer = scalar_scorer(model) if scalar else Scorer.of(model)
     layout, layout_note = choose_layout(scorer, config.model.attention)
     if config.model.gradient_checkpointing:
         load.checkpoint_activations(model)
-    work = flops(sum(parameter.numel() for parameter in model.parameters()))
-    compiled, compile_note = choose_compile(config.model, model.dtype, device, work, in_memory)
+    work = flops(model_size(model)[0])
+    compiled, compile_note = choose_compile(config.model, model.dtype, device, work, in_memory or shards > 1)
     constant = compiled and needs_constant_lengths(layout, device, model.dtype)
     if compiled:
         compile_blocks(model, constant)
-    notes = [note for note in (dtype_note, layout_note, compile_note) if note]
+    notes = [note for note in (dtype_note, layout_note, compile_note, ranks_note) if note]
     return Policy(
         scorer,
         renderer.tokenizer,
@@ -119,7 +131,45 @@ def load_policy(
         notes,
         base_unsaved=bool(config.lora) and (in_memory or source.adapter is not None),
         dtypes=dtypes,
+        dtype=model.dtype,
+        shards=shards,
+        rebuild=partial(_read_again, config, source, model.dtype, scalar),
     )
+
+
+def with_adapter(model: Any, config: TunedConfig, scalar: bool) -> Any:
+    """Return the model with a new adapter, if the config has one."""
+    if not config.lora:
+        return model
+    kind, lora = "SEQ_CLS" if scalar else "CAUSAL_LM", config.lora
+    return add_lora(model, lora.rank, lora.alpha, lora.targets, kind)
+
+
+def _read_again(
+    config: TunedConfig, source: load.Source, dtype: torch.dtype, scalar: bool
+) -> tuple[Any, Mapping[str, torch.Tensor]]:
+    """Return the model of step 0, on the CPU, and its exact values; see `read_policy`."""
+    model, precise = read_policy(config, source, dtype, scalar, load.source_dtypes(source))
+    return with_adapter(model, config, scalar), precise
+
+
+def choose_ranks(config: TunedConfig, model: Any, device: torch.device) -> tuple[int, str]:
+    """Return the number of ranks that share one copy of the weights, and a line to print; 1 for a single process."""
+    if group.world() == 1:
+        return 1, ""
+    sizes = [(p.numel(), p.element_size(), p.requires_grad) for p in model.parameters()]
+    trained = sum(count for count, _, is_trained in sizes if is_trained)
+    state = (4 if model.dtype == torch.float32 else 8) + moment_bytes(config.optim.name, config.optim.moments)
+    needed = sum(count * size for count, size, _ in sizes) + trained * state
+    sharing = place().local_world if device.type == "cpu" else 1
+    shards, line = choose_shards(needed, available(device) / sharing)
+    if shards > 1:
+        if isinstance(config, PPOConfig):
+            fix = "use a smaller model or lora, or launch with --weights whole"
+            raise ConfigError("ppo needs all weights on each rank, but they do not fit", where="ranks", fix=fix)
+        require_shardable(config)
+        require_blocks(model)
+    return shards, line
 
 
 def read_policy(

@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,15 @@ from preftune.chat.render import Renderer
 from preftune.config.sampling import PPOConfig, PromptConfig
 from preftune.config.schema import DataConfig, RunConfig
 from preftune.data.subset import joined
-from preftune.errors import RunError
+from preftune.errors import ConfigError, RunError
 from preftune.lifecycle.compute import training_flops
 from preftune.lifecycle.data import TextData, TokenData, read_data, read_prompt_data, report_accounts, tokenize_data
 from preftune.lifecycle.policy import Policy, check_policy, device_of, load_policy
 from preftune.model import load
 from preftune.model.weight_files import shortened
+from preftune.ranks import group
+from preftune.ranks.environment import place
+from preftune.ranks.shard import reshard
 from preftune.train.display import Display
 from preftune.train.optim import Weights, build_optimizer
 from preftune.train.run import Run, run_identity
@@ -106,18 +110,32 @@ def start_run(
     if dry_run and model is not None:
         model = copy.deepcopy(model)
     require_packages(list(config.track))
+    require_joined()
     source = load.locate(config.model.path) if model is None else load.Source(config.model.path)
     display.say(f"reading {shown_sources(config.data)}")
     text = read_prompt_data(config.data) if isinstance(config, PPOConfig) else read_data(config.data)
     identity = run_identity(config.model_dump(mode="json"), text.fingerprint, fingerprints)
     Run.check(folder, identity, type(config))
     moment = (Run.manifest(folder).get("chat") or {}).get("moment") or moment
+    if group.world() > 1:  # all ranks must render the same date
+        moment = group.from_first(lambda: moment or datetime.now().isoformat())
     finished = Run.finished(folder)
     start = Start(config, scalar, source, text, identity, display, model, tokenizer, moment, began, finished)
     if start.is_finished:
         _require_same_model(start)
         display.say(f"{folder} is finished, so nothing was trained; its model is in {start.final}")
     return start
+
+
+def require_joined() -> None:
+    """Raise ConfigError in one of several processes that have not joined: all would write the same folder."""
+    if place().world > 1 and group.world() == 1:
+        raise ConfigError(
+            f"WORLD_SIZE is {place().world}, but this process does not know the others",
+            where="environment",
+            why="each process would train alone and write the same run folder",
+            fix="use the command line: preftune launch --ranks N COMMAND, or torchrun -m preftune COMMAND",
+        )
 
 
 def shown_sources(data: DataConfig | PromptConfig) -> str:
@@ -153,6 +171,8 @@ def load_policy_and_data(start: Start, config: RunConfig) -> tuple[Policy, Token
 
 def open_run(start: Start, policy: Policy, data: TokenData | None = None) -> Run:
     """Create or resume the run folder. Raises RunError if the run started from different weights or token ids."""
+    for value, what in ((policy.start_hash, "the model"), (data.hash if data else None, "the token ids of the data")):
+        group.require_equal(value, what, "make the same files available on all machines")
     run = Run.open(start.folder, start.identity, start.display, type(start.config))
     Run.require_start(run.folder, policy.start_hash)
     ids = data.hash if data else None
@@ -182,6 +202,7 @@ def prepare_training(
     If the run is resumed, both are restored from its newest checkpoint. So whatever needs the policy at step 0, such as
     the reference, must be made before.
     """
+    reshard(model)
     weights = Weights(model, precise)
     try:
         optimizer = build_optimizer(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from preftune.config.schema import DPOConfig
 from preftune.data.subset import joined, subset
 from preftune.errors import ConfigError
 from preftune.lifecycle.before_first_step import before_first_step
+from preftune.lifecycle.distribute import distributed
 from preftune.lifecycle.finish import evaluating, finish_run, running
 from preftune.lifecycle.monitor import advise, drift, make_monitor, start_monitor
 from preftune.lifecycle.plan import plan_run, print_run_plan, sized
@@ -20,6 +22,7 @@ from preftune.losses import Objective
 from preftune.methods.objective import bind_objective, shape_for
 from preftune.methods.reference import check_start, make_reference, reference_kind
 from preftune.model import load
+from preftune.ranks.group import on_first
 from preftune.train.display import Display
 from preftune.train.loop import fit
 
@@ -54,7 +57,7 @@ def run(
             monitor, _ = make_monitor(plan.task, config, policy, plan.task.groups)
             return print_run_plan(start, config, plan, kind, monitor)
         run = open_run(start, policy, data)
-        task, steps = sized(plan, config, policy, run.tokens), plan.steps
+        task, steps = distributed(sized(plan, config, policy, run.tokens), policy), plan.steps
         visited = subset(task.groups, steps.visited)  # a short run uses only a part of a large data set
         reference = make_reference(kind, config, policy, joined(visited, task.held_out), run.display)
         task = replace(task, reference=reference)
@@ -66,7 +69,8 @@ def run(
     with running(run, policy, "train", len(steps)):
         for step, task in fit(task, steps, run.start, weights, optimizer, config.optim, config.train, run):
             with evaluating(run, step, task.held_out, monitor):
-                metrics = {**drift(task, monitor, run, step), **task.evaluate()}
+                shift = on_first(partial(drift, task, monitor, run, step), policy.shards > 1)
+                metrics = {**shift, **task.evaluate()}
             run.log_evaluation(step, metrics)
             if monitor:
                 advise(run, step)

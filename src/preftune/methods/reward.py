@@ -16,6 +16,7 @@ from preftune.config.schema import RewardConfig
 from preftune.data.derive import derived
 from preftune.data.loss_items import as_pairs
 from preftune.lifecycle.before_first_step import before_first_step
+from preftune.lifecycle.distribute import distributed
 from preftune.lifecycle.finish import evaluating, finish_run, running
 from preftune.lifecycle.plan import plan_run, print_run_plan, sized
 from preftune.lifecycle.start import load_policy_and_data, open_run, prepare_training, start_run
@@ -58,7 +59,7 @@ def run(
         if dry_run:
             return print_run_plan(start, config, plan)
         run = open_run(start, policy, data)
-        task, steps = sized(plan, config, policy, run.tokens), plan.steps
+        task, steps = distributed(sized(plan, config, policy, run.tokens), policy), plan.steps
         weights, optimizer = prepare_training(run, config, policy.model, policy.precise, len(steps))
     with running(run, policy, "train", len(steps)):
         for step, task in fit(task, steps, run.start, weights, optimizer, config.optim, config.train, run):

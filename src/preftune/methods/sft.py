@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from preftune.data.derive import derived
 from preftune.data.loss_items import require_columns
 from preftune.data.subset import subset
 from preftune.lifecycle.before_first_step import before_first_step
+from preftune.lifecycle.distribute import distributed
 from preftune.lifecycle.finish import evaluating, finish_run, running
 from preftune.lifecycle.monitor import Monitor, monitor_of, save_responses
 from preftune.lifecycle.plan import plan_run, print_run_plan, sized
@@ -22,6 +24,7 @@ from preftune.losses import Objective, Term
 from preftune.losses.supervised import sft as sft_loss
 from preftune.model.generate import Sampling
 from preftune.model.reference_cache import response_keys
+from preftune.ranks.group import on_first
 from preftune.train.display import Display
 from preftune.train.loop import fit
 from preftune.types import TokenGroup
@@ -50,13 +53,13 @@ def run(
         if dry_run:
             return print_run_plan(start, config, plan)
         run = open_run(start, policy, data)
-        task, steps = sized(plan, config, policy, run.tokens), plan.steps
+        task, steps = distributed(sized(plan, config, policy, run.tokens), policy), plan.steps
         monitor = prompts_to_sample(config, task.held_out or subset(groups, steps.visited), policy)
         weights, optimizer = prepare_training(run, config, policy.model, policy.precise, len(steps))
     with running(run, policy, "train", len(steps)):
         for step, task in fit(task, steps, run.start, weights, optimizer, config.optim, config.train, run):
             with evaluating(run, step, task.held_out, monitor):
-                save_responses(task, monitor, run, step)
+                on_first(partial(save_responses, task, monitor, run, step), policy.shards > 1)
                 metrics = task.evaluate()
             run.log_evaluation(step, metrics)
     return finish_run(run, policy, len(steps), "preftune dpo CONFIG.yaml model.path=FINAL")

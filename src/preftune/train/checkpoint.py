@@ -5,6 +5,9 @@
         optimizer.safetensors   optimizer state as "<parameter>/<key>"
         state.json              step, sha256 of the files, metrics not yet logged, the identity of the run; written last
 
+Ranks that split the weights write part-00000.safetensors and so on instead of the first two files
+(ranks.checkpoint). A run resumes from either form on any number of ranks.
+
 A checkpoint is written to a temporary folder, which is renamed when it is complete. The order of the data and all
 random numbers are functions of seed and step, so no other position is saved.
 """
@@ -24,6 +27,9 @@ from torch import Tensor
 
 from preftune.errors import RunError, writing
 from preftune.files import digest
+from preftune.ranks import group
+from preftune.ranks.checkpoint import Parts, write_part
+from preftune.ranks.shard import any_sharded, is_dtensor
 from preftune.train.optim import Weights
 
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
@@ -40,18 +46,50 @@ def save(folder: Path, step: int, weights: Weights, optimizer: torch.optim.Optim
             save_file({name: master.detach().contiguous() for name, master in weights}, part / WEIGHTS)
             save_file(_optimizer_tensors(weights, optimizer), part / OPTIMIZER)
             hashes = {name: digest(part / name) for name in (WEIGHTS, OPTIMIZER)}
-            (part / STATE).write_text(json.dumps({"step": step, "files": hashes, **state}, indent=1))
-            for path in (part / WEIGHTS, part / OPTIMIZER, part / STATE, part):
-                _sync(path)
-            shutil.rmtree(final, ignore_errors=True)
-            os.replace(part, final)
-            _sync(folder)
+            _complete(part, final, {"step": step, "files": hashes, **state})
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
-    for old in saved(folder)[:-2]:
-        shutil.rmtree(old, ignore_errors=True)
     return final
+
+
+def save_parts(
+    folder: Path, step: int, weights: Weights, optimizer: torch.optim.Optimizer, state: dict[str, Any]
+) -> Path:
+    """Write the checkpoint of weights that are split among ranks: each rank its rows. All ranks must call it."""
+    final = folder / f"step-{step:08d}"
+    part = group.from_first(lambda: folder / f"{final.name}.part-{os.getpid()}")
+    tensors = {f"weights/{name}": master for name, master in weights}
+    tensors |= {f"optimizer/{name}": value for name, value in _optimizer_tensors(weights, optimizer).items()}
+    with writing(final):
+        part.mkdir(parents=True, exist_ok=True)
+        path = write_part(part, tensors)
+        if path is not None:
+            _sync(path)
+    hashes = dict(item for item in group.gather((path.name, digest(path)) if path else None) if item)
+    with writing(final):
+        group.from_first(lambda: _complete(part, final, {"step": step, "files": hashes, **state}))
+    return final
+
+
+def _complete(part: Path, final: Path, state: dict[str, Any]) -> None:
+    """Write state.json, give the checkpoint its name, and delete old ones."""
+    (part / STATE).write_text(json.dumps(state, indent=1))
+    for path in (*sorted(part.iterdir()), part):
+        _sync(path)
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(part, final)
+    _sync(final.parent)
+    for old in saved(final.parent)[:-2]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Return the weights of a checkpoint, which one process or several ranks have written."""
+    if (path / WEIGHTS).is_file():
+        return load_file(path / WEIGHTS)
+    parts = Parts(path)
+    return {name: parts.read(f"weights/{name}") for name in parts.names("weights/")}
 
 
 def saved(folder: Path) -> list[Path]:
@@ -99,6 +137,9 @@ def _sync(path: Path) -> None:
 
 def restore(path: Path, weights: Weights, optimizer: torch.optim.Optimizer) -> None:
     """Load weights and optimizer state from a checkpoint. Raises RunError if its weights do not match the model."""
+    if any_sharded(weights.masters) or not (path / WEIGHTS).is_file():
+        _restore_rows(path, weights, optimizer)
+        return
     saved = load_file(path / WEIGHTS)
     shapes = {name: tuple(master.shape) for name, master in weights}
     if {name: tuple(value.shape) for name, value in saved.items()} != shapes:
@@ -116,10 +157,32 @@ def restore(path: Path, weights: Weights, optimizer: torch.optim.Optimizer) -> N
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 
+def _restore_rows(path: Path, weights: Weights, optimizer: torch.optim.Optimizer) -> None:
+    """Load this rank's rows, or whole tensors, whatever number of ranks has written the checkpoint."""
+    parts = Parts(path, {WEIGHTS: "weights/", OPTIMIZER: "optimizer/"})
+    shapes = {name: tuple(master.shape) for name, master in weights}
+    if {name: parts.shapes[f"weights/{name}"] for name in parts.names("weights/")} != shapes:
+        what = "names or shapes of the weights in the checkpoint do not match the model"
+        raise RunError(what, where=str(path), fix="restore the files of the model, or set a new folder: out=FOLDER")
+    index = {name: i for i, name in enumerate(weights.names)}
+    state: dict[int, dict[str, Tensor]] = {}
+    for key in parts.names("optimizer/"):
+        name, _, field = key.rpartition("/")
+        master = weights.masters[index[name]]
+        whole_shape = parts.shapes[f"optimizer/{key}"]
+        value = torch.zeros_like(master, dtype=parts.dtype(f"optimizer/{key}")) if whole_shape else torch.zeros(())
+        parts.fill(f"optimizer/{key}", value)
+        state.setdefault(index[name], {})[field] = value
+    for name, master in weights:
+        parts.fill(f"weights/{name}", master.detach())
+    weights.publish()
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
 def _optimizer_tensors(weights: Weights, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     state = optimizer.state_dict()["state"]
     return {
-        f"{name}/{key}": value.detach().contiguous()
+        f"{name}/{key}": value.detach() if is_dtensor(value) else value.detach().contiguous()
         for index, name in enumerate(weights.names)
         for key, value in state.get(index, {}).items()
         if isinstance(value, Tensor)

@@ -20,6 +20,8 @@ from pydantic import BaseModel, ValidationError
 from preftune import stop
 from preftune.errors import RunError, Stopped, require_writable, writing
 from preftune.files import write_json, write_text
+from preftune.ranks import group
+from preftune.ranks.shard import any_sharded
 from preftune.train import checkpoint
 from preftune.train.display import Display
 from preftune.train.loop import stopped
@@ -118,27 +120,41 @@ class Run:
     @staticmethod
     def open(folder: Path, identity: dict[str, Any], display: Display, schema: type[BaseModel] | None = None) -> Run:
         """Create the run folder, or open it to resume from its newest checkpoint. Raises the errors of `check`."""
-        Run.check(folder, identity, schema)
+        group.from_first(lambda: Run.check(folder, identity, schema))
         run, manifest = Run(folder, identity, display), Run.manifest(folder)
-        run.resume_from, state, damaged = checkpoint.newest(folder / "checkpoints")
+        run.resume_from, state, damaged = group.from_first(lambda: checkpoint.newest(folder / "checkpoints"))
         for description in damaged:
             display.say(f"skipped damaged checkpoint {description}")
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            # write the manifest first: without it, the folder is not recognised as a run
-            run.note(started=manifest.get("started") or time.strftime("%Y-%m-%dT%H:%M:%S%z"), **machine())
-            (folder / "config.yaml").write_text(yaml.safe_dump(identity["config"], sort_keys=False, allow_unicode=True))
-            for partial in [*folder.glob("*.part*"), *folder.glob("checkpoints/*.part*")]:
-                shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
+        started = manifest.get("started") or time.strftime("%Y-%m-%dT%H:%M:%S%z")
         if run.resume_from:
             run.start, run.tally, run.tokens = int(state["step"]), Tally.of(state["tally"]), int(state["tokens"])
             run.loop_state = dict(state["facts"])
             run.evaluation_due = not state.get("evaluated", True)
-        _drop_metrics_after(folder / "metrics.jsonl", run.start, run.evaluation_due)
+        group.barrier()  # all ranks have read the folder
+        if group.first():
+            run._create(started)
+        else:
+            run.tally = Tally()  # rank 0 has the metrics of all
+        group.barrier()
         return run
+
+    def _create(self, started: str) -> None:
+        """Write the files of a new or resumed run, and remove those that are incomplete or will be written again."""
+        folder = self.folder
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            # write the manifest first: without it, the folder is not recognised as a run
+            self.note(started=started, **machine())
+            config = yaml.safe_dump(self.identity["config"], sort_keys=False, allow_unicode=True)
+            (folder / "config.yaml").write_text(config)
+            for partial in [*folder.glob("*.part*"), *folder.glob("checkpoints/*.part*")]:
+                shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
+        _drop_metrics_after(folder / "metrics.jsonl", self.start, self.evaluation_due)
 
     def note(self, **facts: Any) -> None:
         """Add entries to manifest.json."""
+        if not group.first():
+            return
         manifest = {**Run.manifest(self.folder), "identity": self.identity, **facts}
         write_json(self.folder / "manifest.json", manifest)
 
@@ -160,6 +176,8 @@ class Run:
             self._write_line(step, "eval", metrics)
 
     def _write_line(self, step: int, split: str, metrics: dict[str, float]) -> None:
+        if not group.first():
+            return
         line = {"step": step, "split": split, **metrics}
         with writing(self.folder / "metrics.jsonl"), (self.folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
@@ -180,14 +198,18 @@ class Run:
         """Save a checkpoint of `step`. `evaluated`: no evaluation is due after this step."""
         assert self.weights is not None
         assert self.optimizer is not None
-        folder = self.folder / "checkpoints"
-        state: dict[str, Any] = {"identity": self.identity, "tally": tally.state(), "tokens": tokens}
+        folder, weights, optimizer = self.folder / "checkpoints", self.weights, self.optimizer
+        state: dict[str, Any] = {"identity": self.identity, "tally": tally.over_ranks().state(), "tokens": tokens}
         state |= {"facts": self.loop_state, "evaluated": evaluated}
-        path = checkpoint.save(folder, step, self.weights, self.optimizer, state)
+        if any_sharded(weights.masters):
+            path = checkpoint.save_parts(folder, step, weights, optimizer, state)
+        else:
+            path = group.from_first(lambda: checkpoint.save(folder, step, weights, optimizer, state))
         self.display.say(f"saved checkpoint {path}")
 
     def stop_requested(self) -> bool:
-        return stop.requested()
+        """Return whether a rank was asked to stop. All ranks must call it at the same step."""
+        return group.any_rank(stop.requested())
 
     def reached(self, step: int, tally: Tally, tokens: int, *, evaluated: bool) -> None:
         self._reached = step, tally, tokens, evaluated

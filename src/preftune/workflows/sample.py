@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -27,6 +28,8 @@ from preftune.lifecycle.data import prompts_that_fit
 from preftune.lifecycle.open_policy import model_fingerprint, open_policy
 from preftune.lifecycle.policy import compute_dtype, device_of
 from preftune.model.generate import Sampling, sample
+from preftune.ranks.group import first, from_first, gather, require_one, world
+from preftune.ranks.work import own
 from preftune.sources.read import fingerprint
 from preftune.train.display import Display
 from preftune.types import PreferenceGroup, Text, as_json
@@ -111,18 +114,14 @@ def files_of(options: SampleOptions, out: Path) -> Files:
 def run(options: SampleOptions, out: Path, display: Display) -> Path:
     """Write `out`. Raises IncompleteError if requests to a server failed; completed responses are saved."""
     require_writable(out)
-    if options.server and (options.data.chat_template_kwargs or options.data.as_chat):
-        raise ConfigError(
-            "the option has no effect with a server, which applies its own chat template",
-            where="--as-chat" if options.data.as_chat else "--chat-template-kwargs",
-            fix="remove the option; vLLM takes --server-settings '{\"chat_template_kwargs\": {...}}'",
-        )
+    if options.server:
+        _require_server_options(options)
     files = files_of(options, out)
     groups, account = read_rows(read_prompts, options.data)
-    if out.is_file() and _read_meta(files.meta).get("asked") == files.request:
+    if from_first(lambda: out.is_file() and _read_meta(files.meta).get("asked") == files.request):
         display.say(f"{out} is complete, so nothing was sampled")
         return out
-    responses, failed = load_responses(files)
+    responses, failed = from_first(lambda: load_responses(files))
     groups, indices = groups[: options.max_prompts], range(options.sampling.n)
     complete = all((hash_of(group.prompt), k) in responses for group in groups for k in indices)
     local = None
@@ -133,7 +132,7 @@ def run(options: SampleOptions, out: Path, display: Display) -> Path:
         groups = [group for group in groups if group.prompt in local.prompts]
     shown = account.lines()
     display.say("\n".join(shown))
-    with Journal(files.part) as journal:
+    with Journal(files.part if first() else Path(os.devnull)) as journal:
         if not journal.rows:
             journal.add({"identity": files.identity})
         refused = _complete(options, groups, local, responses, failed, journal, display)
@@ -148,6 +147,17 @@ def run(options: SampleOptions, out: Path, display: Display) -> Path:
     _write(files, answered, indices, responses)
     _report(options, out, [[responses[hash_of(group.prompt), k] for k in indices] for group in answered], display)
     return out
+
+
+def _require_server_options(options: SampleOptions) -> None:
+    """Raise ConfigError for options that have no effect with a server."""
+    require_one("requests to a server", "start one process; --concurrency sets the number of parallel requests")
+    if options.data.chat_template_kwargs or options.data.as_chat:
+        raise ConfigError(
+            "the option has no effect with a server, which applies its own chat template",
+            where="--as-chat" if options.data.as_chat else "--chat-template-kwargs",
+            fix="remove the option; vLLM takes --server-settings '{\"chat_template_kwargs\": {...}}'",
+        )
 
 
 def _complete(
@@ -196,6 +206,8 @@ def _complete(
 
 def _write(files: Files, groups: Groups, indices: range, responses: dict[Key, Response]) -> None:
     """Write `out`. Responses that were not requested stay in the journal, where a larger n finds them."""
+    if not first():
+        return
     rows, rest = [], dict(responses)
     for group in groups:
         key = hash_of(group.prompt)
@@ -262,16 +274,29 @@ def open_local(options: SampleOptions, groups: Groups, account: Account) -> Loca
 
 
 def _in_process(local: Local, sampling: Sampling, groups: Groups, missing: Sequence[Job], save: Save) -> None:
-    for begin in range(0, len(missing), ROWS):
-        indices_of: dict[int, list[int]] = {}
-        for p, k in missing[begin : begin + ROWS]:
-            indices_of.setdefault(p, []).append(k)
-        prompts = [local.prompts[groups[p].prompt] for p in indices_of]
-        samples = sample(local.model, local.tokenizer, prompts, sampling, only=list(indices_of.values()))
-        for (p, indices), sampled in zip(indices_of.items(), samples, strict=True):
-            response_ids = sampled.group.response_ids
-            for k, text, ended, ids in zip(indices, sampled.texts, sampled.ended, response_ids, strict=True):
-                save((p, k), Response(text, ended, len(ids)))
+    """Sample the missing responses. Each rank samples a share of them, and `save` is called on all ranks."""
+    size = ROWS * world()
+    for begin in range(0, len(missing), size):
+        block = missing[begin : begin + size]
+        mine = own(block, lambda job: len(local.prompts[groups[job[0]].prompt]) + sampling.max_new_tokens)
+        for part in gather(_sampled(local, sampling, groups, mine)):
+            for job, response in part:
+                save(job, response)
+
+
+def _sampled(local: Local, sampling: Sampling, groups: Groups, jobs: Sequence[Job]) -> list[tuple[Job, Response]]:
+    """Return the responses of `jobs`, those of a prompt together."""
+    indices_of: dict[int, list[int]] = {}
+    for p, k in jobs:
+        indices_of.setdefault(p, []).append(k)
+    prompts = [local.prompts[groups[p].prompt] for p in indices_of]
+    samples = sample(local.model, local.tokenizer, prompts, sampling, only=list(indices_of.values()))
+    responses = []
+    for (p, indices), sampled in zip(indices_of.items(), samples, strict=True):
+        response_ids = sampled.group.response_ids
+        for k, text, ended, ids in zip(indices, sampled.texts, sampled.ended, response_ids, strict=True):
+            responses.append(((p, k), Response(text, ended, len(ids))))
+    return responses
 
 
 def _from_server(
