@@ -18,7 +18,8 @@ from preftune.model.scalar import reward_logps
 from preftune.ranks import group as ranks
 from preftune.ranks.shard import is_sharded
 from preftune.ranks.work import fillers, own, slots
-from preftune.train.loop import Measured, join, of_all_ranks
+from preftune.train.exchange import of_all_ranks
+from preftune.train.loop import Measured, join
 from preftune.train.metrics import Calibration, Spread, Tally, margins, preference_metrics
 from preftune.types import Batch, LossOutput, TokenGroup
 

@@ -82,8 +82,16 @@ def sum_gradients(masters: Sequence[Tensor]) -> None:
         assert master.grad is not None
         bucket.append(master.grad)
         if number == len(reduced) or sum(part.numel() for part in bucket) >= BUCKET:
-            flat = torch.cat([part.reshape(-1) for part in bucket])
-            dist.all_reduce(flat)
-            for part, total in zip(bucket, flat.split([part.numel() for part in bucket]), strict=True):
-                part.copy_(total.view(part.shape))
+            _sum_bucket(bucket)
             bucket = []
+
+
+def _sum_bucket(parts: Sequence[Tensor]) -> None:
+    """Add up tensors of all ranks in one message, in place."""
+    if len(parts) == 1 and parts[0].is_contiguous():
+        dist.all_reduce(parts[0])
+        return
+    flat = torch.cat([part.reshape(-1) for part in parts])
+    dist.all_reduce(flat)
+    for part, total in zip(parts, flat.split([part.numel() for part in parts]), strict=True):
+        part.copy_(total.view(part.shape))

@@ -15,11 +15,12 @@ from preftune import stop
 from preftune.config.schema import OptimConfig, TrainConfig
 from preftune.data.layout import Budget
 from preftune.data.steps import Step, size_of
-from preftune.errors import NumericError, Stopped
+from preftune.errors import ConfigError, NumericError, Stopped
 from preftune.model.memory import free_memory, out_of_memory
 from preftune.ranks import group as ranks
 from preftune.ranks.shard import any_sharded, local
 from preftune.ranks.work import fillers, own, slots, sum_gradients
+from preftune.train.exchange import of_all_ranks
 from preftune.train.metrics import Tally
 from preftune.train.optim import Weights, clip, lr_at, warmup_steps
 from preftune.types import Batch, Judged, Logps, LossOutput, TokenGroup
@@ -217,10 +218,20 @@ def _gradients(
 
 
 def _halved(task: L, batches: Sequence[Batch], exhausted: bool) -> L:
-    """Return the task with smaller micro-batches, on all ranks. `exhausted`: memory ran out on this rank."""
+    """Return the task with smaller micro-batches, on all ranks. `exhausted`: memory ran out on this rank.
+
+    Raises ConfigError if no rank can make its micro-batches smaller.
+    """
     if ranks.world() == 1:
         return task.halved(batches)
-    tokens = ranks.all_min(task.halved(batches).budget.tokens if exhausted else math.inf)
+    tokens, problem = math.inf, None
+    try:
+        tokens = task.halved(batches).budget.tokens if exhausted and batches else math.inf
+    except ConfigError as error:
+        problem = error
+    tokens, problems = ranks.all_min(tokens), [error for error in ranks.gather(problem) if error]
+    if tokens == math.inf:
+        raise problems[0]
     smaller: L = replace(cast(Any, task), budget=replace(task.budget, tokens=int(tokens)))
     return smaller
 
@@ -250,7 +261,8 @@ def _accumulate_jointly(task: Task, batches: Sequence[Batch], count: torch.Tenso
     leaves = [_leaf(m.policy) for m in measured]
     parts = [replace(m, policy=leaf) for m, leaf in zip(measured, leaves, strict=True)]
     out = task.objective(join(of_all_ranks(parts, count.device)))
-    (out.loss_sum / count).backward()
+    if leaves:  # a rank may have no share of a small step
+        (out.loss_sum / count).backward()
     for batch, leaf in zip(batches, leaves, strict=True):
         stop.check()
         policy = task.measure(batch).policy
@@ -282,27 +294,6 @@ def _measured(task: Task, batches: Sequence[Batch]) -> list[Measured]:
     if ranks.any_rank(exhausted):
         raise torch.OutOfMemoryError("out of memory on a rank")
     return measured
-
-
-def of_all_ranks(parts: list[Measured], device: torch.device) -> list[Measured]:
-    """Return the model outputs of all ranks, in their order. Those of this rank keep their gradients."""
-    if ranks.world() == 1:
-        return parts
-    values = ranks.gather([_moved(part, torch.device("cpu")) for part in parts])
-    others = [[_moved(part, device) for part in of_rank] for of_rank in values]
-    others[ranks.rank()] = parts
-    return [part for of_rank in others for part in of_rank]
-
-
-def _moved(part: Measured, device: torch.device) -> Measured:
-    """Return a copy without gradients on a device."""
-
-    def moved(logps: Logps) -> Logps:
-        tensors = {name: getattr(logps, name).detach().to(device) for name in ("token_N", "sum_S", "length_S")}
-        return Logps(**tensors, extra={name: value.detach().to(device) for name, value in logps.extra.items()})
-
-    judged = {name: getattr(part.judged, name).to(device) for name in Judged.__dataclass_fields__}
-    return Measured(moved(part.policy), moved(part.reference) if part.reference else None, Judged(**judged))
 
 
 def _leaf(policy: Logps) -> Logps:
