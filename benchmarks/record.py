@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from preftune.train.run import machine
+from preftune.train.machine import machine
 
 RESULTS = Path(__file__).with_name("results.jsonl")
 

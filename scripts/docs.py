@@ -174,7 +174,7 @@ COMMANDS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("iterate", sampling.IterateConfig),
     ("data noise", schema.NoiseConfig),
 )
-ORDER = ("model", "data", "loss", "reference", "optim", "batch", "train", "lora", "monitor")
+ORDER = ("model", "data", "loss", "reference", "optim", "batch", "train", "best", "lora", "monitor")
 HEAD = ("| key | type | default | meaning |", "|---|---|---|---|")
 PPO = (
     ppo.kl_estimate,

@@ -2,7 +2,8 @@
 
 Results are passed on as they arrive, so that callers can save them at once. Status 408, 409, 425, 429 and 5xx, broken
 connections and malformed replies are retried with increasing pauses. If the caller stops early (Ctrl-C, a full disk),
-results that arrive within a second are still passed on, because they are already paid for.
+results that arrive within a second are still passed on, because they are already paid for. bounded_http.py limits time
+and size of an answer. The key is in no message and no record.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import math
 import os
 import random
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
@@ -27,6 +29,10 @@ MAX_PAUSE_S = 30.0
 REFUSED_MESSAGE = "the server refused the request"
 REFUSED_STATUSES = (400, 413, 422)  # the request is too long or filtered; other requests may succeed
 GRACE_S = 1.0  # after the caller stops, results that arrive within this time are still passed on
+SECRET = re.compile(
+    r"(?i)(extra_)?headers|(x-)?api[-_]?key|authorization|(access|auth|bearer)[-_]?token|password|secret"
+)
+SHORTEST_KEY = 6  # shorter ones occur in ordinary text
 MAX_FAILURES_IN_A_ROW = 10  # requests that failed after all attempts; then the server counts as down
 
 
@@ -96,18 +102,25 @@ class Client:
         if not self._connections:
             try:
                 import openai
+
+                from preftune.bounded_http import BoundedClient, require_safe_url
             except ImportError as error:
                 raise ConfigError(
                     "the openai package is not installed", where="--server", fix="pip install 'preftune[judge]'"
                 ) from error
-            key = os.environ.get(self.key_env) if self.key_env else "none"
+            key = self._key() if self.key_env else "none"
             if not key:
                 what, fix = f"the environment variable {self.key_env} is not set", f"run export {self.key_env}=KEY"
                 raise ConfigError(what, where="--api-key-env", fix=fix)
+            require_safe_url(self.url, "--server", has_key=self.key_env is not None)
             base = self.url.rstrip("/")
             base = base if base.endswith("/v1") else f"{base}/v1"
-            self._connections.append(openai.OpenAI(base_url=base, api_key=key, max_retries=0, timeout=self.timeout_s))
+            bounded = BoundedClient(self.timeout_s)
+            self._connections.append(openai.OpenAI(base_url=base, api_key=key, max_retries=0, http_client=bounded))
         return self._connections[0]
+
+    def _key(self) -> str:
+        return os.environ.get(self.key_env, "") if self.key_env else ""
 
     def complete(self, prompt: Text, **settings: Any) -> Reply:
         """Return the completion of a text, or the next message of a chat, with up to `attempts` attempts."""
@@ -132,7 +145,9 @@ class Client:
             raise MalformedReplyError("the reply has no text")
         tokens = getattr(getattr(completion, "usage", None), "completion_tokens", 0)
         ended = choices[0].finish_reason != "length"
-        return Reply(_replace_surrogates(text), ended, tokens if isinstance(tokens, int) else 0)
+        return Reply(
+            _without_key(_replace_surrogates(text), self._key()), ended, tokens if isinstance(tokens, int) else 0
+        )
 
     def _with_retries(self, request: Callable[[], Result]) -> Result:
         import openai
@@ -140,11 +155,13 @@ class Client:
         for attempt in range(1, self.attempts + 1):
             try:
                 return request()
+            except ConfigError:  # a redirect to another host
+                raise
             except (openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError) as error:
                 last: Exception = error
             except openai.APIStatusError as error:
                 if error.status_code not in (408, 409, 425):
-                    raise _permanent_error(error, self.url) from error
+                    raise _permanent_error(error, self.url, self._key()) from None
                 last = error
             except UnicodeEncodeError as error:  # raised only for the request: replies are decoded, not encoded
                 raise RefusedError("the request contains a lone surrogate character", where=self.url) from error
@@ -156,10 +173,10 @@ class Client:
             if attempt == self.attempts or self._stop.wait(min(MAX_PAUSE_S, pause)):
                 break
         raise IncompleteError(
-            f"the request failed after {attempt} attempts: {_message(last)}",
+            f"the request failed after {attempt} attempts: {_message(last, self._key())}",
             where=self.url,
             fix="check that the server is running; rerun the same command to resume",
-        ) from last
+        ) from None  # the error of the library could quote the key
 
     def run_all(
         self,
@@ -260,15 +277,30 @@ def parse_settings(text: str, where: str) -> dict[str, Any]:
         why = "they are not a JSON object"
     if not isinstance(settings, dict):
         fix = """write for example '{"max_tokens": null, "max_completion_tokens": 2000, "temperature": null}'"""
-        raise ConfigError(f"the settings cannot be read: {text!r}", where=where, why=why, fix=fix)
+        raise ConfigError("the settings cannot be read", where=where, why=why, fix=fix)  # they may hold a key
     reserved = settings.keys() & {"model", "messages", "prompt", "n", "stream", "extra_body"}
     if reserved:
         raise ConfigError(f"{', '.join(sorted(reserved))} cannot be set", where=where, fix="remove it")
+    secret = sorted(name for name in _names(settings) if SECRET.fullmatch(name))
+    if secret:
+        fix = "name the environment variable that holds the key (--api-key-env)"
+        raise ConfigError(f"{', '.join(secret)} cannot be set", where=where, why="settings are saved", fix=fix)
     return settings
 
 
-def _permanent_error(error: Any, url: str) -> ConfigError:
-    what = f"{REFUSED_MESSAGE}: {error.status_code} {_message(error)}"
+def _names(value: Any) -> Iterator[str]:
+    """Yield the names in nested JSON objects."""
+    if isinstance(value, dict):
+        for name, part in value.items():
+            yield name
+            yield from _names(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from _names(part)
+
+
+def _permanent_error(error: Any, url: str, key: str) -> ConfigError:
+    what = f"{REFUSED_MESSAGE}: {error.status_code} {_message(error, key)}"
     if error.status_code in REFUSED_STATUSES:
         return RefusedError(
             what,
@@ -280,12 +312,18 @@ def _permanent_error(error: Any, url: str) -> ConfigError:
     return ConfigError(what, where=url, fix=fix)
 
 
-def _message(error: Exception) -> str:
-    """Return the first line of an error, or of the message in a server's error reply."""
+def _message(error: BaseException, key: str) -> str:
+    """Return the first line of an error, or of the message in a server's error reply, without the key."""
     body = getattr(error, "body", None)
     message = body.get("message") if isinstance(body, dict) else body
-    text = message if isinstance(message, str) else str(error)
+    cause = error.__cause__ if str(error) == "Connection error." else None  # the library's words for any cause
+    text = _without_key(message if isinstance(message, str) else str(cause or error), key)
     return _replace_surrogates((text.strip().splitlines() or [type(error).__name__])[0][:200])
+
+
+def _without_key(text: str, key: str) -> str:
+    """Return `text` in which the key, which a server may repeat, is replaced."""
+    return text.replace(key, "[key]") if len(key) >= SHORTEST_KEY else text
 
 
 def _retry_after(error: Any) -> float | None:

@@ -36,7 +36,7 @@ class PreftuneError(Exception):
     def __init__(self, what: str, *, where: str = "", why: str = "", fix: str = "") -> None:
         self.what, self.where, self.why, self.fix = what, where, why, for_shell(fix)
         lines = [f"{where}: {what}" if where else what, why and f"  {why}", fix and f"  {self.label}: {self.fix}"]
-        super().__init__("\n".join(filter(None, lines)))
+        super().__init__(printable("\n".join(filter(None, lines))))
 
 
 class ConfigError(PreftuneError, ValueError):
@@ -92,6 +92,11 @@ class Stopped(PreftuneError, RuntimeError):
 
     exit_code = 75
     label = "next"
+
+
+def printable(text: str) -> str:
+    """Replace control characters by escapes such as \\x1b: text of others must not control the terminal."""
+    return "".join(c if c in "\n\t" or c >= "\xa0" or " " <= c <= "~" else repr(c)[1:-1] for c in text)
 
 
 @contextmanager

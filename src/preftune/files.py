@@ -2,6 +2,8 @@
 
 Each file is written under a temporary name in the same folder and then renamed. A lone surrogate, which UTF-8 cannot
 encode, is written as an escape such as \\ud83d; JSON decodes it to the same character.
+
+A sealed JSON object has the entry `sha256`, the hash of its other entries, so that damage is noticed when it is read.
 """
 
 from __future__ import annotations
@@ -10,13 +12,17 @@ import hashlib
 import json
 import mmap
 import os
-from collections.abc import Iterable
+import sys
+import zlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from preftune.errors import RunError, writing
 
 MAX_READS = 1024  # from a MappedFile before its pages are released
+SEAL = "sha256"  # the entry of a sealed object with the hash of the others
+CHECKSUM = "crc"  # the entry of a row of a journal with the checksum of the others
 
 
 def cache_folder() -> Path:
@@ -26,33 +32,107 @@ def cache_folder() -> Path:
     return Path(own) if own else base / "preftune"
 
 
-def write_text(path: Path, chunks: Iterable[str]) -> None:
-    """Write the concatenation of `chunks` to `path`. Raises StorageError."""
+def write_text(path: Path, chunks: Iterable[str], *, durable: bool = False) -> None:
+    """Write the concatenation of `chunks` to `path`. Raises StorageError.
+
+    `durable`: wait until the disk has the file, so that it survives a power failure.
+    """
     part = path.with_name(f"{path.name}.part-new")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with part.open("w", encoding="utf-8", errors="backslashreplace") as file:
                 file.writelines(chunks)
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
             os.replace(part, path)
         finally:
             part.unlink(missing_ok=True)
 
 
-def write_rows(path: Path, rows: Iterable[Any]) -> None:
-    """Write one JSON value per line. Raises StorageError."""
-    write_text(path, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+def write_rows(path: Path, rows: Iterable[Any], *, durable: bool = False) -> None:
+    """Write one JSON value per line, as `write_text`. Raises StorageError."""
+    write_text(path, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows), durable=durable)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON. Raises StorageError."""
-    write_text(path, (json.dumps(value, indent=1, ensure_ascii=False), "\n"))
+def write_json(path: Path, value: Any, *, durable: bool = False) -> None:
+    """Write indented JSON, as `write_text`. Raises StorageError."""
+    write_text(path, (json.dumps(value, indent=1, ensure_ascii=False), "\n"), durable=durable)
+
+
+def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a JSON object with its seal."""
+    plain = json.loads(json.dumps({key: entry for key, entry in value.items() if key != SEAL}))  # as it will be read
+    return {**plain, SEAL: _seal(plain)}
+
+
+def _seal(plain: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """Return a JSON object, without its seal. Raises OSError if it cannot be read, and ValueError if it is damaged.
+
+    An object without a seal, as earlier versions wrote it, is returned as it is.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError("it is not UTF-8") from error
+    if not isinstance(value, dict):
+        raise ValueError("it is not a JSON object")
+    seal = value.pop(SEAL, None)
+    if seal is not None and seal != _seal(value):
+        raise ValueError("its content does not match its hash")
+    return value
+
+
+def sync(path: Path) -> None:
+    """Wait until the disk has the file or folder. Raises OSError."""
+    if sys.platform == "win32" and path.is_dir():  # Windows cannot open folders
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged file or folder, so that it can be written again, and return its new path."""
+    number = 1
+    while (aside := path.with_name(f"{path.name}.damaged-{number}")).exists():
+        number += 1
+    with writing(aside):
+        os.replace(path, aside)
+    return aside
+
+
+def hashes_of(folder: Path, skip: Iterable[str] = ()) -> dict[str, str]:
+    """Return the SHA-256 of all files in a folder by their relative names, without the files and folders in `skip`."""
+    names = set(skip)
+    files = (file for file in sorted(folder.rglob("*")) if file.is_file())
+    relative = {file.relative_to(folder): file for file in files}
+    return {name.as_posix(): digest(file) for name, file in relative.items() if name.parts[0] not in names}
 
 
 def digest(path: Path) -> str:
     """Return the SHA-256 of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def changed_files(folder: Path, hashes: Mapping[str, str]) -> list[str]:
+    """Return the files that differ from `hashes`, with the reason."""
+    changed = []
+    for name, sha256 in hashes.items():
+        try:
+            if digest(folder / name) != sha256:
+                changed.append(f"{name} has changed")
+        except OSError:
+            changed.append(f"{name} is missing")
+    return changed
 
 
 class MappedFile:
@@ -73,25 +153,43 @@ class MappedFile:
             self.map.madvise(mmap.MADV_DONTNEED)
 
 
+def journal_line(row: Any) -> str:
+    """Return the line of a row in a journal: an object gets the checksum of its entries."""
+    if isinstance(row, dict):
+        row = {**row, CHECKSUM: _checksum(json.loads(json.dumps(row)))}
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def _checksum(row: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(row, sort_keys=True).encode())
+
+
 class Journal:
     """An append-only JSON-lines file. Each row is flushed to the file before `add` returns.
 
     `rows` holds the rows that the file had when it was opened. An incomplete last line, as after a crash, is removed;
-    `removed` is its number of bytes. Raises RunError if any other line is not valid JSON.
+    `removed` is its number of bytes. Each row that is an object has a checksum in the file. Raises RunError if another
+    line is not valid JSON, or does not match its checksum. Earlier versions wrote no checksums; such rows come first.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         data = path.read_bytes() if path.is_file() else b""
-        complete = data[: data.rfind(b"\n") + 1].decode()
+        complete = data[: data.rfind(b"\n") + 1]
         self.rows: list[Any] = []
-        for number, line in enumerate(complete.split("\n")[:-1], start=1):
+        checked = False
+        for number, line in enumerate(complete.split(b"\n")[:-1], start=1):
             try:
-                self.rows.append(json.loads(line))
+                row = json.loads(line.decode())
+                checksum = row.pop(CHECKSUM, None) if isinstance(row, dict) else None
+                checked |= checksum is not None
+                if isinstance(row, dict) and checked and checksum != _checksum(row):
+                    raise ValueError("the line does not match its checksum")
             except ValueError as error:
                 where, fix = f"{path}:{number}", "remove the line to redo its request"
                 raise RunError(f"invalid JSON: {error}", where=where, fix=fix) from error
-        self.removed = len(data) - len(complete.encode())
+            self.rows.append(row)
+        self.removed = len(data) - len(complete)
         with writing(path):
             if self.removed:
                 os.truncate(path, len(data) - self.removed)
@@ -101,7 +199,7 @@ class Journal:
     def add(self, row: Any) -> None:
         """Append one row. Raises StorageError."""
         with writing(self.path):
-            self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            self._file.write(journal_line(row))
             self._file.flush()
 
     def sync(self) -> None:

@@ -1,4 +1,4 @@
-"""Answer Ctrl-C and SIGTERM: the first one stops a command cleanly, the second one ends the process at once (code 130).
+"""Answer Ctrl-C, SIGTERM and SIGHUP: the first one stops a command cleanly, the second one ends it at once (code 130).
 
 The first signal has a different effect in different parts of a command:
 
@@ -11,6 +11,8 @@ Python runs a signal handler only between two instructions, so a long computatio
 receives the signals, too. It reports the delay, ends the process at the second signal, even in the middle of a
 computation, and repeats a request that a library has swallowed.
 
+A signal that comes again within SAME_S is the same request: a supervisor may signal the process and its group.
+
 The functions have an effect only inside `guard`, and only in the main thread, where Python runs signal handlers.
 """
 
@@ -21,16 +23,21 @@ import selectors
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 AT_ONCE, RAISE, CHECK, NOTE = "at once", "raise", "check", "note"
 STOPPED, KILLED = 75, 130  # exit codes
 PATIENCE_S = 2.0  # without an answer to the first signal; then the thread reports the delay
 REPEAT_S = 1.0  # between two attempts to raise StopRequest, the first of them after PATIENCE_S
 LONGEST_ANSWER = 2  # attempts that do not disturb code that handles a StopRequest
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SAME_S = 0.2  # within which a second signal is part of the first
+NUDGE_S = 0.1  # after which a signal interrupts again what waits for input, see `_watch`
+SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
+USER, NOT_USER = 254, 255  # bytes for the thread: Ctrl-C belongs to the user's dialogue from here on, or no longer
 REPEAT = getattr(signal, "SIGURG", None)  # sent to this process by the thread; None on Windows
 AGAIN = "press Ctrl-C again to stop now"
 
@@ -41,12 +48,23 @@ class StopRequest(KeyboardInterrupt):
 
 @dataclass
 class _State:
-    """What has been requested, and how it is answered. `say` prints a line. `write_fd` wakes the thread up."""
+    """What has been requested, and how it is answered.
+
+    say       prints a line
+    at        time of the first signal, `number` is its number
+    raised    the request has raised StopRequest
+    nudged    the thread sends REPEAT only to interrupt what waits
+    write_fd  wakes the thread up
+    """
 
     say: Callable[[str], None]
     mode: str = NOTE
     together: bool = False
     requested: bool = False
+    at: float = 0.0
+    number: int = 0
+    raised: bool = False
+    nudged: bool = False
     reported: bool = False
     repeats: int = 0
     write_fd: int = -1
@@ -54,6 +72,7 @@ class _State:
 
 
 _state: _State | None = None
+_ending, _ended_by = threading.Lock(), 0  # the thread that ends the process
 
 
 def print_line(text: str) -> None:
@@ -63,14 +82,17 @@ def print_line(text: str) -> None:
 
 @contextmanager
 def guard(say: Callable[[str], None] = print_line) -> Iterator[None]:
-    """Note requests to stop inside this context, see `requested`. It can be nested; only the outermost one counts."""
+    """Note requests to stop inside this context, see `requested`. It can be nested; only the outermost one counts.
+
+    A request that came too late to stop anything is sent to the process again at the end, for the handlers from before.
+    """
     global _state
     if _state is not None or not _in_main_thread():
         yield
         return
     _state = state = _State(say)
     numbers = [*SIGNALS, *([REPEAT] if REPEAT is not None else [])]
-    handlers = [(number, signal.signal(number, _answer)) for number in numbers]
+    handlers = [(number, signal.signal(number, _answer)) for number in numbers if not _ignored(number)]
     try:
         with _watched(state):
             yield
@@ -78,6 +100,8 @@ def guard(say: Callable[[str], None] = print_line) -> Iterator[None]:
         _state = None
         for number, handler in handlers:
             signal.signal(number, handler)
+    if state.requested and not state.raised:
+        os.kill(os.getpid(), state.number)
 
 
 @contextmanager
@@ -90,7 +114,7 @@ def _in_mode(mode: str, say: Callable[[str], None] | None = None) -> Iterator[No
     state.mode, state.say = NOTE if state.together else mode, say or state.say
     try:
         if state.mode == RAISE and state.requested:
-            raise StopRequest
+            _raise(state)
         yield
     finally:
         state.mode, state.say = before
@@ -139,12 +163,13 @@ def ctrl_c(answer: Callable[..., object] = signal.default_int_handler) -> Iterat
     if not _in_main_thread():
         yield
         return
-    wakeup, before = signal.set_wakeup_fd(-1), signal.signal(signal.SIGINT, answer)  # the thread must not count it
+    _tell(USER)
+    before = signal.signal(signal.SIGINT, answer)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-        signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
+        _tell(NOT_USER)
 
 
 def requested() -> bool:
@@ -155,7 +180,7 @@ def requested() -> bool:
 def check() -> None:
     """Raise StopRequest if a request was noted inside `between_checks`."""
     if _state is not None and _state.requested and _state.mode == CHECK and _in_main_thread():
-        raise StopRequest
+        _raise(_state)
 
 
 def caused(error: BaseException | None) -> bool:
@@ -165,6 +190,22 @@ def caused(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def _ignored(number: int) -> bool:
+    """Return whether the user wants a program that outlives its terminal (nohup)."""
+    return number == getattr(signal, "SIGHUP", None) and signal.getsignal(number) is signal.SIG_IGN
+
+
+def _raise(state: _State) -> NoReturn:
+    state.raised = True
+    raise StopRequest
+
+
+def _tell(byte: int) -> None:
+    """Send the thread a byte. It comes in the order of the signals."""
+    if _state is not None and _state.write_fd >= 0:
+        os.write(_state.write_fd, bytes([byte]))
 
 
 def _in_main_thread() -> bool:
@@ -177,19 +218,24 @@ def _answer(number: int, _frame: object) -> None:
     if state is None:
         return
     if number == REPEAT:
+        if state.nudged:
+            state.nudged = False
+            return
         state.repeats += 1
         # while a StopRequest is being handled, it may be saving results; a library that swallowed it may do anything
         if state.mode == RAISE and (not caused(sys.exc_info()[1]) or state.repeats > LONGEST_ANSWER):
-            raise StopRequest
+            _raise(state)
         return
     if state.requested:
-        _end(KILLED)
-    state.requested = True
+        if time.monotonic() - state.at >= SAME_S:
+            _end(KILLED)
+        return
+    state.requested, state.at, state.number = True, time.monotonic(), number
     if state.mode == AT_ONCE:
         _end(STOPPED)
     if state.mode == RAISE:
         state.reported = True  # no delay
-        raise StopRequest
+        _raise(state)
     _report(state)
 
 
@@ -208,6 +254,11 @@ def _report(state: _State) -> None:
 
 def _end(code: int) -> None:
     """End the process at once. Files are written under temporary names, so none is left half-written."""
+    global _ended_by
+    if not _ending.acquire(blocking=False) and _ended_by != threading.get_ident():
+        time.sleep(REPEAT_S)  # the other thread prints and ends the process
+        os._exit(code)
+    _ended_by = threading.get_ident()
     try:
         if sys.stderr is not None and sys.stderr.isatty():
             os.write(2, b"\x1b[?25h\n")  # a progress bar hides the cursor
@@ -240,30 +291,40 @@ def _watched(state: _State) -> Iterator[None]:
 
 
 def _watch(state: _State, read_fd: int) -> None:
-    """Receive the number of each signal as a byte; 0 ends the thread."""
-    received = 0
+    """Receive the number of each signal as a byte; 0 ends the thread.
+
+    A signal that arrives just before the main thread begins to wait for input does not interrupt the waiting, so the
+    thread interrupts it NUDGE_S later. Python then runs the handler of the signal.
+    """
     main = threading.main_thread().ident
     assert main is not None
     assert REPEAT is not None
+    first = due = 0.0  # times of the first signal and of what follows from it
+    dialogues, nudges = 0, 1  # contexts of `ctrl_c`; nudges that are left
     with selectors.DefaultSelector() as selector:
         selector.register(read_fd, selectors.EVENT_READ)
-        wait: float | None = None
         while True:
-            ready = selector.select(wait)
-            if ready:
-                numbers = os.read(read_fd, 64)
-                if 0 in numbers:
+            wait = max(0.0, due - time.monotonic()) if first else None
+            for byte in os.read(read_fd, 64) if selector.select(wait) else b"":
+                if byte == 0:
                     return
-                received += sum(number in SIGNALS for number in numbers)
-                if received > 1:
+                dialogues += (byte == USER) - (byte == NOT_USER)
+                if byte not in SIGNALS or (byte == signal.SIGINT and dialogues):
+                    continue
+                if first and time.monotonic() - first >= SAME_S:
                     _end(KILLED)
-                if received and state.mode == AT_ONCE:
+                if state.mode == AT_ONCE:
                     _end(STOPPED)
-                wait = wait or (PATIENCE_S if received else None)
+                first = first or time.monotonic()
+                due = due or first + NUDGE_S
+            if not first or time.monotonic() < due:
                 continue
-            _report(state)
+            if nudges:
+                nudges, state.nudged, due = 0, True, first + PATIENCE_S
+            else:
+                _report(state)
+                due = time.monotonic() + REPEAT_S
             signal.pthread_kill(main, REPEAT)
-            wait = REPEAT_S
 
 
 def _forget_in_child() -> None:

@@ -77,6 +77,8 @@ def test_dpo_then_sft_then_score(model_folder: Path, capsys: pytest.CaptureFixtu
     }  # fmt: skip
     assert all(names <= set(line) for line in lines if line["split"] == "train")
     assert sorted(p.name for p in Path("dpo").iterdir()) == [
+        ".manifest.json",
+        "checkpoints",
         "config.yaml",
         "final",
         "manifest.json",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from preftune.config.schema import (
 from preftune.errors import RunError, Stopped
 from preftune.methods import dpo, sft
 from preftune.train.display import Display
+from preftune.train.manifest import write
 from preftune.train.run import Run
 
 
@@ -169,8 +169,7 @@ def test_a_run_that_was_killed_after_saving_the_final_model_finishes(tmp_path: P
     data = write_jsonl(tmp_path / "pairs.jsonl", PAIRS)
     settings = config(data, model_folder, tmp_path / "run")
     one = weights(dpo.run(settings, display=quiet()))
-    manifest = tmp_path / "run" / "manifest.json"
-    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "finished": False}))
+    write(tmp_path / "run", {**Run.manifest(tmp_path / "run"), "finished": False})
     (tmp_path / "run" / "final.part-1").mkdir()
     two = weights(dpo.run(settings, display=quiet()))
     assert all(torch.equal(one[name], two[name]) for name in one)

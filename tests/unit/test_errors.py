@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 
 from preftune.errors import (
+    ConfigError,
     DataError,
     PreftuneError,
     Stopped,
     StorageError,
     did_you_mean,
     for_shell,
+    printable,
     require_writable,
 )
 
@@ -69,3 +71,8 @@ def test_a_fix_with_braces_can_be_pasted_in_a_shell(fix: str, shown: str) -> Non
 def test_a_quoted_setting_reaches_the_program_unchanged() -> None:
     setting = """data.columns={prompt: "it's"}"""
     assert shlex.split(for_shell(setting)) == [setting]
+
+
+def test_control_characters_do_not_reach_the_terminal() -> None:
+    assert printable("a\x1b[2J\tb\r\n\x07\x9bä猫🎉") == "a\\x1b[2J\tb\\r\n\\x07\\x9bä猫🎉"
+    assert str(ConfigError("a\x1b[2J", where="x\x07")) == "x\\x07: a\\x1b[2J"

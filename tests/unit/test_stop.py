@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM in each mode of preftune.stop, and at the second signal."""
+"""Ctrl-C, SIGTERM and SIGHUP in each mode of preftune.stop, and at the second signal."""
 
 from __future__ import annotations
 
@@ -149,6 +149,7 @@ with stop.guard(), stop.{mode}():
         os.kill(os.getpid(), signal.SIGTERM)
     except KeyboardInterrupt:
         pass
+    time.sleep(2 * stop.SAME_S)
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(60)
 """
@@ -166,6 +167,7 @@ import hashlib
 def press():
     os.kill(os.getpid(), signal.SIGTERM)
     received.wait()
+    time.sleep(2 * stop.SAME_S)
     os.kill(os.getpid(), signal.SIGTERM)
 received = threading.Event()
 def say(text):
@@ -192,8 +194,89 @@ with stop.guard(), stop.at_once():
 """
     )
     assert done.returncode == 75
-    assert done.stderr.startswith("stopped before anything was done")
-    assert "Traceback" not in done.stderr
+    assert done.stderr == "stopped before anything was done\n  next: rerun the same command\n"
+
+
+def test_a_signal_that_comes_twice_in_a_moment_is_one_request() -> None:
+    """A supervisor may send it to the process and to its group."""
+    done = python(
+        """
+with stop.guard(lambda _: None), stop.between_checks():
+    for _ in range(5):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(stop.SAME_S / 20)
+    time.sleep(stop.SAME_S)
+    try:
+        stop.check()
+    except stop.StopRequest:
+        os._exit(0)
+"""
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_signal_interrupts_a_dialogue_that_began_to_wait_just_after_it() -> None:
+    """Another thread receives it, so the wait of the main thread is not interrupted by the signal itself."""
+    done = python(
+        """
+import select
+with stop.guard(), stop.interruptible(), stop.ctrl_c():
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    threading.Timer(0.1, os.kill, [os.getpid(), signal.SIGTERM]).start()
+    try:
+        select.select([], [], [], 60)
+    except stop.StopRequest:
+        os._exit(0)
+"""
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_ctrl_c_in_a_dialogue_is_not_counted() -> None:
+    done = python(
+        """
+pressed = []
+with stop.guard(), stop.interruptible():
+    with stop.ctrl_c(lambda *_: pressed.append(1)):
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(2 * stop.SAME_S)
+    time.sleep(2 * stop.PATIENCE_S)
+os._exit(len(pressed))
+"""
+    )
+    assert (done.returncode, done.stderr) == (3, "")
+
+
+def test_a_request_that_stopped_nothing_is_sent_again_after_the_guard() -> None:
+    received = []
+    before = signal.signal(signal.SIGTERM, lambda *_: received.append(1))
+    try:
+        with stop.guard(lambda _: None), stop.deferred():
+            send()
+            assert not received
+        assert received == [1]
+        with suppress(stop.StopRequest), stop.guard(lambda _: None), stop.interruptible():
+            send()
+        assert received == [1]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs SIGHUP")
+@pytest.mark.parametrize(("nohup", "code"), [(False, 75), (True, 3)])
+def test_the_end_of_the_terminal_is_a_request_except_under_nohup(nohup: bool, code: int) -> None:
+    done = python(
+        f"""
+if {nohup}:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+with stop.guard(), stop.at_once():
+    os.kill(os.getpid(), signal.SIGHUP)
+    time.sleep(0.2)
+    os._exit(3)
+"""
+    )
+    assert done.returncode == code
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

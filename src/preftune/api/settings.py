@@ -31,12 +31,14 @@ class CommonSettings(TypedDict, total=False):
 class SFTSettings(CommonSettings, total=False):
     """Config keys that preftune.sft accepts as keywords."""
 
+    best: Section | str | None
     samples: int
 
 
 class DPOSettings(CommonSettings, total=False):
     """Config keys that preftune.dpo accepts as keywords."""
 
+    best: Section | str | None
     reference: Section
     monitor: Section | bool | None
 
@@ -44,6 +46,7 @@ class DPOSettings(CommonSettings, total=False):
 class RewardSettings(CommonSettings, total=False):
     """Config keys that preftune.reward accepts as keywords."""
 
+    best: Section | str | None
     centre: float
     normalise: bool
 
@@ -51,6 +54,7 @@ class RewardSettings(CommonSettings, total=False):
 class PPOSettings(CommonSettings, total=False):
     """Config keys that preftune.ppo accepts as keywords."""
 
+    best: Section | str | None
     value: Section
     rollout: Section
     ppo: Section

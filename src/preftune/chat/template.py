@@ -6,8 +6,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from typing import Any, Literal
 
+from preftune.chat.bounded import bounded
 from preftune.errors import ConfigError, ModelError, did_you_mean
 from preftune.types import TOOLS, Message, message_dict, split_tools
 
@@ -119,12 +121,11 @@ class Template:
         dated = "strftime_now" in self.source
         while True:
             dates = {"chat_template": DATES + self.source, "preftune_dates": self.dates} if dated else {}
+            apply = partial(self.tokenizer.apply_chat_template, plain, tokenize=False, add_generation_prompt=generation)
             try:
-                return str(
-                    self.tokenizer.apply_chat_template(
-                        plain, tokenize=False, add_generation_prompt=generation, **arguments, **dates
-                    )
-                )
+                return str(bounded(partial(apply, **arguments, **dates), self.tokenizer.name_or_path))
+            except ModelError:
+                raise
             except Exception as error:  # a template can raise any exception
                 _, needs_date, date_format = str(error).partition(NO_DATE)
                 if not needs_date or date_format in self.dates:
@@ -140,13 +141,15 @@ class Template:
         plain, tools = split_tools(messages)
         source = DATES + self.source if "strftime_now" in self.source else self.source
         arguments = {**self.tokenizer.special_tokens_map, **self.settings.arguments, "preftune_dates": self.dates}
-        texts, marked = render_jinja_template(
+        render = partial(
+            render_jinja_template,
             conversations=[[message_dict(m) for m in plain]],
             chat_template=source,
             return_assistant_tokens_mask=True,
             add_generation_prompt=False,
             **{**arguments, **({TOOLS: tools} if tools else {})},
         )
+        texts, marked = bounded(render, self.tokenizer.name_or_path)
         return [(int(begin), int(end)) for begin, end in marked[0]] if texts == [rendered] else []
 
     def around_content(self, prompt: Sequence[Message], extra: Fields = ()) -> tuple[str, str]:

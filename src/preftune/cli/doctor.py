@@ -9,7 +9,7 @@ import torch
 
 from preftune.files import cache_folder
 from preftune.lifecycle.compute import AMX_WIDTH, has_amx, has_compiler
-from preftune.train.run import machine
+from preftune.train.machine import machine
 
 
 def report() -> str:

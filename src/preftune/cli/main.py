@@ -18,6 +18,7 @@ from preftune.cli import data as data_commands
 from preftune.cli import evaluate as evaluate_commands
 from preftune.cli import options as opt
 from preftune.cli.export import export
+from preftune.cli.import_config import import_config
 from preftune.cli.init import init
 from preftune.cli.label import label
 from preftune.cli.launch import RAW, launch
@@ -72,6 +73,7 @@ def demo(
 
 
 app.command()(init)
+app.command()(import_config)
 app.command()(export)
 app.command(context_settings=RAW)(launch)
 

@@ -6,6 +6,7 @@ from rich.text import Text
 
 from preftune.chat.render import Renderer, pieces_of
 from preftune.data.tokenize_groups import Limits, tokenize
+from preftune.errors import printable
 from preftune.formats.account import Account
 from preftune.types import PreferenceGroup, masks_of
 
@@ -72,8 +73,3 @@ def clip(text: str) -> str:
 def visible(piece: str) -> str:
     """Return the text of a token on one line."""
     return printable(piece).replace("\n", "\\n").replace("\t", "\\t")
-
-
-def printable(text: str) -> str:
-    """Escape control characters other than line breaks, so that data cannot control the terminal."""
-    return "".join(c if c == "\n" or (c.isprintable() and c != "\x7f") else repr(c)[1:-1] for c in text)

@@ -40,6 +40,7 @@ def config_from(
     if files:
         _require_config_file(files[0], method, command)
     raw, places = read_file(files[0]) if files else ({}, {})
+    _require_own_config(raw, files, method)
     _apply_options(raw, places, {"--model": model, "--data": _one(data), "--out": out}, lora)
     for override in overrides:
         _require_same(raw, places, override)
@@ -52,7 +53,8 @@ def config_from(
 
 def _loss_problems(loss: Any) -> list[str]:
     """Return the problems of a loss and its parameters. They need torch, so they are only read with other problems."""
-    from preftune.config.schema import check_loss, read_loss, terms_of
+    from preftune.config.schema import terms_of
+    from preftune.config.values import check_loss, read_loss
 
     try:
         terms = terms_of(check_loss(read_loss(loss))) if loss is not None else []
@@ -82,6 +84,20 @@ def _require_config_file(file: str, method: str, command: str) -> None:
             f"{check}; or run {command} --model MODEL --data FILE, which needs no file; or write one with preftune init"
         )
         raise ConfigError("no such config file", where=file, fix=f"{fix} {method}")
+
+
+def _require_own_config(raw: dict[str, Any], files: Sequence[str], method: str) -> None:
+    """Raise ConfigError for the config of another program."""
+    if not files or set(raw) & set(CONFIGS[method].model_fields):
+        return
+    from preftune.moving.read import TOOLS, recognise
+
+    try:
+        tool = recognise(raw, files[0])
+    except ConfigError:  # it is not one of theirs either
+        return
+    what, fix = f"this is a config of {TOOLS[tool]}", f"run preftune import-config {files[0]} --out {method}.yaml"
+    raise ConfigError(what, where=files[0], fix=fix)
 
 
 KEYS = {"--model": ("model", "path"), "--data": ("data", "train"), "--out": ("out",)}

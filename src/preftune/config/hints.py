@@ -46,7 +46,10 @@ TRL_NAMES = {
     "target_modules": "lora.targets", "r": "lora.rank", "fp16": "model.dtype", "precision": "model.dtype",
     "use_gradient_checkpointing": "model.gradient_checkpointing", "attn": "model.attention",
     "flash_attention": "model.attention", "ref_model_path": "reference.path",
-    "random_seed": "train.seed", "loss_name": "loss.name",
+    "random_seed": "train.seed", "loss_name": "loss.name", "metric_for_best_model": "best.metric",
+    "load_best_model_at_end": "best.metric", "greater_is_better": "best.direction",
+    "early_stopping_patience": "best.patience", "early_stopping_threshold": "best.min_change",
+    "patience": "best.patience", "save_strategy": "train.save_every",
 }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -129,6 +130,14 @@ def _by_key(schema: type[BaseModel], error: ValidationError) -> dict[KeyPath, li
 def dump(config: BaseModel) -> str:
     """Return the resolved config as YAML. The text is a valid config file."""
     return str(yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True))
+
+
+def dump_value(value: Any) -> str:
+    """Return a value as YAML on one line. `load` reads it as the same value."""
+    text = yaml.dump(
+        value, Dumper=_Dumper, default_flow_style=True, sort_keys=False, width=math.inf, allow_unicode=True
+    )
+    return str(text).removesuffix("...\n").strip()
 
 
 def _construct(node: yaml.Node, path: KeyPath, places: Places, source: str) -> Any:

@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from preftune.config import schema
+from preftune.config.values import check_best
 
 
 class PromptConfig(schema.Section):
@@ -112,8 +113,14 @@ class PPOConfig(schema.TunedConfig):
     ppo: PPOParameters = PPOParameters()
     optim: schema.OptimConfig = schema.OptimConfig(lr=3e-6, schedule="constant", warmup=0)
     batch: schema.SlotConfig = schema.SlotConfig()
+    best: schema.BestSection = None
     out: str = "runs/ppo"
     """The run folder. Rerun the same command to resume."""
+
+    @model_validator(mode="after")
+    def _best_needs_evaluations(self) -> PPOConfig:
+        check_best(self.best, self.data.eval, self.train.eval_every)
+        return self
 
 
 class SampleConfig(schema.Section):

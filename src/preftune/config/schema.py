@@ -5,47 +5,15 @@ docs/configuration.md is generated from the field descriptions.
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
-from preftune.config.load import config_error
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
-
-    if not TYPE_CHECKING:  # type checkers derive the signature from the fields
-
-        def __init__(self, **values):
-            """Raise ConfigError where pydantic raises ValidationError."""
-            try:
-                super().__init__(**values)
-            except ValidationError as error:
-                raise config_error(type(self), error, {}, type(self).__name__) from None
-
-        # pydantic then skips this __init__ for nested sections, so the paths in their errors stay complete
-        __init__.__pydantic_base_init__ = True
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _reject_bool_for_number(cls, value: Any, info: ValidationInfo) -> Any:
-        annotation = cls.model_fields[info.field_name or ""].annotation
-        allowed = {annotation, *get_args(annotation)}
-        if isinstance(value, bool) and allowed & {int, float} and bool not in allowed:
-            raise ValueError("must be a number, not true or false")
-        return value
+from preftune.config.section import Section as Section
+from preftune.config.train import BestConfig as BestConfig
+from preftune.config.train import BestSection as BestSection
+from preftune.config.train import TrainConfig as TrainConfig
+from preftune.config.values import check_best, check_loss, check_template_arguments, positive, read_dtype, read_loss
 
 
 def check_eval(value: str | float | None) -> str | float | None:
@@ -56,34 +24,7 @@ def check_eval(value: str | float | None) -> str | float | None:
 
 
 HeldOut = Annotated[str | float | None, AfterValidator(check_eval)]
-RESERVED = {
-    *("conversation", "messages", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize"),
-    *("sanitize_control_tokens", "padding", "truncation", "max_length", "return_tensors", "return_dict"),
-    *("return_assistant_tokens_mask", "tokenizer_kwargs", "strftime_now", "raise_exception", "preftune_dates"),
-}
-"""Arguments of transformers' apply_chat_template that preftune sets itself."""
-
-
-def check_template_arguments(value: dict[str, Any]) -> dict[str, Any]:
-    """Check `data.chat_template_kwargs`."""
-    reserved = sorted(RESERVED & set(value))
-    if reserved:
-        raise ValueError(f"{reserved[0]} is set by preftune; remove it")
-    return value
-
-
 TemplateArguments = Annotated[dict[str, Any], AfterValidator(check_template_arguments)]
-
-
-SAME_DTYPE = {"float32": "fp32", "float": "fp32", "bfloat16": "bf16"}
-
-
-def read_dtype(value: Any) -> Any:
-    """Translate torch's names of precisions."""
-    name = value.removeprefix("torch.") if isinstance(value, str) else value
-    if name in ("float16", "fp16", "half"):
-        raise ValueError("float16 is not supported, because its gradients overflow; write bf16 or fp32")
-    return SAME_DTYPE.get(name, value) if isinstance(name, str) else value
 
 
 class ModelConfig(Section):
@@ -225,31 +166,13 @@ class SlotConfig(Section):
 
     @field_validator("tokens")
     @classmethod
-    def _positive(cls, value: int | str) -> int | str:
-        if isinstance(value, int) and value < 1:
-            raise ValueError("must be at least 1")
-        return value
+    def _at_least_one(cls, value: int | str) -> int | str | None:
+        return positive(value)
 
 
 class BatchConfig(SlotConfig):
     pairs: int = Field(64, ge=1)
     """Preference pairs in one optimizer step (sft and unpaired data: responses)."""
-
-
-class TrainConfig(Section):
-    epochs: int = Field(1, ge=1)
-    """Passes over the training data, each in a different order."""
-    max_steps: int | None = Field(None, ge=1)
-    """Stop after this many optimizer steps."""
-    seed: int = Field(0, ge=0)
-    """Seed for the order of the data and for the initial weights of an adapter."""
-    log_every: int = Field(1, ge=1)
-    """Steps between lines of metrics.jsonl. A line holds the means since the previous line; in ppo, the values of
-    one step."""
-    eval_every: int | None = Field(None, ge=1)
-    """Steps between evaluations. null: evaluate before the first and after the last step."""
-    save_every: int | None = Field(None, ge=1)
-    """Steps between checkpoints. null: save a checkpoint only when the run is stopped."""
 
 
 class LoraConfig(Section):
@@ -293,6 +216,8 @@ class TunedConfig(Section):
     out: str
     track: list[Literal["tensorboard", "wandb", "trackio", "mlflow"]] = []
     """Trackers that receive the metrics in addition to metrics.jsonl. Each needs the package of the same name."""
+    track_names: list[Literal["trl", "openrlhf", "original"]] = []
+    """Also send the metrics to the trackers under the names of these programs. original: the code of the DPO paper."""
 
     @model_validator(mode="before")
     @classmethod
@@ -323,38 +248,24 @@ class RunConfig(TunedConfig):
     batch: BatchConfig = BatchConfig()
 
 
-class SFTConfig(RunConfig):
+class EvaluatedConfig(RunConfig):
+    """A run whose result can be the weights of its best evaluation."""
+
+    best: BestSection = None
+
+    @model_validator(mode="after")
+    def _best_needs_evaluations(self) -> EvaluatedConfig:
+        check_best(self.best, self.data.eval, self.train.eval_every)
+        return self
+
+
+class SFTConfig(EvaluatedConfig):
     optim: OptimConfig = OptimConfig(lr=2e-5)
     samples: int = Field(4, ge=0)
     """Number of prompts that the model responds to at every evaluation, for the report: held-out prompts, or training
     prompts if none are held out. 0: none."""
     out: str = "runs/sft"
     """The run folder. Rerun the same command to resume."""
-
-
-def read_loss(value: Any) -> Any:
-    """Turn the name of a loss into a section, and the name `dpo` into `sigmoid`."""
-    terms = value if isinstance(value, list) else [value]
-    terms = [{"name": term} if isinstance(term, str) else term for term in terms]
-    if not all(isinstance(term, dict) for term in terms):
-        raise ValueError("must be a name (ipo), a section ({name: ipo, beta: 0.1}), or a list of these")
-    terms = [{**term, "name": "sigmoid"} if term.get("name") == "dpo" else term for term in terms]
-    return terms if isinstance(value, list) else terms[0]
-
-
-def check_loss(value: Any) -> Any:
-    """Check names and weights of the section `loss`. Parameters are checked when the loss is resolved."""
-    if isinstance(value, list) and not value:
-        raise ValueError("the list needs at least one loss")
-    if isinstance(value, dict) and "weight" in value:
-        raise ValueError("weight applies to a list of losses; remove it, or write loss as a list")
-    for term in value if isinstance(value, list) else [value]:
-        if not isinstance(term.get("name", "sigmoid"), str):
-            raise ValueError("name must be text")
-        weight = term.get("weight", 1.0)
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
-            raise ValueError("weight must be a number above 0")
-    return value
 
 
 Losses = Annotated[dict[str, Any] | list[dict[str, Any]], BeforeValidator(read_loss), AfterValidator(check_loss)]
@@ -372,7 +283,7 @@ def terms_of(loss: Losses) -> list[LossTerm]:
     ]
 
 
-class DPOConfig(RunConfig):
+class DPOConfig(EvaluatedConfig):
     loss: Losses = {"name": "sigmoid", "beta": 0.1}
     """A loss with its parameters, the name of a loss, or a list of losses with weights (a weighted sum)."""
     reference: ReferenceConfig = ReferenceConfig()
@@ -385,7 +296,7 @@ class DPOConfig(RunConfig):
         return terms_of(self.loss)
 
 
-class RewardConfig(RunConfig):
+class RewardConfig(EvaluatedConfig):
     optim: OptimConfig = OptimConfig(lr=1e-5)
     centre: float = Field(0.0, ge=0)
     """Weight of the penalty (r_chosen + r_rejected)^2, which keeps rewards near 0. The likelihood does not determine

@@ -15,10 +15,12 @@ Its default precision (8 bits, float16) is not reproduced.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from preftune.chat.bounded import bounded
 from preftune.errors import ModelError
 from preftune.formats.account import Account
 from preftune.types import PreferenceGroup, TokenGroup, content
@@ -49,12 +51,13 @@ def as_published(group: PreferenceGroup, tokenizer: Any, limit: int, account: Ac
         )
     contents = [group.prompt] if isinstance(group.prompt, str) else [message.content for message in group.prompt]
     turns = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(contents)]
-    head = str(tokenizer.apply_chat_template(turns, tokenize=False))
-    opened = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    apply = partial(tokenizer.apply_chat_template, tokenize=False)
+    head = str(bounded(partial(apply, turns), tokenizer.name_or_path))
+    opened = str(bounded(partial(apply, turns, add_generation_prompt=True), tokenizer.name_or_path))
     answers = []
     for response in group.responses:
         whole = [*turns, {"role": "assistant", "content": content(response)}]
-        rendered = str(tokenizer.apply_chat_template(whole, tokenize=False))
+        rendered = str(bounded(partial(apply, whole), tokenizer.name_or_path))
         _note(account, group.origin, rendered.count(head), head, opened)
         answers.append(rendered.replace(head, ""))
     rows = [_ids(head, answer, tokenizer) for answer in answers]

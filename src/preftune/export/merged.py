@@ -18,12 +18,14 @@ import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from preftune.chat.bounded import bounded
 from preftune.errors import ConfigError, NumericError, writing
 from preftune.export.subject import Exported
 from preftune.files import write_json
@@ -161,7 +163,8 @@ def token_ids(tokenizer: Any, model: Any) -> list[Tensor]:
     texts = list(TEXTS)
     with suppress(Exception):  # no template, or one that refuses this chat
         chat = [{"role": "user", "content": "How do I boil an egg?"}]
-        texts.append(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
+        apply = partial(tokenizer.apply_chat_template, chat, tokenize=False, add_generation_prompt=True)
+        texts.append(bounded(apply, tokenizer.name_or_path))
     rows, longest = model.get_input_embeddings().weight.shape[0], load.max_positions(model.config)
     ids = [[i for i in tokenizer(text).input_ids if i < rows][:longest] for text in texts]
     return [torch.tensor([row]) for row in ids if row]

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
 from preftune import stop
 from preftune.chat.template import ChatSettings
 from preftune.errors import writing
-from preftune.files import write_json
+from preftune.files import sync, write_json
+from preftune.lifecycle.advise import advise_at_the_end
 from preftune.lifecycle.before_first_step import enough_memory
 from preftune.lifecycle.distribute import gather_policy
-from preftune.lifecycle.monitor import advise_at_the_end
 from preftune.lifecycle.policy import Policy
 from preftune.model import load
 from preftune.model.adapter import merge_adapter
@@ -24,9 +25,13 @@ from preftune.ranks import group
 from preftune.report.card import Subject, write_card
 from preftune.report.run import write_run_page
 from preftune.report.samples import before_and_after
+from preftune.train.full_disk import patiently
+from preftune.train.manifest import model_hashes
 from preftune.train.optim import Weights
 from preftune.train.run import Run
-from preftune.train.track import close_trackers, open_trackers
+from preftune.train.track import close_trackers
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -36,18 +41,20 @@ def running(run: Run, policy: Policy, stage: str, steps: int) -> Iterator[None]:
     After Ctrl-C or SIGTERM, a checkpoint of the last completed step is saved, and Stopped is raised: an evaluation ends
     at once, a step between two of its micro-batches. Both are repeated when the run is resumed.
     """
-    config = run.identity["config"]
     assert run.weights
     with stop.guard(), stop.deferred(), stop.together(group.world() > 1):
         try:
             with enough_memory(), stop.between_checks(run.display.say):
                 with stop.interruptible():
-                    run.trackers = open_trackers(config["track"] if group.first() else [], run.folder, config)
+                    run.open_trackers()
                 with run.display.stage(stage, steps, run.start):
                     yield
         except BaseException as error:
-            if stop.caused(error):
-                raise run.save_reached(steps) from error
+            try:
+                if stop.caused(error):
+                    raise run.save_reached(steps) from error
+            finally:
+                run.close()
             raise
         finally:
             close_trackers(run.trackers, run.display.say)
@@ -65,29 +72,80 @@ def evaluating(run: Run, step: int, *what: object) -> Iterator[None]:
         yield
 
 
-def finish_run(run: Run, policy: Policy, steps: int, next_command: str, merged: bool = False) -> Path:
+def trained(run: Run, evaluations: Iterator[T]) -> Iterator[T]:
+    """Yield the evaluations of a training loop until the last one, or until the run stops early.
+
+    Then save the state at the end, and load the weights of the best evaluation if the config asks for it.
+    """
+    if not run.stops_early:
+        for item in evaluations:
+            yield item
+            if run.stops_early:
+                break
+    run.end()
+
+
+def finish_run(run: Run, policy: Policy, next_command: str, merged: bool = False) -> Path:
     """Write the final model, its model card and the report, mark the run as finished, and return the model's folder.
 
     `next_command` is printed as a suggestion; FINAL in it is replaced with the model's folder.
     """
     assert run.weights
-    with stop.guard(), stop.deferred():
-        final = run.folder / "final"
-        if policy.shards > 1:
-            gather_policy(policy, run.weights)
-        if group.first():
-            export(policy, run.weights, run.folder, merged)
-            advise_at_the_end(run)
-            run.note(steps=steps)
-            write_card(final, card_subject(policy, run))
-            write_run_page(run.folder)
-            run.note(finished=True, steps=steps)
-        group.barrier()
-    for line in before_and_after(run.folder):
-        run.display.say(line)
-    next_command = next_command.replace("FINAL", str(final))
-    run.display.say(f"done: model in {final}, report in {run.folder / 'report.html'}. Next: {next_command}")
+    folder, say = run.folder, run.display.say
+    try:
+        with stop.guard(), stop.deferred():
+            if policy.shards > 1:
+                gather_policy(policy, run.weights)
+            if group.first():
+                _write_results(run, policy, merged)
+            group.barrier()
+    finally:
+        run.close()
+    best = run.fact("best")
+    final = folder / "final"
+    if (folder / "samples").is_dir():
+        with _reported("the samples before and after", say):
+            for line in before_and_after(folder, last=_shown(best)):
+                say(line)
+    report = f", report in {folder / 'report.html'}" if (folder / "report.html").is_file() else ""
+    say(f"done: model in {final}{report}. Next: {next_command.replace('FINAL', str(final))}")
     return final
+
+
+def _write_results(run: Run, policy: Policy, merged: bool) -> None:
+    """Write the final model, its pages and the end of the run to the run folder."""
+    assert run.weights
+    folder, say = run.folder, run.display.say
+    final = export(policy, run.weights, folder, merged, say)
+    bases = {"base": model_hashes(folder / "base")} if policy.base_unsaved else {}
+    hashes = {"final": model_hashes(final), **bases}
+    optional_pages(run, final, card_subject(policy, run))
+    patiently(lambda: run.note(finished=True, **hashes), say)
+
+
+def optional_pages(run: Run, final: Path, subject: Subject, unit: str = "step") -> None:
+    """Write the model card and the report. If one of them fails, this is reported, because the model is complete."""
+    if unit == "step":
+        with _reported("the advice", run.display.say):
+            advise_at_the_end(run, final)
+    with _reported("the model card", run.display.say):
+        write_card(final, subject)
+    with _reported("report.html", run.display.say):
+        write_run_page(run.folder, unit)
+
+
+@contextmanager
+def _reported(what: str, say: Callable[[str], None]) -> Iterator[None]:
+    """Report any error inside this context, and continue."""
+    try:
+        yield
+    except Exception as error:
+        say(f"{what} could not be written: {type(error).__name__}: {error}\n  the model is complete")
+
+
+def _shown(best: dict[str, Any] | None) -> int | None:
+    """Return the step of the weights in `final`; None for the last one."""
+    return best["step"] if best and best.get("final") != "last" else None
 
 
 def card_subject(policy: Policy, run: Run) -> Subject:
@@ -98,11 +156,11 @@ def card_subject(policy: Policy, run: Run) -> Subject:
     return Subject(run.folder.name, kind, str(run.identity["config"]["model"]["path"]), run.folder)
 
 
-def export(policy: Policy, weights: Weights, folder: Path, merged: bool) -> Path:
+def export(policy: Policy, weights: Weights, folder: Path, merged: bool, say: Callable[[str], None]) -> Path:
     """Write `folder`/final and return it: a full model in its save dtype, or an adapter in fp32.
 
     The base of an adapter is saved to `folder`/base if it exists only in memory. `merged`: merge an adapter into the
-    model's weights.
+    model's weights. While the disk is full, it waits.
     """
     final, model = folder / "final", policy.model
     restore_attention(model)
@@ -118,16 +176,27 @@ def export(policy: Policy, weights: Weights, folder: Path, merged: bool) -> Path
         base = folder / "base" if policy.base_unsaved else Path(model.name_or_path)
         if policy.base_unsaved or base.is_dir():  # a relative path would depend on the current folder
             model.peft_config["default"].base_model_name_or_path = str(base.resolve())
-        load.save_model(model, policy.tokenizer, part, save_embedding_layers=False)
+        patiently(lambda: load.save_model(model, policy.tokenizer, part, save_embedding_layers=False), say)
         if policy.base_unsaved:
-            load.save_model(cast_to(restore_base(model, policy.precise).unload(), *saved), policy.tokenizer, base)
+            unsaved, draft = cast_to(restore_base(model, policy.precise).unload(), *saved), folder / "base.part-new"
+            patiently(lambda: load.save_model(unsaved, policy.tokenizer, draft), say)
+            _replace(draft, base)
     else:
-        load.save_model(cast_to(model, *saved), policy.tokenizer, part)
+        model = cast_to(model, *saved)
+        patiently(lambda: load.save_model(model, policy.tokenizer, part), say)
     record = policy.renderer.settings.record()
     if record != ChatSettings().record():  # the template does not contain its arguments
-        write_json(part / load.CHAT_RECORD, record)
+        patiently(lambda: write_json(part / load.CHAT_RECORD, record), say)
+    _replace(part, final)
+    return final
+
+
+def _replace(part: Path, final: Path) -> None:
+    """Rename a complete folder to `final`, after the disk has its files. Raises StorageError."""
     with writing(final):
-        if final.exists():  # the run was killed before it was marked as finished
+        for path in (*part.rglob("*"), part):
+            sync(path)
+        if final.exists():  # the run was killed before it was marked as finished, or it was extended
             shutil.rmtree(final)
         os.replace(part, final)
-    return final
+        sync(final.parent)

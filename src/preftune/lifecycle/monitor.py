@@ -21,7 +21,6 @@ from preftune.lifecycle.distribute import split
 from preftune.lifecycle.policy import Policy
 from preftune.lifecycle.run_samples import save_data_responses, save_samples
 from preftune.lifecycle.task import ResponseTask
-from preftune.measures.advice import advice, held_out_rose
 from preftune.measures.drift import divergence, figures, likelihood
 from preftune.measures.frontier import Floats
 from preftune.model import load
@@ -196,7 +195,9 @@ def _saved(task: ResponseTask, monitor: Monitor, run: Run, step: int) -> bool:
 
 def _save(run: Run, step: int, monitor: Monitor, samples: Sequence[Sampled]) -> None:
     """Save the responses of the data and the samples to the run folder."""
-    if first():
+    if not first():
+        return
+    with run.optional("samples"):
         save_data_responses(run.folder, monitor.tokenizer, monitor.groups)
         save_samples(run.folder, step, monitor.tokenizer, samples)
 
@@ -276,26 +277,3 @@ def measure_kl(
     finally:
         free_memory()  # frees the reference
     return {}
-
-
-def advise(run: Run, step: int) -> None:
-    """Print warnings about the evaluation at `step`, each once per run, and save them in the manifest."""
-    evaluations = [line for line in run.metric_lines() if "drift/gap" in line and line["split"] == "eval"]
-    if not evaluations or evaluations[-1]["step"] != step:
-        return
-    texts, earlier = advice(evaluations[-1], evaluations[0]), run.fact("advice") or {}
-    for subject, text in texts.items():
-        if subject not in earlier:
-            run.display.say(f"step {step}: {text}")
-    if texts:
-        run.note(advice={**earlier, **{name: {"step": step, "text": text} for name, text in texts.items()}})
-
-
-def advise_at_the_end(run: Run) -> None:
-    """Print a warning if the held-out loss rose, and save it in the manifest."""
-    evaluations = [line for line in run.metric_lines() if line["split"] == "eval" and "loss" in line]
-    text = held_out_rose(evaluations)
-    if text:
-        run.display.say(text)
-        entry = {"step": evaluations[-1]["step"], "text": text}
-        run.note(advice={**(run.fact("advice") or {}), "held-out loss": entry})

@@ -19,7 +19,7 @@ from preftune.files import digest
 from preftune.model import load
 from preftune.model.adapter import add_lora, merge_adapter
 from preftune.train import checkpoint
-from preftune.train.checkpoint import STATE, read_weights
+from preftune.train.checkpoint import STATE, WEIGHTS, read_weights
 from preftune.train.run import Run
 
 
@@ -142,6 +142,10 @@ def _existing(text: str) -> Path | None:
 def _load_checkpoint(folder: Path, dtype: torch.dtype) -> tuple[Any, load.Source]:
     """Return the model of a checkpoint, with an adapter merged, and the source that the run started from."""
     run = folder.parent.parent
+    problem = checkpoint.damage(folder, Run.manifest(run), files=(WEIGHTS,))
+    if problem:
+        what = f"the checkpoint is damaged: {problem}"
+        raise RunError(what, where=str(folder), fix="use a different checkpoint, or the final model of the run")
     try:
         config = yaml.safe_load((run / "config.yaml").read_text())
         path, lora = str(config["model"]["path"]), config.get("lora")

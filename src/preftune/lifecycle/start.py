@@ -29,7 +29,8 @@ from preftune.ranks import group
 from preftune.ranks.environment import place
 from preftune.ranks.shard import reshard
 from preftune.train.display import Display
-from preftune.train.optim import Weights, build_optimizer
+from preftune.train.finished import is_complete
+from preftune.train.optim import Weights, build_optimizer, moment_bytes
 from preftune.train.run import Run, run_identity
 from preftune.train.track import require_packages
 
@@ -115,11 +116,11 @@ def start_run(
     display.say(f"reading {shown_sources(config.data)}")
     text = read_prompt_data(config.data) if isinstance(config, PPOConfig) else read_data(config.data)
     identity = run_identity(config.model_dump(mode="json"), text.fingerprint, fingerprints)
-    Run.check(folder, identity, type(config))
+    group.from_first(lambda: Run.check(folder, identity, type(config), extendable=True))
     moment = (Run.manifest(folder).get("chat") or {}).get("moment") or moment
     if group.world() > 1:  # all ranks must render the same date
         moment = group.from_first(lambda: moment or datetime.now().isoformat())
-    finished = Run.finished(folder)
+    finished = group.from_first(lambda: not Run.extends(folder, identity) and is_complete(folder, display.say))
     start = Start(config, scalar, source, text, identity, display, model, tokenizer, moment, began, finished)
     if start.is_finished:
         _require_same_model(start)
@@ -173,7 +174,7 @@ def open_run(start: Start, policy: Policy, data: TokenData | None = None) -> Run
     """Create or resume the run folder. Raises RunError if the run started from different weights or token ids."""
     for value, what in ((policy.start_hash, "the model"), (data.hash if data else None, "the token ids of the data")):
         group.require_equal(value, what, "make the same files available on all machines")
-    run = Run.open(start.folder, start.identity, start.display, type(start.config))
+    run = Run.open(start.folder, start.identity, start.display, type(start.config), extendable=True)
     Run.require_start(run.folder, policy.start_hash)
     ids = data.hash if data else None
     if run.fact("ids") not in (None, ids):
@@ -208,10 +209,15 @@ def prepare_training(
         optimizer = build_optimizer(
             weights.masters, config.optim.name, config.optim.lr, config.optim.weight_decay, config.optim.moments
         )
-        run.attach(weights, optimizer)
+        run.attach(weights, optimizer, steps, moment_bytes(config.optim.name, config.optim.moments))
     except BaseException:
         weights.close()  # a model in memory must not keep hooks
         raise
     if run.start:
         run.display.say(f"resuming after step {run.start} of {steps}")
+    if run.extended and config.optim.schedule != "constant":
+        run.display.say(
+            f"note: the learning rates continue on the schedule of a run of {steps} steps. The first {run.start} steps "
+            "followed a shorter one, so the result differs from that of a single run"
+        )
     return weights, optimizer

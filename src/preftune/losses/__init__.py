@@ -26,6 +26,7 @@ from preftune.losses.pairwise import (
     r_dpo,
     robust,
     sigmoid,
+    sigmoid_norm,
     sppo,
 )
 from preftune.losses.reference_free import cpo, nll, orpo, simpo, unlikelihood
@@ -45,5 +46,5 @@ __all__ = [
     "PREFERENCE_LOSSES", "Objective", "Term", "alpha_divergence", "aot", "aot_unpaired", "apo_down", "apo_zero",
     "bco", "bco_pair", "cal_dpo", "cpo", "discopop", "dpop", "exo_pair", "forward_kl", "hinge", "ipo",
     "jensen_shannon", "joint", "kto", "ld_dpo", "nca_pair", "nll", "odpo", "orpo", "plackett_luce", "r_dpo",
-    "robust", "sigmoid", "simpo", "sppo", "tdpo1", "tdpo2", "unlikelihood", "wpo",
+    "robust", "sigmoid", "sigmoid_norm", "simpo", "sppo", "tdpo1", "tdpo2", "unlikelihood", "wpo",
 ]  # fmt: skip

@@ -65,6 +65,18 @@ def sigmoid(
     return cross_entropy(beta * margin_of(policy, reference), target)
 
 
+def sigmoid_norm(policy: PairLogps, reference: PairLogps, probability: Tensor, *, beta: Positive = 5.0) -> Tensor:
+    """Length-normalised DPO: DPO on the mean log-ratio per token, so that long responses have no larger margins.
+
+    loss        -p log sigmoid(beta h') - (1 - p) log sigmoid(-beta h'),   h' = lr_w/|y_w| - lr_l/|y_l|
+    parameters  beta (5.0): as in `sigmoid`; larger than there, because h' is a difference per token
+    source      Lambert et al. 2024 (Tulu 3), arXiv:2411.15124 (length-normalised DPO)
+    """
+    chosen, rejected = log_ratios(policy, reference)
+    h = chosen / policy.chosen_length - rejected / policy.rejected_length
+    return cross_entropy(beta * h, probability)
+
+
 def robust(
     policy: PairLogps, reference: PairLogps, *, beta: Positive = 0.1, label_smoothing: BelowHalf = 0.1
 ) -> Tensor:
@@ -321,7 +333,7 @@ def cal_dpo(policy: PairLogps, reference: PairLogps, *, beta: Positive = 0.1, ca
 TABLE = {
     f.__name__: f
     for f in (
-        sigmoid, robust, ipo, hinge, exo_pair, nca_pair, bco_pair, sppo, aot, aot_unpaired, apo_zero, apo_down,
-        discopop, forward_kl, jensen_shannon, alpha_divergence, dpop, r_dpo, cal_dpo,
+        sigmoid, sigmoid_norm, robust, ipo, hinge, exo_pair, nca_pair, bco_pair, sppo, aot, aot_unpaired, apo_zero,
+        apo_down, discopop, forward_kl, jensen_shannon, alpha_divergence, dpop, r_dpo, cal_dpo,
     )
 }  # fmt: skip

@@ -98,7 +98,7 @@ def _about_samples(now: Line, first: Line) -> dict[str, str]:
     if not repeated <= before + REPETITION:
         warnings["repetition"] = (
             f"{repeated:.0%} of a response's word pairs are repeated ({before:.0%} at step {step}, warning after a "
-            f"rise of {100 * REPETITION:.0f} points). {GENTLER}, or use an earlier checkpoint (train.save_every)."
+            f"rise of {100 * REPETITION:.0f} points). {GENTLER}, or keep an earlier evaluation (best.metric)."
         )
     distinct, before = now.get("drift/diversity", 1.0), first.get("drift/diversity", 0.0)
     if not distinct >= DIVERSITY * before:
@@ -130,7 +130,7 @@ def held_out_rose(lines: Sequence[Line]) -> str:
     better = (
         "The model before training was better on these rows."
         if best["step"] == 0
-        else f"The model at step {best['step']} was better on these rows; train.save_every saves such models."
+        else f"The model at step {best['step']} was better on these rows; best=loss keeps it (docs/training.md)."
     )
     return (
         f"the held-out loss rose by {amount}, from {best['loss']:.4g} at step {best['step']} to {last['loss']:.4g} at "

@@ -10,10 +10,11 @@ from typing import Any
 from preftune.config.schema import DPOConfig
 from preftune.data.subset import joined, subset
 from preftune.errors import ConfigError
+from preftune.lifecycle.advise import advise, advise_on_pairs
 from preftune.lifecycle.before_first_step import before_first_step
 from preftune.lifecycle.distribute import distributed
-from preftune.lifecycle.finish import evaluating, finish_run, running
-from preftune.lifecycle.monitor import advise, drift, make_monitor, start_monitor
+from preftune.lifecycle.finish import evaluating, finish_run, running, trained
+from preftune.lifecycle.monitor import drift, make_monitor, start_monitor
 from preftune.lifecycle.plan import plan_run, print_run_plan, sized
 from preftune.lifecycle.policy import Policy
 from preftune.lifecycle.start import load_policy_and_data, open_run, prepare_training, start_run
@@ -57,6 +58,7 @@ def run(
             monitor, _ = make_monitor(plan.task, config, policy, plan.task.groups)
             return print_run_plan(start, config, plan, kind, monitor)
         run = open_run(start, policy, data)
+        advise_on_pairs(run, groups)
         task, steps = distributed(sized(plan, config, policy, run.tokens), policy), plan.steps
         visited = subset(task.groups, steps.visited)  # a short run uses only a part of a large data set
         reference = make_reference(kind, config, policy, joined(visited, task.held_out), run.display)
@@ -67,15 +69,15 @@ def run(
         monitor = start_monitor(task, config, policy, visited, run, in_memory=model is not None)
         weights, optimizer = prepare_training(run, config, policy.model, policy.precise, len(steps))
     with running(run, policy, "train", len(steps)):
-        for step, task in fit(task, steps, run.start, weights, optimizer, config.optim, config.train, run):
+        evaluations = fit(task, steps, run.start, weights, optimizer, config.optim, config.train, run)
+        for step, task in trained(run, evaluations):
             with evaluating(run, step, task.held_out, monitor):
                 shift = on_first(partial(drift, task, monitor, run, step), policy.shards > 1)
                 metrics = {**shift, **task.evaluate()}
             run.log_evaluation(step, metrics)
-            if monitor:
-                advise(run, step)
+            advise(run, step)
     base = config.model.path if model is None else "MODEL"
-    return finish_run(run, policy, len(steps), f"preftune score --policy FINAL --reference {base} --data DATA")
+    return finish_run(run, policy, f"preftune score --policy FINAL --reference {base} --data DATA")
 
 
 def require_statistics(objective: Objective, policy: Policy) -> None:

@@ -16,9 +16,10 @@ from preftune.data.prompts import Prompt, Prompts, encode_prompts
 from preftune.data.steps import Step, training_steps
 from preftune.errors import DataError
 from preftune.lifecycle import estimate
+from preftune.lifecycle.advise import advise
 from preftune.lifecycle.before_first_step import before_first_step
 from preftune.lifecycle.data import TextData, report_accounts
-from preftune.lifecycle.finish import evaluating, finish_run, running
+from preftune.lifecycle.finish import evaluating, finish_run, running, trained
 from preftune.lifecycle.open_policy import (
     model_fingerprint,
     note_reward,
@@ -85,14 +86,16 @@ def run(
         reference = AdapterOff.of(policy.scorer) if config.lora else Frozen.copy_of(policy.model)
         models = PPOModels(policy.scorer, reference, reward_function, critic, policy.tokenizer)
         precise = {f"policy.{name}": tensor for name, tensor in policy.precise.items()}
-        trained = nn.ModuleDict({"policy": policy.model, "value": critic.module})
-        weights, optimizer = prepare_training(run, config, trained, precise, len(steps))
+        both = nn.ModuleDict({"policy": policy.model, "value": critic.module})
+        weights, optimizer = prepare_training(run, config, both, precise, len(steps))
     with running(run, policy, "ppo", len(steps)):
-        for step, budget in optimise(models, prompts, steps, config, policy.budget, weights, optimizer, run):
+        evaluations = optimise(models, prompts, steps, config, policy.budget, weights, optimizer, run)
+        for step, budget in trained(run, evaluations):
             with save_on_error(run, step, budget, evaluated=False), evaluating(run, step, prompts.held_out):
-                metrics = evaluate(models, prompts.held_out, config, step, run.folder)
+                metrics = evaluate(models, prompts.held_out, config, step, run)
             run.log_evaluation(step, metrics)
-    return finish_run(run, policy, len(steps), "preftune sample --model FINAL --prompts PROMPTS")
+            advise(run, step)
+    return finish_run(run, policy, "preftune sample --model FINAL --prompts PROMPTS")
 
 
 def encode_data(config: PPOConfig, text: TextData, renderer: Renderer, display: Display) -> Prompts:

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from time import perf_counter
 from typing import ClassVar
 
@@ -95,14 +94,15 @@ def optimise(
     Raises Stopped after a step if the user requested it, and StopRequest while responses are sampled and rewarded;
     `run.reached` was then called with the last completed step.
     """
-    total, warmup = len(steps), warmup_steps(config.optim.warmup, len(steps))
+    total, optim = len(steps), config.optim
     coefficient = run.loop_state.get("kl_coef", config.ppo.kl_coef)
     if run.start == 0 or run.evaluation_due:
         run.reached(run.start, Tally(), budget.tokens, evaluated=False)
         yield run.start, budget
     run.reached(run.start, Tally(), budget.tokens, evaluated=True)
     for step in steps[run.start :]:
-        began, lr = perf_counter(), lr_at(step.number, total, config.optim.lr, config.optim.schedule, warmup)
+        began, planned = perf_counter(), run.planned(step.number, total)
+        lr = lr_at(step.number, planned, optim.lr, optim.schedule, warmup_steps(optim.warmup, planned))
         run.loop_state = {"kl_coef": coefficient}
         with save_on_error(run, step.number - 1, budget), stop.interruptible():
             batch = [prompts.train[i] for i in step.members]
@@ -113,7 +113,7 @@ def optimise(
             for members in minibatches(len(batch), config.ppo, config.train.seed, step.number):
                 groups = [experience.groups[i] for i in members]
                 task, metrics, norm = update(
-                    task, groups, weights, optimizer, lr, config.optim.max_grad_norm, step.number, run
+                    task, groups, weights, optimizer, lr, optim.max_grad_norm, step.number, run
                 )
                 tally.merge(metrics)
                 if group.first():  # every rank has the norm of the sum
@@ -135,11 +135,10 @@ def optimise(
             run.reached(step.number, Tally(), budget.tokens, evaluated=False)
             yield step.number, budget
         run.reached(step.number, Tally(), budget.tokens, evaluated=True)
-        is_stopped = run.stop_requested() and step.number < total
-        if is_stopped or (config.train.save_every and step.number % config.train.save_every == 0):
+        if run.stop_requested() and step.number < total:
             run.save(step.number, Tally(), budget.tokens)
-        if is_stopped:
             raise stopped(step.number, total)
+        run.save_if_due(step.number, Tally(), budget.tokens)
 
 
 @contextmanager
@@ -159,7 +158,7 @@ def save_on_error(
         if group.world() > 1 and isinstance(error, ConfigError):  # of one rank: the others cannot save with it
             raise
         saved = checkpoint.saved(run.folder / "checkpoints")
-        is_saved = bool(saved) and (weights_changed or saved[-1].name == f"step-{step:08d}")
+        is_saved = bool(saved) and (weights_changed or saved[-1].name == checkpoint.name_of(step))
         if step > 0 and not is_saved:
             assert run.weights is not None
             run.weights.clear_gradients()
@@ -177,9 +176,7 @@ def minibatches(groups: int, settings: PPOParameters, seed: int, step: int) -> I
 
 
 @torch.no_grad()
-def evaluate(
-    models: PPOModels, held_out: Sequence[Prompt], config: PPOConfig, step: int, folder: Path
-) -> dict[str, float]:
+def evaluate(models: PPOModels, held_out: Sequence[Prompt], config: PPOConfig, step: int, run: Run) -> dict[str, float]:
     """Return mean reward and KL of new responses to the held-out prompts, sampled with the same seed every time.
 
     The responses are saved to the run folder.
@@ -189,7 +186,8 @@ def evaluate(
     samples = sample_responses(models, held_out, config.rollout, step_seed(config.train.seed, 0))
     score_S, ended_S = reward_samples(models, held_out, samples, config.rollout, f"evaluation at step {step}")
     if group.first():
-        save_samples(folder, step, models.tokenizer, samples)
+        with run.optional("samples"):
+            save_samples(run.folder, step, models.tokenizer, samples)
     groups = [sampled.group for sampled in samples]
     policy, reference = (
         np.array(by_rank(groups, lambda g: g.tokens, partial(_rows, model)))

@@ -77,6 +77,7 @@ def make_reference(
         if compiled:  # else its results would differ from the policy's in the last digits
             compile_blocks(frozen.scorer.model, policy.budget.constant)
         return frozen
+    compiled = is_compiled(scorer.model)  # the model of reference.path is not: it is scored once
     code = "+compiled" if compiled else ""
     if policy.dtype != torch.float32:  # a GPU rounds differently; see also model.compile.training_graph
         code = f"+compiled for training on {scorer.device.type}" if compiled else f" on {scorer.device.type}"

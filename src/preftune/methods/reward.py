@@ -15,9 +15,10 @@ from preftune import stop
 from preftune.config.schema import RewardConfig
 from preftune.data.derive import derived
 from preftune.data.loss_items import as_pairs
+from preftune.lifecycle.advise import advise, advise_on_pairs
 from preftune.lifecycle.before_first_step import before_first_step
 from preftune.lifecycle.distribute import distributed
-from preftune.lifecycle.finish import evaluating, finish_run, running
+from preftune.lifecycle.finish import evaluating, finish_run, running, trained
 from preftune.lifecycle.plan import plan_run, print_run_plan, sized
 from preftune.lifecycle.start import load_policy_and_data, open_run, prepare_training, start_run
 from preftune.lifecycle.task import ResponseTask
@@ -59,16 +60,19 @@ def run(
         if dry_run:
             return print_run_plan(start, config, plan)
         run = open_run(start, policy, data)
+        advise_on_pairs(run, groups)
         task, steps = distributed(sized(plan, config, policy, run.tokens), policy), plan.steps
         weights, optimizer = prepare_training(run, config, policy.model, policy.precise, len(steps))
     with running(run, policy, "train", len(steps)):
-        for step, task in fit(task, steps, run.start, weights, optimizer, config.optim, config.train, run):
+        evaluations = fit(task, steps, run.start, weights, optimizer, config.optim, config.train, run)
+        for step, task in trained(run, evaluations):
             with evaluating(run, step, task.held_out):
                 metrics = task.evaluate()
             run.log_evaluation(step, metrics)
+            advise(run, step)
         with stop.interruptible():
             policy.model.config.reward_scale = measured_scale(task, run) if config.normalise else None
-    return finish_run(run, policy, len(steps), "preftune score --reward FINAL --data DATA", merged=True)
+    return finish_run(run, policy, "preftune score --reward FINAL --data DATA", merged=True)
 
 
 def reward_groups(groups: Sequence[TokenGroup]) -> Sequence[TokenGroup]:

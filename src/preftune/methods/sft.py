@@ -12,9 +12,10 @@ from preftune.config.schema import SFTConfig
 from preftune.data.derive import derived
 from preftune.data.loss_items import require_columns
 from preftune.data.subset import subset
+from preftune.lifecycle.advise import advise
 from preftune.lifecycle.before_first_step import before_first_step
 from preftune.lifecycle.distribute import distributed
-from preftune.lifecycle.finish import evaluating, finish_run, running
+from preftune.lifecycle.finish import evaluating, finish_run, running, trained
 from preftune.lifecycle.monitor import Monitor, monitor_of, save_responses
 from preftune.lifecycle.plan import plan_run, print_run_plan, sized
 from preftune.lifecycle.policy import Policy
@@ -57,12 +58,14 @@ def run(
         monitor = prompts_to_sample(config, task.held_out or subset(groups, steps.visited), policy)
         weights, optimizer = prepare_training(run, config, policy.model, policy.precise, len(steps))
     with running(run, policy, "train", len(steps)):
-        for step, task in fit(task, steps, run.start, weights, optimizer, config.optim, config.train, run):
+        evaluations = fit(task, steps, run.start, weights, optimizer, config.optim, config.train, run)
+        for step, task in trained(run, evaluations):
             with evaluating(run, step, task.held_out, monitor):
                 on_first(partial(save_responses, task, monitor, run, step), policy.shards > 1)
                 metrics = task.evaluate()
             run.log_evaluation(step, metrics)
-    return finish_run(run, policy, len(steps), "preftune dpo CONFIG.yaml model.path=FINAL")
+            advise(run, step)
+    return finish_run(run, policy, "preftune dpo CONFIG.yaml model.path=FINAL")
 
 
 def prompts_to_sample(config: SFTConfig, groups: Sequence[TokenGroup], policy: Policy) -> Monitor | None:

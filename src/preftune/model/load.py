@@ -133,6 +133,7 @@ def _read(source: Source, dtype: torch.dtype) -> Any:
 
     model, mismatch = weights.read_model(AutoModelForCausalLM, "model", source.base, source.revision, dtype)
     weights.require_complete(model, mismatch, source.base)
+    weights.require_finite(model, source.base)
     return model.eval()
 
 

@@ -13,7 +13,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from preftune.errors import ModelError
-from preftune.model.weight_files import PICKLES_RUN_CODE, weight_files
+from preftune.files import changed_files, read_sealed
+from preftune.model.weight_files import PICKLES_RUN_CODE, shortened, weight_files
 
 ADAPTER_CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MERGE_FIRST = "load it with peft, save the result of merge_and_unload(), and use that folder"
@@ -34,6 +35,7 @@ def locate(path: str, where: str = "model.path") -> Source:
     """Return the source of the model `path`, after all checks that do not load it. Raises ModelError if one fails."""
     folder = Path(path).expanduser()
     if folder.is_dir():
+        _require_intact(folder)
         if (folder / ADAPTER_CONFIG).is_file():
             return _locate_adapter(folder)
         if not (folder / "config.json").is_file():
@@ -70,6 +72,41 @@ def locate(path: str, where: str = "model.path") -> Source:
             fix=f"set {where} to a local folder ({_similar_folders(folder)})",
         )
     return Source(name, revision or None)
+
+
+def _require_intact(folder: Path) -> None:
+    """Raise ModelError if the final model of a finished run differs from the hashes in the manifest of the run."""
+    hashes = _final_hashes(folder.absolute())
+    stamps = tuple((name, *_stamp(folder / name)) for name in hashes)
+    if _intact.get(folder.absolute()) == stamps:
+        return
+    changed = changed_files(folder, hashes)
+    if changed:
+        raise ModelError(
+            f"the model was changed or damaged after its run had written it: {shortened(changed)}",
+            where=str(folder),
+            fix="rerun the command of the run to write it again; to use changed files, copy the folder out of the run",
+        )
+    _intact[folder.absolute()] = stamps
+
+
+_intact: dict[Path, tuple[tuple[str, int, int], ...]] = {}  # size and time of the files that were checked before
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    with suppress(OSError):
+        return path.stat().st_size, path.stat().st_mtime_ns
+    return -1, -1
+
+
+def _final_hashes(folder: Path) -> dict[str, str]:
+    """Return the hashes of the files of a final model; empty for folders that are not in a finished run."""
+    if folder.name in ("final", "base"):
+        for name in ("manifest.json", ".manifest.json"):  # the second is a copy
+            with suppress(OSError, ValueError):
+                manifest = read_sealed(folder.parent / name)
+                return dict(manifest.get(folder.name) or {}) if manifest.get("finished") else {}
+    return {}
 
 
 def _locate_adapter(folder: Path) -> Source:

@@ -21,7 +21,7 @@ from preftune.model.head import Head, output_layer
 from preftune.model.load import Source
 from preftune.model.locate import MERGE_FIRST
 from preftune.model.logprobs import Scorer, current_head, hidden_states
-from preftune.model.weights import note, read_model, require_complete
+from preftune.model.weights import note, read_model, require_complete, require_finite
 from preftune.types import Batch, Logps, TokenGroup
 
 
@@ -73,6 +73,7 @@ def load_scalar(source: Source, dtype: torch.dtype, new_head: bool = False) -> A
     elif not new_head and not any(parameter.any() for parameter in head.parameters()):
         note(f"note: {base}: the head of the reward model is 0, so all rewards are equal")
     require_complete(model, mismatch.without(own), base)
+    require_finite(model, base)
     _allow_batches(model)
     return model.eval()
 

@@ -22,6 +22,9 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from preftune.types import Packed, Segment, to_device
 
+KEPT_BYTES = (
+    8 * 2**20
+)  # the largest mask that is kept; to make a larger one takes a twentieth of the time of its attention
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
@@ -88,8 +91,14 @@ def _visible(s: Segment, window: int | None, like: Tensor) -> tuple[bool, Tensor
     return False, _additive(queries, prompt, window if exceeds_window else None, like.dtype, like.device)
 
 
-@lru_cache(maxsize=32)
 def _additive(queries: int, prompt: int, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return what is added to the scores. Small masks are kept for the next layers: at most 32 times KEPT_BYTES."""
+    small = queries * (prompt + queries) * dtype.itemsize <= KEPT_BYTES
+    return (_kept if small else _kept.__wrapped__)(queries, prompt, window, dtype, device)
+
+
+@lru_cache(maxsize=32)
+def _kept(queries: int, prompt: int, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
     mask = torch.zeros(queries, prompt + queries, dtype=dtype, device=device)
     return mask.masked_fill_(~_seen(queries, prompt, window, device), -torch.inf)
 

@@ -21,6 +21,7 @@ import torch
 from preftune.errors import ModelError
 from preftune.model.weight_files import shortened, weight_files
 
+COMPARED_TENSORS, COMPARED_ROWS = 8, 1024  # of which `changed_share` reads values
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 Shapes = tuple[Sequence[int], Sequence[int]]
 
@@ -156,6 +157,44 @@ def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     except (SafetensorError, OSError) as error:
         fix = "copy or download the file again"
         raise ModelError(f"{path.name} cannot be read: {error}", where=str(path.parent), fix=fix) from error
+
+
+def changed_share(before: Path, after: Path) -> tuple[float, str] | None:
+    """Return the share of weights that differ between two model folders, from a sample, and the dtype of `after`.
+
+    None if `after` has no tensor of 16 bits that `before` has in the same dtype: others are not rounded.
+    """
+    from safetensors import safe_open
+
+    files = [
+        {name: (path, kind) for path in folder.glob("*.safetensors") for name, kind in read_header(path).items()}
+        for folder in (before, after)
+    ]
+    kinds = [{name: kind for name, (_, kind) in tensors.items()} for tensors in files]
+    names = [name for name, kind in kinds[1].items() if kind[0] in ("BF16", "F16") and kinds[0].get(name) == kind]
+    changed = compared = 0
+    for name in names[:: 1 + len(names) // COMPARED_TENSORS]:
+        values = []
+        for tensors in files:
+            with safe_open(tensors[name][0], framework="pt") as file:
+                values.append(file.get_slice(name)[:COMPARED_ROWS] if kinds[1][name][1] else file.get_tensor(name))
+        changed += int((values[0] != values[1]).sum())
+        compared += values[0].numel()
+    return (changed / compared, kinds[1][names[0]][0].lower()) if compared else None
+
+
+def require_finite(model: Any, where: str) -> None:
+    """Raise ModelError if a weight is NaN or infinite: every loss would be, and no row would be at fault."""
+    for name, parameter in model.named_parameters():
+        # the sum is one pass without a copy; it may overflow, so that only the exact check decides
+        if not torch.isfinite(parameter.detach().sum(dtype=torch.float32)) and not torch.isfinite(parameter).all():
+            bad = int((~torch.isfinite(parameter)).sum())
+            raise ModelError(
+                f"{bad:,} of {parameter.numel():,} weights in {name} are NaN or infinite",
+                where=where,
+                why="a training run before diverged, or the file is damaged",
+                fix="download the model again, or use an earlier checkpoint",
+            )
 
 
 def load_error(what: str, where: str, error: Exception) -> ModelError:

@@ -47,7 +47,9 @@ class Parts:
         self.folder = folder
         self._pieces: dict[str, list[tuple[Any, str, int]]] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
-        for path in sorted(folder.glob(PARTS)) or [folder / name for name in complete or {}]:
+        for path in sorted(folder.glob(PARTS)) or [
+            folder / name for name in complete or {} if (folder / name).is_file()
+        ]:
             opened = safe_open(path, framework="pt")
             places, prefix = opened.metadata() or {}, (complete or {}).get(path.name, "")
             for key in opened.keys():  # noqa: SIM118

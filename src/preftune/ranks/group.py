@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -89,6 +89,12 @@ def from_first(make: Callable[[], T]) -> T:
     if box[1] is not None:
         raise box[1]
     return box[0]  # type: ignore[no-any-return]
+
+
+def share(target: Any, names: Sequence[str]) -> None:
+    """Set the attributes of `target` on every rank to their values on rank 0."""
+    for name, value in from_first(lambda: [(name, getattr(target, name)) for name in names]):
+        setattr(target, name, value)
 
 
 def on_first(make: Callable[[], T], everywhere: bool) -> T:

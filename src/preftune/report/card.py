@@ -18,7 +18,7 @@ import yaml
 
 from preftune.files import write_text
 from preftune.report import harness
-from preftune.report.run import CURVES, DRIFT
+from preftune.report.run import CURVES, DRIFT, read_metrics
 from preftune.report.svg import line_chart
 
 CARD, FIGURES = "README.md", "figures"
@@ -105,9 +105,9 @@ def run_files(run: Path | None) -> tuple[dict[str, Any], dict[str, Any], list[di
             manifest = dict(json.loads((run / "manifest.json").read_text()))
         with suppress(OSError, TypeError, ValueError, yaml.YAMLError):
             config = dict(yaml.safe_load((run / "config.yaml").read_text()))
-        with suppress(OSError, ValueError):
-            lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return config, manifest, [line for line in lines if isinstance(line, dict) and "split" in line]
+        with suppress(OSError):
+            lines = read_metrics(run / "metrics.jsonl")[0]
+    return config, manifest, lines
 
 
 def charts(lines: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:

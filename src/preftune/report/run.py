@@ -35,22 +35,49 @@ def write_run_page(folder: Path, unit: str = "step") -> None:
 
     `unit` is what the number of an evaluation counts, for the titles of samples.
     """
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines, problem = read_metrics(folder / "metrics.jsonl")
     manifest = (folder / "manifest.json").read_text()
+    best = json.loads(manifest).get("best")
     last = {split: [line for line in lines if line["split"] == split][-1:] for split in ("train", "eval")}
     names = sorted({name for final in last.values() for line in final for name in line} - {"step", "split"})
-    table = [("metric", "training, last step", "evaluation, last step")]
+    table: list[tuple[str, ...]] = [("metric", "training, last step", "evaluation, last step")]
     table += [(name, *(_value(final, name) for final in last.values())) for name in names]
     sections = [
-        Section("Result", table=table),
+        Section("Result", " ".join(filter(None, [problem, _about_end(json.loads(manifest))])), table=table),
         Section("Curves", figures=[figure for curve in CURVES for figure in _curves(lines, "held-out", *curve)]),
         *_drift(lines, json.loads(manifest).get("advice", {})),
         *_harness(folder),
-        *samples_section(folder, unit),
+        *samples_section(folder, unit, best["step"] if best and best.get("final") != "last" else None),
         Section("Config", code=(folder / "config.yaml").read_text()),
         Section("Manifest", code=manifest),
     ]
     write_page(folder / "report.html", str(folder), sections)
+
+
+def read_metrics(path: Path) -> tuple[list[dict[str, Any]], str]:
+    """Return the lines of metrics.jsonl, and how many lines are damaged, in words, or ""."""
+    lines, damaged = list[dict[str, Any]](), 0
+    for text in path.read_bytes().splitlines() if path.is_file() else ():
+        try:
+            line = json.loads(text.decode())
+            if line["split"] in ("train", "eval") and isinstance(line["step"], int):
+                lines.append(line)
+        except (ValueError, LookupError, TypeError):
+            damaged += 1
+    return lines, f"{damaged} damaged lines of {path.name} are not shown." if damaged else ""
+
+
+def _about_end(manifest: Mapping[str, Any]) -> str:
+    """Say when the run ended if it stopped early, and which weights are in final/ if they are not the last ones."""
+    best, early = manifest.get("best"), manifest.get("stopped_early")
+    if best is None:
+        return ""
+    reason = f"{early} evaluations without a better {best['metric']}"
+    text = f"The run stopped early after step {manifest['steps']}: {reason}. " if early else ""
+    if best.get("final") == "last":
+        return f"{text}final/ has the last weights. The best {best['metric']} is that of step {best['step']}."
+    which = f"the weights of step {best['step']}" if best["step"] else "the weights before training"
+    return f"{text}final/ has {which}, the best evaluation by {best['metric']} ({best['value']:.4g})."
 
 
 def _harness(folder: Path) -> list[Section]:

@@ -25,15 +25,17 @@ class Comparison:
     responses: tuple[tuple[str, str], ...]
 
 
-def comparisons(folder: Path, unit: str = "step") -> list[Comparison]:
-    """Return the prompts of the last evaluation of the run in `folder`; empty if it has saved no samples.
+def comparisons(folder: Path, unit: str = "step", last: int | None = None) -> list[Comparison]:
+    """Return the prompts of the evaluation at step `last`, by default the last one, of the run in `folder`.
 
+    The list is empty if the run has saved no samples.
     A run whose evaluations did not all have the same prompts has fewer responses for some of them.
     """
     steps = sorted((folder / "samples").glob("step-*.jsonl"))
     if not steps:
         return []
-    numbers = [int(path.stem.removeprefix("step-")) for path in steps]
+    steps = [path for path in steps if last is None or _step(path) <= last] or steps
+    numbers = [_step(path) for path in steps]
     by_prompt = {row["prompt"]: row for row in _rows(folder / "samples" / "data.jsonl")}
     evaluations = [(n, {row["prompt"]: row for row in _rows(path)}) for n, path in zip(numbers, steps, strict=True)]
     shown = evaluations[:1] + evaluations[1:][-1:]
@@ -46,9 +48,9 @@ def comparisons(folder: Path, unit: str = "step") -> list[Comparison]:
     return result
 
 
-def samples_section(folder: Path, unit: str = "step") -> list[Section]:
+def samples_section(folder: Path, unit: str = "step", last: int | None = None) -> list[Section]:
     """Return a section with some prompts and their responses; empty if the run has saved no samples."""
-    every = comparisons(folder, unit)
+    every = comparisons(folder, unit, last)
     if not every:
         return []
     shaded: list[tuple[str, Sequence[Piece]]] = []
@@ -63,10 +65,10 @@ def samples_section(folder: Path, unit: str = "step") -> list[Section]:
     return [Section("Samples before and after", text, shaded=shaded)]
 
 
-def before_and_after(folder: Path, unit: str = "step") -> list[str]:
+def before_and_after(folder: Path, unit: str = "step", last: int | None = None) -> list[str]:
     """Return lines with the responses to two prompts, cut to one line each; empty without samples of two steps."""
     lines: list[str] = []
-    for one in comparisons(folder, unit)[:PRINTED]:
+    for one in comparisons(folder, unit, last)[:PRINTED]:
         sampled = [(title, text) for title, text in one.responses if title.startswith(unit)]
         if len(sampled) == 2:
             lines.append(f"  prompt: {one_line(one.prompt, from_end=True)}")
@@ -80,6 +82,10 @@ def one_line(text: str, most: int = MAX_LINE, *, from_end: bool = False) -> str:
     if len(line) <= most:
         return line
     return f"...{line[3 - most :]}" if from_end else f"{line[: most - 3]}..."
+
+
+def _step(path: Path) -> int:
+    return int(path.stem.removeprefix("step-"))
 
 
 def _sampled(when: str, row: dict[str, Any]) -> tuple[str, str]:

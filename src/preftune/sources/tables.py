@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from preftune.errors import DataError
 from preftune.sources.compressed import open_bytes
-from preftune.sources.json_rows import decoded, describe_json_error, loads
+from preftune.sources.json_rows import MAX_LINE_BYTES, decoded, describe_json_error, loads
 from preftune.sources.rows import Row
 
 
@@ -22,7 +21,7 @@ def _duplicate_column(column: str, where: str) -> DataError:
 
 def separated(path: Path, name: str, delimiter: str) -> Iterator[Row]:
     """Yield the rows of a CSV file, or of a TSV file with the quoting of CSV; every cell is text."""
-    csv.field_size_limit(sys.maxsize)
+    csv.field_size_limit(MAX_LINE_BYTES)
     with io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, strict=True, delimiter=delimiter)
         try:
@@ -33,6 +32,9 @@ def separated(path: Path, name: str, delimiter: str) -> Iterator[Row]:
                     pass
             raise
         except csv.Error as error:
+            if "field larger" in str(error):
+                what, fix = f"a cell is longer than {MAX_LINE_BYTES // 1_000_000} MB", "split or remove the row"
+                raise DataError(what, where=f"{name}:{reader.line_num}", fix=fix) from None
             if reader.line_num <= 1:
                 with io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig", newline="") as again:
                     _check_header([again.readline().rstrip("\r\n")], f"{name}:1", delimiter)

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from preftune import stop
+from preftune.errors import printable
 from preftune.talk.dialogue import SIDES, Answer
 
 NARROW = 60  # columns of a terminal, below which two answers do not fit side by side
@@ -22,11 +23,6 @@ REFRESH_S = 0.08
 
 #: Begins the answer of one model, given a function that tells whether it was stopped.
 Start = Callable[[Callable[[], bool]], Iterator[Answer]]
-
-
-def printable(text: str) -> str:
-    """Replace control characters by escapes such as \\x1b: an answer must not control the terminal."""
-    return "".join(c if c in "\n\t" or c >= "\xa0" or " " <= c <= "~" else repr(c)[1:-1] for c in text)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,8 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from preftune.errors import printable
+
 PLAIN_SECONDS = 5.0  # between two plain lines
 SHOWN = (  # metric, label, format
     ("loss", "loss", "{:.4f}"),
@@ -35,7 +37,7 @@ class Display:
     def say(self, text: str) -> None:
         """Print a line."""
         if not self.quiet:
-            self.console.print(text, markup=False, soft_wrap=True)
+            self.console.print(printable(text), markup=False, soft_wrap=True)
 
     def stage(self, name: str, total: int, done: int = 0) -> Display:
         """Begin a stage of `total` steps, `done` of them completed. Use it as a context manager."""

@@ -15,7 +15,7 @@ from preftune import stop
 from preftune.config.schema import OptimConfig, TrainConfig
 from preftune.data.layout import Budget
 from preftune.data.steps import Step, size_of
-from preftune.errors import ConfigError, NumericError, Stopped
+from preftune.errors import ConfigError, NumericError, PreftuneError, Stopped
 from preftune.model.memory import free_memory, out_of_memory
 from preftune.ranks import group as ranks
 from preftune.ranks.shard import any_sharded, local
@@ -96,7 +96,15 @@ class Log(Protocol):
     def reached(self, step: int, tally: Tally, tokens: int, *, evaluated: bool) -> None:
         """Note what to save if the run is stopped before the next call. `evaluated`: no evaluation is due."""
 
+    def planned(self, step: int, total: int) -> int:
+        """Return the number of steps of the schedule that the learning rate of `step` follows, usually `total`."""
+
     def save(self, step: int, tally: Tally, tokens: int) -> None: ...
+
+    def save_if_due(self, step: int, tally: Tally, tokens: int) -> None: ...
+
+    def keep_last_state(self) -> None:
+        """Save the last completed step, because the next one failed before it changed the weights."""
 
     def log_halved(self, step: int, tokens: int) -> None:
         """Report that memory ran out, and that micro-batches have at most `tokens` token slots from now on."""
@@ -121,8 +129,7 @@ def fit(
     Stopped after a step if the user requested it, and StopRequest within a step or an evaluation; `log.reached` was
     then called with the last completed step.
     """
-    total, warmup = len(steps), warmup_steps(optim.warmup, len(steps))
-    tally, clock = log.tally, _Clock()
+    total, tally, clock = len(steps), log.tally, _Clock()
     if start == 0 or log.evaluation_due:
         log.reached(start, tally, task.budget.tokens, evaluated=False)
         yield start, task
@@ -130,8 +137,16 @@ def fit(
     log.reached(start, tally, task.budget.tokens, evaluated=True)
     for step in steps[start:]:
         groups = [task.groups[i] for i in step.members]
-        lr = lr_at(step.number, total, optim.lr, optim.schedule, warmup)
-        task, metrics, grad_norm = update(task, groups, weights, optimizer, lr, optim.max_grad_norm, step.number, log)
+        planned = log.planned(step.number, total)
+        lr = lr_at(step.number, planned, optim.lr, optim.schedule, warmup_steps(optim.warmup, planned))
+        try:
+            task, metrics, grad_norm = update(
+                task, groups, weights, optimizer, lr, optim.max_grad_norm, step.number, log
+            )
+        except PreftuneError as error:
+            if ranks.world() == 1 or isinstance(error, NumericError):  # other errors may be those of one rank
+                log.keep_last_state()
+            raise
         task = task.after_update()
         tally.merge(metrics)
         clock.add(sum(map(size_of, groups)), sum(group.tokens for group in groups))
@@ -145,11 +160,10 @@ def fit(
                 log.reached(step.number, tally, task.budget.tokens, evaluated=False)
                 yield step.number, task
             log.reached(step.number, tally, task.budget.tokens, evaluated=True)
-            is_stopped = log.stop_requested() and step.number < total
-            if is_stopped or (train.save_every and step.number % train.save_every == 0):
+            if log.stop_requested() and step.number < total:
                 log.save(step.number, tally, task.budget.tokens)
-        if is_stopped:
-            raise stopped(step.number, total)
+                raise stopped(step.number, total)
+            log.save_if_due(step.number, tally, task.budget.tokens)
 
 
 def stopped(step: int, total: int = 0) -> Stopped:

@@ -2,46 +2,60 @@
 
 from __future__ import annotations
 
-import json
-import platform
+import math
+import secrets
 import shutil
-import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from preftune import stop
-from preftune.errors import RunError, Stopped, require_writable, writing
-from preftune.files import write_json, write_text
+from preftune.errors import RunError, Stopped, StorageError, require_writable, writing
+from preftune.files import write_text
+from preftune.locks import Lock, lock_folder, require_free
 from preftune.ranks import group
 from preftune.ranks.shard import any_sharded
-from preftune.train import checkpoint
+from preftune.train import checkpoint, manifest
+from preftune.train.best import (
+    Best,
+    Evaluations,
+    best_evaluation,
+    end_message,
+    evaluations_of,
+    facts_of,
+    folder_of,
+    keep_only,
+    value_of,
+)
 from preftune.train.display import Display
+from preftune.train.finished import set_damaged_aside
+from preftune.train.full_disk import patiently
 from preftune.train.loop import stopped
+from preftune.train.machine import machine
 from preftune.train.metrics import Tally
+from preftune.train.metrics_file import MetricsFile
 from preftune.train.optim import Weights
-from preftune.train.track import Tracker
+from preftune.train.same_run import (
+    asks_for_more,
+    extension_of,
+    no_checkpoint,
+    planned_steps,
+    require_empty,
+    require_same,
+    with_defaults,
+)
+from preftune.train.saving import Saving
+from preftune.train.track import Tracked, Tracker, log_metrics, open_trackers
 
-PACKAGES = ("preftune", "torch", "transformers", "tokenizers", "peft", "datasets", "safetensors", "numpy")
-#: Config keys that may differ when a run resumes: they do not affect the data, and the weights only in the last digits.
-CHANGEABLE = {
-    ("confidence",),
-    ("train", "log_every"),
-    ("train", "eval_every"),
-    ("train", "save_every"),
-    ("track",),
-    ("out",),
-    ("batch", "tokens"),
-    ("monitor",),
-    ("samples",),
-}
+#: What rank 0 reads from the folder for all ranks. It alone keeps the metrics that were not logged.
+READ = ["resume_from", "start", "tokens", "loop_state", "evaluation_due", "evaluations", "extended", "earlier_ends"]
 
 
 @dataclass
@@ -51,12 +65,16 @@ class Run:
     resume_from, start, tokens   the checkpoint to resume from, if any, its step, and its size of micro-batches
     tally, loop_state            from the checkpoint: metrics that were not logged, and PPO's KL coefficient
     evaluation_due               the checkpoint was saved before the evaluation of its step
+    evaluations                  step and value of the metric of `best`, for each evaluation so far
+    extended                     the run was finished, and the config now asks for more steps
+    earlier_ends                 the ends of the run before it was extended, from the manifest
     """
 
     folder: Path
     identity: dict[str, Any]
     display: Display
-    trackers: list[Tracker] = field(default_factory=list)
+    lock: Lock | None = None
+    trackers: dict[str, Tracker] = field(default_factory=dict)
     resume_from: Path | None = None
     start: int = 0
     tokens: int | None = None
@@ -65,7 +83,14 @@ class Run:
     tally: Tally = field(default_factory=Tally)
     loop_state: dict[str, float] = field(default_factory=dict)
     evaluation_due: bool = False
-    _reached: tuple[int, Tally, int, bool] | None = None
+    evaluations: Evaluations = ()
+    extended: bool = False
+    earlier_ends: Sequence[Mapping[str, Any]] = ()
+    saving: Saving = field(default_factory=lambda: Saving(None, 0))
+    _reached: tuple[int, Tally, int, bool, Evaluations] | None = None
+
+    def __post_init__(self) -> None:
+        self.metrics = MetricsFile(self.folder, self.display.say)
 
     @staticmethod
     def finished(folder: Path) -> bool:
@@ -74,16 +99,8 @@ class Run:
 
     @staticmethod
     def manifest(folder: Path) -> dict[str, Any]:
-        """Return the manifest of the run in `folder`; empty if there is no run."""
-        path = folder / "manifest.json"
-        try:
-            manifest = json.loads(path.read_text())
-        except (FileNotFoundError, NotADirectoryError):
-            return {}
-        except ValueError as error:
-            what = f"the file is damaged: {error}"
-            raise RunError(what, where=str(path), fix="choose a different `out`, or delete the folder") from error
-        return manifest if isinstance(manifest, dict) else {}
+        """Return the manifest of the run in `folder`; empty if there is no run. Raises RunError if it is damaged."""
+        return manifest.read(folder)
 
     @staticmethod
     def require_start(folder: Path, weights_hash: str) -> None:
@@ -98,225 +115,306 @@ class Run:
             )
 
     @staticmethod
-    def check(folder: Path, identity: dict[str, Any], schema: type[BaseModel] | None = None) -> None:
-        """Raise RunError if `folder` contains anything but this run, StorageError if it cannot be written.
+    def extends(folder: Path, identity: dict[str, Any]) -> bool:
+        """Return whether `folder` contains a finished run, and the config of `identity` asks for more steps of it."""
+        return Run.finished(folder) and asks_for_more(Run.manifest(folder), identity["config"])
 
-        Nothing is written. `schema` is the class of the run's config; settings that are missing in the folder's config,
-        because an earlier version wrote it, get their defaults from it.
+    @staticmethod
+    def check(
+        folder: Path, identity: dict[str, Any], schema: type[BaseModel] | None = None, *, extendable: bool = False
+    ) -> None:
+        """Raise RunError if `folder` contains anything but this run, or if another command uses it.
+
+        Raises StorageError if it cannot be written. Nothing is written. `schema` is the class of the run's config;
+        settings that are missing in the folder's config, because an earlier version wrote it, get their defaults from
+        it. `extendable`: the run may be a finished one with fewer steps.
         """
-        manifest = Run.manifest(folder)
-        if manifest:
-            if "identity" not in manifest:
+        facts = Run.manifest(folder)
+        if facts:
+            if "identity" not in facts:
                 what = "manifest.json does not describe a run"
                 raise RunError(what, where=str(folder), fix="choose a different `out`")
-            before = {**manifest["identity"], "config": _with_defaults(manifest["identity"]["config"], schema)}
-            _require_same(before, identity, folder)
-        elif folder.is_dir() and any(folder.iterdir()):
-            names = ", ".join(sorted(p.name for p in folder.iterdir())[:5])
-            what = f"the folder is not empty and is not a run: {names}"
-            raise RunError(what, where=str(folder), fix="choose a different `out`")
+            before = {**facts["identity"], "config": with_defaults(facts["identity"]["config"], schema)}
+            longer = extendable and Run.extends(folder, identity)
+            require_same(before, identity, folder, facts, longer)
+            if longer and not checkpoint.saved(folder / "checkpoints"):
+                raise no_checkpoint(folder)
+        else:
+            require_empty(folder)
+        require_free(folder)
         require_writable(folder)
 
     @staticmethod
-    def open(folder: Path, identity: dict[str, Any], display: Display, schema: type[BaseModel] | None = None) -> Run:
-        """Create the run folder, or open it to resume from its newest checkpoint. Raises the errors of `check`."""
-        group.from_first(lambda: Run.check(folder, identity, schema))
-        run, manifest = Run(folder, identity, display), Run.manifest(folder)
-        run.resume_from, state, damaged = group.from_first(lambda: checkpoint.newest(folder / "checkpoints"))
-        for description in damaged:
-            display.say(f"skipped damaged checkpoint {description}")
-        started = manifest.get("started") or time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        if run.resume_from:
-            run.start, run.tally, run.tokens = int(state["step"]), Tally.of(state["tally"]), int(state["tokens"])
-            run.loop_state = dict(state["facts"])
-            run.evaluation_due = not state.get("evaluated", True)
-        group.barrier()  # all ranks have read the folder
-        if group.first():
-            run._create(started)
-        else:
-            run.tally = Tally()  # rank 0 has the metrics of all
-        group.barrier()
+    def open(
+        folder: Path,
+        identity: dict[str, Any],
+        display: Display,
+        schema: type[BaseModel] | None = None,
+        *,
+        extendable: bool = False,
+    ) -> Run:
+        """Create and lock the run folder, or open it to resume from its newest checkpoint.
+
+        Raises the errors of `check`.
+        """
+        run = Run(folder, identity, display)
+        group.from_first(lambda: run._open(schema, extendable))
+        group.share(run, READ)
         return run
 
-    def _create(self, started: str) -> None:
-        """Write the files of a new or resumed run, and remove those that are incomplete or will be written again."""
-        folder = self.folder
+    def _open(self, schema: type[BaseModel] | None, extendable: bool) -> None:
+        """Check, lock and write the run folder, and read its newest checkpoint."""
+        Run.check(self.folder, self.identity, schema, extendable=extendable)
+        self.lock = lock_folder(self.folder)
+        try:
+            manifest.repair(self.folder, self.display.say)
+            self._begin(extendable and Run.extends(self.folder, self.identity))
+        except BaseException:
+            self.lock.release()
+            raise
+
+    def _begin(self, extended: bool) -> None:
+        """Read the newest checkpoint, and write manifest and config."""
+        folder, facts = self.folder, Run.manifest(self.folder)
+        self.extended = extended
         with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+            checkpoint.recover(folder / "checkpoints")
+        self.resume_from, state, damaged = checkpoint.newest(folder / "checkpoints", facts)
+        for description in damaged:
+            self.display.say(f"skipped damaged checkpoint {description}")
+        with writing(folder):
+            if Run.finished(folder):
+                set_damaged_aside(folder, self.display.say)
+            if extended:
+                facts = {**extension_of(facts), "identity": self.identity}
+                manifest.write(folder, facts)
+            self.earlier_ends = facts.get("extended") or ()
             # write the manifest first: without it, the folder is not recognised as a run
-            self.note(started=started, **machine())
+            started = facts.get("started") or time.strftime("%Y-%m-%dT%H:%M:%S%z")
+            self.note(run=facts.get("run") or secrets.token_hex(8), started=started, **machine())
             config = yaml.safe_dump(self.identity["config"], sort_keys=False, allow_unicode=True)
-            (folder / "config.yaml").write_text(config)
+            write_text(folder / "config.yaml", [config])
             for partial in [*folder.glob("*.part*"), *folder.glob("checkpoints/*.part*")]:
-                shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
-        _drop_metrics_after(folder / "metrics.jsonl", self.start, self.evaluation_due)
+                shutil.rmtree(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
+        if self.resume_from:
+            self.start, self.tally, self.tokens = int(state["step"]), Tally.of(state["tally"]), int(state["tokens"])
+            self.loop_state = dict(state["facts"])
+            self.evaluation_due = not state.get("evaluated", True)
+        self.metrics.rewind(state.get("metrics"), self.start, self.evaluation_due)
+        if self.best_config and self.start:
+            self.evaluations = evaluations_of(state, self.best_config, self.metric_lines)
+            if self.best and self.best_config["final"] == "best":
+                checkpoint.require_intact(folder_of(folder / "checkpoints", self.best.step))
+
+    def close(self) -> None:
+        """Unlock the run folder."""
+        if self.lock:
+            self.lock.release()
 
     def note(self, **facts: Any) -> None:
-        """Add entries to manifest.json."""
+        """Add entries to manifest.json, on rank 0. Raises StorageError."""
         if not group.first():
             return
-        manifest = {**Run.manifest(self.folder), "identity": self.identity, **facts}
-        write_json(self.folder / "manifest.json", manifest)
+        manifest.write(self.folder, {**Run.manifest(self.folder), "identity": self.identity, **facts})
 
     def fact(self, name: str) -> Any:
         """Return an entry of manifest.json, or None."""
         return Run.manifest(self.folder).get(name)
 
-    def attach(self, weights: Weights, optimizer: torch.optim.Optimizer) -> None:
-        """Set the weights and optimizer that checkpoints contain, and restore them if the run is resumed."""
+    def open_trackers(self) -> None:
+        """Open the trackers of the config. They continue their runs if this run is resumed."""
+        config, earlier = self.identity["config"], self.fact("trackers") or {}
+        self.trackers = open_trackers(
+            config["track"] if group.first() else [], Tracked(self.folder, config, self.start, earlier)
+        )
+        if self.trackers:
+            self.note(trackers=earlier | {name: tracker.run for name, tracker in self.trackers.items()})
+
+    @contextmanager
+    def optional(self, what: str) -> Iterator[None]:
+        """Report a StorageError inside this context, and continue: training does not depend on `what`."""
+        try:
+            yield
+        except StorageError as error:
+            self.display.say(f"{what}: {error}\n  the run continues without it")
+
+    def attach(self, weights: Weights, optimizer: torch.optim.Optimizer, steps: int, moments: int = 8) -> None:
+        """Set the weights and optimizer that checkpoints contain, and restore them if the run is resumed.
+
+        `steps` is the number of steps that the config asks for, and `moments` the bytes of optimizer state per weight.
+        """
         self.weights, self.optimizer = weights, optimizer
         if self.resume_from:
             checkpoint.restore(self.resume_from, weights, optimizer)
+        size = sum(master.numel() for _, master in weights) * (4 + moments)
+        self.saving = Saving(self.identity["config"]["train"]["save_every"], size)
+        if self.fact("planned") != steps:
+            self.note(planned=steps)
+
+    def planned(self, step: int, total: int) -> int:
+        """Return the number of steps of the schedule that the learning rate of `step` follows: `total`, or for the
+        steps of a run before it was extended, the number that was planned then."""
+        return planned_steps(self.earlier_ends, step, total)
 
     def log_train(self, step: int, metrics: dict[str, float]) -> None:
         self._write_line(step, "train", metrics)
 
     def log_evaluation(self, step: int, metrics: dict[str, float]) -> None:
+        """Write the metrics of an evaluation. With the section `best`, save the weights of the best one."""
+        config = self.best_config
+        if config:
+            value = value_of(metrics, config, required=True)
+            self.evaluations = (*(e for e in self.evaluations if e[0] != step), (step, value))
         if metrics:
             self._write_line(step, "eval", metrics)
+        if config and self.best and self.best.step == step and not self._save_best(step, self.best.value):
+            self.evaluations = (*self.evaluations[:-1], (step, math.nan))  # it cannot be the result
+
+    @property
+    def best_config(self) -> dict[str, Any] | None:
+        """The section `best` of the config."""
+        section: dict[str, Any] | None = self.identity["config"].get("best")
+        return section
+
+    @property
+    def best(self) -> Best | None:
+        """The best evaluation so far; None without the section `best`."""
+        return best_evaluation(self.evaluations, self.best_config) if self.best_config else None
+
+    @property
+    def stops_early(self) -> bool:
+        """Whether as many evaluations as `best.patience` have passed since the best one."""
+        best, patience = self.best, (self.best_config or {}).get("patience")
+        return bool(best and patience and best.since >= patience)
+
+    def _save_best(self, step: int, value: float) -> bool:
+        """Save the weights of the best evaluation, and return whether the disk took them. Those that were best at a
+        checkpoint are kept."""
+        assert self.weights is not None
+        checkpoints = self.folder / "checkpoints"
+        state = {"step": step, "metric": value, "run": self.fact("run"), "identity": self.identity}
+        path, weights = folder_of(checkpoints, step), self.weights
+        with self.optional("the weights of the best evaluation were not saved"):
+            group.on_first(lambda: checkpoint.save_weights(path, weights, state), any_sharded(weights.masters))
+            if group.first():
+                keep_only(checkpoints, [step])
+            return True
+        return False
 
     def _write_line(self, step: int, split: str, metrics: dict[str, float]) -> None:
-        if not group.first():
-            return
-        line = {"step": step, "split": split, **metrics}
-        with writing(self.folder / "metrics.jsonl"), (self.folder / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        if group.first():
+            self.metrics.add({"step": step, "split": split, **metrics})
         self.display.line(step, split, metrics)
-        for tracker in self.trackers:
-            tracker.log(step, {f"{split}/{name}": value for name, value in metrics.items()})
+        log_metrics(self.trackers, self.identity["config"].get("track_names", ()), split, step, metrics)
 
     def metric_lines(self) -> list[dict[str, Any]]:
         """Return the lines of metrics.jsonl."""
-        path = self.folder / "metrics.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+        return self.metrics.lines()
 
     def log_halved(self, step: int, tokens: int) -> None:
         """Print the new size of micro-batches after memory ran out."""
         self.display.say(f"step {step}: out of memory; repeating it with micro-batches of up to {tokens} token slots")
 
-    def save(self, step: int, tally: Tally, tokens: int, *, evaluated: bool = True) -> None:
-        """Save a checkpoint of `step`. `evaluated`: no evaluation is due after this step."""
+    def save(
+        self, step: int, tally: Tally, tokens: int, *, evaluated: bool = True, evaluations: Evaluations | None = None
+    ) -> None:
+        """Save a checkpoint of `step`. `evaluated`: no evaluation is due after this step. Raises StorageError."""
         assert self.weights is not None
         assert self.optimizer is not None
-        folder, weights, optimizer = self.folder / "checkpoints", self.weights, self.optimizer
-        state: dict[str, Any] = {"identity": self.identity, "tally": tally.over_ranks().state(), "tokens": tokens}
-        state |= {"facts": self.loop_state, "evaluated": evaluated}
-        if any_sharded(weights.masters):
-            path = checkpoint.save_parts(folder, step, weights, optimizer, state)
-        else:
-            path = group.from_first(lambda: checkpoint.save(folder, step, weights, optimizer, state))
+        began, folder = time.monotonic(), self.folder / "checkpoints"
+        weights, optimizer, sums = self.weights, self.optimizer, tally.over_ranks()
+        try:
+            state = group.from_first(lambda: self._state(sums, tokens, evaluated, evaluations))
+            save, is_split = checkpoint.save, any_sharded(weights.masters)
+            path = group.on_first(lambda: save(folder, step, weights, optimizer, state), is_split)
+        finally:
+            self.saving.saved(time.monotonic() - began)
         self.display.say(f"saved checkpoint {path}")
+        with self.optional("manifest.json"):
+            self.note(checkpoints=checkpoint.seals(folder))
+        if self.best_config and group.first():
+            keep_only(folder, [self.best.step] if self.best else [])
+
+    def _state(self, tally: Tally, tokens: int, evaluated: bool, evaluations: Evaluations | None) -> dict[str, Any]:
+        """Return the content of state.json, and write the metrics to disk."""
+        if self.lock:
+            self.lock.require()
+        with self.optional("metrics"):
+            self.metrics.flush()
+        state: dict[str, Any] = {"run": self.fact("run"), "identity": self.identity, "tally": tally.state()}
+        state |= {"tokens": tokens, "facts": self.loop_state, "evaluated": evaluated}
+        state |= {"metrics": self.metrics.position()}
+        if self.best_config:
+            state["evaluations"] = self.evaluations if evaluations is None else evaluations
+            best = best_evaluation(state["evaluations"], self.best_config)
+            state["best"] = best.step if best else None
+        return state
+
+    def save_if_due(self, step: int, tally: Tally, tokens: int) -> None:
+        """Save a checkpoint if `train.save_every` says so. If the disk does not take it, report this and continue."""
+        if group.from_first(lambda: self.saving.due(step)):
+            self._try_to_save(step, tally, tokens)
+
+    def _try_to_save(self, step: int, tally: Tally, tokens: int) -> bool:
+        try:
+            self.save(step, tally, tokens)
+        except StorageError as error:
+            saved = checkpoint.saved(self.folder / "checkpoints")
+            newest = f"the newest checkpoint is {saved[-1].name}" if saved else "there is no checkpoint yet"
+            self.display.say(f"step {step}: no checkpoint was saved. {error}\n  the run continues; {newest}")
+            return False
+        return True
 
     def stop_requested(self) -> bool:
-        """Return whether a rank was asked to stop. All ranks must call it at the same step."""
         return group.any_rank(stop.requested())
 
     def reached(self, step: int, tally: Tally, tokens: int, *, evaluated: bool) -> None:
-        self._reached = step, tally, tokens, evaluated
+        self._reached = step, tally, tokens, evaluated, self.evaluations
+
+    def end(self) -> None:
+        """Save the checkpoint of the end, and load the weights of the best evaluation if the config asks for them."""
+        assert self.weights is not None
+        step, tally, tokens, *_ = self._reached or (self.start, self.tally, self.tokens or 0)
+        checkpoints = self.folder / "checkpoints"
+        last = [checkpoints / checkpoint.name_of(step)]
+        is_saved = group.from_first(lambda: checkpoint.saved(checkpoints)[-1:] == last)
+        keeps_end = self.identity["config"]["train"].get("save_end", True) and not is_saved
+        if keeps_end and not self._try_to_save(step, tally, tokens):
+            self.display.say("  the run cannot be extended later, because its end was not saved")
+        best, config = self.best, self.best_config
+        facts = {"steps": step, **facts_of(best, config, self.stops_early)}
+        patiently(lambda: self.note(**facts), self.display.say)
+        if group.first():
+            patiently(self.metrics.flush, self.display.say)
+        if not best or not config:
+            return
+        self.display.say(end_message(best, config, step, self.stops_early))
+        if config["final"] == "best" and best.step != step:
+            checkpoint.restore_weights(checkpoint.require_intact(folder_of(checkpoints, best.step)), self.weights)
 
     def save_reached(self, total: int) -> Stopped:
         """Save a checkpoint of the last completed step, unless there is one. Return the exception for a stopped run."""
-        step, tally, tokens, evaluated = self._reached or (self.start, self.tally, self.tokens or 0, True)
+        return stopped(self._save_reached(), total)
+
+    def _save_reached(self) -> int:
+        default = (self.start, self.tally, self.tokens or 0, True, self.evaluations)
+        step, tally, tokens, evaluated, evaluations = self._reached or default
         if step > self.start:
-            self.save(step, tally, tokens, evaluated=evaluated)
-        return stopped(step, total)
+            self.save(step, tally, tokens, evaluated=evaluated, evaluations=evaluations)
+        return step
+
+    def keep_last_state(self) -> None:
+        """Save a checkpoint of the last completed step, because the next one failed before it changed the weights."""
+        assert self.weights is not None
+        self.weights.clear_gradients()
+        saved = checkpoint.saved(self.folder / "checkpoints")
+        reached = self._reached[0] if self._reached else self.start
+        if saved and saved[-1].name == checkpoint.name_of(reached):
+            return
+        with self.optional("the last state was not saved"):
+            self._save_reached()
 
 
 def run_identity(config: dict[str, Any], data: str, others: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Return what must be the same when a run resumes: config, fingerprint of the data, and `others` by name."""
     return {"config": config, "data": data, **(others or {})}
-
-
-def machine() -> dict[str, Any]:
-    """Return the command, versions and hardware, for the manifest."""
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return {
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "versions": {"python": platform.python_version(), **versions},
-        "machine": {
-            "platform": platform.platform(),
-            "processor": processor(),
-            "instructions": instructions(),
-            "threads": torch.get_num_threads(),
-            "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
-        },
-    }
-
-
-def processor() -> str:
-    """Return the name of the CPU."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
-def instructions() -> str:
-    """Return the fastest instructions of the CPU for matrix products: AMX, AVX512_BF16, AVX512, AVX2 or none."""
-    capabilities = torch.cpu.get_capabilities()
-    names = {"amx_bf16": "AMX", "avx512_bf16": "AVX512_BF16", "avx512_f": "AVX512", "avx2": "AVX2"}
-    return next((name for flag, name in names.items() if capabilities.get(flag)), "none")
-
-
-def _with_defaults(config: dict[str, Any], schema: type[BaseModel] | None) -> dict[str, Any]:
-    """Return a stored config, with defaults for settings that did not exist when it was written."""
-    if schema is None:
-        return config
-    try:
-        return schema.model_validate(config).model_dump(mode="json")
-    except ValidationError:  # it has settings that no longer exist; the comparison will report them
-        return config
-
-
-def _require_same(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
-    """Raise RunError if the identity of the run in `folder`, `old`, differs from that of the command, `new`."""
-    changes = [
-        f"{'.'.join(key)} was {json.dumps(before)}, is now {json.dumps(now)}"
-        for key, before, now in _differences(old["config"], new["config"])
-        if not {key, key[:1]} & CHANGEABLE
-    ]
-    for name in sorted((old.keys() | new.keys()) - {"config"}):
-        if name in old and old[name] != new.get(name):  # earlier versions did not record every fingerprint
-            changes.append("the data files have changed" if name == "data" else f"{name} has changed")
-    if changes:
-        raise RunError(
-            "the folder contains a run with different settings",
-            where=str(folder),
-            why="; ".join(changes),
-            fix="restore the earlier settings to resume, or choose a different `out` for a new run",
-        )
-
-
-def _differences(
-    old: dict[str, Any], new: dict[str, Any], path: tuple[str, ...] = ()
-) -> Iterator[tuple[tuple[str, ...], Any, Any]]:
-    """Yield (key path, old value, new value) of every setting that differs."""
-    for key in sorted(old.keys() | new.keys()):
-        before, now = old.get(key), new.get(key)
-        if isinstance(before, dict) and isinstance(now, dict):
-            yield from _differences(before, now, (*path, key))
-        elif before != now:
-            yield (*path, key), before, now
-
-
-def _drop_metrics_after(path: Path, step: int, evaluation_due: bool) -> None:
-    """Remove the metrics of what will be repeated: steps after the checkpoint, and an evaluation of its step."""
-    if not path.is_file():
-        return
-    lines = []
-    for line in path.read_text().splitlines():
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue  # an incomplete line, written when the process was killed
-        repeated = evaluation_due and entry["step"] == step and entry["split"] == "eval"
-        if entry["step"] <= step and step > 0 and not repeated:
-            lines.append(line)
-    write_text(path, (line + "\n" for line in lines))

@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -32,11 +32,12 @@ from preftune.data.prompts import encode_prompts
 from preftune.data.select import SelectionOptions
 from preftune.data.steps import permutation
 from preftune.errors import DataError, Stopped, writing
-from preftune.files import digest, write_json, write_rows, write_text
+from preftune.files import digest, sync, write_json, write_rows, write_text
 from preftune.formats.account import Account
 from preftune.formulas import Floats, mean_and_error, step_seed
 from preftune.lifecycle import open_policy
 from preftune.lifecycle.data import prompts_that_fit, read_prompt_data
+from preftune.lifecycle.finish import optional_pages
 from preftune.lifecycle.plan import print_plan
 from preftune.lifecycle.policy import compute_dtype, device_of
 from preftune.lifecycle.run_samples import save_samples
@@ -48,15 +49,16 @@ from preftune.model import load
 from preftune.model.generate import Sampled, Sampling, sample
 from preftune.model.locate import ADAPTER_CONFIG
 from preftune.model.logprobs import Scorer
-from preftune.report.card import Subject, write_card
-from preftune.report.run import write_run_page
+from preftune.report.card import Subject
 from preftune.rewards import chat_grades
 from preftune.rewards.open import open_reward
 from preftune.rewards.reward import PromptResponse, Reward, missing_error, responses_of, rewards_of, why_missing
 from preftune.scoring import response_logps
+from preftune.train import manifest
 from preftune.train.display import Display
+from preftune.train.full_disk import patiently
 from preftune.train.run import Run, run_identity
-from preftune.train.track import open_trackers
+from preftune.train.track import close_trackers
 from preftune.types import PreferenceGroup, as_json
 from preftune.workflows import label, pairs
 from preftune.workflows import sample as samples
@@ -91,7 +93,7 @@ def run(
         display.say("people judge the responses: the section people applies, and the section pairs does not")
     else:
         reward = reward or open_reward(config.reward, "reward", device=device_of(None))
-    if Run.finished(out):
+    if intact(out, display):
         display.say(f"{out} is finished, so nothing was trained; its model is in {out / 'final'}")
         return out / "final"
     per_round = min(config.prompts or len(train), len(train))
@@ -105,22 +107,39 @@ def run(
         display.say(f"reward: {estimate.describe()}")
     if dry_run:
         return print_plan(config, [], display)
-    log = Run.open(out, identity, display, type(config))
-    log.note(rendered_at=moment)
+    with closing(Run.open(out, identity, display, type(config))) as log:
+        log.note(rendered_at=moment)
+        return run_rounds(config, log, train, held_out or train, reward, in_memory)
+
+
+def intact(out: Path, display: Display) -> bool:
+    """Return whether the folder has a finished command with an intact final model. A damaged one is reported."""
+    problem = manifest.final_damage(out) if Run.finished(out) else ""
+    if problem:
+        display.say(f"{out}: the final model is damaged ({problem}). It is copied again from its round")
+    return Run.finished(out) and not problem
+
+
+def run_rounds(
+    config: IterateConfig, log: Run, train: Groups, evaluation: Groups, reward: Reward | None, in_memory: bool
+) -> Path:
+    """Run the rounds, publish the policy and mark the command as finished."""
+    out, display = log.folder, log.display
     if not in_memory:
         # evaluations by different rewards cannot be compared
         if open_policy.warn_if_reward_changed(log, config.reward):
             for old in [out / "start.json", *out.glob("round-*/evaluation.json")]:
                 old.unlink(missing_ok=True)
+            parts = log.fact("parts") or {}
+            log.note(parts={name: sha256 for name, sha256 in parts.items() if not name.endswith(".json")})
         # after the deletion, so that an interruption cannot leave old evaluations
         open_policy.note_reward(log, config.reward)
-    with tracked(log, config.track):
-        policy = rounds(config, log, train, held_out or train, reward)
-    final = publish(Path(policy), out / "final")
+    with tracked(log):
+        policy = rounds(config, log, train, evaluation, reward)
+    final = patiently(lambda: publish(Path(policy), out / "final"), display.say)
     kind = "adapter" if (final / ADAPTER_CONFIG).is_file() else "model"
-    write_card(final, Subject(out.name, kind, config.model.path, out))
-    write_run_page(out, unit="round")
-    log.note(finished=True, published=policy)
+    optional_pages(log, final, Subject(out.name, kind, config.model.path, out), unit="round")
+    log.note(finished=True, published=policy, final=manifest.model_hashes(final))
     display.say(f"done: {final}, the policy of {policy}")
     return final
 
@@ -132,7 +151,10 @@ def rounds(config: IterateConfig, log: Run, train: Groups, evaluation: Groups, r
     """
     policy, lineage = config.model.path, list[dict[str, Any]]()
     moment, save = log.fact("rendered_at"), partial(save_samples, log.folder)
-    before = evaluated(config, log.folder / "start.json", policy, evaluation, reward, moment, partial(save, 0))
+    parts, first = manifest.Parts(log.folder, log.display.say), log.folder / "start.json"
+    parts.done(first)  # sets a damaged one aside
+    before = evaluated(config, first, policy, evaluation, reward, moment, partial(save, 0))
+    parts.record(first)
     log.log_evaluation(0, before)
     say_unrewarded(log, before, reward)
     for number in range(1, config.rounds + 1):
@@ -141,7 +163,9 @@ def rounds(config: IterateConfig, log: Run, train: Groups, evaluation: Groups, r
         lineage.append(one_round(config, log, folder, number, start, train, reward))
         policy = str(folder / "dpo" / "final")
         path = folder / "evaluation.json"
+        parts.done(path)
         after = evaluated(config, path, policy, evaluation, reward, moment, partial(save, number))
+        parts.record(path)
         say_unrewarded(log, after, reward)
         log.log_evaluation(number, after)
         lineage[-1]["evaluation"] = after
@@ -167,14 +191,13 @@ def placeholders(config: IterateConfig, train: Groups, evaluation: Groups) -> It
 
 
 @contextmanager
-def tracked(log: Run, names: Sequence[str]) -> Iterator[None]:
+def tracked(log: Run) -> Iterator[None]:
     """Also send the evaluations to the trackers inside this context. The training of each round is a separate run."""
-    log.trackers = open_trackers(list(names), log.folder, log.identity["config"])
+    log.open_trackers()
     try:
         yield
     finally:
-        for tracker in log.trackers:
-            tracker.close()
+        close_trackers(log.trackers, log.display.say)
 
 
 def prompts_with_room(
@@ -208,14 +231,19 @@ def one_round(
     template: dict[str, Any] = {name: getattr(config.data, name) for name in ("chat_template", "chat_template_kwargs")}
     data = DataConfig(train=str(prompts), as_chat=config.data.as_chat, **template)
     options = SampleOptions(policy, data, sampling, dtype=config.model.dtype, moment=moment)
-    sampled = samples.run(options, folder / "samples.jsonl", log.display)
+    parts, path = manifest.Parts(log.folder, log.display.say), folder / "samples.jsonl"
+    parts.done(path, path.with_name(f"{path.name}.meta.json"))  # sets a damaged one aside
+    sampled = samples.run(options, path, log.display)
+    parts.record(sampled)
     prefs = folder / "prefs.jsonl"
+    prefs_done = parts.done(prefs)
     if reward is None:
         wait_for_people(config, sampled, prefs, seed, log.display)
-    elif not prefs.is_file():
+    elif not prefs_done:
         select = config.pairs
         selection = SelectionOptions(select.select, select.gap, select.soft, beta=select.beta, seed=seed)
         pairs.run(str(sampled), prefs, selection, reward, log.display)
+    parts.record(prefs)
     base = config.model.path if config.reference == "fixed" and number > 1 else None
     tuning = DPOConfig(
         model=config.model.model_copy(update={"path": policy}),
@@ -231,13 +259,15 @@ def one_round(
         loss=config.loss,
         optim=config.optim.model_copy(update={"lr": config.optim.lr * config.lr_decay ** (number - 1)}),
         batch=config.batch,
-        train=config.train.model_copy(update={"seed": seed}),
+        train=config.train.model_copy(update={"seed": seed, "save_end": False}),
         lora=config.lora,
         monitor=None,  # the evaluation after the round measures the same
         track=config.track,
+        track_names=config.track_names,
         out=str(folder / "dpo"),
     )
     dpo.run(tuning, display=log.display, moment=moment)
+    shutil.rmtree(folder / "dpo" / "checkpoints", ignore_errors=True)  # the round is complete
     journals = [journal_of(folder / JUDGED)] if reward is None else []
     pieces = {path.name: digest(path) for path in (prompts, sampled, prefs, *journals)}
     made_from = {"policy": policy, "reference": base or policy, "policy_weights": open_policy.model_fingerprint(policy)}
@@ -329,7 +359,7 @@ def evaluated(
     }
     if save:
         save(tokenizer, sampled)
-    write_json(path, result)
+    write_json(path, result, durable=True)
     return result
 
 
@@ -377,7 +407,10 @@ def publish(policy: Path, final: Path) -> Path:
     """Copy the policy to `final` and return it. An interruption cannot leave an incomplete copy there."""
     part = final.with_name(f"final.part-{os.getpid()}")
     with writing(final):
+        shutil.rmtree(part, ignore_errors=True)
         shutil.copytree(policy, part)
+        for path in (*part.rglob("*"), part):
+            sync(path)
         shutil.rmtree(final, ignore_errors=True)
         os.replace(part, final)
     return final

@@ -14,7 +14,9 @@ Each file is complete or absent, so the same command resumes after an interrupti
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -47,6 +49,7 @@ from preftune.model.logprobs import Scorer, logps
 from preftune.model.scalar import load_scalar, reward_logps, scalar_scorer, with_reward_slot
 from preftune.scoring import SLOTS, score_responses
 from preftune.train.display import Display
+from preftune.train.manifest import Parts
 from preftune.train.run import Run, run_identity
 from preftune.types import Judgement, PreferenceGroup, TokenGroup, content, plain
 
@@ -86,12 +89,18 @@ def run(config: NoiseConfig, *, display: Display | None = None, dry_run: bool = 
     )
     if dry_run:
         return print_plan(config, [], display)
-    log = Run.open(out, identity, display, type(config))
+    with closing(Run.open(out, identity, display, type(config))) as log:
+        return rank(config, log, text.train, parts)
+
+
+def rank(config: NoiseConfig, log: Run, groups: Groups, parts: Sequence[Groups]) -> Path:
+    """Train and rank fold by fold, and write the result."""
+    display, out = log.display, log.folder
     ranked: list[RankedJudgement] = []
     for number, part in enumerate(parts, start=1):
         others = [group for other in parts if other is not part for group in other]
         ranked += rank_fold(config, number, others, part, display)
-    not_ranked = sum(len(group.judgements) for group in text.train) - len(ranked)
+    not_ranked = sum(len(group.judgements) for group in groups) - len(ranked)
     if not ranked:
         fix = "raise data.max_length, or use shorter rows"
         raise DataError("no judgement is left to rank", where=str(config.data.train), fix=fix)
@@ -118,11 +127,13 @@ def rank_fold(
 ) -> list[RankedJudgement]:
     """Return the held-out judgements with their margins, read from margins.json if it exists."""
     folder = Path(config.out) / f"fold-{number}"
-    path = folder / "margins.json"
-    if not path.is_file():
+    path, done = folder / "margins.json", Parts(Path(config.out), display.say)
+    if not done.done(path):
         display.say(f"fold {number} of {config.folds}: {len(others)} groups to train on, {len(held_out)} to rank")
         write_json(folder / "train.json", list(group_rows(others)))
-        write_json(path, margins_of(config, train(config, folder, display), held_out, display))
+        write_json(path, margins_of(config, train(config, folder, display), held_out, display), durable=True)
+        done.record(path)
+        shutil.rmtree(folder / "run" / "checkpoints", ignore_errors=True)  # the fold is complete
     return [
         RankedJudgement(held_out[row["group"]], Judgement(**row["judgement"]), number, row["margin"])
         for row in json.loads(path.read_text())
@@ -142,7 +153,10 @@ def _dpo(config: NoiseConfig, folder: Path) -> DPOConfig:
 
 def _common(config: NoiseConfig, folder: Path) -> dict[str, Any]:
     data = {"train": str(folder / "train.json"), "format": "groups", "ignore": []}
-    sections = {name: getattr(config, name) for name in ("model", "optim", "batch", "train", "lora", "track")}
+    sections = {
+        name: getattr(config, name) for name in ("model", "optim", "batch", "train", "lora", "track", "track_names")
+    }
+    sections["train"] = config.train.model_copy(update={"save_end": False})
     return {**sections, "data": config.data.model_copy(update=data), "out": str(folder / "run")}
 
 

@@ -22,11 +22,12 @@ from preftune.client import Client, RefusedError
 from preftune.config.schema import DataConfig, ModelConfig
 from preftune.data.prompts import read_prompts
 from preftune.errors import ConfigError, IncompleteError, RunError, require_writable, writing
-from preftune.files import Journal, write_json, write_rows
+from preftune.files import Journal, digest, journal_line, sealed, write_json, write_rows, write_text
 from preftune.formats.account import Account
 from preftune.lifecycle.data import prompts_that_fit
 from preftune.lifecycle.open_policy import model_fingerprint, open_policy
 from preftune.lifecycle.policy import compute_dtype, device_of
+from preftune.locks import locked_file
 from preftune.model.generate import Sampling, sample
 from preftune.ranks.group import first, from_first, gather, require_one, world
 from preftune.ranks.work import own
@@ -34,6 +35,7 @@ from preftune.sources.read import fingerprint
 from preftune.train.display import Display
 from preftune.types import PreferenceGroup, Text, as_json
 from preftune.workflows.data_section import RENDERING, UNLIMITED, chat_options_of, max_dropped_of, read_rows
+from preftune.workflows.sample_rows import Key, Response, read_meta, read_out, require_unchanged
 
 ROWS = 256  # responses sampled per call; a crash loses at most these
 
@@ -56,17 +58,7 @@ class SampleOptions:
     moment: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Response:
-    """One response: its text, whether it ended before the token limit, and its number of tokens."""
-
-    text: str
-    ended: bool
-    tokens: int
-
-
 Groups = Sequence[PreferenceGroup]
-Key = tuple[str, int]  # hash of a prompt, and index of one of its responses
 Job = tuple[int, int]  # index of a prompt, and of one of its responses
 Save = Callable[[Job, Response], None]
 
@@ -102,7 +94,10 @@ def files_of(options: SampleOptions, out: Path) -> Files:
     request = {"prompts": prompts, "n": n, "max_prompts": options.max_prompts, **rows}
     identity = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     meta, part = out.with_name(f"{out.name}.meta.json"), out.with_name(f"{out.name}.part")
-    if out.is_file() and _read_meta(meta).get("identity") != identity:
+    before = read_meta(meta) if out.is_file() else {}
+    if out.is_file():
+        require_unchanged(out, before)
+    if out.is_file() and before.get("identity") != identity:
         raise RunError(
             "the file contains samples with different settings",
             where=str(out),
@@ -112,13 +107,23 @@ def files_of(options: SampleOptions, out: Path) -> Files:
 
 
 def run(options: SampleOptions, out: Path, display: Display) -> Path:
-    """Write `out`. Raises IncompleteError if requests to a server failed; completed responses are saved."""
+    """Write `out`. Raises IncompleteError if requests to a server failed; completed responses are saved.
+
+    Raises RunError if another command writes the same file.
+    """
     require_writable(out)
     if options.server:
         _require_server_options(options)
+    if not first():
+        return _run(options, out, display)
+    with locked_file(out):
+        return _run(options, out, display)
+
+
+def _run(options: SampleOptions, out: Path, display: Display) -> Path:
     files = files_of(options, out)
     groups, account = read_rows(read_prompts, options.data)
-    if from_first(lambda: out.is_file() and _read_meta(files.meta).get("asked") == files.request):
+    if from_first(lambda: out.is_file() and read_meta(files.meta).get("asked") == files.request):
         display.say(f"{out} is complete, so nothing was sampled")
         return out
     responses, failed = from_first(lambda: load_responses(files))
@@ -213,21 +218,23 @@ def _write(files: Files, groups: Groups, indices: range, responses: dict[Key, Re
         key = hash_of(group.prompt)
         rows.append(row_of(group, [rest.pop((key, k)) for k in indices]))
     meta = {"identity": files.identity, "settings": files.settings}
-    write_json(files.meta, meta)  # before `out`: an `out` without its identity would be refused
+    # before `out`: an `out` without its identity would be refused
+    write_json(files.meta, sealed(meta), durable=True)
     if rest:  # before `out` is replaced, as it may be the only file that holds them
         _write_part(files, responses)
-    write_rows(files.out, rows)
+    write_rows(files.out, rows, durable=True)
     if rest:
         _write_part(files, rest)
     else:
         with writing(files.out):
             files.part.unlink()
-    write_json(files.meta, {**meta, "asked": files.request})  # last: "asked" marks `out` as finished
+    # last: "asked" marks `out` as finished
+    write_json(files.meta, sealed({**meta, "asked": files.request, "content": digest(files.out)}), durable=True)
 
 
 def _write_part(files: Files, responses: dict[Key, Response]) -> None:
     saved = ({"prompt": prompt, "k": k, **asdict(response)} for (prompt, k), response in responses.items())
-    write_rows(files.part, [{"identity": files.identity}, *saved])
+    write_text(files.part, map(journal_line, [{"identity": files.identity}, *saved]), durable=True)
 
 
 def _report(options: SampleOptions, out: Path, by_prompt: Sequence[Sequence[Response]], display: Display) -> None:
@@ -359,7 +366,7 @@ def load_responses(files: Files) -> tuple[dict[Key, Response], set[Key]]:
 
     Raises RunError for a damaged file, and for a journal that holds responses with different settings.
     """
-    responses = _read_out(files.out) if files.out.is_file() else {}
+    responses = read_out(files.out) if files.out.is_file() else {}
     failed: set[Key] = set()
     if not files.part.is_file():
         return responses, failed
@@ -381,26 +388,3 @@ def load_responses(files: Files) -> tuple[dict[Key, Response], set[Key]]:
         else:
             failed.add((row["prompt"], row["k"]))
     return responses, failed
-
-
-def _read_out(out: Path) -> dict[Key, Response]:
-    """Return the responses in an existing `out`."""
-    responses = {}
-    for number, line in enumerate(out.read_text(encoding="utf-8").split("\n")[:-1], start=1):
-        try:
-            row = json.loads(line)
-            key = hashlib.sha256(json.dumps(row["prompt"]).encode()).hexdigest()
-            for k, fields in enumerate(zip(row["responses"], row["ended"], row["tokens"], strict=True)):
-                responses[key, k] = Response(*fields)
-        except (ValueError, LookupError, TypeError) as error:
-            fix = "delete the file, or choose a different --out"
-            raise RunError(f"not a line of samples: {error}", where=f"{out}:{number}", fix=fix) from error
-    return responses
-
-
-def _read_meta(path: Path) -> dict[str, Any]:
-    try:
-        meta = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return meta if isinstance(meta, dict) else {}

@@ -21,6 +21,8 @@ from preftune.methods import dpo, ppo
 from preftune.model.generate import Sampling
 from preftune.model.load import locate
 from preftune.train.display import Display
+from preftune.train.manifest import write
+from preftune.train.run import Run
 from preftune.types import Message, PreferenceGroup
 from preftune.workflows import iterate, score
 from preftune.workflows import sample as samples
@@ -56,7 +58,7 @@ def unfinished(folder: Path) -> None:
     """Leave the run folder as if the run had been stopped after step 1."""
     shutil.rmtree(folder / "final")
     shutil.rmtree(folder / "checkpoints" / "step-00000002")
-    (folder / "manifest.json").write_text(json.dumps({**manifest(folder), "finished": False}))
+    write(folder, {**Run.manifest(folder), "finished": False})
 
 
 def test_a_run_resumes_and_is_evaluated_with_its_date(tmp_path: Path, model_folder: Path) -> None:

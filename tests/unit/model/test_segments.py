@@ -175,3 +175,13 @@ def test_attention_for_a_gpu_with_a_mask_equals_attention_on_a_cpu(rows: int | N
     seen = seen if rows else seen[0, 0]
     expected = segments.attend(query, key, value, seen, 0.3)
     assert torch.allclose(segments.attend_grouped(query, key, value, seen, 0.3), expected, atol=1e-6)
+
+
+def test_only_small_masks_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long responses would otherwise keep gigabytes."""
+    segments._kept.cache_clear()
+    monkeypatch.setattr(segments, "KEPT_BYTES", 4 * 4 * 12)
+    small, large = ((n, 8, None, torch.float32, torch.device("cpu")) for n in (4, 5))
+    assert segments._additive(*small) is segments._additive(*small)
+    torch.testing.assert_close(segments._additive(*large), segments._kept.__wrapped__(*large))
+    assert segments._kept.cache_info().currsize == 1

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pytest
 
 from preftune.errors import DataError
+from preftune.sources import compressed, tables
 from preftune.sources.read import read
 
 TEXTS = {
@@ -83,4 +84,31 @@ def test_a_compressed_parquet_file_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet.gz"
     path.write_bytes(gzip.compress(b"PAR1"))
     with pytest.raises(DataError, match=r"a.parquet.gz: .parquet.gz files are not supported"):
+        list(read(str(path)))
+
+
+@pytest.mark.parametrize(("kind", "packed"), [("jsonl", p) for p in PACKERS] + [("json", "gz"), ("csv", "gz")])
+def test_a_decompression_bomb_is_refused_at_a_limit_that_depends_on_the_memory(
+    tmp_path: Path, kind: str, packed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / f"a.{kind}.{packed}"
+    row = {"jsonl": '{"a": "0"}\n', "json": '{"a": "0"},', "csv": "0000000000\n"}[kind] * 300_000
+    path.write_bytes(PACKERS[packed]({"json": "[", "csv": "a\n"}.get(kind, "").encode() + row.encode()))
+    monkeypatch.setattr(compressed, "memory_bytes", lambda: 4_000_000)
+    with pytest.raises(DataError, match=rf"a.{kind}.{packed}: the decompressed file has more than") as refused:
+        list(read(str(path)))
+    assert "decompress it yourself" in str(refused.value)
+
+
+def test_repetitive_data_below_a_quarter_of_the_memory_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"a": "0"}\n' * 50_000))
+    assert sum(1 for _ in read(str(path))) == 50_000
+
+
+def test_a_cell_of_more_than_64_mb_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "MAX_LINE_BYTES", 1_000_000)
+    path = tmp_path / "a.csv"
+    path.write_text("a\n" + "x" * 1_000_001)
+    with pytest.raises(DataError, match=r"a.csv:2: a cell is longer than 1 MB"):
         list(read(str(path)))

@@ -18,7 +18,7 @@ from preftune.errors import ConfigError, DataError
 from preftune.model.generate import Sampling
 from preftune.talk.dialogue import Dialogue
 from preftune.talk.files import Pairs
-from preftune.talk.screen import Screen, printable, statistics
+from preftune.talk.screen import Screen, statistics
 from preftune.talk.session import Session
 from preftune.talk.speakers import OpenOptions, open_speakers
 from preftune.types import as_json
@@ -311,10 +311,6 @@ def test_running_out_of_memory_is_reported_and_leaves_the_dialogue_as_it_was(
     assert session.dialogue == before
     session.handle("a dog")
     assert len(session.dialogue.turns) == 2
-
-
-def test_control_characters_do_not_reach_the_terminal() -> None:
-    assert printable("a\x1b[2J\tb\r\n\x07\x9bä猫🎉") == "a\\x1b[2J\tb\\r\n\\x07\\x9bä猫🎉"
 
 
 def test_two_answers_are_shown_in_columns() -> None:

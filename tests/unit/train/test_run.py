@@ -1,4 +1,4 @@
-"""Resume a run of an earlier version: settings that its config lacks have their defaults."""
+"""Resume a run: settings that an earlier version lacked have their defaults, and trackers continue their runs."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import pytest
 
 from preftune.config.schema import DataConfig, DPOConfig, ModelConfig
 from preftune.errors import RunError
+from preftune.train import run as run_module
 from preftune.train.display import Display
 from preftune.train.run import Run, run_identity
+from preftune.train.track import Tracked
 
 
 def config(**data: Any) -> DPOConfig:
@@ -53,3 +55,42 @@ def test_a_setting_that_no_longer_exists_is_reported(tmp_path: Path) -> None:
     earlier(tmp_path / "run", without=(), shuffle=True)
     with pytest.raises(RunError, match="shuffle"):
         check(tmp_path / "run", config())
+
+
+class Recorder:
+    """A tracker that keeps what it is sent."""
+
+    def __init__(self) -> None:
+        self.run = {"id": "abc"}
+        self.lines: list[tuple[int, dict[str, float]]] = []
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        self.lines.append((step, metrics))
+
+    def close(self) -> None: ...
+
+
+def test_a_resumed_run_continues_its_trackers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = list[Tracked]()
+
+    def opened(names: list[str], tracked: Tracked) -> dict[str, Recorder]:
+        seen.append(tracked)
+        return {name: Recorder() for name in names}
+
+    monkeypatch.setattr(run_module, "open_trackers", opened)
+    settings = config().model_copy(update={"track": ["wandb"], "track_names": ["trl"]})
+    identity = run_identity(settings.model_dump(mode="json"), "x")
+    for _ in range(2):
+        run = Run.open(tmp_path / "run", identity, Display(quiet=True))
+        run.open_trackers()
+        run.log_train(1, {"loss": 0.5, "lr": 1e-6})
+        assert run.trackers["wandb"].lines == [  # type: ignore[attr-defined]
+            (1, {"train/loss": 0.5, "train/lr": 1e-6, "train/learning_rate": 1e-6, "train/global_step": 1})
+        ]
+    assert [tracked.earlier for tracked in seen] == [{}, {"wandb": {"id": "abc"}}]
+    assert Run.manifest(tmp_path / "run")["trackers"] == {"wandb": {"id": "abc"}}
+
+
+def test_names_of_metrics_may_change_when_a_run_resumes(tmp_path: Path) -> None:
+    Run.open(tmp_path / "run", run_identity(config().model_dump(mode="json"), "x"), Display(quiet=True))
+    check(tmp_path / "run", config().model_copy(update={"track_names": ["trl"]}))
