@@ -263,7 +263,7 @@ class Run:
         """Write the metrics of an evaluation. With the section `best`, save the weights of the best one."""
         config = self.best_config
         if config:
-            value = value_of(metrics, config, required=True)
+            value = group.from_first(lambda: value_of(metrics, config, required=True))
             self.evaluations = (*(e for e in self.evaluations if e[0] != step), (step, value))
         if metrics:
             self._write_line(step, "eval", metrics)
