@@ -18,7 +18,7 @@ test: $(READY)  ## run all tests (some minutes on two cores, offline)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 $(if $(findstring oldest,$(CONSTRAINTS)),-W default)
 
 kills: $(READY)  ## kill `preftune iterate` at twenty random moments and check that it resumes (some minutes)
-	PREFTUNE_KILLS=20 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit/workflows/test_iterate.py -k killed
+	PREFTUNE_KILLS=20 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit/workflows/test_iterate.py tests/unit/train/test_every_call.py -k "kill or disk"
 
 check: $(READY)  ## lint, check the format and the types
 	@scripts/check

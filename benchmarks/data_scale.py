@@ -25,7 +25,7 @@ from typing import Any
 
 from record import record
 
-from preftune.formats.parse_pairs import ASSISTANT
+from preftune.formats.transcripts import ASSISTANT
 
 
 def main() -> None:

@@ -76,6 +76,13 @@ class Silent:
 
     def reached(self, step: int, tally: Tally, tokens: int, *, evaluated: bool) -> None: ...
 
+    def planned(self, step: int, total: int) -> int:
+        return total
+
+    def save_if_due(self, step: int, tally: Tally, tokens: int) -> None: ...
+
+    def keep_last_state(self) -> None: ...
+
     def log_halved(self, step: int, tokens: int) -> None: ...
 
     def stop_requested(self) -> bool:

@@ -17,12 +17,12 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, TypeVar
 
 from preftune.errors import ConfigError, IncompleteError
-from preftune.types import Text, as_json, split_tools
+from preftune.types import ARGUMENTS, Text, as_json, split_arguments, split_tools
 
 Result = TypeVar("Result")
 MAX_PAUSE_S = 30.0
@@ -50,6 +50,16 @@ class Reply:
 
     text: str
     ended: bool
+    tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of an answer that is streamed: text or reasoning, whether it ends the answer, and the tokens so far."""
+
+    text: str = ""
+    reasoning: str = ""
+    ended: bool = False
     tokens: int = 0
 
 
@@ -126,17 +136,53 @@ class Client:
         """Return the completion of a text, or the next message of a chat, with up to `attempts` attempts."""
         return self._with_retries(lambda: self._request(prompt, settings))
 
-    def _request(self, prompt: Text, settings: dict[str, Any]) -> Reply:
+    def of_model(self, model: str) -> Client:
+        """Return a client of another model on the same server."""
+        return replace(self, model=model, _connections=[], _stop=threading.Event())
+
+    def models(self) -> list[str]:
+        """Return the names of the models on the server; empty if it does not list them. Raises IncompleteError."""
+        try:
+            return sorted(str(model.id) for model in self._with_retries(lambda: list(self.connect().models.list())))
+        except ConfigError as error:
+            if error.what.startswith(REFUSED_MESSAGE):
+                return []
+            raise
+
+    def stream(self, prompt: Text, **settings: Any) -> Iterator[Piece]:
+        """Yield the pieces of the completion of a text, or of the next message of a chat, as they arrive.
+
+        The request is repeated until an answer begins. Raises the errors of `complete`, and IncompleteError if the
+        answer breaks off.
+        """
+        chunks = self._with_retries(lambda: self._create(prompt, {**settings, "stream": True}))
+        try:
+            for chunk in chunks:
+                yield _piece_of(chunk, self._key())
+        except Exception as error:  # the library passes on errors of its HTTP client as they are
+            what = f"the answer broke off: {_message(error, self._key())}"
+            raise IncompleteError(what, where=self.url, fix="send the message again") from None
+        finally:
+            chunks.close()
+
+    def _create(self, prompt: Text, settings: dict[str, Any]) -> Any:
+        """Send one request, and return the reply of the openai client."""
         connection = self.connect()
         ours = {key: value for key, value in settings.items() if key not in {"extra_body", *self.settings}}
         body = {**settings.get("extra_body", {}), **self.settings}
         arguments = {**ours, "extra_body": {key: value for key, value in body.items() if value is not None}}
         if isinstance(prompt, str):
-            completion = connection.completions.create(model=self.model, prompt=prompt, **arguments)
-        else:
-            messages, tools = split_tools(prompt)
-            arguments |= {"tools": tools} if tools else {}
-            completion = connection.chat.completions.create(model=self.model, messages=as_json(messages), **arguments)
+            return connection.completions.create(model=self.model, prompt=prompt, **arguments)
+        messages, template_arguments = split_arguments(prompt)
+        messages, tools = split_tools(messages)
+        arguments |= {"tools": tools} if tools else {}
+        if template_arguments:
+            both = {**arguments["extra_body"].get(ARGUMENTS, {}), **template_arguments}
+            arguments["extra_body"] = {**arguments["extra_body"], ARGUMENTS: both}
+        return connection.chat.completions.create(model=self.model, messages=as_json(messages), **arguments)
+
+    def _request(self, prompt: Text, settings: dict[str, Any]) -> Reply:
+        completion = self._create(prompt, settings)
         choices = getattr(completion, "choices", None)
         if not choices:
             raise MalformedReplyError(f"the reply has no choices: {str(completion)[:80]!r}")
@@ -338,3 +384,20 @@ def _retry_after(error: Any) -> float | None:
 def _replace_surrogates(text: str) -> str:
     """Replace lone surrogates, which JSON can hold but UTF-8 files cannot, with U+FFFD."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def _piece_of(chunk: Any, key: str) -> Piece:
+    """Return the content of a chunk. Servers differ: a chunk may have no choice, and reasoning has two names."""
+    choices = getattr(chunk, "choices", None) or []
+    choice = choices[0] if choices else None
+    delta = getattr(choice, "delta", choice)
+    texts = [getattr(delta, name, None) for name in ("content", "text", "reasoning_content", "reasoning")]
+    parts = [_without_key(_replace_surrogates(text), key) if isinstance(text, str) else "" for text in texts]
+    tokens = getattr(getattr(chunk, "usage", None), "completion_tokens", 0)
+    reason = getattr(choice, "finish_reason", None)
+    return Piece(
+        parts[0] or parts[1],
+        parts[2] or parts[3],
+        reason is not None and reason != "length",
+        tokens if isinstance(tokens, int) else 0,
+    )

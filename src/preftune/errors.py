@@ -32,6 +32,7 @@ class PreftuneError(Exception):
 
     exit_code = 1
     label = "fix"
+    result: Mapping[str, Any] = {}  # what the command knows in spite of the error, for --json
 
     def __init__(self, what: str, *, where: str = "", why: str = "", fix: str = "") -> None:
         self.what, self.where, self.why, self.fix = what, where, why, for_shell(fix)
@@ -129,8 +130,10 @@ def did_you_mean(name: str, valid_names: Iterable[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else f"valid names: {', '.join(names) or 'none'}"
 
 
-# KEY={...} or KEY=[...]: braces and brackets have a meaning in shells. The second part is text that is quoted already.
-SETTING_WITH_BRACES = re.compile(r"""(?<!['"\w.])([\w.-]+=(?:\{[^{}]*\}|\[[^\[\]]*\]))(?!['"])""")
+# KEY={...} or KEY=[...]: braces and brackets have a meaning in shells. They may hold one more level of braces or
+# brackets. The first and the last part exclude text that is quoted already.
+INSIDE = r"(?:[^{}\[\]]|\{[^{}]*\}|\[[^\[\]]*\])*"
+SETTING_WITH_BRACES = re.compile(rf"""(?<!['"\w.])([\w.-]+=(?:\{{{INSIDE}\}}|\[{INSIDE}\]))(?!['"])""")
 
 
 def for_shell(text: str) -> str:

@@ -70,8 +70,6 @@ class Lock:
         if _read(self.path) == self.owner:
             with suppress(OSError):
                 self.path.unlink()
-        if not _held:
-            _wake.set()
 
 
 def lock_folder(folder: Path) -> Lock:
@@ -104,12 +102,16 @@ def _acquire(path: Path, what: str) -> Lock:
         before = _read(path)
         _require_free(path, before, what)
         lock = Lock(path, {**_this_process(), "token": secrets.token_hex(8), "since": time.strftime("%Y-%m-%d %H:%M")})
-        with writing(path):
-            if path.exists():
-                _remove(path, before)
-            _create(path, lock.owner)
-        _require_free(path, _read(path), what, lock)
-    _held[path] = lock
+        _held[path] = lock
+        try:
+            with writing(path):
+                if path.exists():
+                    _remove(path, before)
+                _create(path, lock.owner)
+            _require_free(path, _read(path), what, lock)
+        except BaseException:
+            lock.release()
+            raise
     _start_renewing()
     return lock
 
@@ -143,7 +145,7 @@ def _this_process() -> dict[str, Any]:
         "boot": _boot(),
         "pid": os.getpid(),
         "started": _start_of(os.getpid()),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])[:200],
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:2]]),  # the rest may have passwords
     }
 
 
@@ -174,7 +176,7 @@ def _runs(owner: dict[str, Any], path: Path) -> bool:
         return _age(path) < INCOMPLETE_S
     here, boot = _same_host(owner), owner.get("boot")
     kernel = str(boot).partition(" ")[0]
-    if here and boot == _boot():
+    if here and boot == _boot() and sys.platform != "win32":
         pid = owner.get("pid")
         if not isinstance(pid, int) or not _exists(pid):
             return False
@@ -261,17 +263,15 @@ def _guarded(folder: Path) -> Iterator[None]:
 def _start_renewing() -> None:
     global _renewer
     if _renewer is None or not _renewer.is_alive():
-        _wake.clear()
         _renewer = threading.Thread(target=_renew, name="preftune locks", daemon=True)
         _renewer.start()
 
 
 def _renew() -> None:
-    """Renew the locks that this process holds, as long as there are any."""
-    while _held:
-        if _wake.wait(RENEW_S):
-            _wake.clear()
-            continue
+    """Renew the locks that this process holds."""
+    while True:
+        _wake.wait(RENEW_S)
+        _wake.clear()
         for lock in list(_held.values()):
             with suppress(OSError):
                 if _read(lock.path) == lock.owner:
@@ -284,10 +284,10 @@ def _release_all() -> None:
 
 
 def _forget_in_child() -> None:
-    """A forked process does not hold the locks of its parent."""
-    global _renewer
+    """A forked process does not hold the locks of its parent, and has none of its threads."""
+    global _renewer, _wake
     _held.clear()
-    _renewer = None
+    _renewer, _wake = None, threading.Event()  # a thread of the parent may have used the event at this moment
 
 
 atexit.register(_release_all)

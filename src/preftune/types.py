@@ -297,6 +297,30 @@ def split_tools(messages: Sequence[Message]) -> tuple[tuple[Message, ...], list[
     return tuple(result), tools
 
 
+ARGUMENTS = "chat_template_kwargs"
+"""Field of a prompt's message with arguments of the chat template for this prompt."""
+
+
+def split_arguments(messages: Sequence[Message]) -> tuple[tuple[Message, ...], dict[str, Any]]:
+    """Return the messages without the field `chat_template_kwargs`, and these arguments; {} without the field.
+
+    Raises ValueError for a field that is not an object.
+    """
+    if not any(name == ARGUMENTS for message in messages for name, _ in message.extra):
+        return tuple(messages), {}
+    arguments: dict[str, Any] = {}
+    result = []
+    for message in messages:
+        for name, text in message.extra:
+            if name == ARGUMENTS:
+                value = json.loads(text)
+                if not isinstance(value, dict):
+                    raise ValueError("chat_template_kwargs of a message must be an object")
+                arguments |= value
+        result.append(replace(message, extra=tuple(entry for entry in message.extra if entry[0] != ARGUMENTS)))
+    return tuple(result), arguments
+
+
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """Move `tensor` to `device`, without waiting for a GPU.
 

@@ -76,7 +76,9 @@ def test_an_existing_file_is_not_overwritten(capsys: pytest.CaptureFixture[str])
     ("arguments", "message"),
     [
         (["dpoo"], "there is no config 'dpoo'; did you mean 'dpo'?"),
-        (["dpo", "mine.yaml"], "fix: pass the folder to write to"),
+        (["dpo", "mine.yaml"], "fix: pass the file as --out mine.yaml"),
+        (["dpo", "a", "--out", "b.yaml"], "there is a folder, a, and --out b.yaml"),
+        (["dpo", "--out", "b.txt"], "fix: name a file that ends in .yaml"),
         (["dpo", "a", "b"], "2 folders: a, b"),
         (["dpo", "optim.lrr=1"], "lrr"),
         (["dpo", "data.max_length=many"], "data.max_length"),

@@ -43,6 +43,9 @@ def test_options_replace_the_keys_of_the_file_and_overrides_add_to_them(tmp_path
         (["model.path=b"], {"model": "a", "data": ["d"]}, "set to a by --model and to b by model.path=b"),
         (["none.yaml"], {}, "no such config file"),
         (["none.yaml"], {}, r"run preftune dpo --model MODEL --data FILE, which needs no file"),
+        (["x" * 5000], {}, "no such config file"),
+        (["a b.jsonl"], {}, "--data 'a b.jsonl'"),
+        (["lora=null"], {"model": "a", "data": ["d"], "lora": True}, "'lora=null' turns it off"),
         (["bta=0.1"], {"model": "a", "data": ["d"]}, "unknown key 'bta'"),
         (
             ["optim.lr=x", "loss.bta=1"],
@@ -130,3 +133,22 @@ def test_the_config_files_of_the_folder_are_offered_for_a_missing_one(tmp_path: 
     (tmp_path / "mine.yaml").write_text("")
     with pytest.raises(ConfigError, match=f"pass one of {tmp_path}/mine.yaml"):
         config_from("dpo", [str(tmp_path / "my.yaml")])
+
+
+def test_the_most_similar_config_files_are_offered_first_and_hidden_ones_never(tmp_path: Path) -> None:
+    for name in (".hidden.yaml", "a.yaml", "mine.yaml", "my run.yml"):
+        (tmp_path / name).write_text("")
+    with pytest.raises(ConfigError, match="no such config file") as caught:
+        config_from("dpo", [str(tmp_path / "miine.yaml")])
+    assert f"pass one of {tmp_path}/mine.yaml, {tmp_path}/a.yaml, '{tmp_path}/my run.yml';" in caught.value.fix
+
+
+def test_a_setting_may_be_longer_than_a_file_name(tmp_path: Path) -> None:
+    columns = ", ".join(f"name{i}: column{i}" for i in range(500))
+    config = config_from("dpo", [f"data.columns={{{columns}}}"], "m", ["d"])
+    assert len(config.data.columns) == 500
+
+
+def test_an_option_with_braces_is_quoted_for_the_shell(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["dpo", "--loss", "{name: ipo, terms: [1]}"]) == 2
+    assert "write 'loss={name: ipo, terms: [1]}'\n" in capsys.readouterr().err

@@ -300,6 +300,13 @@ class RecordingLog:
 
     def reached(self, *_: Any, evaluated: bool) -> None: ...
 
+    def planned(self, _step: int, total: int) -> int:
+        return total
+
+    def save_if_due(self, *_: Any) -> None: ...
+
+    def keep_last_state(self) -> None: ...
+
     def log_halved(self, _step: int, tokens: int) -> None:
         self.reductions.append(tokens)
 

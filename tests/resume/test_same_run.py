@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from tests.resume.runs import config, quiet, stop_after
 
 from preftune.config.schema import DataConfig, LoraConfig, ModelConfig, TrainConfig
 from preftune.errors import RunError, Stopped
-from preftune.lifecycle import compute
+from preftune.lifecycle import compute, start
+from preftune.locks import NAME, lock_folder
 from preftune.methods import dpo
 from preftune.sources.read import fingerprint
 from preftune.train.manifest import write
@@ -122,6 +124,29 @@ def test_a_folder_with_other_files_is_an_error_and_left_untouched(tmp_path: Path
     with pytest.raises(RunError, match=r"not empty and is not a run: thesis.tex"):
         dpo.run(config(data, model_folder, tmp_path / "run"), display=quiet())
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["thesis.tex"]
+
+
+def test_a_folder_that_another_command_uses_is_an_error_before_a_model_is_loaded(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if the other command began after this one has read its data."""
+    data = write_jsonl(tmp_path / "pairs.jsonl", PAIRS)
+    run, lock = tmp_path / "run", lock_folder(tmp_path / "other")
+    settings = config(data, model_folder, run)
+
+    def use_it(*_: Any) -> None:
+        run.mkdir()
+        (run / NAME).write_text(json.dumps({**lock.owner, "host": "elsewhere"}))
+        (run / f"{NAME}.part-1").touch()
+
+    real = start.load_renderer
+    monkeypatch.setattr(start, "load_renderer", lambda *a, **k: (use_it(), real(*a, **k))[1])
+    for _ in range(2):
+        with pytest.raises(RunError, match="another preftune command is using the run folder"):
+            dpo.run(settings, display=quiet())
+        monkeypatch.setattr(start, "load_policy", None)  # the second command ends before it loads the model
+    assert sorted(path.name for path in run.iterdir()) == [NAME, f"{NAME}.part-1"]
+    lock.release()
 
 
 def test_resuming_with_another_tokenizer_is_an_error(

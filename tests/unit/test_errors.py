@@ -76,3 +76,8 @@ def test_a_quoted_setting_reaches_the_program_unchanged() -> None:
 def test_control_characters_do_not_reach_the_terminal() -> None:
     assert printable("a\x1b[2J\tb\r\n\x07\x9bä猫🎉") == "a\\x1b[2J\tb\\r\n\\x07\\x9bä猫🎉"
     assert str(ConfigError("a\x1b[2J", where="x\x07")) == "x\\x07: a\\x1b[2J"
+
+
+@pytest.mark.parametrize("setting", ["a.b={c: {d: e}}", "a=[[1, 2], {b: 3}]", "where=[score >= 2]"])
+def test_nested_braces_are_quoted_too(setting: str) -> None:
+    assert shlex.split(for_shell(f"set {setting}, or x=1")) == ["set", f"{setting},", "or", "x=1"]

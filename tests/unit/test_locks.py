@@ -176,11 +176,10 @@ def test_a_lost_lock_is_an_error_for_its_former_owner(tmp_path: Path) -> None:
     assert (tmp_path / NAME).is_file()  # it belongs to the other command
 
 
-def test_a_held_lock_is_renewed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locks, "RENEW_S", 0.01)
+def test_a_held_lock_is_renewed(tmp_path: Path) -> None:
     lock = lock_folder(tmp_path)
     os.utime(lock.path, (0, 0))
-    locks._wake.set()  # the thread waits for the time that it began with
+    locks._wake.set()  # the thread waits for RENEW_S
     deadline = time.monotonic() + 20
     while not lock.path.stat().st_mtime and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -89,7 +89,7 @@ class PromptSettings(TypedDict, total=False):
     max_prompt_length: int | None
     chat_template: str | None
     chat_template_kwargs: Mapping[str, Any]
-    as_chat: bool
+    as_chat: bool | Literal["auto"]
     system_message: Literal["template", "merge"]
 
 

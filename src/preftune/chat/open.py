@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from preftune.chat.render import Renderer
-from preftune.chat.template import ChatSettings, SystemMessage, Thinking, Turns, require_used, source_of
+from preftune.chat.template import AsChat, ChatSettings, SystemMessage, Thinking, Turns, require_used, source_of
 from preftune.chat.turns import text_to_chat
 from preftune.config.sampling import PromptConfig
 from preftune.config.schema import DataConfig
@@ -22,7 +22,7 @@ from preftune.types import PreferenceGroup
 
 
 def as_chat(prompts: Sequence[PreferenceGroup]) -> list[PreferenceGroup]:
-    """Convert text prompts to chat messages. Raises DataError for an empty prompt."""
+    """Convert all text prompts to chat messages. Raises DataError for an empty prompt."""
     result = []
     for group in prompts:
         try:
@@ -78,14 +78,14 @@ class ChatOptions:
     """Chat settings from the command line; they override the settings saved with the model.
 
     arguments           arguments of the chat template; None: as the model was trained
-    as_chat             apply the template to text prompts
+    as_chat             apply the template to text prompts (see ChatSettings); None: as the model was trained
     moment              the date for the template, in ISO format; None: as the model was trained, else now
     thinking            see ChatSettings, as are scored_turns and system_message; None: as the model was trained
     allow_dropped_text  the template may leave out part of a response
     """
 
     arguments: Mapping[str, Any] | None = None
-    as_chat: bool = False
+    as_chat: AsChat | None = None
     moment: str | None = None
     thinking: Thinking | None = None
     allow_dropped_text: bool = False
@@ -97,7 +97,7 @@ class ChatOptions:
         return replace(
             saved,
             arguments=saved.arguments if self.arguments is None else self.arguments,
-            as_chat=self.as_chat or saved.as_chat,
+            as_chat=saved.as_chat if self.as_chat is None else self.as_chat,
             moment=datetime.fromisoformat(self.moment) if self.moment else saved.moment,
             thinking=self.thinking or saved.thinking,
             allow_dropped_text=self.allow_dropped_text or saved.allow_dropped_text,

@@ -6,18 +6,22 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from preftune.chat.template import REASONING, ChatSettings
-from preftune.chat.turns import text_to_chat
-from preftune.types import TOOLS, Message, PreferenceGroup, Text
+from preftune.chat.template import REASONING, Template
+from preftune.chat.turns import text_to_chat, transcript_to_chat
+from preftune.types import ARGUMENTS, TOOLS, Message, PreferenceGroup, Text
 
 SYSTEM = ("system", "developer")
 #: The reasoning at the beginning of a content. The generation prompt may have opened it.
 THOUGHT = re.compile(r"\A\s*(?:<think>)?(?:(?!<think>).)*?</think>\s*", re.DOTALL)
 
 
-def prepared(group: PreferenceGroup, settings: ChatSettings) -> PreferenceGroup:
-    """Return the group as it is rendered under `settings`. Raises BadRow for an empty prompt (data.as_chat)."""
-    group = text_to_chat(group) if settings.as_chat else group
+def prepared(group: PreferenceGroup, template: Template) -> PreferenceGroup:
+    """Return the group as it is rendered under the settings of `template`. Raises BadRow for an empty prompt."""
+    settings = template.settings
+    if settings.as_chat == "auto":
+        group = transcript_to_chat(group) if template.source else group
+    elif settings.as_chat:
+        group = text_to_chat(group)
     if isinstance(group.prompt, str):
         return group
     if settings.system_message == "merge":
@@ -48,7 +52,7 @@ def merge_system(messages: Sequence[Message]) -> tuple[Message, ...]:
 
 def _joined(messages: Sequence[Message]) -> Message:
     content = "\n\n".join(message.content for message in messages if message.content)
-    extra = dict(entry for message in messages for entry in message.extra if entry[0] == TOOLS)
+    extra = dict(entry for message in messages for entry in message.extra if entry[0] in (ARGUMENTS, TOOLS))
     return Message("user", content, tuple(sorted((extra | dict(messages[-1].extra)).items())))
 
 

@@ -38,9 +38,10 @@ from preftune.chat.response_ends import (
 from preftune.chat.separate import tokenize_separately
 from preftune.chat.template import ChatSettings, RefusedByTemplate, Template, open_think
 from preftune.chat.texts import Encoded, Texts
+from preftune.chat.turns import CONVERTED
 from preftune.errors import ModelError
 from preftune.formats.values import BadRow
-from preftune.types import Message, PreferenceGroup, split_tools
+from preftune.types import Message, PreferenceGroup, split_arguments, split_tools
 
 CHUNK = 512  # groups that are tokenised in one call
 PLAIN = (
@@ -192,10 +193,11 @@ class Renderer:
 
     def _render(self, group: PreferenceGroup) -> Texts:
         try:
-            group = prepared(group, self.template.settings)
+            was_text, group = isinstance(group.prompt, str), prepared(group, self.template)
             if isinstance(group.prompt, str):
                 return self._render_text(group)
             one = self._render_chat(group)
+            one.notes += [CONVERTED] if was_text and self.template.settings.as_chat == "auto" else []
             return self._render_unquoted(group, one) if QUOTED in one.notes else one
         except BadRow as fault:
             return Texts("", [], fault=Fault(str(fault)))
@@ -277,7 +279,7 @@ class Renderer:
         messages = self._without_duplicates(messages, notes)
         prompt = self.template.render(messages, generation=True)
         one = Texts(prompt, [], chat=True, notes=notes)
-        written, tools = split_tools(messages)
+        written, tools = split_tools(split_arguments(messages)[0])
         lost = unwritten_tools(tools, prompt)
         if lost and not self.template.settings.allow_dropped_text:
             one.fault = Fault(TOOLS_LEFT_OUT, ", ".join(lost))
@@ -330,7 +332,7 @@ class Renderer:
         if group is None:
             return ""
         try:
-            prompt = prepared(group, self.template.settings).prompt
+            prompt = prepared(group, self.template).prompt
             messages = self._without_duplicates(prompt, [])  # type: ignore[arg-type]
             if self.template.render(messages, generation=True) != self.template.render(messages, generation=False):
                 return ""

@@ -6,15 +6,17 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Literal
 
 from preftune.chat.bounded import bounded
+from preftune.config.values import check_template_arguments
 from preftune.errors import ConfigError, ModelError, did_you_mean
-from preftune.types import TOOLS, Message, message_dict, split_tools
+from preftune.types import ARGUMENTS, TOOLS, Message, message_dict, split_arguments, split_tools
 
 Thinking = Literal["template", "keep", "unscored", "drop"]
 Turns = Literal["all", "last"]
+AsChat = bool | Literal["auto"]
 SystemMessage = Literal["template", "merge"]
 Fields = tuple[tuple[str, str], ...]
 #: Fields of a message that can hold its reasoning. transformers passes each of them as `reasoning_content`.
@@ -36,7 +38,8 @@ class ChatSettings:
     """How chat messages are rendered, from the config (sections `data` of config.schema and config.sampling).
 
     arguments           arguments of the template in addition to the messages (data.chat_template_kwargs)
-    as_chat             apply the template to text prompts and responses
+    as_chat             apply the template to text prompts and responses; "auto": to HH-RLHF transcripts, if the
+                        tokenizer has a template
     thinking            "template": the template writes the reasoning of a response; "keep": use it as it is in the
                         data; "unscored": the same, but only as context; "drop": remove it from all messages
     scored_turns        which assistant turns of a response of several messages are scored
@@ -46,7 +49,7 @@ class ChatSettings:
     """
 
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    as_chat: bool = False
+    as_chat: AsChat = "auto"
     thinking: Thinking = "template"
     allow_dropped_text: bool = False
     moment: datetime | None = None
@@ -71,7 +74,7 @@ class ChatSettings:
         moment = record.get("moment")
         return ChatSettings(
             record.get("chat_template_kwargs") or {},
-            bool(record.get("as_chat", False)),
+            record.get("as_chat", "auto"),
             record.get("thinking") or "template",
             bool(record.get("allow_dropped_text", False)),
             moment=datetime.fromisoformat(moment) if moment else None,
@@ -113,11 +116,11 @@ class Template:
                 fix="set data.chat_template (--chat-template) to dialogue or to a .jinja file, or use plain text data",
             )
         try:
-            messages, tools = split_tools(messages)
+            messages, own = self._split(messages)
         except ValueError as error:
             raise RefusedByTemplate(str(error)) from error
         plain = [message_dict(m) for m in messages]
-        arguments = {**self.settings.arguments, **({TOOLS: tools} if tools else {})}
+        arguments = {**self.settings.arguments, **own}
         dated = "strftime_now" in self.source
         while True:
             dates = {"chat_template": DATES + self.source, "preftune_dates": self.dates} if dated else {}
@@ -138,7 +141,7 @@ class Template:
             return []
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        plain, tools = split_tools(messages)
+        plain, own = self._split(messages)
         source = DATES + self.source if "strftime_now" in self.source else self.source
         arguments = {**self.tokenizer.special_tokens_map, **self.settings.arguments, "preftune_dates": self.dates}
         render = partial(
@@ -147,10 +150,22 @@ class Template:
             chat_template=source,
             return_assistant_tokens_mask=True,
             add_generation_prompt=False,
-            **{**arguments, **({TOOLS: tools} if tools else {})},
+            **{**arguments, **own},
         )
         texts, marked = bounded(render, self.tokenizer.name_or_path)
         return [(int(begin), int(end)) for begin, end in marked[0]] if texts == [rendered] else []
+
+    def _split(self, messages: Sequence[Message]) -> tuple[tuple[Message, ...], dict[str, Any]]:
+        """Return the messages without their tools and template arguments, and these as arguments of the template."""
+        messages, arguments = split_arguments(messages)
+        check_template_arguments(arguments)
+        if unread := [name for name in arguments if name not in words_of(self.source)]:
+            raise ValueError(
+                f"the chat template does not read {', '.join(map(repr, unread))} of {ARGUMENTS}; omit the column with "
+                f"data.ignore=[{ARGUMENTS}]"
+            )
+        messages, tools = split_tools(messages)
+        return messages, {**arguments, **({TOOLS: tools} if tools else {})}
 
     def around_content(self, prompt: Sequence[Message], extra: Fields = ()) -> tuple[str, str]:
         """Return the text that the template writes between prompt and content of a response, and after the content.
@@ -213,9 +228,15 @@ def source_of(tokenizer: Any, settings: ChatSettings) -> str:
         ) from error
 
 
+@lru_cache(maxsize=16)
+def words_of(source: str) -> frozenset[str]:
+    """Return the words of a template, among them the names of all arguments that it reads."""
+    return frozenset(re.findall(r"[A-Za-z_]\w*", source))
+
+
 def require_used(source: str, arguments: Iterable[str], where: str) -> None:
     """Raise ConfigError for an argument that the template does not read."""
-    words = set(re.findall(r"[A-Za-z_]\w*", source))
+    words = words_of(source)
     for name in arguments:
         if not source:
             fix = f"remove {name!r}, or set a chat template (data.chat_template or --chat-template)"

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 
+from preftune.formats.transcripts import parse_prompt, parse_response
 from preftune.formats.values import BadRow
 from preftune.types import Message, PreferenceGroup
 
-#: HH-RLHF stores a dialogue as text; each turn begins with one of these names.
-TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant|System):")
-ROLE = {"Human": "user", "Assistant": "assistant", "System": "system"}
+CONVERTED = "the HH-RLHF transcript was converted to chat messages (data.as_chat=false keeps it as text)"
 
 
 def text_to_chat(group: PreferenceGroup) -> PreferenceGroup:
@@ -22,23 +20,16 @@ def text_to_chat(group: PreferenceGroup) -> PreferenceGroup:
         return group
     if not group.prompt.strip():
         raise BadRow("the prompt is empty, but data.as_chat needs a user message")
-    messages = parse_transcript(group.prompt)
-    answers = [str(response).strip() if messages else str(response) for response in group.responses]
-    return replace(
-        group,
-        prompt=messages or (Message("user", group.prompt),),
-        responses=tuple((Message("assistant", answer),) for answer in answers),
-    )
+    converted = transcript_to_chat(group)
+    if converted is not group:
+        return converted
+    answers = tuple((Message("assistant", str(response)),) for response in group.responses)
+    return replace(group, prompt=(Message("user", group.prompt),), responses=answers)
 
 
-def parse_transcript(prompt: str) -> tuple[Message, ...] | None:
-    """Parse an HH-RLHF transcript that ends with "Assistant:". Return None for any other text."""
-    marks = list(TURN.finditer(prompt))
-    if len(marks) < 2 or marks[0].start() != 0:
-        return None
-    if marks[-1].group(1) != "Assistant" or prompt[marks[-1].end() :].strip():
-        return None
-    ends = [mark.start() for mark in marks[1:]]
-    return tuple(
-        Message(ROLE[mark.group(1)], prompt[mark.end() : end].strip()) for mark, end in zip(marks, ends, strict=False)
-    )
+def transcript_to_chat(group: PreferenceGroup) -> PreferenceGroup:
+    """Convert an HH-RLHF transcript to its messages. A group with any other prompt is returned unchanged."""
+    messages = parse_prompt(group.prompt) if isinstance(group.prompt, str) else None
+    if messages is None:
+        return group
+    return replace(group, prompt=messages, responses=tuple(parse_response(str(text)) for text in group.responses))

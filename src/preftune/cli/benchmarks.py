@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -23,14 +23,15 @@ def harness(
     batch_size: Annotated[str, typer.Option(help="Rows per batch, or auto.")] = "8",
     dtype: Annotated[str, typer.Option(help="Precision: auto (as saved), fp32, bf16 or fp16.")] = "auto",
     quiet: opt.Quiet = False,
-) -> None:
+) -> dict[str, Any]:
     """Run lm-evaluation-harness on a model. Its results are added to the run's report and model card."""
     from preftune.cli.torch_import import import_torch
 
     display = import_torch(quiet)
     from preftune.export.harness import HarnessOptions, run
 
-    run(model, HarnessOptions(tasks, tasks_dir, few_shot, limit, chat, batch_size, dtype), out, display)
+    options = HarnessOptions(tasks, tasks_dir, few_shot, limit, chat, batch_size, dtype)
+    return {"out": run(model, options, out, display)}
 
 
 def answers(
@@ -56,7 +57,7 @@ def answers(
     timeout: opt.Timeout = 120.0,
     server_settings: opt.ServerSettings = None,
     quiet: opt.Quiet = False,
-) -> None:
+) -> dict[str, Any]:
     """Answer the questions of AlpacaEval, MT-Bench or Arena-Hard. Rerun the same command to resume."""
     from preftune.cli.settings import chat_options
 
@@ -71,4 +72,4 @@ def answers(
     client = Client.from_options(server, model, api_key_env, concurrency, timeout, server_settings)
     chat = {key: value for key, value in named.items() if value is not None}
     limits = (temperature, max_new_tokens, max_questions, seed, dtype)
-    run(AnswerOptions(model, benchmark, name or model, *limits, client, chat), questions, out, display)
+    return {"out": run(AnswerOptions(model, benchmark, name or model, *limits, client, chat), questions, out, display)}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -61,11 +59,10 @@ def check(
     data_format: DataFormat = None,
     max_length: LengthOption = None,
     chat_template: ChatTemplate = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON with all line numbers.")] = False,
     out: ReportOption = None,
     write: WriteOption = None,
     drop: DropOption = None,
-) -> None:
+) -> dict[str, Any]:
     """Report dropped rows, lengths, duplicates, leaks and defects. Fails if training on the data would fail."""
     from preftune.cli.findings import drop_kinds, require_report_name
     from preftune.cli.settings import check_settings
@@ -100,16 +97,14 @@ def check(
     if out:
         write_report(out, checked, [*lines, *written])
         written.append(f"{out}: report written")
-    if as_json:
-        print(json.dumps(report_json(checked), indent=1))
-        for line in written:
-            print(line, file=sys.stderr)
-    else:
-        print("\n".join([*lines, *written]))
-        print()
-        _show(checked.groups, 3, renderer, settings.data)
+    print("\n".join([*lines, *written]))
+    print()
+    _show(checked.groups, 3, renderer, settings.data)
+    result: dict[str, Any] = report_json(checked)
     if checked.refusal:
+        checked.refusal.result = result
         raise checked.refusal
+    return result
 
 
 @app.command()
@@ -122,19 +117,21 @@ def show(
     data_format: DataFormat = None,
     max_length: LengthOption = None,
     chat_template: ChatTemplate = None,
-) -> None:
+) -> dict[str, Any]:
     """Show groups as the model sees them. With --model, each scored token is in brackets."""
     from preftune.cli.settings import check_settings
 
     options: dict[str, Any] = {"--model": model, "--format": data_format}
     options |= {"--max-length": max_length, "--chat-template": chat_template}
     settings = check_settings(arguments or (), config, options, "preftune data show")
+    from preftune.data.convert import group_rows
     from preftune.data.read_groups import read_groups
     from preftune.errors import DataError
     from preftune.lifecycle.data import reading_of
 
-    data = settings.data
-    groups, account = read_groups(data.train, reading_of(data.model_copy(update={"bad_rows": "drop"})))
+    data, renderer = settings.data, _model_of(settings)[1]
+    reading = reading_of(data.model_copy(update={"bad_rows": "drop"}), bool(renderer and renderer.template.source))
+    groups, account = read_groups(data.train, reading)
     if line is not None:
         groups = [g for g in groups if g.origin.endswith(f":{line}")]
         if not groups:
@@ -143,7 +140,8 @@ def show(
             fix = "repair the row" if reasons else "pass --line with the line number of a row of FILE"
             raise DataError(reasons[0] if reasons else "the data have no row at this line", where=where, fix=fix)
     account.check(1.0)
-    _show(groups, n, _model_of(settings)[1], data)
+    _show(groups, n, renderer, data)
+    return {"groups": list(group_rows(groups[:n]))}
 
 
 @app.command()
@@ -155,7 +153,7 @@ def convert(
     ] = "pairs",
     config: ConfigOption = None,
     data_format: DataFormat = None,
-) -> None:
+) -> dict[str, Any]:
     """Convert data of any supported format to JSONL. The rows are prompt/chosen/rejected pairs, or groups."""
     from preftune.cli.settings import check_settings
     from preftune.data.convert import group_rows, pair_rows
@@ -174,6 +172,7 @@ def convert(
     rows = list(writers[to](groups))
     write_rows(out, rows)
     print("\n".join([*account.lines(), f"{out}: {len(rows)} lines"]))
+    return {"out": out, "lines": len(rows), "account": account.record()}
 
 
 @app.command()
@@ -185,7 +184,7 @@ def noise(
     out: Out = None,
     dry_run: DryRun = False,
     quiet: Quiet = False,
-) -> None:
+) -> dict[str, Any]:
     """List pairs whose label is probably wrong. Each pair is ranked by a model trained on other parts of the data."""
     from preftune.cli.training import config_from
 
@@ -195,7 +194,13 @@ def noise(
     display = import_torch(quiet)
     from preftune.workflows.label_noise import run
 
-    run(resolved, display=display, dry_run=dry_run)
+    written = run(resolved, display=display, dry_run=dry_run)
+    if dry_run:
+        return {"dry_run": True, "out": resolved.out}
+    from preftune.train.run import Run
+
+    summary = Run.manifest(Path(resolved.out))
+    return {"out": written, **{key: summary[key] for key in summary if key not in ("identity", "versions", "machine")}}
 
 
 def _model_of(settings: CheckSettings) -> tuple[Source | None, Renderer | None]:

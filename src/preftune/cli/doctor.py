@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from typing import Any
 
 import torch
 
@@ -11,24 +12,42 @@ from preftune.files import cache_folder
 from preftune.lifecycle.compute import AMX_WIDTH, has_amx, has_compiler
 from preftune.train.machine import machine
 
+CACHES = {"reference": "reference cache", "data": "data cache", "grades": "grades of judges"}
 
-def report() -> str:
-    """Return facts and advice as lines of text."""
-    facts = machine()
-    lines = [f"{name} {version}" for name, version in facts["versions"].items()]
-    lines += [f"{name}: {value}" for name, value in facts["machine"].items()]
+
+def facts() -> dict[str, Any]:
+    """Return versions, the machine, the speed in GFLOP/s, caches with their bytes, and advice."""
+    gpu: dict[str, Any] = {}
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
-        lines.append(f"GPU memory: {free / 2**30:.1f} of {total / 2**30:.1f} GiB free")
-    fp32, bf16 = speed(torch.float32), speed(torch.bfloat16)
-    lines.append(f"matrix multiplication: {fp32:.0f} GFLOP/s in fp32, {bf16:.0f} in bf16")
-    names = {"reference": "reference cache", "data": "data cache", "grades": "grades of judges"}
-    for folder, title in names.items():
+        gpu = {"gpu_memory": {"free": free, "total": total}}
+    caches = {}
+    for folder in CACHES:
         path = cache_folder() / folder
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-        lines.append(f"{title}: {path} ({size / 1e6:.0f} MB)")
-    lines.append(f"offline: HF_HUB_OFFLINE={os.environ.get('HF_HUB_OFFLINE', 'not set')}")
-    return "\n".join([*lines, "", *advice()])
+        caches[folder] = {"path": str(path), "bytes": size}
+    return {
+        **machine(),
+        **gpu,
+        "gflops": {"fp32": speed(torch.float32), "bf16": speed(torch.bfloat16)},
+        "caches": caches,
+        "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "not set"),
+        "advice": advice(),
+    }
+
+
+def lines_of(values: dict[str, Any]) -> list[str]:
+    """Return the facts and the advice as lines of text."""
+    lines = [f"{name} {version}" for name, version in values["versions"].items()]
+    lines += [f"{name}: {value}" for name, value in values["machine"].items()]
+    if "gpu_memory" in values:
+        free, total = (values["gpu_memory"][name] / 2**30 for name in ("free", "total"))
+        lines.append(f"GPU memory: {free:.1f} of {total:.1f} GiB free")
+    fp32, bf16 = values["gflops"]["fp32"], values["gflops"]["bf16"]
+    lines.append(f"matrix multiplication: {fp32:.0f} GFLOP/s in fp32, {bf16:.0f} in bf16")
+    caches = values["caches"].items()
+    lines += [f"{CACHES[name]}: {cache['path']} ({cache['bytes'] / 1e6:.0f} MB)" for name, cache in caches]
+    return [*lines, f"offline: HF_HUB_OFFLINE={values['HF_HUB_OFFLINE']}", "", *values["advice"]]
 
 
 def speed(dtype: torch.dtype) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -43,10 +43,10 @@ def frontier(
     dtype: opt.Dtype = "auto",
     chat_template: opt.ChatTemplate = None,
     chat_template_kwargs: opt.ChatTemplateKwargs = None,
-    as_chat: opt.AsChat = False,
+    as_chat: opt.AsChat = None,
     quiet: opt.Quiet = False,
     settings: opt.Settings = None,
-) -> None:
+) -> dict[str, Any]:
     """Measure reward and KL of policies. Compares them with best of n and the optimum."""
     from preftune.cli.settings import chat_options, data_section
     from preftune.config.schema import UNUSED_BY_SAMPLE
@@ -61,7 +61,7 @@ def frontier(
     options = FrontierOptions(
         reference, tuple(policy), section, reward, levels, samples, yardstick, max_new_tokens, max_prompts, seed, dtype
     )
-    run(options, out, display)
+    return {"out": out, "points": run(options, out, display)}
 
 
 @app.command()
@@ -96,13 +96,13 @@ def winrate(
     dtype: opt.Dtype = "auto",
     chat_template: opt.ChatTemplate = None,
     chat_template_kwargs: opt.ChatTemplateKwargs = None,
-    as_chat: opt.AsChat = False,
+    as_chat: opt.AsChat = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Estimate the cost of the judge's server without sending requests.")
     ] = False,
     quiet: opt.Quiet = False,
     settings: opt.Settings = None,
-) -> None:
+) -> dict[str, Any]:
     """Measure how often a judge prefers a policy's responses. Every pair is judged in both orders."""
     from preftune.cli.settings import chat_options, data_section
     from preftune.config.schema import UNUSED_BY_WINRATE
@@ -119,7 +119,7 @@ def winrate(
     limits = (max_new_tokens, max_prompts, task, seed, dtype)
     values = (tuple(policy), section, judge, against, levels, *limits)
     options = WinRateOptions(*values, server=server, price_in=price_in, price_out=price_out)
-    run(options, out, display, dry_run)
+    return {"out": out, "dry_run": dry_run, "win_rates": run(options, out, display, dry_run)}
 
 
 @app.command("length-controlled")
@@ -131,12 +131,12 @@ def length_controlled(
     gamed: Annotated[Path, typer.Option(help="File df_gamed.csv of the dataset tatsu-lab/alpaca_eval.")],
     out: Annotated[Path, typer.Option(help="File to write.")] = Path("length-controlled.json"),
     quiet: opt.Quiet = False,
-) -> None:
+) -> dict[str, Any]:
     """Compute AlpacaEval's length-controlled win rate. It needs the annotations and the gamed baselines."""
     from preftune.train.display import Display
     from preftune.workflows.length_controlled import run
 
-    run(annotations, gamed, out, Display(quiet))
+    return {"out": out, "result": run(annotations, gamed, out, Display(quiet))}
 
 
 def numbers(text: str) -> tuple[float, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -37,7 +37,7 @@ def export(
     public: Annotated[bool, typer.Option("--public", help="With hub: create a public repository.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="With hub: upload without asking.")] = False,
     quiet: Quiet = False,
-) -> None:
+) -> dict[str, Any]:
     """Write a trained model for transformers, peft, vLLM, llama.cpp, Ollama or the Hub, with a model card."""
     if to == "hub" and repo and not yes and sys.stdin.isatty():
         yes = typer.confirm(f"Upload {model} to {repo} ({'public' if public else 'private'})?")
@@ -47,4 +47,4 @@ def export(
     from preftune.export.run import ExportOptions, run
 
     options = ExportOptions(to, dtype, merge, base, name, converter, gguf_type, repo, public, yes)
-    run(model, options, out, display)
+    return {"to": to, "out": run(model, options, out, display)}

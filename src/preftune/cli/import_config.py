@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -34,7 +34,7 @@ def import_config(
     processes: Annotated[
         int | None, typer.Option(help="Number of processes (GPUs) of the other run, for the batch size.", min=1)
     ] = None,
-) -> None:
+) -> dict[str, Any]:
     """Convert a config of TRL, LLaMA-Factory, axolotl, OpenRLHF or ms-swift. Every key is mapped or listed."""
     from preftune.cli.settings import split_arguments
     from preftune.moving.run import convert
@@ -49,10 +49,11 @@ def import_config(
         raise ConfigError(what, where=str(out), fix="choose a different name, or delete the file")
     result = convert(file, tool=tool, method=method, processes=processes, settings=values)
     missing = " ".join(f"{key}=..." for key in result.missing)
+    summary = {"method": result.method, "missing": list(result.missing), "report": list(result.report)}
     if out is None:
         sys.stdout.write(result.text)
         print("\n".join(result.report), file=sys.stderr)
-        return
+        return {**summary, "config": result.text}
     with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(
@@ -62,3 +63,4 @@ def import_config(
     print(
         f"\nwrote {out}\nnext: " + " ".join(filter(None, ["preftune", result.method, str(out), "--dry-run", missing]))
     )
+    return {**summary, "out": out}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -38,7 +38,7 @@ def label(
         bool, typer.Option("--no-page", help="Only write the preference data of the saved verdicts.")
     ] = False,
     data_format: opt.DataFormat = None,
-) -> None:
+) -> dict[str, Any]:
     """Let people compare responses on a page in the browser. Rerun the same command to resume."""
     from preftune.cli.settings import data_section, split_arguments
     from preftune.config.schema import UNUSED_BY_SCORE
@@ -58,10 +58,12 @@ def label(
     display = import_torch()
     from preftune.workflows.label import LabelOptions, run
 
-    if not run(LabelOptions(section, name, per_row, votes, soft, seed, port), out, display, page=not no_page):
+    complete = run(LabelOptions(section, name, per_row, votes, soft, seed, port), out, display, page=not no_page)
+    if not complete:
         display.say("next: some pairs need more verdicts; rerun the same command to judge them")
     elif name is None:
         display.say("every pair has its verdicts; to add those of one more annotator, pass --annotator NAME")
+    return {"out": out, "complete": complete}
 
 
 def number_of_pairs(text: str) -> int | None:

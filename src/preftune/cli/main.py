@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
-import traceback
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -14,20 +15,24 @@ from typing import Annotated, Any
 import typer
 
 from preftune import stop
+from preftune.cli import config as config_commands
 from preftune.cli import data as data_commands
 from preftune.cli import evaluate as evaluate_commands
 from preftune.cli import options as opt
+from preftune.cli.completion import complete_line, completion
 from preftune.cli.export import export
 from preftune.cli.import_config import import_config
 from preftune.cli.init import init
 from preftune.cli.label import label
 from preftune.cli.launch import RAW, launch
 from preftune.cli.options import Config, Data, DryRun, Lora, Model, Out, Quiet
+from preftune.cli.outcome import JSON, Command, Outcome, command_in, failure, interruption, run_result, usage_error
+from preftune.cli.report import report
 from preftune.cli.talk import chat
 from preftune.cli.training import config_from
 from preftune.config.schema import TunedConfig
-from preftune.errors import ConfigError, PreftuneError, Stopped
-from preftune.ranks.join import join
+from preftune.errors import Stopped, for_shell
+from preftune.ranks.join import Ranks, join
 
 DOCS = "https://github.com/preftune/preftune/tree/main/docs"
 
@@ -42,6 +47,7 @@ app = typer.Typer(
 )
 app.add_typer(data_commands.app, name="data")
 app.add_typer(evaluate_commands.app, name="eval")
+app.add_typer(config_commands.app, name="config")
 
 UsageError: Any = typer.BadParameter.__bases__[0]  # click's class, or the copy of it in newer versions of typer
 
@@ -65,17 +71,21 @@ def demo(
     with_ppo: Annotated[
         bool, typer.Option("--with-ppo", help="Also train a reward model and run PPO, for comparison.")
     ] = False,
-) -> None:
+) -> dict[str, Any]:
     """Train a small language model on preferences, offline. Takes about 90 seconds and reports the result."""
     from preftune.demo.run import run as run_demo
 
     run_demo(out, fast=fast, with_ppo=with_ppo)
+    return {"out": out}
 
 
 app.command()(init)
 app.command()(import_config)
 app.command()(export)
 app.command(context_settings=RAW)(launch)
+app.command()(report)
+app.command()(completion)
+app.command("complete-line", hidden=True)(complete_line)
 
 
 @app.command()
@@ -87,9 +97,9 @@ def sft(
     out: Out = None,
     dry_run: DryRun = False,
     quiet: Quiet = False,
-) -> None:
+) -> dict[str, Any]:
     """Fine-tune a model on demonstrations. With preference data, it is fine-tuned on the chosen responses."""
-    train("methods.sft", config_from("sft", arguments or (), model, data or (), lora, out), dry_run, quiet)
+    return train("methods.sft", config_from("sft", arguments or (), model, data or (), lora, out), dry_run, quiet)
 
 
 @app.command()
@@ -101,9 +111,9 @@ def dpo(
     out: Out = None,
     dry_run: DryRun = False,
     quiet: Quiet = False,
-) -> None:
+) -> dict[str, Any]:
     """Train a model on preferences with DPO or a different loss. All losses: https://github.com/preftune/preftune/tree/main/docs/losses.md"""
-    train("methods.dpo", config_from("dpo", arguments or (), model, data or (), lora, out), dry_run, quiet)
+    return train("methods.dpo", config_from("dpo", arguments or (), model, data or (), lora, out), dry_run, quiet)
 
 
 @app.command()
@@ -115,9 +125,9 @@ def reward(
     out: Out = None,
     dry_run: DryRun = False,
     quiet: Quiet = False,
-) -> None:
+) -> dict[str, Any]:
     """Train a Bradley-Terry reward model on preference data. It is a language model with a scalar head."""
-    train("methods.reward", config_from("reward", arguments or (), model, data or (), lora, out), dry_run, quiet)
+    return train("methods.reward", config_from("reward", arguments or (), model, data or (), lora, out), dry_run, quiet)
 
 
 @app.command()
@@ -129,9 +139,9 @@ def ppo(
     out: Out = None,
     dry_run: DryRun = False,
     quiet: Quiet = False,
-) -> None:
+) -> dict[str, Any]:
     """Train a model with PPO. The reward is a reward model, VADER or your own function."""
-    train("methods.ppo", config_from("ppo", arguments or (), model, data or (), lora, out), dry_run, quiet)
+    return train("methods.ppo", config_from("ppo", arguments or (), model, data or (), lora, out), dry_run, quiet)
 
 
 @app.command()
@@ -143,20 +153,26 @@ def iterate(
     out: Out = None,
     dry_run: DryRun = False,
     quiet: Quiet = False,
-) -> None:
+) -> dict[str, Any]:
     """Run rounds of sampling and preference training. Each round trains on pairs of samples of the current policy."""
-    train("workflows.iterate", config_from("iterate", arguments or (), model, data or (), lora, out), dry_run, quiet)
+    return train(
+        "workflows.iterate", config_from("iterate", arguments or (), model, data or (), lora, out), dry_run, quiet
+    )
 
 
-def train(module: str, config: TunedConfig, dry_run: bool, quiet: bool) -> None:
-    """Run a training command. The config is checked before the training module is imported, which takes seconds."""
+def train(module: str, config: TunedConfig, dry_run: bool, quiet: bool) -> dict[str, Any]:
+    """Run a training command, and return its result.
+
+    The config is checked before the training module is imported, which takes seconds.
+    """
     from preftune.lifecycle.early_checks import check_config
 
     check_config(config)
     from preftune.cli.torch_import import import_torch
 
     display = import_torch(quiet)
-    import_module(f"preftune.{module}").run(config, display=display, dry_run=dry_run)
+    final = import_module(f"preftune.{module}").run(config, display=display, dry_run=dry_run)
+    return run_result(config.out, final, dry_run)
 
 
 @app.command()
@@ -181,7 +197,7 @@ def sample(
     dtype: opt.Dtype = "auto",
     chat_template: opt.ChatTemplate = None,
     chat_template_kwargs: opt.ChatTemplateKwargs = None,
-    as_chat: opt.AsChat = False,
+    as_chat: opt.AsChat = None,
     server: opt.ServerUrl = None,
     api_key_env: opt.ApiKeyEnv = None,
     concurrency: opt.Concurrency = 8,
@@ -189,7 +205,7 @@ def sample(
     server_settings: opt.ServerSettings = None,
     quiet: Quiet = False,
     settings: opt.Settings = None,
-) -> None:
+) -> dict[str, Any]:
     """Sample responses to prompts from a model or a server. Rerun the same command to resume."""
     from preftune.cli.settings import chat_options, data_section
     from preftune.config.schema import UNUSED_BY_SAMPLE
@@ -205,7 +221,8 @@ def sample(
 
     client = Client.from_options(server, model, api_key_env, concurrency, timeout, server_settings)
     sampling = Sampling(n, max_new_tokens, temperature, top_p, top_k, seed)
-    workflow.run(workflow.SampleOptions(model, section, sampling, max_prompts, dtype, client), out, display)
+    options = workflow.SampleOptions(model, section, sampling, max_prompts, dtype, client)
+    return {"out": workflow.run(options, out, display)}
 
 
 @app.command()
@@ -229,7 +246,7 @@ def pairs(
     beta: Annotated[float, typer.Option(help="Temperature of the rejection sampling in rso.", min=1e-6)] = 0.1,
     seed: Annotated[int, typer.Option(help="Random seed of best-random and rso.", min=0)] = 0,
     quiet: Quiet = False,
-) -> None:
+) -> dict[str, Any]:
     """Make preference data from samples and their rewards."""
     from preftune.data.select import selection_options
 
@@ -242,7 +259,7 @@ def pairs(
     from preftune.workflows.pairs import run as run_pairs
 
     scorer = open_reward(reward, "--reward", device=device_of(None)) if reward else None
-    run_pairs(samples, out, selection, scorer, display)
+    return {"out": out, "samples": run_pairs(samples, out, selection, scorer, display).record()}
 
 
 app.command()(label)
@@ -274,10 +291,10 @@ def score(
     dtype: opt.Dtype = "auto",
     chat_template: opt.ChatTemplate = None,
     chat_template_kwargs: opt.ChatTemplateKwargs = None,
-    as_chat: opt.AsChat = False,
+    as_chat: opt.AsChat = None,
     quiet: Quiet = False,
     settings: opt.Settings = None,
-) -> None:
+) -> dict[str, Any]:
     """Score preference pairs with a reward. The implicit reward is beta * log(policy / reference)."""
     from preftune.cli.settings import chat_options, data_section
     from preftune.config.schema import UNUSED_BY_SCORE
@@ -291,58 +308,88 @@ def score(
     from preftune.workflows import score as workflow
 
     score_options = workflow.options_for((policy, reference, reward), section, beta, tokens, dtype, mode)
-    workflow.run(score_options, out, display)
+    written = workflow.run(score_options, out, display)
+    return {"out": written, "summary": json.loads(written.with_name(f"{written.stem}.summary.json").read_text())}
 
 
 app.command()(chat)
 
 
 @app.command()
-def doctor() -> None:
+def doctor() -> dict[str, Any]:
     """Print versions, devices, speed and caches of this machine. Add the output to bug reports."""
     from preftune.cli.torch_import import import_torch
 
     import_torch()
-    from preftune.cli.doctor import report
+    from preftune.cli.doctor import facts, lines_of
 
-    print(report())
+    result = facts()
+    print("\n".join(lines_of(result)))
+    return result
 
+
+for _app in (app, data_commands.app, evaluate_commands.app):
+    for _command in _app.registered_commands:
+        if _command.callback not in (chat, completion, complete_line, launch):
+            _command.cls = Command
 
 INTERRUPTED = 130  # what typer returns after KeyboardInterrupt
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command and return its exit code. Errors go to stderr, with a traceback only after --debug."""
+    """Run one command and return its exit code. Errors go to stderr, with a traceback only after --debug.
+
+    With --json, stdout has one JSON object, and everything else goes to stderr.
+    """
+    if JSON not in arguments:
+        return _outcome(arguments).code
+    with redirect_stdout(sys.stderr):
+        outcome = _outcome(arguments)
+    try:
+        print(outcome.document(command_in(arguments, app)), flush=True)
+    except BrokenPipeError:
+        _no_stdout()
+    return outcome.code
+
+
+def _outcome(arguments: Sequence[str]) -> Outcome:
+    """Run one command, and return its outcome."""
     debug = "--debug" in arguments  # accepted anywhere on the command line
-    arguments = [argument for argument in arguments if argument != "--debug"]
-    ranks = None
+    ranks: Ranks | None = None
     with stop.guard():
         try:
             with stop.interruptible():
-                ranks = join(arguments)
-                code = app(arguments, standalone_mode=False)
-                if ranks and code == INTERRUPTED:
-                    raise KeyboardInterrupt  # on this rank only
+                ranks = join(list(arguments))
+                value = app([a for a in arguments if a not in ("--debug", JSON)], standalone_mode=False)
                 if ranks:
-                    ranks.finish()
+                    ranks.finish(interrupted=value == INTERRUPTED)
         except UsageError as error:
-            error.show()
-            hint = _instead_of(error, arguments)
-            if hint:
-                print(f"  fix: {hint}", file=sys.stderr)
-            return 2
+            return usage_error(error, for_shell(_instead_of(error, arguments)), command_in(arguments, app))
         except typer.Exit as done:
-            return done.exit_code
+            return Outcome(done.exit_code)
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
+            _no_stdout()
+            return Outcome()
         except (Exception, KeyboardInterrupt) as error:
+            report_error = partial(_failure, error, debug)
             if ranks:
-                ranks.fail(error, partial(_failed, error, debug))
-            return _failed(error, debug)
-        if code == INTERRUPTED:
-            return _stopped()
-        return code if isinstance(code, int) else 0
+                ranks.fail(error, lambda: report_error().code)
+            return report_error()
+        if value == INTERRUPTED:
+            return interruption()
+        return Outcome(value) if isinstance(value, int) else Outcome(result=value or {})
+
+
+def _failure(error: BaseException, debug: bool) -> Outcome:
+    """Print why a command failed or stopped, and return its outcome."""
+    # a library may have turned the request to stop into an error
+    is_request = isinstance(error, KeyboardInterrupt | typer.Abort) or stop.caused(error)
+    return interruption() if is_request and not isinstance(error, Stopped) else failure(error, debug)
+
+
+def _no_stdout() -> None:
+    """Discard what is written to stdout, because its reader has gone."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _instead_of(error: Any, arguments: Sequence[str]) -> str:
@@ -351,37 +398,3 @@ def _instead_of(error: Any, arguments: Sequence[str]) -> str:
 
     option = getattr(error, "option_name", None)
     return unknown_option(arguments, option) if option else ""
-
-
-def _failed(error: BaseException, debug: bool) -> int:
-    """Print why a command failed, and return its exit code."""
-    # a library may have turned the request to stop into an error
-    if isinstance(error, KeyboardInterrupt | typer.Abort) or (stop.caused(error) and not isinstance(error, Stopped)):
-        return _stopped()
-    if isinstance(error, PreftuneError):
-        print(error, file=sys.stderr)
-        code = error.exit_code
-    else:
-        code = _unexpected(error)
-    if debug:
-        traceback.print_exc()
-    return code
-
-
-def _stopped() -> int:
-    """Print that the command stopped on request, and return the exit code."""
-    print("stopped: rerun the same command to resume", file=sys.stderr)
-    return Stopped.exit_code
-
-
-def _unexpected(error: BaseException) -> int:
-    """Print an exception that preftune does not expect, and return the exit code."""
-    from preftune.resolve import in_words, place_of
-
-    place = place_of(error)  # a line in the user's own file, for example in the backward pass of a loss
-    if place:
-        print(ConfigError(in_words(error), where=place, fix="correct this file"), file=sys.stderr)
-        return ConfigError.exit_code
-    print(f"internal error: {type(error).__name__}: {error}", file=sys.stderr)
-    print("  fix: this is a bug in preftune; please report it with the output of --debug", file=sys.stderr)
-    return 1

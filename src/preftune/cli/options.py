@@ -40,7 +40,13 @@ ChatTemplateKwargs = Annotated[
     str | None, typer.Option(help="Arguments of the chat template, as a JSON object (data.chat_template_kwargs).")
 ]
 AsChat = Annotated[
-    bool, typer.Option("--as-chat", help="Convert text to chat messages and apply the chat template (data.as_chat).")
+    bool | None,
+    typer.Option(
+        "--as-chat/--no-as-chat",
+        help="Convert text to chat messages and apply the chat template (data.as_chat). By default, only transcripts "
+        "of HH-RLHF are converted, and only for models with a chat template.",
+        show_default=False,
+    ),
 ]
 ServerUrl = Annotated[str | None, typer.Option(help="URL of an OpenAI-compatible server.")]
 ApiKeyEnv = Annotated[str | None, typer.Option(help="Name of the environment variable with the server's API key.")]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,7 +34,7 @@ class CheckSettings(Section):
 
 def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Split arguments into files and settings. A setting begins with `key=` and is not an existing file."""
-    settings = [argument for argument in arguments if SETTING.match(argument) and not Path(argument).exists()]
+    settings = [argument for argument in arguments if SETTING.match(argument) and not os.path.exists(argument)]
     return [argument for argument in arguments if argument not in settings], settings
 
 
@@ -54,7 +55,7 @@ def data_section(
     return build(CheckSettings, raw, places, command).data
 
 
-def chat_options(template: str | None, arguments: str | None, as_chat: bool) -> dict[str, Any]:
+def chat_options(template: str | None, arguments: str | None, as_chat: bool | None) -> dict[str, Any]:
     """Return the values of --chat-template, --chat-template-kwargs (parsed as a JSON object) and --as-chat."""
     try:
         values = json.loads(arguments) if arguments else None
@@ -63,7 +64,7 @@ def chat_options(template: str | None, arguments: str | None, as_chat: bool) -> 
     if not isinstance(values, dict | None):
         fix = "write an object, e.g. '{\"enable_thinking\": false}'"
         raise ConfigError(f"not a JSON object: {values}", where="--chat-template-kwargs", fix=fix)
-    return {"--chat-template": template, "--chat-template-kwargs": values, "--as-chat": as_chat or None}
+    return {"--chat-template": template, "--chat-template-kwargs": values, "--as-chat": as_chat}
 
 
 def check_settings(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +30,7 @@ def config_from(
     every problem, and for a key that an option and an override set to different values.
     """
     command = "preftune data noise" if method == "noise" else f"preftune {method}"
-    overrides = [argument for argument in arguments if "=" in argument and not Path(argument).exists()]
+    overrides = [argument for argument in arguments if "=" in argument and not os.path.exists(argument)]
     files = [argument for argument in arguments if argument not in overrides]
     if len(files) > 1:
         what = f"{len(files)} config files: {', '.join(files)}"
@@ -45,6 +48,9 @@ def config_from(
     for override in overrides:
         _require_same(raw, places, override)
         apply_override(raw, places, override)
+    if lora and not isinstance(raw.get("lora"), dict):
+        what = f"--lora trains an adapter, and {places[('lora',)].removeprefix('override ')} turns it off"
+        raise ConfigError(what, where="--lora", fix="remove one of them")
     missing = "" if files else _missing(raw)
     if missing:
         raise ConfigError(f"{missing} is missing", where=command, fix=f"add {_OPTIONS[missing]}, or pass a config file")
@@ -71,19 +77,27 @@ def _loss_problems(loss: Any) -> list[str]:
 
 def _require_config_file(file: str, method: str, command: str) -> None:
     """Raise ConfigError for a data file, a model folder and a file that does not exist."""
-    path = Path(file)
+    argument = shlex.quote(file)
     if is_data_file(file):
-        raise ConfigError("this is not a config file", where=file, fix=f"pass data as --data {file}")
-    if (path / "config.json").is_file() or (path / "manifest.json").is_file():
-        raise ConfigError("this is a model, not a config file", where=file, fix=f"pass models as --model {file}")
-    if not path.exists():
-        folder = path.parent if path.parent.is_dir() else Path()
-        names = sorted(str(name) for name in folder.glob("*.y*ml"))[:8]
-        check = f"pass one of {', '.join(names)}" if names else "check the path"
-        fix = (
-            f"{check}; or run {command} --model MODEL --data FILE, which needs no file; or write one with preftune init"
-        )
-        raise ConfigError("no such config file", where=file, fix=f"{fix} {method}")
+        raise ConfigError("this is not a config file", where=file, fix=f"pass data as --data {argument}")
+    if any(os.path.isfile(os.path.join(file, name)) for name in ("config.json", "manifest.json")):
+        raise ConfigError("this is a model, not a config file", where=file, fix=f"pass models as --model {argument}")
+    if not os.path.exists(file):
+        fix = f"{_configs_near(file)}; or run {command} --model MODEL --data FILE, which needs no file"
+        where = file if len(file) < 200 else f"{file[:200]}..."
+        out = argument if where == file and file.endswith((".yaml", ".yml")) else "FILE"
+        fix += f"; or write one with preftune init {method} --out {out}"
+        raise ConfigError("no such config file", where=where, fix=fix)
+
+
+def _configs_near(file: str) -> str:
+    """Return which config files exist where `file` was expected, the most similar names first."""
+    parent = os.path.dirname(file)
+    folder = Path(parent) if os.path.isdir(parent) else Path()
+    names = sorted(path.name for path in folder.glob("*.y*ml") if not path.name.startswith("."))
+    close = difflib.get_close_matches(os.path.basename(file)[:200], names, n=8, cutoff=0.5)
+    shown = [shlex.quote(str(folder / name)) for name in [*close, *(name for name in names if name not in close)][:8]]
+    return f"pass one of {', '.join(shown)}" if shown else "check the path"
 
 
 def _require_own_config(raw: dict[str, Any], files: Sequence[str], method: str) -> None:

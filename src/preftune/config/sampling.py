@@ -26,9 +26,9 @@ class PromptConfig(schema.Section):
     """Chat template to use instead of the tokenizer's: a .jinja file, or `dialogue`. It is saved with the model."""
     chat_template_kwargs: schema.TemplateArguments = Field({})
     """Arguments of the chat template in addition to the messages, e.g. {enable_thinking: false}."""
-    as_chat: bool = False
-    """Convert text prompts to one user message and apply the chat template. HH-RLHF transcripts are split into their
-    messages."""
+    as_chat: schema.AsChat = "auto"
+    """Which text prompts to convert to chat messages. auto: HH-RLHF transcripts, if the model has a chat template.
+    true: all; a text that is not a transcript becomes one user message. false: none."""
     system_message: Literal["template", "merge"] = "template"
     """How to render system messages. template: as the chat template does. merge: put their text before the next user
     message, for templates without a system message."""

@@ -25,6 +25,7 @@ def check_eval(value: str | float | None) -> str | float | None:
 
 HeldOut = Annotated[str | float | None, AfterValidator(check_eval)]
 TemplateArguments = Annotated[dict[str, Any], AfterValidator(check_template_arguments)]
+AsChat = bool | Literal["auto"]
 
 
 class ModelConfig(Section):
@@ -76,9 +77,9 @@ class DataConfig(Section):
     is saved with the model."""
     chat_template_kwargs: TemplateArguments = {}
     """Arguments of the chat template in addition to the messages, e.g. {enable_thinking: false}."""
-    as_chat: bool = False
-    """Convert text prompts and responses to one user and one assistant message, and apply the chat template.
-    HH-RLHF transcripts are split into their messages."""
+    as_chat: AsChat = "auto"
+    """Which text prompts to convert to chat messages. auto: HH-RLHF transcripts, if the model has a chat template.
+    true: all; a text that is not a transcript becomes one user message. false: none."""
     scored_turns: Literal["all", "last"] = "all"
     """Which assistant turns of a dialogue to score. all: every turn of a response of several messages, and in sft every
     assistant turn of a dialogue. last: only the last turn; the earlier ones are context. Messages of users and tools

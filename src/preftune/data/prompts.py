@@ -11,7 +11,7 @@ import numpy as np
 
 from preftune.chat.faults import report_faults
 from preftune.chat.render import Renderer
-from preftune.data.read_groups import read_groups
+from preftune.data.read_groups import read_groups, with_known_columns
 from preftune.errors import DataError
 from preftune.formats.account import Account
 from preftune.formats.column_roles import TEXT_PROMPTS, prompt_of
@@ -20,7 +20,7 @@ from preftune.formats.file_checks import text_prompts_to_chats
 from preftune.formats.json_cells import decode_cells
 from preftune.formats.names import ColumnNames, column_names
 from preftune.formats.parsers import Reading
-from preftune.formats.tools import tools_of, with_tools
+from preftune.formats.tools import for_template
 from preftune.formats.values import BadRow, Fields, text_of
 from preftune.formats.where import Filter, conditions
 from preftune.sources.read import read
@@ -56,6 +56,7 @@ def read_prompts(source: str | Sequence[str], reading: Reading | None = None) ->
     """Read the distinct prompts of `source`, in order, as groups without responses. Raises DataError for a bad row."""
     reading = reading or Reading()
     account = Account(source if isinstance(source, str) else ", ".join(source), "prompts")
+    reading = with_known_columns(source, reading, account)
     selected = Filter(conditions(reading.where), account)
     rows = decode_cells(read(source, account.note), reading, account.note)
     head = list(islice(rows, LOOKED_AT))
@@ -90,9 +91,9 @@ def _prompts(rows: Iterable[Row], names: ColumnNames, account: Account, drop: bo
         try:
             if row.fault:
                 raise BadRow(row.fault)
-            ledger.seen.update(row.value)
+            ledger.see(row.value)
             value = TrackedRow(names.rename(row.value))
-            (group,) = with_tools([PreferenceGroup(prompt_of(value), (), origin=row.origin)], tools_of(value))
+            (group,) = for_template([PreferenceGroup(prompt_of(value), (), origin=row.origin)], value)
             ledger.record(row.value, value, [group], row.origin)
             groups.append(group)
         except BadRow as fault:

@@ -22,8 +22,11 @@ REPAIRS = {
     "tie": "check that the responses differ, or use a different judge",
 }
 LEFT_OUT = "left out by data.where: not "
+UNCOMPARED = "the message has no ranked alternative"  # in conversation trees
+#: A larger share of dropped rows means that the rows are misread, so an error does not offer to accept it.
+MOST_ACCEPTED = 0.5
 #: Reasons that say nothing about the quality of the data. They do not count towards data.max_dropped.
-EXPECTED = ("tie", "tied scores")
+EXPECTED = ("tie", "tied scores", UNCOMPARED)
 MAX_REASONS = 12  # reasons listed separately
 
 
@@ -140,7 +143,8 @@ class Account:
                 f"{dropped} of {self.read - len(expected)} rows were dropped ({share:.0%})",
                 where=self.source,
                 why=self._why(),
-                fix=repair + (f", or accept this share with data.max_dropped={allowed:g}" if allowed < 1 else ""),
+                fix=repair
+                + (f", or accept this share with data.max_dropped={allowed:g}" if allowed <= MOST_ACCEPTED else ""),
             )
 
 

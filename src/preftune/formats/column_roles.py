@@ -24,7 +24,7 @@ from preftune.formats.values import (
 from preftune.types import Message, Text
 
 TEXT_PROMPTS = ("prompt", "instruction", "question", "query")
-DIALOGUES = ("messages", "conversations", "conversation")  # columns that are never text
+DIALOGUES = ("messages", "conversations", "conversation", "trajectory", "contents")  # columns that are never text
 PROMPTS = (*TEXT_PROMPTS, "input", *DIALOGUES, "context", "history")
 SYSTEMS = ("system", "system_prompt", "system_message")
 PAIRS = (
@@ -58,7 +58,15 @@ def _can_be_prompt(value: Any, key: str) -> bool:
         return key not in DIALOGUES
     if key == "history":  # a list of earlier turns
         return False
+    if key == "question" and _question_text(value) is not None:
+        return True
     return is_dialogue(value) or (has_role(value) and key != "input")
+
+
+def _question_text(value: Any) -> str | None:
+    """Return the text of a question that is stored with its source (openai/webgpt_comparisons), or None."""
+    text = value.get("full_text") if isinstance(value, dict) else None
+    return text if isinstance(text, str) else None
 
 
 def prompt_value(row: Fields) -> Any:
@@ -73,8 +81,9 @@ def prompt_of(row: Fields, text_only: bool = False) -> Text:
     A text prompt with a system text or a history becomes a chat, because plain text cannot represent these.
     """
     key = prompt_column(row) or "prompt"
-    if isinstance(get(row, key), str):
-        prompt: Text = _with_input(row, key, require_utf8(row[key], key))
+    question = _question_text(get(row, key))
+    if isinstance(row[key], str) or question is not None:
+        prompt: Text = _with_input(row, key, require_utf8(question or row[key], key))
     elif text_only:
         raise BadRow(f"column {key!r} must be text, not {kind_name(row[key])}")
     else:

@@ -6,8 +6,9 @@ whose values are read, so "used" reflects what the parser did. `ColumnLedger` de
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,8 +25,9 @@ from preftune.formats.names import (
     suggest_name,
 )
 from preftune.formats.origins import Origins
-from preftune.formats.tools import COLUMNS as TOOL_COLUMNS
-from preftune.formats.values import Fields, is_blank
+from preftune.formats.parse_sft import is_label
+from preftune.formats.tools import FOR_TEMPLATE
+from preftune.formats.values import Fields, is_blank, peek
 from preftune.types import PreferenceGroup
 
 #: The statuses of a column, as they are printed. If rows differ, the first in this order counts.
@@ -74,6 +76,7 @@ class TrackedRow(dict[str, Any]):
 class ColumnLedger:
     """The status of each column of a file, row by row.
 
+    origin_of     {column that preftune made: the column of the file that it was made from}
     seen          all columns of the file, including those of rows that cannot be read
     counts        {column: {status: rows}}; "dropped" counts dropped rows, whose parser may not have read the column
     refused       {column: (why, origins)}
@@ -85,6 +88,7 @@ class ColumnLedger:
     source: str
     format: str
     names: ColumnNames
+    origin_of: Mapping[str, str] = field(default_factory=dict)
     seen: set[str] = field(default_factory=set)
     counts: dict[str, Counter[str]] = field(default_factory=dict)
     refused: dict[str, tuple[str, Origins]] = field(default_factory=dict)
@@ -92,8 +96,13 @@ class ColumnLedger:
     notes: dict[str, Origins] = field(default_factory=dict)
     has_context: bool = False
     nested: set[str] = field(default_factory=set)
+    good_rows: str = ""  # condition for the rows that are not marked as bad
     ratings: list[str] = field(default_factory=list)  # refused columns by which responses could be compared
     _misspelt: dict[str, tuple[str, Origins]] = field(default_factory=dict)  # as `refused`, in dropped rows
+
+    def see(self, raw: Fields) -> None:
+        """Note the columns of a row of the file."""
+        self.seen.update(self.origin_of.get(column, column) for column in raw)
 
     def record(self, raw: Fields, row: TrackedRow, groups: list[PreferenceGroup] | None, origin: str) -> list[str]:
         """Record the columns of a row and return the refused ones. `groups` is None for a dropped row."""
@@ -101,7 +110,7 @@ class ColumnLedger:
         texts: set[str] | None = None
         refused = []
         for name, value in row.untracked_items():
-            column = self.names.original(name)
+            column = self.origin_of.get(name) or self.names.original(name)
             if name in row.read:
                 self._record_used(column, name, value)
             elif groups is None:
@@ -111,7 +120,7 @@ class ColumnLedger:
                 if not status:
                     texts = metadata.texts_of(groups) if texts is None else texts
                     status, why = self._status_by_value(name, value, row, texts, origin)
-                self._count(column, status)
+                self.count(column, status)
                 if status == "refused":
                     self.refused.setdefault(column, (why, Origins()))[1].append(origin)
                     refused.append(column)
@@ -123,25 +132,26 @@ class ColumnLedger:
             self.nested |= self.names.ignored & nested_fields(raw)
         for column in raw:
             if column in self.names.ignored:
-                self._count(column, "ignored")
+                self.count(column, "ignored")
             elif self.names.new_name.get(column, column) not in row:  # a blank column whose name another one got
-                self._count(column, "empty")
+                self.count(column, "empty")
 
     def _record_used(self, column: str, name: str, value: Any) -> None:
         blank = is_blank(value)
-        self._count(column, "empty" if blank else "used")
+        self.count(column, "empty" if blank else "used")
         self.has_context |= not blank and (
-            name in SYSTEMS or name.lower() in TOOL_COLUMNS or (name == "history" and not isinstance(value, str))
+            name in SYSTEMS or name.lower() in FOR_TEMPLATE or (name == "history" and not isinstance(value, str))
         )
 
     def _record_dropped(self, column: str, name: str, value: Any, row: TrackedRow, origin: str) -> None:
-        self._count(column, "dropped")
+        self.count(column, "dropped")
         if name in CANONICAL:
             return
         if suggest_name(name, row) and metadata.texts_in(value) and not metadata.is_metadata(name, row):
             self._misspelt.setdefault(column, (self._not_used(name, row), Origins()))[1].append(origin)
 
-    def _count(self, column: str, status: str) -> None:
+    def count(self, column: str, status: str) -> None:
+        """Count one row in which a column has this status."""
         if column not in self.counts:
             self.counts[column] = Counter()
         self.counts[column][status] += 1
@@ -162,7 +172,12 @@ class ColumnLedger:
             status = "refused"
             self.ratings.append(self.names.original(name))
         elif self.format.startswith("sft-") and metadata.marks_bad(name, value):
-            self.suggestions[self.names.original(name)] = "label"
+            good = name.lower() in metadata.FLAGS
+            word = isinstance(value, str) and value.strip().lower() in metadata.BAD_WORDS
+            condition = f"!= {value.strip()}" if word else "== true" if good else "== false"
+            self.good_rows = f"{self.names.original(name)} {condition}"
+            if good or (word and is_label(value)):
+                self.suggestions[self.names.original(name)] = "label"
             status, why = "refused", "marks the response as bad, and a demonstration must be a good one"
         elif self._describes_row(name, value, row):
             status = "metadata"
@@ -178,7 +193,7 @@ class ColumnLedger:
 
     def _status_by_value(self, name: str, value: Any, row: TrackedRow, texts: set[str], origin: str) -> tuple[str, str]:
         """Status of an unread column and why it is refused, given the `texts` that were read."""
-        if metadata.only_repeats(name, value, texts):
+        if metadata.only_repeats(name, value, texts) or self._is_read_inside(name, value, row, texts):
             return "repeated", ""
         if self.format == "ultrafeedback" and name in TEXT_PROMPTS and name == prompt_column(row):
             self._note(f"column {name!r} differs from the prompt in the dialogues, which was used", origin)
@@ -187,11 +202,21 @@ class ColumnLedger:
             return "refused", CONTEXT
         return "refused", self._not_used(name, row)
 
+    def _is_read_inside(self, name: str, value: Any, row: TrackedRow, texts: set[str]) -> bool:
+        """Return whether data.columns reads fields of this column, and its other texts are only labels."""
+        read = [row[new] for column, new in self.names.nested if column.partition(".")[0] == name and new in row.read]
+        others = {text.strip() for text in metadata.texts_in(value)} - texts - set(metadata.texts_in(read))
+        return bool(read) and all(len(text.split()) <= metadata.SHORT for text in others)
+
     def _note(self, text: str, origin: str) -> None:
         self.notes.setdefault(text, Origins()).append(origin)
 
     def _not_used(self, name: str, row: TrackedRow) -> str:
         suggestion = suggest_name(name, row)
+        if self.format.startswith("sft-") and is_label(peek(row, name)):
+            suggestion = "label"
+        elif self.format in ("sft-messages", "sft-conversations") and name == "rejected":
+            suggestion = "rejected_response"
         if not suggestion:
             return "is not used"
         self.suggestions[self.names.original(name)] = suggestion
@@ -223,6 +248,8 @@ class ColumnLedger:
         them = "it" if len(self.refused) == 1 else "them"
         if self.ratings:
             compare = f"to compare responses to the same prompt in adjacent rows, set data.aspect={self.ratings[0]}; "
+        elif self.good_rows:
+            compare = f"to train on the good responses only, set data.where=[{json.dumps(self.good_rows)}]; "
         else:
             compare = ""
         ignore = f"{compare}to train without {them}, set data.ignore=[{', '.join(map(quoted, self.refused))}]"
@@ -260,7 +287,7 @@ class ColumnLedger:
     def require_mapped(self) -> None:
         """Raise DataError if data.columns names a column that no row has."""
         for column, name in self.names.new_name.items():
-            if column not in self.seen:
+            if column not in self.seen and column not in self.counts:
                 raise missing_column_error(column, name, dict.fromkeys(sorted(self.seen)), self.source)
 
 

@@ -15,6 +15,8 @@ from preftune.types import Message, PreferenceGroup
 
 #: Formats without a prompt. Empty prompts are allowed if the user names one of them.
 WITHOUT_PROMPT = ("preference-implicit", "sft-text")
+#: Formats that do not read margins from a column.
+WITHOUT_MARGIN_COLUMN = ("ranked", "ordered", "tree")
 #: Formats whose groups keep the two responses in the order in which the judge saw them.
 IN_SHOWN_ORDER = ("votes", "summaries")
 FIX_FUNCTION = "repair the function or the row, or set data.bad_rows=drop"
@@ -71,7 +73,9 @@ def text_prompts_to_chats(groups: Iterable[PreferenceGroup], account: Account) -
     """Convert text prompts to chats. Needed if a system text or a history made chats of other rows."""
     for group in groups:
         if isinstance(group.prompt, str):
-            note = "the text prompt was converted to a chat because other rows have a system text or a history"
+            note = (
+                "the text prompt was converted to a chat because other rows have messages, a system text or a history"
+            )
             account.note(note, group.origin)
             responses = tuple((Message("assistant", str(r)),) for r in group.responses)
             group = replace(group, prompt=(Message("user", group.prompt),), responses=responses)
@@ -87,9 +91,11 @@ class FileChecks:
     repeated        groups whose responses all begin with the text prompt, which the model would then read twice
     first, second   number of judgements that favour the first response, and the second
     equal           number of judgements that favour neither
+    texts           number of groups with a text prompt
     """
 
     groups: int = 0
+    texts: int = 0
     empty: Origins = field(default_factory=Origins)
     repeated: Origins = field(default_factory=Origins)
     first: int = 0
@@ -98,6 +104,7 @@ class FileChecks:
 
     def add(self, group: PreferenceGroup) -> None:
         self.groups += 1
+        self.texts += isinstance(group.prompt, str)
         if is_empty(group.prompt):
             self.empty.append(group.origin)
         if isinstance(group.prompt, str) and _repeats_prompt(group):
@@ -107,6 +114,11 @@ class FileChecks:
             self.first += share > 0.5
             self.second += share < 0.5
             self.equal += share == 0.5
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether some prompts are text and others are chats."""
+        return 0 < self.texts < self.groups
 
     def finish(self, reading: Reading, account: Account) -> None:
         """Add notes about the file to the account. Raises DataError if most prompts are empty."""

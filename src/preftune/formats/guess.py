@@ -10,6 +10,7 @@ from preftune.formats import metadata
 from preftune.formats.column_roles import completion_column, pair_columns, prompt_column
 from preftune.formats.names import PROMPT_WORDS, columns_setting, words_in
 from preftune.formats.parse_votes import response_columns, verdict_column
+from preftune.formats.parsers import RATINGS, SCORES, TEXT_FIELDS
 from preftune.formats.values import Fields, is_dialogue
 
 #: Words in column names that suggest the meaning of a column.
@@ -21,7 +22,7 @@ HINTS = {
     },
     "rejected": {
         *("rejected", "reject", "bad", "worse", "worst", "dispreferred", "lose", "loser", "negative", "neg"),
-        *("unsafe", "losing"),
+        *("unsafe", "losing", "other", "alternative"),
     },
     "completion": {"completion", "response", "answer", "solution", "reply", "summary", "assistant", "target", "output"},
 }
@@ -85,13 +86,21 @@ def _suggest_mapping(rows: Sequence[Fields]) -> dict[str, str]:
     ranking = _suggest_ranking(row)
     if ranking:
         return ranking
-    texts = [k for k, v in row.items() if (isinstance(v, str) or is_dialogue(v)) and not metadata.is_metadata(k, row)]
+    texts = [
+        k
+        for k, v in row.items()
+        if (isinstance(v, str) or is_dialogue(v) or (isinstance(v, list) and v and all(isinstance(t, str) for t in v)))
+        and not metadata.is_metadata(k, row)
+        and k not in metadata.LABEL_COLUMNS
+    ]
     votes = _suggest_votes(row, texts)
     if votes:
         return votes
     pair = _suggest_by_words(row, texts, ("chosen", "rejected", "prompt"))
     if {"chosen", "rejected"} <= {*pair, *row}:
-        return pair
+        rest = [key for key in texts if key not in (*pair.values(), "chosen", "rejected")]
+        needs_prompt = "prompt" not in pair and prompt_column(row) is None and len(rest) == 1
+        return pair | ({"prompt": rest[0]} if needs_prompt else {})
     single = _suggest_by_words(row, texts, ("completion", "prompt"))
     both = ("completion" in single or completion_column(row)) and ("prompt" in single or prompt_column(row))
     return single if both and len(texts) == 2 else {}
@@ -114,6 +123,9 @@ def _suggest_by_words(row: Fields, texts: Sequence[str], names: Sequence[str]) -
 def _suggest_ranking(row: Fields) -> dict[str, str]:
     """Suggest a list of responses and a list of numbers of the same length."""
     lists = {k: v for k, v in row.items() if isinstance(v, list) and len(v) > 1}
+    scored = [k for k, v in lists.items() if all(_is_scored(item) for item in v)]
+    if len(scored) == 1 and prompt_column(row):
+        return {"responses": scored[0]}
     texts = [k for k, v in lists.items() if all(isinstance(item, str) for item in v)]
     texts = [k for k in texts if RESPONSE_LISTS & set(words_in(k))] or texts
     grades = [k for k, v in lists.items() if all(isinstance(n, int | float) and not isinstance(n, bool) for n in v)]
@@ -127,6 +139,12 @@ def _suggest_ranking(row: Fields) -> dict[str, str]:
             return {}
         mapping = {"prompt": free[0], **mapping}
     return {name: column for name, column in mapping.items() if name != column}
+
+
+def _is_scored(item: object) -> bool:
+    """Return whether an item of a list is a response with a score or a rank."""
+    fields = item if isinstance(item, dict) else {}
+    return any(key in fields for key in TEXT_FIELDS) and any(key in fields for key in ("rank", *SCORES, *RATINGS))
 
 
 def _suggest_votes(row: Fields, texts: Sequence[str]) -> dict[str, str]:

@@ -17,6 +17,7 @@ from itertools import chain, islice
 from json import JSONDecodeError
 from typing import Any
 
+from preftune.formats.column_roles import COMPLETIONS
 from preftune.formats.parsers import Reading
 from preftune.formats.registry import BY_NAME
 from preftune.formats.values import CONTENT_KEYS, ROLE_KEYS, ROLES, Fields, has_role, is_messages
@@ -27,10 +28,14 @@ INSPECTED_ROWS = 20
 #: Columns that no format reads as text. Those of ALWAYS_LISTS must be lists; the others may be metadata.
 ALWAYS_LISTS = {"messages", "conversations", "responses", "judgements", "preferred_output", "non_preferred_output"}
 SCORES = {"scores", "rewards", "ranks"}
-POSSIBLE_LISTS = ALWAYS_LISTS | SCORES | {"labels", "ended", "history", "tools", "images", "videos", "audios"}
+POSSIBLE_LISTS = (
+    ALWAYS_LISTS
+    | SCORES
+    | {"labels", "ended", "history", "tools", "chat_template_kwargs", "images", "videos", "audios"}
+)
 ANSWERS = {"completions", "answers", "outputs"}  # lists only in data with ranked responses
 #: Columns that must be lists, or messages, in the named format and are text in others; formats with text columns only.
-LISTS_IN_FORMAT = {"lists": {"chosen", "rejected"}, "ranked": ANSWERS}
+LISTS_IN_FORMAT = {"lists": {"chosen", "rejected"}, "ranked": ANSWERS, "ordered": {*ANSWERS, *COMPLETIONS}}
 MESSAGES_IN_FORMAT = {
     "chat": {"prompt", "chosen", "rejected"},
     **{name: {"chosen", "rejected"} for name in ("ultrafeedback", "chat-implicit", "sharegpt")},

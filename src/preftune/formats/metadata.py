@@ -32,7 +32,7 @@ PATTERNS = re.compile(
     r"(.+[_-](id|ids|idx|index|uuid|hash|sha256|model|models|source|sources|url|urls|date|time|at|type|lang|language|"
     r"count|tokens|length|score|scores|rating|ratings|policy|version|tag|tags|metadata|category|domain|dataset|split|"
     r"license|author|name|subset|level|rationale|rationales|moderation|generator|annotator|judge|provider|quality|"
-    r"comment|comments|reason|config|configs|state|status|guard|difficulty|critique|critiques|feedback)"
+    r"comment|comments|reason|reasons|config|configs|state|status|guard|difficulty|critique|critiques|feedback)"
     r"([_-][abjk01234])?)|((quality|judge|annotator|labeler)[_-].+)",
     re.IGNORECASE,
 )
@@ -41,10 +41,10 @@ LABEL_PREFIXES = re.compile(r"(is|has|num|n|meta)[_-].+", re.IGNORECASE)
 SIDE_AFFIX = re.compile(r"^(chosen|rejected)[_-]|[_-]([abjk01234]|chosen|rejected)$")
 #: Columns of NAMES and PATTERNS that may contain sentences. In the others, long text may belong to the prompt.
 PROSE = re.compile(
-    r"(.+[_-])?(rationales?|meta|metadata|annotations|moderation|headers?|comments?|reason|critiques?|feedback|configs?|"
+    r"(.+[_-])?(rationales?|meta|metadata|annotations|moderation|headers?|comments?|reasons?|critiques?|feedback|configs?|"
     r"revision|flags)([_-].+)?|(quality|judge|annotator|labeler)[_-].+"
 )
-MAX_LABEL_WORDS = 15
+MAX_LABEL_WORDS, SHORT = 15, 3
 #: Columns of NAMES that may be the prompt if no other column is.
 POSSIBLE_PROMPTS = frozenset({"task", "topic"})
 #: Columns of public data sets with text that is not part of the pair, after the columns that identify the data set.
@@ -65,6 +65,14 @@ PUBLIC = (
     ({"all_rm_scores"}, {"all_generated_responses"}),
     # openai/summarize_from_feedback
     ({"info", "summaries"}, {"extra", "worker", "batch"}),
+    # openai/webgpt_comparisons: the pages that the answers quote
+    ({"quotes_0", "quotes_1"}, {"quotes_0", "quotes_1", "tokens_0", "tokens_1"}),
+    # prometheus-eval: `instruction` contains these texts
+    ({"orig_instruction", "orig_criteria"}, {"orig_instruction", "orig_criteria", "orig_response", "orig_response_A",
+      "orig_response_B", "orig_reference_answer", "orig_preference", "orig_feedback", "orig_feedback_A",
+      "orig_feedback_B", *(f"orig_score{i}_description" for i in range(1, 6))}),
+    # lmarena-ai: the two conversations together
+    ({"conversation_a", "conversation_b"}, {"full_conversation", "conv_metadata", "tokens", "evaluation_order"}),
     # HuggingFaceH4/stack-exchange-preferences
     ({"qid"}, {"metadata"}),
 )  # fmt: skip
@@ -75,8 +83,6 @@ UNUSABLE = {
     **dict.fromkeys(("image", "images"), "contains images, but preftune trains on text only"),
     **dict.fromkeys(("video", "videos"), "contains videos, but preftune trains on text only"),
     **dict.fromkeys(("audio", "audios"), "contains audio, but preftune trains on text only"),
-    "chat_template_kwargs": "has template arguments for single rows, which are not supported; "
-    "data.chat_template_kwargs sets them for all rows",
 }
 #: Columns that belong to the prompt or precede it.
 CONTEXT = {
@@ -90,12 +96,24 @@ LABEL_COLUMNS = {"weight", "probability", "margin", "label", "labels", "kto_tag"
 #: Ratings of single responses.
 RATINGS = {
     *("helpfulness", "correctness", "coherence", "harmlessness", "honesty", "score", "reward", "rating"),
-    "overall_score",
+    *("overall_score", "stars", "star_rating", "user_rating", "human_rating", "response_rating", "grade", "upvotes"),
 }
 #: Columns that mark the only response of a row as good or bad.
 FLAGS = {
     *("desirable", "is_desirable", "liked", "thumbs_up", "upvoted", "good", "is_good", "correct", "is_correct"),
-    *("accepted", "is_accepted", "preferred", "is_preferred", "passed", "approved"),
+    *("accepted", "is_accepted", "preferred", "is_preferred", "passed", "approved", "is_safe", "safe", "is_helpful"),
+    *("is_response_safe", "response_safe", "is_chosen", "is_valid"),
+}
+#: Columns that mark the only response of a row as bad if they are true.
+BAD_FLAGS = {
+    *("bad", "is_bad", "unsafe", "is_unsafe", "incorrect", "is_incorrect", "disliked", "thumbs_down", "downvoted"),
+    *("is_rejected", "rejected_by_human"),
+}
+#: Words in names of columns that grade the only response, and the grades that are bad.
+GRADES = {"feedback", "rating", "quality", "status", "vote", "reaction", "verdict", "judgement", "judgment", "review"}
+BAD_WORDS = {
+    *("bad", "undesirable", "dislike", "disliked", "rejected", "thumbs_down", "thumbs-down", "thumbs down", "downvote"),
+    *("downvoted", "negative", "poor", "incorrect", "unsafe"),
 }
 NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)?%?|true|false|nan|none|null|n/a|inf", re.IGNORECASE)
 MEDIA = {"image", "images", "video", "videos", "audio", "audios"}
@@ -119,8 +137,9 @@ def texts_in(value: Any) -> list[str]:
 def _kind_by_name(name: str) -> str:
     """Return what a column with this name contains if it describes its row, else "".
 
-    "prose" is any text, "label" at most MAX_LABEL_WORDS words and "short" at most 3 words.
+    "prose" is any text, "label" at most MAX_LABEL_WORDS words and "short" at most SHORT words.
     """
+    name = re.sub("([a-z])([A-Z])", r"\1_\2", name)  # createdAt
     if name.lower() in ("task", "tasks"):  # longer text is an instruction
         return "short"
     if SIDE_AFFIX.sub("", name.lower()) in NAMES or PATTERNS.fullmatch(name):
@@ -135,7 +154,12 @@ def is_metadata(name: str, row: Fields) -> bool:
         return True
     value = peek(row, name)
     words = max((len(text.split()) for text in texts_in(value)), default=0) if kind else 0
-    if kind and not has_role(value) and not is_dialogue(value) and words <= (MAX_LABEL_WORDS if kind == "label" else 3):
+    if (
+        kind
+        and not has_role(value)
+        and not is_dialogue(value)
+        and words <= (MAX_LABEL_WORDS if kind == "label" else SHORT)
+    ):
         return True
     if name == "text" and ALPACA.search(str(value)):
         return {"instruction", "output"} <= row.keys()
@@ -154,7 +178,11 @@ def can_be_prompt(name: str, value: Any) -> bool:
 
 def marks_bad(name: str, value: Any) -> bool:
     """Return whether a column marks the only response of its row as bad."""
-    return name.lower() in FLAGS and str(value).strip().lower() in ("false", "0", "0.0", "-1", "-1.0")
+    word = str(value).strip().lower()
+    is_false, is_true = word in ("false", "0", "0.0", "-1", "-1.0", "no"), word in ("true", "1", "1.0", "yes")
+    if word in BAD_WORDS and GRADES & set(re.split(r"[^a-z0-9]+", name.lower())):
+        return True
+    return (name.lower() in FLAGS and is_false) or (name.lower() in BAD_FLAGS and is_true)
 
 
 @lru_cache(maxsize=4096)

@@ -6,7 +6,8 @@ import difflib
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
@@ -24,6 +25,7 @@ from preftune.formats.column_roles import (
     prompt_column,
 )
 from preftune.formats.values import BadRow, Fields, as_number, is_blank, is_dialogue, peek
+from preftune.sources.rows import Row
 
 #: Names that data.columns can map to: those that the formats read.
 CANONICAL = tuple(
@@ -58,11 +60,17 @@ class ColumnNames:
     new_name: Mapping[str, str]
     ignored: frozenset[str]
 
+    @property
+    def nested(self) -> list[tuple[str, str]]:
+        """The (column, name) of data.columns that may be fields inside a column: fields.prompt, choices.0.text."""
+        return [(column, name) for column, name in self.new_name.items() if "." in column]
+
     def rename(self, raw: Fields) -> Fields:
         """Return a row of the file with preftune's names. Raises BadRow if two columns get the same name."""
         if not (self.new_name or self.ignored):
             return raw
-        new_names = {self.new_name[column] for column in raw if column in self.new_name}
+        inner = {name: value for column, name in self.nested if (value := _at(raw, column)) is not None}
+        new_names = {self.new_name[column] for column in raw if column in self.new_name} | inner.keys()
         row: Fields = {}
         for column, value in raw.items():
             if column in self.ignored:
@@ -76,13 +84,38 @@ class ColumnNames:
                     )
                 continue
             row[name] = value
+        row |= inner
         if self.ignored:
             _omit_nested(row, self.ignored)
         return row
 
+    def readable(self, rows: Iterable[Row]) -> list[Fields]:
+        """Return the rows that can be read, with preftune's names."""
+        readable = []
+        for row in rows:
+            with suppress(BadRow):  # reported when the row is parsed
+                if not row.fault:
+                    readable.append(self.rename(row.value))
+        return readable
+
     def original(self, name: str) -> str:
         """The name that a column has in the file."""
         return next((column for column, new in self.new_name.items() if new == name), name)
+
+
+def _at(row: Fields, path: str) -> Any:
+    """Return the value of a field inside a column, or None if the row has a column of this name or no such field."""
+    if path in row:
+        return None
+    value: Any = row
+    for part in path.split("."):
+        if isinstance(value, Mapping):
+            value = value.get(part)
+        elif isinstance(value, list) and part.isascii() and part.isdigit() and int(part) < len(value):
+            value = value[int(part)]
+        else:
+            return None
+    return value
 
 
 def column_names(columns: Mapping[str, str], ignore: Sequence[str]) -> ColumnNames:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from preftune.formats.column_roles import add_context, pair_columns, prompt_column, prompt_of, scores_of
+from preftune.formats.column_roles import DIALOGUES, add_context, pair_columns, prompt_column, prompt_of, scores_of
 from preftune.formats.parsers import Reading, group_of
 from preftune.formats.tools import read_tools, with_tools
+from preftune.formats.transcripts import ASSISTANT, HUMAN, parse_turns
 from preftune.formats.values import (
     BadRow,
     Drop,
@@ -26,8 +26,6 @@ from preftune.formats.values import (
     text_of,
 )
 from preftune.types import Judgement, Message, PreferenceGroup, Text
-
-HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 
 
 def pair_group(row: Fields, prompt: Text, chosen: Text, rejected: Text, reading: Reading) -> list[PreferenceGroup]:
@@ -88,7 +86,10 @@ def common_prefix_length(chosen: str, rejected: str) -> int:
 
 
 def hh(row: Fields, reading: Reading) -> list[PreferenceGroup]:
-    """Parse two transcripts. The prompt ends at the last Assistant turn, whose text is the response."""
+    """Parse two transcripts. The prompt ends at the last Assistant turn, whose text is the response.
+
+    For a chat model, transcripts that differ before their last turn become responses of several messages.
+    """
     sides = []
     for key in columns_of(row):
         head, marker, tail = string(row, key).rpartition(ASSISTANT)
@@ -98,7 +99,10 @@ def hh(row: Fields, reading: Reading) -> list[PreferenceGroup]:
             raise Drop("transcript ends with a human turn")
         sides.append((head + marker, tail))
     if sides[0][0] != sides[1][0]:
-        raise Drop("prompts of chosen and rejected differ")
+        dialogues = [parse_turns(head + tail) for head, tail in sides] if reading.as_chat else []
+        if not (dialogues and dialogues[0] and dialogues[1]):
+            raise Drop("prompts of chosen and rejected differ")
+        return _dialogues(row, dialogues[0], dialogues[1], reading)
     return pair_group(row, sides[0][0], sides[0][1], sides[1][1], reading)
 
 
@@ -246,10 +250,11 @@ def openai(row: Fields, reading: Reading) -> list[PreferenceGroup]:
 
 def last_turn(row: Fields, reading: Reading) -> list[PreferenceGroup]:
     """Parse a dialogue that ends with the better response, and a column with one or several worse responses."""
-    messages = messages_of(get(row, "messages"), "messages")
+    dialogue = next((key for key in DIALOGUES if peek(row, key) is not None), "messages")
+    messages = messages_of(get(row, dialogue), dialogue)
     key = "rejected_response" if peek(row, "rejected_response") is not None else "rejected_messages"
     if len(messages) < 2 or messages[-1].role != "assistant":
-        raise BadRow("column 'messages' must end with the assistant turn that is the better response")
+        raise BadRow(f"column {dialogue!r} must end with the assistant turn that is the better response")
     turns = messages[:-1]
     prompt = add_context(row, turns)
     worse = get(row, key)
@@ -264,8 +269,3 @@ def last_turn(row: Fields, reading: Reading) -> list[PreferenceGroup]:
     if not judgements:
         raise Drop("identical responses")
     return [group_of(prompt, [messages[-1:], *texts], judgements=judgements)]
-
-
-def is_transcript(value: Any) -> bool:
-    """Return whether a value is a dialogue in the format of HH-RLHF."""
-    return isinstance(value, str) and value.lstrip().startswith(HUMAN.strip()) and ASSISTANT in value

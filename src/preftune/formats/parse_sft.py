@@ -5,13 +5,31 @@ from __future__ import annotations
 from typing import Any
 
 from preftune.formats.column_roles import DIALOGUES, add_context, completion_column, prompt_of
+from preftune.formats.exchanges import alternating
 from preftune.formats.parse_pairs import response_after
 from preftune.formats.parsers import Reading, group_of
 from preftune.formats.values import BadRow, Drop, Fields, get, messages_of, peek, string, text_of
 from preftune.types import Message, PreferenceGroup, Text
 
 LABEL_COLUMNS = ("label", "kto_tag")
-LABELS = {"true": 1, "1": 1, "1.0": 1, "false": -1, "0": -1, "0.0": -1, "-1": -1, "-1.0": -1}
+LABELS = {"true": 1, "1": 1, "1.0": 1, "false": -1, "0": -1, "0.0": -1, "-1": -1, "-1.0": -1} | {
+    word: sign
+    for good, bad in (
+        ("good", "bad"),
+        ("yes", "no"),
+        ("desirable", "undesirable"),
+        ("positive", "negative"),
+        ("chosen", "rejected"),
+        ("accepted", "rejected"),
+        ("like", "dislike"),
+        ("up", "down"),
+        ("thumbs_up", "thumbs_down"),
+    )
+    for word, sign in ((good, 1), (bad, -1))
+}
+#: Fields of an assistant turn that say whether it is trained on: OpenAI, ms-swift, axolotl.
+TRAINED = ("weight", "loss", "train", "training")
+PARTLY_TRAINED = ("train_detail", "training_detail")  # axolotl: ranges of characters
 
 
 def label_column(row: Fields) -> str | None:
@@ -20,7 +38,7 @@ def label_column(row: Fields) -> str | None:
 
 
 def is_label(value: Any) -> bool:
-    """Return whether a value can be a label: true, false, 1, 0, -1, or one of these as a float or as text."""
+    """Return whether a value can be a label: true, false, 1, 0, -1 also as a float or as text, or a word of LABELS."""
     return str(value).strip().lower() in LABELS
 
 
@@ -85,16 +103,25 @@ def sft_messages(row: Fields, reading: Reading) -> list[PreferenceGroup]:
 
 
 def _weight_of(message: Message) -> bool:
-    """Return whether a turn is trained on, from the field `weight` (0 or 1) of OpenAI's files."""
-    weight = dict(message.extra).get("weight", "1")
-    if weight not in ("0", "1", "0.0", "1.0"):
-        raise BadRow(f"the weight of an assistant turn must be 0 or 1, not {weight}")
-    return weight.startswith("1")
+    """Return whether a turn is trained on, from the first field of TRAINED that it has."""
+    fields = dict(message.extra)
+    for name in PARTLY_TRAINED:
+        if name in fields:
+            what = f"an assistant turn has the field {name!r}, and preftune cannot train on parts of a turn"
+            raise BadRow(what, fix=f"remove the field {name!r} to train on whole turns")
+    name = next((name for name in TRAINED if name in fields), "weight")
+    weight = fields.get(name, "1")
+    if weight not in ("0", "1", "0.0", "1.0", "true", "false"):
+        raise BadRow(f"the {name} of an assistant turn must be 0 or 1, not {weight}")
+    return weight in ("1", "1.0", "true")
 
 
 def _dialogue(row: Fields) -> tuple[Message, ...]:
     """Return the messages of a row, preceded by its system text and history."""
     key = next((key for key in DIALOGUES if peek(row, key) is not None), "messages")
-    prompt = add_context(row, messages_of(get(row, key), key), key)
+    value = get(row, key)
+    if isinstance(value, list) and len(value) > 1 and all(isinstance(text, str) for text in value):
+        value = alternating(value)
+    prompt = add_context(row, messages_of(value, key), key)
     assert not isinstance(prompt, str)
     return prompt

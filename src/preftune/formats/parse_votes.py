@@ -5,13 +5,16 @@ The responses keep the order of the file, so that verdicts that always favour th
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from preftune.errors import ConfigError, DataError, did_you_mean
 from preftune.formats.column_roles import add_context, prompt_column, prompt_of
+from preftune.formats.exchanges import alternating
 from preftune.formats.parse_pairs import common_prefix_length, prompt_turn_count, two_response_group
 from preftune.formats.parsers import Reading
 from preftune.formats.values import (
@@ -22,6 +25,7 @@ from preftune.formats.values import (
     get,
     judgement_numbers,
     kind_name,
+    messages_of,
     number,
     peek,
     require_utf8,
@@ -116,6 +120,8 @@ def _verdict(row: Fields, sides: tuple[str, str], reading: Reading) -> tuple[str
         return scored, lead
     key = key or "winner"
     value = get(row, key)
+    if isinstance(value, list | dict):
+        return _majority(value, key, sides, reading), 0.0
     if key in STRENGTHS and not reading.winner_values:
         strength = number(row, key, 0.0)
         return ("tie" if strength == 0 else "a" if strength < 0 else "b"), abs(strength)
@@ -128,6 +134,50 @@ def _verdict(row: Fields, sides: tuple[str, str], reading: Reading) -> tuple[str
             "drop such rows, set data.bad_rows=drop",
         )
     return side, lead if side == scored else 0.0
+
+
+def _majority(value: Any, key: str, sides: tuple[str, str], reading: Reading) -> str:
+    """Return the side that most annotators prefer, or "tie" (a question of Argilla)."""
+    verdicts = [_side(verdict, key, sides, reading) for verdict in submitted(value, key)]
+    if not verdicts:
+        raise Drop("no annotator has judged the row")
+    lead = verdicts.count("a") - verdicts.count("b")
+    return "a" if lead > 0 else "b" if lead < 0 else "tie"
+
+
+def submitted(value: Any, key: str) -> list[Any]:
+    """Return the verdicts of annotators, as Argilla exports them, without those that were not submitted.
+
+    A list of {"user_id", "value", "status"}, or one object with a list for each of these names. A value may be a
+    ranking {"rank": [1, 2], "value": ["response-1", "response-2"]}.
+    """
+    if isinstance(value, dict) and isinstance(value.get("value"), list) and "rank" not in value:
+        names = [name for name in ("value", "status") if isinstance(value.get(name), list)]
+        value = [dict(zip(names, items, strict=False)) for items in zip(*(value[name] for name in names), strict=False)]
+    items = value if isinstance(value, list) else [value]
+    if not all(isinstance(item, dict) and "value" in item for item in items):
+        what = f"column {key!r} must be a verdict, or a list of verdicts of annotators with the field 'value'"
+        raise BadRow(what, fix="write the name of the better response into the column")
+    return [
+        _first_of(item["value"], item.get("rank"), key)
+        for item in items
+        if item["value"] is not None and str(item.get("status") or "submitted") == "submitted"
+    ]
+
+
+def _first_of(value: Any, ranks: Any, key: str) -> Any:
+    """Return the best value of a ranking, "tie" for several, and any other value unchanged."""
+    if isinstance(value, dict) and "rank" in value:
+        value, ranks = value.get("value"), value["rank"]
+    if isinstance(value, list) and all(isinstance(item, dict) for item in value):  # [{"value": "a", "rank": 1}, ...]
+        value, ranks = [item.get("value") for item in value], [item.get("rank") for item in value]
+    if not isinstance(value, list):
+        return value
+    ordered = [as_number(rank) for rank in (ranks if isinstance(ranks, list) else ())]
+    if not value or len(ordered) != len(value) or None in ordered:
+        raise BadRow(f"column {key!r} has a ranking that is not a list of values with a rank each")
+    best = [one for one, rank in zip(value, ordered, strict=True) if rank == min(map(float, ordered))]  # type: ignore[arg-type]
+    return best[0] if len(best) == 1 else "tie"
 
 
 def _verdict_by_aspect(row: Fields, aspect: str) -> str:
@@ -165,6 +215,8 @@ def _by_model(value: Any, row: Fields) -> str:
 def _texts(row: Fields, first: str, second: str) -> tuple[Text, Text, Text]:
     """Return the prompt and the two responses."""
     a, b = text_of(row, first), text_of(row, second)
+    if row.keys() >= ONE_HOT.keys() and (turns := _turn_lists(row, first, second)):
+        a, b = turns
     if not isinstance(a, str) and not isinstance(b, str) and min(len(a), len(b)) > 1:
         n = prompt_turn_count(a, b)
         return add_context(row, a[:n]), response_turns(a[n:]), response_turns(b[n:])
@@ -176,6 +228,23 @@ def _texts(row: Fields, first: str, second: str) -> tuple[Text, Text, Text]:
         prompt = (Message("user", prompt),)
     a, b = (side if isinstance(side, str) else response_turns(side) for side in (a, b))
     return prompt, a, b
+
+
+def _turn_lists(row: Fields, first: str, second: str) -> tuple[Text, Text] | None:
+    """Return the two dialogues of a row whose prompt and responses are JSON lists of turns, or None (Arena, Kaggle)."""
+    cells = [row.get("prompt"), row.get(first), row.get(second)]
+    try:
+        lists: list[Any] = [json.loads(cell) if isinstance(cell, str) else cell for cell in cells]
+    except ValueError:
+        return None
+    if not all(isinstance(turns, list) and len(turns) == len(lists[0]) for turns in lists) or not lists[0]:
+        return None
+    questions, *answered = [[str(turn or "") for turn in turns] for turns in lists]
+    sides = []
+    for answers in answered:
+        turns = [message for pair in zip(questions, answers, strict=True) for message in pair]
+        sides.append(messages_of(alternating(turns), "prompt"))
+    return sides[0], sides[1]
 
 
 def _side(value: Any, key: str, sides: tuple[str, str], reading: Reading) -> str:
@@ -197,7 +266,7 @@ def _side(value: Any, key: str, sides: tuple[str, str], reading: Reading) -> str
 
 def _names(sides: tuple[str, str], reading: Reading) -> list[str]:
     """Return the names that the columns of the two responses have in the file."""
-    return [reading.columns.get(side, side) for side in sides]
+    return [reading.columns.get(side, side).rpartition(".")[2] for side in sides]
 
 
 def _normalise(value: Any) -> str:
@@ -222,8 +291,10 @@ def with_winner_values(rows: Iterable[Fields], reading: Reading, where: str) -> 
     sides, key = SIDES[0], "winner"
     for row in rows:
         key, sides = verdict_column(row) or key, response_columns(row) or sides
-        if row.get(key) is not None and key not in STRENGTHS and row[key] not in _names(sides, reading):
-            values.add(_normalise(row[key]))
+        if row.get(key) is not None and key not in STRENGTHS:
+            with suppress(BadRow):  # reported when the row is parsed
+                verdicts = submitted(row[key], key) if isinstance(row[key], list | dict) else [row[key]]
+                values |= {_normalise(verdict) for verdict in verdicts if verdict not in _names(sides, reading)}
     numbers = {word for word in values if re.fullmatch(r"-?\d+", word)}
     if not numbers:
         return reading
@@ -260,7 +331,7 @@ def sides_by_value(winner_values: Mapping[str, Any]) -> dict[str, str]:
 
 
 def summaries(row: Fields, _reading: Reading) -> list[PreferenceGroup]:
-    """Parse two summaries of a Reddit post and the index of the better one (openai/summarize_from_feedback)."""
+    """Parse two summaries and the index of the better one (openai/summarize_from_feedback, config `comparisons`)."""
     info, items = get(row, "info"), get(row, "summaries")
     if not isinstance(info, dict) or not isinstance(items, list) or len(items) != 2:
         raise BadRow(
@@ -269,9 +340,15 @@ def summaries(row: Fields, _reading: Reading) -> list[PreferenceGroup]:
     choice = _normalise(get(row, "choice"))
     if choice not in ("0", "1"):
         raise BadRow(f"column 'choice' must be 0 or 1, not {row['choice']!r}")
-    if not info.get("post"):
-        raise BadRow("column 'info' has no post; only summaries of posts are supported")
-    parts = [("SUBREDDIT: r/", "subreddit"), ("TITLE: ", "title"), ("POST: ", "post")]
-    lines = [lead + require_utf8(str(info[key]), f"info.{key}") for lead, key in parts if info.get(key)]
     first, second = (string(item if isinstance(item, dict) else {}, "text") for item in items)
-    return two_response_group("\n\n".join([*lines, "TL;DR:"]), (first, second), Judgement(int(choice), 1 - int(choice)))
+    judgement = Judgement(int(choice), 1 - int(choice))
+    return two_response_group(text_to_summarise(info), (first, second), judgement)
+
+
+def text_to_summarise(info: Fields) -> str:
+    """Return the prompt for a summary of a Reddit post, or of an article of CNN and the Daily Mail."""
+    if not info.get("post") and not info.get("article"):
+        raise BadRow("column 'info' has neither a post nor an article to summarise")
+    parts = [("SUBREDDIT: r/", "subreddit"), ("TITLE: ", "title"), ("POST: ", "post"), ("ARTICLE: ", "article")]
+    lines = [lead + require_utf8(str(info[key]), f"info.{key}") for lead, key in parts if info.get(key)]
+    return "\n\n".join([*lines, "TL;DR:"])

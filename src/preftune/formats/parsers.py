@@ -11,7 +11,7 @@ from itertools import combinations, pairwise
 from typing import Any, Literal
 
 from preftune.errors import did_you_mean
-from preftune.formats.column_roles import prompt_of
+from preftune.formats.column_roles import COMPLETIONS, prompt_of
 from preftune.formats.values import (
     BadRow,
     Drop,
@@ -39,14 +39,17 @@ Pairing = Literal["all", "best-worst", "adjacent"]
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Options for reading rows. See the sections `data` in config.schema and config.sampling for their meaning."""
+    """Options for reading rows. See the sections `data` in config.schema and config.sampling for their meaning.
+
+    as_chat  True: convert all text prompts to messages; "transcripts": those that are HH-RLHF transcripts
+    """
 
     format: str = "auto"
     columns: Mapping[str, str] = field(default_factory=dict)
     ignore: tuple[str, ...] = ()
     pairs: Pairing = "all"
     margin_from_scores: bool = False
-    as_chat: bool = False
+    as_chat: bool | Literal["transcripts"] = False
     allow_empty_prompts: bool = False
     bad_rows: Literal["error", "drop"] = "error"
     winner_values: Mapping[str, Any] = field(default_factory=dict)
@@ -96,6 +99,7 @@ def judgements_from_scores(scores: Sequence[float], reading: Reading) -> tuple[J
 RESPONSE_LISTS = ("responses", "completions", "answers", "outputs")
 TEXT_FIELDS = ("text", "content", "response", "answer", "completion", "output")
 OTHER_FIELDS = ("reasoning_content", "reasoning", "thinking", "tool_calls")  # parts of a response besides its text
+RATINGS = ("annotations", "scores", "ratings")  # fields with several ratings of a response
 SCORES = ("score", "overall_score", "rating", "reward", "pm_score")
 
 
@@ -106,13 +110,32 @@ def ranked(row: Fields, reading: Reading) -> list[PreferenceGroup]:
     if key is None:
         what = f"the row has no column with a list of responses ({', '.join(RESPONSE_LISTS)})"
         raise BadRow(f"{what}; {did_you_mean(RESPONSE_LISTS[0], row)}")
+    items, responses = _responses(row, key)
+    return _ranked_group(row, prompt, responses, _item_scores(row, items, key, reading.aspect), reading)
+
+
+def ordered(row: Fields, reading: Reading) -> list[PreferenceGroup]:
+    """Parse a list of responses in order, the best one first. Only data.format=ordered says that a list is in order."""
+    keys = (*RESPONSE_LISTS, *COMPLETIONS)
+    key = next((key for key in keys if isinstance(peek(row, key), list)), RESPONSE_LISTS[0])
+    _, responses = _responses(row, key)
+    return _ranked_group(row, prompt_of(row), responses, [-float(n) for n in range(len(responses))], reading)
+
+
+def _responses(row: Fields, key: str) -> tuple[list[Any], list[Text]]:
+    """Return the items of a list of responses, and the responses in them."""
     items = get(row, key)
     if not isinstance(items, list):
         raise BadRow(f"column {key!r} must be a list, not {kind_name(items)}")
     if len(items) < 2:
         raise Drop("fewer than two responses")
-    responses = [_response(item, f"{key}[{i}]") for i, item in enumerate(items)]
-    scores = _item_scores(row, items, key, reading.aspect)
+    return items, [_response(item, f"{key}[{i}]") for i, item in enumerate(items)]
+
+
+def _ranked_group(
+    row: Fields, prompt: Text, responses: list[Text], scores: Sequence[float], reading: Reading
+) -> list[PreferenceGroup]:
+    """Return one group of responses with scores (higher is better)."""
     non_empty = [i for i, response in enumerate(responses) if not is_empty(response)]
     if len(non_empty) < 2:
         raise Drop("empty response")
@@ -124,7 +147,7 @@ def ranked(row: Fields, reading: Reading) -> list[PreferenceGroup]:
     if not distinct:
         raise Drop("identical responses")
     ranks = tuple(1.0 + sum(other > score for other in scores) for score in scores)
-    return [group_of(prompt, responses, judgements=distinct, ranks=ranks, ended=ended_flags(row, len(items)))]
+    return [group_of(prompt, responses, judgements=distinct, ranks=ranks, ended=ended_flags(row, len(responses)))]
 
 
 def _response(item: Any, where: str) -> Text:
@@ -163,9 +186,23 @@ def _item_scores(row: Fields, items: list[Any], key: str, aspect: str) -> list[f
     for name, sign in (("rank", -1.0), *((name, 1.0) for name in SCORES)):
         if all(isinstance(item, dict) and name in item for item in items):
             return [sign * required_number(item, name, f"{key}[{i}].{name}") for i, item in enumerate(items)]
+    if isinstance(peek(row, "labels"), list):
+        raise BadRow(
+            f"column 'labels' has a label for each of the {key}, which are the steps of one response, or good and bad "
+            "responses",
+            fix="preftune does not train on labels of steps; for good and bad responses, write one row for each, with "
+            "the columns prompt, completion and label",
+        )
+    aspects = [name for name in RATINGS if isinstance(items[0], dict) and isinstance(items[0].get(name), dict)]
+    if aspects:
+        what = f"the {key} have several ratings"
+        raise BadRow(what, fix=f"set data.aspect to one of {', '.join(items[0][aspects[0]])}")
     lists = [name for name in row if name != key and isinstance(peek(row, name), list)]
     numbers = [name for name in lists if [as_number(v) is not None for v in peek(row, name)] == [True] * len(items)]
-    fix = "set data.columns={scores: COLUMN} (higher is better) or {ranks: COLUMN} (lower is better)"
+    fix = (
+        "set data.columns={scores: COLUMN} (higher is better) or {ranks: COLUMN} (lower is better); or, if they are "
+        "in order, the best one first, data.format=ordered"
+    )
     raise BadRow(
         f"not all {key} have a rank or a score, so they cannot be compared",
         fix=fix.replace("COLUMN", numbers[0]) if len(numbers) == 1 else fix,
@@ -174,8 +211,7 @@ def _item_scores(row: Fields, items: list[Any], key: str, aspect: str) -> list[f
 
 def _rating(item: Any, aspect: str, where: str) -> float:
     fields = item if isinstance(item, dict) else {}
-    annotations = fields.get("annotations")
-    annotations = annotations if isinstance(annotations, dict) else {}
+    annotations: Any = next((fields[key] for key in RATINGS if isinstance(fields.get(key), dict)), {})
     annotation = annotations.get(aspect)
     rating = annotation.get("Rating") if isinstance(annotation, dict) else annotation
     if aspect in fields:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from reprlib import repr as brief
 from typing import Any
 
-from preftune.formats import parse_pairs, parse_sft, parse_votes, parsers
+from preftune.formats import parse_pairs, parse_sft, parse_votes, parsers, trees
 from preftune.formats.column_roles import (
     DIALOGUES,
     completion_column,
@@ -23,12 +23,14 @@ from preftune.formats.column_roles import (
 )
 from preftune.formats.guess import unknown_columns_error
 from preftune.formats.parsers import Reading
+from preftune.formats.transcripts import is_transcript
 from preftune.formats.values import (
     ROLES,
     BadRow,
     Drop,
     Fields,
     annotations_of,
+    has_role,
     is_dialogue,
     is_messages,
     kind_name,
@@ -105,7 +107,7 @@ def _is_labelled_dialogue(row: Fields) -> bool:
 
 def _is_last_turn(row: Fields) -> bool:
     worse = any(row.get(key) is not None for key in ("rejected_response", "rejected_messages"))
-    return is_messages(row.get("messages")) and worse and not _has_answers(row)
+    return worse and any(is_messages(peek(row, key)) for key in DIALOGUES) and not _has_answers(row)
 
 
 def _is_demonstration(row: Fields) -> bool:
@@ -123,7 +125,7 @@ FORMATS: tuple[Format, ...] = (
         "hh",
         '{"chosen": "\\n\\nHuman: ...\\n\\nAssistant: ...", "rejected": "..."}',
         ("chosen", "rejected"),
-        lambda row: prompt_column(row) is None and _both(row, parse_pairs.is_transcript),
+        lambda row: prompt_column(row) is None and _both(row, is_transcript),
         parse_pairs.hh,
     ),
     Format(
@@ -205,6 +207,13 @@ FORMATS: tuple[Format, ...] = (
         parsers.ranked,
     ),
     Format(
+        "tree",
+        '{"prompt": {"role": "prompter", "text": "...", "replies": [{"role": "assistant", "text": "...", "rank": 0}]}}',
+        ("prompt",),
+        trees.is_tree,
+        trees.tree,
+    ),
+    Format(
         "unpaired",
         '{"prompt": "...", "completion": "...", "label": true}',
         ("prompt", "completion", "label"),
@@ -254,7 +263,16 @@ FORMATS: tuple[Format, ...] = (
         parse_sft.sft_messages,
     ),
     Format("sft-text", '{"text": "..."}', ("text",), _is_sft("text"), parse_sft.sft_text),
+    Format(
+        "ordered",
+        '{"prompt": "...", "responses": ["the best one", ..., "the worst one"]}',
+        ("prompt", "responses"),
+        lambda row: False,  # only data.format says that a list is ordered
+        parsers.ordered,
+    ),
 )
+#: Formats of pairs with a prompt, whose rows may be mixed: text in some, messages in others.
+MIXED = ("preference", "ultrafeedback", "chat")
 BY_NAME = {f.name: f for f in FORMATS}
 
 
@@ -270,9 +288,18 @@ def detect(rows: Sequence[Fields], where: str) -> Format:
     columns = set(rows[0]) if rows else set()
     # for the right columns with wrong values, the parser raises a specific error
     for candidate in sorted(FORMATS, key=lambda candidate: -len(candidate.columns)):
-        if set(candidate.columns) <= columns:
+        if set(candidate.columns) <= columns and candidate.name not in ("ordered", "tree"):
             return candidate
     raise unknown_columns_error(rows, {f.name: (f.columns, f.example) for f in FORMATS}, where)
+
+
+def format_of_row(row: Fields, usual: Format) -> Format:
+    """Return the format of one row: `usual`, the format of the file, or another one of MIXED that fits instead."""
+    if usual.name not in MIXED or usual.fits(row):
+        return usual
+    if not _both(row, lambda value: isinstance(value, str) or has_role(value) or is_dialogue(value)):
+        return usual
+    return next((BY_NAME[name] for name in MIXED if BY_NAME[name].fits(row)), usual)
 
 
 class FunctionFault(BadRow):

@@ -1,4 +1,4 @@
-"""The tools of a row: JSON schemas of the functions that the model may call, for the chat template."""
+"""What a row passes to the chat template besides its messages: the tools that the model may call, and arguments."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 from preftune.formats.values import BadRow, Fields, is_blank, kind_name, peek, require_utf8
-from preftune.types import TOOLS, Message, PreferenceGroup, split_tools
+from preftune.types import ARGUMENTS, TOOLS, Message, PreferenceGroup, split_tools
 
 COLUMNS = (TOOLS, "functions")
+FOR_TEMPLATE = (*COLUMNS, ARGUMENTS)  # columns of chats only
 FIX = "write a list of JSON schemas with name, description and parameters, or omit the column with data.ignore=[{}]"
 
 
@@ -20,6 +21,32 @@ def tools_of(row: Fields) -> list[dict[str, Any]]:
         if key.lower() in COLUMNS and not is_blank(peek(row, key)):
             return read_tools(row.get(key), key)
     return []
+
+
+def arguments_of(row: Fields) -> dict[str, Any]:
+    """Return the arguments of the chat template that a row has. Raises BadRow for other values."""
+    if is_blank(peek(row, ARGUMENTS)):
+        return {}
+    value = _decoded(row.get(ARGUMENTS), ARGUMENTS)
+    if not isinstance(value, dict):
+        raise BadRow(
+            f"column {ARGUMENTS!r} must be an object with arguments of the chat template, not {kind_name(value)}",
+            fix=f"repair it, or omit the column with data.ignore=[{ARGUMENTS}]",
+        )
+    return {name: item for name, item in value.items() if item is not None}
+
+
+def for_template(groups: Iterable[PreferenceGroup], row: Fields) -> list[PreferenceGroup]:
+    """Return the groups of a row with its tools and template arguments in their prompts."""
+    return with_arguments(with_tools(groups, tools_of(row)), arguments_of(row))
+
+
+def with_arguments(groups: Iterable[PreferenceGroup], arguments: dict[str, Any]) -> list[PreferenceGroup]:
+    """Return the groups with the arguments in the first message of their prompts. Text groups become chats."""
+    if not arguments:
+        return list(groups)
+    text = require_utf8(json.dumps(arguments, ensure_ascii=False, default=str), ARGUMENTS)
+    return [_with_field(group, ARGUMENTS, text) for group in groups]
 
 
 def read_tools(value: Any, key: str) -> list[dict[str, Any]]:
@@ -49,18 +76,23 @@ def _decoded(value: Any, key: str) -> Any:
 
 def with_tools(groups: Iterable[PreferenceGroup], tools: list[dict[str, Any]]) -> list[PreferenceGroup]:
     """Return the groups with the tools in the first message of their prompts. Text groups become chats."""
+    groups = list(groups)
     if not tools:
-        return list(groups)
+        return groups
     text = require_utf8(json.dumps(tools, ensure_ascii=False, default=str), TOOLS)
-    return [_with_tools(group, text) for group in groups]
+    for group in groups:
+        if not isinstance(group.prompt, str) and split_tools(group.prompt)[1]:
+            raise BadRow(
+                "the prompt has tools in a message, and the row has tools in a column", fix="remove one of them"
+            )
+    return [_with_field(group, TOOLS, text) for group in groups]
 
 
-def _with_tools(group: PreferenceGroup, text: str) -> PreferenceGroup:
+def _with_field(group: PreferenceGroup, name: str, text: str) -> PreferenceGroup:
     prompt, responses = group.prompt, group.responses
     if isinstance(prompt, str):
         prompt = (Message("user", prompt),)
         responses = tuple((Message("assistant", str(response)),) for response in responses)
-    if split_tools(prompt)[1]:
-        raise BadRow("the prompt has tools in a message, and the row has tools in a column", fix="remove one of them")
-    first = replace(prompt[0], extra=tuple(sorted((*prompt[0].extra, (TOOLS, text)))))
+    others = [entry for entry in prompt[0].extra if entry[0] != name]
+    first = replace(prompt[0], extra=tuple(sorted((*others, (name, text)))))
     return replace(group, prompt=(first, *prompt[1:]), responses=responses)

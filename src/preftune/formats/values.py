@@ -10,6 +10,7 @@ from reprlib import repr as brief
 from typing import Any
 
 from preftune.errors import did_you_mean
+from preftune.formats.exchanges import exchanges_of
 from preftune.types import Judgement, Message, PreferenceGroup, Text
 
 Fields = dict[str, Any]
@@ -121,7 +122,7 @@ ROLES = {
 }  # fmt: skip
 CALLS = ("function_call", "tool_call")  # roles of assistant turns whose text is a tool call as JSON
 ROLE_KEYS = ("role", "from", "speaker")
-CONTENT_KEYS = ("content", "value", "message", "text")
+CONTENT_KEYS = ("content", "value", "message", "text", "parts")
 #: Fields that identify a message without being part of its content; comparisons ignore them.
 ID_FIELDS = {"id", "message_id", "parent_id", "uuid", "index", "turn", "date", "timestamp", "created_at", "model"}
 INFO_FIELDS = {"name", "tool_call_id", "finish_reason"}  # a turn with only these fields is empty
@@ -163,11 +164,14 @@ def _part(part: Any, where: str) -> str:
     others = {k for k, v in part.items() if k not in ("type", "text") and v} if isinstance(part, dict) else set()
     if not isinstance(text, str) or others & {"image", "image_url", "audio", "input_audio", "video"}:
         kind = part.get("type") if isinstance(part, dict) else kind_name(part)
-        what = "write the part as text" if "think" in str(kind) or "reason" in str(kind) else "remove these rows"
-        raise BadRow(
-            f"{where} has content that is not text: {kind!r}",
-            fix=f"{what}, because preftune trains on text only, or drop them with data.bad_rows=drop",
-        )
+        if "think" in str(kind) or "reason" in str(kind):
+            fix = "write the part as text, or drop such rows with data.bad_rows=drop"
+        else:
+            fix = (
+                "preftune trains on text only: remove the rows with such content, or drop them with "
+                "data.bad_rows=drop; if all rows have it, use a trainer for multimodal models"
+            )
+        raise BadRow(f"{where} has content that is not text: {kind!r}", fix=fix)
     return text
 
 
@@ -208,8 +212,8 @@ def has_role(value: Any) -> bool:
 
 
 def is_dialogue(value: Any) -> bool:
-    """Return whether a value is a non-empty list of objects with roles (stricter than `is_messages`)."""
-    return is_messages(value) and all(has_role(message) for message in value)
+    """Return whether a value is a non-empty list of objects with roles, or of exchanges (see `exchanges`)."""
+    return is_messages(value) and (all(map(has_role, value)) or exchanges_of(value) is not None)
 
 
 def messages_of(value: Any, key: str) -> tuple[Message, ...]:
@@ -220,10 +224,11 @@ def messages_of(value: Any, key: str) -> tuple[Message, ...]:
     if all(isinstance(m, str) for m in value):
         raise BadRow(
             f"column {key!r} must be text or messages, not a list of {len(value)} texts",
-            fix="write one text, or messages with role and content; for ranked responses, set "
-            "data.columns={responses: COLUMN, scores: COLUMN}",
+            fix="write one text, or messages with role and content; for responses with scores, set "
+            f"data.columns={{responses: {key}, scores: COLUMN}}; if they are in order, the best one first, set "
+            "data.format=ordered",
         )
-    return tuple(message_of(m, f"{key}[{i}]") for i, m in enumerate(value))
+    return tuple(message_of(m, f"{key}[{i}]") for i, m in enumerate(exchanges_of(value) or value))
 
 
 def text_of(row: Fields, key: str) -> Text:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import operator
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "=": operator.eq,
 }
 CONDITION = re.compile(r"\s*(?P<column>[^<>=!]+?)\s*(?P<operator>>=|<=|!=|==|=|>|<)\s*(?P<value>.*?)\s*", re.DOTALL)
+EQUALITY = ("==", "=", "!=")
 MISSING = object()
 
 
@@ -39,24 +41,24 @@ class Condition:
     def holds(self, row: Mapping[str, Any]) -> bool:
         """Return whether a row with this column satisfies the condition. Raises ValueError if they cannot be compared.
 
-        Numbers are compared as numbers, also if the column is the text of a number. A missing value (null) satisfies
-        only `!=`.
+        Numbers are compared as numbers, also if the column is the text of a number. A missing value (null, NaN or
+        blank text) satisfies only `!=`.
         """
         value = self.found(row)
-        missing = value is None or value is MISSING
+        missing = value is MISSING or _is_missing(value)
         if missing or self.value is None:
             same = missing and self.value is None
-            return not same if self.operator == "!=" else same and self.operator in ("==", "=")
-        number = None if isinstance(value, bool) else as_number(value)
-        if isinstance(self.value, bool) or isinstance(value, bool):
-            left, right = _truth(value), _truth(self.value)
-        elif number is not None and isinstance(self.value, int | float):
-            left, right = number, self.value
-        elif self.operator in ("==", "=", "!="):
-            left, right = str(value), str(self.value)
-        else:
+            return not same if self.operator == "!=" else same and self.operator in EQUALITY
+        left, right = _number(value), _number(self.value)
+        if left is not None and right is not None:
+            return OPERATORS[self.operator](left, right)
+        if self.operator not in EQUALITY:
+            if str(value).strip().lower() == "nan":
+                return False
             raise ValueError(f"{'.'.join(self.path)!r} is {kind_name(value)} {value!r:.40}, which has no order")
-        return OPERATORS[self.operator](left, right)
+        if isinstance(self.value, bool) or isinstance(value, bool):
+            return OPERATORS[self.operator](_truth(value), _truth(self.value))
+        return OPERATORS[self.operator](str(value), str(self.value))
 
     def found(self, row: Mapping[str, Any]) -> Any:
         """Return the value of the column, or MISSING."""
@@ -68,6 +70,21 @@ class Condition:
                 return MISSING
             value = value[name]
         return value
+
+
+def _is_missing(value: Any) -> bool:
+    blank = isinstance(value, str) and not value.strip()
+    return value is None or blank or (isinstance(value, float) and math.isnan(value))
+
+
+def _number(value: Any) -> Any:
+    """Return a number, also from its text, or None. Integers stay exact."""
+    if isinstance(value, int | float):
+        return None if isinstance(value, bool) else value
+    try:
+        return int(value) if isinstance(value, str) else as_number(value)
+    except ValueError:
+        return as_number(value)
 
 
 def _truth(value: Any) -> Any:
@@ -87,15 +104,19 @@ def _condition(text: str) -> Condition:
     if match is None or not match["value"]:
         fix = 'write a column, one of >=, <=, ==, !=, >, < and a value, such as "score_ratio >= 2" or "source == evol"'
         raise ConfigError(f"{text!r} is not a condition", where="data.where", fix=fix)
+    if match["value"][0] in "<>=!":  # `!==` and `=>` are not operators
+        fix = f"use one of {', '.join(OPERATORS)}, and put a text that begins with <, >, = or ! in quotes"
+        raise ConfigError(f"{text!r} has the value {match['value']!r}", where="data.where", fix=fix)
     try:
         value = json.loads(match["value"])
     except ValueError:
         value = match["value"].strip("'\"")
+    value = None if _is_missing(value) else value
     if isinstance(value, list | dict):
         fix = "compare with a number, a text, true, false or null"
         raise ConfigError(f"{text!r} compares with a {kind_name(value)}", where="data.where", fix=fix)
     sign = match["operator"]
-    if sign not in ("==", "=", "!=") and (isinstance(value, bool) or not isinstance(value, int | float)):
+    if sign not in EQUALITY and (isinstance(value, bool) or not isinstance(value, int | float)):
         raise ConfigError(
             f"{text!r} compares with {match['value']}, which is not a number",
             where="data.where",

@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -82,9 +82,12 @@ class TokenData:
         return digest.hexdigest()
 
 
-def read_data(config: DataConfig) -> TextData:
-    """Return the training and held-out groups. Raises DataError for invalid data, before anything is tokenised."""
-    reading, sources = reading_of(config), _sources(config)
+def read_data(config: DataConfig, has_template: bool = False) -> TextData:
+    """Return the training and held-out groups. Raises DataError for invalid data, before anything is tokenised.
+
+    `has_template`: the model has a chat template, so HH-RLHF transcripts become messages unless data.as_chat is false.
+    """
+    reading, sources = reading_of(config, has_template), _sources(config)
     content = fingerprint(sources)
     key = ""
     if reading.format in ("auto", *BY_NAME):  # a function of the user may depend on anything
@@ -178,20 +181,21 @@ def read_prompt_data(config: PromptConfig) -> TextData:
     def read(source: str | Sequence[str], _name: str) -> tuple[Sequence[PreferenceGroup], Account]:
         groups, account = read_prompts(source, Reading(columns=config.columns, ignore=tuple(config.ignore)))
         account.check(config.max_dropped)
-        return (as_chat(groups) if config.as_chat else groups), account
+        return (as_chat(groups) if config.as_chat is True else groups), account
 
     return _split(config, read).data(fingerprint(_sources(config)))
 
 
-def reading_of(config: DataConfig) -> Reading:
-    """Return the settings of the `data` section that decide how rows are read."""
+def reading_of(config: DataConfig, has_template: bool = False) -> Reading:
+    """Return the settings of the `data` section that decide how rows are read by a model with or without template."""
+    automatic: Literal["transcripts"] | bool = "transcripts" if has_template else False
     return Reading(
         config.format,
         config.columns,
         tuple(config.ignore),
         config.pairs,
         config.margin_from_scores,
-        config.as_chat,
+        config.as_chat if isinstance(config.as_chat, bool) else automatic,
         config.allow_empty_prompts,
         config.bad_rows,
         config.winner_values,

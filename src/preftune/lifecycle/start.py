@@ -114,7 +114,10 @@ def start_run(
     require_joined()
     source = load.locate(config.model.path) if model is None else load.Source(config.model.path)
     display.say(f"reading {shown_sources(config.data)}")
-    text = read_prompt_data(config.data) if isinstance(config, PPOConfig) else read_data(config.data)
+    if isinstance(config, PPOConfig):
+        text = read_prompt_data(config.data)
+    else:
+        text = read_data(config.data, load.has_chat_template(source, tokenizer, config.data.chat_template))
     identity = run_identity(config.model_dump(mode="json"), text.fingerprint, fingerprints)
     group.from_first(lambda: Run.check(folder, identity, type(config), extendable=True))
     moment = (Run.manifest(folder).get("chat") or {}).get("moment") or moment

@@ -12,6 +12,7 @@ from preftune.data.subset import joined, subset
 from preftune.errors import ConfigError
 from preftune.lifecycle.advise import advise, advise_on_pairs
 from preftune.lifecycle.before_first_step import before_first_step
+from preftune.lifecycle.context import within_context
 from preftune.lifecycle.distribute import distributed
 from preftune.lifecycle.finish import evaluating, finish_run, running, trained
 from preftune.lifecycle.monitor import drift, make_monitor, start_monitor
@@ -46,6 +47,7 @@ def run(
     if config.reference.path:
         load.locate(config.reference.path, "reference.path")
     with before_first_step(model):
+        config = within_context(config, display, model)
         start = start_run(config, model=model, tokenizer=tokenizer, display=display, dry_run=dry_run, moment=moment)
         if start.is_finished:
             return start.final

@@ -18,6 +18,7 @@ from preftune.errors import DataError
 from preftune.lifecycle import estimate
 from preftune.lifecycle.advise import advise
 from preftune.lifecycle.before_first_step import before_first_step
+from preftune.lifecycle.context import within_context
 from preftune.lifecycle.data import TextData, report_accounts
 from preftune.lifecycle.finish import evaluating, finish_run, running, trained
 from preftune.lifecycle.open_policy import (
@@ -59,6 +60,7 @@ def run(
     if config.value.path:
         fingerprints["the first value model"] = model_fingerprint(config.value.path)
     with before_first_step(model):
+        config = within_context(config, display, model)
         start = start_run(
             config, model=model, tokenizer=tokenizer, display=display, dry_run=dry_run, fingerprints=fingerprints
         )

@@ -17,6 +17,7 @@ from preftune.data.derive import derived
 from preftune.data.loss_items import as_pairs
 from preftune.lifecycle.advise import advise, advise_on_pairs
 from preftune.lifecycle.before_first_step import before_first_step
+from preftune.lifecycle.context import within_context
 from preftune.lifecycle.distribute import distributed
 from preftune.lifecycle.finish import evaluating, finish_run, running, trained
 from preftune.lifecycle.plan import plan_run, print_run_plan, sized
@@ -49,6 +50,7 @@ def run(
     """
     objective = Objective((Term("bradley_terry", bradley_terry, INPUTS, "pairs", {"centre": config.centre}),))
     with before_first_step(model):
+        config = within_context(config, display, model)
         start = start_run(config, scalar=True, model=model, tokenizer=tokenizer, display=display, dry_run=dry_run)
         if start.is_finished:
             return start.final

@@ -14,6 +14,7 @@ from preftune.data.loss_items import require_columns
 from preftune.data.subset import subset
 from preftune.lifecycle.advise import advise
 from preftune.lifecycle.before_first_step import before_first_step
+from preftune.lifecycle.context import within_context
 from preftune.lifecycle.distribute import distributed
 from preftune.lifecycle.finish import evaluating, finish_run, running, trained
 from preftune.lifecycle.monitor import Monitor, monitor_of, save_responses
@@ -44,6 +45,7 @@ def run(
 ) -> Path:
     """Train, and return the folder of the tuned model. `model` and `tokenizer` may be objects in memory."""
     with before_first_step(model):
+        config = within_context(config, display, model)
         start = start_run(config, model=model, tokenizer=tokenizer, display=display, dry_run=dry_run)
         if start.is_finished:
             return start.final

@@ -34,6 +34,7 @@ TEMPLATES = {
     ),
 }
 
+TOKENIZER = "tokenizer_config.json"
 CHAT_RECORD = "chat_settings.json"
 """File in a model folder with the chat settings of the run that trained it, if they differ from the defaults."""
 
@@ -45,9 +46,7 @@ def load_tokenizer(source: Source, chat_template: str | None = None) -> Any:
     """Load the tokenizer of a model. `chat_template` replaces its template: a name in TEMPLATES or a .jinja file."""
     import transformers
 
-    where = source.base
-    if source.adapter and (Path(source.adapter) / "tokenizer_config.json").is_file():
-        where = source.adapter
+    where = _tokenizer_folder(source)
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(where, revision=source.revision, trust_remote_code=False)
     except Exception as error:
@@ -55,6 +54,26 @@ def load_tokenizer(source: Source, chat_template: str | None = None) -> Any:
     if chat_template is not None:
         tokenizer.chat_template = template(chat_template)
     return tokenizer
+
+
+def has_chat_template(source: Source, tokenizer: Any = None, chat_template: str | None = None) -> bool:
+    """Return whether messages can be rendered for the model: its tokenizer or the config has a chat template.
+
+    A tokenizer in a local folder is not loaded for that.
+    """
+    if chat_template is not None:
+        return True
+    folder = Path(_tokenizer_folder(source))
+    if tokenizer is None and folder.is_dir():
+        in_config = (folder / TOKENIZER).is_file() and _json(folder / TOKENIZER).get("chat_template")
+        return bool(in_config) or (folder / "chat_template.jinja").is_file()
+    return bool((tokenizer or load_tokenizer(source)).chat_template)
+
+
+def _tokenizer_folder(source: Source) -> str:
+    """Return the folder or Hub id of the tokenizer: that of an adapter, if it has one."""
+    own = source.adapter and (Path(source.adapter) / TOKENIZER).is_file()
+    return source.adapter if own and source.adapter else source.base
 
 
 def template(name: str) -> str:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from preftune.model.cpu_memory import available_to_cpu
 from preftune.model.logprobs import Scorer, hidden_states
 from preftune.types import Batch, TokenGroup
 
@@ -54,24 +55,7 @@ def available(device: torch.device) -> int:
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + cached
-    limits = [_free_on_machine()]
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):  # limits of a container, in cgroup v2 and v1
-        values = [_number(Path("/sys/fs/cgroup") / name) for name in (limit, used)]
-        if values[0] is not None and values[1] is not None:
-            limits.append(max(0, values[0] - values[1] + _reclaimable(used)))
-    return min(limits)
-
-
-def _reclaimable(used: str) -> int:
-    """Return the bytes of a container's usage that are file cache and can be reclaimed."""
-    path = (Path("/sys/fs/cgroup") / used).with_name("memory.stat")
-    if not path.is_file():
-        return 0
-    stat = dict(line.split() for line in path.read_text().splitlines())
-    return int(stat.get("total_inactive_file", stat.get("inactive_file", 0)))
+    return available_to_cpu()
 
 
 def in_use(device: torch.device) -> int:
@@ -80,22 +64,6 @@ def in_use(device: torch.device) -> int:
         return torch.cuda.memory_allocated(device)
     status = Path("/proc/self/statm")
     return int(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if status.is_file() else 0
-
-
-def _free_on_machine() -> int:
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
-        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-        return int(fields["MemAvailable"].split()[0]) * 1024
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if sys.platform != "win32" else 8 << 30
-    return total // 2  # without /proc, the free memory is unknown
-
-
-def _number(path: Path) -> int | None:
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):  # no such file, or "max"
-        return None
 
 
 def activation_bytes(scorer: Scorer, batch: Batch) -> int:

@@ -214,7 +214,7 @@ def _processes_in(values: Mapping[str, Any]) -> int | None:
 
 
 def _processes_of(command: Command, tool: str) -> int | None:
-    """Return the number of processes that a command starts, if its text says so."""
+    """Return the number of processes that a command starts, if that is certain."""
     flags = flags_of([word for word in command.words if "nproc" in word or "num" in word or "nnodes" in word])
     options = dict(zip(command.words, [*command.words[1:], ""], strict=True)) | {
         f"--{key}": str(value) for key, value in flags.items() if value is not True

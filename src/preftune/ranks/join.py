@@ -25,8 +25,10 @@ class Ranks:
 
     watch: Watch
 
-    def finish(self) -> None:
-        """Wait for the other ranks to finish, too, and disconnect."""
+    def finish(self, interrupted: bool) -> None:
+        """Wait for the other ranks to finish, too, and disconnect. Raises KeyboardInterrupt if `interrupted`."""
+        if interrupted:
+            raise KeyboardInterrupt  # on this rank only
         import torch.distributed as dist
 
         from preftune.ranks import group

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,13 +31,19 @@ DRIFT = (
 )
 
 
-def write_run_page(folder: Path, unit: str = "step") -> None:
-    """Write `folder`/report.html: last metrics, curves, advice, drift, samples, resolved config and manifest.
+def unit_of(manifest: Mapping[str, Any]) -> str:
+    """Return what the numbers of evaluations count: rounds of preftune iterate, otherwise steps."""
+    return "round" if "rounds" in manifest else "step"
 
-    `unit` is what the number of an evaluation counts, for the titles of samples.
+
+def write_run_page(folder: Path, unit: str | None = None, out: Path | None = None) -> None:
+    """Write a page with last metrics, curves, advice, drift, samples, resolved config and manifest of a run.
+
+    unit   what the number of an evaluation counts, for the titles of samples; by default as in the manifest
+    out    the page to write; by default `folder`/report.html
     """
-    lines, problem = read_metrics(folder / "metrics.jsonl")
     manifest = (folder / "manifest.json").read_text()
+    lines, problem = read_metrics(folder / "metrics.jsonl", json.loads(manifest).get("metrics"))
     best = json.loads(manifest).get("best")
     last = {split: [line for line in lines if line["split"] == split][-1:] for split in ("train", "eval")}
     names = sorted({name for final in last.values() for line in final for name in line} - {"step", "split"})
@@ -47,24 +54,34 @@ def write_run_page(folder: Path, unit: str = "step") -> None:
         Section("Curves", figures=[figure for curve in CURVES for figure in _curves(lines, "held-out", *curve)]),
         *_drift(lines, json.loads(manifest).get("advice", {})),
         *_harness(folder),
-        *samples_section(folder, unit, best["step"] if best and best.get("final") != "last" else None),
+        *samples_section(
+            folder,
+            unit or unit_of(json.loads(manifest)),
+            best["step"] if best and best.get("final") != "last" else None,
+        ),
         Section("Config", code=(folder / "config.yaml").read_text()),
         Section("Manifest", code=manifest),
     ]
-    write_page(folder / "report.html", str(folder), sections)
+    write_page(out or folder / "report.html", str(folder), sections)
 
 
-def read_metrics(path: Path) -> tuple[list[dict[str, Any]], str]:
-    """Return the lines of metrics.jsonl, and how many lines are damaged, in words, or ""."""
+def read_metrics(path: Path, end: Mapping[str, Any] | None = None) -> tuple[list[dict[str, Any]], str]:
+    """Return the lines of metrics.jsonl, and what is wrong with the file, or "".
+
+    `end` has the length and hash of the file at the end of the run.
+    """
+    data = path.read_bytes() if path.is_file() else b""
     lines, damaged = list[dict[str, Any]](), 0
-    for text in path.read_bytes().splitlines() if path.is_file() else ():
+    for text in data.splitlines():
         try:
             line = json.loads(text.decode())
             if line["split"] in ("train", "eval") and isinstance(line["step"], int):
                 lines.append(line)
         except (ValueError, LookupError, TypeError):
             damaged += 1
-    return lines, f"{damaged} damaged lines of {path.name} are not shown." if damaged else ""
+    changed = end is not None and hashlib.sha256(data[: end["bytes"]]).hexdigest() != end["sha256"]
+    problem = f"{path.name} was changed or damaged after the end of the run. " if changed else ""
+    return lines, f"{problem}{damaged} damaged lines are not shown." if damaged else problem.rstrip()
 
 
 def _about_end(manifest: Mapping[str, Any]) -> str:

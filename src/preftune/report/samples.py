@@ -56,8 +56,8 @@ def samples_section(folder: Path, unit: str = "step", last: int | None = None) -
     shaded: list[tuple[str, Sequence[Piece]]] = []
     for number, one in enumerate(every[:SHOWN], start=1):
         title = f"Prompt {number}" + (f" ({one.origin})" if one.origin else "")
-        shaded.append((title, [_piece(one.prompt, from_end=True)]))
-        shaded += [(title, [_piece(text)]) for title, text in one.responses]
+        shaded.append((title, [piece(one.prompt, from_end=True)]))
+        shaded += [(title, [piece(text)]) for title, text in one.responses]
     text = (
         f"Responses of the policy to the same prompts with the same random numbers, before and after training: "
         f"{min(SHOWN, len(every))} of the {len(every)} prompts in the folder samples/."
@@ -94,7 +94,8 @@ def _sampled(when: str, row: dict[str, Any]) -> tuple[str, str]:
     return f"{when}: {row['tokens'][0]} tokens{cut}", str(row["responses"][0])
 
 
-def _piece(text: str, *, from_end: bool = False) -> Piece:
+def piece(text: str, *, from_end: bool = False) -> Piece:
+    """Return a text as a piece of the page, shortened."""
     if len(text) > MAX_TEXT:
         rest = f"[{len(text) - MAX_TEXT:,} more characters]"
         text = f"{rest} {text[-MAX_TEXT:]}" if from_end else f"{text[:MAX_TEXT]} {rest}"

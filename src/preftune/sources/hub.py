@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
 from preftune.errors import DataError
 from preftune.sources.files import FILE_SUFFIXES
+from preftune.sources.known import Known, known_dataset
 from preftune.sources.rows import Row, Source
-from preftune.sources.splits import choose_part, notes_on_unread_parts
+from preftune.sources.splits import TRAIN, choose_part, notes_on_unread_parts
 
 HUB_ID = re.compile(r"^(?P<name>[\w.-]+/[\w.-]+)(?P<parts>(?::[\w.-]+){0,2})$")
 
@@ -31,21 +32,35 @@ def hub_source(name: str) -> Source:
     import datasets
 
     target, *parts = name.split(":")
+    facts = known_dataset(target) or Known()
     try:
+        if parts and parts[0] in facts.folders:
+            loaded = datasets.load_dataset(target, data_dir=facts.folders[parts[0]], split=(*parts, TRAIN)[1])
+            return Source(name, hub=loaded)
         configs = list(datasets.get_dataset_config_names(target))
         default = datasets.get_dataset_default_config_name(target)
 
         def splits_of(config: str) -> list[str]:
             return list(datasets.get_dataset_split_names(target, _config_argument(config, configs)))
 
-        config, split = choose_part(target, parts, configs, default if default in configs else None, splits_of)
+        base = default if default in configs else None
+        config, split = choose_part(target, parts or _usual(facts, configs, base, splits_of), configs, base, splits_of)
         loaded = datasets.load_dataset(target, _config_argument(config, configs), split=split)
         notes = notes_on_unread_parts(target, parts, configs, config, split, splits_of(config))
+        notes += [facts.advice] if facts.advice and not parts else []
     except DataError:
         raise
     except Exception as error:  # datasets raises errors of many types when it cannot load data
         raise _load_error(name, error) from error
     return Source(name, hub=loaded, notes=tuple(notes))
+
+
+def _usual(
+    facts: Known, configs: list[str], default: str | None, splits_of: Callable[[str], list[str]]
+) -> tuple[str, ...]:
+    """Return the config and split of a well-known data set that a name without parts means, or ()."""
+    config = facts.config or default or (configs[0] if len(configs) == 1 else "")
+    return (config, facts.split) if config in configs and facts.split in splits_of(config) else ()
 
 
 def _config_argument(config: str, configs: list[str]) -> str | None:

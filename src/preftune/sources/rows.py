@@ -12,11 +12,15 @@ Note = Callable[[str, str], None]  # called with a message to the user and an or
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One record of a data file. If it could not be read, `fault` says why."""
+    """One record of a data file. If it could not be read, `fault` says why.
+
+    `others` are the origins of the further records of the file that were joined into this one.
+    """
 
     value: dict[str, Any]
     origin: str
     fault: str = ""
+    others: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from preftune.talk.dialogue import SIDES, Answer, Dialogue, Turn
 from preftune.talk.files import Pairs, pair_of, paths_of, save
 from preftune.talk.screen import Screen, Start, statistics
 from preftune.talk.settings import change, described
-from preftune.talk.speakers import Fitted, Speaker, fit, limited, speak
+from preftune.talk.speakers import Fitted, Partner, answer, fit, limited
 
 
 @dataclass
@@ -27,7 +27,7 @@ class Session:
     noted      notes about prompts that were printed
     """
 
-    speakers: list[Speaker]
+    speakers: list[Partner]
     dialogue: Dialogue
     sampling: Sampling
     screen: Screen
@@ -76,7 +76,7 @@ class Session:
         sampling = limited(self.sampling, fitted)
         number = len(self.speakers)
         starts: list[Start] = [
-            partial(speak, speaker, ids, sampling, attempt * number + side)
+            partial(answer, speaker, fitted.prompt, ids, sampling, attempt * number + side)
             for side, (speaker, ids) in enumerate(zip(self.speakers, fitted.ids, strict=True))
         ]
         answers = self.screen.show(starts)

@@ -10,6 +10,7 @@ from typing import Any
 from preftune.chat.open import ChatOptions, renderer_of
 from preftune.chat.render import Renderer
 from preftune.chat.template import RefusedByTemplate, Template, open_think
+from preftune.client import Client
 from preftune.config.schema import ModelConfig
 from preftune.errors import ConfigError, DataError
 from preftune.lifecycle.open_policy import Opened, chat_record_of, open_policy
@@ -19,6 +20,8 @@ from preftune.model.generate import Sampling, continuation, end_ids
 from preftune.model.memory import free_memory, out_of_memory
 from preftune.model.stream import Stream, text_so_far
 from preftune.talk.dialogue import Answer
+from preftune.talk.remote import Remote, open_remote
+from preftune.talk.remote import speak as from_server
 from preftune.types import Message, PreferenceGroup, Text
 
 
@@ -43,22 +46,42 @@ class Speaker:
         return bool(self.renderer.template.source)
 
 
+Partner = Speaker | Remote
+
+
 @dataclass(frozen=True, slots=True)
 class OpenOptions:
-    """Which models to open, and how: see the options of `preftune chat`."""
+    """Which models to open, and how: see the options of `preftune chat`.
+
+    servers  the server of each model; None for a model that is loaded here
+    """
 
     models: tuple[str, ...]
     dtype: str = "auto"
     chat_template: str | None = None
     chat: ChatOptions = field(default_factory=ChatOptions)
+    servers: tuple[Client | None, ...] = (None, None)
 
 
-def open_speakers(options: OpenOptions, say: Callable[[str], None]) -> list[Speaker]:
-    """Load one or two models. A model without a chat template gets the template of the other one.
+def open_speakers(options: OpenOptions, say: Callable[[str], None]) -> list[Partner]:
+    """Load one or two models, or find them on their servers.
 
-    A model that is named twice is loaded once.
+    A model without a chat template gets the template of the other one. A model that is named twice is loaded once.
     """
-    where = ("preftune chat", "--beside")
+    remote = [open_remote(server, say) if server else None for server in options.servers[: len(options.models)]]
+    if not any(remote):
+        return list(_open_local(options, WHERE, say))
+    speakers: list[Partner] = []
+    for path, place, one in zip(options.models, WHERE, remote, strict=False):
+        speakers.extend([one] if one else _open_local(replace(options, models=(path,)), (place,), say))
+    return speakers
+
+
+WHERE = ("preftune chat", "--beside")
+
+
+def _open_local(options: OpenOptions, where: Sequence[str], say: Callable[[str], None]) -> list[Speaker]:
+    """Load the models of `options`. `where` are the places that name them, for errors."""
     opened: list[Opened] = []
     for path, place in zip(options.models, where, strict=False):
         if opened and path == options.models[0]:
@@ -104,8 +127,13 @@ def turn_end(renderer: Renderer) -> frozenset[int]:
     return frozenset([renderer.tokenizer.convert_tokens_to_ids(longest)] if longest else [])
 
 
-def encode(speaker: Speaker, prompt: Text) -> tuple[list[int], tuple[str, ...]]:
-    """Return the token ids of a prompt, and notes about changes to its text. Raises DataError if it is refused."""
+def encode(speaker: Partner, prompt: Text) -> tuple[list[int], tuple[str, ...]]:
+    """Return the token ids of a prompt, and notes about changes to its text. Raises DataError if it is refused.
+
+    A server renders prompts itself, so there are no ids for it.
+    """
+    if isinstance(speaker, Remote):
+        return [], ()
     (encoded,) = speaker.renderer.encode([PreferenceGroup(prompt, ())])
     if encoded.fault:
         raise DataError(str(encoded.fault.what), where=speaker.name, fix="change the message, or remove it with /undo")
@@ -129,7 +157,7 @@ class Fitted:
     notes: tuple[str, ...]
 
 
-def fit(speakers: Sequence[Speaker], prompt_from: Callable[[int], Text], turns: int, wanted: int) -> Fitted:
+def fit(speakers: Sequence[Partner], prompt_from: Callable[[int], Text], turns: int, wanted: int) -> Fitted:
     """Return the prompt without as many of the oldest `turns` as leaves room for `wanted` tokens of an answer.
 
     prompt_from(n) is the prompt without the n oldest turns. Raises DataError if the new text alone is too long.
@@ -162,6 +190,15 @@ def fit(speakers: Sequence[Speaker], prompt_from: Callable[[int], Text], turns: 
         what = f"the message is too long: it has {tokens} tokens, and the model's context has {limit}"
         raise DataError(what, where="chat", fix="shorten the message")
     return best
+
+
+def answer(
+    speaker: Partner, prompt: Text, ids: Sequence[int], sampling: Sampling, k: int, stopped: Callable[[], bool]
+) -> Iterator[Answer]:
+    """Yield the answer to a prompt so far, as it grows. `ids` are the token ids of the prompt for this model."""
+    if isinstance(speaker, Remote):
+        return from_server(speaker, prompt, sampling, k, stopped)
+    return speak(speaker, ids, sampling, k, stopped)
 
 
 def speak(

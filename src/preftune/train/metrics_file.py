@@ -70,10 +70,14 @@ class MetricsFile:
         return valid_lines(self._read() + "".join(self.waiting).encode())[0]
 
     def position(self) -> dict[str, Any]:
-        """Return the length and hash of the file, and the waiting lines, after the disk has the file."""
+        """Return the length and hash of the file, and the waiting lines, after the disk has the file.
+
+        Raises StorageError.
+        """
         data = self._read()
         if data:
-            sync(self.path)
+            with writing(self.path):
+                sync(self.path)
         return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "waiting": list(self.waiting)}
 
     def rewind(self, position: Mapping[str, Any] | None, step: int, evaluation_due: bool) -> None:

@@ -54,7 +54,6 @@ from preftune.train.same_run import (
 from preftune.train.saving import Saving
 from preftune.train.track import Tracked, Tracker, log_metrics, open_trackers
 
-#: What rank 0 reads from the folder for all ranks. It alone keeps the metrics that were not logged.
 READ = ["resume_from", "start", "tokens", "loop_state", "evaluation_due", "evaluations", "extended", "earlier_ends"]
 
 
@@ -159,7 +158,7 @@ class Run:
         """
         run = Run(folder, identity, display)
         group.from_first(lambda: run._open(schema, extendable))
-        group.share(run, READ)
+        group.share(run, READ)  # rank 0 alone keeps the metrics that were not logged
         return run
 
     def _open(self, schema: type[BaseModel] | None, extendable: bool) -> None:
@@ -351,7 +350,7 @@ class Run:
         return state
 
     def save_if_due(self, step: int, tally: Tally, tokens: int) -> None:
-        """Save a checkpoint if `train.save_every` says so. If the disk does not take it, report this and continue."""
+        """Save a checkpoint if one is due. If the disk does not take it, report this and continue."""
         if group.from_first(lambda: self.saving.due(step)):
             self._try_to_save(step, tally, tokens)
 
@@ -383,9 +382,10 @@ class Run:
             self.display.say("  the run cannot be extended later, because its end was not saved")
         best, config = self.best, self.best_config
         facts = {"steps": step, **facts_of(best, config, self.stops_early)}
-        patiently(lambda: self.note(**facts), self.display.say)
         if group.first():
             patiently(self.metrics.flush, self.display.say)
+            facts["metrics"] = patiently(self.metrics.position, self.display.say)
+            patiently(lambda: self.note(**facts), self.display.say)
         if not best or not config:
             return
         self.display.say(end_message(best, config, step, self.stops_early))

@@ -29,6 +29,8 @@ CHANGEABLE = {
     ("monitor",),
     ("samples",),
 }
+#: Setting -> its default in earlier versions, and its default now. A run resumes if its token ids are still the same.
+NEW_DEFAULTS: dict[tuple[str, ...], tuple[Any, Any]] = {("data", "as_chat"): (False, "auto")}
 #: Config keys that can be raised on a finished run to extend it; null is the highest value.
 RAISABLE = (("train", "epochs"), ("train", "max_steps"), ("best", "patience"))
 
@@ -90,7 +92,7 @@ def require_same(
     changes = [
         f"{'.'.join(key)} was {json.dumps(before)}, is now {json.dumps(now)}"
         for key, before, now in _differences(old["config"], new["config"])
-        if not {key, key[:1]} & allowed
+        if not {key, key[:1]} & allowed and NEW_DEFAULTS.get(key) != (before, now)
     ]
     for name in sorted((old.keys() | new.keys()) - {"config"}):
         if name in old and old[name] != new.get(name):  # earlier versions did not record every fingerprint

@@ -40,6 +40,8 @@ class Tracked:
 
 
 class Tracker(Protocol):
+    """A tracker with an open run. `run` identifies the run, so that it can be continued."""
+
     run: dict[str, str]
 
     def log(self, step: int, metrics: dict[str, float]) -> None: ...

@@ -23,6 +23,7 @@ from preftune.findings.find import find
 from preftune.findings.kinds import Findings
 from preftune.formats.account import Account
 from preftune.lifecycle import data
+from preftune.lifecycle.context import fitted
 from preftune.methods import reward, sft
 from preftune.methods.objective import bind_objective, shape_for
 from preftune.types import PreferenceGroup, TokenGroup
@@ -81,12 +82,13 @@ def check(
     Without a method, only the requirements of every run are checked. Raises the run's error if nothing can be
     reported, such as for a missing file or columns of an unknown format.
     """
+    config = fitted(config, positions)
     # how the method converts groups for training; raises if they do not fit
     adapt: Adapter = {"sft": sft.preferred, "reward": reward.reward_groups}.get(method or "", list)
     if method == "dpo":
         adapt = partial(shape_for, bind_objective(terms))
     try:
-        text = data.read_data(config)
+        text = data.read_data(config, _has_template(renderer))
         tokens = data.tokenize_data(text, renderer, config) if renderer else None
         refusal = _refusal(config, text, tokens, adapt, positions, rows, base)
     except PreftuneError as error:
@@ -132,7 +134,7 @@ def _complete(
     """Return text and tokens, read with every limit lifted. Raises `refusal` if that also fails."""
     overlong = "truncate" if config.overlong == "error" else config.overlong
     lifted = config.model_copy(update={**LIFTED, "overlong": overlong})
-    reading = data.reading_of(lifted)
+    reading = data.reading_of(lifted, _has_template(renderer))
     try:
         train, account = read_groups(config.train, reading)
         held_out, *more = read_groups(config.eval, reading) if isinstance(config.eval, str) else ([],)
@@ -143,6 +145,10 @@ def _complete(
         return text, data.tokenize_data(text, renderer, lifted) if renderer else None
     except PreftuneError:  # the report counts characters instead
         return text, None
+
+
+def _has_template(renderer: Renderer | None) -> bool:
+    return renderer is not None and bool(renderer.template.source)
 
 
 def _as_if_tokenised(groups: Sequence[PreferenceGroup]) -> list[TokenGroup]:

@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from preftune.chat.open import ChatOptions
+from preftune.chat.template import ChatSettings
 from preftune.config.schema import DataConfig
 from preftune.formats.account import Account, require_matched
 from preftune.formats.parsers import Reading
 from preftune.lifecycle.data import reading_of
+from preftune.model import load
 from preftune.types import PreferenceGroup
 
 Reader = Callable[[str | Sequence[str], Reading], tuple[list[PreferenceGroup], Account]]
@@ -23,7 +25,7 @@ def chat_options_of(data: DataConfig, moment: str | None = None) -> ChatOptions:
     stated = data.model_fields_set
     return ChatOptions(
         arguments=data.chat_template_kwargs if "chat_template_kwargs" in stated else None,
-        as_chat=data.as_chat,
+        as_chat=data.as_chat if "as_chat" in stated else None,
         moment=moment,
         thinking=data.thinking if "thinking" in stated else None,
         allow_dropped_text=data.allow_dropped_text,
@@ -38,12 +40,18 @@ def section_with_rendering_of(data: DataConfig, source: str) -> DataConfig:
     return DataConfig(train=source, **stated)
 
 
-def read_rows(read: Reader, data: DataConfig) -> tuple[list[PreferenceGroup], Account]:
+def read_rows(
+    read: Reader, data: DataConfig, source: load.Source | None = None
+) -> tuple[list[PreferenceGroup], Account]:
     """Read the rows of a command with `read`, which is read_prompts or read_groups.
 
-    Raises DataError if too many rows were dropped, or if data.ignore names a column that no row has.
+    `source` is the only model that reads them, if there is just one: HH-RLHF transcripts then become messages as they
+    did in its training. Raises DataError if too many rows were dropped, or if data.ignore names a column without rows.
     """
-    groups, account = read(data.train, row_reading_of(data))
+    reading = row_reading_of(data)
+    if source is not None and reads_transcripts(data, source):
+        reading = replace(reading, as_chat="transcripts")
+    groups, account = read(data.train, reading)
     account.check(max_dropped_of(data))
     require_matched([account])
     return groups, account
@@ -52,6 +60,12 @@ def read_rows(read: Reader, data: DataConfig) -> tuple[list[PreferenceGroup], Ac
 def row_reading_of(data: DataConfig) -> Reading:
     """Return how rows are read. Text is not converted to chat here: the renderer does that as the model was trained."""
     return replace(reading_of(data), as_chat=False)
+
+
+def reads_transcripts(data: DataConfig, source: load.Source) -> bool:
+    """Return whether the model has a chat template that is applied to HH-RLHF transcripts."""
+    settings = chat_options_of(data).override(ChatSettings.from_record(load.chat_record(source)))
+    return settings.as_chat is not False and load.has_chat_template(source, chat_template=data.chat_template)
 
 
 def max_dropped_of(data: DataConfig) -> float:

@@ -36,6 +36,7 @@ from preftune.files import digest, sync, write_json, write_rows, write_text
 from preftune.formats.account import Account
 from preftune.formulas import Floats, mean_and_error, step_seed
 from preftune.lifecycle import open_policy
+from preftune.lifecycle.context import within_context
 from preftune.lifecycle.data import prompts_that_fit, read_prompt_data
 from preftune.lifecycle.finish import optional_pages
 from preftune.lifecycle.plan import print_plan
@@ -75,7 +76,7 @@ def run(
 ) -> Path:
     """Run the rounds and return the folder of the final model. `reward` replaces the reward of the config."""
     display, out, in_memory = display or Display(), Path(config.out), reward is not None
-    load.locate(config.model.path)
+    config = within_context(config, display)
     bind_objective(config.terms)
     display.say(f"reading {shown_sources(config.data)}")
     prompts = read_prompt_data(config.data)
@@ -139,7 +140,8 @@ def run_rounds(
     final = patiently(lambda: publish(Path(policy), out / "final"), display.say)
     kind = "adapter" if (final / ADAPTER_CONFIG).is_file() else "model"
     optional_pages(log, final, Subject(out.name, kind, config.model.path, out), unit="round")
-    log.note(finished=True, published=policy, final=manifest.model_hashes(final))
+    hashes = {"final": manifest.model_hashes(final), "metrics": log.metrics.position()}
+    log.note(finished=True, published=policy, **hashes)
     display.say(f"done: {final}, the policy of {policy}")
     return final
 

@@ -36,6 +36,7 @@ from preftune.errors import ConfigError, DataError
 from preftune.files import write_json, write_rows
 from preftune.formats.account import Account, format_origins
 from preftune.formulas import implicit_reward, labelled_margin, win
+from preftune.lifecycle.context import within_context
 from preftune.lifecycle.data import limits_of, read_data
 from preftune.lifecycle.packing_probe import choose_layout
 from preftune.lifecycle.plan import print_plan
@@ -74,10 +75,11 @@ def run(config: NoiseConfig, *, display: Display | None = None, dry_run: bool = 
     if config.data.eval is not None:
         what, fix = "every fold is held out in turn", "remove it; `folds` sets the number of folds"
         raise ConfigError(what, where="data.eval", fix=fix)
-    load.locate(config.model.path)
+    config = within_context(config, display)
+    source = load.locate(config.model.path)
     if config.ranker == "dpo":
         require_implicit_reward(config)
-    text = read_data(config.data)
+    text = read_data(config.data, load.has_chat_template(source, chat_template=config.data.chat_template))
     identity = run_identity(config.model_dump(mode="json"), text.fingerprint)
     Run.check(out, identity, type(config))
     for group in text.train:

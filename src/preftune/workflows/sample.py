@@ -86,7 +86,7 @@ def files_of(options: SampleOptions, out: Path) -> Files:
         "dtype": options.dtype,
         "chat_template": data.chat_template,
         **({"chat_template_kwargs": data.chat_template_kwargs} if data.chat_template_kwargs else {}),
-        **({"as_chat": True} if data.as_chat else {}),
+        **({"as_chat": data.as_chat} if data.as_chat != "auto" else {}),
         "server": options.server.record if options.server else None,
     }
     rows = data.model_dump(mode="json", exclude_defaults=True, exclude={"train", *RENDERING})
@@ -157,10 +157,10 @@ def _run(options: SampleOptions, out: Path, display: Display) -> Path:
 def _require_server_options(options: SampleOptions) -> None:
     """Raise ConfigError for options that have no effect with a server."""
     require_one("requests to a server", "start one process; --concurrency sets the number of parallel requests")
-    if options.data.chat_template_kwargs or options.data.as_chat:
+    if options.data.chat_template_kwargs or options.data.as_chat is True:
         raise ConfigError(
             "the option has no effect with a server, which applies its own chat template",
-            where="--as-chat" if options.data.as_chat else "--chat-template-kwargs",
+            where="--as-chat" if options.data.as_chat is True else "--chat-template-kwargs",
             fix="remove the option; vLLM takes --server-settings '{\"chat_template_kwargs\": {...}}'",
         )
 

@@ -107,7 +107,7 @@ def run(options: ScoreOptions | RewardScoreOptions, out: Path, display: Display)
     """Write one JSON object per judgement to `out`, in the order of the data, and a summary next to it."""
     sources = sources_of(options) if isinstance(options, ScoreOptions) else {}
     require_writable(out)
-    groups, account = read_rows(read_groups, options.data)
+    groups, account = read_rows(read_groups, options.data, sources.get("policy"))
     marks = marks_of(options.data.train)
     with_tokens = isinstance(options, ScoreOptions) and options.tokens
     if isinstance(options, RewardScoreOptions):

@@ -247,6 +247,22 @@ def test_chat_template_kwargs_are_passed_to_the_template() -> None:
     assert texts(renderer(QWEN3), one)[0].endswith("assistant\n")
 
 
+def test_template_arguments_of_a_row_replace_those_of_the_run() -> None:
+    def with_arguments(arguments: dict[str, Any]) -> PreferenceGroup:
+        extra = (("chat_template_kwargs", json.dumps(arguments)),)
+        return PreferenceGroup((Message("user", "p", extra),), (answer("yes"), answer("no")), PAIR)
+
+    thinks = renderer(QWEN3, arguments={"enable_thinking": True})
+    closed = "<think>\n\n</think>\n\n"
+    assert texts(thinks, with_arguments({"enable_thinking": False}))[0].endswith(closed)
+    assert texts(thinks, with_arguments({}))[0].endswith("assistant\n")
+    [encoded] = thinks.encode([with_arguments({"enable_thinking": False})])
+    assert (encoded.fault, encoded.notes) == (None, ())
+    for name, message in (("enable_thinkng", "does not read 'enable_thinkng'"), ("messages", "is set by preftune")):
+        [encoded] = thinks.encode([with_arguments({name: False})])
+        assert message in str(encoded.fault)
+
+
 def test_an_argument_that_the_template_does_not_read_is_refused() -> None:
     with pytest.raises(ConfigError, match="did you mean 'enable_thinking'"):
         require_used(QWEN3, ["enable_thinkng"], "data.chat_template_kwargs")

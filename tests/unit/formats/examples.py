@@ -50,6 +50,17 @@ EXAMPLES: list[tuple[str, dict[str, Any], PreferenceGroup]] = [
         PreferenceGroup("Q: why? A:", (" because so", " better not"), FIRST_IS_BETTER),
     ),
     (
+        "tree",
+        {
+            "prompt": {
+                "role": "prompter",
+                "text": "p",
+                "replies": [{"role": "assistant", "text": text, "rank": rank} for text, rank in (("b", 1), ("a", 0))],
+            }
+        },
+        PreferenceGroup((U("p"),), ((A("a"),), (A("b"),)), FIRST_IS_BETTER, ranks=(1.0, 2.0)),
+    ),
+    (
         "hh",
         {"chosen": "\n\nHuman: hi\n\nAssistant: yes", "rejected": "\n\nHuman: hi\n\nAssistant: no"},
         PreferenceGroup("\n\nHuman: hi\n\nAssistant:", (" yes", " no"), FIRST_IS_BETTER),

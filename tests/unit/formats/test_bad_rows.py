@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from tests.conftest import write_jsonl
-from tests.unit.formats.examples import EXAMPLE_ROWS, chat
+from tests.unit.formats.examples import EXAMPLE_ROWS, chat, read_rows
 
 from preftune.data.prompts import read_prompts
 from preftune.data.read_groups import read_groups
@@ -223,3 +223,13 @@ def test_all_judgements_of_a_row_have_a_margin_or_none_has(tmp_path: Path) -> No
 def test_a_margin_column_in_ranked_data_is_not_used(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [{**RANKED, "margin": 1.0}, RANKED])
     assert len(read_groups(str(path))[0]) == 2
+
+
+@pytest.mark.parametrize(("bad", "offered"), [(1, "data.max_dropped=0.25"), (2, "data.max_dropped=0.5"), (3, "")])
+def test_the_fix_accepts_dropped_rows_only_if_they_are_a_minority(tmp_path: Path, bad: int, offered: str) -> None:
+    rows = [{"prompt": "p", "chosen": "a", "rejected": "b" if number >= bad else "a"} for number in range(4)]
+    _, account = read_rows(tmp_path, rows)
+    with pytest.raises(DataError, match="rows were dropped") as caught:
+        account.check(0.0)
+    assert offered in caught.value.fix
+    assert ("max_dropped" in caught.value.fix) == bool(offered)

@@ -92,7 +92,6 @@ def test_a_used_column_changes_the_groups(tmp_path: Path, column: str) -> None:
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"promt": "p", "chosen": "a", "rejected": "b"}, "'promt' is not used (did you mean 'prompt'?)", "{prompt: promt}"),
     ({**PAIR_ROW, "images": ["x.png"]}, "'images' contains images", "data.ignore=[images]"),
-    ({**PAIR_ROW, "chat_template_kwargs": {"a": 1}}, "'chat_template_kwargs' has template arguments", "ignore=[chat_t"),
     ({**PAIR_ROW, "question": "Another?"}, "'question' is not used", "data.ignore=[question]"),
     ({**PAIR_ROW, "context": "c"}, "'context' belongs to the prompt", "{input: context}"),
     ({**PAIR_ROW, "persona": "p"}, "'persona' belongs to the prompt", "{input: persona}"),

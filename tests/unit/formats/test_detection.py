@@ -46,7 +46,7 @@ def test_the_error_for_a_misspelt_column_suggests_its_name(tmp_path: Path) -> No
 def test_a_row_of_another_format_is_named(tmp_path: Path) -> None:
     rows = [
         {"prompt": "p", "chosen": "a", "rejected": "b"},
-        {"prompt": chat(("user", "x")), "chosen": "a", "rejected": "b"},
+        {"prompt": chat(("user", "x")), "chosen": ["a"], "rejected": ["b"]},
     ]
     path = write_jsonl(tmp_path / "a.jsonl", rows)
     with pytest.raises(DataError, match=r"a.jsonl:2: column 'prompt' must be text, not a list"):

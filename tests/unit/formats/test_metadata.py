@@ -69,8 +69,8 @@ def test_a_task_column_is_suggested_as_missing_prompt(tmp_path: Path) -> None:
 
 
 def test_a_dialogue_column_is_suggested_as_missing_prompt(tmp_path: Path) -> None:
-    row = {"trajectory": [{"from": "user", "value": "Say it."}], "chosen": "The sea", "rejected": "The moon"}
-    assert "data.columns={prompt: trajectory}" in statuses(tmp_path, row)["error"]
+    row = {"so_far": [{"from": "user", "value": "Say it."}], "chosen": "The sea", "rejected": "The moon"}
+    assert "data.columns={prompt: so_far}" in statuses(tmp_path, row)["error"]
 
 
 @pytest.mark.parametrize(

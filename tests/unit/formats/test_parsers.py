@@ -24,7 +24,8 @@ def test_an_example_row_is_detected_and_parsed(name: str, row: dict[str, Any], g
 
 
 def test_every_format_has_an_example_row() -> None:
-    assert {row[0] for row in EXAMPLES} == {f.name for f in FORMATS}
+    only_by_name = {"ordered"}  # no row shows that its list is in order
+    assert {row[0] for row in EXAMPLES} | only_by_name == {f.name for f in FORMATS}
 
 
 TOOL_CALL = {"type": "function", "function": {"name": "w", "arguments": {"town": 1}}}

@@ -57,7 +57,21 @@ def test_numbers_are_compared_as_numbers(sign: str, left: float, right: float, a
         ("score != null", {}, False),
         ("score > null", {"score": 3}, None),
         ("split == 1", {"split": "1.0"}, True),
-        ("x == ==", {"x": "=="}, True),
+        ('x == "=="', {"x": "=="}, True),
+        ("id == 9007199254740993", {"id": 9007199254740992}, False),
+        ("id > 9007199254740992", {"id": "9007199254740993"}, True),
+        ("id != 9007199254740993", {"id": "9007199254740992"}, True),
+        ("score >= 2", {"score": ""}, False),
+        ("score < 2", {"score": float("nan")}, False),
+        ("score >= 2", {"score": "NaN"}, False),
+        ("score != 2", {"score": " "}, True),
+        ("score == null", {"score": ""}, True),
+        ("score == null", {"score": float("nan")}, True),
+        ('system == ""', {"system": None}, True),
+        ('system != ""', {"system": ""}, False),
+        ("score != NaN", {"score": 2.5}, True),
+        ("safe == 1", {"safe": True}, True),
+        ("safe != 1", {"safe": False}, True),
     ],
 )
 def test_conditions(text: str, row: dict[str, Any], expected: bool | None) -> None:
@@ -68,7 +82,13 @@ def test_conditions(text: str, row: dict[str, Any], expected: bool | None) -> No
         assert holds(text, row) == expected
 
 
-@pytest.mark.parametrize("text", ["score", "score >=", ">= 2", "x == [1]", "x > abc", "x < true"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("score", "score >=", ">= 2", "x == [1]", "x > abc", "x < true"),
+        *("x !== 2", "x => 2", "x =< 2", "x <> 2", "x === 2", "x == =="),
+    ],
+)
 def test_a_condition_that_cannot_be_read_is_an_error(text: str) -> None:
     with pytest.raises(ConfigError, match=r"data\.where: "):
         conditions([text])
@@ -103,6 +123,12 @@ def test_a_text_without_order_is_an_error_with_its_row(tmp_path: Path) -> None:
     path = str(write_jsonl(tmp_path / "a.jsonl", [{**PAIR, "level": "hard"}]))
     with pytest.raises(DataError, match=r"a.jsonl:1: 'level > 2'"):
         read_groups(path, Reading(where=("level > 2",)))
+
+
+def test_true_and_false_have_no_order(tmp_path: Path) -> None:
+    path = str(write_jsonl(tmp_path / "a.jsonl", [{**PAIR, "is_safe": True}]))
+    with pytest.raises(DataError, match=r"a.jsonl:1: 'is_safe >= 1': 'is_safe' is true/false True"):
+        read_groups(path, Reading(where=("is_safe >= 1",)))
 
 
 def test_a_row_that_cannot_be_read_is_not_left_out_silently(tmp_path: Path) -> None:

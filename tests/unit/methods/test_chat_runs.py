@@ -116,7 +116,7 @@ def test_training_a_model_further_with_other_arguments_warns(
 
 
 def test_a_run_without_chat_saves_no_chat_settings(tmp_path: Path, model_folder: Path) -> None:
-    final = dpo.run(config(tmp_path, model_folder, chat_template=None, as_chat=False), display=QUIET)
+    final = dpo.run(config(tmp_path, model_folder, chat_template=None, as_chat="auto"), display=QUIET)
     assert not (final / "chat_settings.json").exists()
     assert renderer_of(locate(str(final))).settings == ChatSettings()
 

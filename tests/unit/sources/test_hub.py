@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import datasets
 import pytest
 
+from preftune.data.read_groups import read_groups
 from preftune.errors import DataError
+from preftune.formats.names import CANONICAL
+from preftune.formats.parsers import Reading
 from preftune.sources.hub import hub_source, is_hub_id
+from preftune.sources.known import KNOWN, columns_of
 from preftune.sources.read import fingerprint, read
 
 HUB = {
@@ -17,8 +22,13 @@ HUB = {
     "org/splits": {"default": ["train_prefs", "test_prefs", "train_sft"]},
     "org/configs": {"helpful": ["train", "test"], "harmless": ["train"]},
     "org/main": {"main": ["train"], "extra": ["train"]},
+    "HuggingFaceH4/ultrafeedback_binarized": {"default": ["train_sft", "train_prefs", "test_prefs"]},
+    "openai/summarize_from_feedback": {"axis": ["test"], "comparisons": ["train", "validation"]},
+    "allenai/reward-bench": {"default": ["raw", "other"]},
+    "databricks/databricks-dolly-15k": {"default": ["train"]},
 }
 DEFAULTS = {"org/one": "default", "org/splits": "default", "org/configs": None, "org/main": "main"}
+DEFAULTS |= dict.fromkeys(HUB.keys() - DEFAULTS, None) | {"HuggingFaceH4/ultrafeedback_binarized": "default"}
 
 
 @pytest.fixture(autouse=True)
@@ -63,6 +73,24 @@ def read_all(name: str) -> tuple[list[str], list[str]]:
         ("org/configs:helpful:test", "helpful test", []),
         ("org/main", "main train", ["only config 'main' is used; also available: extra (write org/main:extra)"]),
         ("org/main:extra", "extra train", []),
+        (
+            "HuggingFaceH4/ultrafeedback_binarized",
+            "default train_prefs",
+            [
+                "only split 'train_prefs' is used; also available: train_sft, test_prefs "
+                "(write HuggingFaceH4/ultrafeedback_binarized:train_sft)"
+            ],
+        ),
+        ("HuggingFaceH4/ultrafeedback_binarized:test_prefs", "default test_prefs", []),
+        (
+            "openai/summarize_from_feedback",
+            "comparisons train",
+            [
+                "only split 'train' is used; also available: validation "
+                "(write openai/summarize_from_feedback:validation)",
+                "only config 'comparisons' is used; also available: axis (write openai/summarize_from_feedback:axis)",
+            ],
+        ),
     ],
 )
 def test_a_name_refers_to_one_config_and_split(name: str, value: str, notes: list[str]) -> None:
@@ -130,3 +158,44 @@ def test_the_error_for_a_failed_download_says_what_to_do(monkeypatch: pytest.Mon
 )
 def test_only_some_names_can_be_hub_ids(name: str, expected: bool) -> None:
     assert is_hub_id(name) is expected
+
+
+def test_a_well_known_data_set_without_its_usual_split_is_read_as_any_other() -> None:
+    with pytest.raises(DataError, match="no split 'train'; it has raw, other"):
+        read_all("allenai/reward-bench")
+
+
+def test_columns_of_a_well_known_data_set_are_mapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {"instruction": "Sum up.", "context": "A long text.", "response": "Short.", "category": "summary"}
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.Dataset.from_list([row]))
+    [group], account = read_groups("databricks/databricks-dolly-15k")
+    assert group.prompt == "Sum up.\nA long text."
+    assert any("data.columns={input: context}" in note for note in account.noted)
+    assert read_groups("databricks/databricks-dolly-15k", Reading(ignore=("category",)))[0] == [group]
+    with pytest.raises(DataError, match="'context'"):  # the user's setting replaces it
+        read_groups("databricks/databricks-dolly-15k", Reading(columns={"prompt": "instruction"}))
+
+
+def test_a_folder_of_a_well_known_data_set_is_a_part_of_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+
+    def load(name: str, data_dir: str, split: str) -> datasets.Dataset:
+        made.append((name, data_dir, split))
+        return datasets.Dataset.from_list([{"x": "y"}])
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    assert read_all("nvidia/HelpSteer2:preference") == (["y"], [])
+    assert made == [("nvidia/HelpSteer2", "preference", "train")]
+
+
+def test_a_local_folder_is_not_a_well_known_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert columns_of("PKU-Alignment/BeaverTails:330k_test") == {"label": "is_safe"}
+    (tmp_path / "PKU-Alignment" / "BeaverTails").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert columns_of("PKU-Alignment/BeaverTails") == {}
+
+
+def test_every_known_name_and_column_exists() -> None:
+    for name, facts in KNOWN.items():
+        assert is_hub_id(name)
+        assert set(facts.columns) <= set(CANONICAL)

@@ -39,7 +39,8 @@ def test_a_run_resumes_with_defaults_of_newer_settings(tmp_path: Path) -> None:
     ("data", "message"),
     [
         ({"thinking": "keep"}, 'data.thinking was "template", is now "keep"'),
-        ({"as_chat": True}, "data.as_chat was false, is now true"),
+        ({"as_chat": True}, 'data.as_chat was "auto", is now true'),
+        ({"as_chat": False}, 'data.as_chat was "auto", is now false'),
     ],
 )
 def test_a_run_does_not_resume_with_other_values_of_newer_settings(
@@ -49,6 +50,14 @@ def test_a_run_does_not_resume_with_other_values_of_newer_settings(
     with pytest.raises(RunError) as error:
         check(tmp_path / "run", config(**data))
     assert error.value.why == message
+
+
+def test_a_run_with_the_earlier_default_of_a_setting_resumes(tmp_path: Path) -> None:
+    """The token ids are compared later."""
+    earlier(tmp_path / "run", without=(), as_chat=False)
+    check(tmp_path / "run", config())
+    with pytest.raises(RunError, match=r"data\.as_chat was false, is now true"):
+        check(tmp_path / "run", config(as_chat=True))
 
 
 def test_a_setting_that_no_longer_exists_is_reported(tmp_path: Path) -> None:

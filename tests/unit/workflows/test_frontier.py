@@ -73,7 +73,7 @@ def test_the_json_has_all_series_and_the_page_loads_nothing(tmp_path: Path, poli
     frontier.run(options(tmp_path, policies), tmp_path / "out", Display(quiet=True))
     facts = json.loads((tmp_path / "out" / "frontier.json").read_text())
     chat = dict.fromkeys(("arguments", "moment", "thinking", "scored_turns", "system_message")) | {
-        "as_chat": False,
+        "as_chat": None,
         "allow_dropped_text": False,
     }
     assert facts["settings"] == {

@@ -226,7 +226,7 @@ def test_the_summary_records_the_settings(tmp_path: Path, models: dict[str, Path
     data, out = write_jsonl(tmp_path / "p.jsonl", PAIRS), tmp_path / "s.jsonl"
     unused = {"format": "auto", "max_length": None}
     chat = dict.fromkeys(("arguments", "moment", "thinking", "scored_turns", "system_message")) | {
-        "as_chat": False,
+        "as_chat": None,
         "allow_dropped_text": False,
     }
     score.run(options_of(models, data, max_length=100), out, QUIET)
@@ -332,3 +332,17 @@ def test_groups_with_a_missing_reward_are_dropped_and_counted(
     assert "dropped 2 (lines 1, 3): a response without a reward" in " ".join(capsys.readouterr().err.split())
     assert [json.loads(line)["id"] for line in out.read_text().splitlines()] == ["2", "4"]
     assert command([*arguments, f"{tmp_path / 'mine.py'}:none"]) == 3
+
+
+@pytest.mark.parametrize(("as_chat", "number"), [("auto", 2), (True, 2), (False, 1)])
+def test_transcripts_that_differ_in_the_middle_are_scored_by_a_chat_model(
+    models: dict[str, Path], tmp_path: Path, as_chat: Any, number: int
+) -> None:
+    head = "\n\nHuman: the cat\n\nAssistant:"
+    rows = [
+        {"chosen": f"{head} sat", "rejected": f"{head} no"},
+        {"chosen": f"{head} sat\n\nHuman: a dog\n\nAssistant: ran", "rejected": f"{head} no"},
+    ]
+    data = DataConfig(train=str(write_jsonl(tmp_path / "f.jsonl", rows)), as_chat=as_chat)
+    options = ScoreOptions(str(models["policy"]), str(models["reference"]), data)
+    assert len(lines(score.run(options, tmp_path / "s.jsonl", QUIET))) == number
