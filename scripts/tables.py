@@ -303,7 +303,108 @@ def distilled() -> str:
     return lines(heads, [[str(figures["pairs"][1]), shares[0], *between, *shares[1:]]])
 
 
+def quantised() -> str:
+    """Format the runs on quantised base weights: the newest row of each kind."""
+    newest = {row["settings"]["kind"]: row for row in measured("quantised")}
+    if not newest:
+        return "No measurement is recorded yet."
+    cells = [
+        [
+            "LoRA" if kind == "none" else f"LoRA, `model.quant: {kind}`",
+            f"{f['held_out_loss_before']:.4f}",
+            f"{f['held_out_loss']:.4f}",
+            f"{f['held_out_accuracy']:.0%}",
+            f"{f['stored_mb']:.0f} MB of {f['before_mb']:.0f}" if f["stored_mb"] else "",
+            f"{f['peak_gb']:.2f} GB",
+            f"{f['seconds']:.0f} s",
+        ]
+        for kind, f in ((kind, row["figures"]) for kind, row in newest.items())
+    ]
+    heads = ["run", "held-out loss before", "after", "accuracy", "linear layers", "peak memory", "time"]
+    return "\n\n".join([lines(heads, cells), *dict.fromkeys(f"`{row['command']}`" for row in newest.values())])
+
+
+def with_interval(rate: dict[str, float], kind: str) -> str:
+    """Format a win rate, or the length-adjusted one, with its interval."""
+    prefix = "" if kind == "rate" else f"{kind}_"
+    return f"{rate[kind]:.1%} ({rate[f'{prefix}low']:.1%} to {rate[f'{prefix}high']:.1%})"
+
+
+def chat() -> str:
+    """Format what SFT and DPO do to a chat model: held-out pairs, win rates, responses, KL, other data and time."""
+    rows = measured("a chat model on human preferences")
+    if not rows:
+        return "No measurement is recorded yet."
+    figures = rows[-1]["figures"]
+    pairs = [
+        [
+            "reward model of the judge" if name == "judge" else f"implicit reward of {name}",
+            f"{f['pairs']:,}",
+            f"{f['accuracy']:.1%} ({f['low']:.1%} to {f['high']:.1%})",
+            f"{f['loss']:.4f}",
+            f"{f['mean_confidence']:.3f}",
+            f"{f['calibration/ece']:.3f}",
+            f"{f['calibration/brier']:.4f}",
+        ]
+        for name, f in figures["accuracy"].items()
+    ]
+    longer = figures["longer_is_chosen"]
+    number = pairs[0][1]
+    pairs.append(["the longer response", number, f"{longer['rate']:.1%} ({longer['low']:.1%} to {longer['high']:.1%})"])
+    pairs[-1] += [""] * 4
+    heads = ["reward", "pairs", "accuracy", "log loss", "mean confidence", "calibration error", "Brier score"]
+    temperatures = [f"{t:g}" for t in rows[-1]["settings"]["temperatures"]]
+    rates = [
+        [
+            name,
+            against,
+            t,
+            *(with_interval(by[t], kind) for kind in ("rate", "length_adjusted")),
+            f"{by[t]['longer_wins']:.1%}",
+            f"{by[t]['words']:.0f}, {by[t]['other_words']:.0f}",
+        ]
+        for against, by_model in figures["win_rates"].items()
+        for name, by in by_model.items()
+        for t in temperatures
+    ]
+    rate_heads = ["model", "against", "temperature", "win rate", "length-adjusted", "longer wins", "words of both"]
+    responses = [
+        [
+            name,
+            t,
+            f"{f['reward']:.2f} +- {f['reward_half_interval']:.2f}",
+            f"{f['responses/words']:.0f}",
+            f"{f['responses/ended']:.0%}",
+            f"{f['diversity']:.2f}",
+            f"{f['repetition']:.2f}",
+            f"{f['loops']:.1%}",
+            f"{f['refusals']:.1%}",
+        ]
+        for name, by in figures["texts"].items()
+        for t, f in by.items()
+    ]
+    response_heads = ["responses of", "temperature", "judge's reward", "words", "ended", "distinct word pairs"]
+    response_heads += ["repetition", "loops", "refusals"]
+    kl = figures["kl"]
+    other = figures["other"]
+    seconds = {"SFT": "sft", "DPO": "dpo", "DPO, LoRA": "dpo-lora"}
+    costs = [
+        [
+            name,
+            f"{kl[name]['mean']:.2f} +- {kl[name]['half_interval']:.2f}" if name in kl else "",
+            f"{f['loss']:.3f}",
+            f"{f['change']:+.3f} +- {f['half_interval']:.3f}" if name in kl else "",
+            f"{figures['seconds'][seconds[name]]:.0f}" if seconds.get(name) in figures["seconds"] else "",
+        ]
+        for name, f in other.items()
+    ]
+    cost_heads = ["model", "KL from its reference, nats", "loss on other data", "change", "processor seconds"]
+    tables = ((heads, pairs), (rate_heads, rates), (response_heads, responses), (cost_heads, costs))
+    return "\n\n".join(lines(names, cells) for names, cells in tables)
+
+
 RESULTS = {
+    "a chat model on human preferences": chat,
     "comparison": comparison,
     "iterative dpo": iterative,
     "dpo on another model's responses": elsewhere,
@@ -311,4 +412,5 @@ RESULTS = {
     "single-turn dialogue": dialogue,
     "distilled reward": distilled,
     "noise finder": noise,
+    "quantised": quantised,
 }

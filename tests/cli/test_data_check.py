@@ -291,7 +291,9 @@ def test_findings_are_printed_with_lines_and_shares(capsys: pytest.CaptureFixtur
 def test_the_report_file_is_the_printed_json(capsys: pytest.CaptureFixture[str]) -> None:
     write_jsonl(Path("rows.jsonl"), WITH_DEFECTS)
     printed = check_json(capsys, "rows.jsonl", "--out", "deep/report.json")
-    assert printed == json.loads(Path("deep/report.json").read_text())
+    assert printed == {"ok": True, "code": 0, "command": "data check"} | json.loads(
+        Path("deep/report.json").read_text()
+    )
     findings = printed["findings"]
     assert findings["refusals"] == {"rows": 2, "lines": {"chosen": ["rows.jsonl:4"], "rejected": ["rows.jsonl:5"]}}
     assert findings["loops"] == {"rows": 0, "lines": {}}

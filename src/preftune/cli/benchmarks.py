@@ -58,7 +58,10 @@ def answers(
     server_settings: opt.ServerSettings = None,
     quiet: opt.Quiet = False,
 ) -> dict[str, Any]:
-    """Answer the questions of AlpacaEval, MT-Bench or Arena-Hard. Rerun the same command to resume."""
+    """Answer the questions of a public benchmark.
+
+    AlpacaEval, MT-Bench or Arena-Hard. Rerun the same command to resume.
+    """
     from preftune.cli.settings import chat_options
 
     options = chat_options(chat_template, chat_template_kwargs, False)

@@ -60,7 +60,9 @@ SCRIPTS = {"bash": BASH, "zsh": ZSH, "fish": FISH}
 def completion(
     shell: Annotated[str, typer.Argument(help="bash, zsh or fish.", metavar="SHELL")],
 ) -> None:
-    """Print the completion script of a shell: commands, options, config keys such as optim.lr, their values, files.
+    """Print the completion script of a shell.
+
+    It completes commands, options, config keys such as optim.lr, their values and files.
 
     bash: echo 'source <(preftune completion bash)' >> ~/.bashrc
     """

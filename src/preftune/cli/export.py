@@ -38,7 +38,10 @@ def export(
     yes: Annotated[bool, typer.Option("--yes", help="With hub: upload without asking.")] = False,
     quiet: Quiet = False,
 ) -> dict[str, Any]:
-    """Write a trained model for transformers, peft, vLLM, llama.cpp, Ollama or the Hub, with a model card."""
+    """Write a trained model for other programs.
+
+    For transformers, peft, vLLM, llama.cpp, Ollama or the Hub, with a model card.
+    """
     if to == "hub" and repo and not yes and sys.stdin.isatty():
         yes = typer.confirm(f"Upload {model} to {repo} ({'public' if public else 'private'})?")
     from preftune.cli.torch_import import import_torch

@@ -35,7 +35,10 @@ def import_config(
         int | None, typer.Option(help="Number of processes (GPUs) of the other run, for the batch size.", min=1)
     ] = None,
 ) -> dict[str, Any]:
-    """Convert a config of TRL, LLaMA-Factory, axolotl, OpenRLHF or ms-swift. Every key is mapped or listed."""
+    """Convert a config of TRL or a similar program.
+
+    Reads TRL, LLaMA-Factory, axolotl, OpenRLHF and ms-swift. Every key is mapped or listed.
+    """
     from preftune.cli.settings import split_arguments
     from preftune.moving.run import convert
 

@@ -43,7 +43,9 @@ def init(
         typer.Option("--chat/--text", help="Train on chat messages or on text. By default: as model and data are."),
     ] = None,
 ) -> dict[str, Any]:
-    """Write a config with comments for a goal, such as dpo, and for this machine. Without GOAL, list the goals.
+    """Write a config for a goal and for this machine.
+
+    The config has comments. Without GOAL, list the goals.
 
     With --model and --data, the config fits to them, and the command that is printed runs as it is.
     """

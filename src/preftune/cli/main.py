@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,6 +18,7 @@ from preftune.cli import config as config_commands
 from preftune.cli import data as data_commands
 from preftune.cli import evaluate as evaluate_commands
 from preftune.cli import options as opt
+from preftune.cli.cluster import planned
 from preftune.cli.completion import complete_line, completion
 from preftune.cli.export import export
 from preftune.cli.import_config import import_config
@@ -96,10 +96,17 @@ def sft(
     lora: Lora = False,
     out: Out = None,
     dry_run: DryRun = False,
+    ranks: opt.Ranks = None,
+    memory: opt.Memory = None,
+    tflops: opt.Tflops = None,
+    bandwidth: opt.Bandwidth = None,
     quiet: Quiet = False,
 ) -> dict[str, Any]:
     """Fine-tune a model on demonstrations. With preference data, it is fine-tuned on the chosen responses."""
-    return train("methods.sft", config_from("sft", arguments or (), model, data or (), lora, out), dry_run, quiet)
+    config = config_from("sft", arguments or (), model, data or (), lora, out)
+    if planned(config, dry_run, quiet, ranks, memory, tflops, bandwidth):
+        return {}
+    return train("methods.sft", config, dry_run, quiet)
 
 
 @app.command()
@@ -110,10 +117,17 @@ def dpo(
     lora: Lora = False,
     out: Out = None,
     dry_run: DryRun = False,
+    ranks: opt.Ranks = None,
+    memory: opt.Memory = None,
+    tflops: opt.Tflops = None,
+    bandwidth: opt.Bandwidth = None,
     quiet: Quiet = False,
 ) -> dict[str, Any]:
     """Train a model on preferences with DPO or a different loss. All losses: https://github.com/preftune/preftune/tree/main/docs/losses.md"""
-    return train("methods.dpo", config_from("dpo", arguments or (), model, data or (), lora, out), dry_run, quiet)
+    config = config_from("dpo", arguments or (), model, data or (), lora, out)
+    if planned(config, dry_run, quiet, ranks, memory, tflops, bandwidth):
+        return {}
+    return train("methods.dpo", config, dry_run, quiet)
 
 
 @app.command()
@@ -124,10 +138,17 @@ def reward(
     lora: Lora = False,
     out: Out = None,
     dry_run: DryRun = False,
+    ranks: opt.Ranks = None,
+    memory: opt.Memory = None,
+    tflops: opt.Tflops = None,
+    bandwidth: opt.Bandwidth = None,
     quiet: Quiet = False,
 ) -> dict[str, Any]:
     """Train a Bradley-Terry reward model on preference data. It is a language model with a scalar head."""
-    return train("methods.reward", config_from("reward", arguments or (), model, data or (), lora, out), dry_run, quiet)
+    config = config_from("reward", arguments or (), model, data or (), lora, out)
+    if planned(config, dry_run, quiet, ranks, memory, tflops, bandwidth):
+        return {}
+    return train("methods.reward", config, dry_run, quiet)
 
 
 @app.command()
@@ -371,17 +392,16 @@ def _outcome(arguments: Sequence[str]) -> Outcome:
             _no_stdout()
             return Outcome()
         except (Exception, KeyboardInterrupt) as error:
-            report_error = partial(_failure, error, debug)
-            if ranks:
-                ranks.fail(error, lambda: report_error().code)
-            return report_error()
+            return _failure(error, debug, ranks)
         if value == INTERRUPTED:
             return interruption()
         return Outcome(value) if isinstance(value, int) else Outcome(result=value or {})
 
 
-def _failure(error: BaseException, debug: bool) -> Outcome:
-    """Print why a command failed or stopped, and return its outcome."""
+def _failure(error: BaseException, debug: bool, ranks: Ranks | None) -> Outcome:
+    """Print why a command failed or stopped, and return its outcome. One of several ranks ends here."""
+    if ranks:
+        ranks.fail(error, lambda: _failure(error, debug, None).code)
     # a library may have turned the request to stop into an error
     is_request = isinstance(error, KeyboardInterrupt | typer.Abort) or stop.caused(error)
     return interruption() if is_request and not isinstance(error, Stopped) else failure(error, debug)

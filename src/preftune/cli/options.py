@@ -26,6 +26,16 @@ Settings = Annotated[
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Check config, data and model, and print the plan. Train nothing.")
 ]
+Ranks = Annotated[
+    int | None, typer.Option("--ranks", help="With --dry-run: plan the run for N GPUs, from config.json alone.", min=1)
+]
+Memory = Annotated[str | None, typer.Option("--memory", help="With --ranks: memory of each GPU, such as 80GB.")]
+Tflops = Annotated[
+    float | None, typer.Option("--tflops", help="With --ranks: TFLOP/s that each GPU reaches, for the time.", min=0)
+]
+Bandwidth = Annotated[
+    str | None, typer.Option("--bandwidth", help="With --ranks: bytes per second that a GPU receives, such as 50GB.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 MaxPrompts = Annotated[int | None, typer.Option(help="Use only the first N prompts.", min=1)]
 MaxNewTokens = Annotated[int, typer.Option(help="Maximum number of tokens per response.", min=1)]

@@ -16,7 +16,10 @@ def report(
         Path | None, typer.Option(help="Page to write. By default: RUN/report.html, or report.html for several runs.")
     ] = None,
 ) -> dict[str, Any]:
-    """Write the report of a run again, or a page that compares several runs: results, settings, curves and samples."""
+    """Write the report of a run, or a page that compares runs.
+
+    The page shows results, settings, curves and samples.
+    """
     folders = [_run_folder(name) for name in dict.fromkeys(runs)]
     page = out or (folders[0] / "report.html" if len(folders) == 1 else Path("report.html"))
     if page.is_dir():

@@ -13,7 +13,15 @@ from preftune.config.section import Section as Section
 from preftune.config.train import BestConfig as BestConfig
 from preftune.config.train import BestSection as BestSection
 from preftune.config.train import TrainConfig as TrainConfig
-from preftune.config.values import check_best, check_loss, check_template_arguments, positive, read_dtype, read_loss
+from preftune.config.values import (
+    check_best,
+    check_loss,
+    check_template_arguments,
+    positive,
+    read_dtype,
+    read_init,
+    read_loss,
+)
 
 
 def check_eval(value: str | float | None) -> str | float | None:
@@ -47,6 +55,9 @@ class ModelConfig(Section):
     AMX, if the run is long enough to gain from it."""
     save_dtype: Annotated[Literal["auto", "fp32", "bf16"], BeforeValidator(read_dtype)] = "auto"
     """Precision of the weights in `final/`. auto: the precision of the model that the run started from."""
+    quant: Literal["nf4", "int8"] | None = None
+    """Store the linear layers of the transformer blocks in 4 or 8 bits; needs `lora`. nf4: as in QLoRA, needs
+    preftune[quant]; int8: one scale per output row. Products are computed in model.dtype. null: no quantisation."""
 
 
 class ReferenceConfig(Section):
@@ -180,9 +191,30 @@ class LoraConfig(Section):
     rank: int = Field(16, ge=1)
     """Rank of the adapter. A run without the section `lora` trains all weights."""
     alpha: float = Field(32.0, gt=0)
-    """The output of the adapter is scaled by alpha / rank."""
+    """The output of the adapter is scaled by alpha / rank, with rslora by alpha / sqrt(rank)."""
     targets: str | list[str] = "all-linear"
-    """Modules that get an adapter: all-linear, a list of names, or a regular expression that matches whole names."""
+    """Modules that get an adapter. A kind: all-linear, attention or mlp (the linear layers of the transformer blocks);
+    a list of kinds and module names, e.g. [attention, lm_head]; or a regular expression that matches whole names."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank), which keeps the learning rate of small ranks valid for large ones (Kalajdzievski
+    2023, arXiv:2312.03732)."""
+    dora: bool = False
+    """Train lengths and directions of the weights apart (DoRA, Liu et al. 2024, arXiv:2402.09353). Slower."""
+    modules_to_save: list[str] = []
+    """Modules that are trained with all their weights and saved with the adapter, e.g. [embed_tokens, lm_head]."""
+    init: Annotated[Literal["default", "gaussian"], BeforeValidator(read_init)] = "default"
+    """Initial values of the matrix A; B is 0, so a new adapter does not change the model. default: uniform (He);
+    gaussian: normal with the standard deviation 1 / rank."""
+    adapter: Literal["merge", "keep"] = "merge"
+    """What to do if model.path is an adapter folder. merge: merge it into its base model, which is saved with the run.
+    keep: keep it unchanged below the new adapter, and save both as one adapter for the original base model."""
+
+    @model_validator(mode="after")
+    def _keep_plain(self) -> LoraConfig:
+        if self.adapter == "keep" and (self.dora or self.modules_to_save):
+            name = "dora" if self.dora else "modules_to_save"
+            raise ValueError(f"with {name}, two adapters cannot be saved as one; set lora.adapter=merge")
+        return self
 
 
 class MonitorConfig(Section):
@@ -239,6 +271,8 @@ class TunedConfig(Section):
     def _adapter_dtype(self) -> TunedConfig:
         if self.lora and self.model.save_dtype != "auto":
             raise ValueError("model.save_dtype does not apply to LoRA: adapters are saved in fp32; remove it")
+        if self.model.quant and not self.lora:
+            raise ValueError("model.quant needs lora: weights in 4 or 8 bits cannot be trained; add the section lora")
         return self
 
 

@@ -97,3 +97,27 @@ def check_best(best: Any, held_out: Any, eval_every: int | None) -> None:
         raise ValueError("best needs held-out data; set data.eval to a file or a share, e.g. data.eval=0.05")
     if best and eval_every is None:
         raise ValueError("best needs evaluations during training; set train.eval_every, e.g. train.eval_every=50")
+
+
+CHANGES_THE_BASE = ("pissa", "olora", "loftq", "corda")
+"""Initialisations of peft that take a part of the base weights into the adapter."""
+
+
+def read_init(value: Any) -> Any:
+    """Return the initialisation. Raises ValueError with a reason for those of peft that preftune does not use."""
+    name = value.lower() if isinstance(value, str) else value
+    if isinstance(name, str) and name.startswith(CHANGES_THE_BASE):
+        raise ValueError(
+            f"{name} moves a part of the base weights into the adapter. The model without the adapter would then no "
+            "longer be the reference, and the adapter would not fit the original base model; use default or gaussian"
+        )
+    if name in ("eva", "lora_ga"):
+        raise ValueError(
+            f"{name} needs a pass over the data before training, which preftune does not make; use default"
+        )
+    if name in ("orthogonal", "random", False):
+        shown = str(value).lower()
+        raise ValueError(
+            f"with {shown}, the adapter changes the outputs before the first step; use default or gaussian"
+        )
+    return "default" if name is True else name

@@ -1,4 +1,7 @@
-"""An adapter folder that peft, transformers and vLLM load. `transformers serve` 5.23 needs a full model folder."""
+"""An adapter folder that peft, transformers and vLLM load.
+
+It also has the config.json of the base model, because `transformers serve` reads that before it finds the adapter.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from preftune.export.subject import Exported
 from preftune.files import write_json
 from preftune.model import load
 from preftune.model.locate import ADAPTER_CONFIG, read_config
+from preftune.model.weights import note
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that --max-lora-rank accepts (vllm/config/lora.py)
 BASE = "base"
@@ -44,6 +48,13 @@ def write_adapter(model: Exported, part: Path, out: Path) -> None:
         config["base_model_name_or_path"] = model.source.base
         config["revision"] = model.source.revision
     write_json(part / ADAPTER_CONFIG, config)
+    with writing(part):
+        load.load_config(model.source).save_pretrained(part)
+    if model.source.quant:
+        note(
+            f"note: this adapter was trained on a base model in {model.source.quant}, and programs that load the base "
+            "unquantised get slightly different outputs; --to merged writes the weights that were trained"
+        )
     if not (part / "tokenizer_config.json").is_file():
         tokenizer = load.load_tokenizer(model.source)
         with writing(part):

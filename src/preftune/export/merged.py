@@ -33,6 +33,7 @@ from preftune.lifecycle.open_policy import open_policy
 from preftune.model import load, weights
 from preftune.model.adapter import load_adapter, merge_adapter
 from preftune.model.precision import cast_to, exact_state, save_dtype_of
+from preftune.model.quantised import dequantise, quantise
 from preftune.report.card import CARD, FIGURES, run_files
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -118,11 +119,17 @@ def _write_with_adapter(source: load.Source, dtype: str, part: Path) -> MergeChe
     adapter = str(source.adapter)
     tokenizer = load.load_tokenizer(source)
     base = load.load_model(load.Source(source.base, source.revision), torch.float32)
+    if source.quant:
+        base = quantise(base, source.quant)
+        weights.note(
+            f"note: {adapter} was trained on a base model in {source.quant}. The merged weights are the dequantised "
+            "ones with the adapter, not those of the original base model"
+        )
     texts = token_ids(tokenizer, base)
     before = logits(base, texts)
     tuned = load_adapter(base, adapter).eval()
     with_adapter = logits(tuned, texts)
-    merged = merge_adapter(tuned, adapter).eval()
+    merged = merge_adapter(dequantise(tuned, torch.float32), adapter).eval()
     plain = logits(merged, texts)
     dtypes = _dtypes(merged, load.source_dtypes(source), dtype)
     errors = rounding_errors(merged, dtypes)

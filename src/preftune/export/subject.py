@@ -15,7 +15,7 @@ from preftune.errors import ConfigError, ModelError, RunError, require_writable,
 from preftune.files import write_json
 from preftune.lifecycle.open_policy import find_policy
 from preftune.model import load
-from preftune.model.locate import ADAPTER_CONFIG
+from preftune.model.locate import ADAPTER_CONFIG, split_quant
 from preftune.report.card import Subject
 from preftune.train.checkpoint import STATE
 
@@ -55,6 +55,9 @@ def exported(path: str, base: str | None, name: str | None = None) -> Iterator[E
 
 
 def _find(path: str, base: str | None, name: str | None, scratch: Path) -> Exported:
+    if split_quant(path)[1]:
+        what, fix = "a model is exported as it is stored", f"use {split_quant(path)[0]}"
+        raise ConfigError(what, where=f"preftune export {path}", fix=fix)
     named = Path(path).expanduser()
     with_adapter = next((p for p in (named / "final", named) if (p / ADAPTER_CONFIG).is_file()), None)
     is_checkpoint = (named / STATE).is_file()

@@ -74,7 +74,7 @@ def choose_compile(
     if config.compile != "auto":
         return config.compile, ""
     suitable = dtype == torch.bfloat16 and device.type == "cpu" and has_amx()
-    if not suitable or in_memory or config.gradient_checkpointing or flops < COMPILE_FLOPS:
+    if not suitable or in_memory or config.quant or config.gradient_checkpointing or flops < COMPILE_FLOPS:
         return False, ""
     if not has_compiler():
         return False, "not compiled: a C++ compiler (g++, or the one in CXX) would make this run about a quarter faster"

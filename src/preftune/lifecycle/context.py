@@ -48,7 +48,8 @@ def fitted(data: DataConfig, context: int | None) -> DataConfig:
 def _context_of(source: load.Source | None, model: Any) -> int | None:
     """Return the context of a model in `source` or in memory; None without a limit, or if its config is damaged."""
     try:
-        return load.max_positions(load.load_config(source) if source else model.config)
+        stored = load.stored_positions(source) if source else None
+        return stored or load.max_positions(load.load_config(source) if source else model.config)
     except Exception:  # the run loads the tokenizer next, and then reports what is wrong with the model
         return None
 

@@ -29,6 +29,7 @@ from preftune.model.generate import sample
 from preftune.model.head import output_layer
 from preftune.model.logit_chunks import chunk_tokens
 from preftune.model.logprobs import Scorer, logps
+from preftune.model.quantised import largest_layer_bytes, quantised_weights, stored_tensors
 from preftune.model.token_logprobs import max_stored_bytes
 from preftune.ranks.environment import place
 from preftune.train.optim import Weights, build_optimizer, clip, moment_bytes
@@ -69,7 +70,7 @@ def measure_footprint(
     device, parameters = scorer.device, list(scorer.model.parameters())
     trained = [p for p in parameters if p.requires_grad]
     count = sum(p.numel() for p in trained)
-    model_bytes = sum(p.numel() * p.element_size() for p in parameters)
+    model_bytes = sum(t.numel() * t.element_size() for t in [*parameters, *stored_tensors(scorer.model)])
     head = output_layer(scorer.model).weight
     assert isinstance(head, torch.Tensor)
     wide_head = 4 * head.numel() if head.dtype != torch.float32 and device.type == "cpu" else 0  # see half_logprobs
@@ -80,6 +81,7 @@ def measure_footprint(
         "fp32 masters": sum(4 * p.numel() for p in trained if p.dtype != torch.float32),
         "optimizer": moment_bytes(config.optim.name, config.optim.moments) * count,
         "reference": model_bytes if second_model else 0,
+        "dequantised layer": largest_layer_bytes(scorer.model, parameters[0].dtype),
         "output layer": 12 * chunk_tokens(head) * head.shape[0] + head_gradients + wide_head,
     }
     probe = groups[int(np.abs(Shapes.of(groups).slots_G(layout) - PROBE_SLOTS).argmin())]
@@ -135,7 +137,7 @@ def memory_lines(footprint: Footprint, task: ResponseTask, steps: Sequence[Step]
     free = memory.available(task.scorer.device)
     if footprint.peak(*largest_micro_batch(task, steps)) - footprint.fixed["in use now"] <= free:
         return lines, True
-    fix = "Train with lora, set model.gradient_checkpointing=true, or use reference.kind=cached"
+    fix = "Train with lora and model.quant=nf4, set model.gradient_checkpointing=true, or use reference.kind=cached"
     return [*lines, f"this run does not fit in memory: {gb(free)} is free on {task.scorer.device}. {fix}"], False
 
 
@@ -285,6 +287,7 @@ def macs(scorer: Scorer) -> tuple[int, int]:
     head = output_layer(scorer.model).weight
     embeddings = {id(head), id(scorer.model.get_input_embeddings().weight)}
     body = sum(p.numel() for p in scorer.model.parameters() if id(p) not in embeddings)
+    body += quantised_weights(scorer.model)
     assert isinstance(head, torch.Tensor)
     return body, head.numel()
 

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+
 from preftune import stop
 from preftune.chat.template import ChatSettings
 from preftune.errors import writing
@@ -20,7 +22,10 @@ from preftune.lifecycle.policy import Policy
 from preftune.model import load
 from preftune.model.adapter import merge_adapter
 from preftune.model.attention import restore_attention
+from preftune.model.kept_adapter import has_kept, save_joined
+from preftune.model.locate import QUANT_RECORD
 from preftune.model.precision import cast_to, restore_base
+from preftune.model.quantised import dequantise
 from preftune.ranks import group
 from preftune.report.card import Subject, write_card
 from preftune.report.run import write_run_page
@@ -165,30 +170,45 @@ def export(policy: Policy, weights: Weights, folder: Path, merged: bool, say: Ca
     final, model = folder / "final", policy.model
     restore_attention(model)
     part = folder / f"final.part-{os.getpid()}"
-    saved = (policy.dtypes, policy.save_dtype, policy.precise)
     if policy.shards == 1:
         for parameter, master in zip(weights.parameters, weights.masters, strict=True):
             parameter.data = master.detach()
     model.config.use_cache = True
     if hasattr(model, "peft_config") and merged:
-        model = merge_adapter(restore_base(model, policy.precise), str(final))
+        model = merge_adapter(restore_base(dequantise(model, torch.float32), policy.precise), str(final))
     if hasattr(model, "peft_config"):
-        base = folder / "base" if policy.base_unsaved else Path(model.name_or_path)
-        if policy.base_unsaved or base.is_dir():  # a relative path would depend on the current folder
-            model.peft_config["default"].base_model_name_or_path = str(base.resolve())
-        patiently(lambda: load.save_model(model, policy.tokenizer, part, save_embedding_layers=False), say)
-        if policy.base_unsaved:
-            unsaved, draft = cast_to(restore_base(model, policy.precise).unload(), *saved), folder / "base.part-new"
-            patiently(lambda: load.save_model(unsaved, policy.tokenizer, draft), say)
-            _replace(draft, base)
+        _save_adapter(policy, model, part, folder / "base", say)
     else:
-        model = cast_to(model, *saved)
+        model = cast_to(model, policy.dtypes, policy.save_dtype, policy.precise)
         patiently(lambda: load.save_model(model, policy.tokenizer, part), say)
     record = policy.renderer.settings.record()
     if record != ChatSettings().record():  # the template does not contain its arguments
         patiently(lambda: write_json(part / load.CHAT_RECORD, record), say)
     _replace(part, final)
     return final
+
+
+def _save_adapter(policy: Policy, model: Any, part: Path, own_base: Path, say: Callable[[str], None]) -> None:
+    """Write the adapter of `model` to `part`, and its base model to `own_base` if it exists only in memory."""
+    base = own_base if policy.base_unsaved else Path(model.name_or_path)
+    if policy.base_unsaved or base.is_dir():  # a relative path would depend on the current folder
+        model.peft_config["default"].base_model_name_or_path = str(base.resolve())
+    if has_kept(model):
+        patiently(lambda: save_joined(model, part), say)
+        patiently(lambda: load.save_tokenizer(policy.tokenizer, part), say)
+    else:
+        patiently(lambda: load.save_model(model, policy.tokenizer, part, save_embedding_layers=False), say)
+    if policy.quant:
+        patiently(lambda: write_json(part / QUANT_RECORD, {"quant": policy.quant}), say)
+    if policy.base_unsaved:
+        if policy.quant and policy.source:
+            plain = load.load_model(policy.source, torch.float32)  # as it was before it was quantised
+        else:
+            plain = restore_base(model, policy.precise).unload()
+        unsaved = cast_to(plain, policy.dtypes, policy.save_dtype, policy.precise)
+        draft = own_base.with_name(f"{own_base.name}.part-new")
+        patiently(lambda: load.save_model(unsaved, policy.tokenizer, draft), say)
+        _replace(draft, own_base)
 
 
 def _replace(part: Path, final: Path) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ from preftune import in_memory
 from preftune.errors import RunError
 from preftune.files import digest
 from preftune.model import load
-from preftune.model.adapter import add_lora, merge_adapter
+from preftune.model.adapter import Variant, add_lora, merge_adapter
+from preftune.model.locate import split_quant
+from preftune.model.quantised import dequantise, quantise
 from preftune.train import checkpoint
 from preftune.train.checkpoint import STATE, WEIGHTS, read_weights
 from preftune.train.run import Run
@@ -37,7 +39,7 @@ def find_policy(path: str, where: str) -> Path:
 
     Nothing is loaded. Raises ModelError if there is no model, and RunError for an unfinished run.
     """
-    path = in_memory.model_path(path)
+    path = split_quant(in_memory.model_path(path))[0]
     folder = Path(path).expanduser()
     if (folder / STATE).is_file():
         return folder
@@ -57,7 +59,10 @@ def source_of(path: str, where: str) -> load.Source:
     if (folder / STATE).is_file():
         what = "this is a checkpoint, not a model folder"
         raise RunError(what, where=f"{where} {path}", fix=f"use the run folder: {folder.parent.parent}")
-    return load.locate(str(folder) if folder.is_dir() else path, where)
+    quant = split_quant(in_memory.model_path(path))[1]
+    if not folder.is_dir():
+        return load.locate(path, where)
+    return load.locate(f"{folder}:{quant}" if quant else str(folder), where)
 
 
 def chat_record_of(path: str, where: str) -> dict[str, Any]:
@@ -77,19 +82,20 @@ def open_policy(path: str, where: str, dtype: torch.dtype, device: torch.device)
         return Opened(f"{folder.parent.parent.name}@{step}", model.to(device).eval(), source)
     source = source_of(path, where)
     name = folder.parent.name if folder.name == "final" else folder.name
-    return Opened(name or path, load.load_model(source, dtype).to(device), source)
+    return Opened(name or path, load.load_model(source, dtype, keep_quant=True).to(device), source)
 
 
 def model_fingerprint(model: str) -> str:
     """Return a hash of the files of a model folder. A Hub id is returned unchanged."""
-    folder = Path(in_memory.model_path(model)).expanduser()
+    path, quant = split_quant(in_memory.model_path(model))
+    folder = Path(path).expanduser()
     folder = folder / "final" if (folder / "final").is_dir() else folder
     if not folder.is_dir():
         return model
-    combined = hashlib.sha256()
-    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")]):
-        combined.update(path.name.encode())
-        with path.open("rb") as file:
+    combined = hashlib.sha256((quant or "").encode())
+    for part in sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")]):
+        combined.update(part.name.encode())
+        with part.open("rb") as file:
             combined.update(hashlib.file_digest(file, "sha256").digest())
     return combined.hexdigest()
 
@@ -148,15 +154,20 @@ def _load_checkpoint(folder: Path, dtype: torch.dtype) -> tuple[Any, load.Source
         raise RunError(what, where=str(folder), fix="use a different checkpoint, or the final model of the run")
     try:
         config = yaml.safe_load((run / "config.yaml").read_text())
-        path, lora = str(config["model"]["path"]), config.get("lora")
+        path, quant, lora = str(config["model"]["path"]), config["model"].get("quant"), config.get("lora")
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
         what = f"cannot read config.yaml of the run of this checkpoint: {error}"
         fix = f"restore {run / 'config.yaml'}, or use the final model of a run"
         raise RunError(what, where=str(folder), fix=fix) from error
     source = load.locate(path, f"{run / 'config.yaml'} model.path")
-    model = load.load_model(source, torch.float32 if lora else dtype)
+    kept = source.adapter if lora and lora.get("adapter") == "keep" else None
+    model = load.load_model(replace(source, adapter=None) if kept else source, torch.float32 if lora else dtype)
+    if quant and not (kept and source.quant):
+        model = dequantise(quantise(model, quant), torch.float32)
     if lora:
-        model = add_lora(model, lora["rank"], lora["alpha"], lora["targets"])
+        names = {field.name for field in fields(Variant)} & set(lora)
+        variant = Variant(**{name: lora[name] for name in names})
+        model = add_lora(model, lora["rank"], lora["alpha"], lora["targets"], variant=variant, kept=kept)
     saved = read_weights(folder)
     if any(name.startswith("policy.") for name in saved):  # PPO also saves the value model
         saved = {name.removeprefix("policy."): t for name, t in saved.items() if name.startswith("policy.")}

@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import torch
 
 from preftune.chat.render import Renderer
-from preftune.config.sampling import PPOConfig
-from preftune.config.schema import ModelConfig, TunedConfig
+from preftune.config.schema import LoraConfig, ModelConfig, TunedConfig
 from preftune.data.layout import Budget
 from preftune.data.tokenize_groups import require_vocabulary
 from preftune.errors import ConfigError, ModelError
 from preftune.lifecycle.compute import choose_compile, choose_dtype
 from preftune.lifecycle.data import require_length
 from preftune.lifecycle.packing_probe import choose_layout
+from preftune.lifecycle.shards import choose_ranks
 from preftune.model import load
-from preftune.model.adapter import add_lora
+from preftune.model.adapter import Variant, add_lora
 from preftune.model.compile import compile_blocks, needs_constant_lengths
 from preftune.model.logprobs import Scorer, model_size
-from preftune.model.memory import available, keep_freed_memory
+from preftune.model.memory import keep_freed_memory
 from preftune.model.precision import exact_in, exact_state, save_dtype_of
+from preftune.model.quantised import quantised_weights, require_quant, stored_tensors
 from preftune.model.scalar import load_scalar, scalar_scorer
 from preftune.model.weights import note
-from preftune.ranks import group
-from preftune.ranks.environment import place
-from preftune.ranks.shard import choose_shards, require_blocks, require_shardable
-from preftune.train.optim import moment_bytes
 from preftune.types import TokenGroup
 
 PROVISIONAL = 4096  # token slots of a micro-batch until lifecycle.plan chooses the size
@@ -48,6 +45,8 @@ class Policy:
     dtype          compute precision
     shards         ranks that share one copy of the weights; above 1, the model is on the CPU until it is split
     rebuild        loads the model of step 0 and its exact values again, to save a model whose weights are split
+    quant          storage of the base's linear layers (model.quant)
+    source         where its base was loaded from; None for a model in memory
     """
 
     scorer: Scorer
@@ -63,6 +62,8 @@ class Policy:
     dtype: torch.dtype = torch.float32
     shards: int = 1
     rebuild: Callable[[], tuple[Any, Mapping[str, torch.Tensor]]] | None = None
+    quant: str | None = None
+    source: load.Source | None = None
 
     @property
     def model(self) -> Any:
@@ -88,6 +89,8 @@ def load_policy(
     torch.manual_seed(config.train.seed)
     in_memory, device = model is not None, device_of(model)
     dtype_note = ""
+    _require_quant(config, source, in_memory)
+    source, kept = split_kept(config, source, in_memory, scalar)
     if in_memory:
         _require_usable(model, config.model)
         model = model.eval()
@@ -103,7 +106,7 @@ def load_policy(
     if config.model.save_dtype != "auto":
         dtypes, save_dtype = {}, load.DTYPES[config.model.save_dtype]
     model.config.use_cache = False
-    model = with_adapter(model, config, scalar)
+    model = with_adapter(model, config, scalar, kept)
     start_hash = load.weights_hash(model)  # before the weights are on a GPU, from where they would be copied back
     shards, ranks_note = choose_ranks(config, model, device)
     if shards == 1:
@@ -114,12 +117,8 @@ def load_policy(
     layout, layout_note = choose_layout(scorer, config.model.attention)
     if config.model.gradient_checkpointing:
         load.checkpoint_activations(model)
-    work = flops(model_size(model)[0])
-    compiled, compile_note = choose_compile(config.model, model.dtype, device, work, in_memory or shards > 1)
-    constant = compiled and needs_constant_lengths(layout, device, model.dtype)
-    if compiled:
-        compile_blocks(model, constant)
-    notes = [note for note in (dtype_note, layout_note, compile_note, ranks_note) if note]
+    constant, compile_note = _compile(model, config.model, layout, flops(model_size(model)[0]), in_memory or shards > 1)
+    reasons = dtype_note, _quant_note(model, config.model.quant), layout_note, compile_note, ranks_note
     return Policy(
         scorer,
         renderer.tokenizer,
@@ -128,54 +127,80 @@ def load_policy(
         start_hash,
         Budget(layout, PROVISIONAL, constant),
         precise,
-        notes,
+        [note for note in reasons if note],
         base_unsaved=bool(config.lora) and (in_memory or source.adapter is not None),
         dtypes=dtypes,
+        quant=config.model.quant,
+        source=None if in_memory else source,
         dtype=model.dtype,
         shards=shards,
-        rebuild=partial(_read_again, config, source, model.dtype, scalar),
+        rebuild=partial(_read_again, config, source, model.dtype, scalar, kept),
     )
 
 
-def with_adapter(model: Any, config: TunedConfig, scalar: bool) -> Any:
-    """Return the model with a new adapter, if the config has one."""
+def _compile(model: Any, config: ModelConfig, layout: str, work: float, is_fixed: bool) -> tuple[bool, str]:
+    """Compile the blocks if the config or the length of the run calls for it.
+
+    Return whether micro-batches need constant lengths, and a line to print. `is_fixed`: `auto` does not compile.
+    """
+    device = next(iter(model.parameters())).device
+    compiled, line = choose_compile(config, model.dtype, device, work, is_fixed)
+    constant = compiled and needs_constant_lengths(layout, device, model.dtype)
+    if compiled:
+        compile_blocks(model, constant)
+    return constant, line
+
+
+def with_adapter(model: Any, config: TunedConfig, scalar: bool, kept: str | None) -> Any:
+    """Return the model with a new adapter, if the config has one. `kept` is the folder of an adapter below it."""
     if not config.lora:
         return model
     kind, lora = "SEQ_CLS" if scalar else "CAUSAL_LM", config.lora
-    return add_lora(model, lora.rank, lora.alpha, lora.targets, kind)
+    return add_lora(model, lora.rank, lora.alpha, lora.targets, kind, variant_of(lora), kept)
 
 
 def _read_again(
-    config: TunedConfig, source: load.Source, dtype: torch.dtype, scalar: bool
+    config: TunedConfig, source: load.Source, dtype: torch.dtype, scalar: bool, kept: str | None
 ) -> tuple[Any, Mapping[str, torch.Tensor]]:
     """Return the model of step 0, on the CPU, and its exact values; see `read_policy`."""
     model, precise = read_policy(config, source, dtype, scalar, load.source_dtypes(source))
-    return with_adapter(model, config, scalar), precise
+    return with_adapter(model, config, scalar, kept), precise
 
 
-def choose_ranks(config: TunedConfig, model: Any, device: torch.device) -> tuple[int, str]:
-    """Return the number of ranks that share one copy of the weights, and a line to print; 1 for a single process."""
-    if group.world() == 1:
-        return 1, ""
-    sizes = [(p.numel(), p.element_size(), p.requires_grad) for p in model.parameters()]
-    trained = sum(count for count, _, is_trained in sizes if is_trained)
-    state = (4 if model.dtype == torch.float32 else 8) + moment_bytes(config.optim.name, config.optim.moments)
-    needed = sum(count * size for count, size, _ in sizes) + trained * state
-    sharing = place().local_world if device.type == "cpu" else 1
-    shards, line = choose_shards(needed, available(device) / sharing)
-    if shards > 1:
-        if isinstance(config, PPOConfig):
-            fix = "use a smaller model or lora, or launch with --weights whole"
-            raise ConfigError("ppo needs all weights on each rank, but they do not fit", where="ranks", fix=fix)
-        require_shardable(config)
-        require_blocks(model)
-    return shards, line
+def variant_of(lora: LoraConfig) -> Variant:
+    """Return the settings of the section `lora` for `add_lora`."""
+    return Variant(lora.rslora, lora.dora, tuple(lora.modules_to_save), lora.init)
+
+
+def split_kept(
+    config: TunedConfig, source: load.Source, in_memory: bool, scalar: bool
+) -> tuple[load.Source, str | None]:
+    """Return the source of the model below the new adapter, and the adapter folder to keep (lora.adapter=keep) or None.
+
+    Raises ConfigError if there is no adapter to keep, and for a reward model, which is saved with merged weights.
+    """
+    if not config.lora or config.lora.adapter != "keep":
+        return source, None
+    if in_memory or not source.adapter:
+        what = f"there is no adapter to keep: {config.model.path} is not an adapter folder"
+        raise ConfigError(what, where="lora.adapter", fix="set model.path to an adapter folder, or lora.adapter=merge")
+    if scalar:
+        what, fix = "a reward model cannot keep the adapter of a language model", "set lora.adapter=merge"
+        raise ConfigError(what, where="lora.adapter", fix=fix)
+    return replace(source, adapter=None, quant=None), source.adapter
 
 
 def read_policy(
     config: TunedConfig, source: load.Source, dtype: torch.dtype, scalar: bool, stored: Mapping[str, torch.dtype]
 ) -> tuple[Any, dict[str, torch.Tensor]]:
-    """Return the model in compute precision, and fp32 values of tensors that are rounded by it and will be saved."""
+    """Return the model in compute precision, and fp32 values of tensors that are rounded by it and will be saved.
+
+    There are no such values for a quantised model: its base is read again when it is saved.
+    """
+    if config.model.quant:
+        exact = torch.float32 if source.adapter else load.source_dtype(source)
+        read = partial(_read, source, scalar=scalar)
+        return load.quantise_exactly(read, exact, dtype, config.model.quant), {}
     rounded = source.adapter is not None or not exact_in(stored.values() or {load.source_dtype(source)}, dtype)
     saved = not config.lora or source.adapter is not None or scalar  # the base of an adapter is not saved
     needed = rounded and saved and dtype != torch.float32
@@ -187,6 +212,31 @@ def read_policy(
 
 def _read(source: load.Source, dtype: torch.dtype, scalar: bool) -> Any:
     return load_scalar(source, dtype, new_head=True) if scalar else load.load_model(source, dtype)
+
+
+def _require_quant(config: TunedConfig, source: load.Source, in_memory: bool) -> None:
+    """Raise ConfigError for a setting of model.quant that the model does not allow, or if its package is missing."""
+    quant, fix = config.model.quant, f"set model.quant={source.quant}"
+    kept = config.lora is not None and config.lora.adapter == "keep"
+    if in_memory and quant:
+        fix = "pass a path as the model"
+        raise ConfigError("a model in memory is not quantised, because it would change", where="model.quant", fix=fix)
+    if source.quant and kept and quant != source.quant:
+        what = f"the adapter to keep was trained on a base model in {source.quant}"
+        raise ConfigError(what, where="model.quant", fix=f"{fix}, or lora.adapter=merge")
+    if source.quant and not source.adapter:
+        what = f"{config.model.path} names a quantisation, which training reads from model.quant"
+        raise ConfigError(what, where="model.path", fix=f"{fix} and remove :{source.quant} from model.path")
+    require_quant(quant)
+
+
+def _quant_note(model: Any, quant: str | None) -> str:
+    """Return a line with the number of quantised weights and their memory; "" without any."""
+    if not quant:
+        return ""
+    count, stored = quantised_weights(model), sum(t.numel() * t.element_size() for t in stored_tensors(model))
+    before = count * model.dtype.itemsize
+    return f"quantised: {count:,} weights in {quant}, {stored / 1e6:,.1f} MB instead of {before / 1e6:,.1f} MB"
 
 
 def _require_usable(model: Any, config: ModelConfig) -> None:

@@ -14,7 +14,7 @@ from preftune.chat.render import Renderer
 from preftune.config.sampling import PPOConfig
 from preftune.data.prompts import Prompt, Prompts, encode_prompts
 from preftune.data.steps import Step, training_steps
-from preftune.errors import DataError
+from preftune.errors import ConfigError, DataError
 from preftune.lifecycle import estimate
 from preftune.lifecycle.advise import advise
 from preftune.lifecycle.before_first_step import before_first_step
@@ -29,15 +29,18 @@ from preftune.lifecycle.open_policy import (
 )
 from preftune.lifecycle.packing_probe import choose_layout
 from preftune.lifecycle.plan import print_plan, set_micro_batch_size
-from preftune.lifecycle.policy import Policy, check_policy, device_of, require_same_vocabulary
+from preftune.lifecycle.policy import Policy, check_policy, device_of, require_same_vocabulary, variant_of
 from preftune.lifecycle.start import open_run, prepare_training, start_run
 from preftune.methods.ppo_loop import evaluate, optimise, save_on_error
 from preftune.methods.rollouts import Critic, PPOModels
 from preftune.model import load
-from preftune.model.adapter import add_lora, matches_module
+from preftune.model.adapter import add_lora
+from preftune.model.kept_adapter import has_kept
 from preftune.model.logprobs import model_size
+from preftune.model.quantised import quantise
 from preftune.model.reference import AdapterOff, Frozen
 from preftune.model.scalar import load_scalar, scalar_scorer, scalar_twin
+from preftune.model.targets import matches_module
 from preftune.rewards.open import open_reward
 from preftune.rewards.reward import Reward
 from preftune.train.display import Display
@@ -131,17 +134,24 @@ def make_critic(config: PPOConfig, source: load.Source, policy: Policy, in_memor
     if config.value.path:
         source = load.locate(config.value.path, "value.path")
         require_same_vocabulary(policy.tokenizer, load.load_tokenizer(source), config.value.path, "value model")
+    if has_kept(policy.model) and not config.value.path:
+        what = "the value model starts as a copy of the policy, which cannot include the kept adapter"
+        raise ConfigError(what, where="lora.adapter", fix="set lora.adapter=merge, value.kind=head or value.path")
     if (in_memory or source.adapter) and not config.value.path:
         network = scalar_twin(policy.model)
     else:
         network = load_scalar(source, policy.model.dtype, new_head=True)
     network.config.use_cache = False
     network.requires_grad_(True)
+    if config.model.quant:
+        network = quantise(network, config.model.quant)
     if config.lora:
-        targets = config.lora.targets
+        targets, variant = config.lora.targets, variant_of(config.lora)
         if isinstance(targets, list):  # only the policy has some modules, such as the output layer
             targets = [name for name in targets if matches_module(network, name, targets)]
-        network = add_lora(network, config.lora.rank, config.lora.alpha, targets, "SEQ_CLS")
+        saved = tuple(name for name in variant.modules_to_save if matches_module(network, name, [name]))
+        variant = replace(variant, modules_to_save=saved)
+        network = add_lora(network, config.lora.rank, config.lora.alpha, targets, "SEQ_CLS", variant)
     network.to(policy.scorer.device)
     scorer = scalar_scorer(network)
     if policy.budget.layout != "rows":

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,13 @@ import torch
 from torch import nn
 
 from preftune.errors import ModelError
+from preftune.model.kept_adapter import KEPT, stack
 from preftune.model.locate import ADAPTER_CONFIG, MERGE_FIRST, WEIGHTS, read_config
+from preftune.model.targets import expand_targets, linear_modules, require_modules
 from preftune.model.weight_files import shortened
 from preftune.model.weights import load_error, note, read_header
 
 OTHER_TASKS = ("SEQ_CLS", "TOKEN_CLS", "SEQ_2_SEQ_LM", "QUESTION_ANS")
-ALL_LINEAR = "all-linear"
 PREFIX = "base_model.model."  # peft adds it to the names of the base model's tensors
 # Warnings of peft 0.21 that appear in every run, or about cases that peft or `merge_adapter` handles.
 HANDLED_WARNINGS = (
@@ -33,6 +34,19 @@ HANDLED_WARNINGS = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """Settings of a LoRA adapter that few runs change, see config.adapter."""
+
+    rslora: bool = False
+    dora: bool = False
+    modules_to_save: tuple[str, ...] = ()
+    init: str = "default"
+
+
+PLAIN = Variant()
+
+
 def load_and_merge(model: Any, folder: str) -> Any:
     """Load the adapter in `folder` and return `model` with the adapter merged into its weights.
 
@@ -41,8 +55,11 @@ def load_and_merge(model: Any, folder: str) -> Any:
     return merge_adapter(load_adapter(model, folder), folder)
 
 
-def load_adapter(model: Any, folder: str) -> Any:
-    """Return a peft model: `model` with the adapter in `folder`, not merged. Raises ModelError as `load_and_merge`."""
+def load_adapter(model: Any, folder: str, name: str = "default") -> Any:
+    """Return a peft model: `model` with the adapter in `folder`, not merged, under `name` in peft.
+
+    Raises ModelError as `load_and_merge`.
+    """
     import peft
 
     config = read_config(Path(folder))
@@ -50,26 +67,26 @@ def load_adapter(model: Any, folder: str) -> Any:
     resize_for(model, config, Path(folder))
     _require_rows(model, config, folder)
     try:
-        with _warnings_noted(folder):
+        with warnings_noted(folder):
             settings = peft.PeftConfig.from_pretrained(folder)
             settings.inference_mode = True
             kind = peft.MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(settings.task_type, peft.PeftModel)
             # The same steps as PeftModel.from_pretrained, which does not report unexpected tensors.
             names = getattr(model, "_checkpoint_conversion_mapping", {})
-            tuned = kind(model, settings)
-            result = tuned.load_adapter(folder, "default", torch_device="cpu", key_mapping=names)
+            tuned = kind(model, settings, name)
+            result = tuned.load_adapter(folder, name, torch_device="cpu", key_mapping=names)
     except Exception as error:
         raise _misfit_error(folder, error) from error
-    _require_complete(folder, [*result.missing_keys, *_unreported_missing(tuned, folder)], result.unexpected_keys)
+    _require_complete(folder, [*result.missing_keys, *_unreported_missing(tuned, folder, name)], result.unexpected_keys)
     return tuned
 
 
-def _unreported_missing(tuned: Any, folder: str) -> list[str]:
+def _unreported_missing(tuned: Any, folder: str, adapter: str) -> list[str]:
     """Return the trained biases and index tensors that the adapter's file lacks. peft does not report them."""
     import peft
 
     stored = read_header(Path(folder) / WEIGHTS)
-    expected = peft.get_peft_model_state_dict(tuned, save_embedding_layers=False)
+    expected = peft.get_peft_model_state_dict(tuned, adapter_name=adapter, save_embedding_layers=False)
     return [name for name in expected if name.endswith(("bias", "_indices")) and name not in stored]
 
 
@@ -105,7 +122,7 @@ def merge_adapter(tuned: Any, where: str) -> Any:
     _untie(base)
     kind = str(next(iter(tuned.peft_config.values())).peft_type.value)
     try:
-        with _warnings_noted(where):
+        with warnings_noted(where):
             model = tuned.merge_and_unload()
     except NotImplementedError as error:
         raise cannot_be_merged(kind, where) from error
@@ -277,71 +294,68 @@ def _misfit_error(folder: str, error: Exception) -> ModelError:
     )
 
 
-def add_lora(model: Any, rank: int, alpha: float, targets: str | list[str], task: str = "CAUSAL_LM") -> Any:
+def add_lora(
+    model: Any,
+    rank: int,
+    alpha: float,
+    targets: str | list[str],
+    task: str = "CAUSAL_LM",
+    variant: Variant = PLAIN,
+    kept: str | None = None,
+) -> Any:
     """Freeze `model` and add a new LoRA adapter, which does not change its outputs at first. `task`: peft's task type.
 
-    Raises ModelError if one of `targets` does not match any module.
+    `kept`: folder of an adapter that is loaded first, and stays unchanged below the new one. Raises ModelError if an
+    entry of `targets` or `variant.modules_to_save` does not match any module.
     """
     import peft
 
-    require_targets(model, targets)
-    config = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, lora_dropout=0.0, task_type=task)
+    require_modules(model, variant.modules_to_save)
+    config = peft.LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        target_modules=expand_targets(model, targets),
+        lora_dropout=0.0,
+        task_type=task,
+        use_rslora=variant.rslora,
+        use_dora=variant.dora,
+        modules_to_save=list(variant.modules_to_save) or None,
+        init_lora_weights=True if variant.init == "default" else variant.init,
+    )
     try:
         # The adapter has the model's dtype; the optimizer keeps fp32 copies of its weights.
-        with _warnings_noted("lora.targets"):
+        with warnings_noted("lora"):
+            if kept:
+                return stack(load_kept(model, kept), config)
             return peft.get_peft_model(model, config, autocast_adapter_dtype=False).eval()
     except ValueError as error:
-        fix = f"choose from the model's linear modules: {_linear(model)}"
+        fix = f"choose from the model's linear modules: {linear_modules(model)}"
         raise ModelError(str(error), where="lora.targets", fix=fix) from error
 
 
-def require_targets(model: Any, targets: str | list[str]) -> None:
-    """Raise ModelError if a module name, or a regular expression (a string), does not match any module."""
-    if isinstance(targets, str) and targets.lower() == ALL_LINEAR:
-        return
-    names = [targets] if isinstance(targets, str) else targets
-    unmatched = [target for target in names if not matches_module(model, target, targets)]
-    if not unmatched and names:
-        return
-    quoted = [f"{name!r}{_suggestion(model, name, targets)}" for name in unmatched]
-    raise ModelError(
-        f"no module of the model matches {', '.join(quoted)}" if unmatched else "the list is empty",
-        where="lora.targets",
-        why="a list holds module names. A string is all-linear or a regular expression that matches whole names",
-        fix=f"choose from the model's linear modules: {_linear(model)}",
-    )
+def load_kept(model: Any, folder: str) -> Any:
+    """Return a peft model: `model` with the LoRA adapter in `folder`, frozen, below a new one (lora.adapter=keep).
 
-
-def _suggestion(model: Any, name: str, targets: str | list[str]) -> str:
-    """Return a suggestion in brackets for a name that matches no module, or "" if no module name is similar."""
-    candidates = sorted({path.rpartition(".")[2] for path, _ in model.named_modules() if path} | {ALL_LINEAR})
-    close = difflib.get_close_matches(name, candidates, n=1, cutoff=0.5)
-    if not close:
-        return ""
-    if close[0] == ALL_LINEAR:
-        return f" (did you mean targets: {ALL_LINEAR}?)"
-    return f" (did you mean targets: [{close[0]}]?)" if isinstance(targets, str) else f" (did you mean {close[0]!r}?)"
-
-
-def matches_module(model: Any, target: str, targets: str | list[str]) -> bool:
-    """Return whether `target` matches a module, by peft's rules for lists of names and for regular expressions."""
-    names = [name for name, _ in model.named_modules() if name]
-    if isinstance(targets, list):
-        return any(name == target or name.endswith(f".{target}") for name in names)
-    try:
-        pattern = re.compile(target)
-    except re.error as error:
-        what, fix = f"{target!r} is not a valid regular expression: {error}", "list names: lora.targets=[q_proj,v_proj]"
-        raise ModelError(what, where="lora.targets", fix=fix) from error
-    return any(pattern.fullmatch(name) for name in names)
-
-
-def _linear(model: Any) -> str:
-    return ", ".join(sorted({name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, nn.Linear)}))
+    Raises ModelError as `load_adapter`, and for an adapter that cannot be saved together with a second one.
+    """
+    config = read_config(Path(folder))
+    problems = {
+        f"its type is {config.get('peft_type')}": config.get("peft_type") != "LORA",
+        "it uses DoRA": bool(config.get("use_dora")),
+        "it has modules_to_save": bool(config.get("modules_to_save")),
+        "it trains biases": config.get("bias", "none") != "none" or bool(config.get("lora_bias")),
+        "it trains single token embeddings": bool(config.get("trainable_token_indices")),
+        "it trains parameters that are not modules": bool(config.get("target_parameters")),
+    }
+    reasons = [text for text, is_set in problems.items() if is_set]
+    if reasons:
+        what = f"this adapter cannot be kept below a new one: {', '.join(reasons)}"
+        raise ModelError(what, where=folder, why="both are saved as one adapter", fix="set lora.adapter=merge")
+    return load_adapter(model, folder, KEPT)
 
 
 @contextmanager
-def _warnings_noted(where: str) -> Iterator[None]:
+def warnings_noted(where: str) -> Iterator[None]:
     """Print each warning of peft and transformers as one line, except HANDLED_WARNINGS."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

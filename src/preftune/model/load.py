@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,12 @@ from torch import nn
 
 from preftune.errors import ModelError, writing
 from preftune.model import weights
-from preftune.model.adapter import load_and_merge
+from preftune.model.adapter import load_adapter, load_and_merge
+from preftune.model.kept_adapter import KEPT
 from preftune.model.locate import Source as Source
 from preftune.model.locate import locate as locate
 from preftune.model.precision import base_name, cast_like, smallest_exact_dtype
+from preftune.model.quantised import dequantise, quantise, quantised_layers
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 TEMPLATES = {
@@ -132,14 +136,45 @@ def id_list(ids: Any) -> list[int]:
     return [] if ids is None else [int(i) for i in (ids if isinstance(ids, list) else [ids])]
 
 
-def load_model(source: Source, dtype: torch.dtype) -> Any:
+def load_model(source: Source, dtype: torch.dtype, keep_quant: bool = False) -> Any:
     """Load the model in `dtype` and in evaluation mode, without dropout. An adapter is merged in fp32.
 
-    Raises ModelError if a tensor of the model is missing in its files or has a different shape in them.
+    A quantised base (`source.quant`) is quantised, dequantised and then merged: the values that training used. With
+    `keep_quant`, it stays quantised in memory, and the adapter is not merged. Raises ModelError if a tensor of the
+    model is missing in its files or has a different shape in them.
     """
-    if not source.adapter:
+    if not source.adapter and not source.quant:
         return _read(source, dtype)
-    return cast_like_source(load_and_merge(_read(source, torch.float32), source.adapter), source, dtype).eval()
+    if source.quant and keep_quant:
+        model = quantise_exactly(partial(_read, source), source_dtype(source), dtype, source.quant)
+        return with_adapter(model, source.adapter, dtype).eval() if source.adapter else model
+    model = _read(source, torch.float32)
+    if source.quant:
+        model = dequantise(quantise(model, source.quant), torch.float32)
+    model = load_and_merge(model, source.adapter) if source.adapter else model
+    return cast_like_source(model, source, dtype).eval()
+
+
+def quantise_exactly(read: Callable[[torch.dtype], Any], exact: torch.dtype, dtype: torch.dtype, kind: str) -> Any:
+    """Return the model of `read` with quantised layers, for computation in `dtype`.
+
+    The weights are quantised as they are stored, in the dtype `exact`, so that `dtype` does not change the result.
+    """
+    model = quantise(read(exact), kind)
+    if exact != dtype:
+        cast_like(model, read(dtype), dtype)
+        for _, layer in quantised_layers(model):
+            layer.dtype = dtype
+    return model
+
+
+def with_adapter(model: Any, folder: str, dtype: torch.dtype) -> Any:
+    """Return `model` with the adapter in `folder`, not merged, in `dtype`."""
+    tuned = load_adapter(model, folder).requires_grad_(False)
+    for name, parameter in tuned.named_parameters():
+        if ".lora_" in name or ".modules_to_save." in name:
+            parameter.data = parameter.data.to(dtype)
+    return tuned
 
 
 def cast_like_source(model: Any, source: Source, dtype: torch.dtype) -> Any:
@@ -167,6 +202,13 @@ def max_positions(config: Any) -> int | None:
     """Return the longest sequence that the model supports, or None if its config does not have a limit."""
     limit: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
     return limit
+
+
+def stored_positions(source: Source) -> int | None:
+    """Return the longest sequence that config.json names, without importing transformers; None if it does not."""
+    config = _json(Path(source.base) / "config.json")
+    limit = config.get("text_config", config).get("max_position_embeddings")
+    return limit if isinstance(limit, int) else None
 
 
 def source_dtypes(source: Source) -> dict[str, torch.dtype]:
@@ -208,13 +250,14 @@ def checkpoint_activations(model: Any) -> None:
 def weights_hash(model: Any) -> str:
     """Return the SHA-256 of the model's config and of the names, shapes, dtypes and bytes of its weights and buffers.
 
-    The weights of a LoRA adapter are not included: a new adapter does not change the outputs.
+    The weights of a LoRA adapter are not included: a new adapter does not change the outputs. Those of an adapter that
+    is kept below a new one are included.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     config = {key: value for key, value in base.config.to_dict().items() if key not in NOT_HASHED}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     tensors = dict([*model.named_parameters(), *model.named_buffers()])
-    for name in sorted(name for name in tensors if ".lora_" not in name):
+    for name in sorted(name for name in tensors if ".lora_" not in name or f".{KEPT}" in name):
         tensor = tensors[name].detach()
         digest.update(f"{base_name(name)} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         digest.update(tensor.contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
@@ -235,4 +278,10 @@ def save_model(model: Any, tokenizer: Any, folder: Path, **options: Any) -> None
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(folder, **options)
+    save_tokenizer(tokenizer, folder)
+
+
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Write the tokenizer with its chat template to `folder`."""
+    with writing(folder):
         tokenizer.save_pretrained(folder)

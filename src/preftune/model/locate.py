@@ -7,7 +7,7 @@ import json
 import os
 import socket
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,22 +17,44 @@ from preftune.files import changed_files, read_sealed
 from preftune.model.weight_files import PICKLES_RUN_CODE, shortened, weight_files
 
 ADAPTER_CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+QUANT_RECORD = "quant_config.json"
+"""File in an adapter folder with the storage of the base weights that the adapter was trained on: {"quant": "nf4"}."""
+QUANTS = ("nf4", "int8")
 MERGE_FIRST = "load it with peft, save the result of merge_and_unload(), and use that folder"
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
     """Where to load a model from: `base` is a folder or Hub id, `adapter` a PEFT folder for this base model, `run` the
-    run folder whose checkpoint is loaded into `base`."""
+    run folder whose checkpoint is loaded into `base`, `quant` the storage of the base's linear layers (QUANTS)."""
 
     base: str
     revision: str | None = None
     adapter: str | None = None
     run: str | None = None
+    quant: str | None = None
+
+
+def split_quant(path: str) -> tuple[str, str | None]:
+    """Return the path of a model and its quantisation: `MODEL:nf4` is MODEL with its linear layers in nf4."""
+    name, _, kind = path.rpartition(":")
+    return (name, kind) if name and kind in QUANTS and not Path(path).exists() else (path, None)
 
 
 def locate(path: str, where: str = "model.path") -> Source:
-    """Return the source of the model `path`, after all checks that do not load it. Raises ModelError if one fails."""
+    """Return the source of the model `path`, after all checks that do not load it. Raises ModelError if one fails.
+
+    With `:nf4` or `:int8` at its end, the linear layers of the (base) model are quantised when it is loaded.
+    """
+    name, quant = split_quant(path)
+    source = _locate(name, where)
+    if quant and source.quant not in (None, quant):
+        what = f"this adapter was trained on a base model in {source.quant}"
+        raise ModelError(what, where=f"{where} {path}", fix=f"remove :{quant}")
+    return replace(source, quant=quant) if quant else source
+
+
+def _locate(path: str, where: str) -> Source:
     folder = Path(path).expanduser()
     if folder.is_dir():
         _require_intact(folder)
@@ -118,7 +140,21 @@ def _locate_adapter(folder: Path) -> Source:
     if base.adapter:
         what = f"the base model of this adapter is itself an adapter: {base.adapter}"
         raise ModelError(what, where=str(folder), fix=f"merge the base model first: {MERGE_FIRST}")
-    return Source(base.base, base.revision, str(folder))
+    return Source(base.base, base.revision, str(folder), quant=recorded_quant(folder))
+
+
+def recorded_quant(folder: Path) -> str | None:
+    """Return the quantisation of the base model that an adapter was trained on; None for a base that was not."""
+    path = folder / QUANT_RECORD
+    if not path.is_file():
+        return None
+    quant = None
+    with suppress(OSError, ValueError, TypeError, AttributeError):
+        quant = json.loads(path.read_text(encoding="utf-8")).get("quant")
+    if quant not in QUANTS:
+        fix = 'write {"quant": "nf4"} or {"quant": "int8"} into it, as in the run\'s config (model.quant)'
+        raise ModelError(f"{QUANT_RECORD} does not name a quantisation", where=str(folder), fix=fix)
+    return str(quant)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

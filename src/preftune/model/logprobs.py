@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from preftune.model.attention import segmented, uses_segments
 from preftune.model.compile import training_graph
 from preftune.model.head import Head, find_head, intercept, output_layer
+from preftune.model.quantised import quantised_weights
 from preftune.model.token_logprobs import token_logprobs
 from preftune.model.vocabulary_statistics import HeadInput, statistics
 from preftune.types import Batch, Logps, Rows
@@ -132,6 +133,6 @@ def sum_responses(values_N: Tensor, length_S: Tensor) -> Tensor:
 
 
 def model_size(model: nn.Module) -> tuple[int, int]:
-    """Return the number of all parameters and of trainable parameters."""
+    """Return the number of all parameters, quantised ones included, and of trainable parameters."""
     counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
-    return sum(n for n, _ in counts), sum(n for n, trains in counts if trains)
+    return sum(n for n, _ in counts) + quantised_weights(model), sum(n for n, trains in counts if trains)

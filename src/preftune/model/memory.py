@@ -15,6 +15,7 @@ from torch import Tensor
 
 from preftune.model.cpu_memory import available_to_cpu
 from preftune.model.logprobs import Scorer, hidden_states
+from preftune.model.quantised import stored_tensors
 from preftune.types import Batch, TokenGroup
 
 Result = TypeVar("Result")
@@ -74,7 +75,8 @@ def activation_bytes(scorer: Scorer, batch: Batch) -> int:
     training = scorer.model.training
     scorer.model.eval()
     sizes: dict[int, int] = {}
-    weights = {parameter.untyped_storage().data_ptr() for parameter in scorer.model.parameters()}
+    tensors = [*scorer.model.parameters(), *stored_tensors(scorer.model)]
+    weights = {tensor.untyped_storage().data_ptr() for tensor in tensors}
     saved = []
 
     def record(tensor: Tensor) -> Tensor:

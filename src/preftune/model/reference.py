@@ -20,6 +20,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 
+from preftune.model.kept_adapter import KEPT, NEW, has_kept
 from preftune.model.logprobs import Scorer, head_input, logps, sum_responses
 from preftune.model.memory import compute_in_parts
 from preftune.model.reference_cache import Store, response_keys
@@ -70,27 +71,39 @@ class Frozen:
 
 @dataclass(frozen=True, slots=True)
 class AdapterOff:
-    """The policy without its adapter. Stores the adapter layers, because PEFT would search the model on every call."""
+    """The policy without its adapter. Stores the adapter layers, because PEFT would search the model on every call.
+
+    An adapter that is kept below the trained one (lora.adapter=keep) stays active, as a part of the policy at step 0.
+    """
 
     scorer: Scorer
     layers: tuple[Any, ...]
+    keeps: bool = False
 
     @staticmethod
     def of(policy: Scorer) -> AdapterOff:
         from peft.tuners.tuners_utils import BaseTunerLayer
+        from peft.utils.other import AuxiliaryTrainingWrapper
 
-        return AdapterOff(policy, tuple(m for m in policy.model.modules() if isinstance(m, BaseTunerLayer)))
+        kinds = (BaseTunerLayer, AuxiliaryTrainingWrapper)  # the second: modules_to_save
+        layers = tuple(module for module in policy.model.modules() if isinstance(module, kinds))
+        return AdapterOff(policy, layers, has_kept(policy.model))
 
     @contextmanager
     def off(self) -> Iterator[None]:
         """Disable the adapter inside the block."""
-        for layer in self.layers:
-            layer._disable_adapters = True
+        self._switch(False)
         try:
             yield
         finally:
-            for layer in self.layers:
-                layer._disable_adapters = False
+            self._switch(True)
+
+    def _switch(self, on: bool) -> None:
+        for layer in self.layers:
+            if self.keeps:
+                layer._active_adapter = [KEPT, NEW] if on else [KEPT]
+            else:
+                layer._disable_adapters = not on
 
     @torch.no_grad()
     def logps(self, batch: Batch) -> Logps:

@@ -21,6 +21,7 @@ from preftune.model.head import Head, output_layer
 from preftune.model.load import Source
 from preftune.model.locate import MERGE_FIRST
 from preftune.model.logprobs import Scorer, current_head, hidden_states
+from preftune.model.quantised import quantised_layers
 from preftune.model.weights import note, read_model, require_complete, require_finite
 from preftune.types import Batch, Logps, TokenGroup
 
@@ -92,10 +93,15 @@ def scalar_twin(model: Any) -> Any:
     config.num_labels = 1
     twin = transformers.AutoModelForSequenceClassification.from_config(config, dtype=base.dtype)
     body = {
-        name.replace(".base_layer", ""): weight
+        name.replace(".base_layer", "").replace(".original_module", ""): weight
         for name, weight in base.base_model.state_dict().items()
-        if ".lora_" not in name
+        if ".lora_" not in name and ".modules_to_save." not in name
     }
+    for name, layer in quantised_layers(base.base_model):
+        plain = name.replace(".base_layer", "")
+        stored = {f"{plain}.{key}" for key, _ in layer.named_buffers()}
+        body = {key: tensor for key, tensor in body.items() if key not in stored}
+        body[f"{plain}.weight"] = layer.weight
     twin.base_model.load_state_dict(body)
     _allow_batches(twin)
     torch.nn.init.zeros_(output_layer(twin).weight)  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ import difflib
 import logging
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -23,6 +23,7 @@ from preftune.model.weight_files import shortened, weight_files
 
 COMPARED_TENSORS, COMPARED_ROWS = 8, 1024  # of which `changed_share` reads values
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+QUANTISED = ("bitsandbytes", "bitsandbytes_4bit", "bitsandbytes_8bit", "gptq", "awq", "aqlm", "hqq", "quanto", "eetq")
 Shapes = tuple[Sequence[int], Sequence[int]]
 
 
@@ -50,6 +51,7 @@ def read_model(auto: Any, what: str, base: str, revision: str | None, dtype: tor
     """
     silence_transformers()
     weight_files(base, revision)
+    _require_not_quantised(base, revision)
     with _load_report() as report:
         try:
             model, loading_info = auto.from_pretrained(
@@ -76,6 +78,22 @@ def read_model(auto: Any, what: str, base: str, revision: str | None, dtype: tor
     missing = set(loading_info["missing_keys"]) - set(reshaped)
     resolve_ties(model, base)
     return model, TensorMismatch(tuple(sorted(missing)), tuple(sorted(loading_info["unexpected_keys"])), reshaped)
+
+
+def _require_not_quantised(base: str, revision: str | None) -> None:
+    """Raise ModelError for a model whose files hold quantised weights, which need other programs to be read."""
+    import transformers
+
+    with suppress(OSError):  # from_pretrained reports it
+        raw, _ = transformers.PretrainedConfig.get_config_dict(base, revision=revision)
+        method = str((raw.get("quantization_config") or {}).get("quant_method", ""))
+        if method in QUANTISED:
+            raise ModelError(
+                f"the weights are stored quantised ({method})",
+                where=base,
+                why="preftune reads weights as they were before, and quantises them itself",
+                fix="use the original model; with lora, model.quant=nf4 or int8 stores it in 4 or 8 bits",
+            )
 
 
 def require_complete(model: Any, mismatch: TensorMismatch, where: str) -> None:

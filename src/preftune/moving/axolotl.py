@@ -69,9 +69,8 @@ def _model(draft: Draft) -> None:
             draft, "lora_r", "lora_alpha", targets, *(keys or ["lora_target_linear"]), rslora="peft_use_rslora"
         )
         if kind == "qlora":
-            draft.lose(
-                "adapter", "load_in_4bit", note="the frozen weights are not quantised: preftune keeps them in bf16"
-            )
+            note = "the frozen weights stay in bf16 in this config: set model.quant=nf4 to store them in 4 bits"
+            draft.lose("adapter", "load_in_4bit", note=note)
         draft.keep("adapter", note="the section lora")
         if draft.method == "dpo":
             draft.keep("lora_dropout", note="TRL turns dropout off (disable_dropout), in the adapter as well")

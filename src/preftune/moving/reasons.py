@@ -10,7 +10,7 @@ TRUST = "preftune runs no code of models"
 FROZEN = "preftune trains all weights or a LoRA adapter"
 CACHE = "preftune caches by content"
 IMAGES = "preftune trains on text only"
-QUANTISED = "the frozen weights are not quantised: preftune keeps them in bf16"
+QUANTISED = "the frozen weights stay in bf16 in this config: set model.quant=nf4 or int8 to store them quantised"
 RESUME = "rerun the same command to resume"
 DROPOUT = "preftune's adapters have no dropout"
 BEST = "preftune keeps the last model; compare checkpoints with preftune eval accuracy"
@@ -69,8 +69,8 @@ TRAINER_LOST = _table(
     QUANTISED: quantization_type double_quantization quant_bits quant_method bnb_4bit_compute_dtype
     QUANTISED: bnb_4bit_use_double_quant
     DROPOUT: lora_dropout
-    preftune has no DoRA: use_dora peft_use_dora
-    preftune's adapters consist of low-rank matrices only: lora_modules_to_save modules_to_save additional_target
+    set lora.dora=true: use_dora peft_use_dora
+    set lora.modules_to_save to these modules: lora_modules_to_save modules_to_save additional_target
     preftune's adapters consist of low-rank matrices only: lora_target_parameters lora_bias lora_task_type
     BEST: load_best_model_at_end metric_for_best_model greater_is_better early_stopping_patience early_stopping_steps
     ROWS: max_samples max_train_samples max_eval_samples

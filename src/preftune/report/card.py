@@ -220,8 +220,12 @@ def training_rows(
         rows.append(("loss", f"{loss_text(config['loss'])} ([formulas]({DOCS}/losses.md))"))
     if "reward" in config:
         rows.append(("reward", shortened_path(str(config["reward"]))))
-    settings = ", ".join(f"{key} {value}" for key, value in lora.items()) if lora else ""
+    shown = {key: value for key, value in (lora or {}).items() if value not in (False, [], "default", "merge")}
+    settings = ", ".join(f"{key} {value}" for key, value in shown.items())
     rows.append(("trained weights", f"LoRA adapter ({settings})" if lora else "all weights"))
+    quant = (config.get("model") or {}).get("quant")
+    if quant:
+        rows.append(("base weights in training", f"linear layers of the blocks in {quant}"))
     rows.append(("steps", str(manifest.get("steps", ""))))
     if manifest.get("precision"):
         rows.append(("precision", str(manifest["precision"])))

@@ -252,7 +252,7 @@ def implicit(
     log_probs: dict[str, dict[str, list[list[torch.Tensor]]]] = {}
     for name, source in sources.items():
         display.say(f"loading the {name} {source.adapter or source.base}")
-        model = load_model(source, dtype).to(device_of(None))
+        model = load_model(source, dtype, keep_quant=True).to(device_of(None))
         require_vocabulary(all_parts, model.get_input_embeddings().weight.shape[0], source.base)
         require_positions(model, all_parts, "--max-length")
         scorer = Scorer.of(model)

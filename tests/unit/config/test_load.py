@@ -114,6 +114,11 @@ PROBLEMS = [
     ("optim: {lr: 2}\n", "optim.lr: must be at most 1, got 2"),
     ("lora: {targets: {a: b}}\n", "run.yaml:3: lora.targets: must be text, or a list"),
     ("lora: {targets: [a, [b]]}\n", "run.yaml:3: lora.targets.1: must be text"),
+    ("lora: {init: pissa_niter_4}\n", "lora.init: pissa_niter_4 moves a part of the base weights into the adapter"),
+    ("lora: {init: LoftQ}\n", "lora.init: loftq moves a part of the base weights into the adapter"),
+    ("lora: {init: eva}\n", "lora.init: eva needs a pass over the data first"),
+    ("lora: {init: false}\n", "lora.init: with false, a new adapter changes the outputs"),
+    ("lora: {dora: true, adapter: keep}\n", "with dora, two adapters cannot be saved as one"),
     ("optim: fast\n", "run.yaml:3: optim is a section, not a value; set optim.name or optim.lr or"),
 ]
 

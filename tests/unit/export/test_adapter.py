@@ -42,10 +42,11 @@ def test_peft_and_transformers_load_the_folder_from_everywhere(
     assert Path(json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"]).is_absolute()
 
 
-def test_transformers_serve_answers_a_chat_with_the_merged_model(lora_run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("to", ["merged", "adapter"])
+def test_transformers_serve_answers_a_chat_with_the_exported_model(lora_run: Path, tmp_path: Path, to: str) -> None:
     """The served text is what the exported folder writes in this process."""
     pytest.importorskip("openai")
-    out = run(str(lora_run), ExportOptions("merged"), tmp_path / "served", QUIET)
+    out = run(str(lora_run), ExportOptions(to), tmp_path / "served", QUIET)
     model = transformers.AutoModelForCausalLM.from_pretrained(out, dtype="auto").eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(out)
     prompt = [{"role": "user", "content": "the cat"}]

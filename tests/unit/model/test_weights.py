@@ -299,3 +299,12 @@ def test_safetensors_with_another_name_are_an_error(folder: Path) -> None:
 def test_safetensors_take_precedence_over_pickle_files(folder: Path) -> None:
     torch.save(make_model(seed=9).state_dict(), folder / "pytorch_model.bin")
     assert torch.equal(load(folder).lm_head.weight, make_model().lm_head.weight)
+
+
+@pytest.mark.parametrize("method", ["gptq", "bitsandbytes"])
+def test_a_model_that_is_stored_quantised_is_an_error(tmp_path: Path, model_folder: Path, method: str) -> None:
+    shutil.copytree(model_folder, tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "quantization_config": {"quant_method": method}}))
+    with pytest.raises(ModelError, match=f"stored quantised .{method}."):
+        load_model(locate(str(path.parent)), torch.float32)
