@@ -2,7 +2,7 @@
 
 python benchmarks/quantised.py --model MODEL --data PAIRS.jsonl.gz --record
 
-Each run is a process of its own, so that its peak memory can be measured. All runs have the same config, except for
+Each run is a separate process, so that its peak memory can be measured. All runs have the same config, except for
 model.quant, and the same order of the data. With `--kinds`, `none` is LoRA on weights as they are stored.
 """
 

@@ -12,13 +12,14 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 import tables
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from preftune.config import sampling, schema
+from preftune.config.data import SourceConfig
 from preftune.losses import PREFERENCE_LOSSES, listwise, pairwise, ppo, reference_free, tokenwise, unpaired
 from preftune.losses.objective import is_joint, items_of
 from preftune.losses.reward import bradley_terry
@@ -225,6 +226,7 @@ def config() -> str:
     for one in shared:
         names = ", ".join(f"`preftune {name}`" for name in one.commands)
         out += [f"\n## {one.title}\n", f"Used by {names}.{note_of(one)}\n", *HEAD, *rows(one.model, f"{one.name}.")]
+    out += ["\n## Sources of a mixture\n", SOURCES, *HEAD, *rows(SourceConfig, "")]
     for command, model in COMMANDS:
         out += [f"\n## preftune {command}\n", *own_part(command, model, shared, everywhere)]
     return "\n".join(out) + "\n"
@@ -283,6 +285,10 @@ def own_part(command: str, model: type[BaseModel], shared: Sequence[Shared], eve
     return [*out, "", *HEAD, *own] if own else [*out, "", "No other keys."]
 
 
+SOURCES = """\
+Keys of an entry of the lists `data.train` and `data.eval`. See [several sources](data.md#several-sources).
+"""
+
 CONFIG_INTRODUCTION = """\
 A config is a YAML file. Change single keys on the command line with `SECTION.KEY=VALUE`; the command line wins over the
 file, and the last of several values wins:
@@ -333,6 +339,10 @@ def section(annotation: Any) -> type[BaseModel] | None:
 
 
 def kind(annotation: Any) -> str:
+    if get_origin(annotation) is Annotated:
+        return kind(get_args(annotation)[0])
+    if annotation is SourceConfig:
+        return "section"
     if get_origin(annotation) is not None and "Literal" in str(get_origin(annotation)):
         return " / ".join(f"`{value}`" for value in get_args(annotation))
     parts = get_args(annotation)

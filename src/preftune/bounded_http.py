@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -25,13 +26,17 @@ class TooLargeError(httpx.ReadError):
 class BoundedClient(httpx.Client):
     """A client whose `timeout_s` bounds a whole answer: httpx itself restarts its time limit at each byte.
 
-    An answer that is streamed is bounded from its first line to its last.
+    The time of an answer that is streamed also counts from the request to its last byte.
     """
 
     def __init__(self, timeout_s: float) -> None:
         # identity: a few compressed bytes could become gigabytes
         super().__init__(timeout=timeout_s, headers={"Accept-Encoding": "identity"})
         self.timeout_s = timeout_s
+
+    def __del__(self) -> None:
+        with suppress(Exception):  # while the interpreter ends
+            self.close()
 
     def send(self, request: httpx.Request, *, stream: bool = False, **settings: Any) -> httpx.Response:
         """Send a request. Raises ReadTimeout, TooLargeError, or ConfigError for a redirect to another host."""

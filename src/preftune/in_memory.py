@@ -93,7 +93,7 @@ def rows(name: str) -> Rows | None:
 
     Raises DataError if the rows are not available, because an earlier call received them.
     """
-    if not name.startswith(MEMORY):
+    if not name.startswith(MEMORY) or name.startswith(f"{MEMORY}//"):  # a URL of fsspec
         return None
     held = _OBJECTS.get().get(name)
     if not isinstance(held, Rows):

@@ -122,7 +122,7 @@ def _require_free(path: Path, owner: dict[str, Any] | None, what: str, own: Lock
         return
     mine = _held.get(path)
     if mine and owner == mine.owner:
-        if mine.thread in (threading.current_thread(), None) or not mine.thread.is_alive():
+        if mine.thread is threading.current_thread() or not mine.thread.is_alive():
             return  # the same thread has begun again after an error
     elif not _runs(owner, path):
         return
@@ -209,7 +209,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     """Return the content of a lock, or None without one. A damaged one has no owner."""
     try:
         content = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError):
         return {}

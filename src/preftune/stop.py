@@ -52,7 +52,7 @@ class _State:
 
     say       prints a line
     at        time of the first signal, `number` is its number
-    raised    the request has raised StopRequest
+    raised    the request has raised StopRequest, or was answered
     nudged    the thread sends REPEAT only to interrupt what waits
     write_fd  wakes the thread up
     """
@@ -177,6 +177,12 @@ def requested() -> bool:
     return _state is not None and _state.requested
 
 
+def answered() -> None:
+    """Note that the command stops because of the request, so that the signal is not sent again at the end."""
+    if _state is not None:
+        _state.raised = True
+
+
 def check() -> None:
     """Raise StopRequest if a request was noted inside `between_checks`."""
     if _state is not None and _state.requested and _state.mode == CHECK and _in_main_thread():
@@ -299,32 +305,36 @@ def _watch(state: _State, read_fd: int) -> None:
     main = threading.main_thread().ident
     assert main is not None
     assert REPEAT is not None
-    first = due = 0.0  # times of the first signal and of what follows from it
-    dialogues, nudges = 0, 1  # contexts of `ctrl_c`; nudges that are left
+    first = due = nudge = 0.0  # times of the first signal, of what follows from it, and of the next nudge
+    dialogues = 0  # contexts of `ctrl_c`
     with selectors.DefaultSelector() as selector:
         selector.register(read_fd, selectors.EVENT_READ)
         while True:
-            wait = max(0.0, due - time.monotonic()) if first else None
+            next_times = [moment for moment in (due, nudge) if moment]
+            wait = max(0.0, min(next_times) - time.monotonic()) if next_times else None
             for byte in os.read(read_fd, 64) if selector.select(wait) else b"":
                 if byte == 0:
                     return
                 dialogues += (byte == USER) - (byte == NOT_USER)
-                if byte not in SIGNALS or (byte == signal.SIGINT and dialogues):
+                if byte not in SIGNALS:
+                    continue
+                nudge = nudge or time.monotonic() + NUDGE_S
+                if byte == signal.SIGINT and dialogues:
                     continue
                 if first and time.monotonic() - first >= SAME_S:
                     _end(KILLED)
                 if state.mode == AT_ONCE:
                     _end(STOPPED)
                 first = first or time.monotonic()
-                due = due or first + NUDGE_S
-            if not first or time.monotonic() < due:
-                continue
-            if nudges:
-                nudges, state.nudged, due = 0, True, first + PATIENCE_S
-            else:
+                due = due or first + PATIENCE_S
+            now = time.monotonic()
+            if nudge and now >= nudge:
+                nudge, state.nudged = 0.0, True
+                signal.pthread_kill(main, REPEAT)
+            elif due and now >= due:
                 _report(state)
-                due = time.monotonic() + REPEAT_S
-            signal.pthread_kill(main, REPEAT)
+                due = now + REPEAT_S
+                signal.pthread_kill(main, REPEAT)
 
 
 def _forget_in_child() -> None:

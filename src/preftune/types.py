@@ -73,7 +73,7 @@ class PreferenceGroup:
     A preference pair has two responses and one judgement; a demonstration has one response and no judgement.
     `labels` (+1 desirable, -1 undesirable), `ranks` (1 is best) and `ended` are empty or have one entry per response.
     A response that has not `ended` was cut off by the token limit of sampling, so no EOS is added to it.
-    `origin` is "file:line", for messages.
+    `origin` is "file:line", for messages. `source` is the number of the source in a mixture.
     """
 
     prompt: Text
@@ -83,6 +83,7 @@ class PreferenceGroup:
     ranks: tuple[float, ...] = ()
     ended: tuple[bool, ...] = ()
     origin: str = ""
+    source: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,6 +101,7 @@ class TokenGroup:
     ranks: tuple[float, ...] = ()
     origin: str = ""
     masks: tuple[Mask, ...] = ()
+    source: int = 0
 
     @property
     def scored_ids(self) -> tuple[Ids, ...]:

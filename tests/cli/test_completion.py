@@ -151,7 +151,7 @@ class Bash:
         """Type a line and Tab, and wait until the line is as in the pattern. Then discard it."""
         self.type(f"{line}\t")
         self.until(pattern)
-        self.type("\x03")
+        self.type("\x15\n")  # not Ctrl-C, which is lost while the shell begins to wait
         self.until(r"> $")
 
 

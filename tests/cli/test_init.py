@@ -75,7 +75,7 @@ def test_an_existing_file_is_not_overwritten(capsys: pytest.CaptureFixture[str])
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["dpoo"], "there is no config 'dpoo'; did you mean 'dpo'?"),
+        (["dpoo"], "unknown goal 'dpoo'; did you mean 'dpo'?"),
         (["dpo", "mine.yaml"], "fix: pass the file as --out mine.yaml"),
         (["dpo", "a", "--out", "b.yaml"], "there is a folder, a, and --out b.yaml"),
         (["dpo", "--out", "b.txt"], "fix: name a file that ends in .yaml"),

@@ -126,12 +126,13 @@ def test_every_key_of_the_data_section_can_be_set() -> None:
         "chat_template_kwargs": "{thinking: false}", "as_chat": "true", "max_length": "7", "max_prompt_length": "3",
         "overlong": "drop", "pairs": "adjacent", "margin_from_scores": "true", "ignore": "[x]", "bad_rows": "drop",
         "max_dropped": "0.5", "allow_overlap": "true", "allow_empty_prompts": "true", "allow_dropped_text": "true",
-        "scored_turns": "last", "system_message": "merge",
+        "scored_turns": "last", "system_message": "merge", "limit": "5", "shuffle_buffer": "9", "stream": None,
     }  # fmt: skip
     assert set(values) == set(DataConfig.model_fields)
     section = data_section("f", [f"data.{key}={v}" for key, v in values.items() if v], {}, command="preftune score")
     default = DataConfig(train="f")
-    assert all(getattr(section, key) != getattr(default, key) for key in values if key != "train")
+    assert all(getattr(section, key) != getattr(default, key) for key in values if values[key])
+    assert data_section("f", ["data.stream=true"], {}, command="preftune score").stream
     checked = check_settings(
         ["f", *(f"data.{key}={v}" for key, v in values.items() if v)], None, {}, "preftune data check"
     )

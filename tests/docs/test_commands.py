@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet
 import pytest
 import typer
 import yaml
@@ -121,6 +122,9 @@ def own_data(tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
     for name in ("prefs", "train"):
         write_jsonl(Path(f"{name}.jsonl"), rows[:20])
     write_jsonl(Path("test.jsonl"), rows[20:])
+    write_jsonl(Path("a.jsonl"), rows[:6])
+    votes = [{"prompt": f"{i}?", "response_a": "yes", "response_b": "no", "winner": "ab"[i % 2]} for i in range(6)]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(votes), "b.parquet")
     write_jsonl(Path("shp.jsonl"), [{**row, "score_ratio": 1 + i % 3} for i, row in enumerate(rows)])
     rated = [{"prompt": row["prompt"], "response": row["chosen"], "helpfulness": 4} for row in rows]
     worse = [{"prompt": row["prompt"], "response": row["rejected"], "helpfulness": 1} for row in rows]

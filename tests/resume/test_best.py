@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,20 @@ import torch
 from tests.conftest import PAIRS, write_jsonl
 from tests.resume.runs import config, metrics, quiet, stop_after, weights
 
-from preftune.config.schema import BestConfig, DPOConfig, LoraConfig, ModelConfig, OptimConfig, TrainConfig
+from preftune.config.schema import (
+    BatchConfig,
+    BestConfig,
+    DataConfig,
+    DPOConfig,
+    LoraConfig,
+    ModelConfig,
+    OptimConfig,
+    RewardConfig,
+    TrainConfig,
+)
 from preftune.errors import RunError, Stopped
 from preftune.lifecycle.task import ResponseTask
-from preftune.methods import dpo
+from preftune.methods import dpo, reward
 from preftune.train.display import Display
 from preftune.train.manifest import write
 from preftune.train.run import Run
@@ -219,3 +231,36 @@ def test_evaluations_at_other_steps_are_an_error_for_a_run_with_best(tmp_path: P
     other = first.model_copy(update={"train": first.train.model_copy(update={"eval_every": 2})})
     with pytest.raises(RunError, match=r"train.eval_every was 1, is now 2"):
         dpo.run(other, display=quiet())
+
+
+@pytest.mark.parametrize("patience", [2, None])
+def test_a_stop_after_the_best_weights_were_loaded_keeps_the_last_checkpoint(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, patience: int | None
+) -> None:
+    """A reward model measures its scale with the best weights. The checkpoint has those of the last step."""
+    data = write_jsonl(tmp_path / "pairs.jsonl", PAIRS)
+
+    def run(out: str) -> Path:
+        return reward.run(
+            RewardConfig(
+                model=ModelConfig(path=str(model_folder), dtype="fp32"),
+                data=DataConfig(train=str(data), eval=0.25),
+                batch=BatchConfig(pairs=2),
+                optim=OptimConfig(lr=1e-3, schedule="constant", warmup=0),
+                train=TrainConfig(epochs=9, max_steps=5, eval_every=1),
+                best={"metric": "loss", "patience": patience},
+                out=str(tmp_path / out),
+            ),
+            display=quiet(),
+        )
+
+    whole = run("whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(reward, "measured_scale", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Stopped):
+            run("parts")
+    name = f"checkpoints/step-0000000{4 if patience else 5}"
+    whole_files, parts_files = (sorted((tmp_path / out / name).glob("*.safetensors")) for out in ("whole", "parts"))
+    assert [path.read_bytes() for path in whole_files] == [path.read_bytes() for path in parts_files]
+    assert same(whole, run("parts"))
+    assert metrics(tmp_path / "whole") == metrics(tmp_path / "parts")

@@ -13,11 +13,12 @@ from tests.resume.runs import config, quiet, stop_after
 from preftune.config.schema import DataConfig, LoraConfig, ModelConfig, TrainConfig
 from preftune.errors import RunError, Stopped
 from preftune.lifecycle import compute, start
+from preftune.lifecycle.context import within_context
 from preftune.locks import NAME, lock_folder
 from preftune.methods import dpo
 from preftune.sources.read import fingerprint
-from preftune.train.manifest import write
-from preftune.train.run import Run, run_identity
+from preftune.train.manifest import run_identity, write
+from preftune.train.run import Run
 
 
 def test_a_finished_run_is_left_untouched(tmp_path: Path, model_folder: Path) -> None:
@@ -100,7 +101,7 @@ def test_a_data_folder_with_changed_content_is_an_error(
     folder = tmp_path / "data"
     folder.mkdir()
     write_jsonl(folder / "train.jsonl", PAIRS)
-    settings = config(folder, model_folder, tmp_path / "run")
+    settings = within_context(config(folder, model_folder, tmp_path / "run"))
     with monkeypatch.context() as patch:
         stop_after(patch, 99 if finished else 2)
         try:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from tests.conftest import PAIRS, write_jsonl
 
+from preftune import stop
 from preftune.errors import Stopped
 from preftune.lifecycle.before_first_step import stoppable
 
@@ -94,8 +95,13 @@ def test_a_second_signal_in_a_long_micro_batch_exits_with_130(tmp_path: Path, mo
         lines = iter(process.stderr)
         assert "computing\n" in lines
         process.send_signal(signal.SIGTERM)
-        assert next(lines).startswith("stopping after this step; press Ctrl-C again to stop now")
-        process.send_signal(signal.SIGINT)
+        try:
+            assert next(lines).startswith("stopping after this step; press Ctrl-C again to stop now")
+            time.sleep(2 * stop.SAME_S)
+            process.send_signal(signal.SIGINT)
+        except BaseException:
+            process.kill()  # else the computation continues for an hour
+            raise
         rest = "".join(lines)
     assert process.returncode == 130, rest
     assert "Traceback" not in rest

@@ -48,14 +48,12 @@ def fields(model: type[BaseModel]) -> set[str]:
 
 
 def test_every_config_field_has_a_reader() -> None:
-    """The name of each field is used as an attribute outside of the config package."""
-    used = {
-        node.attr
-        for path in FILES
-        if path.parent.name != "config"
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Attribute)
-    }
+    """The name of each field is used as an attribute, or as a key of a stored config, outside of the config package."""
+    nodes = [node for path in FILES if path.parent.name != "config" for node in ast.walk(ast.parse(path.read_text()))]
+    used = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    keys = [node.slice for node in nodes if isinstance(node, ast.Subscript)]
+    keys += [a for n in nodes if isinstance(n, ast.Call) and getattr(n.func, "attr", "") == "get" for a in n.args[:1]]
+    used |= {key.value for key in keys if isinstance(key, ast.Constant) and isinstance(key.value, str)}
     sections = [
         value
         for value in (vars(schema) | vars(sampling)).values()

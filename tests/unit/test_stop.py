@@ -215,18 +215,19 @@ with stop.guard(lambda _: None), stop.between_checks():
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_signal_interrupts_a_dialogue_that_began_to_wait_just_after_it() -> None:
+@pytest.mark.parametrize(("name", "error"), [("SIGTERM", "StopRequest"), ("SIGINT", "KeyboardInterrupt")])
+def test_a_signal_interrupts_a_dialogue_that_began_to_wait_just_after_it(name: str, error: str) -> None:
     """Another thread receives it, so the wait of the main thread is not interrupted by the signal itself."""
     done = python(
-        """
+        f"""
 import select
 with stop.guard(), stop.interruptible(), stop.ctrl_c():
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-    threading.Timer(0.1, os.kill, [os.getpid(), signal.SIGTERM]).start()
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.{name}])
+    threading.Timer(0.1, os.kill, [os.getpid(), signal.{name}]).start()
     try:
         select.select([], [], [], 60)
-    except stop.StopRequest:
-        os._exit(0)
+    except KeyboardInterrupt as raised:
+        os._exit(0 if type(raised).__name__ == "{error}" else 7)
 """
     )
     assert (done.returncode, done.stderr) == (0, "")
@@ -268,8 +269,7 @@ def test_a_request_that_stopped_nothing_is_sent_again_after_the_guard() -> None:
 def test_the_end_of_the_terminal_is_a_request_except_under_nohup(nohup: bool, code: int) -> None:
     done = python(
         f"""
-if {nohup}:
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+signal.signal(signal.SIGHUP, signal.SIG_IGN if {nohup} else signal.SIG_DFL)
 with stop.guard(), stop.at_once():
     os.kill(os.getpid(), signal.SIGHUP)
     time.sleep(0.2)

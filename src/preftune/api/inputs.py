@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from preftune.api.results import PairsResult, SampleResult, Table, TrainResult
+from preftune.config.data import SourceConfig
 from preftune.errors import ConfigError, DataError
 from preftune.in_memory import Object, as_function, as_rows
 
@@ -14,11 +15,13 @@ Held = dict[str, Object]  # the rows, functions and models of one call, by the n
 
 
 def data_name(data: Any, label: str, held: Held) -> Any:
-    """Return a file, folder, Hub id or list of files unchanged. Add rows in memory to `held` and return their name."""
+    """Return a name, or a list of sources, unchanged. Add rows in memory to `held` and return their name."""
     if _is_path(data):
         return os.fspath(data)
     if isinstance(data, list | tuple) and data and all(map(_is_path, data)):
         return [os.fspath(path) for path in data]
+    if isinstance(data, list | tuple) and data and all(_is_path(entry) or _is_source(entry) for entry in data):
+        return [_source(entry, label, held) for entry in data]
     rows = as_rows(_rows_of(data, label), label)
     if not rows.rows:
         raise DataError("the data are empty", where=label, fix="pass at least one row")
@@ -75,6 +78,23 @@ def plain_settings(value: Any) -> Any:
     if hasattr(value, "model_dump"):  # a section as an object
         return value.model_dump(exclude_unset=True)
     return value
+
+
+def _is_source(value: Any) -> bool:
+    """Return whether an entry of a list is a section with the settings of a source, and not a row of data."""
+    if isinstance(value, SourceConfig):
+        return True
+    return isinstance(value, Mapping) and "path" in value and set(value) <= set(SourceConfig.model_fields)
+
+
+def _source(entry: Any, label: str, held: Held) -> Any:
+    """Return an entry of data.train or data.eval. The path of a section may be rows in memory."""
+    if _is_path(entry):
+        return os.fspath(entry)
+    if isinstance(entry, SourceConfig):
+        return plain_settings(entry)
+    others = {name: value for name, value in entry.items() if name != "path"}
+    return {"path": data_name(entry["path"], label, held), **plain_settings(others)}
 
 
 def _is_path(value: Any) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from preftune.errors import ConfigError
+from preftune.train.manifest import read as read_manifest
 
 if TYPE_CHECKING:
     from preftune.data.audit import Audit
@@ -97,7 +98,7 @@ class TrainResult:
         folder = Path(config.out)
         if dry_run:
             return TrainResult(folder, None, Table(()), {}, config)
-        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest = read_manifest(folder)
         return TrainResult(folder, folder / "final", read_table(folder / "metrics.jsonl"), manifest, config)
 
     @property

@@ -26,6 +26,7 @@ class CommonSettings(TypedDict, total=False):
     batch: Section
     lora: Section | bool | None
     track: Sequence[str]
+    track_names: Sequence[str]
 
 
 class SFTSettings(CommonSettings, total=False):

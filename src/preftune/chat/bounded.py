@@ -32,6 +32,7 @@ class _Deadline:
 _lock = threading.Lock()
 _deadlines: list[_Deadline] = []
 _watcher: threading.Thread | None = None
+_earlier_limit: tuple[int, int] | None = None
 
 
 def bounded(render: Callable[[], Result], where: object) -> Result:
@@ -41,7 +42,6 @@ def bounded(render: Callable[[], Result], where: object) -> Result:
     the tokenizer.
     """
     deadline = _Deadline(SECONDS)
-    limit = _limit_memory()
     try:
         _begin(deadline)
         try:
@@ -49,18 +49,19 @@ def bounded(render: Callable[[], Result], where: object) -> Result:
         finally:
             _end(deadline)
     except _Overtime:
+        _end(deadline)  # it may have been raised at the beginning of the call above
         what = f"the chat template ran for more than {SECONDS:g} s"
     except MemoryError:
         what = f"the chat template needed more than {BYTES / 2**30:g} GB of memory"
-    finally:
-        _set_limit(limit)
     fix = "set data.chat_template (--chat-template) to another .jinja file, or use another model"
     raise ModelError(what, where=str(where), why="it may be damaged, or made to stop programs", fix=fix)
 
 
 def _begin(deadline: _Deadline) -> None:
-    global _watcher
+    global _watcher, _earlier_limit
     with _lock:
+        if not _deadlines:  # the first of several renderings at once
+            _earlier_limit = _limit_memory()
         _deadlines.append(deadline)
         if _watcher is None or not _watcher.is_alive():  # also after a fork
             _watcher = threading.Thread(target=_watch, name="preftune templates", daemon=True)
@@ -69,7 +70,11 @@ def _begin(deadline: _Deadline) -> None:
 
 def _end(deadline: _Deadline) -> None:
     with _lock:
+        if deadline not in _deadlines:
+            return
         _deadlines.remove(deadline)
+        if not _deadlines:
+            _set_limit(_earlier_limit)
         if deadline.fired:  # and perhaps not raised yet
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(deadline.thread), None)
 
@@ -87,7 +92,7 @@ def _watch() -> None:
 
 
 def _limit_memory() -> tuple[int, int] | None:
-    """Limit the address space to its size and BYTES. Return the limit before, or None if there is no way to set one."""
+    """Let the address space grow by at most BYTES. Return the earlier limit; None where none can be set."""
     if sys.platform != "linux":
         return None
     import resource

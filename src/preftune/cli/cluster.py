@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from preftune.config.schema import RunConfig
 from preftune.errors import ConfigError
 
@@ -14,8 +16,8 @@ def planned(
     memory: str | None,
     tflops: float | None,
     bandwidth: str | None,
-) -> bool:
-    """Print the plan of the run for a cluster, and return whether one was requested.
+) -> dict[str, Any] | None:
+    """Print the plan of the run for a cluster, and return whether it fits; None if no plan was requested.
 
     Raises ConfigError for --ranks without --dry-run or --memory, and for the other options without --ranks.
     """
@@ -24,7 +26,7 @@ def planned(
         unused = [name for name, value in values.items() if value is not None]
         if unused:
             raise ConfigError("the option needs --ranks", where=unused[0], fix="add --dry-run --ranks N")
-        return False
+        return None
     if not dry_run:
         fix = "add --dry-run; to train on several ranks, start the command with torchrun"
         raise ConfigError("the option plans a run and does not start it", where="--ranks", fix=fix)
@@ -39,5 +41,5 @@ def planned(
     from preftune.lifecycle.cluster_run import plan_cluster
 
     speed = float(read_bytes(bandwidth, "--bandwidth")) if bandwidth else 0.0
-    plan_cluster(config, Cluster(ranks, read_bytes(memory, "--memory"), 1e12 * (tflops or 0.0), speed), display)
-    return True
+    fits = plan_cluster(config, Cluster(ranks, read_bytes(memory, "--memory"), 1e12 * (tflops or 0.0), speed), display)
+    return {"dry_run": True, "fits": fits}

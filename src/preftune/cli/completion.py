@@ -67,7 +67,7 @@ def completion(
     bash: echo 'source <(preftune completion bash)' >> ~/.bashrc
     """
     if shell not in SCRIPTS:
-        what = f"there is no script for {shell!r}; {did_you_mean(shell, SCRIPTS)}"
+        what = f"unknown shell {shell!r}; {did_you_mean(shell, SCRIPTS)}"
         raise ConfigError(what, where="preftune completion", fix=f"use one of {', '.join(SCRIPTS)}")
     print(SCRIPTS[shell], end="")
 

@@ -28,7 +28,7 @@ def schema(
     from preftune.config.json_schema import json_schema
 
     if method not in CONFIGS:
-        what = f"there is no method {method!r}; {did_you_mean(method, CONFIGS)}"
+        what = f"unknown method {method!r}; {did_you_mean(method, CONFIGS)}"
         raise ConfigError(what, where="preftune config schema", fix=f"use one of {', '.join(CONFIGS)}")
     text = json.dumps(json_schema(method), indent=2, ensure_ascii=False) + "\n"
     if out is None:

@@ -23,7 +23,7 @@ app = typer.Typer(help="Inspect and convert preference data.", no_args_is_help=T
 Arguments = Annotated[
     list[str] | None,
     typer.Argument(
-        help="Files, folders or Hub ids (read as one data set), and keys of the config section `data`.",
+        help="Files, folders, patterns, URLs or Hub ids of any formats, and keys of the config section `data`.",
         metavar="FILE|data.KEY=VALUE",
     ),
 ]
@@ -77,14 +77,16 @@ def check(
     from preftune.config.schema import terms_of
 
     import_torch()
+    from preftune.lifecycle.sources import training_sources
     from preftune.model.load import load_config, max_positions
     from preftune.workflows.check_data import check as check_data
     from preftune.workflows.clean_data import require_other_file, write_clean
     from preftune.workflows.data_report import as_json as report_json
     from preftune.workflows.data_report import write_report
 
+    paths = [one.path for one in training_sources(settings.data)]
     if write:
-        require_other_file(write, settings.data.train)
+        require_other_file(write, paths)
 
     terms = terms_of(settings.loss or {"name": "sigmoid"})
     source, renderer = _model_of(settings)
@@ -93,7 +95,7 @@ def check(
     rows = model_config.get_text_config().vocab_size if model_config and source and not source.adapter else None
     checked = check_data(settings.data, settings.method, terms, renderer, limit, rows, source.base if source else "")
     lines = _lines(checked, settings, limit)
-    written = write_clean(write, settings.data.train, checked, kinds).lines() if write else []
+    written = write_clean(write, paths, checked, kinds).lines() if write else []
     if out:
         write_report(out, checked, [*lines, *written])
         written.append(f"{out}: report written")
@@ -125,21 +127,24 @@ def show(
     options |= {"--max-length": max_length, "--chat-template": chat_template}
     settings = check_settings(arguments or (), config, options, "preftune data show")
     from preftune.data.convert import group_rows
-    from preftune.data.read_groups import read_groups
     from preftune.errors import DataError
-    from preftune.lifecycle.data import reading_of
+    from preftune.lifecycle.data import read_sources
+    from preftune.lifecycle.sources import training_sources
 
     data, renderer = settings.data, _model_of(settings)[1]
-    reading = reading_of(data.model_copy(update={"bad_rows": "drop"}), bool(renderer and renderer.template.source))
-    groups, account = read_groups(data.train, reading)
+    has_template = bool(renderer and renderer.template.source)
+    groups, accounts = read_sources(training_sources(data.model_copy(update={"bad_rows": "drop"}), has_template))
     if line is not None:
         groups = [g for g in groups if g.origin.endswith(f":{line}")]
         if not groups:
-            where = f"{account.source}:{line}"
-            reasons = [reason for reason, origins in account.dropped.items() if where in origins]
+            places = [f"{account.source}:{line}" for account in accounts]
+            dropped = [(reason, o) for account in accounts for reason, o in account.dropped.items()]
+            reasons = [reason for reason, origins in dropped if any(place in origins for place in places)]
             fix = "repair the row" if reasons else "pass --line with the line number of a row of FILE"
-            raise DataError(reasons[0] if reasons else "the data have no row at this line", where=where, fix=fix)
-    account.check(1.0)
+            what = reasons[0] if reasons else "the data have no row at this line"
+            raise DataError(what, where=", ".join(places), fix=fix)
+    for account in accounts:
+        account.check(1.0)
     _show(groups, n, renderer, data)
     return {"groups": list(group_rows(groups[:n]))}
 
@@ -164,14 +169,17 @@ def convert(
     if to not in writers:
         raise ConfigError(f"unknown target format {to!r}", where="--to", fix=f"use one of {', '.join(writers)}")
     settings = check_settings(arguments or (), config, {"--format": data_format}, "preftune data convert")
-    from preftune.data.read_groups import read_groups
-    from preftune.lifecycle.data import reading_of
+    from preftune.formats.account import together
+    from preftune.lifecycle.data import read_sources
+    from preftune.lifecycle.sources import training_sources
 
-    groups, account = read_groups(settings.data.train, reading_of(settings.data))
-    account.check(1.0)
+    groups, accounts = read_sources(training_sources(settings.data))
+    for account in accounts:
+        account.check(1.0)
     rows = list(writers[to](groups))
     write_rows(out, rows)
-    print("\n".join([*account.lines(), f"{out}: {len(rows)} lines"]))
+    account = together(accounts)
+    print("\n".join([*(line for one in accounts for line in one.lines()), f"{out}: {len(rows)} lines"]))
     return {"out": out, "lines": len(rows), "account": account.record()}
 
 
@@ -241,8 +249,11 @@ def _lines(checked: Checked, settings: CheckSettings, limit: int | None) -> list
         cells = (lengths.mean, lengths.p10, lengths.p50, lengths.p90, lengths.p99, lengths.longest)
         return [f"  {name:<10}" + "".join(f"{cell:>9.0f}" for cell in cells)]
 
-    audit, train = checked.audit, checked.accounts[0].source
+    audit, train = checked.audit, checked.source
     lines = [line for account in checked.accounts for line in account.lines()]
+    lines += ["data.stream: only the first rows were checked"] if settings.data.stream else []
+    lines += [f"an epoch has {sum(use.per_epoch for use in checked.uses):,} groups:"] if checked.uses else []
+    lines += [f"  {use.name}: {use.per_epoch:,} of {use.groups:,} groups ({use.share:.1%})" for use in checked.uses]
     lines += [
         f"{audit.groups} groups, {audit.responses} responses ({audit.labelled} labelled), "
         f"{audit.judgements} judgements",
@@ -255,9 +266,9 @@ def _lines(checked: Checked, settings: CheckSettings, limit: int | None) -> list
     for name, words in COUNTS.items():
         number, origins = getattr(audit, name), audit.origins[name]
         if number is not None:
-            source = checked.accounts[-1].source if name == "leaks" else train
+            source = checked.evaluation if name == "leaks" else train
             lines.append(f"{words}: {number}" + (f" ({format_origins(origins, source)})" if origins else ""))
-    lines += finding_lines(checked.findings, train, checked.accounts[-1].source)
+    lines += finding_lines(checked.findings, train, checked.evaluation)
     if checked.too_long:
         what = f"groups longer than the model's context of {limit} tokens: {len(checked.too_long)}"
         lines.append(f"{what} ({format_origins(checked.too_long, train)}); set data.max_length={limit}")

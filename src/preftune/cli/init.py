@@ -117,7 +117,7 @@ def write(goal: str, path: Path, settings: Sequence[str], chat: bool | None = No
     """
     configs = templates()
     if goal not in configs:
-        what = f"there is no config {goal!r}; {did_you_mean(goal, configs)}"
+        what = f"unknown goal {goal!r}; {did_you_mean(goal, configs)}"
         raise ConfigError(what, where="preftune init", fix="run preftune init to list the goals")
     if path.parent.suffix in YAML or path.parent.is_file():
         fix = f"pass the file as --out {shlex.quote(str(path.parent))}, or a folder to write to"

@@ -104,9 +104,8 @@ def sft(
 ) -> dict[str, Any]:
     """Fine-tune a model on demonstrations. With preference data, it is fine-tuned on the chosen responses."""
     config = config_from("sft", arguments or (), model, data or (), lora, out)
-    if planned(config, dry_run, quiet, ranks, memory, tflops, bandwidth):
-        return {}
-    return train("methods.sft", config, dry_run, quiet)
+    plan = planned(config, dry_run, quiet, ranks, memory, tflops, bandwidth)
+    return plan or train("methods.sft", config, dry_run, quiet)
 
 
 @app.command()
@@ -125,9 +124,8 @@ def dpo(
 ) -> dict[str, Any]:
     """Train a model on preferences with DPO or a different loss. All losses: https://github.com/preftune/preftune/tree/main/docs/losses.md"""
     config = config_from("dpo", arguments or (), model, data or (), lora, out)
-    if planned(config, dry_run, quiet, ranks, memory, tflops, bandwidth):
-        return {}
-    return train("methods.dpo", config, dry_run, quiet)
+    plan = planned(config, dry_run, quiet, ranks, memory, tflops, bandwidth)
+    return plan or train("methods.dpo", config, dry_run, quiet)
 
 
 @app.command()
@@ -146,9 +144,8 @@ def reward(
 ) -> dict[str, Any]:
     """Train a Bradley-Terry reward model on preference data. It is a language model with a scalar head."""
     config = config_from("reward", arguments or (), model, data or (), lora, out)
-    if planned(config, dry_run, quiet, ranks, memory, tflops, bandwidth):
-        return {}
-    return train("methods.reward", config, dry_run, quiet)
+    plan = planned(config, dry_run, quiet, ranks, memory, tflops, bandwidth)
+    return plan or train("methods.reward", config, dry_run, quiet)
 
 
 @app.command()

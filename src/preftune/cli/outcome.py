@@ -140,11 +140,12 @@ def _record(kind: str, where: str, what: str, why: str, fix: str) -> dict[str, s
 
 def run_result(out: str, final: Path, dry_run: bool) -> dict[str, Any]:
     """Return the result of a training command: its files, and the last metrics of each split."""
+    from preftune.train.metrics_file import read_lines
+
     folder = Path(out)
     if dry_run:
         return {"dry_run": True, "out": folder}
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    last = {line["split"]: line for line in map(json.loads, lines)}
+    last = {line["split"]: line for line in read_lines(folder)}
     return {
         "out": folder,
         "model": final,

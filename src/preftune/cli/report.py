@@ -42,7 +42,7 @@ def report(
 
 
 def _run_folder(name: str) -> Path:
-    """Return the folder of a run, also for its folder final/. Raises RunError if there is no run, or no metrics."""
+    """Return the run folder that `name` or its parent is. Raises RunError without a run or its metrics."""
     folder = Path(name).expanduser()
     if not (folder / "manifest.json").is_file() and (folder.parent / "manifest.json").is_file():
         folder = folder.parent

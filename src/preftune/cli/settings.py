@@ -16,7 +16,8 @@ from typing import Any, Literal
 from preftune.config.commands import CONFIGS
 from preftune.config.hints import suggest
 from preftune.config.load import apply_override, build, read_file
-from preftune.config.schema import DataConfig, Losses, ModelConfig, Section
+from preftune.config.schema import DataConfig, Losses, ModelConfig
+from preftune.config.section import Section
 from preftune.errors import ConfigError, did_you_mean
 
 SETTING = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*=")

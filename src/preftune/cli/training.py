@@ -66,10 +66,12 @@ def _loss_problems(loss: Any) -> list[str]:
         terms = terms_of(check_loss(read_loss(loss))) if loss is not None else []
     except ValueError:  # the schema has reported it
         return []
+    if not terms:
+        return []
     from preftune.methods.objective import bind_objective
 
     try:
-        bind_objective(terms) if terms else None
+        bind_objective(terms)
     except ConfigError as error:
         return [str(error)]
     return []

@@ -70,7 +70,7 @@ def fields_at(schema: type[BaseModel], path: KeyPath) -> dict[str, FieldInfo]:
     """Return the keys of the section at `path`."""
     section: Any = schema
     for part in path:
-        section = section_of(section.model_fields[str(part)].annotation)
+        section = entry_of(section) if isinstance(part, int) else section_of(section.model_fields[part].annotation)
     return dict(section.model_fields)
 
 
@@ -80,6 +80,16 @@ def section_of(annotation: Any) -> Any:
         models = [a for a in get_args(annotation) if isinstance(a, type) and issubclass(a, BaseModel)]
         return models[0] if models else annotation
     return annotation
+
+
+def entry_of(annotation: Any) -> Any:
+    """Return the model class of the entries of a list, anywhere inside an annotation, and None without one."""
+    for part in get_args(annotation):
+        if isinstance(part, type) and issubclass(part, BaseModel):
+            return part
+        if model := entry_of(part):
+            return model
+    return None
 
 
 def _exists(schema: type[BaseModel], name: str) -> bool:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from preftune.config.hints import KeyPath, fields_at, section_of, suggest
+from preftune.config.hints import KeyPath, entry_of, fields_at, section_of, suggest
 from preftune.errors import ConfigError, plain_problem
 
 C = TypeVar("C", bound=BaseModel)
@@ -235,11 +235,14 @@ def _real_path(schema: type[BaseModel], loc: tuple[str | int, ...]) -> KeyPath:
     """Remove the union members that pydantic appends to the path of a key."""
     path: list[str | int] = []
     section: Any = schema
-    for part in loc:
+    for before, part in zip(("", *loc), loc, strict=False):
         if isinstance(section, type) and issubclass(section, BaseModel):
+            if isinstance(before, int) and part in ("text", section.__name__):  # the kind of an entry of a list
+                continue
             field = section.model_fields.get(str(part))
             path.append(part)
             section = section_of(field.annotation) if field else None
         elif isinstance(part, int):
             path.append(part)
+            section = entry_of(section)
     return tuple(path)

@@ -10,13 +10,15 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from preftune.config import schema
+from preftune.config.data import HeldOut
+from preftune.config.section import Section
 from preftune.config.values import check_best
 
 
-class PromptConfig(schema.Section):
+class PromptConfig(Section):
     train: str | list[str]
     """Prompts: rows with `prompt` (text or messages), or data of any format; only the prompts are used."""
-    eval: schema.HeldOut = None
+    eval: HeldOut = None
     """Held-out prompts: a file, or a share of the training prompts between 0 and 1."""
     columns: dict[str, str] = Field({})
     """Columns of your data for preftune's fields, e.g. {prompt: question}."""
@@ -38,7 +40,7 @@ class PromptConfig(schema.Section):
     """Stop if more than this share of the rows is dropped."""
 
 
-class ValueConfig(schema.Section):
+class ValueConfig(Section):
     kind: Literal["network", "head"] = "network"
     """network: a separate model with a scalar head; head: a linear map of the policy's last hidden states."""
     path: str | None = None
@@ -52,7 +54,7 @@ class ValueConfig(schema.Section):
         return self
 
 
-class RolloutConfig(schema.Section):
+class RolloutConfig(Section):
     prompts: int = Field(64, ge=1)
     """Prompts per step."""
     responses: int = Field(1, ge=1)
@@ -71,7 +73,7 @@ class RolloutConfig(schema.Section):
         return self
 
 
-class PPOParameters(schema.Section):
+class PPOParameters(Section):
     kl_coef: float = Field(0.05, ge=0)
     """Weight of the KL penalty (DPO's beta). With `kl_target`: its initial value."""
     kl_target: float | None = Field(None, gt=0)
@@ -123,7 +125,7 @@ class PPOConfig(schema.TunedConfig):
         return self
 
 
-class SampleConfig(schema.Section):
+class SampleConfig(Section):
     n: int = Field(8, ge=2)
     """Responses per prompt in each round."""
     temperature: float = Field(1.0, gt=0)
@@ -136,7 +138,7 @@ class SampleConfig(schema.Section):
     """Responses per prompt in the evaluation of each round, sampled at temperature 1."""
 
 
-class SelectConfig(schema.Section):
+class SelectConfig(Section):
     select: Literal["best-worst", "best-random", "all", "rso"] = "all"
     """Which preference pairs to make from the responses to a prompt, as in `preftune pairs`."""
     gap: float = Field(0.0, ge=0)
@@ -147,7 +149,7 @@ class SelectConfig(schema.Section):
     """Temperature of the rejection sampling in rso."""
 
 
-class StopConfig(schema.Section):
+class StopConfig(Section):
     kl: float | None = Field(None, gt=0)
     """Stop if the KL to the first model exceeds this after a round, in nats per response. The result is the policy of
     the previous round."""
@@ -163,7 +165,7 @@ PEOPLE = "people"
 """The reward of preftune iterate with which people compare the responses."""
 
 
-class PeopleConfig(schema.Section):
+class PeopleConfig(Section):
     pairs: int = Field(1, ge=1)
     """Pairs of responses per prompt that people compare, chosen at random."""
     votes: int = Field(1, ge=1)

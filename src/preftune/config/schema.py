@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
+from preftune.config.data import EvalSources, TrainSources, check_stream
 from preftune.config.section import Section as Section
 from preftune.config.train import BestConfig as BestConfig
 from preftune.config.train import BestSection as BestSection
@@ -23,15 +24,6 @@ from preftune.config.values import (
     read_loss,
 )
 
-
-def check_eval(value: str | float | None) -> str | float | None:
-    """Check `data.eval`: a share must be between 0 and 1."""
-    if isinstance(value, float) and not 0 < value < 1:
-        raise ValueError("must be a file, or a share of the training data between 0 and 1")
-    return value
-
-
-HeldOut = Annotated[str | float | None, AfterValidator(check_eval)]
 TemplateArguments = Annotated[dict[str, Any], AfterValidator(check_template_arguments)]
 AsChat = bool | Literal["auto"]
 
@@ -70,23 +62,34 @@ class ReferenceConfig(Section):
 
 
 class DataConfig(Section):
-    train: str | list[str]
+    train: TrainSources
     """A file (.jsonl, .json, .csv, .tsv, also compressed as .gz, .bz2, .xz or .zst; .parquet, .arrow), a folder of such
-    files, a Hub id, or a list of these. Add a split to a folder or Hub id: `name:split`, `name:config:split`."""
-    eval: HeldOut = None
-    """Held-out data: a file, or a share of the training data between 0 and 1. A share is chosen by prompt; no prompt
-    and no row is in both parts."""
+    files, a pattern (`data/*.jsonl`), a URL (`s3://...`), a Hub id, or a list of these, in any formats. An entry
+    of the list may be a section: see [sources of a mixture](#sources-of-a-mixture). Add a split to a folder or
+    Hub id: `name:split`, `name:config:split`, and a slice to any name: `name[:1000]`, `name[10%:]`."""
+    eval: EvalSources = None
+    """Held-out data: a file or a list of sources as in `data.train`, or a share of the training data between 0 and 1. A
+    share is chosen by prompt; no prompt and no row is in both parts."""
+    limit: int | None = Field(None, ge=1)
+    """Read only the first N rows of each source of the training data. Rows that `data.where` leaves out do not
+    count."""
+    stream: bool = False
+    """Read the training data while training, in order, instead of before: for data that do not fit on the disk. Needs
+    `train.max_steps`."""
+    shuffle_buffer: int = Field(1000, ge=1)
+    """With `data.stream`: the number of groups that are held in memory to draw the next one from, with `train.seed`. 1
+    keeps the order of the data."""
     format: str = "auto"
     """Name of the data format, or `file.py:function` for your own. auto: detect the format from the rows."""
-    columns: dict[str, str] = {}
+    columns: dict[str, str] = Field({})
     """Columns of your data for preftune's fields, e.g. {prompt: question, chosen: answer_a, rejected: answer_b}."""
-    winner_values: dict[str, Any] = {}
+    winner_values: dict[str, Any] = Field({})
     """Meaning of the values in the column `winner` if they are not recognised, e.g. {a: left, b: right, tie: none}. An
     entry may be a list of values."""
     chat_template: str | None = None
     """Chat template to use instead of the tokenizer's: a .jinja file, or `dialogue` for models without a template. It
     is saved with the model."""
-    chat_template_kwargs: TemplateArguments = {}
+    chat_template_kwargs: TemplateArguments = Field({})
     """Arguments of the chat template in addition to the messages, e.g. {enable_thinking: false}."""
     as_chat: AsChat = "auto"
     """Which text prompts to convert to chat messages. auto: HH-RLHF transcripts, if the model has a chat template.
@@ -103,7 +106,7 @@ class DataConfig(Section):
     the generation prompt; if that prompt opens <think>, a response without reasoning closes it immediately. Use keep
     for templates that remove reasoning (DeepSeek-R1, QwQ). unscored: as keep, but the reasoning is only context. drop:
     remove the reasoning from all messages."""
-    where: list[str] = []
+    where: list[str] = Field([])
     """Conditions on columns; only rows that satisfy all of them are used, e.g. [score_ratio >= 2, source != evol]. The
     other rows are counted, and not as dropped ones."""
     aspect: str = ""
@@ -123,7 +126,7 @@ class DataConfig(Section):
     """Which pairs to form from a ranked list of responses. Responses with equal rank form no pair."""
     margin_from_scores: bool = False
     """Set the margin of each pair to the difference between the scores of its responses."""
-    ignore: list[str] = []
+    ignore: list[str] = Field([])
     """Columns to ignore. A column that is neither used, recognised as metadata, nor listed here is an error."""
     bad_rows: Literal["error", "drop"] = "error"
     """What to do with a row that cannot be read (missing column, null, wrong type) or that the chat template cannot
@@ -137,9 +140,15 @@ class DataConfig(Section):
     allow_dropped_text: bool = False
     """Accept a chat template that removes part of a response, such as its reasoning. The affected rows are counted."""
 
+    @model_validator(mode="after")
+    def _streamable(self) -> DataConfig:
+        if self.stream:
+            check_stream(self.train, self.eval, self.limit)
+        return self
+
 
 # Keys of DataConfig that a command does not use. `score` holds nothing out; `sample` and `winrate` read only prompts.
-UNUSED_BY_SCORE = ("eval", "allow_overlap")
+UNUSED_BY_SCORE = ("eval", "allow_overlap", "stream", "shuffle_buffer")
 UNUSED_BY_SAMPLE = (
     *(*UNUSED_BY_SCORE, "max_length", "overlong", "pairs", "margin_from_scores"),
     *("thinking", "allow_dropped_text", "scored_turns", "ties"),
@@ -233,7 +242,7 @@ class LossTerm(Section):
 
     name: str
     weight: float = Field(1.0, gt=0)
-    parameters: dict[str, Any] = {}
+    parameters: dict[str, Any] = Field({})
 
 
 LORA_LR = 10  # the learning rate of LoRA, relative to that of all weights
@@ -247,7 +256,7 @@ class TunedConfig(Section):
     train: TrainConfig = TrainConfig()
     lora: LoraConfig | None = None
     out: str
-    track: list[Literal["tensorboard", "wandb", "trackio", "mlflow"]] = []
+    track: list[Literal["tensorboard", "wandb", "trackio", "mlflow"]] = Field([])
     """Trackers that receive the metrics in addition to metrics.jsonl. Each needs the package of the same name."""
     track_names: list[Literal["trl", "openrlhf", "original"]] = []
     """Also send the metrics to the trackers under the names of these programs. original: the code of the DPO paper."""
@@ -281,6 +290,15 @@ class RunConfig(TunedConfig):
 
     data: DataConfig
     batch: BatchConfig = BatchConfig()
+
+    @model_validator(mode="after")
+    def _stream(self) -> RunConfig:
+        if self.data.stream:
+            if self.train.max_steps is None:
+                raise ValueError("data.stream needs train.max_steps, because the number of rows is not known")
+            if self.train.epochs != 1:
+                raise ValueError("with data.stream, the data are read until train.max_steps; remove train.epochs")
+        return self
 
 
 class EvaluatedConfig(RunConfig):
@@ -319,7 +337,7 @@ def terms_of(loss: Losses) -> list[LossTerm]:
 
 
 class DPOConfig(EvaluatedConfig):
-    loss: Losses = {"name": "sigmoid", "beta": 0.1}
+    loss: Losses = Field({"name": "sigmoid", "beta": 0.1})
     """A loss with its parameters, the name of a loss, or a list of losses with weights (a weighted sum)."""
     reference: ReferenceConfig = ReferenceConfig()
     monitor: MonitorConfig | None = MonitorConfig()
@@ -352,7 +370,7 @@ class NoiseConfig(RunConfig):
     """Model that ranks the pairs. dpo: the implicit reward of a DPO run; reward: a reward model."""
     confidence: float = Field(0.8, gt=0.5, lt=1)
     """List pairs whose label is wrong with at least this calibrated probability (above 0.5)."""
-    loss: Losses = {"name": "sigmoid", "beta": 0.1}
+    loss: Losses = Field({"name": "sigmoid", "beta": 0.1})
     """As in preftune dpo. Used with ranker=dpo."""
     reference: ReferenceConfig = ReferenceConfig()
     out: str = "runs/noise"

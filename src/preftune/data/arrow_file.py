@@ -7,10 +7,12 @@ of prompts and responses; both have these:
     labels       list of int8
     ranks        list of float64
     origin       bytes
+    source       int16
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
@@ -42,7 +44,7 @@ def decode(data: Any) -> str:
     return str(data, "utf-8", "surrogatepass")
 
 
-class Writer(Generic[G]):
+class Writer(ABC, Generic[G]):
     """Writes groups to an Arrow file. `columns` converts the prompts and responses of many groups to Arrow arrays."""
 
     def __init__(self, path: Path) -> None:
@@ -51,14 +53,14 @@ class Writer(Generic[G]):
         self._bytes = 0
         self._file: Any = None
 
+    @abstractmethod
     def columns(self, groups: Sequence[G]) -> dict[str, Any]:
         """Return the columns of prompts and responses."""
-        raise NotImplementedError
 
     @staticmethod
+    @abstractmethod
     def size(group: G) -> int:
         """Return the approximate number of bytes of a group."""
-        raise NotImplementedError
 
     def add(self, group: G) -> None:
         """Append a group. Raises StorageError."""
@@ -135,6 +137,7 @@ def _annotations(groups: Sequence[G]) -> dict[str, Any]:
         "labels": list_column([len(g.labels) for g in groups], labels),
         "ranks": list_column([len(g.ranks) for g in groups], ranks),
         "origin": bytes_column([encode(g.origin) for g in groups]),
+        "source": numbers([g.source for g in groups], np.int16),
     }
 
 
@@ -179,6 +182,7 @@ class Columns:
         self._fields += [view(struct.field(name), np.float64) for name in FLOATS]
         self._label, self._rank = view(self._labels.values, np.int8), view(self._ranks.values, np.float64)
         self._origin = Bytes(batch["origin"])
+        self.source = view(batch["source"], np.int16)
 
     def judgements(self, index: int) -> tuple[Judgement, ...]:
         begin, end = self._judgements.bounds(index)
@@ -216,13 +220,13 @@ class GroupFile(Sequence[G], Generic[G, C]):
         lengths = [self._reader.get_batch(i).num_rows for i in range(self._number)]
         self.starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
+    @abstractmethod
     def open_columns(self, batch: Any) -> C:
         """Return the columns of a record batch."""
-        raise NotImplementedError
 
+    @abstractmethod
     def group(self, columns: C, index: int) -> G:
         """Return the group with this index in its record batch."""
-        raise NotImplementedError
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -248,6 +252,14 @@ class GroupFile(Sequence[G], Generic[G, C]):
             columns = self._columns[batch] = self.open_columns(self._reader.get_batch(batch))
         self._file.count()
         return columns, index - int(self.starts[batch])
+
+    @property
+    def sources(self) -> npt.NDArray[np.int16]:
+        """The number of the source of each group."""
+        numbers: list[npt.NDArray[np.int16]] = [np.zeros(0, dtype=np.int16)]
+        for index in range(self._number):
+            numbers.append(view(self._reader.get_batch(index)["source"], np.int16))
+        return np.concatenate(numbers)
 
     def __iter__(self) -> Iterator[G]:
         return (self[index] for index in range(len(self)))

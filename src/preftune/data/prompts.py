@@ -62,7 +62,7 @@ def read_prompts(source: str | Sequence[str], reading: Reading | None = None) ->
     head = list(islice(rows, LOOKED_AT))
     names = column_names(reading.columns, reading.ignore)
     if reading.format == "auto" and _are_prompts(head, names):
-        kept = selected.rows(chain(head, rows))
+        kept = islice(selected.rows(chain(head, rows)), reading.limit)
         prompts = list(_prompts(kept, names, account, reading.bad_rows == "drop"))
         selected.require_columns()
     else:

@@ -56,14 +56,15 @@ def read_groups(
     account = Account(name)
     reading = with_known_columns(source, reading, account)
     selected = Filter(conditions(reading.where), account)
-    rows = selected.rows(decode_cells(read(source, account.note), reading, account.note))
+    rows: Iterator[Row] = selected.rows(decode_cells(read(source, account.note), reading, account.note))
+    rows = rows if reading.limit is None else islice(rows, reading.limit)
     names = column_names(reading.columns, reading.ignore)
     head = list(islice(rows, DETECTION_ROWS))
     if reading.format == "auto":
         _require_mapped(head, names)
     joined = join.joined(chain(head, rows), names, reading, account, DETECTION_ROWS)
     head = list(islice(joined.rows, DETECTION_ROWS))
-    parse, rows = _parser(names.readable(head), head, chain(head, joined.rows), names, reading, account)
+    parse, rows = parser_of(names.readable(head), head, chain(head, joined.rows), names, reading, account)
     ledger = ColumnLedger(name, account.format, names, joined.origin_of)
     margins, checks = file_checks.Margins(), file_checks.FileChecks()
     for group in _parsed(rows, parse, ledger, account, reading, margins):
@@ -113,8 +114,8 @@ def _parsed(
     for row in rows:
         account.read += 1 + len(row.others)
         try:
-            groups = _read_row(row, parse, ledger, account, not strict)
-            yield from _as_chats(groups, reading, account)
+            groups = read_row(row, parse, ledger, account, not strict)
+            yield from as_chats(groups, reading, account)
             if any(group.judgements for group in groups):
                 margins.add(row.origin, has_margin(ledger.names.rename(row.value)))
         except Drop as reason:
@@ -131,7 +132,7 @@ def _parsed(
         raise file_checks.function_error(failed, account)
 
 
-def _as_chats(groups: Sequence[PreferenceGroup], reading: Reading, account: Account) -> Sequence[PreferenceGroup]:
+def as_chats(groups: Sequence[PreferenceGroup], reading: Reading, account: Account) -> Sequence[PreferenceGroup]:
     """Return the groups of a row with the text prompts as messages that `reading.as_chat` says."""
     if not reading.as_chat:
         return groups
@@ -186,7 +187,7 @@ def _first_fault(row: Row, names: ColumnNames) -> DataError:
     return DataError(str(fault), where=row.origin, fix=fault.fix or "repair or remove the row")
 
 
-def _read_row(row: Row, parse: Parser, ledger: ColumnLedger, account: Account, drop: bool) -> list[PreferenceGroup]:
+def read_row(row: Row, parse: Parser, ledger: ColumnLedger, account: Account, drop: bool) -> list[PreferenceGroup]:
     """Parse one row and record its columns in the ledger."""
     if row.fault:
         raise BadRow(row.fault)
@@ -216,7 +217,7 @@ def _without_empty(origin: str, parsed: Iterable[PreferenceGroup], account: Acco
     return result
 
 
-def _parser(
+def parser_of(
     readable: list[Fields], head: list[Row], rows: Iterator[Row], names: ColumnNames, reading: Reading, account: Account
 ) -> tuple[Parser, Iterator[Row]]:
     """Return the parser and the rows. Some formats must look at all rows before the first one is parsed."""

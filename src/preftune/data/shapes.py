@@ -37,6 +37,7 @@ class Shapes:
     flags_G       what is unusual in the judgements: a sum of the constants below
     top_G         the largest token id
     length_S      tokens of each response; those of a group are adjacent
+    source_G      number of the source in a mixture
     """
 
     prompt_G: npt.NDArray[np.int32]
@@ -46,6 +47,7 @@ class Shapes:
     flags_G: npt.NDArray[np.uint8]
     top_G: npt.NDArray[np.int32]
     length_S: npt.NDArray[np.int32]
+    source_G: npt.NDArray[np.int16]
 
     @staticmethod
     def of(groups: Sequence[TokenGroup]) -> Shapes:
@@ -71,6 +73,7 @@ class Shapes:
             self.flags_G[indices],
             self.top_G[indices],
             self.length_S[np.repeat(first, counts) + within],
+            self.source_G[indices],
         )
 
     def followed_by(self, other: Shapes) -> Shapes:
@@ -122,6 +125,7 @@ class Tally:
 
     def __init__(self) -> None:
         self._counts, self._lengths, self._flags = array("i"), array("i"), array("B")  # five counts per group
+        self._sources = array("h")
 
     def add(self, group: TokenGroup) -> None:
         labelled = sum(label != 0 for label in group.labels)
@@ -129,12 +133,14 @@ class Tally:
         self._counts.extend((len(group.prompt_ids), len(group.response_ids), len(group.judgements), labelled, top))
         self._lengths.extend([len(ids) for ids in group.response_ids])
         self._flags.append(flags_of(group))
+        self._sources.append(group.source)
 
     def shapes(self) -> Shapes:
         counts = np.array(self._counts, dtype=np.int32).reshape(-1, 5).T.copy()
         flags, lengths = np.array(self._flags, dtype=np.uint8), np.array(self._lengths, dtype=np.int32)
         prompts, responses, judgements, labelled, top = counts
-        return Shapes(prompts, responses, judgements, labelled, flags, top, lengths)
+        sources = np.array(self._sources, dtype=np.int16)
+        return Shapes(prompts, responses, judgements, labelled, flags, top, lengths, sources)
 
 
 def stored_shapes(groups: Sequence[Any]) -> Shapes | None:

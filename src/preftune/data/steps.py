@@ -13,6 +13,7 @@ from typing import overload
 import numpy as np
 import numpy.typing as npt
 
+from preftune.data.mixture import Mixture
 from preftune.data.subset import Subset
 from preftune.types import TokenGroup
 
@@ -68,7 +69,15 @@ def _ends(sizes: Ints, pairs: int) -> list[int]:
 class Steps(Sequence[Step]):
     """The steps of a run, in order, as two arrays per epoch: the order of the groups, and where each step ends."""
 
-    def __init__(self, sizes: Sequence[int] | Ints, pairs: int, seed: int, epochs: int, max_steps: int | None = None):
+    def __init__(
+        self,
+        sizes: Sequence[int] | Ints,
+        pairs: int,
+        seed: int,
+        epochs: int,
+        max_steps: int | None = None,
+        mixture: Mixture | None = None,
+    ):
         self._orders: list[npt.NDArray[np.int32]] = []
         self._ends: list[npt.NDArray[np.int64]] = []
         self._first = [0]  # the number of steps before each epoch
@@ -76,7 +85,8 @@ class Steps(Sequence[Step]):
         for epoch in range(epochs):
             if max_steps is not None and self._first[-1] >= max_steps:
                 break
-            members = order(len(sizes), seed, epoch)
+            chosen = np.arange(len(sizes)) if mixture is None else mixture.epoch(seed, epoch)
+            members = chosen[order(len(chosen), seed, epoch)]
             ends = _ends(sizes[members], pairs)
             self._orders.append(members.astype(np.int32))
             self._ends.append(np.array([0, *ends], dtype=np.int64))
@@ -103,15 +113,27 @@ class Steps(Sequence[Step]):
     @property
     def visited(self) -> npt.NDArray[np.int32]:
         """The groups that are in any step, in ascending order."""
+        return np.unique(self._used())
+
+    def _used(self) -> npt.NDArray[np.int32]:
+        """Return the groups of all steps, in order."""
         if not len(self):
             return np.zeros(0, dtype=np.int32)
-        if len(self._orders) > 1 or self._length == self._first[-1]:
-            return np.sort(self._orders[0])
-        return np.sort(self._orders[0][: self._ends[0][self._length]])
+        last = self._orders[-1][: self._ends[-1][self._length - self._first[-2]]]
+        return np.concatenate([*self._orders[:-1], last])
+
+    def uses(self, groups: int) -> Ints:
+        """Return how often each of the groups 0, 1, ... is in a step."""
+        return np.bincount(self._used(), minlength=groups)
 
 
 def training_steps(
-    sizes: Sequence[int] | Ints, pairs: int, seed: int, epochs: int, max_steps: int | None = None
+    sizes: Sequence[int] | Ints,
+    pairs: int,
+    seed: int,
+    epochs: int,
+    max_steps: int | None = None,
+    mixture: Mixture | None = None,
 ) -> Steps:
-    """Return all steps of a run, in order."""
-    return Steps(sizes, pairs, seed, epochs, max_steps)
+    """Return all steps of a run, in order. With a mixture, it chooses the groups of each epoch."""
+    return Steps(sizes, pairs, seed, epochs, max_steps, mixture)

@@ -43,6 +43,16 @@ class Subset(Sequence[T]):
         return None if stored is None else stored.take(self.indices)
 
 
+def sources_of(groups: Sequence[Any]) -> npt.NDArray[np.int16]:
+    """Return the number of the source of each group."""
+    if isinstance(groups, Subset):
+        return sources_of(groups.items)[groups.indices]
+    stored = getattr(groups, "sources", None)
+    if isinstance(stored, np.ndarray):
+        return stored
+    return np.fromiter((group.source for group in groups), dtype=np.int16, count=len(groups))
+
+
 def subset(items: Sequence[T], indices: Indices) -> Sequence[T]:
     """Return the items at `indices`: a list if `items` is a list, otherwise a view."""
     if isinstance(items, list):

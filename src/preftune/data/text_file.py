@@ -103,6 +103,7 @@ class TextColumns(Columns):
             self.ranks(index),
             tuple(map(bool, self._ended[begin:end].tolist())),
             self.origin(index),
+            int(self.source[index]),
         )
 
 

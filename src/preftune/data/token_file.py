@@ -76,6 +76,7 @@ class TokenColumns(Columns):
             self.ranks(index),
             self.origin(index),
             tuple(np.split(self._mask[first:last].astype(np.bool_), ends)) if last > first else (),
+            int(self.source[index]),
         )
 
 

@@ -107,6 +107,7 @@ def _fit(group: PreferenceGroup, encoded: Encoded, limits: Limits, account: Acco
         group.ranks,
         group.origin,
         tuple(np.asarray(mask, dtype=np.bool_) for mask in masks),
+        group.source,
     )
 
 

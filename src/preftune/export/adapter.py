@@ -1,7 +1,4 @@
-"""An adapter folder that peft, transformers and vLLM load.
-
-It also has the config.json of the base model, because `transformers serve` reads that before it finds the adapter.
-"""
+"""An adapter folder that peft, transformers and vLLM load."""
 
 from __future__ import annotations
 
@@ -34,7 +31,7 @@ def write_adapter(model: Exported, part: Path, out: Path) -> None:
         fix = (
             "use --to merged" if model.kind != "checkpoint" else "use --to merged, or the run folder of a finished run"
         )
-        raise ConfigError(f"{what}, so there is no adapter folder to write", where="--to adapter", fix=fix)
+        raise ConfigError(what, where="--to adapter", fix=fix)
     copy_files(Path(model.source.adapter), part)
     config = read_config(part)
     base = Path(model.source.base).expanduser()
@@ -48,8 +45,6 @@ def write_adapter(model: Exported, part: Path, out: Path) -> None:
         config["base_model_name_or_path"] = model.source.base
         config["revision"] = model.source.revision
     write_json(part / ADAPTER_CONFIG, config)
-    with writing(part):
-        load.load_config(model.source).save_pretrained(part)
     if model.source.quant:
         note(
             f"note: this adapter was trained on a base model in {model.source.quant}, and programs that load the base "

@@ -15,6 +15,7 @@ from shlex import join
 
 from preftune.errors import ConfigError, IncompleteError, require_writable
 from preftune.export.subject import Exported, exported, language_model
+from preftune.model import load
 from preftune.report import harness
 from preftune.report.card import write_card
 from preftune.report.run import write_run_page
@@ -88,7 +89,14 @@ def command(model: Exported, options: HarnessOptions, out: Path) -> list[str]:
     if model.source.revision:
         arguments["revision"] = model.source.revision
     if model.source.adapter:
-        arguments["peft"] = arguments["tokenizer"] = str(Path(model.source.adapter).resolve())
+        arguments["peft"] = str(Path(model.source.adapter).resolve())
+        own = load.tokenizer_folder(model.source)
+        if own == model.source.adapter:
+            arguments["tokenizer"] = arguments["peft"]
+    if model.source.quant:
+        what = f"lm-evaluation-harness would load the base model without quantisation ({model.source.quant})"
+        fix = "export it first: preftune export MODEL --to merged"
+        raise ConfigError(what, where="preftune eval harness", fix=fix)
     arguments["dtype"] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}.get(options.dtype, options.dtype)
     wrong = [value for value in arguments.values() if "," in value or "=" in value]
     if wrong:

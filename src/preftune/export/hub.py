@@ -85,6 +85,6 @@ def upload(folder: Path, repository: str, public: bool) -> str:
         raise IncompleteError(
             f"the upload failed: {lines[0] if lines else type(error).__name__}",
             where=repository,
-            fix=f"check {TOKEN} and the connection; the folder {folder} is complete, and rerunning uploads it",
+            fix=f"check {TOKEN} and the connection, and run `hf upload {repository} {folder}`; the folder is complete",
         ) from error
     return str(url)

@@ -148,7 +148,7 @@ def _write_with_adapter(source: load.Source, dtype: str, part: Path) -> MergeChe
         saved=largest(with_adapter, after),
         saved_limit=limit + (TIMES_ROUNDING * noise if errors else 0.0),
         effect=largest(before, with_adapter),
-        dtype=next(name for name, value in DTYPES.items() if value == coarsest),
+        dtype=next((name for name, value in DTYPES.items() if value == coarsest), str(coarsest).removeprefix("torch.")),
     )
     require_passed(check, adapter)
     return check

@@ -18,6 +18,7 @@ from preftune.model import load
 from preftune.model.locate import ADAPTER_CONFIG, split_quant
 from preftune.report.card import Subject
 from preftune.train.checkpoint import STATE
+from preftune.train.manifest import read as read_manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +117,8 @@ def _trained_from(run: Path | None) -> str | None:
     if run is None:
         return None
     try:
-        manifest = json.loads((run / "manifest.json").read_text())
-        return str(manifest["identity"]["config"]["model"]["path"])
-    except (OSError, ValueError, LookupError, TypeError):
+        return str(read_manifest(run)["identity"]["config"]["model"]["path"])
+    except (RunError, LookupError, TypeError):
         return None
 
 

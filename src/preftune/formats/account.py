@@ -134,7 +134,7 @@ class Account:
             raise DataError("the file has no rows", where=self.source, fix="add rows, or pass a different file")
         if self.kept == 0:
             raise DataError(f"none of the {self.read} rows can be used", where=self.source, why=self._why(), fix=repair)
-        expected = {o for reason, origins in self.dropped.items() if _is_expected(reason) for o in origins}
+        expected = {o for reason, origins in self.dropped.items() if is_expected(reason) for o in origins}
         dropped = self.read - self.kept - len(expected)
         share = dropped / (self.read - len(expected))
         if share > max_dropped:
@@ -146,6 +146,23 @@ class Account:
                 fix=repair
                 + (f", or accept this share with data.max_dropped={allowed:g}" if allowed <= MOST_ACCEPTED else ""),
             )
+
+
+def together(accounts: Sequence[Account]) -> Account:
+    """Return one account for several sources; the only one as it is."""
+    if len(accounts) == 1:
+        return accounts[0]
+    result = Account(", ".join(account.source for account in accounts))
+    result.format = ", ".join(dict.fromkeys(account.format for account in accounts))
+    for account in accounts:
+        result.read += account.read
+        for own, lists in ((result.dropped, account.dropped), (result.noted, account.noted)):
+            for text, origins in lists.items():
+                for origin in origins:
+                    own.setdefault(text, Origins()).append(origin)
+        result.columns |= {name: status for name, status in account.columns.items() if name not in result.columns}
+        result.remedies += [remedy for remedy in account.remedies if remedy not in result.remedies]
+    return result
 
 
 def require_matched(accounts: Sequence[Account]) -> None:
@@ -163,7 +180,8 @@ def require_matched(accounts: Sequence[Account]) -> None:
 _PLAIN = ("source", "format", "read", "columns", "unmatched", "unread", "remedies")
 
 
-def _is_expected(reason: str) -> bool:
+def is_expected(reason: str) -> bool:
+    """Return whether a reason for dropping rows says nothing about the quality of the data."""
     return reason in EXPECTED or reason.startswith(LEFT_OUT)
 
 

@@ -57,6 +57,7 @@ class Reading:
     aspect: str = ""
     ties: Literal["drop", "half"] = "drop"
     scored_turns: Literal["all", "last"] = "all"
+    limit: int | None = None
 
 
 def group_of(prompt: Text, responses: Sequence[Text], **annotations: Any) -> PreferenceGroup:

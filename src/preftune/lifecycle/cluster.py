@@ -185,7 +185,7 @@ def cluster_lines(config: RunConfig, cluster: Cluster, work: Work, scalar: bool)
     ]
     lines += _time_lines(shape, config, cluster, work, count)
     if not fits:
-        alternatives = list(_alternatives(shape, config, cluster, work))
+        alternatives = list(_alternatives(shape, config, cluster, work, scalar))
         fix = (
             f"It fits with {'; or with '.join(alternatives)}"
             if alternatives
@@ -234,7 +234,7 @@ def _time_lines(shape: ModelShape, config: RunConfig, cluster: Cluster, work: Wo
     return lines
 
 
-def _alternatives(shape: ModelShape, config: RunConfig, cluster: Cluster, work: Work) -> Iterator[str]:
+def _alternatives(shape: ModelShape, config: RunConfig, cluster: Cluster, work: Work, scalar: bool) -> Iterator[str]:
     """Return the changes after which the run fits, each with its memory: settings first, then more ranks."""
     model, settings = config.model, list[tuple[str, dict[str, Any]]]()
     checkpointed = model.model_copy(update={"gradient_checkpointing": True})
@@ -251,7 +251,7 @@ def _alternatives(shape: ModelShape, config: RunConfig, cluster: Cluster, work: 
         settings.append(("gradient checkpointing, lora and model.quant=nf4", {"model": quantised, "lora": lora}))
     for text, update in settings:
         changed = config.model_copy(update=update)
-        other = read_shape(changed) if changed.lora is not config.lora else shape
+        other = read_shape(changed, scalar) if changed.lora is not config.lora else shape
         slots = choose_slots(other, changed, cluster, work)
         needed = peak(other, changed, cluster, slots, work)
         if needed <= cluster.memory:

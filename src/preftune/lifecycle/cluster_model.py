@@ -162,10 +162,6 @@ class _FusedAttention(torch.autograd.Function):
         ctx.save_for_backward(query, key, value, out, per_row)
         return out
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
-        raise NotImplementedError
-
 
 def _attend(
     _module: Any, query: Tensor, key: Tensor, value: Tensor, *_args: Any, **_kwargs: Any

@@ -9,6 +9,7 @@ from preftune.config.schema import RewardConfig, RunConfig, SFTConfig
 from preftune.data.shapes import Shapes
 from preftune.data.steps import training_steps
 from preftune.lifecycle.cluster import Cluster, Work, cluster_lines
+from preftune.lifecycle.context import fitted
 from preftune.lifecycle.data import read_data, require_groups, tokenize_data
 from preftune.model import load
 from preftune.model.locate import ADAPTER_CONFIG, read_config
@@ -33,12 +34,14 @@ def plan_cluster(config: RunConfig, cluster: Cluster, display: Display) -> bool:
 def work_of(config: RunConfig) -> Work:
     """Return the token slots of an average step: of the data, or of sequences of the maximum length if the model's
     folder has no tokenizer. Prompts are shared by the responses of a group."""
-    text = read_data(config.data)
+    source = _source(config.model.path)
+    data_config = fitted(config.data, load.stored_positions(source))
+    text = read_data(data_config, load.has_chat_template(source, chat_template=config.data.chat_template))
     require_groups(text.train, config.data.train)  # type: ignore[arg-type]
     folder = Path(config.model.path).expanduser()
     if folder.is_dir() and not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        return _longest(config, len(text.train))
-    data = tokenize_data(text, load_renderer(config.data, _source(config.model.path)), config.data)
+        return _longest(config, data_config.max_length, len(text.train))
+    data = tokenize_data(text, load_renderer(data_config, source), data_config)
     shapes, train = Shapes.of(data.train), config.train
     # in sft, one response of each judgement is trained on
     layout = "packed" if isinstance(config, SFTConfig) else "shared"
@@ -56,13 +59,13 @@ def work_of(config: RunConfig) -> Work:
     )
 
 
-def _longest(config: RunConfig, groups: int) -> Work:
+def _longest(config: RunConfig, length: int, groups: int) -> Work:
     """Return the work of steps whose sequences all have the maximum length."""
     responses = 1 if isinstance(config, SFTConfig) else 2
-    largest, pairs = responses * config.data.max_length, config.batch.pairs
+    largest, pairs = responses * length, config.batch.pairs
     steps = config.train.epochs * -(-groups // pairs)
     steps = min(steps, config.train.max_steps) if config.train.max_steps else steps
-    source = f"no tokenizer: {responses} sequence{'s' * (responses > 1)} of {config.data.max_length:,} tokens each"
+    source = f"no tokenizer: {responses} sequence{'s' * (responses > 1)} of {length:,} tokens each"
     return Work(largest * pairs, largest, largest * pairs, steps, source)
 
 

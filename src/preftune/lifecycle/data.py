@@ -8,10 +8,11 @@ for reading; of the token ids, the text, the tokenizer, the chat template with i
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +26,7 @@ from preftune.data.read_groups import read_groups
 from preftune.data.shapes import Shapes
 from preftune.data.split import Mask, held_out_mask, refuse_overlap
 from preftune.data.spool import Spool, write_text
-from preftune.data.subset import subset
+from preftune.data.subset import sources_of, subset
 from preftune.data.text_file import TextFile
 from preftune.data.token_file import TokenFile, write_tokens
 from preftune.data.tokenize_groups import Limits, tokenized
@@ -33,6 +34,8 @@ from preftune.errors import ConfigError, DataError
 from preftune.formats.account import Account, require_matched
 from preftune.formats.parsers import Reading
 from preftune.formats.registry import BY_NAME
+from preftune.lifecycle.mixture_plan import require_same_margins
+from preftune.lifecycle.sources import DataSource, evaluation_sources, source_paths, training_sources
 from preftune.model import load
 from preftune.sources.read import fingerprint
 from preftune.train.display import Display
@@ -45,7 +48,8 @@ TRAIN, HELD_OUT, MASK = "train.arrow", "held_out.arrow", "held_out.npy"
 class TextData:
     """The rows of a run as text.
 
-    accounts  one for the training data, and one for an evaluation file, if any
+    accounts  one for each training source, and one for each separate evaluation source
+    names     the names of these sources in metrics
     key       a hash of the groups, if they are in the data cache; "" if they are in memory
     messages  what to report about the data cache
     """
@@ -56,6 +60,7 @@ class TextData:
     fingerprint: str
     key: str = ""
     messages: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,33 +92,38 @@ def read_data(config: DataConfig, has_template: bool = False) -> TextData:
 
     `has_template`: the model has a chat template, so HH-RLHF transcripts become messages unless data.as_chat is false.
     """
-    reading, sources = reading_of(config, has_template), _sources(config)
-    content = fingerprint(sources)
+    train, separate = training_sources(config, has_template), evaluation_sources(config, has_template)
+    paths = [source.path for source in (*train, *separate)]
+    content = fingerprint(paths)
+    readings = [source.reading for source in (*train, *separate)]
     key = ""
-    if reading.format in ("auto", *BY_NAME):  # a function of the user may depend on anything
-        settings = [asdict(reading), isinstance(config.eval, str) or config.eval, config.allow_overlap]
-        key = cache.key_of("text", cache.code_version(), sources, content, settings)
+    if all(reading.format in ("auto", *BY_NAME) for reading in readings):  # a user's function may depend on anything
+        share = config.eval if isinstance(config.eval, float) else None
+        settings = [[asdict(reading) for reading in readings], len(train), share, config.allow_overlap]
+        key = cache.key_of("text", cache.code_version(), paths, content, settings)
     entry, message = cache.find(key) if key else (None, "")
     with cache.draft() as folder:
-        text = _opened_text(entry, content) if entry else _read_into(folder, key, config, reading, content)
+        text = _opened_text(entry, content) if entry else _read_into(folder, key, config, train, separate, content)
     for account in text.accounts:
         account.check(config.max_dropped)
-    return replace(text, messages=(message,) if message else ())
+    names = tuple(source.name for source in (*train, *separate))
+    return replace(text, names=names, messages=(message,) if message else ())
 
 
-def _read_into(folder: Path, key: str, config: DataConfig, reading: Reading, content: str) -> TextData:
+def _read_into(
+    folder: Path,
+    key: str,
+    config: DataConfig,
+    train: Sequence[DataSource],
+    separate: Sequence[DataSource],
+    content: str,
+) -> TextData:
     """Read the groups. If there are many, they are written to `folder`, which becomes the entry with this key."""
-
-    def read(source: str | Sequence[str], name: str) -> tuple[Sequence[PreferenceGroup], Account]:
-        groups, account = read_groups(source, reading, Spool(folder / name))
-        account.check(config.max_dropped)
-        return groups, account
-
-    parts = _split(config, read, config.allow_overlap)
-    sources = _sources(config)
-    if fingerprint(sources) != content:  # else the rows would be stored under the hash of other rows
+    parts = _split(config, read_sources(train, folder / TRAIN, config.max_dropped), separate, folder / HELD_OUT)
+    paths = source_paths(config)
+    if fingerprint(paths) != content:  # else the rows would be stored under the hash of other rows
         what, fix = "the data changed while they were read", "wait until the files are complete, and rerun the command"
-        raise DataError(what, where=", ".join(sources), fix=fix)
+        raise DataError(what, where=", ".join(paths), fix=fix)
     if isinstance(parts.train, list) and isinstance(parts.separate, list):
         return parts.data(content)
     for groups, name in ((parts.train, TRAIN), (parts.separate, HELD_OUT)):
@@ -125,20 +135,50 @@ def _read_into(folder: Path, key: str, config: DataConfig, reading: Reading, con
     return _opened_text(cache.publish(folder, key, facts) if key else cache.close(folder, facts), content)
 
 
+def read_sources(
+    sources: Sequence[DataSource], path: Path | None = None, max_dropped: float | None = None, first: int = 0
+) -> tuple[Sequence[PreferenceGroup], list[Account]]:
+    """Read the groups of all sources, one after another. Return them with one account per source.
+
+    path         the file for the groups, if there are many; None: they stay in memory
+    max_dropped  the share of the rows of each source that may be dropped; None: any
+    first        the number of the first source
+    """
+    parts, accounts = [], []
+    for number, source in enumerate(sources, start=first):
+        spool = Spool(path and path.with_name(f"{number}-{path.name}"))
+        groups, account = read_groups(source.path, source.reading, spool)
+        if max_dropped is not None:
+            account.check(max_dropped)
+        parts.append(groups)
+        accounts.append(account)
+    numbered = chain.from_iterable(_numbered(groups, number) for number, groups in enumerate(parts, start=first))
+    if all(isinstance(groups, list) for groups in parts):
+        return list(numbered), accounts
+    assert path
+    if len(parts) == 1 and isinstance(parts[0], TextFile) and first == 0:  # the file is complete
+        parts[0].path.replace(path)
+        return TextFile(path), accounts
+    joined = write_text(numbered, path)
+    for groups in parts:
+        if isinstance(groups, TextFile):
+            groups.path.unlink()
+    return joined, accounts
+
+
+def _numbered(groups: Iterable[PreferenceGroup], number: int) -> Iterator[PreferenceGroup]:
+    return (replace(group, source=number) if number else group for group in groups)
+
+
 def _opened_text(entry: cache.Entry, content: str) -> TextData:
     train, separate = TextFile(entry.folder / TRAIN), TextFile(entry.folder / HELD_OUT)
     accounts = tuple(Account.from_record(record) for record in entry.facts["accounts"])
     return replace(_Parts(train, separate, np.load(entry.folder / MASK), accounts).data(content), key=entry.key)
 
 
-def _sources(config: DataConfig | PromptConfig) -> list[str]:
-    sources = [config.train] if isinstance(config.train, str) else list(config.train)
-    return [*sources, config.eval] if isinstance(config.eval, str) else sources
-
-
 @dataclass(frozen=True, slots=True)
 class _Parts:
-    """The groups of the training source and those of a separate evaluation source.
+    """The groups of the training sources and those of separate evaluation sources.
 
     `mask` says which of the training groups are held out.
     """
@@ -156,54 +196,47 @@ class _Parts:
 
 
 def _split(
-    config: DataConfig | PromptConfig,
-    read: Callable[[str | Sequence[str], str], tuple[Sequence[PreferenceGroup], Account]],
-    allow_overlap: bool = False,
+    config: DataConfig,
+    read: tuple[Sequence[PreferenceGroup], list[Account]],
+    separate: Sequence[DataSource],
+    path: Path,
 ) -> _Parts:
-    """Read the training data, and the held-out data from a separate file or as a share of the training data."""
-    train, account = read(config.train, TRAIN)
+    """Read the held-out data from separate sources, or choose them from the training data."""
+    train, accounts = read
     mask = np.zeros(len(train), dtype=np.bool_)
-    if isinstance(config.eval, str):
-        held_out, held_out_account = read(config.eval, HELD_OUT)
-        require_matched([account, held_out_account])
-        if not allow_overlap:
+    if separate:
+        held_out, held_out_accounts = read_sources(separate, path, config.max_dropped, len(accounts))
+        require_matched([*accounts, *held_out_accounts])
+        if not config.allow_overlap:
             refuse_overlap(train, held_out)
-        return _Parts(train, held_out, mask, (account, held_out_account))
-    require_matched([account])
-    if config.eval is not None:
+        return _Parts(train, held_out, mask, (*accounts, *held_out_accounts))
+    require_matched(accounts)
+    if isinstance(config.eval, float):
         mask = held_out_mask(train, config.eval)
-    return _Parts(train, [], mask, (account,))
+    return _Parts(train, [], mask, tuple(accounts))
 
 
 def read_prompt_data(config: PromptConfig) -> TextData:
     """Return the training and held-out prompts, as groups without responses."""
 
-    def read(source: str | Sequence[str], _name: str) -> tuple[Sequence[PreferenceGroup], Account]:
+    def read(source: str | Sequence[str]) -> tuple[Sequence[PreferenceGroup], Account]:
         groups, account = read_prompts(source, Reading(columns=config.columns, ignore=tuple(config.ignore)))
         account.check(config.max_dropped)
         return (as_chat(groups) if config.as_chat is True else groups), account
 
-    return _split(config, read).data(fingerprint(_sources(config)))
-
-
-def reading_of(config: DataConfig, has_template: bool = False) -> Reading:
-    """Return the settings of the `data` section that decide how rows are read by a model with or without template."""
-    automatic: Literal["transcripts"] | bool = "transcripts" if has_template else False
-    return Reading(
-        config.format,
-        config.columns,
-        tuple(config.ignore),
-        config.pairs,
-        config.margin_from_scores,
-        config.as_chat if isinstance(config.as_chat, bool) else automatic,
-        config.allow_empty_prompts,
-        config.bad_rows,
-        config.winner_values,
-        tuple(config.where),
-        config.aspect,
-        config.ties,
-        scored_turns=config.scored_turns,
-    )
+    paths = [config.train] if isinstance(config.train, str) else list(config.train)
+    content = fingerprint([*paths, *([config.eval] if isinstance(config.eval, str) else [])])
+    train, account = read(config.train)
+    mask = np.zeros(len(train), dtype=np.bool_)
+    if isinstance(config.eval, str):
+        held_out, held_out_account = read(config.eval)
+        require_matched([account, held_out_account])
+        refuse_overlap(train, held_out)
+        return _Parts(train, held_out, mask, (account, held_out_account)).data(content)
+    require_matched([account])
+    if config.eval is not None:
+        mask = held_out_mask(train, config.eval)
+    return _Parts(train, [], mask, (account,)).data(content)
 
 
 def limits_of(config: DataConfig) -> Limits:
@@ -222,14 +255,25 @@ def tokenize_data(data: TextData, renderer: Renderer, config: DataConfig) -> Tok
     for account in data.accounts:
         account.check(config.max_dropped)
     require_groups(tokens.train, data.accounts[0].source)
+    if len(data.names) > 1:
+        require_same_margins(tokens.train, data.names)
     return tokens
 
 
 def _tokenized(data: TextData, renderer: Renderer, limits: Limits) -> tuple[Iterator[TokenGroup], Iterator[TokenGroup]]:
-    return (
-        tokenized(data.train, renderer, limits, data.accounts[0]),
-        tokenized(data.held_out, renderer, limits, data.accounts[-1]),
-    )
+    return (_by_source(data.train, data, renderer, limits), _by_source(data.held_out, data, renderer, limits))
+
+
+def _by_source(
+    groups: Sequence[PreferenceGroup], data: TextData, renderer: Renderer, limits: Limits
+) -> Iterator[TokenGroup]:
+    """Tokenise the groups of each source in turn, with its account. The groups are in the order of the sources."""
+    numbers = sources_of(groups)
+    for number, account in enumerate(data.accounts):
+        members = np.flatnonzero(numbers == number)
+        if len(members):
+            part = groups if len(members) == len(groups) else subset(groups, members)
+            yield from tokenized(part, renderer, limits, account)
 
 
 def _stored_tokens(data: TextData, renderer: Renderer, limits: Limits) -> TokenData:

@@ -30,10 +30,11 @@ from preftune.model.head import output_layer
 from preftune.model.logit_chunks import chunk_tokens
 from preftune.model.logprobs import Scorer, logps
 from preftune.model.quantised import largest_layer_bytes, quantised_weights, stored_tensors
+from preftune.model.scalar import reward_logps
 from preftune.model.token_logprobs import max_stored_bytes
 from preftune.ranks.environment import place
 from preftune.train.optim import Weights, build_optimizer, clip, moment_bytes
-from preftune.types import Batch, TokenGroup
+from preftune.types import Batch, Logps, TokenGroup
 
 PROBE_SLOTS = 128
 CALIBRATION_S = 12.0
@@ -199,7 +200,8 @@ def time_lines(
     timed_steps, batches = steps[:100], batches_of(task, steps[:8])
     # a compiled model is compiled once per shape
     warmup = list({len(batch.ids_T): batch for batch in batches}.values()) if task.budget.constant else batches[:1]
-    training, forward, update, warmup_s = calibrate(task.scorer, warmup, batches, config, cost)
+    score = reward_logps if task.is_reward_model else logps
+    training, forward, update, warmup_s = calibrate(task.scorer, score, warmup, batches, config, cost)
     work = sum(cost([task.groups[i] for i in step.members]) for step in timed_steps) * len(steps) / len(timed_steps)
     held_out = cost(task.held_out)
     live = reference in ("frozen", "adapter-off")
@@ -222,6 +224,7 @@ def time_lines(
 
 def calibrate(
     scorer: Scorer,
+    score: Callable[[Scorer, Batch], Logps],
     warmup: Sequence[Batch],
     batches: Sequence[Batch],
     config: RunConfig,
@@ -229,11 +232,12 @@ def calibrate(
 ) -> tuple[float, float, float, float]:
     """Return seconds: of a training pass and of a forward pass, both per unit of `cost`; of an update; of `warmup`.
 
+    `score` is the forward pass.
     Padding takes time but has no cost here. The data of the run have the same share of padding.
     """
 
     def train(batch: Batch) -> float:
-        return timed(lambda: logps(scorer, batch.to(scorer.device)).sum_S.sum().backward())
+        return timed(lambda: score(scorer, batch.to(scorer.device)).sum_S.sum().backward())
 
     weights = Weights(scorer.model)
     warmup_s = sum(map(train, warmup))
@@ -247,7 +251,7 @@ def calibrate(
     weights.close()
     update = update_seconds(config, min(trained, 10_000_000), scorer.device) * max(1.0, trained / 10_000_000)
     with torch.no_grad():
-        forward = min(timed(lambda: logps(scorer, batches[0].to(scorer.device))) for _ in range(2))
+        forward = min(timed(lambda: score(scorer, batches[0].to(scorer.device))) for _ in range(2))
     return seconds / work, forward / cost(batches[0].groups), update, warmup_s
 
 

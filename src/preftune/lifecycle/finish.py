@@ -106,6 +106,8 @@ def finish_run(run: Run, policy: Policy, next_command: str, merged: bool = False
             group.barrier()
     finally:
         run.close()
+    for line in run.stream.lines() if run.stream else ():
+        say(line)
     best = run.fact("best")
     final = folder / "final"
     if (folder / "samples").is_dir():
@@ -121,6 +123,8 @@ def _write_results(run: Run, policy: Policy, merged: bool) -> None:
     """Write the final model, its pages and the end of the run to the run folder."""
     assert run.weights
     folder, say = run.folder, run.display.say
+    if run.lock:
+        run.lock.require()
     final = export(policy, run.weights, folder, merged, say)
     bases = {"base": model_hashes(folder / "base")} if policy.base_unsaved else {}
     hashes = {"final": model_hashes(final), **bases}

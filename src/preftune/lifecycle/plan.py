@@ -13,6 +13,7 @@ from preftune.data.shapes import Shapes
 from preftune.data.steps import Steps, training_steps
 from preftune.lifecycle import estimate
 from preftune.lifecycle.data import require_groups
+from preftune.lifecycle.mixture_plan import SourceUse, mixed_steps, mixture_lines, names_in
 from preftune.lifecycle.monitor import Monitor
 from preftune.lifecycle.policy import Policy, device_of
 from preftune.lifecycle.start import Start
@@ -25,22 +26,34 @@ from preftune.train.optim import warmup_steps
 
 @dataclass(frozen=True, slots=True)
 class RunPlan:
-    """The optimizer steps of a run, their memory, and the task with micro-batches of the planned size."""
+    """The optimizer steps of a run, their memory, and the task with micro-batches of the planned size.
+
+    sources   how the run uses each source of a mixture; empty for a single source
+    """
 
     steps: Steps
     footprint: estimate.Footprint
     task: ResponseTask
+    sources: tuple[SourceUse, ...] = ()
 
 
 def plan_run(
     start: Start, config: RunConfig, policy: Policy, task: ResponseTask, second_model: bool = False
 ) -> RunPlan:
     """Plan the steps of a run and print a summary. `second_model`: memory also holds a frozen reference."""
-    require_groups(task.groups, config.data.train)
-    sizes = Shapes.of(task.groups).size_G
-    steps = training_steps(sizes, config.batch.pairs, config.train.seed, config.train.epochs, config.train.max_steps)
+    require_groups(task.groups, start.text.accounts[0].source)
+    shapes, train = Shapes.of(task.groups), config.train
+    uses: tuple[SourceUse, ...] = ()
+    if config.data.stream:  # as many steps as the run will have, with the groups of the sample
+        epochs = -(-(train.max_steps or 1) * config.batch.pairs // max(1, int(shapes.size_G.sum()))) + 1
+        steps = training_steps(shapes.size_G, config.batch.pairs, train.seed, epochs, train.max_steps)
+    else:
+        steps, uses = mixed_steps(config.data, shapes, config.batch.pairs, train.seed, train.epochs, train.max_steps)
+    names = start.text.names
+    sources, held_out_sources = names_in(task.groups, names), names_in(task.held_out, names)
+    task = replace(task, sources=sources, held_out_sources=held_out_sources)
     footprint = estimate.measure_footprint(policy.scorer, config, second_model, task.groups, policy.budget.layout)
-    plan = RunPlan(steps, footprint, task)
+    plan = RunPlan(steps, footprint, task, uses)
     plan = replace(plan, task=sized(plan, config, policy))
     describe(config, policy, plan, start.display)
     return plan
@@ -87,10 +100,13 @@ def describe(config: RunConfig, policy: Policy, plan: RunPlan, display: Display)
     shapes = Shapes.of(task.groups)
     tokens, items = int(shapes.tokens_G.sum()), int(shapes.size_G.sum())
     unit = "judgements" if shapes.judgements_G.any() else "responses"
+    kind = "data: streamed; the first rows have" if config.data.stream else "data:"
     display.say(
-        f"data: {len(task.groups)} groups with {items} {unit} and {tokens:,} tokens; "
+        f"{kind} {len(task.groups)} groups with {items} {unit} and {tokens:,} tokens; "
         f"{len(task.held_out)} groups held out; {steps} step{'s' * (steps != 1)}"
     )
+    for line in mixture_lines(plan.sources):
+        display.say(line)
     display.say(f"optimizer: {config.optim.name}, peak learning rate {config.optim.lr:g}, {config.optim.schedule}")
     warmup = warmup_steps(config.optim.warmup, steps)
     if warmup >= steps:

@@ -93,7 +93,7 @@ def load_policy(
     source, kept = split_kept(config, source, in_memory, scalar)
     if in_memory:
         _require_usable(model, config.model)
-        model = model.eval()
+        model, dtype_note = model.eval(), ""
         precise: dict[str, torch.Tensor] = {}
         dtypes, save_dtype = {name: t.dtype for name, t in exact_state(model).items()}, model.dtype
     else:
@@ -177,12 +177,12 @@ def split_kept(
 ) -> tuple[load.Source, str | None]:
     """Return the source of the model below the new adapter, and the adapter folder to keep (lora.adapter=keep) or None.
 
-    Raises ConfigError if there is no adapter to keep, and for a reward model, which is saved with merged weights.
+    Raises ConfigError if `source` is not an adapter, and for a reward model, which is saved with merged weights.
     """
     if not config.lora or config.lora.adapter != "keep":
         return source, None
     if in_memory or not source.adapter:
-        what = f"there is no adapter to keep: {config.model.path} is not an adapter folder"
+        what = f"{config.model.path} is not an adapter folder, so no adapter can be kept"
         raise ConfigError(what, where="lora.adapter", fix="set model.path to an adapter folder, or lora.adapter=merge")
     if scalar:
         what, fix = "a reward model cannot keep the adapter of a language model", "set lora.adapter=merge"

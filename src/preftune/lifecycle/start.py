@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -22,7 +22,10 @@ from preftune.data.subset import joined
 from preftune.errors import ConfigError, RunError
 from preftune.lifecycle.compute import training_flops
 from preftune.lifecycle.data import TextData, TokenData, read_data, read_prompt_data, report_accounts, tokenize_data
+from preftune.lifecycle.mixture_plan import SourceUse, mixture_record
 from preftune.lifecycle.policy import Policy, check_policy, device_of, load_policy
+from preftune.lifecycle.sources import source_paths
+from preftune.lifecycle.streamed_rows import read_sample
 from preftune.model import load
 from preftune.model.weight_files import shortened
 from preftune.ranks import group
@@ -30,8 +33,9 @@ from preftune.ranks.environment import place
 from preftune.ranks.shard import reshard
 from preftune.train.display import Display
 from preftune.train.finished import is_complete
+from preftune.train.manifest import run_identity
 from preftune.train.optim import Weights, build_optimizer, moment_bytes
-from preftune.train.run import Run, run_identity
+from preftune.train.run import Run
 from preftune.train.track import require_packages
 
 
@@ -114,10 +118,7 @@ def start_run(
     require_joined()
     source = load.locate(config.model.path) if model is None else load.Source(config.model.path)
     display.say(f"reading {shown_sources(config.data)}")
-    if isinstance(config, PPOConfig):
-        text = read_prompt_data(config.data)
-    else:
-        text = read_data(config.data, load.has_chat_template(source, tokenizer, config.data.chat_template))
+    text = _read(config, load.has_chat_template(source, tokenizer, config.data.chat_template))
     identity = run_identity(config.model_dump(mode="json"), text.fingerprint, fingerprints)
     group.from_first(lambda: Run.check(folder, identity, type(config), extendable=True))
     moment = (Run.manifest(folder).get("chat") or {}).get("moment") or moment
@@ -142,10 +143,19 @@ def require_joined() -> None:
         )
 
 
+def _read(config: RunConfig | PPOConfig, has_template: bool) -> TextData:
+    if isinstance(config, PPOConfig):
+        return read_prompt_data(config.data)
+    return read_sample(config.data, has_template) if config.data.stream else read_data(config.data, has_template)
+
+
 def shown_sources(data: DataConfig | PromptConfig) -> str:
     """Return the names of the data sources, for a message."""
-    names = [data.train] if isinstance(data.train, str) else list(data.train)
-    names += [data.eval] if isinstance(data.eval, str) else []
+    if isinstance(data, DataConfig):
+        names = source_paths(data)
+    else:
+        names = [data.train] if isinstance(data.train, str) else list(data.train)
+        names += [data.eval] if isinstance(data.eval, str) else []
     held = [in_memory.rows(name) for name in names]
     return shortened([rows.label if rows else name for name, rows in zip(names, held, strict=True)])
 
@@ -173,8 +183,11 @@ def load_policy_and_data(start: Start, config: RunConfig) -> tuple[Policy, Token
     return policy, data
 
 
-def open_run(start: Start, policy: Policy, data: TokenData | None = None) -> Run:
-    """Create or resume the run folder. Raises RunError if the run started from different weights or token ids."""
+def open_run(start: Start, policy: Policy, data: TokenData | None = None, sources: Sequence[SourceUse] = ()) -> Run:
+    """Create or resume the run folder. Raises RunError if the run started from different weights or token ids.
+
+    `sources` says how the run uses the sources of a mixture, for the manifest.
+    """
     for value, what in ((policy.start_hash, "the model"), (data.hash if data else None, "the token ids of the data")):
         group.require_equal(value, what, "make the same files available on all machines")
     run = Run.open(start.folder, start.identity, start.display, type(start.config), extendable=True)
@@ -192,10 +205,21 @@ def open_run(start: Start, policy: Policy, data: TokenData | None = None) -> Run
         chat=policy.renderer.settings.record(),
         start_weights=policy.start_hash,
         precision=next((name for name, dtype in load.DTYPES.items() if dtype == policy.model.dtype), None),
-        data={a.source: {"read": a.read, "kept": a.kept, "format": a.format} for a in start.text.accounts},
+        data=_rows_of(start.text),
         model_files=load.file_stamps(start.source) if start.model is None else None,
+        **({"mixture": mixture_record(sources)} if sources else {}),
     )
     return run
+
+
+def _rows_of(text: TextData) -> dict[str, dict[str, Any]]:
+    """Return the numbers of rows of each source. Two sources may have the same path."""
+    result: dict[str, dict[str, Any]] = {}
+    names = text.names or ("",) * len(text.accounts)
+    for name, account in zip(names, text.accounts, strict=True):
+        key = f"{account.source} ({name})" if account.source in result else account.source
+        result[key] = {"read": account.read, "kept": account.kept, "format": account.format}
+    return result
 
 
 def prepare_training(

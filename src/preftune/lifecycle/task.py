@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from preftune.model.scalar import reward_logps
 from preftune.ranks import group as ranks
 from preftune.ranks.shard import is_sharded
 from preftune.ranks.work import fillers, own, slots
+from preftune.train.by_source import loss_by_source, rewards_by_source
 from preftune.train.exchange import of_all_ranks
 from preftune.train.loop import Measured, join
 from preftune.train.metrics import Calibration, Spread, Tally, margins, preference_metrics
@@ -30,6 +31,7 @@ class ResponseTask:
 
     at_start   the policy has not been updated, so it equals the reference. Its log-probs are then used in place of
                cached ones, which differ in the last digits because they were computed in other batches
+    sources    the names of the training sources, by their numbers, if there are several; `held_out_sources` likewise
     """
 
     scorer: Scorer
@@ -40,6 +42,8 @@ class ResponseTask:
     budget: Budget
     is_reward_model: bool = False
     at_start: bool = False
+    sources: Mapping[int, str] = field(default_factory=dict)
+    held_out_sources: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def joint(self) -> bool:
@@ -58,19 +62,20 @@ class ResponseTask:
     def measure(self, batch: Batch) -> Measured:
         """Return the log-probs of policy and reference, or for a reward model its rewards."""
         statistics: Collection[str] = self.loss.statistics
+        sources = tuple(group.source for group in batch.groups)
         if self.reference is None:
             forward = reward_logps if self.is_reward_model else logps
-            return Measured(forward(self.scorer, batch, statistics), None, batch.judged)
+            return Measured(forward(self.scorer, batch, statistics), None, batch.judged, sources)
         if self.at_start and isinstance(self.reference, Cached):
             policy = logps(self.scorer, batch, statistics)
-            return Measured(policy, policy.detach(), batch.judged)
+            return Measured(policy, policy.detach(), batch.judged, sources)
         if "kl" in statistics:
             assert isinstance(self.reference, Live)
             states = self.reference.states(batch)
             with torch.no_grad():
                 reference = logps_from_states(states, batch)
-            return Measured(logps(self.scorer, batch, statistics, states), reference, batch.judged)
-        return Measured(logps(self.scorer, batch, statistics), self.reference.logps(batch), batch.judged)
+            return Measured(logps(self.scorer, batch, statistics, states), reference, batch.judged, sources)
+        return Measured(logps(self.scorer, batch, statistics), self.reference.logps(batch), batch.judged, sources)
 
     def loss_of(self, batch: Batch) -> LossOutput:
         """Return the loss of a batch, with metrics."""
@@ -78,12 +83,28 @@ class ResponseTask:
 
     def objective(self, measured: Measured) -> LossOutput:
         out = self.loss(measured.policy, measured.reference, measured.judged)
+        if self.sources:
+            out = replace(out, metrics={**out.metrics, **self._by_source(measured)})
         if self.loss.items == "tokens":
             return out
         metrics = preference_metrics(measured.policy, measured.reference, measured.judged, self.loss.beta)
         if "reward" in self.loss.inputs:  # a reward model has no log-probs
             metrics = {name: value for name, value in metrics.items() if not name.startswith("logps/")}
         return LossOutput(out.loss_sum, out.count, {**out.metrics, **metrics})
+
+    @torch.no_grad()
+    def _by_source(self, measured: Measured) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return the loss of each source, and its rewards and accuracy."""
+        policy, reference, judged = measured.policy, measured.reference, measured.judged
+        source_S = torch.tensor(measured.sources)[judged.group_S.cpu()]
+        if self.loss.items == "tokens":
+            lengths = policy.length_S.to(policy.sum_S.dtype)
+            return loss_by_source(-policy.sum_S, lengths, source_S, self.sources)
+        loss_G, count_G = self.loss.by_group(policy, reference, judged)
+        losses = {}
+        if len(loss_G):  # else the loss has no value per item
+            losses = loss_by_source(loss_G, count_G, torch.tensor(measured.sources)[: len(loss_G)], self.sources)
+        return losses | rewards_by_source(policy, reference, judged, self.loss.beta, source_S, self.sources)
 
     def after_update(self) -> ResponseTask:
         return replace(self, at_start=False) if self.at_start else self
@@ -93,6 +114,8 @@ class ResponseTask:
         """Return loss and metrics of the held-out groups; a joint loss is computed on all of them at once."""
         if not self.held_out:
             return {}
+        if self.sources != self.held_out_sources:
+            return replace(self, sources=self.held_out_sources).evaluate()
         tally, calibration, spread = Tally(), Calibration(), Spread()
         measured = []
         is_split = is_sharded(self.scorer.model)

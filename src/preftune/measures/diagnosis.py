@@ -98,15 +98,26 @@ def about_training(lines: Sequence[Line], pairs_per_step: int) -> dict[str, str]
         )
     elif about := _unmoved(lines):
         warnings["no change"] = about
-    early = [line for line in lines if line["step"] <= SEPARATED_STEPS and line.get("epoch", 0) < 1]
-    right = early[-max(1, -(-SEPARATED_PAIRS // max(1, pairs_per_step))) :]
-    if len(right) * pairs_per_step >= SEPARATED_PAIRS and all(line.get("rewards/accuracies") == 1 for line in right):
+    pairs, until = _separated(lines, pairs_per_step)
+    if pairs >= SEPARATED_PAIRS:
         warnings["too easy"] = (
-            f"all {len(right) * pairs_per_step} pairs up to step {right[-1]['step']:g} were already told apart before "
-            "the policy had seen them. Something simpler than the preference separates them: length, an ending, a "
+            f"the last {pairs:g} pairs up to step {until:g} were all told apart before the policy had seen them. "
+            "Something simpler than the preference separates them: length, an ending, a "
             "format, or responses of two different models. preftune data check measures length and format."
         )
     return warnings
+
+
+def _separated(lines: Sequence[Line], pairs_per_step: int) -> tuple[float, float]:
+    """Return the number of pairs that were all right at the end of the early steps, and the last of these steps."""
+    steps = [0.0, *(line["step"] for line in lines)]  # a line covers the steps after the line before it
+    early = [i for i, line in enumerate(lines) if line["step"] <= SEPARATED_STEPS and line.get("epoch", 0) < 1]
+    pairs = 0.0
+    for i in reversed(early):
+        if lines[i].get("rewards/accuracies") != 1:
+            break
+        pairs += (steps[i + 1] - steps[i]) * pairs_per_step
+    return pairs, lines[early[-1]]["step"] if early else 0.0
 
 
 def _unmoved(lines: Sequence[Line]) -> str:

@@ -19,11 +19,13 @@ from preftune.lifecycle.monitor import drift, make_monitor, start_monitor
 from preftune.lifecycle.plan import plan_run, print_run_plan, sized
 from preftune.lifecycle.policy import Policy
 from preftune.lifecycle.start import load_policy_and_data, open_run, prepare_training, start_run
+from preftune.lifecycle.stream import streamed
 from preftune.lifecycle.task import ResponseTask
 from preftune.losses import Objective
 from preftune.methods.objective import bind_objective, shape_for
 from preftune.methods.reference import check_start, make_reference, reference_kind
 from preftune.model import load
+from preftune.model.locate import with_quant
 from preftune.ranks.group import on_first
 from preftune.train.display import Display
 from preftune.train.loop import fit
@@ -59,7 +61,7 @@ def run(
         if dry_run:
             monitor, _ = make_monitor(plan.task, config, policy, plan.task.groups)
             return print_run_plan(start, config, plan, kind, monitor)
-        run = open_run(start, policy, data)
+        run = open_run(start, policy, data, plan.sources)
         advise_on_pairs(run, groups)
         task, steps = distributed(sized(plan, config, policy, run.tokens), policy), plan.steps
         visited = subset(task.groups, steps.visited)  # a short run uses only a part of a large data set
@@ -70,15 +72,16 @@ def run(
             task = replace(task, at_start=True)
         monitor = start_monitor(task, config, policy, visited, run, in_memory=model is not None)
         weights, optimizer = prepare_training(run, config, policy.model, policy.precise, len(steps))
+        task, order = streamed(start, config, policy, run, task, steps, partial(shape_for, objective))
     with running(run, policy, "train", len(steps)):
-        evaluations = fit(task, steps, run.start, weights, optimizer, config.optim, config.train, run)
+        evaluations = fit(task, order, run.start, weights, optimizer, config.optim, config.train, run)
         for step, task in trained(run, evaluations):
             with evaluating(run, step, task.held_out, monitor):
                 shift = on_first(partial(drift, task, monitor, run, step), policy.shards > 1)
                 metrics = {**shift, **task.evaluate()}
             run.log_evaluation(step, metrics)
             advise(run, step)
-    base = config.model.path if model is None else "MODEL"
+    base = with_quant(config.model.path, config.model.quant) if model is None else "MODEL"
     return finish_run(run, policy, f"preftune score --policy FINAL --reference {base} --data DATA")
 
 

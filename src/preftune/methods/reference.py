@@ -31,6 +31,12 @@ from preftune.types import Batch, TokenGroup
 def reference_kind(config: DPOConfig, objective: Objective) -> str:
     """Return the kind of reference to use. Raises ConfigError for a kind that the loss or the config does not allow."""
     kind, name = config.reference.kind, config.terms[0].name
+    if config.data.stream and "mismatched" in objective.inputs:
+        what = f"the loss {name!r} needs responses to other prompts, which data.stream does not have"
+        raise ConfigError(what, where="loss.name", fix="use loss.name=bco, or remove data.stream")
+    if kind == "cached" and config.data.stream:
+        what = "log-probs cannot be computed before training if data.stream reads the data while training"
+        raise ConfigError(what, where="reference.kind", fix="use frozen, or adapter-off with lora")
     if not objective.uses_reference:
         if kind not in ("auto", "none") or config.reference.path:
             raise ConfigError(
@@ -41,7 +47,7 @@ def reference_kind(config: DPOConfig, objective: Objective) -> str:
     if kind == "auto":
         if config.lora and not config.reference.path:
             return "adapter-off"
-        return "frozen" if distributions else "cached"
+        return "frozen" if distributions or config.data.stream else "cached"
     if kind == "adapter-off" and (not config.lora or config.reference.path):
         what = "reference.path is a separate model" if config.reference.path else "there is no adapter without lora"
         raise ConfigError(f"adapter-off: {what}", where="reference.kind", fix="use frozen or cached")

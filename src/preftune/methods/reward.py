@@ -22,6 +22,7 @@ from preftune.lifecycle.distribute import distributed
 from preftune.lifecycle.finish import evaluating, finish_run, running, trained
 from preftune.lifecycle.plan import plan_run, print_run_plan, sized
 from preftune.lifecycle.start import load_policy_and_data, open_run, prepare_training, start_run
+from preftune.lifecycle.stream import streamed
 from preftune.lifecycle.task import ResponseTask
 from preftune.losses import Objective, Term
 from preftune.losses.reward import bradley_terry
@@ -61,18 +62,20 @@ def run(
         plan = plan_run(start, config, policy, task)
         if dry_run:
             return print_run_plan(start, config, plan)
-        run = open_run(start, policy, data)
+        run = open_run(start, policy, data, plan.sources)
         advise_on_pairs(run, groups)
         task, steps = distributed(sized(plan, config, policy, run.tokens), policy), plan.steps
         weights, optimizer = prepare_training(run, config, policy.model, policy.precise, len(steps))
+        task, order = streamed(start, config, policy, run, task, steps, reward_groups)
     with running(run, policy, "train", len(steps)):
-        evaluations = fit(task, steps, run.start, weights, optimizer, config.optim, config.train, run)
+        evaluations = fit(task, order, run.start, weights, optimizer, config.optim, config.train, run)
         for step, task in trained(run, evaluations):
             with evaluating(run, step, task.held_out):
                 metrics = task.evaluate()
             run.log_evaluation(step, metrics)
             advise(run, step)
         with stop.interruptible():
+            task = replace(task, groups=groups)
             policy.model.config.reward_scale = measured_scale(task, run) if config.normalise else None
     return finish_run(run, policy, "preftune score --reward FINAL --data DATA", merged=True)
 

@@ -21,6 +21,7 @@ from preftune.lifecycle.monitor import Monitor, monitor_of, save_responses
 from preftune.lifecycle.plan import plan_run, print_run_plan, sized
 from preftune.lifecycle.policy import Policy
 from preftune.lifecycle.start import load_policy_and_data, open_run, prepare_training, start_run
+from preftune.lifecycle.stream import streamed
 from preftune.lifecycle.task import ResponseTask
 from preftune.losses import Objective, Term
 from preftune.losses.supervised import sft as sft_loss
@@ -55,12 +56,13 @@ def run(
         plan = plan_run(start, config, policy, task)
         if dry_run:
             return print_run_plan(start, config, plan)
-        run = open_run(start, policy, data)
+        run = open_run(start, policy, data, plan.sources)
         task, steps = distributed(sized(plan, config, policy, run.tokens), policy), plan.steps
         monitor = prompts_to_sample(config, task.held_out or subset(groups, steps.visited), policy)
         weights, optimizer = prepare_training(run, config, policy.model, policy.precise, len(steps))
+        task, order = streamed(start, config, policy, run, task, steps, preferred)
     with running(run, policy, "train", len(steps)):
-        evaluations = fit(task, steps, run.start, weights, optimizer, config.optim, config.train, run)
+        evaluations = fit(task, order, run.start, weights, optimizer, config.optim, config.train, run)
         for step, task in trained(run, evaluations):
             with evaluating(run, step, task.held_out, monitor):
                 on_first(partial(save_responses, task, monitor, run, step), policy.shards > 1)

@@ -50,7 +50,7 @@ def load_tokenizer(source: Source, chat_template: str | None = None) -> Any:
     """Load the tokenizer of a model. `chat_template` replaces its template: a name in TEMPLATES or a .jinja file."""
     import transformers
 
-    where = _tokenizer_folder(source)
+    where = tokenizer_folder(source)
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(where, revision=source.revision, trust_remote_code=False)
     except Exception as error:
@@ -67,14 +67,14 @@ def has_chat_template(source: Source, tokenizer: Any = None, chat_template: str 
     """
     if chat_template is not None:
         return True
-    folder = Path(_tokenizer_folder(source))
+    folder = Path(tokenizer_folder(source))
     if tokenizer is None and folder.is_dir():
         in_config = (folder / TOKENIZER).is_file() and _json(folder / TOKENIZER).get("chat_template")
         return bool(in_config) or (folder / "chat_template.jinja").is_file()
     return bool((tokenizer or load_tokenizer(source)).chat_template)
 
 
-def _tokenizer_folder(source: Source) -> str:
+def tokenizer_folder(source: Source) -> str:
     """Return the folder or Hub id of the tokenizer: that of an adapter, if it has one."""
     own = source.adapter and (Path(source.adapter) / TOKENIZER).is_file()
     return source.adapter if own and source.adapter else source.base
@@ -117,7 +117,11 @@ def special_ids(tokenizer: Any) -> set[int]:
 def chat_record(source: Source) -> dict[str, Any]:
     """Return the chat settings of the run that trained the model; empty for models from other programs."""
     if source.run:
-        return dict(_json(Path(source.run) / "manifest.json").get("chat") or {})
+        run = Path(source.run)
+        name = (
+            "manifest.json" if (run / "manifest.json").is_file() else ".manifest.json"
+        )  # its copy, see train.manifest
+        return dict(_json(run / name).get("chat") or {})
     return _json(Path(source.adapter or source.base) / CHAT_RECORD)
 
 

@@ -41,6 +41,11 @@ def split_quant(path: str) -> tuple[str, str | None]:
     return (name, kind) if name and kind in QUANTS and not Path(path).exists() else (path, None)
 
 
+def with_quant(path: str, quant: str | None) -> str:
+    """Return the path of a model whose linear layers are quantised as in model.quant; see `split_quant`."""
+    return f"{path}:{quant}" if quant and split_quant(path)[1] is None else path
+
+
 def locate(path: str, where: str = "model.path") -> Source:
     """Return the source of the model `path`, after all checks that do not load it. Raises ModelError if one fails.
 

@@ -89,14 +89,25 @@ def hidden_states(model: Any, batch: Batch) -> Tensor:
 
     with intercept(layer, capture):
         _forward(model, batch)
-    return captured[0].reshape(-1, captured[0].shape[-1])[batch.read_N]
+    return read_slots(captured[0], batch.read_N)
+
+
+def read_slots(hidden: Tensor, read_N: Tensor) -> Tensor:
+    """Return the (N, H) rows `read_N` of the slots of `hidden`, which has the size H last.
+
+    Several responses read the last slot of a shared prompt, so the gradient adds up rows. On a CPU, the gradient of
+    indexing adds them with atomic operations, whose order changes from time to time if there are several threads. That
+    of index_select adds them in order. On a GPU it is the other way round: indexing sorts, index_select is atomic.
+    """
+    rows = hidden.reshape(-1, hidden.shape[-1])
+    return rows.index_select(0, read_N) if rows.device.type == "cpu" else rows[read_N]
 
 
 def _own_logits(model: Any, batch: Batch) -> Tensor:
     """Return the (N, V) logits that the model's code computes at the scored positions."""
 
     def scored(hidden: Tensor) -> Tensor:
-        return hidden.reshape(-1, hidden.shape[-1])[batch.read_N][None]
+        return read_slots(hidden, batch.read_N)[None]
 
     with intercept(output_layer(model), scored):
         return _forward(model, batch)[0]

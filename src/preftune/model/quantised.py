@@ -11,6 +11,7 @@ transformer blocks are quantised; embeddings, output layer and norms keep their 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -94,6 +95,7 @@ def _dense(kind: str, dtype: torch.dtype, shape: tuple[int, int], *stored: Tenso
 
 def _bitsandbytes() -> Any:
     """Return bitsandbytes.functional. Raises ConfigError if the package is not installed."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns about a kernel that is not used here
     try:
         from bitsandbytes import functional
     except ImportError as error:

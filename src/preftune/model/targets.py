@@ -94,7 +94,7 @@ def require_targets(model: Any, targets: str | list[str]) -> None:
 
 
 def require_modules(model: Any, names: Sequence[str]) -> None:
-    """Raise ModelError if an entry of lora.modules_to_save does not match any module with weights of its own."""
+    """Raise ModelError if an entry of lora.modules_to_save does not match any module with weights."""
     for name in names:
         modules = [module for path, module in model.named_modules() if path == name or path.endswith(f".{name}")]
         if not modules:

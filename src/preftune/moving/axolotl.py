@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from preftune.errors import ConfigError
-from preftune.moving import common, preference
+from preftune.moving import common, ours, preference
 from preftune.moving.draft import Draft, as_list, as_number, truth
 from preftune.moving.read import Source
 
@@ -50,6 +50,7 @@ def convert(source: Source, processes: int | None) -> Draft:
     common.memory(draft)
     _trackers(draft)
     common.output(draft)
+    ours.best(draft, "early_stopping_patience")
     return draft
 
 
@@ -68,9 +69,10 @@ def _model(draft: Draft) -> None:
         common.adapter(
             draft, "lora_r", "lora_alpha", targets, *(keys or ["lora_target_linear"]), rslora="peft_use_rslora"
         )
-        if kind == "qlora":
-            note = "the frozen weights stay in bf16 in this config: set model.quant=nf4 to store them in 4 bits"
-            draft.lose("adapter", "load_in_4bit", note=note)
+        ours.variants(draft, "peft_use_dora", "lora_modules_to_save")
+        bits = 4 if kind == "qlora" or draft.on("load_in_4bit") else 8 if draft.on("load_in_8bit") else None
+        keys = [key for key in ("load_in_4bit", "load_in_8bit") if draft.on(key)]
+        ours.quantised(draft, bits, *(keys or ["adapter"]))
         draft.keep("adapter", note="the section lora")
         if draft.method == "dpo":
             draft.keep("lora_dropout", note="TRL turns dropout off (disable_dropout), in the adapter as well")
@@ -160,7 +162,7 @@ def _saving(draft: Draft) -> None:
     steps, strategy = draft.number("save_steps"), str(draft.get("save_strategy") or "").lower()
     if steps and steps >= 1 and strategy in ("", "steps"):
         draft.put("train.save_every", int(steps), "save_steps", "save_strategy")
-    note = "preftune saves when the run is stopped, and the final model; set train.save_every to a number of steps"
+    note = "preftune chooses when to save; or set train.save_every to a number of steps"
     draft.lose("saves_per_epoch", "save_steps", "save_strategy", note=note)
     every = draft.number("logging_steps")
     if every and every >= 1:
@@ -206,8 +208,8 @@ def _data(draft: Draft) -> None:
     strategy = draft.values.get("excess_length_strategy")
     if length:
         draft.put("data.max_length", int(length), "sequence_len")
-    ours = {"drop": "drop", "truncate": "truncate", "raise": "error"}.get(str(strategy or "drop"), "drop")
-    draft.put("data.overlong", ours, "excess_length_strategy")
+    overlong = {"drop": "drop", "truncate": "truncate", "raise": "error"}.get(str(strategy or "drop"), "drop")
+    draft.put("data.overlong", overlong, "excess_length_strategy")
     prompt = draft.number("max_prompt_len")
     if prompt:
         draft.put("data.max_prompt_length", int(prompt), "max_prompt_len", note="for sequences above max_length only")
@@ -247,8 +249,8 @@ def _fields(draft: Draft, sets: list[dict[str, Any]]) -> None:
     for item in sets:
         kind: Any = item.get("type") if isinstance(item.get("type"), dict) else {}
         custom = {"field_prompt": "prompt", "field_chosen": "chosen", "field_rejected": "rejected"}
-        columns = {ours: item[key] for key, ours in names.items() if item.get(key) and item[key] != ours}
-        columns |= {ours: kind[key] for key, ours in custom.items() if kind.get(key) and kind[key] != ours}
+        columns = {name: item[key] for key, name in names.items() if item.get(key) and item[key] != name}
+        columns |= {name: kind[key] for key, name in custom.items() if kind.get(key) and kind[key] != name}
         found_names.append(columns)
     if found_names and found_names[0] and all(columns == found_names[0] for columns in found_names):
         draft.put("data.columns", found_names[0], "datasets", note="its field_... names")

@@ -55,8 +55,8 @@ def optimizer(draft: Draft, *, schedule: str = "lr_scheduler_type", name: str = 
     if rate is not None:
         draft.put("optim.lr", float(rate), "learning_rate")
     kind = str(draft.get(schedule) or "linear").lower().removeprefix("schedulertype.")
-    ours, note = SCHEDULES.get(kind, ("linear", f"preftune has no schedule {kind!r}"))
-    draft.put("optim.schedule", ours, schedule, note=f"differs: {note}" if note else "")
+    nearest, note = SCHEDULES.get(kind, ("linear", f"preftune has no schedule {kind!r}"))
+    draft.put("optim.schedule", nearest, schedule, note=f"differs: {note}" if note else "")
     arguments = draft.values.get("lr_scheduler_kwargs")
     if arguments and truth(arguments):
         draft.lose("lr_scheduler_kwargs", note="preftune's schedules have no parameters")
@@ -136,7 +136,7 @@ def saving(draft: Draft) -> None:
     if strategy == "steps" and steps and steps >= 1:
         draft.put("train.save_every", int(steps), "save_steps", "save_strategy")
     elif strategy in ("no", "false", "none"):
-        draft.keep("save_strategy", "save_steps", note="preftune saves when the run is stopped, and the final model")
+        draft.keep("save_strategy", "save_steps", note="preftune chooses when to save")
     else:
         draft.lose("save_strategy", "save_steps", note="set train.save_every to a number of steps")
     every = draft.number("logging_steps")
@@ -224,15 +224,14 @@ def memory(draft: Draft) -> None:
 def adapter(
     draft: Draft, rank: str, alpha: str, targets: Any, *target_keys: str, rslora: str = "use_rslora", note: str = ""
 ) -> None:
-    """Set the section `lora`. rsLoRA scales by alpha / sqrt(rank), which is alpha sqrt(rank) / rank."""
+    """Set rank, alpha, targets and rslora of the section `lora`."""
     r, a = draft.number(rank), draft.number(alpha)
     if r is None or r < 1 or a is None:
         return
     draft.put("lora.rank", int(r), rank)
+    draft.put("lora.alpha", float(a), alpha)
     if draft.on(rslora):
-        draft.put("lora.alpha", round(a * math.sqrt(r), 6), alpha, rslora, note="rsLoRA: alpha x sqrt(rank)")
-    else:
-        draft.put("lora.alpha", float(a), alpha)
+        draft.put("lora.rslora", True, rslora)
     draft.put("lora.targets", targets, *target_keys, note=note)
 
 

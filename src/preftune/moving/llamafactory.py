@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from preftune.errors import ConfigError
-from preftune.moving import common, preference
+from preftune.moving import common, ours, preference
 from preftune.moving.draft import Draft, as_list, truth
 from preftune.moving.read import Source
 
@@ -49,6 +49,7 @@ def convert(source: Source, processes: int | None) -> Draft:
     common.saving(draft)
     common.trackers(draft)
     common.output(draft)
+    ours.best(draft, "early_stopping_steps")
     return draft
 
 
@@ -70,6 +71,8 @@ def _model(draft: Draft) -> None:
         names = [str(name) for name in as_list(draft.get("lora_target"))]
         targets: Any = "all-linear" if names in (["all"], ["all-linear"]) else names
         common.adapter(draft, "lora_rank", "lora_alpha", targets, "lora_target")
+        ours.variants(draft, "use_dora", "additional_target")
+        ours.quantised(draft, draft.number("quantization_bit"), "quantization_bit")
         draft.keep("finetuning_type", note="the section lora")
         if draft.method == "dpo":
             draft.keep("lora_dropout", note="the trainers for DPO and KTO turn dropout off, in the adapter as well")
@@ -102,10 +105,10 @@ def _dpo(draft: Draft) -> None:
             f"token, not IPO. For IPO, set loss={{name: ipo, beta: {beta:g}}}"
         )
     elif kind in ("hinge", "kto_pair"):
-        ours = "hinge" if kind == "hinge" else "kto"
+        name = "hinge" if kind == "hinge" else "kto"
         draft.objective.append(
             f"pref_loss {kind}: with TRL 0.20 and later, LLaMA-Factory trains the sigmoid loss. For {kind}, set "
-            f"loss={{name: {ours}, beta: {beta:g}}}"
+            f"loss={{name: {name}, beta: {beta:g}}}"
         )
     elif kind != "sigmoid":
         draft.refuse(f"preftune has no pref_loss {kind!r}")
@@ -145,7 +148,11 @@ def _kto(draft: Draft) -> None:
 def _data(draft: Draft, file: str) -> None:
     names = [str(name) for name in as_list(draft.values.get("dataset"))]
     train = [_data_set(draft, name, file) for name in names]
-    if train:
+    probabilities = as_list(draft.values.get("interleave_probs"))
+    if probabilities and ours.has_mixtures():
+        draft.put("data.train", ours.mixed(train, probabilities, "share"), "dataset", "dataset_dir", "interleave_probs")
+        draft.keep("mix_strategy", note="the shares of data.train")
+    elif train:
         draft.put("data.train", train[0] if len(train) == 1 else train, "dataset", "dataset_dir")
     held_out: Any = None
     keys = ["val_size"]
@@ -160,6 +167,7 @@ def _data(draft: Draft, file: str) -> None:
     if held_out is not None and str(draft.get("eval_strategy")).lower() == "no":
         draft.put("data.eval", held_out, *keys)
     common.evaluating(draft, held_out, *keys)
+    ours.limit(draft, "max_samples")
     limit = draft.number("cutoff_len")
     if limit:
         draft.put("data.max_length", int(limit), "cutoff_len")

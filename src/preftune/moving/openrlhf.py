@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from preftune.errors import ConfigError
-from preftune.moving import common, preference
+from preftune.moving import common, ours, preference
 from preftune.moving.draft import Draft, as_list, as_number
 from preftune.moving.read import Source
 
@@ -114,6 +114,7 @@ def _model(draft: Draft) -> None:
         names = [str(name) for name in as_list(draft.get("ds.lora.target_modules"))]
         targets: Any = "all-linear" if names == ["all-linear"] else names
         common.adapter(draft, "ds.lora.rank", "ds.lora.alpha", targets, "ds.lora.target_modules")
+        ours.quantised(draft, 4 if draft.on("ds.load_in_4bit") else None, "ds.load_in_4bit")
     draft.keep("ds.lora.rank", "ds.lora.alpha", "ds.lora.target_modules", "ds.lora.dropout", note="no adapter: rank 0")
     if draft.has("ref.model_name_or_path"):
         draft.put("reference.path", str(draft.values["ref.model_name_or_path"]), "ref.model_name_or_path")
@@ -122,11 +123,11 @@ def _model(draft: Draft) -> None:
 def _optimizer(draft: Draft) -> None:
     draft.put("optim.lr", float(draft.number("adam.lr") or 0), "adam.lr")
     kind = str(draft.get("lr_scheduler"))
-    ours, note = common.SCHEDULES.get(kind, ("cosine", f"preftune has no schedule {kind!r}"))
+    nearest, note = common.SCHEDULES.get(kind, ("cosine", f"preftune has no schedule {kind!r}"))
     floor = as_number(draft.get("min_lr_ratio")) or 0
     if kind == "cosine_with_min_lr" and floor:
         note = f"it ends at {floor:g} of the peak there, and at 0 in preftune"
-    draft.put("optim.schedule", ours, "lr_scheduler", "min_lr_ratio", note=f"differs: {note}" if note else "")
+    draft.put("optim.schedule", nearest, "lr_scheduler", "min_lr_ratio", note=f"differs: {note}" if note else "")
     warmup = draft.number("lr_warmup_ratio") or 0
     draft.put("optim.warmup", warmup if kind != "constant" else 0, "lr_warmup_ratio")
     draft.put("optim.weight_decay", float(draft.number("adam.weight_decay") or 0), "adam.weight_decay")
@@ -156,8 +157,16 @@ def _data(draft: Draft) -> None:
     names = as_list(draft.values.get("data.dataset"))
     split = draft.get("data.dataset_split")
     if names:
-        sources = [_source(str(name), split) for name in names]
-        draft.put("data.train", sources[0] if len(sources) == 1 else sources, "data.dataset", "data.dataset_split")
+        sources: list[Any] = [_source(str(name), split) for name in names]
+        probabilities = as_list(draft.values.get("data.dataset_probs"))
+        keys = ["data.dataset", "data.dataset_split"]
+        if probabilities and ours.has_mixtures():
+            sources = ours.mixed(sources, probabilities, "share")
+            keys.append("data.dataset_probs")
+        draft.put("data.train", sources[0] if len(sources) == 1 else sources, *keys)
+    ours.limit(draft, "data.max_samples")
+    if names:
+        draft.keep("data.dataset_split", note="see data.train")
     if draft.has("eval.dataset"):
         first = as_list(draft.values["eval.dataset"])[0]
         draft.put("data.eval", _source(str(first), draft.get("eval.split")), "eval.dataset", "eval.split")
@@ -168,10 +177,10 @@ def _data(draft: Draft) -> None:
     fields = {"prompt": "data.prompt_key", "chosen": "data.chosen_key", "rejected": "data.rejected_key"}
     if draft.method == "sft":
         fields = {"prompt": "data.input_key", "completion": "data.output_key"}
-    columns = {ours: str(draft.get(key)) for ours, key in fields.items() if draft.get(key)}
+    columns = {name: str(draft.get(key)) for name, key in fields.items() if draft.get(key)}
     keys = [key for key in fields.values() if draft.has(key)]
-    if any(ours != theirs for ours, theirs in columns.items()):
-        changed = {ours: theirs for ours, theirs in columns.items() if ours != theirs}
+    changed = {name: theirs for name, theirs in columns.items() if name != theirs}
+    if changed:
         draft.put("data.columns", changed, *keys)
     draft.keep(*fields.values(), note="the usual column names, which preftune recognises")
     if draft.on("data.apply_chat_template"):
@@ -219,7 +228,7 @@ def _logging(draft: Draft) -> None:
     steps = draft.number("ckpt.save_steps")
     if steps and steps > 0:
         draft.put("train.save_every", int(steps), "ckpt.save_steps")
-    draft.keep("ckpt.save_steps", note="preftune saves when the run is stopped, and the final model")
+    draft.keep("ckpt.save_steps", note="preftune chooses when to save")
     draft.put("train.log_every", max(1, int(draft.number("logger.logging_steps") or 1)), "logger.logging_steps")
     names = [("logger.wandb.key", "wandb"), ("logger.tensorboard_dir", "tensorboard")]
     wanted = [(key, name) for key, name in names if draft.on(key)]

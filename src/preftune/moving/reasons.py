@@ -10,7 +10,8 @@ TRUST = "preftune runs no code of models"
 FROZEN = "preftune trains all weights or a LoRA adapter"
 CACHE = "preftune caches by content"
 IMAGES = "preftune trains on text only"
-QUANTISED = "the frozen weights stay in bf16 in this config: set model.quant=nf4 or int8 to store them quantised"
+QUANTISED = "without an adapter, weights are not quantised; with one, model.quant=nf4 or int8"
+DETAILS = "details of quantised weights: preftune has model.quant=nf4 and int8"
 RESUME = "rerun the same command to resume"
 DROPOUT = "preftune's adapters have no dropout"
 BEST = "preftune keeps the last model; compare checkpoints with preftune eval accuracy"
@@ -60,14 +61,15 @@ TRAINER_SAME = _table(
 TRAINER_LOST = _table(
     """
     preftune trains with adamw or rmsprop: optim_target_modules optimizer
-    QUANTISED: bnb_4bit_quant_storage quantization_device_map hqq_axis
+    DETAILS: bnb_4bit_quant_storage quantization_device_map hqq_axis
     HUB: push_to_hub hub_model_id hub_strategy hub_private_repo hub_model_revision hub_revision hub_token
     HUB: hub_always_push
     HUB: push_to_hub_revision
     TRUST: trust_remote_code
-    QUANTISED: load_in_4bit load_in_8bit bnb_4bit_quant_type use_bnb_nested_quant quantization_bit quantization_method
-    QUANTISED: quantization_type double_quantization quant_bits quant_method bnb_4bit_compute_dtype
-    QUANTISED: bnb_4bit_use_double_quant
+    QUANTISED: load_in_4bit load_in_8bit quantization_bit quant_bits
+    DETAILS: bnb_4bit_quant_type use_bnb_nested_quant quantization_method
+    DETAILS: quantization_type double_quantization quant_method bnb_4bit_compute_dtype
+    DETAILS: bnb_4bit_use_double_quant
     DROPOUT: lora_dropout
     set lora.dora=true: use_dora peft_use_dora
     set lora.modules_to_save to these modules: lora_modules_to_save modules_to_save additional_target
@@ -234,7 +236,7 @@ AXOLOTL_LOST = _table(
     set data.eval to a file: eval_sequence_len min_sample_len do_bench_eval bench_dataset do_causal_lm_eval
     preftune does not write to swanlab or comet: use_swanlab swanlab_project swanlab_run_name swanlab_mode
     IMAGES: processor_type image_size
-    QUANTISED: quantize_moe_experts model_quantization_config model_quantization_config_kwargs gptq_disable_exllama
+    DETAILS: quantize_moe_experts model_quantization_config model_quantization_config_kwargs gptq_disable_exllama
     preftune does not write to swanlab or comet: swanlab_experiment_name swanlab_description swanlab_log_completions
     preftune does not write to swanlab or comet: swanlab_completion_log_interval swanlab_completion_max_buffer
     preftune does not write to swanlab or comet: swanlab_log_model

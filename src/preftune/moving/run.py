@@ -28,6 +28,19 @@ LOST = {
     "trl": r.TRAINER_LOST, "llamafactory": r.TRAINER_LOST | r.LF_LOST, "axolotl": r.TRAINER_LOST | r.AXOLOTL_LOST,
     "openrlhf": r.OPENRLHF_LOST, "swift": r.TRAINER_LOST | r.SWIFT_LOST,
 }  # fmt: skip
+LOSS_KEYS = (
+    *(
+        "loss_type",
+        "loss_weights",
+        "beta",
+        "label_smoothing",
+        "f_divergence_type",
+        "f_alpha_divergence_coef",
+        "ld_alpha",
+    ),
+    *("use_weighting", "discopop_tau", "pref_loss", "pref_beta", "cpo_alpha", "simpo_gamma", "desirable_weight"),
+    *("undesirable_weight", "dpo_loss_type", "dpo_loss_weights", "rl_beta", "algo.advantage.estimator", "alpha"),
+)
 PLACEHOLDERS = {"model": ("path", "MODEL"), "data": ("train", "DATA"), "reward": ("", "REWARD")}
 
 
@@ -67,6 +80,8 @@ def convert(
     """
     source = read(file, tool, method)
     draft = CONVERTERS[source.tool](source, processes or source.processes)
+    if draft.refused:
+        draft.lose(*LOSS_KEYS, note=draft.refused)
     draft.finish(SAME[source.tool], LOST[source.tool])
     keys = {setting.partition("=")[0] for setting in settings}
     if draft.refused and not keys & {"loss", "loss.name"}:

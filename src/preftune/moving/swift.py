@@ -9,7 +9,7 @@ import math
 from typing import Any
 
 from preftune.errors import ConfigError
-from preftune.moving import common, preference
+from preftune.moving import common, ours, preference
 from preftune.moving.draft import Draft, as_list
 from preftune.moving.read import Source
 
@@ -49,6 +49,7 @@ def convert(source: Source, processes: int | None) -> Draft:
     common.memory(draft)
     common.trackers(draft)
     common.output(draft)
+    ours.best(draft, "early_stop_interval")
     return draft
 
 
@@ -70,13 +71,15 @@ def _model(draft: Draft, tuner: str) -> None:
             draft.objective.append(f"note: ms-swift reads {path} from ModelScope, preftune from the Hugging Face Hub")
     dtype = str(draft.values.get("torch_dtype") or "")
     if dtype:
-        ours = {"bfloat16": "bf16", "float32": "fp32"}.get(dtype, "auto")
-        draft.put("model.dtype", ours, "torch_dtype", note="with fp32 master weights" if ours == "bf16" else "")
+        name = {"bfloat16": "bf16", "float32": "fp32"}.get(dtype, "auto")
+        draft.put("model.dtype", name, "torch_dtype", note="with fp32 master weights" if name == "bf16" else "")
     key = "train_type" if draft.has("train_type") else "tuner_type"
     if tuner == "lora":
         names = [str(name) for name in as_list(draft.get("target_modules"))]
         targets: Any = "all-linear" if names == ["all-linear"] else names
         common.adapter(draft, "lora_rank", "lora_alpha", targets, "target_modules")
+        ours.variants(draft, "use_dora", "modules_to_save")
+        ours.quantised(draft, draft.number("quant_bits"), "quant_bits", "quant_method")
         draft.keep(key, note="the section lora")
         draft.lose("adapters", "ref_adapters", note="set model.path to this adapter folder")
         if draft.method == "dpo":
@@ -130,7 +133,7 @@ def _data(draft: Draft) -> None:
     sources = [_source(draft, str(name)) for name in names]
     if sources:
         draft.put("data.train", sources[0] if len(sources) == 1 else sources, "dataset")
-        if not draft.on("use_hf") and any(not source.startswith((".", "/")) for source in sources):
+        if not draft.on("use_hf") and any(not str(name).startswith((".", "/")) for name in names):
             draft.objective.append("note: ms-swift reads data from ModelScope; check that the Hub has the same name")
     if draft.has("val_dataset"):
         held_out = [_source(draft, str(name)) for name in as_list(draft.values["val_dataset"])]
@@ -148,8 +151,9 @@ def _data(draft: Draft) -> None:
             "note: max_length is not set: the model's context there, data.max_length 1024 in preftune"
         )
     strategy = str(draft.values.get("truncation_strategy") or "delete")
-    ours = {"delete": "drop", "left": "truncate", "right": "truncate"}.get(strategy, "drop")
-    draft.put("data.overlong", ours, "truncation_strategy", note="preftune shortens the prompt" * (ours == "truncate"))
+    overlong = {"delete": "drop", "left": "truncate", "right": "truncate"}.get(strategy, "drop")
+    note = "preftune shortens the prompt" if overlong == "truncate" else ""
+    draft.put("data.overlong", overlong, "truncation_strategy", note=note)
     draft.put("data.as_chat", True, "template", note="preftune uses the tokenizer's chat template")
     if draft.has("enable_thinking"):
         draft.put("data.chat_template_kwargs", {"enable_thinking": draft.on("enable_thinking")}, "enable_thinking")
@@ -157,9 +161,11 @@ def _data(draft: Draft) -> None:
         draft.lose("system", note="add the system message to the rows (column system)")
 
 
-def _source(draft: Draft, name: str) -> str:
+def _source(draft: Draft, name: str) -> Any:
     """Return a data set as preftune writes it. ms-swift writes name:subset#rows."""
     path, _, rows = name.partition("#")
+    if rows.isdecimal() and int(rows) and ours.has_mixtures():
+        return {"path": path.removeprefix("HF::").removeprefix("MS::"), "limit": int(rows)}
     if rows:
         draft.objective.append(f"note: {name}: the first {rows} rows there; preftune reads all rows of {path}")
     if path.startswith(("HF::", "MS::")):

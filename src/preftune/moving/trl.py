@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from preftune.errors import ConfigError
-from preftune.moving import common, preference
+from preftune.moving import common, ours, preference
 from preftune.moving.draft import Draft, as_list, as_mapping, as_number, truth
 from preftune.moving.read import Source
 
@@ -23,6 +23,7 @@ OLD = {
     "use_logits_to_keep", "label_pad_token_id",
     "padding_value", "is_encoder_decoder", "dataset_mixer", "use_num_logits_to_keep", "use_flash_attention_2",
 }  # fmt: skip
+BITS = ("load_in_4bit", "load_in_8bit")
 METHODS = ("dpo", "kto", "orpo", "cpo", "simpo", "sft", "reward")
 OURS = {"sft": "sft", "reward": "reward"}
 
@@ -71,6 +72,7 @@ def convert(source: Source, processes: int | None) -> Draft:
     common.memory(draft)
     common.trackers(draft)
     common.output(draft)
+    ours.best(draft, "early_stopping_patience")
     return draft
 
 
@@ -86,13 +88,16 @@ def model(draft: Draft) -> None:
         targets = draft.values.get("lora_target_modules")
         listed = as_list(targets)
         note = "" if targets else "peft's default for Llama, Mistral and Qwen; other architectures differ"
-        ours: Any = ["q_proj", "v_proj"] if not listed else "all-linear" if listed == ["all-linear"] else listed
-        common.adapter(draft, "lora_r", "lora_alpha", ours, "lora_target_modules", note=note)
+        modules: Any = ["q_proj", "v_proj"] if not listed else "all-linear" if listed == ["all-linear"] else listed
+        common.adapter(draft, "lora_r", "lora_alpha", modules, "lora_target_modules", note=note)
+        ours.variants(draft, "use_dora", "lora_modules_to_save")
+        ours.quantised(draft, 4 if draft.on("load_in_4bit") else 8 if draft.on("load_in_8bit") else None, *BITS)
         draft.keep("use_peft", note="the section lora")
         if draft.method != "sft" and truth(draft.values.get("disable_dropout", True)):
             draft.keep("lora_dropout", note="TRL turns dropout off (disable_dropout), in the adapter as well")
     else:
         lora = [key for key in draft.values if key.startswith("lora_")]
+        lora += ["use_rslora", "use_dora", *BITS]
         draft.keep("use_peft", *lora, note="use_peft is off, so the adapter settings have no effect")
     if draft.has("ref_model"):
         draft.put("reference.path", str(draft.values["ref_model"]), "ref_model")
@@ -132,12 +137,12 @@ def data(draft: Draft) -> None:
         )
 
 
-def _sources(draft: Draft) -> tuple[list[str], Any, list[str]]:
+def _sources(draft: Draft) -> tuple[list[Any], Any, list[str]]:
     """Return the training data, the held-out data and the keys that they are from."""
     values = draft.values
     split, test = str(draft.get("dataset_train_split")), str(draft.get("dataset_test_split"))
     if values.get("datasets"):
-        return [_item(draft, item) for item in _items(values["datasets"], "datasets")], None, ["datasets"]
+        return _listed(draft, _items(values["datasets"], "datasets")), None, ["datasets"]
     if values.get("dataset_mixture"):
         return _mixture(draft)
     if values.get("dataset_mixer"):
@@ -163,12 +168,10 @@ def _sources(draft: Draft) -> tuple[list[str], Any, list[str]]:
     return [common.hub_name(str(name), config, split)], held or None, [k for k in keys if draft.has(k)] or [key]
 
 
-def _mixture(draft: Draft) -> tuple[list[str], Any, list[str]]:
+def _mixture(draft: Draft) -> tuple[list[Any], Any, list[str]]:
     """Return the data of `dataset_mixture` (alignment handbook)."""
     mixture = common.mapping(draft, "dataset_mixture")
-    names = []
-    for item in _items(mixture.get("datasets"), "dataset_mixture.datasets"):
-        names.append(_item(draft, item))
+    names = _listed(draft, _items(mixture.get("datasets"), "dataset_mixture.datasets"))
     size = as_number(mixture.get("test_split_size"))
     share = size if size is not None and 0 < size < 1 else None
     if size is not None and share is None:
@@ -184,13 +187,22 @@ def _items(value: Any, where: str) -> list[dict[str, Any]]:
     return [as_mapping(item, where) for item in value]
 
 
+def _listed(draft: Draft, items: list[dict[str, Any]]) -> list[Any]:
+    """Return the data sets of a list with their shares: `weight` in the alignment handbook, `fraction` in TRL."""
+    names = [_item(draft, item) for item in items]
+    fractions = [item.get("fraction") for item in items]
+    if any(fraction is not None for fraction in fractions):
+        return ours.mixed(names, fractions, "share")
+    return ours.mixed(names, [item.get("weight", 1) for item in items], "weight")
+
+
 def _item(draft: Draft, item: dict[str, Any]) -> str:
     """Return one data set of a list, and note what is not carried over."""
     path = item.get("path") or item.get("id") or ""
     files = as_list(item.get("data_files"))
     name = str(files[0]) if files and len(files) == 1 and "*" not in str(files[0]) else str(path)
     config, split = item.get("name") or item.get("config"), item.get("split", "train")
-    for key in ("weight", "fraction"):
+    for key in () if ours.has_mixtures() else ("weight", "fraction"):
         if item.get(key) not in (None, 1, 1.0):
             draft.objective.append(f"note: {key} {item[key]} of {name} is not carried over; all of its rows are used")
     return common.hub_name(name, config, split)
@@ -254,6 +266,10 @@ def _kto(draft: Draft, beta: float) -> None:
 
 def sft(draft: Draft) -> None:
     """Account for the settings of the SFT trainer."""
+    kind = str(draft.get("loss_type") or "nll")
+    if kind == "nll":
+        draft.keep("loss_type", note="the mean NLL over tokens")
+    draft.lose("loss_type", note=f"preftune sft has the NLL only, not {kind}")
     draft.keep("packing", "padding_free", note="preftune packs without padding; sequences do not see each other")
     draft.keep("completion_only_loss", "assistant_only_loss", note="preftune scores only what the assistant writes")
     if draft.has("completion_only_loss") and not draft.on("completion_only_loss"):

@@ -50,7 +50,7 @@ class Parts:
         for path in sorted(folder.glob(PARTS)) or [
             folder / name for name in complete or {} if (folder / name).is_file()
         ]:
-            opened = safe_open(path, framework="pt")
+            opened: Any = safe_open(path, framework="pt")
             places, prefix = opened.metadata() or {}, (complete or {}).get(path.name, "")
             for key in opened.keys():  # noqa: SIM118
                 shape = opened.get_slice(key).get_shape()

@@ -76,23 +76,25 @@ def _address() -> tuple[str, int]:
 
 def _group_store(own: Place) -> Any:
     """Return the store of the process group. Rank 0 hosts it, or torchrun does."""
-    from torch.distributed import PrefixStore, TCPStore
+    import torch
 
+    dist: Any = torch.distributed
     host, port = _address()
     hosts = own.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     fd = os.environ.get(LISTEN)
-    options = {"master_listen_fd": int(fd)} if hosts and fd else {}
-    store = TCPStore(host, port, own.world, hosts, timeout=MEETING, wait_for_workers=False, **options)
-    return PrefixStore(f"preftune/{_attempt()}/group", store)
+    options: dict[str, Any] = {"master_listen_fd": int(fd)} if hosts and fd else {}
+    store = dist.TCPStore(host, port, own.world, hosts, timeout=MEETING, wait_for_workers=False, **options)
+    return dist.PrefixStore(f"preftune/{_attempt()}/group", store)
 
 
 def _watch_store(own: Place) -> Any:
     """Return a second connection to the store: a connection answers one request at a time."""
-    from torch.distributed import PrefixStore, TCPStore
+    import torch
 
+    dist: Any = torch.distributed
     host, port = _address()
-    store = TCPStore(host, port, own.world, False, timeout=ANSWER, wait_for_workers=False)
-    return PrefixStore(f"preftune/{_attempt()}/watch", store)
+    store = dist.TCPStore(host, port, own.world, False, timeout=ANSWER, wait_for_workers=False)
+    return dist.PrefixStore(f"preftune/{_attempt()}/watch", store)
 
 
 def _attempt() -> str:

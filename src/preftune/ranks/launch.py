@@ -64,7 +64,8 @@ def _start(arguments: Sequence[str], ranks: int, nodes: Nodes) -> list[subproces
     else:
         host, _, port = nodes.address.rpartition(":")
         if not host or not port.isdigit():
-            raise ConfigError(f"{nodes.address!r} is not HOST:PORT", where="--address")
+            fix = "pass --address HOST:PORT of the first node, for example node0:29500"
+            raise ConfigError(f"{nodes.address!r} is not HOST:PORT", where="--address", fix=fix)
     threads = max(1, (os.cpu_count() or 1) // ranks)
     common = {
         "WORLD_SIZE": str(ranks * nodes.count),
@@ -130,6 +131,7 @@ def _report(
     """Return the exit code of the first cause; print it for a rank that could not do so itself."""
     codes = [processes[number].returncode for number in order]
     if stop.requested() and all(code in (-signal.SIGTERM, Stopped.exit_code) for code in codes) and codes:
+        stop.answered()
         return Stopped.exit_code  # a rank that had only begun to start is ended by the signal
     for number, code in zip(order, codes, strict=True):
         if code >= 0 and number not in suspended:

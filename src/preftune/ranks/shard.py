@@ -38,7 +38,8 @@ def choose_shards(needed: float, free: float) -> tuple[int, str]:
     """
     setting = os.environ.get(WEIGHTS, "auto")
     if setting not in CHOICES:
-        raise ConfigError(f"{setting!r} is not one of {', '.join(CHOICES)}", where=WEIGHTS)
+        fix = "pass --weights with one of them, or unset the variable"
+        raise ConfigError(f"{setting!r} is not one of {', '.join(CHOICES)}", where=WEIGHTS, fix=fix)
     world, local = group.world(), place().local_world
     free = group.all_min(free)
     fits = needed <= ACTIVATIONS * free
@@ -116,13 +117,13 @@ def reshard(model: nn.Module) -> None:
 
 def local(tensor: Tensor) -> Tensor:
     """Return this rank's part of a tensor. Changes to it change the tensor."""
-    part: Tensor = tensor.to_local() if is_dtensor(tensor) else tensor  # type: ignore[operator]
+    part: Tensor = tensor.to_local() if is_dtensor(tensor) else tensor  # type: ignore[attr-defined]
     return part
 
 
 def whole(tensor: Tensor) -> Tensor:
     """Return all parts of a tensor together, on the CPU. All ranks must call it."""
-    full: Tensor = tensor.full_tensor() if is_dtensor(tensor) else tensor  # type: ignore[operator]
+    full: Tensor = tensor.full_tensor() if is_dtensor(tensor) else tensor  # type: ignore[attr-defined]
     return full.detach().cpu()
 
 
@@ -131,7 +132,7 @@ def first_row(tensor: Tensor) -> int:
     if not is_dtensor(tensor):
         return 0
     mesh: Any = tensor.device_mesh  # type: ignore[attr-defined]
-    index, shards = mesh.get_local_rank(mesh.ndim - 1), mesh.size(mesh.ndim - 1)
+    index, shards = int(mesh.get_local_rank(mesh.ndim - 1)), int(mesh.size(mesh.ndim - 1))
     return min(tensor.shape[0], index * -(-tensor.shape[0] // shards))
 
 

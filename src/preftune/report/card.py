@@ -6,7 +6,6 @@ a published card does not show the folders of the machine.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -16,10 +15,12 @@ from typing import Any
 
 import yaml
 
+from preftune.errors import RunError
 from preftune.files import write_text
 from preftune.report import harness
 from preftune.report.run import CURVES, DRIFT, read_metrics
 from preftune.report.svg import line_chart
+from preftune.train.manifest import read as read_manifest
 
 CARD, FIGURES = "README.md", "figures"
 DOCS = "https://github.com/preftune/preftune/blob/main/docs"
@@ -101,8 +102,8 @@ def run_files(run: Path | None) -> tuple[dict[str, Any], dict[str, Any], list[di
     manifest: dict[str, Any] = {}
     lines: list[dict[str, Any]] = []
     if run is not None:
-        with suppress(OSError, ValueError, TypeError):
-            manifest = dict(json.loads((run / "manifest.json").read_text()))
+        with suppress(RunError):
+            manifest = read_manifest(run)
         with suppress(OSError, TypeError, ValueError, yaml.YAMLError):
             config = dict(yaml.safe_load((run / "config.yaml").read_text()))
         with suppress(OSError):
@@ -176,8 +177,9 @@ def front_matter(subject: Subject, origins: Sequence[str], method: str, config: 
     if len(names) == 1:
         header["license"] = names.pop()
     train = (config.get("data") or {}).get("train") or []
-    sources = [train] if isinstance(train, str) else list(train)
-    data = [name.partition(":")[0].partition("@")[0] for name in sources if is_hub_id(name.partition(":")[0])]
+    sources = [train] if isinstance(train, str) else [s if isinstance(s, str) else s["path"] for s in train]
+    names_of = [source.partition("[")[0].partition(":")[0].partition("@")[0] for source in sources]
+    data = [name for name in names_of if is_hub_id(name)]
     if data and not any(name.endswith((".jsonl", ".json", ".parquet", ".gz", ".csv")) for name in data):
         header["datasets"] = data
     header["pipeline_tag"] = "text-classification" if subject.kind == "reward" else "text-generation"

@@ -8,10 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from preftune.formulas import SOURCE, by_source, source_metric
 from preftune.report import harness
 from preftune.report.figures import curves
 from preftune.report.page import Section, write_page
 from preftune.report.samples import samples_section
+from preftune.train.manifest import read as read_manifest
+from preftune.train.metrics_file import valid_lines
 
 CURVES = (
     ("Loss", "loss", ("loss",)),
@@ -42,25 +45,27 @@ def write_run_page(folder: Path, unit: str | None = None, out: Path | None = Non
     unit   what the number of an evaluation counts, for the titles of samples; by default as in the manifest
     out    the page to write; by default `folder`/report.html
     """
-    manifest = (folder / "manifest.json").read_text()
-    lines, problem = read_metrics(folder / "metrics.jsonl", json.loads(manifest).get("metrics"))
-    best = json.loads(manifest).get("best")
+    manifest = read_manifest(folder)
+    lines, problem = read_metrics(folder / "metrics.jsonl", manifest.get("metrics"))
+    best = manifest.get("best")
     last = {split: [line for line in lines if line["split"] == split][-1:] for split in ("train", "eval")}
     names = sorted({name for final in last.values() for line in final for name in line} - {"step", "split"})
+    names = [name for name in names if not name.startswith(SOURCE)]
     table: list[tuple[str, ...]] = [("metric", "training, last step", "evaluation, last step")]
     table += [(name, *(_value(final, name) for final in last.values())) for name in names]
     sections = [
-        Section("Result", " ".join(filter(None, [problem, _about_end(json.loads(manifest))])), table=table),
+        Section("Result", " ".join(filter(None, [problem, _about_end(manifest)])), table=table),
+        *_sources(lines, last, manifest.get("mixture", [])),
         Section("Curves", figures=[figure for curve in CURVES for figure in _curves(lines, "held-out", *curve)]),
-        *_drift(lines, json.loads(manifest).get("advice", {})),
+        *_drift(lines, manifest.get("advice", {})),
         *_harness(folder),
         *samples_section(
             folder,
-            unit or unit_of(json.loads(manifest)),
+            unit or unit_of(manifest),
             best["step"] if best and best.get("final") != "last" else None,
         ),
         Section("Config", code=(folder / "config.yaml").read_text()),
-        Section("Manifest", code=manifest),
+        Section("Manifest", code=json.dumps(manifest, indent=1, ensure_ascii=False)),
     ]
     write_page(out or folder / "report.html", str(folder), sections)
 
@@ -71,17 +76,10 @@ def read_metrics(path: Path, end: Mapping[str, Any] | None = None) -> tuple[list
     `end` has the length and hash of the file at the end of the run.
     """
     data = path.read_bytes() if path.is_file() else b""
-    lines, damaged = list[dict[str, Any]](), 0
-    for text in data.splitlines():
-        try:
-            line = json.loads(text.decode())
-            if line["split"] in ("train", "eval") and isinstance(line["step"], int):
-                lines.append(line)
-        except (ValueError, LookupError, TypeError):
-            damaged += 1
+    lines, damaged = valid_lines(data)
     changed = end is not None and hashlib.sha256(data[: end["bytes"]]).hexdigest() != end["sha256"]
     problem = f"{path.name} was changed or damaged after the end of the run. " if changed else ""
-    return lines, f"{problem}{damaged} damaged lines are not shown." if damaged else problem.rstrip()
+    return lines, f"{problem}{len(damaged)} damaged lines are not shown." if damaged else problem.rstrip()
 
 
 def _about_end(manifest: Mapping[str, Any]) -> str:
@@ -112,6 +110,30 @@ def _drift(lines: Sequence[dict[str, Any]], advice: Mapping[str, Mapping[str, An
         text = "" if advice else "No metric has exceeded its threshold."
         sections.append(Section("Distance from data and reference", text, figures=figures))
     return sections
+
+
+def _sources(
+    lines: Sequence[dict[str, Any]], last: Mapping[str, Sequence[dict[str, Any]]], mixture: Sequence[Mapping[str, Any]]
+) -> list[Section]:
+    """Return what the run used of each source of a mixture, with the loss and accuracy of each source."""
+    final = {split: by_source(line[0]) if line else {} for split, line in last.items()}
+    plan = {str(use["name"]): use for use in mixture}
+    sources = list(dict.fromkeys([*plan, *final["train"], *final["eval"]]))
+    if not sources:
+        return []
+    measured = [f"{name}, {word}" for word in ("training", "evaluation") for name in ("loss", "accuracy")]
+    table = [("source", "path", "groups", "per epoch", "share", "in this run", *measured)]
+    for source in sources:
+        use = plan.get(source, {})
+        numbers = [str(use.get(name, "")) for name in ("path", "groups", "per_epoch")]
+        numbers += [f"{use['share']:.1%}" if use else "", str(use.get("in_run", ""))]
+        own = [final[split].get(source, {}) for split in ("train", "eval")]
+        values = [_value([o], name) for o in own for name in ("loss", "rewards/accuracies")]
+        table.append((source, *numbers, *values))
+    figures = []
+    for title, y, metric in (("Accuracy by source", "share", "rewards/accuracies"), ("Loss by source", "loss", "loss")):
+        figures += _curves(lines, "held-out", title, y, [source_metric(source, metric) for source in sources])
+    return [Section("Sources", table=table, figures=figures)]
 
 
 def _value(lines: Sequence[dict[str, Any]], name: str) -> str:

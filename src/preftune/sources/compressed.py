@@ -6,10 +6,11 @@ import bz2
 import gzip
 import io
 import lzma
+import math
 import os
 import zlib
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, Literal, Protocol, cast
 
 from preftune.errors import DataError
 
@@ -20,43 +21,63 @@ BUFFER_BYTES = 1 << 20
 READ_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError)
 
 
-def file_suffixes(path: Path) -> tuple[str, str]:
+class AnyFile(Protocol):
+    """What the readers need of a file: a Path, or a RemoteFile."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def suffixes(self) -> list[str]: ...
+
+    def open(self, mode: Literal["rb"], /) -> Any: ...
+
+
+def file_suffixes(path: AnyFile) -> tuple[str, str]:
     """Return the suffix of the file format and that of the compression, or "": (".jsonl", ".gz")."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     compression = suffixes.pop() if suffixes and suffixes[-1] in COMPRESSED else ""
     return (suffixes[-1] if suffixes else ""), compression
 
 
-def open_bytes(path: Path) -> IO[bytes]:
+def open_bytes(path: AnyFile) -> IO[bytes]:
     """Open a file and decompress it while reading.
 
-    Reading a damaged file raises one of READ_ERRORS, and reading a decompression bomb raises DataError: a file that
-    grows by more than MOST_EXPANDED and beyond a quarter of the memory.
+    Reading a damaged file raises one of READ_ERRORS, and reading a decompression bomb raises DataError: a local file
+    that grows by more than MOST_EXPANDED and beyond a quarter of the memory.
     """
     compression = file_suffixes(path)[1]
+    raw: Any = path if isinstance(path, Path) and compression else path.open("rb")
     if not compression:
-        return path.open("rb")
-    return io.BufferedReader(_Bounded(_decompressed(path, compression), path), BUFFER_BYTES)
+        return cast(IO[bytes], raw)
+    return io.BufferedReader(_Bounded(_decompressed(raw, compression), path), BUFFER_BYTES)
 
 
-def _decompressed(path: Path, compression: str) -> IO[bytes]:
+def _decompressed(raw: Any, compression: str) -> Any:
     if compression == ".gz":
-        return cast(IO[bytes], gzip.open(path, "rb"))
+        return cast(IO[bytes], gzip.open(raw, "rb"))
     if compression == ".bz2":
-        return bz2.open(path, "rb")
+        return cast(IO[bytes], bz2.open(raw, "rb"))
     if compression == ".xz":
-        return lzma.open(path, "rb")
+        return lzma.open(raw, "rb")
     import pyarrow
 
-    return cast(IO[bytes], pyarrow.input_stream(str(path), compression="zstd"))
+    source = str(raw) if isinstance(raw, Path) else pyarrow.PythonFile(raw, "r")
+    return pyarrow.input_stream(source, compression="zstd")
 
 
 class _Bounded(io.RawIOBase):
-    """Reads `source`, up to a number of bytes that depends on the size of the compressed file."""
+    """Reads `source`, of a local file up to a number of bytes that depends on the size of the compressed file.
 
-    def __init__(self, source: IO[bytes], path: Path) -> None:
+    A remote file is never kept in memory as a whole, so it has no limit.
+    """
+
+    def __init__(self, source: IO[bytes], path: AnyFile) -> None:
         self.source, self.path = source, path
-        self.left = self.limit = max(MOST_EXPANDED * path.stat().st_size, memory_bytes() // 4)
+        self.limit: float = math.inf
+        if isinstance(path, Path):
+            self.limit = max(MOST_EXPANDED * path.stat().st_size, memory_bytes() // 4)
+        self.left = self.limit
 
     def readable(self) -> bool:
         return True

@@ -7,12 +7,12 @@ from functools import partial
 from pathlib import Path
 
 from preftune.errors import DataError
-from preftune.sources.compressed import COMPRESSED, READ_ERRORS, file_suffixes
+from preftune.sources.compressed import COMPRESSED, READ_ERRORS, AnyFile, file_suffixes
 from preftune.sources.json_rows import json_list, jsonl
 from preftune.sources.rows import Row
 from preftune.sources.tables import arrow, parquet, separated
 
-READERS: dict[str, Callable[[Path, str], Iterator[Row]]] = {
+READERS: dict[str, Callable[[AnyFile, str], Iterator[Row]]] = {
     ".jsonl": jsonl,
     ".ndjson": jsonl,
     ".json": json_list,
@@ -32,7 +32,7 @@ def is_data_file(name: str) -> bool:
     return suffix in READERS and not (compression and suffix in COMPRESSED_INSIDE)
 
 
-def read_file(path: Path, name: str) -> Iterator[Row]:
+def read_file(path: AnyFile, name: str) -> Iterator[Row]:
     """Yield the rows of a file; their origins begin with `name`.
 
     Raises DataError for an unknown suffix and for a file that cannot be read.

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from preftune.errors import DataError
 from preftune.sources.files import FILE_SUFFIXES
@@ -13,7 +14,7 @@ from preftune.sources.known import Known, known_dataset
 from preftune.sources.rows import Row, Source
 from preftune.sources.splits import TRAIN, choose_part, notes_on_unread_parts
 
-HUB_ID = re.compile(r"^(?P<name>[\w.-]+/[\w.-]+)(?P<parts>(?::[\w.-]+){0,2})$")
+HUB_ID = re.compile(r"^(?P<name>[\w.-]+/[\w.-]+)(?P<parts>(?::[\w.-]+){0,2})(?:@(?P<revision>[\w./-]+))?$")
 
 
 def is_hub_id(name: str) -> bool:
@@ -27,32 +28,58 @@ def is_hub_id(name: str) -> bool:
 def hub_source(name: str) -> Source:
     """Load the split of a Hub dataset that `name` refers to, once per process.
 
+    The name is `org/name`, with :split, :config or :config:split and @revision (a branch, tag or commit) after it.
     Raises DataError if the dataset cannot be loaded. If the name is ambiguous, the error lists configs and splits.
     """
+    return _loaded(name, streaming=False)
+
+
+@lru_cache(maxsize=16)
+def hub_stream(name: str) -> Source:
+    """Open the split of a Hub dataset that `name` refers to, without downloading it. Raises the errors of
+    `hub_source`."""
+    return _loaded(name, streaming=True)
+
+
+def _loaded(name: str, streaming: bool) -> Source:
     import datasets
 
-    target, *parts = name.split(":")
+    base, _, revision = name.partition("@")
+    target, *parts = base.split(":")
     facts = known_dataset(target) or Known()
+    options: dict[str, Any] = {"revision": revision} if revision else {}
     try:
+        if streaming:  # all requests of a run are about the same commit
+            options = {"revision": _commit(target, revision or None)}
+        how = {**options, **({"streaming": True} if streaming else {})}
         if parts and parts[0] in facts.folders:
-            loaded = datasets.load_dataset(target, data_dir=facts.folders[parts[0]], split=(*parts, TRAIN)[1])
-            return Source(name, hub=loaded)
-        configs = list(datasets.get_dataset_config_names(target))
-        default = datasets.get_dataset_default_config_name(target)
+            folder, split = facts.folders[parts[0]], (*parts, TRAIN)[1]
+            loaded = datasets.load_dataset(target, data_dir=folder, split=split, **how)
+            return Source(name, hub=loaded, stamp=f"{folder} {split} {options.get('revision', '')}")
+        configs = list(datasets.get_dataset_config_names(target, **options))
+        default = datasets.get_dataset_default_config_name(target, **options)
 
         def splits_of(config: str) -> list[str]:
-            return list(datasets.get_dataset_split_names(target, _config_argument(config, configs)))
+            return list(datasets.get_dataset_split_names(target, _config_argument(config, configs), **options))
 
-        base = default if default in configs else None
-        config, split = choose_part(target, parts or _usual(facts, configs, base, splits_of), configs, base, splits_of)
-        loaded = datasets.load_dataset(target, _config_argument(config, configs), split=split)
+        base_config = default if default in configs else None
+        usual = parts or _usual(facts, configs, base_config, splits_of)
+        config, split = choose_part(target, usual, configs, base_config, splits_of)
+        loaded = datasets.load_dataset(target, _config_argument(config, configs), split=split, **how)
         notes = notes_on_unread_parts(target, parts, configs, config, split, splits_of(config))
         notes += [facts.advice] if facts.advice and not parts else []
     except DataError:
         raise
     except Exception as error:  # datasets raises errors of many types when it cannot load data
         raise _load_error(name, error) from error
-    return Source(name, hub=loaded, notes=tuple(notes))
+    return Source(name, hub=loaded, notes=tuple(notes), stamp=f"{config} {split} {options.get('revision', '')}")
+
+
+def _commit(target: str, revision: str | None) -> str:
+    """Return the commit of a branch or tag of a Hub dataset; None is its default branch."""
+    from huggingface_hub import HfApi
+
+    return str(HfApi().dataset_info(target, revision=revision).sha)
 
 
 def _usual(

@@ -7,11 +7,10 @@ import json
 import re
 from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
 from typing import IO, Any
 
 from preftune.errors import DataError
-from preftune.sources.compressed import open_bytes
+from preftune.sources.compressed import AnyFile, open_bytes
 from preftune.sources.rows import Row
 
 WRITE_RECORDS = "write a list of records, or one record per line as .jsonl; pandas: to_json(FILE, orient='records')"
@@ -71,7 +70,7 @@ def decoded(file: IO[bytes], where: str) -> Iterator[str]:
         yield text
 
 
-def lines(path: Path, name: str) -> Iterator[tuple[str, bytes]]:
+def lines(path: AnyFile, name: str) -> Iterator[tuple[str, bytes]]:
     """Yield the origin and the bytes of each line that is not blank. Raises DataError for a line of over 64 MB."""
     with open_bytes(path) as file:
         number = 0
@@ -85,7 +84,7 @@ def lines(path: Path, name: str) -> Iterator[tuple[str, bytes]]:
                 yield origin, raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
 
 
-def jsonl(path: Path, name: str) -> Iterator[Row]:
+def jsonl(path: AnyFile, name: str) -> Iterator[Row]:
     """Yield one record per line. A line that cannot be read becomes a Row with a fault."""
     for origin, raw in lines(path, name):
         try:
@@ -153,7 +152,7 @@ class _Unread:
                 return value, fault
 
 
-def json_list(path: Path, name: str) -> Iterator[Row]:
+def json_list(path: AnyFile, name: str) -> Iterator[Row]:
     """Yield the records of a .json file, with line numbers: a list, an object with one list in it, or JSON Lines.
 
     A list and JSON Lines are read in parts. An object is read whole, because all of its lists have to be counted.

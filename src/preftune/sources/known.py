@@ -5,6 +5,7 @@ The names of splits, configs and columns are those of the data set cards on hugg
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,7 +103,7 @@ def known_dataset(name: str) -> Known | None:
 
 def columns_of(source: str | Sequence[str]) -> Mapping[str, str]:
     """Return data.columns for a source if all its names are parts of one well-known data set, else {}."""
-    names = {name.partition(":")[0] for name in ([source] if isinstance(source, str) else source)}
+    names = {re.split(r"[:@[]", name)[0] for name in ([source] if isinstance(source, str) else source)}
     if len(names) != 1 or Path(name := names.pop()).exists():
         return {}
     facts = known_dataset(name)

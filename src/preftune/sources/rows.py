@@ -27,16 +27,18 @@ class Row:
 class Source:
     """The data that one name refers to.
 
-    files    (path, name shown in origins) of each file, in reading order
+    files    (path or RemoteFile, name shown in origins) of each file, in reading order
     root     the folder that contains the files, if the name is a folder
     saved    the folder of a dataset that `save_to_disk` wrote
     hub      a dataset that was loaded from the Hub
     notes    messages to the user about available data that are not read
+    stamp    the commit of a Hub dataset that is streamed
     """
 
     name: str
-    files: tuple[tuple[Path, str], ...] = ()
+    files: tuple[tuple[Any, str], ...] = ()
     root: Path | None = None
     saved: Path | None = None
     hub: Any = None
     notes: tuple[str, ...] = ()
+    stamp: str = ""

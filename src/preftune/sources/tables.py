@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from preftune.errors import DataError
-from preftune.sources.compressed import open_bytes
+from preftune.sources.compressed import AnyFile, open_bytes
 from preftune.sources.json_rows import MAX_LINE_BYTES, decoded, describe_json_error, loads
 from preftune.sources.rows import Row
 
@@ -19,7 +19,7 @@ def _duplicate_column(column: str, where: str) -> DataError:
     return DataError(f"column {column!r} appears twice", where=where, why=why, fix="remove or rename one of them")
 
 
-def separated(path: Path, name: str, delimiter: str) -> Iterator[Row]:
+def separated(path: AnyFile, name: str, delimiter: str) -> Iterator[Row]:
     """Yield the rows of a CSV file, or of a TSV file with the quoting of CSV; every cell is text."""
     csv.field_size_limit(MAX_LINE_BYTES)
     with io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig", newline="") as file:
@@ -76,26 +76,26 @@ def _check_header(header: list[str], where: str, delimiter: str) -> None:
             raise _duplicate_column(column, where)
 
 
-def parquet(path: Path, name: str) -> Iterator[Row]:
+def parquet(path: AnyFile, name: str) -> Iterator[Row]:
     """Yield the rows of a Parquet file; an origin ends with the number of the row."""
     import pyarrow
     import pyarrow.parquet
 
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with pyarrow.parquet.ParquetFile(_opened(path)) as file:
             yield from _records(file.schema_arrow, file.iter_batches(batch_size=1024), name)
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         what = f"not a readable Parquet file: {error}"
         raise DataError(what, where=name, fix="write or download the file again") from error
 
 
-def arrow(path: Path, name: str) -> Iterator[Row]:
+def arrow(path: AnyFile, name: str) -> Iterator[Row]:
     """Yield the rows of an Arrow file (stream or file format), as the `datasets` library writes them."""
     import pyarrow
     import pyarrow.ipc
 
     try:
-        with pyarrow.memory_map(str(path)) as file:
+        with pyarrow.memory_map(str(path)) if isinstance(path, Path) else pyarrow.PythonFile(_opened(path)) as file:
             try:
                 reader = pyarrow.ipc.open_stream(file)
                 batches = iter(reader)
@@ -106,6 +106,11 @@ def arrow(path: Path, name: str) -> Iterator[Row]:
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         what = f"not a readable Arrow file: {error}"
         raise DataError(what, where=name, fix="write or download the file again") from error
+
+
+def _opened(path: AnyFile) -> Any:
+    """Return a path unchanged, and any other file open."""
+    return path if isinstance(path, Path) else path.open("rb")
 
 
 def _records(schema: Any, batches: Iterable[Any], name: str) -> Iterator[Row]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from preftune.config.values import lower_is_better
 from preftune.errors import ConfigError
+from preftune.ranks import group
 from preftune.train.checkpoint import STATE, saved
 
 Evaluations = Sequence[tuple[int, float]]
@@ -68,9 +69,9 @@ def folder_of(checkpoints: Path, step: int) -> Path:
 
 
 def keep_only(checkpoints: Path, steps: Iterable[int]) -> None:
-    """Delete the weights of all evaluations but those in `steps`, and those that were best at a checkpoint."""
+    """On rank 0, delete the weights of all evaluations but `steps` and those that were best at a checkpoint."""
     folders = sorted(checkpoints.glob("best-????????"))
-    if len(folders) < 2:
+    if len(folders) < 2 or not group.first():
         return
     kept = {folder_of(checkpoints, step) for step in steps}
     for path in saved(checkpoints):
@@ -108,6 +109,14 @@ def evaluations_of(
     if saved is not None:
         return tuple((int(step), float(value)) for step, value in saved)
     return tuple((line["step"], value_of(line, config)) for line in lines() if line["split"] == "eval")
+
+
+def state_of(evaluations: Evaluations, config: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return what the state of a checkpoint says about the section `best`."""
+    if not config:
+        return {}
+    best = best_evaluation(evaluations, config)
+    return {"evaluations": evaluations, "best": best.step if best else None}
 
 
 def facts_of(best: Best | None, config: Mapping[str, Any] | None, stopped_early: bool) -> dict[str, Any]:

@@ -144,9 +144,15 @@ def _plain(tensor: Tensor) -> Tensor:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Return the weights of a checkpoint, which one process or several ranks have written."""
     if (path / WEIGHTS).is_file():
-        return load_file(path / WEIGHTS)
+        stored: dict[str, Tensor] = load_file(path / WEIGHTS)
+        return stored
     parts = Parts(path)
     return {name: parts.read(f"weights/{name}") for name in parts.names("weights/")}
+
+
+def step_of(path: Path) -> int:
+    """Return the step of a checkpoint."""
+    return int(path.name.rpartition("-")[2])
 
 
 def saved(folder: Path) -> list[Path]:
@@ -245,8 +251,10 @@ def restore(path: Path, weights: Weights, optimizer: torch.optim.Optimizer) -> N
 
 def _optimizer_rows(path: Path, weights: Weights) -> dict[str, Tensor]:
     """Return the optimizer state of a checkpoint, split among ranks as the weights are."""
+    values: dict[str, Tensor]
     if not _in_rows(path, weights):
-        return load_file(path / OPTIMIZER)
+        values = load_file(path / OPTIMIZER)
+        return values
     parts, masters, values = Parts(path, PREFIX), dict(weights), {}
     for key in parts.names("optimizer/"):
         full = f"optimizer/{key}"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from preftune.errors import printable
+from preftune.formulas import by_source
 
 PLAIN_SECONDS = 5.0  # between two plain lines
 SHOWN = (  # metric, label, format
@@ -74,9 +76,15 @@ class Display:
 
     def line(self, step: int, split: str, metrics: dict[str, float]) -> None:
         """Show the metrics of a step; `split` is train or eval."""
-        figures = " ".join(f"{short} {form.format(metrics[name])}" for name, short, form in SHOWN if name in metrics)
+        figures = _figures(metrics)
         if split == "eval":
             only_monitor = all(name.startswith("drift/") for name in metrics)  # without held-out data
             self.say(f"step {step} {'monitor' if only_monitor else 'held out'}: {figures}")
+            for source, own in by_source(metrics).items():
+                self.say(f"  {source}: {_figures(own)}")
         else:
             self.advance(step, figures)
+
+
+def _figures(metrics: Mapping[str, float]) -> str:
+    return " ".join(f"{short} {form.format(metrics[name])}" for name, short, form in SHOWN if name in metrics)

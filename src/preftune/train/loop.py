@@ -28,11 +28,15 @@ from preftune.types import Batch, Judged, Logps, LossOutput, TokenGroup
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """The models' log-probs of a batch, and its judgements: the inputs of a loss."""
+    """The models' log-probs of a batch, and its judgements: the inputs of a loss.
+
+    sources   the number of the source of each group
+    """
 
     policy: Logps
     reference: Logps | None
     judged: Judged
+    sources: tuple[int, ...] = ()
 
 
 class Losses(Protocol):
@@ -162,6 +166,7 @@ def fit(
             log.reached(step.number, tally, task.budget.tokens, evaluated=True)
             if log.stop_requested() and step.number < total:
                 log.save(step.number, tally, task.budget.tokens)
+                stop.answered()
                 raise stopped(step.number, total)
             log.save_if_due(step.number, tally, task.budget.tokens)
 
@@ -327,6 +332,7 @@ def join(parts: Sequence[Measured]) -> Measured:
         join_logps([part.policy for part in parts]),
         join_logps(references) if references else None,
         join_judged([part.judged for part in parts]),
+        tuple(source for part in parts for source in part.sources),
     )
 
 

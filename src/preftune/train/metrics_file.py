@@ -33,12 +33,20 @@ def valid_lines(data: bytes) -> tuple[list[dict[str, Any]], list[int]]:
     return lines, damaged
 
 
+def read_lines(folder: Path) -> list[dict[str, Any]]:
+    """Return the lines of the metrics of a run, without damaged ones; empty without a file."""
+    path = folder / NAME
+    return valid_lines(path.read_bytes())[0] if path.is_file() else []
+
+
 class MetricsFile:
     """The metrics of a run. `waiting` are lines that are not on disk yet."""
 
     def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
         self.path, self.say = folder / NAME, say
         self.waiting: list[str] = []
+        self._lines: list[dict[str, Any]] = []  # of the first _size bytes of the file
+        self._size = 0
 
     def add(self, line: Mapping[str, Any]) -> None:
         """Append a line. If it cannot be written, report this once, and try again with the next line."""
@@ -67,7 +75,10 @@ class MetricsFile:
 
     def lines(self) -> list[dict[str, Any]]:
         """Return all lines, without damaged ones."""
-        return valid_lines(self._read() + "".join(self.waiting).encode())[0]
+        data = self._read()
+        self._lines += valid_lines(data[self._size :])[0]
+        self._size = len(data)
+        return [*self._lines, *valid_lines("".join(self.waiting).encode())[0]]
 
     def position(self) -> dict[str, Any]:
         """Return the length and hash of the file, and the waiting lines, after the disk has the file.
@@ -109,3 +120,4 @@ class MetricsFile:
     def _replace(self, data: bytes) -> None:
         if data != self._read():
             write_text(self.path, [data.decode()])
+        self._lines, self._size = [], 0

@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel
 
 from preftune import stop
+from preftune.data.stream import Stream
 from preftune.errors import RunError, Stopped, StorageError, require_writable, writing
 from preftune.files import write_text
 from preftune.locks import Lock, lock_folder, require_free
@@ -32,8 +33,10 @@ from preftune.train.best import (
     facts_of,
     folder_of,
     keep_only,
+    state_of,
     value_of,
 )
+from preftune.train.checkpoint import name_of
 from preftune.train.display import Display
 from preftune.train.finished import set_damaged_aside
 from preftune.train.full_disk import patiently
@@ -44,6 +47,7 @@ from preftune.train.metrics_file import MetricsFile
 from preftune.train.optim import Weights
 from preftune.train.same_run import (
     asks_for_more,
+    different_start,
     extension_of,
     no_checkpoint,
     planned_steps,
@@ -54,7 +58,7 @@ from preftune.train.same_run import (
 from preftune.train.saving import Saving
 from preftune.train.track import Tracked, Tracker, log_metrics, open_trackers
 
-READ = ["resume_from", "start", "tokens", "loop_state", "evaluation_due", "evaluations", "extended", "earlier_ends"]
+READ = "resume_from start tokens loop_state evaluation_due stream_state evaluations extended earlier_ends"
 
 
 @dataclass
@@ -64,6 +68,7 @@ class Run:
     resume_from, start, tokens   the checkpoint to resume from, if any, its step, and its size of micro-batches
     tally, loop_state            from the checkpoint: metrics that were not logged, and PPO's KL coefficient
     evaluation_due               the checkpoint was saved before the evaluation of its step
+    stream, stream_state         the data that are read while training, and its state in the checkpoint to resume from
     evaluations                  step and value of the metric of `best`, for each evaluation so far
     extended                     the run was finished, and the config now asks for more steps
     earlier_ends                 the ends of the run before it was extended, from the manifest
@@ -82,11 +87,14 @@ class Run:
     tally: Tally = field(default_factory=Tally)
     loop_state: dict[str, float] = field(default_factory=dict)
     evaluation_due: bool = False
+    stream: Stream | None = None
+    stream_state: dict[str, Any] | None = None
     evaluations: Evaluations = ()
     extended: bool = False
     earlier_ends: Sequence[Mapping[str, Any]] = ()
     saving: Saving = field(default_factory=lambda: Saving(None, 0))
     _reached: tuple[int, Tally, int, bool, Evaluations] | None = None
+    _has_best_weights: bool = False
 
     def __post_init__(self) -> None:
         self.metrics = MetricsFile(self.folder, self.display.say)
@@ -105,13 +113,7 @@ class Run:
     def require_start(folder: Path, weights_hash: str) -> None:
         """Raise RunError if the run in `folder` started from different weights."""
         if Run.manifest(folder).get("start_weights") not in (None, weights_hash):
-            kind = "finished" if Run.finished(folder) else "unfinished"
-            raise RunError(
-                "the model is not the one this run started from",
-                where=str(folder),
-                why=f"its weights differ from those at step 0 of this {kind} run; training changes a model in memory",
-                fix="pass the original model, or choose a different `out`",
-            )
+            raise different_start(folder, Run.finished(folder))
 
     @staticmethod
     def extends(folder: Path, identity: dict[str, Any]) -> bool:
@@ -158,7 +160,7 @@ class Run:
         """
         run = Run(folder, identity, display)
         group.from_first(lambda: run._open(schema, extendable))
-        group.share(run, READ)  # rank 0 alone keeps the metrics that were not logged
+        group.share(run, READ.split())  # without the metrics that were not logged
         return run
 
     def _open(self, schema: type[BaseModel] | None, extendable: bool) -> None:
@@ -193,12 +195,13 @@ class Run:
             self.note(run=facts.get("run") or secrets.token_hex(8), started=started, **machine())
             config = yaml.safe_dump(self.identity["config"], sort_keys=False, allow_unicode=True)
             write_text(folder / "config.yaml", [config])
-            for partial in [*folder.glob("*.part*"), *folder.glob("checkpoints/*.part*")]:
+            for partial in [*folder.glob("*.part-*"), *folder.glob("checkpoints/*.part-*")]:
                 shutil.rmtree(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
         if self.resume_from:
             self.start, self.tally, self.tokens = int(state["step"]), Tally.of(state["tally"]), int(state["tokens"])
             self.loop_state = dict(state["facts"])
             self.evaluation_due = not state.get("evaluated", True)
+            self.stream_state = state.get("stream")
         self.metrics.rewind(state.get("metrics"), self.start, self.evaluation_due)
         if self.best_config and self.start:
             self.evaluations = evaluations_of(state, self.best_config, self.metric_lines)
@@ -223,9 +226,8 @@ class Run:
     def open_trackers(self) -> None:
         """Open the trackers of the config. They continue their runs if this run is resumed."""
         config, earlier = self.identity["config"], self.fact("trackers") or {}
-        self.trackers = open_trackers(
-            config["track"] if group.first() else [], Tracked(self.folder, config, self.start, earlier)
-        )
+        names = config["track"] if group.first() else []
+        self.trackers = open_trackers(names, Tracked(self.folder, config, self.start, earlier))
         if self.trackers:
             self.note(trackers=earlier | {name: tracker.run for name, tracker in self.trackers.items()})
 
@@ -295,8 +297,7 @@ class Run:
         path, weights = folder_of(checkpoints, step), self.weights
         with self.optional("the weights of the best evaluation were not saved"):
             group.on_first(lambda: checkpoint.save_weights(path, weights, state), any_sharded(weights.masters))
-            if group.first():
-                keep_only(checkpoints, [step])
+            keep_only(checkpoints, [step])
             return True
         return False
 
@@ -304,7 +305,8 @@ class Run:
         if group.first():
             self.metrics.add({"step": step, "split": split, **metrics})
         self.display.line(step, split, metrics)
-        log_metrics(self.trackers, self.identity["config"].get("track_names", ()), split, step, metrics)
+        aliases = self.identity["config"].get("track_names", ())
+        log_metrics(self.trackers, aliases, split, step, metrics, self.display.say)
 
     def metric_lines(self) -> list[dict[str, Any]]:
         """Return the lines of metrics.jsonl."""
@@ -318,12 +320,12 @@ class Run:
         self, step: int, tally: Tally, tokens: int, *, evaluated: bool = True, evaluations: Evaluations | None = None
     ) -> None:
         """Save a checkpoint of `step`. `evaluated`: no evaluation is due after this step. Raises StorageError."""
-        assert self.weights is not None
-        assert self.optimizer is not None
+        assert self.weights
+        assert self.optimizer
         began, folder = time.monotonic(), self.folder / "checkpoints"
         weights, optimizer, sums = self.weights, self.optimizer, tally.over_ranks()
         try:
-            state = group.from_first(lambda: self._state(sums, tokens, evaluated, evaluations))
+            state = group.from_first(lambda: self._state(step, sums, tokens, evaluated, evaluations))
             save, is_split = checkpoint.save, any_sharded(weights.masters)
             path = group.on_first(lambda: save(folder, step, weights, optimizer, state), is_split)
         finally:
@@ -331,10 +333,12 @@ class Run:
         self.display.say(f"saved checkpoint {path}")
         with self.optional("manifest.json"):
             self.note(checkpoints=checkpoint.seals(folder))
-        if self.best_config and group.first():
+        if self.best_config:
             keep_only(folder, [self.best.step] if self.best else [])
 
-    def _state(self, tally: Tally, tokens: int, evaluated: bool, evaluations: Evaluations | None) -> dict[str, Any]:
+    def _state(
+        self, step: int, tally: Tally, tokens: int, evaluated: bool, evaluations: Evaluations | None
+    ) -> dict[str, Any]:
         """Return the content of state.json, and write the metrics to disk."""
         if self.lock:
             self.lock.require()
@@ -342,12 +346,10 @@ class Run:
             self.metrics.flush()
         state: dict[str, Any] = {"run": self.fact("run"), "identity": self.identity, "tally": tally.state()}
         state |= {"tokens": tokens, "facts": self.loop_state, "evaluated": evaluated}
-        state |= {"metrics": self.metrics.position()}
-        if self.best_config:
-            state["evaluations"] = self.evaluations if evaluations is None else evaluations
-            best = best_evaluation(state["evaluations"], self.best_config)
-            state["best"] = best.step if best else None
-        return state
+        state["metrics"] = self.metrics.position()
+        if self.stream:
+            state["stream"] = self.stream.state_after(step)
+        return state | state_of(self.evaluations if evaluations is None else evaluations, self.best_config)
 
     def save_if_due(self, step: int, tally: Tally, tokens: int) -> None:
         """Save a checkpoint if one is due. If the disk does not take it, report this and continue."""
@@ -375,8 +377,7 @@ class Run:
         assert self.weights is not None
         step, tally, tokens, *_ = self._reached or (self.start, self.tally, self.tokens or 0)
         checkpoints = self.folder / "checkpoints"
-        last = [checkpoints / checkpoint.name_of(step)]
-        is_saved = group.from_first(lambda: checkpoint.saved(checkpoints)[-1:] == last)
+        is_saved = group.from_first(lambda: checkpoint.saved(checkpoints)[-1:] == [checkpoints / name_of(step)])
         keeps_end = self.identity["config"]["train"].get("save_end", True) and not is_saved
         if keeps_end and not self._try_to_save(step, tally, tokens):
             self.display.say("  the run cannot be extended later, because its end was not saved")
@@ -386,17 +387,22 @@ class Run:
             patiently(self.metrics.flush, self.display.say)
             facts["metrics"] = patiently(self.metrics.position, self.display.say)
             patiently(lambda: self.note(**facts), self.display.say)
+        self._reached = step, tally, tokens, True, self.evaluations
         if not best or not config:
             return
         self.display.say(end_message(best, config, step, self.stops_early))
         if config["final"] == "best" and best.step != step:
             checkpoint.restore_weights(checkpoint.require_intact(folder_of(checkpoints, best.step)), self.weights)
+            self._has_best_weights = True
 
     def save_reached(self, total: int) -> Stopped:
         """Save a checkpoint of the last completed step, unless there is one. Return the exception for a stopped run."""
         return stopped(self._save_reached(), total)
 
     def _save_reached(self) -> int:
+        if self._has_best_weights:  # a checkpoint of the last step must not contain them
+            saved = checkpoint.saved(self.folder / "checkpoints")
+            return checkpoint.step_of(saved[-1]) if saved else 0
         default = (self.start, self.tally, self.tokens or 0, True, self.evaluations)
         step, tally, tokens, evaluated, evaluations = self._reached or default
         if step > self.start:
@@ -407,14 +413,8 @@ class Run:
         """Save a checkpoint of the last completed step, because the next one failed before it changed the weights."""
         assert self.weights is not None
         self.weights.clear_gradients()
-        saved = checkpoint.saved(self.folder / "checkpoints")
-        reached = self._reached[0] if self._reached else self.start
-        if saved and saved[-1].name == checkpoint.name_of(reached):
+        last = self.folder / "checkpoints" / name_of(self._reached[0] if self._reached else self.start)
+        if group.from_first(lambda: checkpoint.saved(last.parent)[-1:] == [last]):
             return
         with self.optional("the last state was not saved"):
             self._save_reached()
-
-
-def run_identity(config: dict[str, Any], data: str, others: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Return what must be the same when a run resumes: config, fingerprint of the data, and `others` by name."""
-    return {"config": config, "data": data, **(others or {})}

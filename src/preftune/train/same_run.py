@@ -146,3 +146,14 @@ def no_checkpoint(folder: Path) -> RunError:
         why="a run saves one at its end unless train.save_end=false",
         fix=f"restore the earlier settings, or start a new run from its model: model.path={folder} out=...",
     )
+
+
+def different_start(folder: Path, is_finished: bool) -> RunError:
+    """Return the error for a model whose weights are not those that the run in `folder` started from."""
+    kind = "finished" if is_finished else "unfinished"
+    return RunError(
+        "the model is not the one this run started from",
+        where=str(folder),
+        why=f"its weights differ from those at step 0 of this {kind} run; training changes a model in memory",
+        fix="pass the original model, or choose a different `out`",
+    )

@@ -72,12 +72,24 @@ def open_trackers(names: Sequence[str], tracked: Tracked) -> dict[str, Tracker]:
 
 
 def log_metrics(
-    trackers: Mapping[str, Tracker], aliases: Sequence[str], split: str, step: int, metrics: Mapping[str, float]
+    trackers: dict[str, Tracker],
+    aliases: Sequence[str],
+    split: str,
+    step: int,
+    metrics: Mapping[str, float],
+    say: Callable[[str], None],
 ) -> None:
-    """Log metrics as split/name, and under the names that the programs in `aliases` give them."""
+    """Log metrics as split/name, and under the names that the programs in `aliases` give them.
+
+    A tracker that fails is reported, closed and removed from `trackers`: metrics.jsonl has its metrics, too.
+    """
     own = {f"{split}/{name}": value for name, value in metrics.items()}
-    for tracker, target in trackers.items():
-        target.log(step, renamed(aliases, tracker, split, step, metrics) | own)
+    for name, tracker in list(trackers.items()):
+        try:
+            tracker.log(step, renamed(aliases, name, split, step, metrics) | own)
+        except Exception as error:  # of the library, or of its server
+            say(f"warning: {name} failed, and the run continues without it: {type(error).__name__}: {error}")
+            close_trackers({name: trackers.pop(name)}, say)
 
 
 def close_trackers(trackers: Mapping[str, Tracker], say: Callable[[str], None]) -> None:
@@ -209,8 +221,8 @@ class Trackio:
 class Mlflow:
     """MLflow at MLFLOW_TRACKING_URI, or its local default. Metrics that it already has are not logged twice.
 
-    MLFLOW_EXPERIMENT_NAME or MLFLOW_EXPERIMENT_ID set the experiment, MLFLOW_RUN_ID the run, and MLFLOW_TAGS (a JSON
-    object) its tags.
+    MLFLOW_EXPERIMENT_NAME or MLFLOW_EXPERIMENT_ID set the experiment, MLFLOW_RUN_ID the run (not for a resumed run,
+    which continues its own), and MLFLOW_TAGS (a JSON object) its tags.
     """
 
     PARAMS = 100  # most parameters that MLflow accepts in one request

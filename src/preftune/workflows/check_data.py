@@ -16,14 +16,17 @@ import numpy as np
 from preftune.chat.render import Renderer
 from preftune.config.schema import DataConfig, LossTerm
 from preftune.data.audit import Audit, audit
-from preftune.data.read_groups import read_groups
+from preftune.data.shapes import Shapes
 from preftune.data.tokenize_groups import require_vocabulary
 from preftune.errors import PreftuneError
 from preftune.findings.find import find
 from preftune.findings.kinds import Findings
-from preftune.formats.account import Account
+from preftune.formats.account import Account, together
 from preftune.lifecycle import data
 from preftune.lifecycle.context import fitted
+from preftune.lifecycle.mixture_plan import SourceUse, mixed_steps
+from preftune.lifecycle.sources import evaluation_sources, training_sources
+from preftune.lifecycle.streamed_rows import read_sample
 from preftune.methods import reward, sft
 from preftune.methods.objective import bind_objective, shape_for
 from preftune.types import PreferenceGroup, TokenGroup
@@ -43,24 +46,43 @@ Adapter = Callable[[Sequence[TokenGroup]], Sequence[TokenGroup]]
 class Checked:
     """The report on the data of a run.
 
-    accounts   of the training file, and of an evaluation file
-    groups     of the training file, including those that a run would hold out
+    train      accounts of the training sources
+    held_out   accounts of separate evaluation sources
+    groups     of the training sources, including those that a run would hold out
     too_long   origins of groups with more tokens than the model's context
     refusal    the error that a run would raise, or None
     findings   defects in the texts and judgements of `groups`, and leaks into the evaluation data
+    uses       what an epoch has of each source of a mixture; empty for a single source
     """
 
-    accounts: tuple[Account, ...]
+    train: tuple[Account, ...]
+    held_out: tuple[Account, ...]
     audit: Audit
     groups: Sequence[PreferenceGroup]
     too_long: tuple[str, ...]
     refusal: PreftuneError | None
     findings: Findings
+    uses: tuple[SourceUse, ...] = ()
 
     @property
     def account(self) -> Account:
-        """The account of the training file."""
-        return self.accounts[0]
+        """The account of all training sources together."""
+        return together(self.train)
+
+    @property
+    def accounts(self) -> tuple[Account, ...]:
+        """All accounts."""
+        return (*self.train, *self.held_out)
+
+    @property
+    def source(self) -> str:
+        """The training data, for messages."""
+        return ", ".join(account.source for account in self.train)
+
+    @property
+    def evaluation(self) -> str:
+        """The evaluation data, or the training data if a share of them is held out."""
+        return ", ".join(account.source for account in self.held_out) or self.source
 
 
 def check(
@@ -88,24 +110,34 @@ def check(
     if method == "dpo":
         adapt = partial(shape_for, bind_objective(terms))
     try:
-        text = data.read_data(config, _has_template(renderer))
+        has_template = _has_template(renderer)
+        text = read_sample(config, has_template) if config.stream else data.read_data(config, has_template)
         tokens = data.tokenize_data(text, renderer, config) if renderer else None
-        refusal = _refusal(config, text, tokens, adapt, positions, rows, base)
+        refusal = _refusal(text, tokens, adapt, positions, rows, base)
     except PreftuneError as error:
         refusal = error
         text, tokens = _complete(config, renderer, error)
-    separate = len(text.accounts) > 1  # an evaluation file, not a share of the training data
+    separate = bool(evaluation_sources(config))  # not a share of the training data
     groups = [*text.train, *text.held_out] if len(text.held_out) and not separate else text.train
     ids = None if tokens is None else tokens.train if separate else [*tokens.train, *tokens.held_out]
     all_tokens = [*tokens.train, *tokens.held_out] if tokens and positions else []
     too_long = dict.fromkeys(group.origin for group in all_tokens if group.longest > (positions or 0))
     report = audit(groups, ids, text.held_out if separate else None)
     findings = find(groups, text.train, text.held_out)
-    return Checked(text.accounts, report, groups, tuple(too_long), refusal, findings)
+    uses = _uses(config, groups)
+    trained = len(training_sources(config))
+    return Checked(
+        text.accounts[:trained], text.accounts[trained:], report, groups, tuple(too_long), refusal, findings, uses
+    )
+
+
+def _uses(config: DataConfig, groups: Sequence[PreferenceGroup]) -> tuple[SourceUse, ...]:
+    """Return what one epoch of a run has of each source, if it holds out none of these groups."""
+    shapes = Shapes.of(_as_if_tokenised(groups)) if len(groups) and not config.stream else None
+    return mixed_steps(config, shapes, pairs=len(groups), seed=0, epochs=1, max_steps=None)[1] if shapes else ()
 
 
 def _refusal(
-    config: DataConfig,
     text: data.TextData,
     tokens: data.TokenData | None,
     adapt: Adapter,
@@ -122,7 +154,7 @@ def _refusal(
             data.require_length([*train, *held_out], positions, "data.max_length")
         groups = adapt(train)
         adapt(held_out)
-        data.require_groups(groups, config.train)
+        data.require_groups(groups, text.accounts[0].source)
     except PreftuneError as error:
         return error
     return None
@@ -134,13 +166,18 @@ def _complete(
     """Return text and tokens, read with every limit lifted. Raises `refusal` if that also fails."""
     overlong = "truncate" if config.overlong == "error" else config.overlong
     lifted = config.model_copy(update={**LIFTED, "overlong": overlong})
-    reading = data.reading_of(lifted, _has_template(renderer))
+    has_template = _has_template(renderer)
+    sources, separate = training_sources(lifted, has_template), evaluation_sources(lifted, has_template)
     try:
-        train, account = read_groups(config.train, reading)
-        held_out, *more = read_groups(config.eval, reading) if isinstance(config.eval, str) else ([],)
+        if config.stream:
+            text = read_sample(lifted, has_template)
+            return text, data.tokenize_data(text, renderer, lifted) if renderer else None
+        train, accounts = data.read_sources(sources)
+        held_out, more = data.read_sources(separate, first=len(sources))
     except PreftuneError:
         raise refusal from None
-    text = data.TextData(train, held_out, (account, *more), "")
+    names = tuple(source.name for source in (*sources, *separate))
+    text = data.TextData(train, held_out, (*accounts, *more), "", names=names)
     try:
         return text, data.tokenize_data(text, renderer, lifted) if renderer else None
     except PreftuneError:  # the report counts characters instead
@@ -159,6 +196,14 @@ def _as_if_tokenised(groups: Sequence[PreferenceGroup]) -> list[TokenGroup]:
         return np.array([ids.setdefault(text, len(ids))], dtype=np.int32)
 
     return [
-        TokenGroup(token_of(g.prompt), tuple(map(token_of, g.responses)), g.judgements, g.labels, g.ranks, g.origin)
+        TokenGroup(
+            token_of(g.prompt),
+            tuple(map(token_of, g.responses)),
+            g.judgements,
+            g.labels,
+            g.ranks,
+            g.origin,
+            source=g.source,
+        )
         for g in groups
     ]

@@ -52,7 +52,13 @@ def write_clean(path: Path, source: str | Sequence[str], checked: Checked, kinds
     Raises DataError if several rows form one group, because the findings do not say which of them to leave out.
     """
     used = {group.origin for group in checked.groups}
-    dropped = {origin for origins in checked.account.dropped.values() for origin in origins}
+    formats = {account.format for account in checked.train}
+    if len(formats) > 1:
+        what = (
+            f"the sources have different formats ({', '.join(sorted(formats))}), so their rows do not fit in one file"
+        )
+        raise DataError(what, where=checked.source, fix="check and write each source with a separate command")
+    dropped = {o for account in checked.train for origins in account.dropped.values() for o in origins}
     by_kind = {kind: checked.findings.rows([kind]) for kind in kinds}
     defective = set().union(*by_kind.values()) if by_kind else set()
     counts = {"read": 0, "written": 0, "unusable": 0}

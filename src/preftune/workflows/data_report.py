@@ -20,25 +20,44 @@ SHOWN_CHARACTERS = 300
 
 def as_json(checked: Checked) -> dict[str, Any]:
     """Return all counts with all origins."""
-    train, *others = checked.accounts
-    rows = {"format": train.format, "read": train.read, "kept": train.kept}
+    formats = list(dict.fromkeys(account.format for account in checked.train))
+    rows: dict[str, Any] = {"format": formats[0] if len(formats) == 1 else formats}
+    rows |= {name: sum(getattr(account, name) for account in checked.train) for name in ("read", "kept")}
     refusal = checked.refusal
     bias = {name: asdict(value) for name, value in checked.findings.bias.items()}
     other = {
         "findings": checked.findings.as_json(),
         "bias": bias,
         "evaluation": {
-            a.source: {"read": a.read, "dropped": _lists(a.dropped), "noted": _lists(a.noted)} for a in others
+            a.source: {"read": a.read, "dropped": _lists(a.dropped), "noted": _lists(a.noted)} for a in checked.held_out
         },
         "too_long_for_the_model": list(checked.too_long),
         "refused": {"exit_code": refusal.exit_code, "message": str(refusal)} if refusal else None,
     }
-    lists = {"dropped": _lists(train.dropped), "noted": _lists(train.noted)}
-    return {**rows, **lists, **asdict(checked.audit), **other}
+    lists = {"dropped": _lists(*(a.dropped for a in checked.train)), "noted": _lists(*(a.noted for a in checked.train))}
+    return {**rows, **lists, **asdict(checked.audit), **_mixture(checked), **other}
 
 
-def _lists(origins: Any) -> dict[str, list[str]]:
-    return {reason: list(rows) for reason, rows in origins.items()}
+def _lists(*origins: Any) -> dict[str, list[str]]:
+    """Return the origins of each reason, in all sources."""
+    lists: dict[str, list[str]] = {}
+    for source in origins:
+        for reason, rows in source.items():
+            lists.setdefault(reason, []).extend(rows)
+    return lists
+
+
+def _mixture(checked: Checked) -> dict[str, Any]:
+    """Return what was read from each source of a mixture, and how much of it an epoch has."""
+    if not checked.uses:
+        return {}
+    return {
+        "sources": [
+            {"name": use.name, "path": use.path, "format": a.format, "read": a.read, "kept": a.kept}
+            | {"groups": use.groups, "per_epoch": use.per_epoch, "share": use.share}
+            for use, a in zip(checked.uses, checked.train, strict=True)
+        ]
+    }
 
 
 def write_report(path: Path, checked: Checked, lines: Sequence[str]) -> None:
@@ -46,11 +65,11 @@ def write_report(path: Path, checked: Checked, lines: Sequence[str]) -> None:
     if path.suffix == ".json":
         write_json(path, as_json(checked))
     else:
-        write_page(path, f"Data check: {checked.account.source}", _sections(checked, lines))
+        write_page(path, f"Data check: {checked.source}", _sections(checked, lines))
 
 
 def _sections(checked: Checked, lines: Sequence[str]) -> list[Section]:
-    findings, train, evaluation = checked.findings, checked.accounts[0].source, checked.accounts[-1].source
+    findings, train, evaluation = checked.findings, checked.source, checked.evaluation
     table = [("kind", "where", "rows", "share", "lines")]
     for kind in KINDS:
         for place, origins in findings.lines.get(kind, {}).items():

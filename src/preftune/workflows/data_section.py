@@ -7,10 +7,11 @@ from dataclasses import replace
 
 from preftune.chat.open import ChatOptions
 from preftune.chat.template import ChatSettings
+from preftune.config.data import plain_paths
 from preftune.config.schema import DataConfig
 from preftune.formats.account import Account, require_matched
 from preftune.formats.parsers import Reading
-from preftune.lifecycle.data import reading_of
+from preftune.lifecycle.sources import reading_of
 from preftune.model import load
 from preftune.types import PreferenceGroup
 
@@ -51,7 +52,7 @@ def read_rows(
     reading = row_reading_of(data)
     if source is not None and reads_transcripts(data, source):
         reading = replace(reading, as_chat="transcripts")
-    groups, account = read(data.train, reading)
+    groups, account = read(plain_paths(data.train, "this command"), reading)
     account.check(max_dropped_of(data))
     require_matched([account])
     return groups, account
@@ -59,7 +60,7 @@ def read_rows(
 
 def row_reading_of(data: DataConfig) -> Reading:
     """Return how rows are read. Text is not converted to chat here: the renderer does that as the model was trained."""
-    return replace(reading_of(data), as_chat=False)
+    return replace(reading_of(data), as_chat=False, limit=data.limit)
 
 
 def reads_transcripts(data: DataConfig, source: load.Source) -> bool:

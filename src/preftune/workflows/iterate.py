@@ -48,7 +48,7 @@ from preftune.methods import dpo
 from preftune.methods.objective import bind_objective
 from preftune.model import load
 from preftune.model.generate import Sampled, Sampling, sample
-from preftune.model.locate import ADAPTER_CONFIG
+from preftune.model.locate import ADAPTER_CONFIG, with_quant
 from preftune.model.logprobs import Scorer
 from preftune.report.card import Subject
 from preftune.rewards import chat_grades
@@ -58,7 +58,7 @@ from preftune.scoring import response_logps
 from preftune.train import manifest
 from preftune.train.display import Display
 from preftune.train.full_disk import patiently
-from preftune.train.run import Run, run_identity
+from preftune.train.run import Run
 from preftune.train.track import close_trackers
 from preftune.types import PreferenceGroup, as_json
 from preftune.workflows import label, pairs
@@ -88,7 +88,7 @@ def run(
         display.say("\n".join(account.lines()))
     weights = open_policy.reward_models_fingerprint(None if in_memory else config.reward)
     sources = {"the first model": open_policy.model_fingerprint(config.model.path), "the reward": weights}
-    identity = run_identity(config.model_dump(mode="json"), prompts.fingerprint, sources)
+    identity = manifest.run_identity(config.model_dump(mode="json"), prompts.fingerprint, sources)
     Run.check(out, identity, type(config))
     if config.judged_by_people:
         display.say("people judge the responses: the section people applies, and the section pairs does not")
@@ -246,7 +246,8 @@ def one_round(
         selection = SelectionOptions(select.select, select.gap, select.soft, beta=select.beta, seed=seed)
         pairs.run(str(sampled), prefs, selection, reward, log.display)
     parts.record(prefs)
-    base = config.model.path if config.reference == "fixed" and number > 1 else None
+    first = with_quant(config.model.path, config.model.quant)
+    base = first if config.reference == "fixed" and number > 1 else None
     tuning = DPOConfig(
         model=config.model.model_copy(update={"path": policy}),
         data=DataConfig(
@@ -352,7 +353,8 @@ def evaluated(
     tokens = [s.group for s in sampled]
     log_policy = response_logps(Scorer.of(opened.model), tokens)
     del opened
-    base = open_policy.open_policy(config.model.path, "model.path", dtype, device)
+    first = with_quant(config.model.path, config.model.quant)
+    base = open_policy.open_policy(first, "model.path", dtype, device)
     kl = log_policy - response_logps(Scorer.of(base.model), tokens)
     result = {
         **measured,

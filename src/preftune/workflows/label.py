@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from preftune import stop
+from preftune.config.data import plain_paths
 from preftune.config.schema import DataConfig
 from preftune.data.read_groups import read_groups
 from preftune.errors import ConfigError, DataError, require_writable
@@ -100,7 +101,7 @@ def run(options: LabelOptions, out: Path, display: Display, page: bool = True) -
 
 def require_own_file(options: LabelOptions, out: Path) -> None:
     """Raise ConfigError if `out` is a file that this command has not written, so that no data are overwritten."""
-    train = options.data.train
+    train = plain_paths(options.data.train, "label")
     for source in [train] if isinstance(train, str) else train:
         if Path(source).exists() and out.exists() and out.samefile(source):
             raise ConfigError("the file is also the input", where=f"--out {out}", fix="choose a different --out")
@@ -121,7 +122,7 @@ def journal_of(out: Path) -> Path:
 
 def command_for(options: LabelOptions, out: Path) -> str:
     """Return the command that collects the verdicts of these options."""
-    source = options.data.train
+    source = plain_paths(options.data.train, "label")
     words = ["preftune", "label", *([source] if isinstance(source, str) else source), "--out", str(out)]
     words += ["--pairs", str(options.per_row or "all")] * (options.per_row != 1)
     words += ["--votes", str(options.votes)] * (options.votes is not None)
@@ -241,7 +242,7 @@ def label_lines(verdicts: Verdicts) -> list[str]:
 
 def read_pairs(options: LabelOptions, display: Display) -> Comparison:
     """Read the pairs to judge, and print the account of rows and pairs. Raises DataError if there is none."""
-    train, stated = options.data.train, options.data.model_fields_set - {"train"}
+    train, stated = plain_paths(options.data.train, "label"), options.data.model_fields_set - {"train"}
     sources = [train] if isinstance(train, str) else list(train)
     if stated and (len(sources) > 1 or (options.data.format == "auto" and has_samples(sources[0]))):
         what = f"samples are read as preftune sample writes them, without data.{sorted(stated)[0]}"

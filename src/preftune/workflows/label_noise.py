@@ -41,17 +41,19 @@ from preftune.lifecycle.data import limits_of, read_data
 from preftune.lifecycle.packing_probe import choose_layout
 from preftune.lifecycle.plan import print_plan
 from preftune.lifecycle.policy import compute_dtype, device_of
+from preftune.lifecycle.sources import source_paths
 from preftune.measures.label_noise import Floats, confidence, slope
 from preftune.methods import dpo, reward
 from preftune.methods.objective import bind_objective
 from preftune.methods.reference import reference_kind
 from preftune.model import load
+from preftune.model.locate import with_quant
 from preftune.model.logprobs import Scorer, logps
 from preftune.model.scalar import load_scalar, reward_logps, scalar_scorer, with_reward_slot
 from preftune.scoring import SLOTS, score_responses
 from preftune.train.display import Display
-from preftune.train.manifest import Parts
-from preftune.train.run import Run, run_identity
+from preftune.train.manifest import Parts, run_identity
+from preftune.train.run import Run
 from preftune.types import Judgement, PreferenceGroup, TokenGroup, content, plain
 
 Groups = Sequence[PreferenceGroup]
@@ -75,6 +77,8 @@ def run(config: NoiseConfig, *, display: Display | None = None, dry_run: bool = 
     if config.data.eval is not None:
         what, fix = "every fold is held out in turn", "remove it; `folds` sets the number of folds"
         raise ConfigError(what, where="data.eval", fix=fix)
+    if config.data.stream:
+        raise ConfigError("the data are split into folds before training", where="data.stream", fix="remove it")
     config = within_context(config, display)
     source = load.locate(config.model.path)
     if config.ranker == "dpo":
@@ -85,7 +89,7 @@ def run(config: NoiseConfig, *, display: Display | None = None, dry_run: bool = 
     for group in text.train:
         require_judged(group, "noise")
     parts = folds(text.train, config.folds)
-    display.say("\n".join(text.accounts[0].lines()))
+    display.say("\n".join(line for account in text.accounts for line in account.lines()))
     display.say(
         f"{config.folds} folds with {', '.join(str(len(part)) for part in parts)} groups; no prompt is in two folds"
     )
@@ -105,7 +109,7 @@ def rank(config: NoiseConfig, log: Run, groups: Groups, parts: Sequence[Groups])
     not_ranked = sum(len(group.judgements) for group in groups) - len(ranked)
     if not ranked:
         fix = "raise data.max_length, or use shorter rows"
-        raise DataError("no judgement is left to rank", where=str(config.data.train), fix=fix)
+        raise DataError("no judgement is left to rank", where=", ".join(source_paths(config.data)), fix=fix)
     summary = report(config, ranked, not_ranked)
     log.note(finished=True, **summary)
     display.say("\n".join(summary_lines(config, summary)))
@@ -154,7 +158,7 @@ def _dpo(config: NoiseConfig, folder: Path) -> DPOConfig:
 
 
 def _common(config: NoiseConfig, folder: Path) -> dict[str, Any]:
-    data = {"train": str(folder / "train.json"), "format": "groups", "ignore": []}
+    data: dict[str, Any] = {"train": str(folder / "train.json"), "format": "groups", "ignore": [], "limit": None}
     sections = {
         name: getattr(config, name) for name in ("model", "optim", "batch", "train", "lora", "track", "track_names")
     }
@@ -180,7 +184,7 @@ def margins_of(config: NoiseConfig, final: Path, held_out: Groups, display: Disp
         forward, slots = partial(reward_logps, scorer), with_reward_slot(groups)
         rewards = score_responses(forward, slots, scorer.device, Budget(layout, SLOTS))
     else:
-        base = load.locate(config.reference.path or config.model.path)
+        base = load.locate(config.reference.path or with_quant(config.model.path, config.model.quant))
         policy, reference = (logps_of(Scorer.of(load.load_model(s, dtype).to(device)), groups) for s in (source, base))
         rewards = [implicit_reward(p, r, beta=1.0) for p, r in zip(policy, reference, strict=True)]
     return [

@@ -19,6 +19,7 @@ from typing import Any
 
 from preftune.chat.open import renderer_of
 from preftune.client import Client, RefusedError
+from preftune.config.data import plain_paths
 from preftune.config.schema import DataConfig, ModelConfig
 from preftune.data.prompts import read_prompts
 from preftune.errors import ConfigError, IncompleteError, RunError, require_writable, writing
@@ -90,7 +91,7 @@ def files_of(options: SampleOptions, out: Path) -> Files:
         "server": options.server.record if options.server else None,
     }
     rows = data.model_dump(mode="json", exclude_defaults=True, exclude={"train", *RENDERING})
-    prompts, n = fingerprint(data.train), options.sampling.n
+    prompts, n = fingerprint(plain_paths(data.train, "sample")), options.sampling.n
     request = {"prompts": prompts, "n": n, "max_prompts": options.max_prompts, **rows}
     identity = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     meta, part = out.with_name(f"{out.name}.meta.json"), out.with_name(f"{out.name}.part")

@@ -17,6 +17,7 @@ import torch
 
 from preftune.chat.open import ChatOptions, renderer_of
 from preftune.chat.render import Renderer
+from preftune.config.data import plain_paths
 from preftune.config.schema import DataConfig, ModelConfig
 from preftune.data.layout import Budget
 from preftune.data.loss_items import as_pairs, require_judged
@@ -108,7 +109,7 @@ def run(options: ScoreOptions | RewardScoreOptions, out: Path, display: Display)
     sources = sources_of(options) if isinstance(options, ScoreOptions) else {}
     require_writable(out)
     groups, account = read_rows(read_groups, options.data, sources.get("policy"))
-    marks = marks_of(options.data.train)
+    marks = marks_of(plain_paths(options.data.train, "score"))
     with_tokens = isinstance(options, ScoreOptions) and options.tokens
     if isinstance(options, RewardScoreOptions):
         tokenizer, by_mode = None, {"corrected": rewarded(options, groups, marks, account, display)}

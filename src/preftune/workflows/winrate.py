@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from preftune.client import Client
+from preftune.config.data import plain_paths
 from preftune.config.schema import DataConfig
 from preftune.data.prompts import ANSWERS, LOOKED_AT, read_prompts
 from preftune.data.read_groups import read_groups
@@ -153,7 +154,8 @@ def read_judged(options: WinRateOptions) -> tuple[list[PreferenceGroup], list[Pr
 
     Raises DataError if a group has no preferred response and there is no model to compare with.
     """
-    if options.against is not None and has_only_prompts(options.data.train, row_reading_of(options.data)):
+    paths = plain_paths(options.data.train, "winrate")
+    if options.against is not None and has_only_prompts(paths, row_reading_of(options.data)):
         prompts, account = read_rows(read_prompts, options.data)
         return prompts[: options.max_prompts], [], account
     groups, account = read_rows(read_groups, options.data)

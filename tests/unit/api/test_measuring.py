@@ -166,7 +166,7 @@ def test_check_data_depends_on_the_training_method(model_folder: Path) -> None:
         assert preftune.check_data(labelled, loss="kto", model=model).ok
         assert not preftune.check_data(labelled, method="reward", model=model).ok
     assert "max_length=256" in str(
-        preftune.check_data([{**PAIRS[0], "chosen": " x" * 400}], model=model_folder).refusal
+        preftune.check_data([{**PAIRS[0], "chosen": " x" * 400}], model=model_folder, max_length=1024).refusal
     )
 
 

@@ -78,3 +78,21 @@ def test_each_thread_has_its_own_limit() -> None:
 def test_a_nested_error_of_the_template_is_kept() -> None:
     with pytest.raises(ZeroDivisionError):
         bounded(lambda: 1 // 0, "m")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit of the address space")
+def test_the_last_of_two_renderings_at_once_restores_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SECONDS", 60)
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    inside, first_ends = threading.Event(), threading.Event()
+    second = threading.Thread(target=bounded, args=(lambda: (inside.set(), first_ends.wait(10)), "m"))
+
+    def first() -> None:
+        second.start()
+        inside.wait(10)
+
+    bounded(first, "m")
+    assert resource.getrlimit(resource.RLIMIT_AS) != before
+    first_ends.set()
+    second.join()
+    assert resource.getrlimit(resource.RLIMIT_AS) == before

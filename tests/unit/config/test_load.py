@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, get_args
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import pytest
 import yaml
@@ -116,8 +117,8 @@ PROBLEMS = [
     ("lora: {targets: [a, [b]]}\n", "run.yaml:3: lora.targets.1: must be text"),
     ("lora: {init: pissa_niter_4}\n", "lora.init: pissa_niter_4 moves a part of the base weights into the adapter"),
     ("lora: {init: LoftQ}\n", "lora.init: loftq moves a part of the base weights into the adapter"),
-    ("lora: {init: eva}\n", "lora.init: eva needs a pass over the data first"),
-    ("lora: {init: false}\n", "lora.init: with false, a new adapter changes the outputs"),
+    ("lora: {init: eva}\n", "lora.init: eva needs a pass over the data before training"),
+    ("lora: {init: false}\n", "lora.init: with false, the adapter changes the outputs"),
     ("lora: {dora: true, adapter: keep}\n", "with dora, two adapters cannot be saved as one"),
     ("optim: fast\n", "run.yaml:3: optim is a section, not a value; set optim.name or optim.lr or"),
 ]
@@ -243,11 +244,19 @@ def test_a_date_is_text(tmp_path: Path, day: str) -> None:
     assert load(DPOConfig, write(tmp_path, f"{MINIMAL}out: {day}\n")).out == day
 
 
+def kinds_of(annotation: Any) -> set[Any]:
+    """Return the types that a value may have: the members of unions, also inside Annotated."""
+    if get_origin(annotation) is Annotated:
+        return kinds_of(get_args(annotation)[0])
+    members = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else ()
+    return set().union(*map(kinds_of, members)) if members else {annotation}
+
+
 def numbers(schema: type[BaseModel], prefix: str = "") -> list[str]:
     """Return the names of all fields that are numbers."""
     names = []
     for name, field in schema.model_fields.items():
-        kinds = {field.annotation, *get_args(field.annotation)}
+        kinds = kinds_of(field.annotation)
         section = next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)
         names += numbers(section, f"{prefix}{name}.") if section else [f"{prefix}{name}"] * bool(kinds & {int, float})
     return names
@@ -352,7 +361,7 @@ def test_a_name_that_trl_uses_gets_the_key_of_preftune(
 
 
 def test_a_name_that_trl_uses_gets_no_hint_where_no_key_does_the_same(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="unknown key 'beta'; known keys: batch, data, lora"):
+    with pytest.raises(ConfigError, match="unknown key 'beta'; known keys: batch, best, data, lora"):
         load(SFTConfig, write(tmp_path, MINIMAL), ["beta=0.1"])
 
 

@@ -17,6 +17,7 @@ from preftune.client import Client
 from preftune.errors import ConfigError, ModelError
 from preftune.export.adapter import vllm_command
 from preftune.export.run import ExportOptions, run
+from preftune.train import manifest
 from preftune.train.display import Display
 from preftune.types import Message
 
@@ -42,11 +43,10 @@ def test_peft_and_transformers_load_the_folder_from_everywhere(
     assert Path(json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"]).is_absolute()
 
 
-@pytest.mark.parametrize("to", ["merged", "adapter"])
-def test_transformers_serve_answers_a_chat_with_the_exported_model(lora_run: Path, tmp_path: Path, to: str) -> None:
+def test_transformers_serve_answers_a_chat_with_the_exported_model(lora_run: Path, tmp_path: Path) -> None:
     """The served text is what the exported folder writes in this process."""
     pytest.importorskip("openai")
-    out = run(str(lora_run), ExportOptions(to), tmp_path / "served", QUIET)
+    out = run(str(lora_run), ExportOptions("merged"), tmp_path / "served", QUIET)
     model = transformers.AutoModelForCausalLM.from_pretrained(out, dtype="auto").eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(out)
     prompt = [{"role": "user", "content": "the cat"}]
@@ -66,6 +66,7 @@ def test_a_base_model_of_the_run_folder_is_copied(lora_run: Path, base_model: Pa
     path = own / "final" / "adapter_config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps({**config, "base_model_name_or_path": str(own / "base")}))
+    manifest.write(own, {**manifest.read(own), "final": manifest.model_hashes(own / "final")})
     out = run(str(own), ExportOptions("adapter"), tmp_path / "a", QUIET)
     shutil.rmtree(own)
     peft.AutoPeftModelForCausalLM.from_pretrained(out)
@@ -101,6 +102,7 @@ def test_a_merged_model_for_vllm(lora_run: Path, tmp_path: Path, capsys: pytest.
 
 
 def test_a_model_without_an_adapter_is_an_error(lora_run: Path, base_model: Path, tmp_path: Path) -> None:
-    for path in (base_model, sorted((lora_run / "checkpoints").iterdir())[-1]):
-        with pytest.raises(ConfigError, match="no adapter folder to write"):
+    checkpoint = sorted((lora_run / "checkpoints").iterdir())[-1]
+    for path, what in ((base_model, "this model has no adapter"), (checkpoint, "this is a checkpoint")):
+        with pytest.raises(ConfigError, match=what):
             run(str(path), ExportOptions("adapter"), tmp_path / "a", QUIET)

@@ -35,7 +35,7 @@ def test_a_null_in_a_mixed_file_is_an_error(tmp_path: Path) -> None:
         read_rows(tmp_path, [PAIR_ROW, CHAT, {**PAIR_ROW, "prompt": None}])
 
 
-def test_a_list_in_order_is_read_when_the_format_says_so(tmp_path: Path) -> None:
+def test_a_list_in_order_is_read_with_the_format_ordered(tmp_path: Path) -> None:
     row = {"prompt": "p", "output": ["best", "middle", "worst"]}
     [group], account = read_rows(tmp_path, [row], format="ordered")
     assert [(j.better, j.worse) for j in group.judgements] == [(0, 1), (0, 2), (1, 2)]

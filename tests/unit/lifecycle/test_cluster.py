@@ -184,7 +184,7 @@ def test_sizes_have_units(text: str, size: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "GB", "80XB", "-3GB", "1.2.3GB", "0GB", "1e400"])
-def test_a_text_that_is_no_size_is_an_error(text: str) -> None:
+def test_a_malformed_size_is_an_error(text: str) -> None:
     with pytest.raises(ConfigError, match="is not a size"):
         read_bytes(text, "--memory")
 

@@ -92,6 +92,13 @@ def test_pairs_that_are_told_apart_at_once(accuracies: list[float], pairs: int, 
     assert list(texts) == ["too easy"] * warned
 
 
+def test_a_line_counts_the_pairs_of_all_steps_since_the_line_before_it() -> None:
+    """With train.log_every=10."""
+    [line] = lines(1, **{"rewards/accuracies": 1.0})
+    text = about_training([{**line, "step": 10}], 32)["too easy"]
+    assert text.startswith("the last 320 pairs up to step 10 were all told apart")
+
+
 def test_late_success_is_no_leak() -> None:
     late = lines(60, **{"rewards/accuracies": [0.6] * 30 + [1.0] * 30})
     assert about_training(late, 8) == {}

@@ -289,7 +289,7 @@ def test_invalid_settings_are_refused_before_the_run_folder_is_created(
 def test_sequences_longer_than_the_model_are_refused(tmp_path: Path, model_folder: Path) -> None:
     rows = [{"prompt": "x" * 300, "chosen": " a", "rejected": " b"}]
     with pytest.raises(ConfigError, match="but the model's context has 256"):
-        run(tmp_path, model_folder, rows=rows)
+        run(tmp_path, model_folder, rows=rows, data_options={"max_length": 1024})
 
 
 def test_soft_labels_are_refused_by_a_loss_that_does_not_use_them(tmp_path: Path, model_folder: Path) -> None:

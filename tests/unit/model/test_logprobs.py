@@ -241,3 +241,21 @@ def test_log_probs_do_not_depend_on_the_rest_of_the_batch(model: Any) -> None:
             values = logps(scorer, batch).sum_S
             for i, group in enumerate(batch.groups):
                 assert torch.allclose(values[2 * i : 2 * i + 2], alone[group.origin], atol=1e-5)
+
+
+def test_gradients_of_slots_that_are_read_several_times_have_the_same_bits_with_several_threads() -> None:
+    hidden, read_N = torch.randn(1, 500, 64, requires_grad=True), torch.arange(3001) // 7
+    weight = torch.randn(3001, 64)
+    expected = torch.zeros(500, 64)
+    for slot, row in zip(read_N.tolist(), weight, strict=True):
+        expected[slot] += row
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for _ in range(40):
+            hidden.grad = None
+            logprobs.read_slots(hidden, read_N).backward(weight)
+            assert hidden.grad is not None
+            assert torch.equal(hidden.grad[0], expected)
+    finally:
+        torch.set_num_threads(threads)

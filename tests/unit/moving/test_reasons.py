@@ -24,6 +24,8 @@ def unknown_keys(names: list[str], method: str) -> list[str]:
             draft = trl.convert(Source("dpo.yaml", "trl", method, BASE | {name: 1}), None)
         except ConfigError:
             continue  # 1 is not a value of this key, so the key is recognised
+        if draft.refused:
+            continue  # run.convert lists the keys of the loss
         draft.finish(SAME["trl"], LOST["trl"])
         result += [key for entry in draft.listed("unknown") for key in entry.keys]
     return result

@@ -11,6 +11,7 @@ import yaml
 from preftune.config.commands import CONFIGS
 from preftune.config.load import load
 from preftune.errors import ConfigError
+from preftune.moving.ours import has_key, has_mixtures
 from preftune.moving.run import Imported, convert
 
 TRL = {
@@ -293,7 +294,7 @@ def test_held_out_data(tmp_path: Path) -> None:
     [
         ("trl", {"use_peft": True}, {"rank": 16, "alpha": 32.0, "targets": ["q_proj", "v_proj"]}),
         ("trl", {"use_peft": True, "lora_target_modules": "all-linear"}, {"targets": "all-linear"}),
-        ("trl", {"use_peft": True, "use_rslora": True, "lora_r": 64}, {"rank": 64, "alpha": 256.0}),
+        ("trl", {"use_peft": True, "use_rslora": True, "lora_r": 64}, {"rank": 64, "alpha": 32.0, "rslora": True}),
         ("llamafactory", {}, {"rank": 8, "alpha": 16.0, "targets": "all-linear"}),
         (
             "llamafactory",
@@ -368,6 +369,40 @@ def test_settings_replace_values(tmp_path: Path) -> None:
     assert config["loss"] == {"name": "sigmoid", "beta": 0.3}
     with pytest.raises(ConfigError, match="lrr"):
         run(tmp_path, TRL, settings=["optim.lrr=1"])
+
+
+def test_the_best_weights_and_early_stopping(tmp_path: Path) -> None:
+    evaluated = {"eval_strategy": "steps", "eval_steps": 50, "load_best_model_at_end": True}
+    evaluated |= {"metric_for_best_model": "eval_rewards/accuracies", "greater_is_better": True}
+    config = run(tmp_path, TRL | evaluated)[1]
+    assert config["best"] == {"metric": "rewards/accuracies", "direction": "higher"}
+    config = run(tmp_path, TRL | evaluated | {"load_best_model_at_end": False, "early_stopping_patience": 3})[1]
+    assert (config["best"]["final"], config["best"]["patience"]) == ("last", 3)
+    result, config = run(tmp_path, TRL | {"load_best_model_at_end": True})
+    assert "best" not in config
+    assert "load_best_model_at_end: true: set data.eval" in "\n".join(result.report)
+
+
+def test_variants_of_adapters(tmp_path: Path) -> None:
+    values = {"use_peft": True, "load_in_8bit": True, "use_dora": True, "lora_modules_to_save": ["lm_head"]}
+    config = run(tmp_path, TRL | values)[1]
+    assert config["model"]["quant"] == "int8"
+    assert (config["lora"]["dora"], config["lora"]["modules_to_save"]) == (True, ["lm_head"])
+    lora = {"lora_r": 8, "lora_alpha": 16, "lora_target_linear": True}
+    assert run(tmp_path, AXOLOTL | lora | {"adapter": "qlora"})[1]["model"]["quant"] == "nf4"
+    assert run(tmp_path, AXOLOTL | lora | {"adapter": "lora", "load_in_8bit": True})[1]["model"]["quant"] == "int8"
+    _, config = run(tmp_path, TRL | {"load_in_4bit": True})
+    assert "quant" not in config["model"]
+
+
+def test_settings_that_preftune_has_too(tmp_path: Path) -> None:
+    """Theirs are listed where preftune does not have the key."""
+    mixture = {"datasets": [{"id": "a", "weight": 0.5}, {"id": "b"}]}
+    train = run(tmp_path, TRL | {"dataset_name": None, "dataset_mixture": mixture})[1]["data"]["train"]
+    expected = [{"path": "a:train", "weight": 0.5}, {"path": "b:train", "weight": 1}]
+    assert train == (expected if has_mixtures() else ["a:train", "b:train"])
+    limited = run(tmp_path, LLAMAFACTORY | {"max_samples": 100})[1]["data"]
+    assert limited.get("limit") == (100 if has_key("data.limit") else None)
 
 
 def test_what_is_missing_is_listed(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from preftune.errors import RunError
+from preftune.files import journal_line
 from preftune.people.pairs import Pair, first_is_left, turns
 from preftune.people.verdicts import Verdicts, shared_agreement, summary_lines
 from preftune.types import Message
@@ -129,7 +130,7 @@ def test_a_line_that_is_not_a_verdict_is_an_error_with_its_number(tmp_path: Path
     with Verdicts(tmp_path / "v.jsonl", PAIRS) as verdicts:
         judge_all(verdicts, "ana", "ab")
     with (tmp_path / "v.jsonl").open("a") as file:
-        file.write(line.replace("KEY", PAIRS[3].key) + "\n")
+        file.write(journal_line(json.loads(line.replace("KEY", PAIRS[3].key))))
     with pytest.raises(RunError, match=r"v\.jsonl:4: the line is not a verdict"):
         Verdicts(tmp_path / "v.jsonl", PAIRS)
 

@@ -36,17 +36,19 @@ def _short_times(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_exit_code_of_all_ranks_is_kept() -> None:
     assert wait_for("", "") == 0
-    assert wait_for("exit(75)", "exit(75)") == 75
+    assert wait_for("raise SystemExit(75)", "raise SystemExit(75)") == 75
 
 
 def test_the_code_of_the_rank_that_failed_first_counts(capfd: pytest.CaptureFixture[str]) -> None:
     # rank 1 reports a data error; rank 0 only lost its connection, and rank 2 hangs
-    assert wait_for("import time; time.sleep(0.5); exit(8)", "exit(3)", SLEEP) == 3
+    assert wait_for("import time; time.sleep(0.5); raise SystemExit(8)", "raise SystemExit(3)", SLEEP) == 3
     assert capfd.readouterr().err == ""  # the rank has printed its error
 
 
 def test_a_rank_that_was_killed_is_named_once(capfd: pytest.CaptureFixture[str]) -> None:
-    assert wait_for("import time; time.sleep(0.3); exit(8)", "import os; os.kill(os.getpid(), 9)", SLEEP) == 8
+    assert (
+        wait_for("import time; time.sleep(0.3); raise SystemExit(8)", "import os; os.kill(os.getpid(), 9)", SLEEP) == 8
+    )
     message = capfd.readouterr().err
     assert message.count("rank 1 was killed by SIGKILL") == 1
     assert "rerun the same command to resume" in message

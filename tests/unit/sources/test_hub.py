@@ -13,8 +13,10 @@ from preftune.data.read_groups import read_groups
 from preftune.errors import DataError
 from preftune.formats.names import CANONICAL
 from preftune.formats.parsers import Reading
-from preftune.sources.hub import hub_source, is_hub_id
+from preftune.sources import hub
+from preftune.sources.hub import hub_source, hub_stream, is_hub_id
 from preftune.sources.known import KNOWN, columns_of
+from preftune.sources.parts import parts_of
 from preftune.sources.read import fingerprint, read
 
 HUB = {
@@ -158,6 +160,49 @@ def test_the_error_for_a_failed_download_says_what_to_do(monkeypatch: pytest.Mon
 )
 def test_only_some_names_can_be_hub_ids(name: str, expected: bool) -> None:
     assert is_hub_id(name) is expected
+
+
+def test_a_revision_selects_a_branch_tag_or_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    revisions: list[Any] = []
+
+    def recording(result: Any) -> Any:
+        def call(*_: Any, revision: str | None = None, **__: Any) -> Any:
+            revisions.append(revision)
+            return result
+
+        return call
+
+    monkeypatch.setattr(datasets, "get_dataset_config_names", recording(["default"]))
+    monkeypatch.setattr(datasets, "get_dataset_default_config_name", recording("default"))
+    monkeypatch.setattr(datasets, "get_dataset_split_names", recording(["train", "test"]))
+    monkeypatch.setattr(datasets, "load_dataset", recording(datasets.Dataset.from_list([{"x": i} for i in range(10)])))
+    assert [row.value["x"] for row in read("org/one:test@refs/pr/1[20%:40%]")] == [2, 3]
+    assert set(revisions) == {"refs/pr/1"}
+    assert is_hub_id("org/one:test@v1.0")
+    assert not is_hub_id("org/one:te st@v1.0")
+
+
+def test_a_stream_reads_the_shards_of_one_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = datasets.Dataset.from_list([{"x": i} for i in range(10)]).to_iterable_dataset(num_shards=3)
+    options_of_load: dict[str, Any] = {}
+
+    def load(name: str, config: str | None, **options: Any) -> Any:
+        options_of_load.update(options)
+        return rows
+
+    monkeypatch.setattr(hub, "_commit", lambda target, revision: f"commit of {target} {revision}")
+    monkeypatch.setattr(datasets, "get_dataset_config_names", lambda name, revision: ["default"])
+    monkeypatch.setattr(datasets, "get_dataset_default_config_name", lambda name, revision: "default")
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda name, config, revision: ["train"])
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    hub_stream.cache_clear()
+    parts = parts_of("org/one")
+    assert options_of_load == {"split": "train", "streaming": True, "revision": "commit of org/one None"}
+    assert len(parts.parts) == 3
+    assert [row.value["x"] for row in parts.rows()] == list(range(10))
+    assert next(row.origin for row in parts.parts[1]()) == "org/one:shard-1:1"
+    assert [row.value["x"] for row in parts_of("org/one[4:6]").rows()] == [4, 5]
+    hub_stream.cache_clear()
 
 
 def test_a_well_known_data_set_without_its_usual_split_is_read_as_any_other() -> None:

@@ -268,7 +268,7 @@ def test_a_missing_local_file_is_not_searched_on_the_hub(
     (tmp_path / "data" / "other.txt").write_text("")
     (tmp_path / "home" / "set").mkdir(parents=True)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setattr("preftune.sources.read.hub_source", lambda _: pytest.fail("contacted the Hub"))
+    monkeypatch.setattr("preftune.sources.locate.hub_source", lambda _: pytest.fail("contacted the Hub"))
     start = time.monotonic()
     with pytest.raises(DataError) as error:
         list(read(name))

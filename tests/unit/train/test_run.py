@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -11,7 +11,8 @@ from preftune.config.schema import DataConfig, DPOConfig, ModelConfig
 from preftune.errors import RunError
 from preftune.train import run as run_module
 from preftune.train.display import Display
-from preftune.train.run import Run, run_identity
+from preftune.train.manifest import run_identity
+from preftune.train.run import Run
 from preftune.train.track import Tracked
 
 
@@ -103,3 +104,39 @@ def test_a_resumed_run_continues_its_trackers(tmp_path: Path, monkeypatch: pytes
 def test_names_of_metrics_may_change_when_a_run_resumes(tmp_path: Path) -> None:
     Run.open(tmp_path / "run", run_identity(config().model_dump(mode="json"), "x"), Display(quiet=True))
     check(tmp_path / "run", config().model_copy(update={"track_names": ["trl"]}))
+
+
+def test_files_of_other_commands_in_the_run_folder_are_kept(tmp_path: Path) -> None:
+    """For example the answers of an interrupted `preftune sample`, which may be paid."""
+    identity = run_identity(config().model_dump(mode="json"), "x")
+    Run.open(tmp_path / "run", identity, Display(quiet=True)).close()
+    for name in ("samples.jsonl.part", "notes.partial.md", "final.part-7"):
+        (tmp_path / "run" / name).write_text("x")
+    Run.open(tmp_path / "run", identity, Display(quiet=True)).close()
+    left = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"samples.jsonl.part", "notes.partial.md"} <= left
+    assert "final.part-7" not in left
+
+
+def test_a_tracker_that_fails_does_not_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing:
+        run: ClassVar[dict[str, str]] = {}
+        closed = 0
+
+        def log(self, step: int, metrics: dict[str, float]) -> None:
+            raise ConnectionError("the server is gone")
+
+        def close(self) -> None:
+            Failing.closed += 1
+
+    lines: list[str] = []
+    display = Display(quiet=True)
+    monkeypatch.setattr(display, "say", lines.append)
+    run = Run.open(tmp_path / "run", run_identity(config().model_dump(mode="json"), "x"), display)
+    run.trackers = {"mlflow": Failing()}
+    for step in (1, 2):
+        run.log_train(step, {"loss": 0.5})
+    assert [line for line in lines if "loss" not in line] == [
+        "warning: mlflow failed, and the run continues without it: ConnectionError: the server is gone"
+    ]
+    assert (run.trackers, Failing.closed, len(run.metric_lines())) == ({}, 1, 2)

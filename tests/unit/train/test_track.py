@@ -122,13 +122,13 @@ def in_two_parts(name: str, folder: Path) -> list[dict[str, str]]:
     opened = open_trackers([name], Tracked(folder, {"optim": {"lr": 1e-6}}))
     first = opened[name].run
     for step in range(5):
-        log_metrics(opened, [], "train" if step else "eval", step, {"loss": float(step)})
+        log_metrics(opened, [], "train" if step else "eval", step, {"loss": float(step)}, pytest.fail)
     track.close_trackers(opened, pytest.fail)
     opened = open_trackers([name], Tracked(folder, {"optim": {"lr": 1e-6}}, 2, {name: first}))
     second = opened[name].run
     for step in range(3, 6):
-        log_metrics(opened, [], "train", step, {"loss": float(step)})
-    log_metrics(opened, [], "eval", 5, {"loss": 9.0})
+        log_metrics(opened, [], "train", step, {"loss": float(step)}, pytest.fail)
+    log_metrics(opened, [], "eval", 5, {"loss": 9.0}, pytest.fail)
     track.close_trackers(opened, pytest.fail)
     return [first, second]
 

@@ -312,16 +312,18 @@ def test_evaluations_of_the_rounds_are_sent_to_the_trackers(
 
     class Tracker:
         def __init__(self, folder: Path) -> None:
-            self.steps = steps.setdefault(str(folder), [])
+            self.folder, self.run = str(folder), dict[str, str]()
 
         def log(self, step: int, metrics: dict[str, float]) -> None:
             if "eval/objective/score" in metrics:
-                self.steps.append(step)
+                steps.setdefault(self.folder, []).append(step)
 
         def close(self) -> None: ...
 
-    monkeypatch.setattr(iterate, "open_trackers", lambda names, folder, _: [Tracker(folder)] if names else [])
-    monkeypatch.setattr("preftune.lifecycle.finish.open_trackers", lambda *_: [])
+    def opened(names: list[str], tracked: Any) -> dict[str, Tracker]:
+        return {name: Tracker(tracked.folder) for name in names}
+
+    monkeypatch.setattr("preftune.train.run.open_trackers", opened)
     monkeypatch.setattr("preftune.lifecycle.start.require_packages", lambda _: None)
     run(config(tmp_path, model_folder, track=["tensorboard"]))
     assert steps == {str(tmp_path / "run"): [0, 1, 2]}

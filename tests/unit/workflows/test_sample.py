@@ -110,11 +110,11 @@ def test_a_command_interrupted_while_it_writes_the_result_resumes(
     whole = samples.run(options, tmp_path / "whole.jsonl", QUIET).read_text()
     original = getattr(samples, name)
 
-    def after(*args: Any) -> None:
-        original(*args)
+    def after(*args: Any, **options: Any) -> None:
+        original(*args, **options)
         raise KeyboardInterrupt
 
-    def before(*_: Any) -> None:
+    def before(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     for number, interrupt in enumerate((before, after)):
