@@ -13,8 +13,10 @@ import json
 import mmap
 import os
 import sys
+import time
 import zlib
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from preftune.errors import RunError, writing
 
 MAX_READS = 1024  # from a MappedFile before its pages are released
 SEAL = "sha256"  # the entry of a sealed object with the hash of the others
+RECENT_NS = 2 * 10**9
 CHECKSUM = "crc"  # the entry of a row of a journal with the checksum of the others
 
 
@@ -118,9 +121,25 @@ def hashes_of(folder: Path, skip: Iterable[str] = ()) -> dict[str, str]:
 
 
 def digest(path: Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal."""
+    """Return the SHA-256 of a file in hexadecimal.
+
+    A process reads a file again only if it may have changed: a command verifies the weights of a model several times.
+    """
+    facts = path.stat()
+    times = facts.st_mtime_ns, facts.st_ctime_ns
+    if time.time_ns() - max(times) < RECENT_NS:  # a change within one tick of the clock would not be seen
+        return _digest(path)
+    return _kept_digest(path.absolute(), facts.st_dev, facts.st_ino, facts.st_size, *times)
+
+
+def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@lru_cache(maxsize=1024)
+def _kept_digest(path: Path, *_facts: int) -> str:
+    return _digest(path)
 
 
 def changed_files(folder: Path, hashes: Mapping[str, str]) -> list[str]:

@@ -22,6 +22,7 @@ from preftune.config.schema import (
 )
 from preftune.errors import RunError, Stopped
 from preftune.methods import dpo, sft
+from preftune.train import machine
 from preftune.train.display import Display
 from preftune.train.manifest import write
 from preftune.train.run import Run
@@ -208,3 +209,30 @@ def test_a_run_resumes_with_other_logging_evaluation_and_checkpoint_intervals(
             dpo.run(config(data, model_folder, tmp_path / "run"), display=quiet())
     intervals = {"train": TrainConfig(epochs=4, log_every=4, eval_every=None, save_every=5)}
     assert dpo.run(config(data, model_folder, tmp_path / "run", **intervals), display=quiet()).is_dir()
+
+
+def test_a_resumed_run_uses_the_threads_that_it_began_with(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, own = write_jsonl(tmp_path / "pairs.jsonl", PAIRS), torch.get_num_threads()
+    settings = config(data, model_folder, tmp_path / "run")
+    try:
+        torch.set_num_threads(2)
+        with monkeypatch.context() as patch:
+            stop_after(patch, 1)
+            with pytest.raises(Stopped):
+                dpo.run(settings, display=quiet())
+        for threads, cores, reached, text in (
+            (1, 2, 2, "continues with 2 threads instead of 1"),
+            (1, 1, 1, "began with 2 threads, but this machine has fewer cores (1)"),
+        ):
+            torch.set_num_threads(threads)
+            monkeypatch.setattr(machine, "core_count", lambda cores=cores: cores)
+            with monkeypatch.context() as patch:
+                stop_after(patch, 1)
+                with pytest.raises(Stopped):
+                    dpo.run(settings, display=Display())
+            assert torch.get_num_threads() == reached
+            assert text in capsys.readouterr().err
+    finally:
+        torch.set_num_threads(own)

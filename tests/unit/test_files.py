@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from pathlib import Path
 
 import pytest
 
+from preftune import files
 from preftune.errors import RunError, StorageError
 from preftune.files import (
     Journal,
@@ -139,3 +142,21 @@ def test_changed_and_missing_files_of_a_folder_are_named(tmp_path: Path) -> None
     (tmp_path / "a").unlink()
     (tmp_path / "c" / "d").write_text("other")
     assert changed_files(tmp_path, hashes) == ["a is missing", "c/d has changed"]
+
+
+def test_a_file_is_hashed_again_only_if_it_may_have_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "weights"
+    reads: list[Path] = []
+    read = files._digest
+    monkeypatch.setattr(files, "_digest", lambda path: (reads.append(path), read(path))[1])
+    path.write_bytes(b"one")
+    monkeypatch.setattr(files, "RECENT_NS", 0)
+    assert {files.digest(path) for _ in range(3)} == {hashlib.sha256(b"one").hexdigest()}
+    assert len(reads) == 1
+    path.write_bytes(b"two")
+    os.utime(path, ns=(1, 1))
+    assert files.digest(path) == hashlib.sha256(b"two").hexdigest()
+    monkeypatch.setattr(files, "RECENT_NS", 10**12)  # a file that has just changed may change again unnoticed
+    reads.clear()
+    assert files.digest(path) == files.digest(path)
+    assert len(reads) == 2

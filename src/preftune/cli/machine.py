@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-from preftune.model.cpu_memory import available_to_cpu
+from preftune.model.cpu_memory import available_to_cpu, core_count
 
 GB = 1e9
 FULL_BYTES = 18  # per parameter: weights, gradients in fp32, fp32 masters, two moments (16 in fp32)
@@ -40,7 +40,7 @@ class Machine:
 
 def this_machine() -> Machine:
     """Return the facts of this machine."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = core_count()
     gpu = _nvidia()
     if gpu:
         name, free, capability = gpu

@@ -33,6 +33,7 @@ from preftune.ranks.environment import place
 from preftune.ranks.shard import reshard
 from preftune.train.display import Display
 from preftune.train.finished import is_complete
+from preftune.train.machine import use_threads_of
 from preftune.train.manifest import run_identity
 from preftune.train.optim import Weights, build_optimizer, moment_bytes
 from preftune.train.run import Run
@@ -125,6 +126,8 @@ def start_run(
     if group.world() > 1:  # all ranks must render the same date
         moment = group.from_first(lambda: moment or datetime.now().isoformat())
     finished = group.from_first(lambda: not Run.extends(folder, identity) and is_complete(folder, display.say))
+    if not finished and group.world() == 1:
+        use_threads_of(Run.manifest(folder), display.say)
     start = Start(config, scalar, source, text, identity, display, model, tokenizer, moment, began, finished)
     if start.is_finished:
         _require_same_model(start)

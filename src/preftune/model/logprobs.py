@@ -97,7 +97,7 @@ def read_slots(hidden: Tensor, read_N: Tensor) -> Tensor:
 
     Several responses read the last slot of a shared prompt, so the gradient adds up rows. On a CPU, the gradient of
     indexing adds them with atomic operations, whose order changes from time to time if there are several threads. That
-    of index_select adds them in order. On a GPU it is the other way round: indexing sorts, index_select is atomic.
+    of index_select adds them in order. On a GPU, indexing sorts the rows and index_select is atomic.
     """
     rows = hidden.reshape(-1, hidden.shape[-1])
     return rows.index_select(0, read_N) if rows.device.type == "cpu" else rows[read_N]

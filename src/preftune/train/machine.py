@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import platform
 import sys
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from preftune.model.cpu_memory import core_count
 
 PACKAGES = ("preftune", "torch", "transformers", "tokenizers", "peft", "datasets", "safetensors", "numpy")
 
@@ -32,6 +35,27 @@ def machine() -> dict[str, Any]:
             "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
         },
     }
+
+
+def use_threads_of(manifest: Mapping[str, Any], say: Callable[[str], None]) -> None:
+    """Compute with as many threads as the run that is resumed, since sums are rounded differently with another number.
+
+    A machine with fewer cores keeps its own number of threads. Both are said.
+    """
+    threads, own = (manifest.get("machine") or {}).get("threads"), torch.get_num_threads()
+    if not isinstance(threads, int) or threads == own:
+        return
+    cores = core_count()
+    if 0 < threads <= cores:
+        torch.set_num_threads(threads)
+        say(
+            f"the run continues with {threads} threads instead of {own}, as it began, so the results have the same bits"
+        )
+    else:
+        say(
+            f"the run began with {threads} threads, but this machine has fewer cores ({cores}), so it continues with {own}: the "
+            "results agree with those of an uninterrupted run to rounding, not bit for bit"
+        )
 
 
 def processor() -> str:
