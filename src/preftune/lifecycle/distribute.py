@@ -13,6 +13,7 @@ from preftune.lifecycle.task import ResponseTask
 from preftune.model.attention import base_of
 from preftune.model.head import output_layer
 from preftune.model.logprobs import Scorer
+from preftune.model.memory import passes_need_all_ranks
 from preftune.ranks import group
 from preftune.ranks.shard import reshard, shard, whole
 from preftune.train.optim import Weights
@@ -31,6 +32,7 @@ def split(scorer: Scorer, policy: Policy, precise: Mapping[str, torch.Tensor] | 
     """Split a model, which is on the CPU, in the same way as the policy. Return its scorer."""
     if policy.shards == 1:
         return scorer
+    passes_need_all_ranks()
     shard(scorer.model, policy.dtype, policy.shards, device_of(None), precise or {})
     ids = torch.zeros(1, 1, dtype=torch.int64, device=device_of(None))
     with torch.no_grad():  # the first forward pass prepares the collectives

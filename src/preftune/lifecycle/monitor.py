@@ -26,7 +26,7 @@ from preftune.measures.frontier import Floats
 from preftune.model import load
 from preftune.model.generate import Sampled, Sampling, sample
 from preftune.model.logprobs import Scorer, sum_responses
-from preftune.model.memory import compute_in_parts, free_memory, out_of_memory
+from preftune.model.memory import can_repeat, compute_in_parts, free_memory
 from preftune.model.reference import AdapterOff, Cached, Live
 from preftune.ranks.group import first
 from preftune.scoring import response_logps
@@ -186,7 +186,7 @@ def _saved(task: ResponseTask, monitor: Monitor, run: Run, step: int) -> bool:
         prompts = [group.prompt_ids.tolist() for group in monitor.groups]
         samples = sample(task.scorer.model, monitor.tokenizer, prompts, monitor.sampling)
     except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
+        if not can_repeat(error):
             raise
         return False
     _save(run, step, monitor, samples)
@@ -212,7 +212,7 @@ def _metrics(task: ResponseTask, monitor: Monitor, run: Run, step: int) -> dict[
         length_PM = np.array(lengths, dtype=np.float64)
         data_S, data_length_S, data_metrics = measure_data(task, monitor)
     except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
+        if not can_repeat(error):
             raise
         return None
     _save(run, step, monitor, samples)
@@ -268,7 +268,7 @@ def measure_kl(
     except ModelError as error:
         say(f"monitor: the KL was not measured: {error}")
     except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
+        if not can_repeat(error):
             raise
         say(
             "monitor: the KL was not measured, because policy and reference do not fit in memory together. "

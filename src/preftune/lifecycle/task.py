@@ -118,17 +118,16 @@ class ResponseTask:
             return replace(self, sources=self.held_out_sources).evaluate()
         tally, calibration, spread = Tally(), Calibration(), Spread()
         measured = []
-        is_split = is_sharded(self.scorer.model)
         mine = self.micro_batches(own(self.held_out, slots(self.budget.layout)))
+        extra = fillers(mine, self.held_out, self.micro_batches, is_sharded(self.scorer.model))
         for batch in mine:
-            whole = [(batch, self.measure(batch))] if is_split else None
-            for _, part in whole or compute_in_parts(self.measure, batch, self.micro_batches):
+            for _, part in compute_in_parts(self.measure, batch, self.micro_batches):
                 measured.append(part)
                 if len(part.judged.better_P):
                     calibration.add(*margins(part.policy, part.reference, part.judged, self.loss.beta))
                 if not self.joint:
                     self._add(measured.pop(), tally, spread)
-        for batch in fillers(mine, self.held_out, self.micro_batches, is_split):
+        for batch in extra:
             self.measure(batch)
         if self.joint:
             measured = of_all_ranks(measured, self.scorer.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
@@ -19,13 +20,13 @@ from preftune.model import load
 from preftune.model.compile import compile_blocks, is_compiled
 from preftune.model.logprobs import Scorer, logps
 from preftune.model.precision import compute_dtype_of
-from preftune.model.reference import AdapterOff, Cached, Frozen, Reference, fill, store_key
+from preftune.model.reference import AdapterOff, Cached, Frozen, Reference, fill, passes, store_key
 from preftune.model.reference_cache import Store, response_keys
 from preftune.ranks import group as ranks
 from preftune.ranks.shard import is_sharded
 from preftune.ranks.work import fillers, own
 from preftune.train.display import Display
-from preftune.types import Batch, TokenGroup
+from preftune.types import TokenGroup
 
 
 def reference_kind(config: DPOConfig, objective: Objective) -> str:
@@ -114,19 +115,14 @@ def _other_model(path: str, policy: Policy, groups: Sequence[TokenGroup], hashed
 def _fill_shares(store: Store, scorer: Scorer, groups: Sequence[TokenGroup], policy: Policy, display: Display) -> int:
     """Complete the cache for `groups`; each rank computes a share. Return the number of groups that it lacked."""
     off = AdapterOff.of(scorer) if hasattr(scorer.model, "peft_config") else None
-    mine, passes = own(groups, lambda group: group.tokens), 0
-
-    def batches(part: Sequence[TokenGroup]) -> list[Batch]:
-        nonlocal passes
-        made = micro_batches(part, policy.budget)
-        passes += len(made)
-        return made
-
+    mine, batches = own(groups, lambda group: group.tokens), partial(micro_batches, budget=policy.budget)
+    planned = passes(store, mine, batches) if policy.shards > 1 else 0
+    lacking = int(ranks.all_max(planned)) - planned  # each pass of split weights needs all ranks
     with display.stage("reference", len(mine)) as stage:
         new = fill(store, scorer, mine, batches, off, lambda done, total: stage.advance(len(mine) - total + done))
-        if policy.shards > 1:  # each pass needs all ranks
-            for _ in range(int(ranks.all_max(passes)) - passes):
-                logps(scorer, micro_batches([groups[0]], policy.budget)[0].to(scorer.device))
+        with torch.no_grad():
+            for _ in range(lacking):
+                logps(scorer, batches([groups[0]])[0].to(scorer.device))
     if ranks.world() == 1:
         return new
     new = sum(ranks.gather(new))
@@ -151,6 +147,7 @@ def check_start(task: ResponseTask, first: Sequence[TokenGroup]) -> str:
     largest, responses = 0.0, 0
     fp32 = compute_dtype_of(task.scorer.model) == torch.float32
     mine = task.micro_batches(own(first, lambda group: group.tokens))
+    extra = fillers(mine, first, task.micro_batches, is_sharded(task.scorer.model))
     for batch in mine:
         policy, reference = logps(task.scorer, batch), task.reference.logps(batch)
         difference = (policy.sum_S - reference.sum_S).abs()
@@ -166,7 +163,7 @@ def check_start(task: ResponseTask, first: Sequence[TokenGroup]) -> str:
             )
         largest = max(largest, float(difference.max()))
         responses += len(difference)
-    for batch in fillers(mine, first, task.micro_batches, is_sharded(task.scorer.model)):
+    for batch in extra:
         logps(task.scorer, batch)
         task.reference.logps(batch)
     largest, responses = ranks.all_max(largest), sum(ranks.gather(responses))

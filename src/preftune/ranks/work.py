@@ -55,7 +55,8 @@ def slots(layout: LayoutName) -> Callable[[TokenGroup], float]:
 def fillers(batches: Sequence[Batch], groups: Sequence[TokenGroup], make: MakeBatches, is_split: bool) -> list[Batch]:
     """Return micro-batches that a rank runs for nothing if its weights are split and other ranks have more batches.
 
-    Each pass gathers weights from all ranks, so all must make the same number of passes.
+    Each pass gathers weights from all ranks, so all must make the same number of passes. All ranks must call this
+    before the first pass.
     """
     if not is_split:
         return []

@@ -16,7 +16,7 @@ from preftune.config.schema import OptimConfig, TrainConfig
 from preftune.data.layout import Budget
 from preftune.data.steps import Step, size_of
 from preftune.errors import ConfigError, NumericError, PreftuneError, Stopped
-from preftune.model.memory import free_memory, out_of_memory
+from preftune.model.memory import can_repeat, free_memory
 from preftune.ranks import group as ranks
 from preftune.ranks.shard import any_sharded, local
 from preftune.ranks.work import fillers, own, slots, sum_gradients
@@ -225,7 +225,7 @@ def _gradients(
         try:
             metrics = _accumulate(task, batches, count, extra)
         except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error) or is_split:  # the other ranks wait for this one inside of their passes
+            if not can_repeat(error):  # the other ranks of split weights wait for this one inside of their passes
                 raise
         if not ranks.any_rank(metrics is None):
             assert metrics is not None
@@ -307,7 +307,7 @@ def _measured(task: Task, batches: Sequence[Batch]) -> list[Measured]:
                 stop.check()
                 measured.append(task.measure(batch))
     except (RuntimeError, MemoryError) as error:
-        if ranks.world() == 1 or not out_of_memory(error):
+        if ranks.world() == 1 or not can_repeat(error):
             raise
         exhausted = True
     if ranks.any_rank(exhausted):

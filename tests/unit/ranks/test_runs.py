@@ -24,7 +24,7 @@ calls = 0
 
 def loss(policy, reference, *, beta=0.1):
     global calls
-    calls += policy.better.requires_grad
+    calls += policy.chosen.requires_grad
     if calls == 3 and os.environ.get("RANK") == "1":
         match os.environ.get("FAULT"):
             case "raise":
@@ -33,7 +33,7 @@ def loss(policy, reference, *, beta=0.1):
                 os.kill(os.getpid(), signal.SIGKILL)
             case "term":
                 os.kill(os.getpid(), signal.SIGTERM)
-    return -logsigmoid(beta * (policy.better - policy.worse - reference.better + reference.worse))
+    return -logsigmoid(beta * (policy.chosen - policy.rejected - reference.chosen + reference.rejected))
 """
 
 
