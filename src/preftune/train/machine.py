@@ -53,8 +53,8 @@ def use_threads_of(manifest: Mapping[str, Any], say: Callable[[str], None]) -> N
         )
     else:
         say(
-            f"the run began with {threads} threads, but this machine has fewer cores ({cores}), so it continues with {own}: the "
-            "results agree with those of an uninterrupted run to rounding, not bit for bit"
+            f"the run began with {threads} threads, but this machine has fewer cores ({cores}), so it continues with "
+            f"{own}: the results agree with those of an uninterrupted run to rounding, not bit for bit"
         )
 
 
