@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,25 +45,58 @@ def in_rank(variables: dict[str, str], target: Callable[..., None], arguments: S
 
 def command(arguments: Sequence[str], log: Path) -> None:
     """Run a command and exit with its exit code. Its output is appended to a file."""
-    descriptor = os.open(log, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    import torch
-
     from preftune.cli.main import run
 
-    torch.set_num_threads(1)
-    sys.stdout.flush()
+    _print_to(log)
     code = run(list(arguments))
     sys.stdout.flush()
     os._exit(code)
 
 
+def _print_to(log: Path) -> None:
+    """Append what this process prints to a file, and compute with one thread."""
+    import torch
+
+    descriptor = os.open(log, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    torch.set_num_threads(1)
+
+
+def commands(series: Sequence[tuple[Sequence[str], str]], log: Path) -> None:
+    """Run several commands, one after another, in processes that join once. Each has its own PREFTUNE_WEIGHTS."""
+    from preftune.cli.main import app
+    from preftune.ranks.join import join
+
+    _print_to(log)
+    ranks = join(list(series[0][0]))
+    try:
+        for arguments, weights in series:
+            os.environ["PREFTUNE_WEIGHTS"] = weights
+            app(list(arguments), standalone_mode=False)
+        if ranks:
+            ranks.finish(interrupted=False)
+    except BaseException as error:
+        traceback.print_exc(file=sys.__stderr__)
+        if ranks:
+            ranks.fail(error, lambda: 1)
+        os._exit(1)
+
+
+def run_commands(world: int, series: Sequence[tuple[Sequence[str], str]]) -> tuple[list[int], str]:
+    """Run several commands in the same ranks. Return the exit codes and the output of all."""
+    return _run(world, commands, [([str(argument) for argument in arguments], way) for arguments, way in series])
+
+
 def run_command(world: int, arguments: Sequence[str], **variables: str) -> tuple[list[int], str]:
     """Run a command on several ranks. Return the exit codes and the output of all."""
+    return _run(world, command, [str(argument) for argument in arguments], **variables)
+
+
+def _run(world: int, target: Callable[..., None], what: Sequence[Any], **variables: str) -> tuple[list[int], str]:
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
-        processes = start(world, command, ([str(a) for a in arguments], log), **variables)
+        processes = start(world, target, (what, log), **variables)
         codes = exit_codes(processes)
         return codes, log.read_text() if log.exists() else ""
 

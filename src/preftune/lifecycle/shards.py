@@ -28,8 +28,9 @@ def choose_ranks(config: TunedConfig, model: Any, device: torch.device) -> tuple
     shards, line = choose_shards(needed, available(device) / sharing)
     if shards > 1:
         if isinstance(config, PPOConfig):
-            fix = "use a smaller model or lora, or launch with --weights whole"
-            raise ConfigError("ppo needs all weights on each rank, but they do not fit", where="ranks", fix=fix)
+            what, why = "ppo cannot split the weights among ranks", line.removeprefix("ranks: ")
+            fix = "launch with --weights whole; if memory runs out, use lora or a smaller model"
+            raise ConfigError(what, where="--weights", why=why, fix=fix)
         require_shardable(config)
         if config.model.quant:
             fix = "remove it, or launch with --weights whole"

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.conftest import PAIRS, make_model, make_tokenizer, write_jsonl
-from tests.ranks import run_command
+from tests.ranks import run_command, run_commands
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the ranks of these tests are forked")
 
@@ -50,7 +50,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def arguments(method: str, inputs: Path, out: Path, *more: str) -> list[str]:
     model, data = f"model.path={inputs / 'model'}", f"data.train={inputs / 'pairs.jsonl'}"
     settings = ["batch.pairs=4", "train.epochs=2", "optim.lr=1e-3", "data.eval=0.25", "batch.tokens=60"]
-    monitor = ["monitor=null"] if method == "dpo" else []
+    monitor = ["monitor=null"] if method == "dpo" and not any("monitor" in setting for setting in more) else []
     return [method, model, data, *settings, *monitor, *more, f"out={out}"]
 
 
@@ -68,34 +68,49 @@ def require_equal_runs(one: Path, other: Path) -> None:
                 assert now[name] == pytest.approx(value, abs=2e-6)
             elif not isinstance(value, str) and not name.endswith("per_s"):
                 assert now[name] == pytest.approx(value, rel=2e-4, abs=2e-5), name
-    first, second = (load_file(folder / "final" / "model.safetensors") for folder in (one, other))
+    names = [path.name for path in (one / "final").glob("*model.safetensors")]
+    first, second = (load_file(folder / "final" / names[0]) for folder in (one, other))
     assert first.keys() == second.keys()
     for name, weight in first.items():
         torch.testing.assert_close(second[name], weight, rtol=0, atol=5e-5)
 
 
-@pytest.mark.parametrize(
-    ("method", "settings", "ways"),
-    [
-        ("dpo", ["loss=sigmoid"], ["whole", "sharded"]),
-        ("dpo", ["loss=kto"], ["sharded"]),
-        ("reward", [], ["whole"]),
-        ("sft", ["samples=2"], ["sharded"]),
-    ],
-    ids=["dpo", "kto", "reward", "sft"],
-)
-def test_two_ranks_train_as_one_process(
-    method: str, settings: list[str], ways: list[str], inputs: Path, tmp_path: Path
-) -> None:
-    codes, log = run_command(1, arguments(method, inputs, tmp_path / "one", *settings))
-    assert codes == [0], log
-    for way in ways:
-        command = arguments(method, inputs, tmp_path / way, *settings)
-        codes, log = run_command(2, command, PREFTUNE_WEIGHTS=way)
-        assert codes == [0, 0], log
-        assert log.count("done: model in") == 1
-        assert f"ranks: 2, each with {'all' if way == 'whole' else '1/2 of the'} weights" in log
-        require_equal_runs(tmp_path / "one", tmp_path / way)
+#: Method, settings, and how two ranks hold the weights.
+RUNS = {
+    "dpo": ("dpo", ["loss=sigmoid", "monitor.prompts=2", "monitor.max_new_tokens=4"], ["whole", "sharded"]),
+    "joint": ("dpo", ["loss=kto"], ["sharded"]),
+    "frozen": ("dpo", ["reference.kind=frozen", "model.attention=rows"], ["sharded"]),
+    "lora": ("dpo", ["lora.rank=4", "model.gradient_checkpointing=true"], ["whole", "sharded"]),
+    "reward": ("reward", [], ["whole", "sharded"]),
+    "sft": ("sft", ["samples=2"], ["sharded"]),
+}
+
+
+@pytest.fixture(scope="module")
+def trained(inputs: Path) -> tuple[Path, str]:
+    """Train all runs on one process and on two ranks. Return the folder of the runs, and what the ranks printed."""
+    folder = inputs.parent / f"{inputs.name}-runs"
+    one, two = [], []
+    for name, (method, settings, ways) in RUNS.items():
+        one.append((arguments(method, inputs, folder / name / "one", *settings), "auto"))
+        two += [(arguments(method, inputs, folder / name / way, *settings), way) for way in ways]
+    for world, series in ((1, one), (2, two)):
+        codes, log = run_commands(world, series)
+        assert codes == [0] * world, log
+    return folder, log
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_two_ranks_train_as_one_process(name: str, trained: tuple[Path, str]) -> None:
+    for way in RUNS[name][2]:
+        require_equal_runs(trained[0] / name / "one", trained[0] / name / way)
+
+
+def test_only_rank_0_prints(trained: tuple[Path, str]) -> None:
+    ways = [way for _, _, ways in RUNS.values() for way in ways]
+    assert trained[1].count("done: model in") == len(ways)
+    for way, share in (("whole", "all"), ("sharded", "1/2 of the")):
+        assert trained[1].count(f"ranks: 2, each with {share} weights") == ways.count(way)
 
 
 @pytest.mark.parametrize(
