@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
 #: Options after the command belong to the command.
 RAW = {"ignore_unknown_options": True, "allow_interspersed_args": False}
+
+
+def is_launch(arguments: Sequence[str]) -> bool:
+    """Return whether the command is `launch`, whose options after the command are those of its ranks."""
+    return next((argument for argument in arguments if not argument.startswith("-")), "") == "launch"
 
 
 def launch(
@@ -23,7 +29,10 @@ def launch(
     node: Annotated[int, typer.Option(help="Number of this machine, from 0.", min=0)] = 0,
     address: Annotated[str | None, typer.Option(help="With --nodes: HOST:PORT of machine 0.")] = None,
 ) -> None:
-    """Run sft, dpo, reward, ppo or sample on several processes: preftune launch --ranks 4 dpo run.yaml"""
+    """Run a command on several processes.
+
+    The commands are sft, dpo, reward, ppo and sample. Example: preftune launch --ranks 4 dpo run.yaml
+    """
     from preftune.ranks.launch import Nodes
     from preftune.ranks.launch import launch as start
 

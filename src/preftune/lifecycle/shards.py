@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -11,8 +12,8 @@ from preftune.config.schema import TunedConfig
 from preftune.errors import ConfigError
 from preftune.model.memory import available
 from preftune.ranks import group
-from preftune.ranks.environment import place
-from preftune.ranks.shard import choose_shards, require_blocks, require_shardable
+from preftune.ranks.environment import WEIGHTS, place
+from preftune.ranks.shard import choose_shards, require_blocks
 from preftune.train.optim import moment_bytes
 
 
@@ -27,13 +28,35 @@ def choose_ranks(config: TunedConfig, model: Any, device: torch.device) -> tuple
     sharing = place().local_world if device.type == "cpu" else 1
     shards, line = choose_shards(needed, available(device) / sharing)
     if shards > 1:
-        if isinstance(config, PPOConfig):
-            what, why = "ppo cannot split the weights among ranks", line.removeprefix("ranks: ")
-            fix = "launch with --weights whole; if memory runs out, use lora or a smaller model"
-            raise ConfigError(what, where="--weights", why=why, fix=fix)
-        require_shardable(config)
-        if config.model.quant:
-            fix = "remove it, or launch with --weights whole"
-            raise ConfigError("quantised weights cannot be split among ranks", where="model.quant", fix=fix)
+        require_divisible(config, line.removeprefix("ranks: "))
         require_blocks(model)
     return shards, line
+
+
+def require_divisible(config: Any, why: str = "") -> None:
+    """Raise ConfigError for settings that do not work with split weights."""
+    fix = "launch with --weights whole if the model fits on each rank"
+    if isinstance(config, PPOConfig):
+        raise ConfigError("ppo cannot split the weights among ranks", where="--weights", why=why, fix=fix)
+    if config.model.compile is True:
+        what, fix = "compiled blocks cannot be split among ranks", f"set model.compile=false, or {fix}"
+        raise ConfigError(what, where="model.compile", why=why, fix=fix)
+    if config.model.quant:
+        what, fix = "quantised weights cannot be split among ranks", f"remove it, or {fix}"
+        raise ConfigError(what, where="model.quant", why=why, fix=fix)
+
+
+def require_joined(config: Any) -> None:
+    """Raise ConfigError for a run that cannot work on the ranks, before anything is read.
+
+    One of several processes that have not joined is refused, too: all would write the same folder.
+    """
+    if place().world > 1 and group.world() == 1:
+        raise ConfigError(
+            f"WORLD_SIZE is {place().world}, but this process does not know the others",
+            where="environment",
+            why="each process would train alone and write the same run folder",
+            fix="use the command line: preftune launch --ranks N COMMAND, or torchrun -m preftune COMMAND",
+        )
+    if group.world() > 1 and os.environ.get(WEIGHTS) in ("sharded", "node"):
+        require_divisible(config)

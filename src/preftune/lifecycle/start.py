@@ -19,17 +19,17 @@ from preftune.chat.render import Renderer
 from preftune.config.sampling import PPOConfig, PromptConfig
 from preftune.config.schema import DataConfig, RunConfig
 from preftune.data.subset import joined
-from preftune.errors import ConfigError, RunError
+from preftune.errors import RunError
 from preftune.lifecycle.compute import training_flops
 from preftune.lifecycle.data import TextData, TokenData, read_data, read_prompt_data, report_accounts, tokenize_data
 from preftune.lifecycle.mixture_plan import SourceUse, mixture_record
 from preftune.lifecycle.policy import Policy, check_policy, device_of, load_policy
+from preftune.lifecycle.shards import require_joined
 from preftune.lifecycle.sources import source_paths
 from preftune.lifecycle.streamed_rows import read_sample
 from preftune.model import load
 from preftune.model.weight_files import shortened
 from preftune.ranks import group
-from preftune.ranks.environment import place
 from preftune.ranks.shard import reshard
 from preftune.train.display import Display
 from preftune.train.finished import is_complete
@@ -116,7 +116,7 @@ def start_run(
     if dry_run and model is not None:
         model = copy.deepcopy(model)
     require_packages(list(config.track))
-    require_joined()
+    require_joined(config)
     source = load.locate(config.model.path) if model is None else load.Source(config.model.path)
     display.say(f"reading {shown_sources(config.data)}")
     text = _read(config, load.has_chat_template(source, tokenizer, config.data.chat_template))
@@ -133,17 +133,6 @@ def start_run(
         _require_same_model(start)
         display.say(f"{folder} is finished, so nothing was trained; its model is in {start.final}")
     return start
-
-
-def require_joined() -> None:
-    """Raise ConfigError in one of several processes that have not joined: all would write the same folder."""
-    if place().world > 1 and group.world() == 1:
-        raise ConfigError(
-            f"WORLD_SIZE is {place().world}, but this process does not know the others",
-            where="environment",
-            why="each process would train alone and write the same run folder",
-            fix="use the command line: preftune launch --ranks N COMMAND, or torchrun -m preftune COMMAND",
-        )
 
 
 def _read(config: RunConfig | PPOConfig, has_template: bool) -> TextData:

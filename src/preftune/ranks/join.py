@@ -52,6 +52,7 @@ def join(arguments: list[str]) -> Ranks | None:
     if own.rank:
         _silence()
     require_several(arguments)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch prints the stack of each lost connection as a warning
     with stop.at_once():
         import torch
 

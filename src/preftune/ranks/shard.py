@@ -157,16 +157,6 @@ def square_sum(tensors: list[Tensor]) -> Tensor:
     return plain + parts
 
 
-def require_shardable(config: Any) -> None:
-    """Raise ConfigError for settings that do not work with split weights."""
-    if config.model.compile is True:
-        raise ConfigError(
-            "compiled blocks cannot be split among ranks",
-            where="model.compile",
-            fix="set model.compile=false, or launch with --weights whole if the model fits on each rank",
-        )
-
-
 def require_blocks(model: Any) -> None:
     """Raise ModelError if a model's blocks cannot be found."""
     try:
