@@ -78,6 +78,9 @@ def test_the_same_value_twice_is_accepted() -> None:
         (["dpo", "--learning-rate", "1e-5"], "write optim.lr=1e-5\n"),
         (["dpo", "--batch-size=8"], "write batch.pairs=8\n"),
         (["ppo", "--batch-size"], "write rollout.prompts=VALUE\n"),
+        (["dpo", "--dta", "x.jsonl"], "did you mean --data?"),
+        (["dpo", "--modle=m"], "did you mean --model?"),
+        (["chat", "--beisde", "m"], "did you mean --beside?"),
     ],
 )
 def test_an_unknown_option_names_the_config_key(

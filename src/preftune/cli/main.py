@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
+from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -400,4 +401,8 @@ def _instead_of(error: Any, arguments: Sequence[str]) -> str:
     from preftune.cli.training import unknown_option
 
     option = getattr(error, "option_name", None)
-    return unknown_option(arguments, option) if option else ""
+    if not option:
+        return ""
+    names = {name.lstrip("-"): name for name in getattr(error, "possibilities", None) or ()}
+    similar = get_close_matches(option.lstrip("-"), list(names), cutoff=0.7)
+    return f"did you mean {names[similar[0]]}?" if similar else unknown_option(arguments, option)

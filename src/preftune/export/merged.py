@@ -1,14 +1,14 @@
 """A full model folder: an adapter is merged in fp32, and the result is checked by its logits.
 
-The merge is checked on a few texts, in fp32 arithmetic, against the base model with its adapter:
+The merge is checked on a few texts, in fp32 arithmetic:
 
-1. After merging in fp32, logits may differ only because sums are computed in a different order: by 1e-5 of the largest
-   logit.
-2. The saved folder is loaded again. If its dtype rounds the merged weights, logits differ by more. How much rounding
-   changes them is measured: the rounding error of every weight is added again with a random sign. A correct export
-   differs by about as much; three times as much is allowed.
+1. After merging in fp32, logits may differ from those of the base model with its adapter only because sums are computed
+   in a different order: by 1e-5 of the largest logit.
+2. The saved folder is loaded again. Its logits may differ as little from those of the merged weights, rounded in memory
+   to the dtypes of the folder.
 
-A wrong scale, a missing tensor or a wrong base model changes logits by far more.
+Rounding is no fault, but it can take away what an adapter learned: bf16 loses a change of a weight by less than 0.2 %.
+So with dtype auto, a model is saved in fp32 if rounding changes logits by more than half of what the adapter changes.
 """
 
 from __future__ import annotations
@@ -43,46 +43,54 @@ TEXTS = (
     "def add(a, b):\n    return a + b\n\n\ndef multiply(a, b):\n",
     "Question: How do I boil an egg?\nAnswer:",
 )
-TIMES_ROUNDING = 3.0  # a correct export differs by at most this multiple of the measured effect of rounding
+MOST_LOST = 0.5  # of what the adapter changes, by rounding; beyond that, dtype auto saves in fp32
 FP32_NOISE = 1e-5  # of the largest logit: fp32 sums in a different order
 GENERATION = "generation_config.json"
 
 
 @dataclass(frozen=True, slots=True)
 class MergeCheck:
-    """The largest differences of logits from those of the adapter on its base model.
+    """The largest differences of logits.
 
-    merge, merge_limit   after merging in fp32, and what is allowed
-    saved, saved_limit   of the saved folder, and what is allowed
-    effect               of the base model without the adapter
-    dtype                in which the merged weights are saved
+    merge      between the adapter on its base model and the weights merged in fp32
+    saved      between the saved folder, loaded again, and the merged weights after rounding
+    limit      what is allowed for both
+    rounding   between the adapter on its base model and the merged weights after rounding
+    effect     between the base model with and without the adapter
+    dtype      in which the merged weights are saved
     """
 
     merge: float
-    merge_limit: float
     saved: float
-    saved_limit: float
+    limit: float
+    rounding: float
     effect: float
     dtype: str
 
     @property
     def passed(self) -> bool:
-        """Whether both differences are within their limits. NaN is not."""
-        return self.merge <= self.merge_limit and self.saved <= self.saved_limit
+        """Whether both differences are within the limit. NaN is not."""
+        return self.merge <= self.limit and self.saved <= self.limit
+
+    @property
+    def loses_adapter(self) -> bool:
+        """Whether rounding takes away most of what the adapter learned."""
+        return self.rounding > MOST_LOST * self.effect
 
     def text(self) -> str:
         """Return the result as a sentence."""
         return (
-            f"merge checked against the adapter on its base model: logits differ by up to {self.merge:.2g} in fp32 "
-            f"(allowed: {self.merge_limit:.2g}) and {self.saved:.2g} as saved in {self.dtype} (allowed: "
-            f"{self.saved_limit:.2g}); the adapter changes logits by up to {self.effect:.2g}"
+            f"merge checked against the adapter on its base model: logits differ by up to {self.merge:.2g} in fp32 and "
+            f"{self.saved:.2g} after loading (allowed: {self.limit:.2g}); saving in {self.dtype} changes them by up to "
+            f"{self.rounding:.2g}, the adapter by up to {self.effect:.2g}"
         )
 
 
 def write_merged(model: Exported, dtype: str, part: Path) -> MergeCheck | None:
     """Write a full model folder to `part`. Returns the check of the merge; None if there was no adapter to merge.
 
-    `dtype`: fp32, bf16, fp16; auto: as the base model is saved. Raises NumericError if the merge fails its check.
+    `dtype`: fp32, bf16, fp16; auto: as the base model is saved, or fp32 if that would lose what the adapter learned.
+    Raises NumericError if the merge fails its check.
     """
     if dtype != "auto" and dtype not in DTYPES:
         raise ConfigError(f"unknown dtype {dtype!r}", where="--dtype", fix=f"use auto, {', '.join(DTYPES)}")
@@ -93,7 +101,15 @@ def write_merged(model: Exported, dtype: str, part: Path) -> MergeCheck | None:
         what, fix = "the dtype of a reward model cannot be changed", "leave the option out"
         raise ConfigError(what, where="--dtype", fix=fix)
     elif model.source is not None and model.source.adapter:
-        return _write_with_adapter(model.source, dtype, part)
+        check = _write_with_adapter(model.source, dtype, part)
+        if dtype != "auto" or not check.loses_adapter or check.dtype == "fp32":
+            return check
+        weights.note(
+            f"note: {check.dtype} is too coarse for what the adapter learned: rounding would change logits by up to "
+            f"{check.rounding:.2g}, the adapter changes them by up to {check.effect:.2g}. The model is saved in fp32"
+        )
+        shutil.rmtree(part)
+        return _write_with_adapter(model.source, "fp32", part)
     else:
         _write_loaded(model, dtype, part)
     return None
@@ -132,21 +148,16 @@ def _write_with_adapter(source: load.Source, dtype: str, part: Path) -> MergeChe
     merged = merge_adapter(dequantise(tuned, torch.float32), adapter).eval()
     plain = logits(merged, texts)
     dtypes = _dtypes(merged, load.source_dtypes(source), dtype)
-    errors = rounding_errors(merged, dtypes)
-    _save(cast_to(merged, dtypes, max(dtypes.values(), key=_eps), {}), tokenizer, source, part)
+    coarsest = max(dtypes.values(), key=_eps)
+    rounded = logits(round_to(merged, dtypes), texts)
+    _save(cast_to(merged, dtypes, coarsest, {}), tokenizer, source, part)
     del base, tuned, merged
     gc.collect()
-    saved = load.load_model(load.Source(str(part)), torch.float32)
-    after = logits(saved, texts)
-    add_rounding(saved, errors)
-    noise = largest(after, logits(saved, texts))
-    coarsest = max((dtypes[name] for name in errors or dtypes), key=_eps)
-    limit = FP32_NOISE * max(float(value.abs().max()) for value in with_adapter)
     check = MergeCheck(
         merge=largest(with_adapter, plain),
-        merge_limit=limit,
-        saved=largest(with_adapter, after),
-        saved_limit=limit + (TIMES_ROUNDING * noise if errors else 0.0),
+        saved=largest(rounded, logits(load.load_model(load.Source(str(part)), torch.float32), texts)),
+        limit=FP32_NOISE * max(float(value.abs().max()) for value in with_adapter),
+        rounding=largest(with_adapter, rounded),
         effect=largest(before, with_adapter),
         dtype=next((name for name, value in DTYPES.items() if value == coarsest), str(coarsest).removeprefix("torch.")),
     )
@@ -192,24 +203,13 @@ def largest(one: Sequence[Tensor], two: Sequence[Tensor]) -> float:
     return max(differences)
 
 
-def rounding_errors(model: Any, dtypes: Mapping[str, torch.dtype]) -> dict[str, Tensor]:
-    """Return what is lost when each tensor is rounded to its dtype, in bf16; only tensors that are rounded."""
-    errors = {}
+@torch.no_grad()
+def round_to(model: Any, dtypes: Mapping[str, torch.dtype]) -> Any:
+    """Round each tensor of a model in fp32 to its dtype, in place."""
     for name, value in exact_state(model).items():
         if value.is_floating_point():
-            error = value - value.to(dtypes[name]).to(value.dtype)
-            if error.any():
-                errors[name] = error.to(torch.bfloat16)
-    return errors
-
-
-def add_rounding(model: Any, errors: Mapping[str, Tensor]) -> None:
-    """Add each rounding error to its weight, with a random sign."""
-    generator = torch.Generator().manual_seed(0)
-    for name, value in exact_state(model).items():
-        if name in errors:
-            signs = torch.randint(0, 2, value.shape, generator=generator, dtype=torch.int8) * 2 - 1
-            value += errors[name].float() * signs
+            value.copy_(value.to(dtypes[name]))
+    return model
 
 
 def _eps(dtype: torch.dtype) -> float:

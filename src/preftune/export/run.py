@@ -199,7 +199,7 @@ def _write_merged(model: Exported, options: ExportOptions, part: Path, display: 
     check = write_merged(model, options.dtype, part)
     if check:
         display.say(check.text())
-        if check.saved > check.effect / 4:
+        if check.rounding > check.effect / 4:
             display.say(
                 f"warning: rounding to {check.dtype} changes logits by more than a quarter of what the adapter changes "
                 "them. Use --dtype fp32 to keep what the adapter learned"

@@ -11,6 +11,7 @@ import peft
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from preftune.errors import ConfigError, NumericError, RunError
 from preftune.export import merged
@@ -49,6 +50,28 @@ def test_by_default_the_merge_has_the_dtype_of_the_base(lora_run: Path, base_mod
     base = load(base_model)(IDS).logits
     effect = (adapter_logits(lora_run) - base).abs().max()
     assert (load(out)(IDS).logits - adapter_logits(lora_run)).abs().max() < effect / 2
+
+
+@torch.no_grad()
+def test_an_adapter_that_bf16_would_lose_is_merged_in_fp32(
+    lora_run: Path, base_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The change of each weight is smaller than what bf16 can represent, as after a few steps at a low rate."""
+    shutil.copytree(lora_run / "final", tmp_path / "weak")
+    path = tmp_path / "weak" / "adapter_model.safetensors"
+    tensors = load_file(path)
+    save_file({name: 1e-3 * value if "lora_B" in name else value for name, value in tensors.items()}, path)
+    out = run(str(tmp_path / "weak"), ExportOptions("merged"), tmp_path / "m", QUIET)
+    assert "bf16 is too coarse for what the adapter learned" in caplog.text
+    assert set(stored_dtypes(str(out)).values()) == {torch.float32}
+    with_adapter = (
+        peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "weak", dtype=torch.float32).eval()(IDS).logits
+    )
+    effect = (with_adapter - load(base_model)(IDS).logits).abs().max()
+    assert effect > 0
+    assert (load(out)(IDS).logits - with_adapter).abs().max() < effect / 10
+    run(str(tmp_path / "weak"), ExportOptions("merged", dtype="bf16"), tmp_path / "b", QUIET)
+    assert set(stored_dtypes(str(tmp_path / "b")).values()) == {torch.bfloat16}
 
 
 def test_tokenizer_template_and_settings_are_copied(lora_run: Path, base_model: Path, tmp_path: Path) -> None:
@@ -94,7 +117,7 @@ def test_a_wrong_file_is_refused(lora_run: Path, tmp_path: Path, monkeypatch: py
         original(model, *rest)
 
     monkeypatch.setattr(merged, "_save", save)
-    with pytest.raises(NumericError, match="as saved in"):
+    with pytest.raises(NumericError, match="after loading"):
         run(str(lora_run), ExportOptions("merged", dtype=dtype), tmp_path / "m", QUIET)
 
 
