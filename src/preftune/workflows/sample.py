@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -22,7 +23,7 @@ from preftune.config.data import plain_paths
 from preftune.config.schema import DataConfig, ModelConfig
 from preftune.data.prompts import read_prompts
 from preftune.errors import ConfigError, IncompleteError, RunError, require_writable, writing
-from preftune.files import Journal, digest, journal_line, read_sealed, sealed, write_json, write_rows, write_text
+from preftune.files import Journal, digest, journal_line, read_sealed, sealed, write_json, write_text
 from preftune.formats.account import Account
 from preftune.lifecycle.data import prompts_that_fit
 from preftune.lifecycle.open_policy import model_fingerprint, open_policy
@@ -214,11 +215,15 @@ def _write(files: Files, groups: Groups, indices: range, responses: dict[Key, Re
         key = hash_of(group.prompt)
         rows.append(row_of(group, [rest.pop((key, k)) for k in indices]))
     meta = {"identity": files.identity, "settings": files.settings}
-    # before `out`: an `out` without its identity would be refused
-    write_json(files.meta, sealed(meta), durable=True)
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    content = "".join(lines).replace("\n", os.linesep).encode("utf-8", errors="backslashreplace")
+    old = digest(files.out) if files.out.is_file() else None
+    hashes = {"content": old, "next": hashlib.sha256(content).hexdigest()}
+    # before `out`: an `out` without its identity would be refused, and until the end it is either of these two
+    write_json(files.meta, sealed({**meta, **hashes}), durable=True)
     if rest:  # before `out` is replaced, as it may be the only file that holds them
         _write_part(files, responses)
-    write_rows(files.out, rows, durable=True)
+    write_text(files.out, lines, durable=True)
     if rest:
         _write_part(files, rest)
     else:
@@ -400,8 +405,9 @@ def _read_meta(path: Path) -> dict[str, Any]:
 
 
 def _require_unchanged(out: Path, meta: dict[str, Any]) -> None:
-    """Raise RunError if a complete file of samples is not the one that the command has written."""
-    if meta.get("content") in (None, digest(out)):
+    """Raise RunError if a file of samples is not the one that the command has written, or was about to write."""
+    hashes = {meta.get("content"), meta.get("next")} - {None}
+    if not hashes or digest(out) in hashes:
         return
     raise RunError(
         "the samples were changed or damaged after they had been written",
