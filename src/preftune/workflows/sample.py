@@ -106,8 +106,9 @@ def files_of(options: SampleOptions, out: Path) -> Files:
     if out.is_file():
         _require_unchanged(out, before)
     if out.is_file() and before.get("identity") != identity:
+        missing = f"{meta.name}, which has the settings of these samples, is missing"
         raise RunError(
-            "the file contains samples with different settings",
+            "the file contains samples with different settings" if before else missing,
             where=str(out),
             fix="choose a different --out, delete the file, or restore its settings",
         )

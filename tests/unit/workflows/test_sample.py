@@ -160,6 +160,9 @@ def test_samples_with_other_settings_are_not_overwritten(
     with pytest.raises(RunError, match="samples with different settings"):
         samples.run(SampleOptions(str(model_folder), prompts, Sampling(1, 5)), out, QUIET)
     assert out.read_bytes() == before
+    out.with_name("s.jsonl.meta.json").unlink()
+    with pytest.raises(RunError, match=r"s\.jsonl\.meta\.json, which has the settings of these samples, is missing"):
+        samples.run(SampleOptions(str(model_folder), prompts, Sampling(1, 4)), out, QUIET)
 
 
 def test_a_larger_n_gives_the_same_responses_as_one_call(
