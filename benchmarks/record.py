@@ -14,14 +14,19 @@ from preftune.train.machine import machine
 RESULTS = Path(__file__).with_name("results.jsonl")
 
 
-def record(claim: str, figures: dict[str, Any], settings: dict[str, Any], path: Path = RESULTS) -> None:
-    """Append a row with the figures of `claim` to results.jsonl, or to the file `path`."""
+def record(
+    claim: str, figures: dict[str, Any], settings: dict[str, Any], path: Path = RESULTS, command: str | None = None
+) -> None:
+    """Append a row with the figures of `claim` to results.jsonl, or to the file `path`.
+
+    `command` measured them; by default, it is this process, a script of benchmarks/.
+    """
     facts = machine()
     row = {
         "claim": claim,
         "figures": figures,
         "settings": settings,
-        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": command or " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         "commit": commit(),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "versions": facts["versions"],

@@ -106,8 +106,9 @@ def writing(where: str | Path, fix: str = "") -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # safetensors reports system errors with its own exception class
-        if isinstance(error, StorageError) or not (isinstance(error, OSError) or "Safetensor" in type(error).__name__):
+        # safetensors reports system errors with its own exception class, and tokenizers with Exception
+        is_of_system = isinstance(error, OSError) or "Safetensor" in type(error).__name__
+        if isinstance(error, StorageError) or not (is_of_system or "(os error " in str(error)):
             raise
         reason = getattr(error, "strerror", None) or str(error)
         raise StorageError(f"the path cannot be written: {reason}", where=str(where), fix=fix) from error

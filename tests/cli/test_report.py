@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -71,6 +72,20 @@ def test_several_runs_are_compared_on_one_page() -> None:
     assert {"Loss: loss, training", "Loss: loss, evaluation", "Learning rate: lr, training"} <= titles
 
 
+def test_a_comparison_names_damaged_metrics() -> None:
+    folder = make_run(Path("a"), 0.1, 0.6)
+    make_run(Path("b"), 0.5, 0.4)
+    data = (folder / "metrics.jsonl").read_bytes()
+    end = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "metrics": end}))
+    assert run(["report", "a", "b", "--out", "page.html"]) == 0
+    assert "Damaged files" not in text_of(Path("page.html"))
+    (folder / "metrics.jsonl").write_bytes(data.replace(b"0.6", b"0.7"))
+    assert run(["report", "a", "b", "--out", "page.html"]) == 0
+    assert "a: metrics.jsonl was changed or damaged after the end of the run" in text_of(Path("page.html"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -78,7 +93,7 @@ def test_several_runs_are_compared_on_one_page() -> None:
         (["."], "this is not a run folder"),
         (["a", "--out", "a"], "this is a folder"),
         (["a", "empty"], "the run has no metrics yet"),
-        (["damaged"], "a file of the run is damaged"),
+        (["damaged"], "the file is damaged"),
     ],
 )
 def test_a_folder_without_a_report_is_an_error(

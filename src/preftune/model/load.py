@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -53,6 +52,7 @@ def load_tokenizer(source: Source, chat_template: str | None = None) -> Any:
     where = tokenizer_folder(source)
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(where, revision=source.revision, trust_remote_code=False)
+        tokenizer("a")  # damaged settings fail only here
     except Exception as error:
         raise weights.load_error("tokenizer", where, error) from error
     if chat_template is not None:
@@ -87,26 +87,44 @@ def template(name: str) -> str:
     if not Path(name).is_file():
         what = f"{name!r} is neither the name of a template ({', '.join(TEMPLATES)}) nor a file"
         raise ModelError(what, where="data.chat_template", fix="use one of these names, or the path of a template file")
-    return Path(name).read_text(encoding="utf-8")
+    try:
+        return Path(name).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        what = f"the template cannot be read: {error}"
+        raise ModelError(what, where=name, fix="save the file as UTF-8 text") from error
 
 
 def end_ids(source: Source, tokenizer: Any = None) -> list[int]:
     """Return the token ids that end a response according to generation_config.json and config.json.
 
     With a `tokenizer`, ids that are only in config.json count only if they are special tokens: some configs have an
-    ordinary token as EOS, because of a wrong default.
+    ordinary token as EOS, because of a wrong default. Raises ModelError if a file is damaged.
     """
+    ids: list[int] = []
+    for name, read in (("generation_config.json", _generation_ends), ("config.json", _config_ends)):
+        try:
+            more = read(source)
+        except OSError:
+            continue
+        except Exception as error:  # of the library, for any other content
+            raise weights.load_error(f"token ids that end a response ({name})", source.base, error) from error
+        must_be_special = tokenizer is not None and name == "config.json"
+        ids += [i for i in more if not must_be_special or i in special_ids(tokenizer)]
+    return list(dict.fromkeys(ids))
+
+
+def _generation_ends(source: Source) -> list[int]:
     import transformers
 
-    ids: list[int] = []
-    with suppress(OSError):
-        config = transformers.GenerationConfig.from_pretrained(source.base, revision=source.revision)
-        ids = id_list(config.eos_token_id)
-    with suppress(OSError):
-        raw, _ = transformers.PretrainedConfig.get_config_dict(source.base, revision=source.revision)
-        more = id_list(raw.get("eos_token_id")) + id_list((raw.get("text_config") or {}).get("eos_token_id"))
-        ids += [i for i in more if tokenizer is None or i in special_ids(tokenizer)]
-    return list(dict.fromkeys(ids))
+    config = transformers.GenerationConfig.from_pretrained(source.base, revision=source.revision)
+    return id_list(config.eos_token_id)
+
+
+def _config_ends(source: Source) -> list[int]:
+    import transformers
+
+    raw, _ = transformers.PretrainedConfig.get_config_dict(source.base, revision=source.revision)
+    return id_list(raw.get("eos_token_id")) + id_list((raw.get("text_config") or {}).get("eos_token_id"))
 
 
 def special_ids(tokenizer: Any) -> set[int]:
@@ -130,7 +148,7 @@ def _json(path: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_text()))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         fix = "restore the file, or save the model again"
         raise ModelError(f"the file cannot be read: {error}", where=str(path), fix=fix) from error
 

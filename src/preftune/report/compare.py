@@ -14,6 +14,7 @@ from preftune.report.figures import curves
 from preftune.report.page import Piece, Section, write_page
 from preftune.report.run import CURVES, DRIFT, read_metrics, unit_of
 from preftune.report.samples import SHOWN, comparisons, piece
+from preftune.train.manifest import read as read_manifest
 
 #: Differences in these say nothing about the result: they follow from the machine or are names.
 UNINTERESTING = ("out", "track")
@@ -21,12 +22,13 @@ UNINTERESTING = ("out", "track")
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """A run for the page: its name, its settings by full key, its metrics, and its manifest."""
+    """A run for the page: its name, its settings by full key, its metrics, what is wrong with them, its manifest."""
 
     name: str
     folder: Path
     settings: Mapping[str, str]
     lines: Sequence[Mapping[str, Any]]
+    problem: str
     manifest: Mapping[str, Any]
 
     def last(self, split: str) -> Mapping[str, Any]:
@@ -39,7 +41,9 @@ def write_comparison(folders: Sequence[Path], path: Path) -> None:
     header = ("", *(run.name for run in runs))
     states = ("state", *("finished" if run.manifest.get("finished") else "not finished" for run in runs))
     settings = _settings(runs)
+    damaged = "\n".join(f"{run.name}: {run.problem}" for run in runs if run.problem)
     sections = [
+        *([Section("Damaged files", damaged)] if damaged else []),
         Section("Settings that differ", "" if settings else "None.", [header, *settings] if settings else ()),
         Section("Held-out data, last evaluation", table=[header, states, *_results(runs, "eval")]),
         Section("Training data, last step", table=[header, *_results(runs, "train")]),
@@ -52,9 +56,9 @@ def write_comparison(folders: Sequence[Path], path: Path) -> None:
 
 def _read(folder: Path) -> _Run:
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    lines, _ = read_metrics(folder / "metrics.jsonl")
-    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    return _Run(str(folder), folder, dict(_flat(config)), lines, manifest)
+    manifest = read_manifest(folder)
+    lines, problem = read_metrics(folder / "metrics.jsonl", manifest.get("metrics"))
+    return _Run(str(folder), folder, dict(_flat(config)), lines, problem, manifest)
 
 
 def _flat(values: Mapping[str, Any], before: str = "") -> list[tuple[str, str]]:

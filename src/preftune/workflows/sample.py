@@ -23,7 +23,7 @@ from preftune.config.data import plain_paths
 from preftune.config.schema import DataConfig, ModelConfig
 from preftune.data.prompts import read_prompts
 from preftune.errors import ConfigError, IncompleteError, RunError, require_writable, writing
-from preftune.files import Journal, digest, journal_line, sealed, write_json, write_rows, write_text
+from preftune.files import Journal, digest, journal_line, sealed, write_json, write_text
 from preftune.formats.account import Account
 from preftune.lifecycle.data import prompts_that_fit
 from preftune.lifecycle.open_policy import model_fingerprint, open_policy
@@ -99,8 +99,9 @@ def files_of(options: SampleOptions, out: Path) -> Files:
     if out.is_file():
         require_unchanged(out, before)
     if out.is_file() and before.get("identity") != identity:
+        missing = f"{meta.name}, which has the settings of these samples, is missing"
         raise RunError(
-            "the file contains samples with different settings",
+            "the file contains samples with different settings" if before else missing,
             where=str(out),
             fix="choose a different --out, delete the file, or restore its settings",
         )
@@ -219,11 +220,15 @@ def _write(files: Files, groups: Groups, indices: range, responses: dict[Key, Re
         key = hash_of(group.prompt)
         rows.append(row_of(group, [rest.pop((key, k)) for k in indices]))
     meta = {"identity": files.identity, "settings": files.settings}
-    # before `out`: an `out` without its identity would be refused
-    write_json(files.meta, sealed(meta), durable=True)
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    content = "".join(lines).replace("\n", os.linesep).encode("utf-8", errors="backslashreplace")
+    old = digest(files.out) if files.out.is_file() else None
+    hashes = {"content": old, "next": hashlib.sha256(content).hexdigest()}
+    # before `out`: an `out` without its identity would be refused, and until the end it is either of these two
+    write_json(files.meta, sealed({**meta, **hashes}), durable=True)
     if rest:  # before `out` is replaced, as it may be the only file that holds them
         _write_part(files, responses)
-    write_rows(files.out, rows, durable=True)
+    write_text(files.out, lines, durable=True)
     if rest:
         _write_part(files, rest)
     else:

@@ -50,8 +50,9 @@ def read_meta(path: Path) -> dict[str, Any]:
 
 
 def require_unchanged(out: Path, meta: dict[str, Any]) -> None:
-    """Raise RunError if a complete file of samples is not the one that the command has written."""
-    if meta.get("content") in (None, digest(out)):
+    """Raise RunError if a file of samples is not the one that the command has written, or was about to write."""
+    hashes = {meta.get("content"), meta.get("next")} - {None}
+    if not hashes or digest(out) in hashes:
         return
     raise RunError(
         "the samples were changed or damaged after they had been written",

@@ -98,6 +98,13 @@ def test_a_folder_without_tokenizer_is_an_error(copy: Path) -> None:
         load_tokenizer(locate(str(copy)))
 
 
+def test_damaged_settings_of_a_tokenizer_are_an_error(copy: Path) -> None:
+    path = copy / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_max_length": [1]}))
+    with pytest.raises(ModelError, match="cannot load the tokenizer"):
+        load_tokenizer(locate(str(copy)))
+
+
 def test_a_chat_template_is_set_by_name_or_file(model_folder: Path, tmp_path: Path) -> None:
     source = locate(str(model_folder))
     (tmp_path / "t.jinja").write_text("{{ messages }}")
@@ -105,6 +112,20 @@ def test_a_chat_template_is_set_by_name_or_file(model_folder: Path, tmp_path: Pa
     assert "Human" in load_tokenizer(source, "dialogue").chat_template
     with pytest.raises(ModelError, match=r"is neither the name of a template \(dialogue\) nor a file"):
         load_tokenizer(source, "dialog")
+    (tmp_path / "t.jinja").write_bytes(b"{\x8b}")
+    with pytest.raises(ModelError, match=r"t\.jinja: the template cannot be read: .*utf-8"):
+        load_tokenizer(source, str(tmp_path / "t.jinja"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("generation_config.json", "true"), ("config.json", "[]"), ("config.json", '{"eos_token_id": "</s>"}')],
+)
+def test_damaged_ends_of_responses_are_named(copy: Path, name: str, content: str) -> None:
+    source = locate(str(copy))
+    (copy / name).write_text(content)
+    with pytest.raises(ModelError, match=rf"cannot load the token ids that end a response \({name}\)"):
+        end_ids(source)
 
 
 def test_an_adapter_is_merged_into_the_base_model_in_its_config(copy: Path, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ def failing(errors: list[Exception]) -> object:
         OSError(errno.ENOSPC, "No space left on device"),
         OSError(errno.EDQUOT, "Disk quota exceeded"),
         SafetensorError("Error: I/O error: No space left on device (os error 28)"),
+        Exception("No space left on device (os error 28)"),  # of the tokenizers library
     ],
 )
 def test_a_full_disk_is_waited_for_and_reported_once(error: Exception) -> None:

@@ -101,7 +101,7 @@ def test_prompts_that_leave_no_room_for_a_response_are_dropped_and_counted(
     assert not list(tmp_path.glob("t.jsonl*"))
 
 
-@pytest.mark.parametrize("name", ["write_rows", "write_json"])
+@pytest.mark.parametrize("name", ["write_text", "write_json"])
 def test_a_command_interrupted_while_it_writes_the_result_resumes(
     tmp_path: Path, model_folder: Path, prompts: DataConfig, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -123,6 +123,11 @@ def test_a_command_interrupted_while_it_writes_the_result_resumes(
             patch.setattr(samples, name, interrupt)
             with pytest.raises(KeyboardInterrupt):
                 samples.run(options, out, QUIET)
+        if out.exists():
+            out.write_text(whole.replace("tokens", "tokens ", 1))
+            with pytest.raises(RunError, match="changed or damaged"):
+                samples.run(options, out, QUIET)
+            out.write_text(whole)
         assert samples.run(options, out, QUIET).read_text() == whole
         assert not out.with_name(f"{out.name}.part").exists()
 
@@ -155,6 +160,9 @@ def test_samples_with_other_settings_are_not_overwritten(
     with pytest.raises(RunError, match="samples with different settings"):
         samples.run(SampleOptions(str(model_folder), prompts, Sampling(1, 5)), out, QUIET)
     assert out.read_bytes() == before
+    out.with_name("s.jsonl.meta.json").unlink()
+    with pytest.raises(RunError, match=r"s\.jsonl\.meta\.json, which has the settings of these samples, is missing"):
+        samples.run(SampleOptions(str(model_folder), prompts, Sampling(1, 4)), out, QUIET)
 
 
 def test_a_larger_n_gives_the_same_responses_as_one_call(
