@@ -403,6 +403,22 @@ def chat() -> str:
     return "\n\n".join(lines(names, cells) for names, cells in tables)
 
 
+def reliability() -> str:
+    """Format the newest row of each campaign of scripts/torture."""
+    newest = {row["claim"]: row for row in map(json.loads, ROWS.read_text().splitlines())}
+    campaigns = {claim: row for claim, row in newest.items() if claim.startswith("torture ")}
+    cells = [
+        [
+            f"`{row['command']}`",
+            f"{row['figures']['rows']['all']['cases']:,}",
+            f"{row['figures']['rows']['all']['passed']:,}",
+            ", ".join(f"{count:,} {name}" for name, count in row["figures"]["rows"]["all"]["outcomes"].items()),
+        ]
+        for row in campaigns.values()
+    ]
+    return lines(["campaign", "cases", "passed", "outcomes"], cells) if cells else "No measurement is recorded yet."
+
+
 def chat_rates() -> str:
     """Format two learning rates of DPO on a chat model side by side: accuracy, KL, win rates, loops, other data."""
     cells = []
@@ -429,6 +445,7 @@ def chat_rates() -> str:
 
 
 RESULTS = {
+    "reliability": reliability,
     "a chat model: learning rates": chat_rates,
     "a chat model on human preferences": chat,
     "comparison": comparison,

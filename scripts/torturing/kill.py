@@ -59,14 +59,17 @@ def cpu_seconds(world: World, command: Command) -> float:
 def rerun(command: Command, folder: Path, expected: dict[str, bytes], all_checkpoints: bool = True) -> str:
     """Run a command to its end, and return what is wrong with it or its files, or "".
 
-    Without `all_checkpoints`, only those are compared that an undisturbed command has, too.
+    Without `all_checkpoints`, only those are compared that an undisturbed command has, too; and only those samples of
+    an evaluation. A full disk is reported, and the run continues without them.
     """
     done = forks.run(command.arguments, folder)
     if done.code:
         return f"the rerun ended with code {done.code}: {done.output.strip()[-300:]}"
     files = files_of(folder)
     if not all_checkpoints:
-        names = {name for name in {*expected, *files} if "/checkpoints/" not in f"/{name}"} | {*expected} & {*files}
+        saved = ("/checkpoints/", "/samples/")
+        optional = {name for name in {*expected, *files} if any(part in f"/{name}" for part in saved)}
+        names = ({*expected, *files} - optional) | ({*expected} & {*files})
         expected = {name: data for name, data in expected.items() if name in names}
         files = {name: data for name, data in files.items() if name in names}
     return difference(expected, files)

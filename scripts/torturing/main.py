@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from torturing import corrupt, fuzz, kill, servers, signals, storage, world
+from torturing import corrupt, fuzz, kill, repeats, servers, signals, storage, world
 from torturing.results import Result, by_row, table
 from torturing.world import BY_NAME, World
 
@@ -24,6 +24,7 @@ MODES: dict[str, Case] = {
     "servers": servers.case,
     "input": fuzz.case,
 }
+MEASUREMENTS: dict[str, Case] = {"repeat": repeats.repeat, "lost": repeats.lost}
 
 
 def main() -> int:
@@ -63,11 +64,12 @@ def cases(options: argparse.Namespace, root: Path) -> Iterator[Result]:
         return
     deadline = time.monotonic() + options.minutes * 60
     numbers = [options.only] if options.only is not None else range(options.count)
+    every_mode = MODES | MEASUREMENTS
     for mode in MODES if options.mode == "all" else [options.mode]:
         for number in numbers:
             if time.monotonic() > deadline:
                 return
-            for result in MODES[mode](setting, random.Random(f"{mode} {options.seed} {number}"), number):
+            for result in every_mode[mode](setting, random.Random(f"{mode} {options.seed} {number}"), number):
                 yield replace(result, row=f"{mode}: {result.row}") if options.mode == "all" else result
 
 
@@ -85,7 +87,7 @@ def _say(text: str) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="scripts/torture", description="Break preftune on purpose.")
-    parser.add_argument("mode", choices=[*MODES, "all"])
+    parser.add_argument("mode", choices=[*MODES, *MEASUREMENTS, "all"])
     parser.add_argument("--count", type=int, default=100, help="number of cases")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, help="run the case of this number")

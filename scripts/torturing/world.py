@@ -79,12 +79,16 @@ BY_NAME = {command.name: command for command in COMMANDS}
 
 @dataclass(slots=True)
 class World:
-    """A campaign. `undisturbed` has the normalised files of each command, and `cpu_seconds` its processor time."""
+    """A campaign. `undisturbed` has the normalised files of each command, and `cpu_seconds` its processor time.
+
+    `seconds` has the times by the clock of commands that are measured.
+    """
 
     root: Path
     seed: int
     undisturbed: dict[str, dict[str, bytes]] = field(default_factory=dict)
     cpu_seconds: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
 
     def folder(self, name: str) -> Path:
         """Return a new, empty folder."""

@@ -196,6 +196,7 @@ class Client:
         )
 
     def _with_retries(self, request: Callable[[], Result]) -> Result:
+        import httpx2
         import openai
 
         for attempt in range(1, self.attempts + 1):
@@ -213,7 +214,8 @@ class Client:
                 raise RefusedError("the request contains a lone surrogate character", where=self.url) from error
             except (LookupError, TypeError, AttributeError, RecursionError) as error:
                 last = MalformedReplyError(f"the reply has an unexpected structure: {type(error).__name__} {error}")
-            except (openai.APIError, MalformedReplyError, ValueError) as error:  # ValueError: not JSON
+            # ValueError: not JSON; HTTPError: the body of an error was cut off or slow
+            except (openai.APIError, httpx2.HTTPError, MalformedReplyError, ValueError) as error:
                 last = error
             pause = _retry_after(last) or self.pause_s * 2 ** (attempt - 1) * random.uniform(0.5, 1.5)
             if attempt == self.attempts or self._stop.wait(min(MAX_PAUSE_S, pause)):

@@ -8,6 +8,7 @@ A sealed JSON object has the entry `sha256`, the hash of its other entries, so t
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import mmap
@@ -184,7 +185,7 @@ def _checksum(row: dict[str, Any]) -> int:
 
 
 class Journal:
-    """An append-only JSON-lines file. Each row is flushed to the file before `add` returns.
+    """An append-only JSON-lines file. Each row is written to the file before `add` returns.
 
     `rows` holds the rows that the file had when it was opened. An incomplete last line, as after a crash, is removed;
     `removed` is its number of bytes. Each row that is an object has a checksum in the file. Raises RunError if another
@@ -213,13 +214,19 @@ class Journal:
             if self.removed:
                 os.truncate(path, len(data) - self.removed)
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("a", encoding="utf-8", errors="backslashreplace")
+            self._file = path.open("ab", buffering=0)
 
     def add(self, row: Any) -> None:
-        """Append one row. Raises StorageError."""
+        """Append one row. Raises StorageError; the file then has no part of the row."""
+        data = journal_line(row).encode("utf-8", errors="backslashreplace")
         with writing(self.path):
-            self._file.write(journal_line(row))
-            self._file.flush()
+            size = os.fstat(self._file.fileno()).st_size
+            try:
+                if self._file.write(data) != len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except BaseException:
+                os.ftruncate(self._file.fileno(), size)
+                raise
 
     def sync(self) -> None:
         """Wait until the disk has all rows, so that they survive a power failure. Raises StorageError."""

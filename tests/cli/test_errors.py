@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -253,6 +255,19 @@ def test_a_wrong_command_line_ends_with_a_message(
     write_jsonl(Path("pairs.jsonl"), PAIRS)
     assert run(arguments) == code
     assert part in capsys.readouterr().err
+
+
+def test_an_error_of_the_system_names_the_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import preftune.lifecycle.data
+
+    def too_long(*_: Any, **__: Any) -> Any:
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), "x" * 900)
+
+    monkeypatch.setattr(preftune.lifecycle.data, "read_groups", too_long)
+    assert run(["data", "check", str(write_jsonl(tmp_path / "x.jsonl", PAIRS))]) == 7
+    assert f"{'x' * 200}...: the path cannot be used: File name too long" in capsys.readouterr().err
 
 
 def test_an_unexpected_error_is_one_message_and_exit_1(

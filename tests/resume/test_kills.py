@@ -20,6 +20,7 @@ from tests.resume.runs import config, metrics, quiet, weights
 
 from preftune.config.schema import DPOConfig, TrainConfig
 from preftune.errors import writing
+from preftune.lifecycle import finish
 from preftune.methods import dpo
 from preftune.train import checkpoint, full_disk
 from preftune.train.metrics_file import MetricsFile
@@ -153,8 +154,6 @@ def test_a_full_disk_ends_no_run_and_loses_no_checkpoint(
 def test_a_failing_report_does_not_fail_the_run(
     tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from preftune.lifecycle import finish
-
     def fail(*_: object) -> None:
         raise ValueError("no figure")
 
@@ -168,3 +167,27 @@ def test_a_failing_report_does_not_fail_the_run(
     assert Run.finished(tmp_path / "run")
     assert "report.html could not be written: ValueError: no figure\n  the model is complete" in messages
     assert "report in" not in messages[-1]
+
+
+def test_a_disk_that_is_full_when_the_final_model_is_renamed_is_waited_for(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before and after the renaming."""
+    real, errors = finish._replace, ["before", "after"]
+
+    def replace(part: Path, final: Path) -> None:
+        when = errors.pop() if errors else ""
+        if when != "before":
+            real(part, final)
+        if when:
+            with writing(final):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(finish, "_replace", replace)
+    monkeypatch.setattr(full_disk, "RETRY_S", 0.0)
+    final = dpo.run(
+        settings(write_jsonl(tmp_path / "pairs.jsonl", PAIRS), model_folder, tmp_path / "run"), display=quiet()
+    )
+    assert errors == []
+    assert Run.finished(tmp_path / "run")
+    assert weights(final)

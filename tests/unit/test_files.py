@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -160,3 +162,27 @@ def test_a_file_is_hashed_again_only_if_it_may_have_changed(tmp_path: Path, monk
     reads.clear()
     assert files.digest(path) == files.digest(path)
     assert len(reads) == 2
+
+
+def test_a_journal_on_a_full_disk_has_no_part_of_a_row(tmp_path: Path) -> None:
+    """The error of the disk is raised once, and the journal can be closed and read."""
+    code = (
+        "import resource, signal, sys\n"
+        "from pathlib import Path\n"
+        "from preftune.errors import StorageError\n"
+        "from preftune.files import Journal\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"
+        "try:\n"
+        "    with Journal(Path(sys.argv[1])) as journal:\n"
+        "        journal.add({'a': 'x' * 40})\n"
+        "        journal.add({'a': 'y' * 60})\n"
+        "except StorageError as error:\n"
+        "    print(error)\n"
+    )
+    path = tmp_path / "j.jsonl"
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(f"{path}: the path cannot be written")
+    with Journal(path) as journal:
+        assert journal.rows == [{"a": "x" * 40}]
+        assert journal.removed == 0

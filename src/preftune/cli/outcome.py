@@ -15,9 +15,10 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from preftune.errors import ConfigError, PreftuneError, Stopped
+from preftune.errors import ConfigError, PreftuneError, Stopped, StorageError
 
 JSON = "--json"
+LONGEST_NAME = 200  # characters of a path in a message
 STOPPED = "stopped: rerun the same command to resume"
 
 
@@ -128,6 +129,10 @@ def _unexpected(error: BaseException) -> Outcome:
     place = place_of(error)  # a line in the user's own file, for example in the backward pass of a loss
     if place:
         return failure(ConfigError(in_words(error), where=place, fix="correct this file"), debug=False)
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:  # of the system, not a bug
+        name = error.filename if isinstance(error.filename, str) else repr(error.filename)
+        shown = name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}..."
+        return failure(StorageError(f"the path cannot be used: {error.strerror}", where=shown), debug=False)
     what = f"internal error: {in_words(error)}"
     fix = "this is a bug in preftune; please report it with the output of --debug"
     print(f"{what}\n  fix: {fix}", file=sys.stderr)

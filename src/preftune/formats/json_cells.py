@@ -182,6 +182,6 @@ def _parse(cell: str) -> tuple[Any, str]:
             return ast.literal_eval(tree), ""
     except DuplicateKeyError as error:
         return None, describe_json_error(error)
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):  # TypeError: {{1}}
         hint = "; write such cells with json.dumps" if MESSAGES_START.match(cell) else ""
         return None, f"{fault}{hint}"

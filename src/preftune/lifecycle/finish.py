@@ -188,7 +188,7 @@ def export(policy: Policy, weights: Weights, folder: Path, merged: bool, say: Ca
     record = policy.renderer.settings.record()
     if record != ChatSettings().record():  # the template does not contain its arguments
         patiently(lambda: write_json(part / load.CHAT_RECORD, record), say)
-    _replace(part, final)
+    patiently(lambda: _replace(part, final), say)
     return final
 
 
@@ -212,15 +212,16 @@ def _save_adapter(policy: Policy, model: Any, part: Path, own_base: Path, say: C
         unsaved = cast_to(plain, policy.dtypes, policy.save_dtype, policy.precise)
         draft = own_base.with_name(f"{own_base.name}.part-new")
         patiently(lambda: load.save_model(unsaved, policy.tokenizer, draft), say)
-        _replace(draft, own_base)
+        patiently(lambda: _replace(draft, own_base), say)
 
 
 def _replace(part: Path, final: Path) -> None:
-    """Rename a complete folder to `final`, after the disk has its files. Raises StorageError."""
+    """Rename a complete folder to `final`, after the disk has its files. It can be repeated. Raises StorageError."""
     with writing(final):
-        for path in (*part.rglob("*"), part):
-            sync(path)
-        if final.exists():  # the run was killed before it was marked as finished, or it was extended
-            shutil.rmtree(final)
-        os.replace(part, final)
+        if part.exists():  # else an earlier attempt has renamed it
+            for path in (*part.rglob("*"), part):
+                sync(path)
+            if final.exists():  # the run was killed before it was marked as finished, or it was extended
+                shutil.rmtree(final)
+            os.replace(part, final)
         sync(final.parent)

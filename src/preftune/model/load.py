@@ -53,7 +53,9 @@ def load_tokenizer(source: Source, chat_template: str | None = None) -> Any:
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(where, revision=source.revision, trust_remote_code=False)
         tokenizer("a")  # damaged settings fail only here
-    except Exception as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # of the tokenizers library
+            raise
         raise weights.load_error("tokenizer", where, error) from error
     if chat_template is not None:
         tokenizer.chat_template = template(chat_template)

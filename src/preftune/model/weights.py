@@ -86,7 +86,8 @@ def _require_not_quantised(base: str, revision: str | None) -> None:
 
     with suppress(OSError):  # from_pretrained reports it
         raw, _ = transformers.PretrainedConfig.get_config_dict(base, revision=revision)
-        method = str((raw.get("quantization_config") or {}).get("quant_method", ""))
+        quantisation = raw.get("quantization_config")
+        method = str(quantisation.get("quant_method", "")) if isinstance(quantisation, dict) else ""
         if method in QUANTISED:
             raise ModelError(
                 f"the weights are stored quantised ({method})",
@@ -215,7 +216,7 @@ def require_finite(model: Any, where: str) -> None:
             )
 
 
-def load_error(what: str, where: str, error: Exception) -> ModelError:
+def load_error(what: str, where: str, error: BaseException) -> ModelError:
     """Convert the exception of a library that could not load `what` to a ModelError."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = " ".join(lines[:2]) or type(error).__name__

@@ -164,7 +164,12 @@ def test_a_first_row_that_cannot_be_decoded_is_a_bad_row(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("cell", "fault"), [("[" * 100_000 + "]", "nested too deeply"), (f"[{'1' * 5000}]", "an integer has more digits")]
+    ("cell", "fault"),
+    [
+        ("[" * 100_000 + "]", "nested too deeply"),
+        (f"[{'1' * 5000}]", "an integer has more digits"),
+        ("[{{1}}]", ""),  # a set in a set, for Python
+    ],
 )
 def test_a_list_that_python_cannot_parse_is_an_error(tmp_path: Path, cell: str, fault: str) -> None:
     rows = [{"messages": json.dumps(ASKED + GOOD)}, {"messages": cell}]

@@ -105,6 +105,15 @@ def test_damaged_settings_of_a_tokenizer_are_an_error(copy: Path) -> None:
         load_tokenizer(locate(str(copy)))
 
 
+def test_a_panic_of_the_tokenizers_library_is_an_error(copy: Path) -> None:
+    path = copy / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["post_processor"]["special_tokens"] = {}
+    path.write_text(json.dumps(content))
+    with pytest.raises(ModelError, match="cannot load the tokenizer"):
+        load_tokenizer(locate(str(copy)))
+
+
 def test_a_chat_template_is_set_by_name_or_file(model_folder: Path, tmp_path: Path) -> None:
     source = locate(str(model_folder))
     (tmp_path / "t.jinja").write_text("{{ messages }}")

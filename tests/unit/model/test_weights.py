@@ -301,6 +301,14 @@ def test_safetensors_take_precedence_over_pickle_files(folder: Path) -> None:
     assert torch.equal(load(folder).lm_head.weight, make_model().lm_head.weight)
 
 
+def test_a_quantisation_without_a_method_is_an_error_of_the_model(tmp_path: Path, model_folder: Path) -> None:
+    shutil.copytree(model_folder, tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "quantization_config": "x"}))
+    with pytest.raises(ModelError, match="cannot load the model"):
+        load_model(locate(str(path.parent)), torch.float32)
+
+
 @pytest.mark.parametrize("method", ["gptq", "bitsandbytes"])
 def test_a_model_that_is_stored_quantised_is_an_error(tmp_path: Path, model_folder: Path, method: str) -> None:
     shutil.copytree(model_folder, tmp_path / "model")
