@@ -86,6 +86,7 @@ class PromptSettings(TypedDict, total=False):
     ignore: Sequence[str]
     bad_rows: Literal["error", "drop"]
     max_dropped: float
+    limit: int | None
     allow_empty_prompts: bool
     max_prompt_length: int | None
     chat_template: str | None

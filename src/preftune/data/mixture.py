@@ -20,17 +20,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from preftune.data.amount import Amount
+
 Ints = npt.NDArray[np.int64]
 PASS = 1 << 32  # distinguishes the keys of passes from those of epochs
-
-
-@dataclass(frozen=True, slots=True)
-class Amount:
-    """How much of a source an epoch has: one of these is set, or none for weight 1."""
-
-    weight: float | None = None
-    share: float | None = None
-    count: int | None = None
 
 
 def epoch_counts(sizes: Sequence[int], amounts: Sequence[Amount]) -> list[int]:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from preftune import in_memory
 from preftune.config.data import SourceConfig
 from preftune.config.schema import DataConfig
-from preftune.data.mixture import Amount
+from preftune.data.amount import Amount
 from preftune.formats.parsers import Reading
 from preftune.sources.compressed import file_suffixes
 from preftune.sources.files import is_data_file

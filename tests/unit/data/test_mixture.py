@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies
 
-from preftune.data.mixture import Amount, Mixture, epoch_counts, mixture_of
+from preftune.data.amount import Amount
+from preftune.data.mixture import Mixture, epoch_counts, mixture_of
 from preftune.data.steps import training_steps
 
 
