@@ -59,7 +59,8 @@ def main() -> None:
     parser.add_argument("--max-new-tokens", type=int, default=96)
     parser.add_argument("--max-length", type=int, default=512)
     parser.add_argument("--overlong", choices=["truncate", "drop"], default="truncate")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="config keys of all training runs")
+    text = "config keys of all training runs, or of one: dpo-lora:optim.lr=5e-4"
+    parser.add_argument("--set", nargs="*", default=[], metavar="[METHOD:]KEY=VALUE", help=text)
     parser.add_argument("--policy-pairs", type=int, help="use only the first pairs of the policies' fold")
     parser.add_argument("--judge-pairs", type=int, help="use only the first pairs of the judge's fold")
     parser.add_argument("--test-pairs", type=int, help="use only the first pairs of the evaluation fold")
@@ -162,7 +163,13 @@ def train_one(options: argparse.Namespace, name: str, model: str, data: Path, fo
     }
     settings |= {"train.seed": seed, "out": folder / name}
     settings |= {"samples": 0} if name == "sft" else {"monitor": "null"} if name != "reward" else {}
-    overrides = [*(f"{key}={value}" for key, value in settings.items()), *options.set]
+    overrides = [f"{key}={value}" for key, value in settings.items()]
+    for entry in options.set:
+        method, colon, own = entry.partition(":")
+        if method not in METHODS or not colon:
+            overrides.append(entry)
+        elif method == name:
+            overrides.append(own)
     config = load(schema, CONFIGS / f"{name}.yaml", overrides)
     began, is_new = time.process_time(), not (folder / name).exists()
     final = run(config, display=Display())

@@ -419,8 +419,34 @@ def reliability() -> str:
     return lines(["campaign", "cases", "passed", "outcomes"], cells) if cells else "No measurement is recorded yet."
 
 
+def chat_rates() -> str:
+    """Format two learning rates of DPO on a chat model side by side: accuracy, KL, win rates, loops, other data."""
+    cells = []
+    for row in measured("a chat model on human preferences"):
+        figures, settings = row["figures"], row["settings"]
+        chosen = dict(entry.split("=") for entry in settings["rates"].split())
+        for name, key in (("DPO", "dpo"), ("DPO, LoRA", "dpo-lora")):
+            against_sft = figures["win_rates"]["SFT"][name]["0.5"]
+            cells.append(
+                [
+                    name,
+                    f"{chosen[f'{key}:optim.lr']}, {chosen[f'{key}:train.epochs']}",
+                    f"{figures['accuracy'][name]['accuracy']:.1%}",
+                    f"{figures['accuracy'][name]['loss']:.4f}",
+                    f"{figures['kl'][name]['mean']:.2f} +- {figures['kl'][name]['half_interval']:.2f}",
+                    with_interval(against_sft, "rate"),
+                    f"{figures['win_rates']['chat model'][name]['0.5']['rate']:.1%}",
+                    f"{figures['texts'][name]['0.5']['responses/words']:.0f}",
+                    f"{figures['texts'][name]['0.5']['loops']:.1%}",
+                ]
+            )
+    heads = ["model", "learning rate, epochs", "accuracy", "log loss", "KL from SFT, nats", "wins against SFT"]
+    return lines([*heads, "against the chat model", "words", "loops"], cells)
+
+
 RESULTS = {
     "reliability": reliability,
+    "a chat model: learning rates": chat_rates,
     "a chat model on human preferences": chat,
     "comparison": comparison,
     "iterative dpo": iterative,

@@ -7,6 +7,7 @@
       RunError                 5  checkpoint or run folder
       NumericError             6  training stopped: a number is not finite, or a numerical check failed
       StorageError             7  storage or permission
+      RanksError               8  another process of the run failed or is unreachable
       IncompleteError          9  samples, verdicts or another program are missing; completed results are saved
       Stopped                 75  stopped on request; rerun the same command to resume
 
@@ -73,6 +74,12 @@ class StorageError(PreftuneError, OSError):
     """A file that cannot be written."""
 
     exit_code = 7
+
+
+class RanksError(PreftuneError, RuntimeError):
+    """Another process of a run on several ranks failed, was killed, or does not respond."""
+
+    exit_code = 8
 
 
 class IncompleteError(PreftuneError, RuntimeError):

@@ -52,13 +52,14 @@ class _State:
 
     say       prints a line
     at        time of the first signal, `number` is its number
-    raised    the request has raised StopRequest
+    raised    the request has raised StopRequest, or was answered
     nudged    the thread sends REPEAT only to interrupt what waits
     write_fd  wakes the thread up
     """
 
     say: Callable[[str], None]
     mode: str = NOTE
+    together: bool = False
     requested: bool = False
     at: float = 0.0
     number: int = 0
@@ -110,9 +111,9 @@ def _in_mode(mode: str, say: Callable[[str], None] | None = None) -> Iterator[No
         yield
         return
     before = state.mode, state.say
-    state.mode, state.say = mode, say or state.say
+    state.mode, state.say = NOTE if state.together else mode, say or state.say
     try:
-        if mode == RAISE and state.requested:
+        if state.mode == RAISE and state.requested:
             _raise(state)
         yield
     finally:
@@ -140,6 +141,20 @@ def deferred() -> AbstractContextManager[None]:
 
 
 @contextmanager
+def together(several: bool) -> Iterator[None]:
+    """Inside this context, a request is only noted if there are `several` processes, which must stop together."""
+    state = _state if _in_main_thread() else None
+    if state is None or not several:
+        yield
+        return
+    state.together = True
+    try:
+        yield
+    finally:
+        state.together = False
+
+
+@contextmanager
 def ctrl_c(answer: Callable[..., object] = signal.default_int_handler) -> Iterator[None]:
     """Inside this context, Ctrl-C calls `answer`, by default raising KeyboardInterrupt, and does not request to stop.
 
@@ -160,6 +175,12 @@ def ctrl_c(answer: Callable[..., object] = signal.default_int_handler) -> Iterat
 def requested() -> bool:
     """Return whether a signal has requested to stop."""
     return _state is not None and _state.requested
+
+
+def answered() -> None:
+    """Note that the command stops because of the request, so that the signal is not sent again at the end."""
+    if _state is not None:
+        _state.raised = True
 
 
 def check() -> None:

@@ -45,7 +45,8 @@ def test_every_command_with_a_result_has_the_option() -> None:
         for name, command in commands(typer.main.get_command(app))
         if not any("--json" in parameter.opts for parameter in command.params)
     }
-    assert without == {"chat", "completion", "complete-line", "config schema"}
+    # `launch` passes it to its command
+    assert without == {"chat", "completion", "complete-line", "config schema", "launch"}
 
 
 def test_a_run_prints_its_files_and_last_metrics(answer: Any, model_folder: Path) -> None:

@@ -17,8 +17,8 @@ from preftune.lifecycle.context import within_context
 from preftune.locks import NAME, lock_folder
 from preftune.methods import dpo
 from preftune.sources.read import fingerprint
-from preftune.train.manifest import write
-from preftune.train.run import Run, run_identity
+from preftune.train.manifest import run_identity, write
+from preftune.train.run import Run
 
 
 def test_a_finished_run_is_left_untouched(tmp_path: Path, model_folder: Path) -> None:

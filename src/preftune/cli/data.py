@@ -287,6 +287,6 @@ def _show(groups: Sequence[Any], n: int, renderer: Renderer | None, data: DataCo
     from preftune.data.tokenize_groups import Limits
 
     limits = Limits(data.max_length, data.max_prompt_length, bad_rows="drop")
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     for group in groups[:n]:
         console.print(render_group(group, renderer, limits, brackets=not console.is_terminal), soft_wrap=True)

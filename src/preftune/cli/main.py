@@ -25,6 +25,7 @@ from preftune.cli.export import export
 from preftune.cli.import_config import import_config
 from preftune.cli.init import init
 from preftune.cli.label import label
+from preftune.cli.launch import RAW, is_launch, launch
 from preftune.cli.options import Config, Data, DryRun, Lora, Model, Out, Quiet
 from preftune.cli.outcome import JSON, Command, Outcome, command_in, failure, interruption, run_result, usage_error
 from preftune.cli.report import report
@@ -32,6 +33,7 @@ from preftune.cli.talk import chat
 from preftune.cli.training import config_from
 from preftune.config.schema import TunedConfig
 from preftune.errors import Stopped, for_shell
+from preftune.ranks.join import Ranks, join
 
 DOCS = "https://github.com/preftune/preftune/tree/main/docs"
 
@@ -81,6 +83,7 @@ def demo(
 app.command()(init)
 app.command()(import_config)
 app.command()(export)
+app.command(context_settings=RAW)(launch)
 app.command()(report)
 app.command()(completion)
 app.command("complete-line", hidden=True)(complete_line)
@@ -346,7 +349,7 @@ def doctor() -> dict[str, Any]:
 
 for _app in (app, data_commands.app, evaluate_commands.app):
     for _command in _app.registered_commands:
-        if _command.callback not in (chat, completion, complete_line):
+        if _command.callback not in (chat, completion, complete_line, launch):
             _command.cls = Command
 
 INTERRUPTED = 130  # what typer returns after KeyboardInterrupt
@@ -357,7 +360,7 @@ def run(arguments: Sequence[str]) -> int:
 
     With --json, stdout has one JSON object, and everything else goes to stderr.
     """
-    if JSON not in arguments:
+    if JSON not in arguments or is_launch(arguments):
         return _outcome(arguments).code
     with redirect_stdout(sys.stderr):
         outcome = _outcome(arguments)
@@ -370,25 +373,39 @@ def run(arguments: Sequence[str]) -> int:
 
 def _outcome(arguments: Sequence[str]) -> Outcome:
     """Run one command, and return its outcome."""
-    debug = "--debug" in arguments  # accepted anywhere on the command line
+    ranks: Ranks | None = None
     with stop.guard():
         try:
             with stop.interruptible():
-                value = app([a for a in arguments if a not in ("--debug", JSON)], standalone_mode=False)
-        except UsageError as error:
-            return usage_error(error, for_shell(_instead_of(error, arguments)), command_in(arguments, app))
+                ranks = join(list(arguments))
+                others = [a for a in arguments if a not in ("--debug", JSON) or is_launch(arguments)]
+                value = app(others, standalone_mode=False)
+                if ranks:
+                    ranks.finish(interrupted=value == INTERRUPTED)
         except typer.Exit as done:
+            if ranks:
+                ranks.finish(interrupted=False)
             return Outcome(done.exit_code)
-        except BrokenPipeError:
-            _no_stdout()
-            return Outcome()
         except (Exception, KeyboardInterrupt) as error:
-            # a library may have turned the request to stop into an error
-            is_request = isinstance(error, KeyboardInterrupt | typer.Abort) or stop.caused(error)
-            return interruption() if is_request and not isinstance(error, Stopped) else failure(error, debug)
+            return _failure(error, arguments, ranks)
         if value == INTERRUPTED:
             return interruption()
         return Outcome(value) if isinstance(value, int) else Outcome(result=value or {})
+
+
+def _failure(error: BaseException, arguments: Sequence[str], ranks: Ranks | None) -> Outcome:
+    """Print why a command failed or stopped, and return its outcome. One of several ranks ends here."""
+    if ranks:
+        ranks.fail(error, lambda: _failure(error, arguments, None).code)
+    if isinstance(error, UsageError):
+        return usage_error(error, for_shell(_instead_of(error, arguments)), command_in(arguments, app))
+    if isinstance(error, BrokenPipeError):
+        _no_stdout()
+        return Outcome()
+    debug = "--debug" in arguments  # accepted anywhere on the command line
+    # a library may have turned the request to stop into an error
+    is_request = isinstance(error, KeyboardInterrupt | typer.Abort) or stop.caused(error)
+    return interruption() if is_request and not isinstance(error, Stopped) else failure(error, debug)
 
 
 def _no_stdout() -> None:

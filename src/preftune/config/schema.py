@@ -274,7 +274,8 @@ class TunedConfig(Section):
         if not isinstance(optim, dict) or optim.get("lr", "auto") != "auto":
             return values
         full = cls.model_fields["optim"].default.lr
-        return {**values, "optim": {**optim, "lr": LORA_LR * full if values.get("lora") is not None else full}}
+        lr = round(LORA_LR * full, 12) if values.get("lora") is not None else full
+        return {**values, "optim": {**optim, "lr": lr}}
 
     @model_validator(mode="after")
     def _adapter_dtype(self) -> TunedConfig:

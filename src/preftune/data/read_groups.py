@@ -10,7 +10,7 @@ from typing import overload
 from preftune.chat.turns import CONVERTED, text_to_chat, transcript_to_chat
 from preftune.data.spool import Spool, rewritten
 from preftune.errors import DataError
-from preftune.formats import file_checks, join, ratings
+from preftune.formats import file_checks, join, layouts, ratings
 from preftune.formats.account import Account
 from preftune.formats.columns import ColumnLedger, TrackedRow
 from preftune.formats.json_cells import decode_cells
@@ -58,6 +58,8 @@ def read_groups(
     selected = Filter(conditions(reading.where), account)
     rows: Iterator[Row] = selected.rows(decode_cells(read(source, account.note), reading, account.note))
     rows = rows if reading.limit is None else islice(rows, reading.limit)
+    origin_of: dict[str, str] = {}
+    rows = layouts.rewritten(rows, reading, origin_of, DETECTION_ROWS)
     names = column_names(reading.columns, reading.ignore)
     head = list(islice(rows, DETECTION_ROWS))
     if reading.format == "auto":
@@ -65,7 +67,7 @@ def read_groups(
     joined = join.joined(chain(head, rows), names, reading, account, DETECTION_ROWS)
     head = list(islice(joined.rows, DETECTION_ROWS))
     parse, rows = parser_of(names.readable(head), head, chain(head, joined.rows), names, reading, account)
-    ledger = ColumnLedger(name, account.format, names, joined.origin_of)
+    ledger = ColumnLedger(name, account.format, names, joined.origin_of or origin_of)
     margins, checks = file_checks.Margins(), file_checks.FileChecks()
     for group in _parsed(rows, parse, ledger, account, reading, margins):
         spool.add(group)

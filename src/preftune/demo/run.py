@@ -68,7 +68,9 @@ FAST = Scale(reviews=3500, samples=8, betas=(0.1,), evaluation=4, width=64, laye
 def run(out: Path, *, fast: bool = False, with_ppo: bool = False, console: Console | None = None) -> DemoResults:
     """Run the demo in the folder `out`, print the results and return them."""
     began = time.perf_counter()
-    console = console or Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
+    console = console or Console(
+        highlight=False, emoji=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120
+    )
     scale = FAST if fast else FULL
     display = Display(console=console if console.is_terminal else None, quiet=not console.is_terminal)
     _make_empty(out)

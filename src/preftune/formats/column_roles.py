@@ -33,6 +33,7 @@ PAIRS = (
     ("preferred_response", "rejected_response"),
     ("preferred_response", "dispreferred_response"),
     ("chosen_answer", "rejected_answer"),
+    ("response_chosen", "response_rejected"),
     ("response_j", "response_k"),
     ("preferred", "dispreferred"),
     ("preferred", "rejected"),

@@ -14,7 +14,8 @@ from typing import Any
 
 from preftune.errors import DataError
 from preftune.formats import metadata
-from preftune.formats.column_roles import SYSTEMS, TEXT_PROMPTS, prompt_column
+from preftune.formats.column_roles import COMPLETIONS, PROMPTS, SYSTEMS, TEXT_PROMPTS, prompt_column
+from preftune.formats.hints import suggests
 from preftune.formats.names import (
     CANONICAL,
     ColumnNames,
@@ -186,7 +187,9 @@ class ColumnLedger:
     def _describes_row(self, name: str, value: Any, row: TrackedRow) -> bool:
         """Return whether a column only describes its row, according to its name or because it contains no words."""
         if metadata.is_metadata(name, row):
-            return not (self.format == "preference-implicit" and metadata.can_be_prompt(name, value))
+            without_prompt = self.format == "votes" and prompt_column(row) is None
+            without_prompt |= self.format == "preference-implicit"
+            return not (without_prompt and metadata.can_be_prompt(name, value))
         if name in metadata.CONTEXT or not metadata.is_number(value):
             return not metadata.texts_in(value)
         return not metadata.texts_in(value) or suggest_name(name, row) not in (*TEXT_PROMPTS, "input")
@@ -256,15 +259,35 @@ class ColumnLedger:
         mapping: dict[str, str] = {}
         unknown = [column for column, (why, _) in self.refused.items() if why.startswith(("is not used", CONTEXT))]
         has_text_prompt = any(self.counts.get(column, Counter())["used"] for column in TEXT_PROMPTS)
+        has_prompt = any(self.counts.get(column, Counter())["used"] for column in (*PROMPTS, "text"))
+        if pair := self._other_pair():
+            others = [name for name in (*pair, *self.refused) if name not in pair.values()]
+            others = [*dict.fromkeys(name for name in others if name in self.counts)]
+            rest = f" and data.ignore=[{', '.join(map(quoted, others))}]" if others else ""
+            return f"set {columns_setting(pair)}{rest}; {ignore}"
         for column in self.refused:
             if column in self.suggestions:
                 mapping.setdefault(self.suggestions[column], column)
             elif column in APPENDED and has_text_prompt and "input" not in self.counts:
                 mapping.setdefault("input", column)
+            elif column in APPENDED and not has_prompt and self.format in ("votes", "preference-implicit"):
+                mapping.setdefault("prompt", column)
         if mapping:
             appended = " (`input` is appended to the prompt)" if "input" in mapping else ""
             return f"set {columns_setting(mapping)}{appended}; {ignore}"
         return f"{ignore}; or map them to known names: data.columns={{prompt: COLUMN, ...}}" if unknown else ignore
+
+    def _other_pair(self) -> dict[str, str]:
+        """Return data.columns for a better and a worse response among refused columns, or {} if there is no such pair.
+
+        A demonstration may have its worse response in a column with another name. Whole responses (full_chosen) may
+        be next to steps of them (chosen).
+        """
+        worse = [column for column in self.refused if suggests("rejected", column)]
+        better = [column for column in self.refused if suggests("chosen", column)]
+        used = [column for column in COMPLETIONS if self.counts.get(column, Counter())["used"]]
+        better = better or (used if self.format == "sft-completion" else [])
+        return {"chosen": better[0], "rejected": worse[0]} if len(better) == len(worse) == 1 else {}
 
     def statuses(self) -> dict[str, str]:
         """Return {column: text of its status}, the first in STATUS_TEXT that occurred in any row."""

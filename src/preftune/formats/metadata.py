@@ -46,7 +46,7 @@ PROSE = re.compile(
 )
 MAX_LABEL_WORDS, SHORT = 15, 3
 #: Columns of NAMES that may be the prompt if no other column is.
-POSSIBLE_PROMPTS = frozenset({"task", "topic"})
+POSSIBLE_PROMPTS = frozenset({"task", "topic", "source", "src", "origin"})
 #: Columns of public data sets with text that is not part of the pair, after the columns that identify the data set.
 PUBLIC = (
     # argilla/distilabel-*: how the pair was made and judged
@@ -73,6 +73,12 @@ PUBLIC = (
       "orig_feedback_B", *(f"orig_score{i}_description" for i in range(1, 6))}),
     # lmarena-ai: the two conversations together
     ({"conversation_a", "conversation_b"}, {"full_conversation", "conv_metadata", "tokens", "evaluation_order"}),
+    # argilla/OpenHermesPreferences: the responses from which the pair was selected
+    ({"candidates_completions"}, {"candidates_completions", "candidate_policies", "rank_str"}),
+    # Magpie-Align: what a model says about the instruction
+    ({"gen_input_configs"}, {"intent", "knowledge", "quality_explanation", "task_category"}),
+    # Label Studio: the envelope of a task
+    ({"drafts", "predictions"}, {"file_upload", "drafts", "predictions", "meta"}),
     # HuggingFaceH4/stack-exchange-preferences
     ({"qid"}, {"metadata"}),
 )  # fmt: skip
@@ -140,7 +146,7 @@ def _kind_by_name(name: str) -> str:
     "prose" is any text, "label" at most MAX_LABEL_WORDS words and "short" at most SHORT words.
     """
     name = re.sub("([a-z])([A-Z])", r"\1_\2", name)  # createdAt
-    if name.lower() in ("task", "tasks"):  # longer text is an instruction
+    if name.lower() in ("task", "tasks", "user"):  # longer text is an instruction
         return "short"
     if SIDE_AFFIX.sub("", name.lower()) in NAMES or PATTERNS.fullmatch(name):
         return "prose" if PROSE.fullmatch(name.lower()) else "label"

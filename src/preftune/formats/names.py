@@ -77,6 +77,8 @@ class ColumnNames:
                 continue
             name = self.new_name.get(column, column)
             if name in new_names and column not in self.new_name:
+                if name in inner and any(path.startswith(f"{name}.") for path, new in self.nested if new == name):
+                    continue  # chosen: chosen.text
                 if not is_blank(value):
                     raise BadRow(
                         f"data.columns gives a different column the name {name!r}, which the row already has",
@@ -104,18 +106,24 @@ class ColumnNames:
 
 
 def _at(row: Fields, path: str) -> Any:
-    """Return the value of a field inside a column, or None if the row has a column of this name or no such field."""
-    if path in row:
-        return None
-    value: Any = row
-    for part in path.split("."):
-        if isinstance(value, Mapping):
-            value = value.get(part)
-        elif isinstance(value, list) and part.isascii() and part.isdigit() and int(part) < len(value):
-            value = value[int(part)]
-        else:
-            return None
-    return value
+    """Return the value of a field inside a column, or None if the row has a column of this name or no such field.
+
+    In a list, a number is an index (-1 is the last item), and `*` means the list of the values in all items.
+    """
+    return None if path in row else _inside(row, path.split("."))
+
+
+def _inside(value: Any, parts: Sequence[str]) -> Any:
+    if not parts:
+        return value
+    part, *rest = parts
+    if isinstance(value, Mapping):
+        return _inside(value.get(part), rest)
+    if isinstance(value, list) and part == "*":
+        return [item for item in (_inside(each, rest) for each in value) if item is not None] or None
+    if isinstance(value, list) and re.fullmatch("-?[0-9]{1,6}", part) and -len(value) <= int(part) < len(value):
+        return _inside(value[int(part)], rest)
+    return None
 
 
 def column_names(columns: Mapping[str, str], ignore: Sequence[str]) -> ColumnNames:

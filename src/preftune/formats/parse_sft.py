@@ -24,11 +24,19 @@ LABELS = {"true": 1, "1": 1, "1.0": 1, "false": -1, "0": -1, "0.0": -1, "-1": -1
         ("like", "dislike"),
         ("up", "down"),
         ("thumbs_up", "thumbs_down"),
+        ("thumbs up", "thumbs down"),
+        ("thumbsup", "thumbsdown"),
+        ("upvote", "downvote"),
+        ("liked", "disliked"),
+        ("👍", "👎"),
+        ("+1", "-1"),
     )
     for word, sign in ((good, 1), (bad, -1))
 }
 #: Fields of an assistant turn that say whether it is trained on: OpenAI, ms-swift, axolotl.
 TRAINED = ("weight", "loss", "train", "training")
+#: Fields of an assistant turn in which people rated it.
+TURN_GRADES = ("rating", "feedback", "thumbs", "thumb", "vote", "reaction", "liked", "score", "label", "annotation")
 PARTLY_TRAINED = ("train_detail", "training_detail")  # axolotl: ranges of characters
 
 
@@ -95,11 +103,24 @@ def sft_messages(row: Fields, reading: Reading) -> list[PreferenceGroup]:
     turns = [i for i, m in enumerate(messages) if m.role == "assistant" and i > 0]
     if not turns:
         raise Drop("no assistant turn after another turn")
+    _require_no_grade(messages)
     turns = turns[-1:] if reading.scored_turns == "last" else turns
     turns = [i for i in turns if _weight_of(messages[i])]
     if not turns:
         raise Drop("all assistant turns have weight 0")
     return [group_of(messages[:i], (messages[i : i + 1],)) for i in turns]
+
+
+def _require_no_grade(messages: tuple[Message, ...]) -> None:
+    """Raise BadRow for an assistant turn that people rated, because demonstrations must be good."""
+    for message in messages:
+        grades = [name for name, _ in message.extra if name in TURN_GRADES] if message.role == "assistant" else []
+        if grades:
+            raise BadRow(
+                f"an assistant turn has the field {grades[0]!r}, which rates it, and a demonstration must be good",
+                fix=f"to train on good and bad responses, set data.columns={{label: messages.-1.{grades[0]}}}; "
+                "to train on all of them as good ones, remove the field",
+            )
 
 
 def _weight_of(message: Message) -> bool:

@@ -33,59 +33,31 @@ from preftune.formats.values import (
     string,
     text_of,
 )
+from preftune.formats.verdicts import (
+    SIDES,
+    STRENGTHS,
+    TIES,
+    annotator_columns,
+    normalise,
+    response_columns,
+    score_columns,
+    submitted,
+    verdict_column,
+    verdict_of,
+    winner_values_fix,
+)
 from preftune.types import Judgement, Message, PreferenceGroup, Text
 
-#: Columns of the two responses. If the names end with numbers, a verdict that is such a number names the response.
-SIDES = (
-    ("response_a", "response_b"),
-    ("response_1", "response_2"),
-    ("response1", "response2"),
-    ("response-1", "response-2"),
-    ("response_0", "response_1"),
-    ("conversation_a", "conversation_b"),
-    ("answer_a", "answer_b"),
-    ("answer_1", "answer_2"),
-    ("answer_0", "answer_1"),
-    ("completion_a", "completion_b"),
-    ("completion_1", "completion_2"),
-    ("output_a", "output_b"),
-    ("output_1", "output_2"),
-    ("human_ref_A", "human_ref_B"),
-)
-#: Below 0, the first response is better by that amount; above 0, the second one; 0 is a tie.
-STRENGTHS = ("preference_strength", "overall_preference")
-VERDICTS = ("winner", "better_response_id", "safer_response_id", *STRENGTHS, "preference", "preferred", "choice",
-            "label", "labels")  # fmt: skip
 BETTER, SAFER = "better_response_id", "safer_response_id"  # the two verdicts of PKU-SafeRLHF
 INDEX_COLUMNS = ("winner", "better_response_id", "safer_response_id", "choice")  # numbers are response indexes
 #: Columns of which exactly one is 1 in each row (Chatbot Arena on Kaggle).
 ONE_HOT = {"winner_model_a": "a", "winner_model_b": "b", "winner_tie": "tie"}
-TIES = ("tie", "tie (bothbad)", "tie (both bad)", "both", "bothbad", "both bad", "both_bad", "draw", "equal", "same",
-        "neither")  # fmt: skip
-SIDE_WORDS = {"a": "a", "first": "a", "b": "b", "second": "b"}
-
-
-def response_columns(row: Fields) -> tuple[str, str] | None:
-    """Return the columns of the two responses, or None."""
-    return next((sides for sides in SIDES if sides[0] in row and sides[1] in row), None)
-
-
-def verdict_column(row: Fields) -> str | None:
-    """Return the column that says which response is better, or None."""
-    return next((key for key in VERDICTS if key in row), None)
 
 
 def has_verdict(row: Fields) -> bool:
-    """Return whether a row says which response is better: in one column, in ONE_HOT columns, or with two scores."""
-    return verdict_column(row) is not None or row.keys() >= ONE_HOT.keys() or score_columns(row) is not None
-
-
-def score_columns(row: Fields) -> tuple[str, str] | None:
-    """Return the columns with the scores of the two responses (score_a, score_b for answer_a, answer_b), or None."""
-    sides = response_columns(row) or SIDES[0]
-    suffixes = [re.split(r"(?=[^_-]$)", side)[-1] for side in sides]
-    names = [(f"{kind}_{suffixes[0]}", f"{kind}_{suffixes[1]}") for kind in ("score", "rating", "reward")]
-    return next((pair for pair in names if pair[0] in row and pair[1] in row), None)
+    """Return whether a row says which response is better: in a column, ONE_HOT columns, scores, or of annotators."""
+    named = verdict_column(row) is not None or row.keys() >= ONE_HOT.keys() or score_columns(row) is not None
+    return named or bool(annotator_columns(row))
 
 
 def votes(row: Fields, reading: Reading) -> list[PreferenceGroup]:
@@ -112,25 +84,27 @@ def _verdict(row: Fields, sides: tuple[str, str], reading: Reading) -> tuple[str
     key = _verdict_by_aspect(row, reading.aspect) or verdict_column(row)
     scored, lead = _better_by_score(row)
     if key is None and row.keys() >= ONE_HOT.keys():
-        marked = [side for name, side in ONE_HOT.items() if _normalise(row[name]) in ("1", "true")]
+        marked = [side for name, side in ONE_HOT.items() if normalise(row[name]) in ("1", "true")]
         if len(marked) != 1:
             raise BadRow(f"exactly one of the columns {', '.join(ONE_HOT)} must be 1")
         return marked[0], 0.0
     if key is None and scored:
         return scored, lead
+    if key is None and (names := annotator_columns(row)):
+        return _majority([row.get(name) for name in names if peek(row, name) != ""], names[0], sides, reading), 0.0
     key = key or "winner"
     value = get(row, key)
     if isinstance(value, list | dict):
-        return _majority(value, key, sides, reading), 0.0
+        return _majority(verdict_of(row, key), key, sides, reading), 0.0
     if key in STRENGTHS and not reading.winner_values:
         strength = number(row, key, 0.0)
         return ("tie" if strength == 0 else "a" if strength < 0 else "b"), abs(strength)
-    side = _by_model(value, row) or _side(value, key, sides, reading)
+    side = _by_model(value, row) or _alpaca_eval(value, row) or _side(value, key, sides, reading)
     if {side, scored} == {"a", "b"}:
-        names = score_columns(row) or ("", "")
+        pair = score_columns(row) or ("", "")
         raise BadRow(
-            f"column {key!r} and the scores {names[0]!r} and {names[1]!r} name different responses as the better one",
-            fix=f"to use {key!r}, set data.ignore=[{', '.join(names)}]; to use the scores, set data.ignore=[{key}]; to "
+            f"column {key!r} and the scores {pair[0]!r} and {pair[1]!r} name different responses as the better one",
+            fix=f"to use {key!r}, set data.ignore=[{', '.join(pair)}]; to use the scores, set data.ignore=[{key}]; to "
             "drop such rows, set data.bad_rows=drop",
         )
     return side, lead if side == scored else 0.0
@@ -143,41 +117,6 @@ def _majority(value: Any, key: str, sides: tuple[str, str], reading: Reading) ->
         raise Drop("no annotator has judged the row")
     lead = verdicts.count("a") - verdicts.count("b")
     return "a" if lead > 0 else "b" if lead < 0 else "tie"
-
-
-def submitted(value: Any, key: str) -> list[Any]:
-    """Return the verdicts of annotators, as Argilla exports them, without those that were not submitted.
-
-    A list of {"user_id", "value", "status"}, or one object with a list for each of these names. A value may be a
-    ranking {"rank": [1, 2], "value": ["response-1", "response-2"]}.
-    """
-    if isinstance(value, dict) and isinstance(value.get("value"), list) and "rank" not in value:
-        names = [name for name in ("value", "status") if isinstance(value.get(name), list)]
-        value = [dict(zip(names, items, strict=False)) for items in zip(*(value[name] for name in names), strict=False)]
-    items = value if isinstance(value, list) else [value]
-    if not all(isinstance(item, dict) and "value" in item for item in items):
-        what = f"column {key!r} must be a verdict, or a list of verdicts of annotators with the field 'value'"
-        raise BadRow(what, fix="write the name of the better response into the column")
-    return [
-        _first_of(item["value"], item.get("rank"), key)
-        for item in items
-        if item["value"] is not None and str(item.get("status") or "submitted") == "submitted"
-    ]
-
-
-def _first_of(value: Any, ranks: Any, key: str) -> Any:
-    """Return the best value of a ranking, "tie" for several, and any other value unchanged."""
-    if isinstance(value, dict) and "rank" in value:
-        value, ranks = value.get("value"), value["rank"]
-    if isinstance(value, list) and all(isinstance(item, dict) for item in value):  # [{"value": "a", "rank": 1}, ...]
-        value, ranks = [item.get("value") for item in value], [item.get("rank") for item in value]
-    if not isinstance(value, list):
-        return value
-    ordered = [as_number(rank) for rank in (ranks if isinstance(ranks, list) else ())]
-    if not value or len(ordered) != len(value) or None in ordered:
-        raise BadRow(f"column {key!r} has a ranking that is not a list of values with a rank each")
-    best = [one for one, rank in zip(value, ordered, strict=True) if rank == min(map(float, ordered))]  # type: ignore[arg-type]
-    return best[0] if len(best) == 1 else "tie"
 
 
 def _verdict_by_aspect(row: Fields, aspect: str) -> str:
@@ -210,6 +149,16 @@ def _by_model(value: Any, row: Fields) -> str:
     if not isinstance(value, str) or names.count(value) != 1:
         return ""
     return "ab"[[row.get("model_a"), row.get("model_b")].index(value)]
+
+
+def _alpaca_eval(value: Any, row: Fields) -> str:
+    """Return the side of a weighted preference between 1 (the first output) and 2 of AlpacaEval, or "" for others."""
+    preference = as_number(value)
+    if preference is None or preference.is_integer() or not 1 < preference < 2:
+        return ""
+    if not {"generator_1", "generator_2"} <= row.keys():
+        return ""
+    return "tie" if preference == 1.5 else "a" if preference < 1.5 else "b"
 
 
 def _texts(row: Fields, first: str, second: str) -> tuple[Text, Text, Text]:
@@ -249,15 +198,15 @@ def _turn_lists(row: Fields, first: str, second: str) -> tuple[Text, Text] | Non
 
 def _side(value: Any, key: str, sides: tuple[str, str], reading: Reading) -> str:
     """Return the side that a verdict names: "a", "b" or "tie". Raises BadRow if the verdict is unknown."""
-    word = _normalise(value)
+    word = normalise(value)
     if word in reading.winner_values:
         return str(reading.winner_values[word])
     if str(value) in _names(sides, reading):
         return "ab"[_names(sides, reading).index(str(value))]
     if word in TIES:
         return "tie"
-    if not reading.winner_values and word in SIDE_WORDS:
-        return SIDE_WORDS[word]
+    if not reading.winner_values and word in ("a", "b"):
+        return word
     raise BadRow(
         f"column {key!r} must say which response is better, not {value!r}",
         fix="set data.winner_values={a: VALUE, b: VALUE, tie: VALUE}",
@@ -267,17 +216,6 @@ def _side(value: Any, key: str, sides: tuple[str, str], reading: Reading) -> str
 def _names(sides: tuple[str, str], reading: Reading) -> list[str]:
     """Return the names that the columns of the two responses have in the file."""
     return [reading.columns.get(side, side).rpartition(".")[2] for side in sides]
-
-
-def _normalise(value: Any) -> str:
-    """Normalise a verdict: 1, 1.0, "1" and "model_1" become "1"; "A" and "model_a" become "a"."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    word = str(value).strip().lower()
-    prefixed = re.fullmatch(r"(?:model|response|answer|assistant|completion|output|generation)[ _-]?([ab]|\d)", word)
-    if prefixed:
-        return prefixed[1]
-    return word.removesuffix(".0") if re.fullmatch(r"-?\d+\.0", word) else word
 
 
 def with_winner_values(rows: Iterable[Fields], reading: Reading, where: str) -> Reading:
@@ -291,10 +229,13 @@ def with_winner_values(rows: Iterable[Fields], reading: Reading, where: str) -> 
     sides, key = SIDES[0], "winner"
     for row in rows:
         key, sides = verdict_column(row) or key, response_columns(row) or sides
-        if row.get(key) is not None and key not in STRENGTHS:
+        names = [] if verdict_column(row) else annotator_columns(row)
+        key = names[0] if names else key
+        cells = [row[name] for name in names] or [verdict_of(row, key)]
+        for value in cells if key not in STRENGTHS else ():
             with suppress(BadRow):  # reported when the row is parsed
-                verdicts = submitted(row[key], key) if isinstance(row[key], list | dict) else [row[key]]
-                values |= {_normalise(verdict) for verdict in verdicts if verdict not in _names(sides, reading)}
+                verdicts = submitted(value, key) if isinstance(value, list | dict) else [value]
+                values |= {normalise(verdict) for verdict in verdicts if verdict not in (None, *_names(sides, reading))}
     numbers = {word for word in values if re.fullmatch(r"-?\d+", word)}
     if not numbers:
         return reading
@@ -307,13 +248,11 @@ def with_winner_values(rows: Iterable[Fields], reading: Reading, where: str) -> 
         for pair in (("0", "1"), ("1", "2")):
             if numbers <= set(pair) and (numbers - {"1"}):
                 return replace(reading, winner_values={pair[0]: "a", pair[1]: "b"})
-    low, high = min(numbers, key=int), max(numbers, key=int)
-    high = str(int(low) + 1) if low == high else high
     raise DataError(
         f"column {key!r} has the values {', '.join(sorted(numbers))}, and it is not clear which response each means",
         where=where,
         why=f"the responses are {sides[0]!r} and {sides[1]!r}",
-        fix=f"say what the values mean, for example data.winner_values={{a: {low}, b: {high}}}",
+        fix=winner_values_fix(numbers),
     )
 
 
@@ -325,7 +264,7 @@ def sides_by_value(winner_values: Mapping[str, Any]) -> dict[str, str]:
             fix = f"use a, b and tie; {did_you_mean(side, ('a', 'b', 'tie'))}"
             raise ConfigError(f"unknown side {side!r}", where="data.winner_values", fix=fix)
         for value in values if isinstance(values, list) else [values]:
-            if sides.setdefault(_normalise(value), side) != side:
+            if sides.setdefault(normalise(value), side) != side:
                 raise ConfigError(f"{value!r} has two meanings", where="data.winner_values", fix="list it once")
     return sides
 
@@ -337,7 +276,7 @@ def summaries(row: Fields, _reading: Reading) -> list[PreferenceGroup]:
         raise BadRow(
             f"'info' must be an object and 'summaries' a list of two, not {kind_name(info)} and {kind_name(items)}"
         )
-    choice = _normalise(get(row, "choice"))
+    choice = normalise(get(row, "choice"))
     if choice not in ("0", "1"):
         raise BadRow(f"column 'choice' must be 0 or 1, not {row['choice']!r}")
     first, second = (string(item if isinstance(item, dict) else {}, "text") for item in items)

@@ -204,6 +204,9 @@ def _item_scores(row: Fields, items: list[Any], key: str, aspect: str) -> list[f
         "set data.columns={scores: COLUMN} (higher is better) or {ranks: COLUMN} (lower is better); or, if they are "
         "in order, the best one first, data.format=ordered"
     )
+    fields = [name for name in items[0] if as_number(items[0][name]) is not None] if isinstance(items[0], dict) else []
+    if fields:
+        fix = f"if a field of the {key} rates them (higher is better), set data.aspect to one of {', '.join(fields)}"
     raise BadRow(
         f"not all {key} have a rank or a score, so they cannot be compared",
         fix=fix.replace("COLUMN", numbers[0]) if len(numbers) == 1 else fix,

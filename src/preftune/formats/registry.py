@@ -37,6 +37,7 @@ from preftune.formats.values import (
     peek,
     require_utf8,
 )
+from preftune.formats.verdicts import response_columns
 from preftune.resolve import FAULTS, in_words, place_of
 from preftune.types import Judgement, Message, PreferenceGroup, Text, message_dict, plain
 
@@ -117,7 +118,11 @@ def _is_demonstration(row: Fields) -> bool:
 
 
 def _is_sft(*keys: str) -> Callable[[Fields], bool]:
-    return lambda row: not _has_answers(row) and any(row.get(key) is not None for key in keys)
+    return lambda row: (
+        not _has_answers(row)
+        and response_columns(row) is None
+        and any(row.get(key) is not None and not isinstance(row[key], dict) for key in keys)
+    )
 
 
 FORMATS: tuple[Format, ...] = (
@@ -181,7 +186,7 @@ FORMATS: tuple[Format, ...] = (
         "votes",
         '{"prompt": "...", "response_a": "...", "response_b": "...", "winner": "a"}',
         ("prompt", "response_a", "response_b", "winner"),
-        lambda row: parse_votes.response_columns(row) is not None and parse_votes.has_verdict(row),
+        lambda row: response_columns(row) is not None and parse_votes.has_verdict(row),
         parse_votes.votes,
         parse_votes.with_winner_values,
     ),
@@ -288,7 +293,8 @@ def detect(rows: Sequence[Fields], where: str) -> Format:
     columns = set(rows[0]) if rows else set()
     # for the right columns with wrong values, the parser raises a specific error
     for candidate in sorted(FORMATS, key=lambda candidate: -len(candidate.columns)):
-        if set(candidate.columns) <= columns and candidate.name not in ("ordered", "tree"):
+        is_text = candidate.name == "sft-text" and response_columns(rows[0]) is not None
+        if set(candidate.columns) <= columns and candidate.name not in ("ordered", "tree") and not is_text:
             return candidate
     raise unknown_columns_error(rows, {f.name: (f.columns, f.example) for f in FORMATS}, where)
 

@@ -142,7 +142,12 @@ def message_of(value: Any, key: str) -> Message:
     if isinstance(role, str) and role.strip().lower() in CALLS:
         role, content, rest = "assistant", "", rest | {"tool_calls": _calls_of(content, role, key)}
     if role is None:
-        raise BadRow(f"{key} has no role", fix='write messages as {"role": "user", "content": "..."}')
+        fix = 'write messages as {"role": "user", "content": "..."}'
+        if isinstance(content, str) and key.isidentifier():  # a response with its scores
+            fix += (
+                f"; or name the field with the text for each response: data.columns={{{key}: {key}.{content_key}, ...}}"
+            )
+        raise BadRow(f"{key} has no role", fix=fix)
     if not isinstance(role, str) or role.strip().lower() not in ROLES:
         raise BadRow(
             f"{key} has the unknown role {role!r}; known roles: {', '.join([*ROLES, *CALLS])}",

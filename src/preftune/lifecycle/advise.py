@@ -10,6 +10,7 @@ from typing import Any
 from preftune.measures.advice import advice, held_out_rose
 from preftune.measures.diagnosis import about_pairs, about_rewards, about_training, about_weights, pair_facts
 from preftune.model.weights import changed_share
+from preftune.ranks import group
 from preftune.train.run import Run
 from preftune.types import TokenGroup
 
@@ -18,12 +19,14 @@ EXAMINED = 10_000  # groups of the data, at most: 0.2 s
 
 def advise_on_pairs(run: Run, groups: Sequence[TokenGroup]) -> None:
     """Warn about the pairs of a new run."""
-    if run.start == 0:
+    if run.start == 0 and group.first():
         _note(run, 0, about_pairs(pair_facts(islice(groups, EXAMINED))))
 
 
 def advise(run: Run, step: int) -> None:
     """Warn about the training up to `step`, and about its evaluation. The latest text of each subject is saved."""
+    if not group.first():
+        return
     lines = run.metric_lines()
     train = [line for line in lines if line["split"] == "train"]
     texts = about_training(train, run.identity["config"].get("batch", {}).get("pairs", 1))

@@ -24,7 +24,7 @@ from preftune.data.steps import Step
 from preftune.lifecycle.monitor import Monitor
 from preftune.lifecycle.task import ResponseTask
 from preftune.model import memory
-from preftune.model.compile import is_compiled
+from preftune.model.compile import blocks, is_compiled
 from preftune.model.generate import sample
 from preftune.model.head import output_layer
 from preftune.model.logit_chunks import chunk_tokens
@@ -32,6 +32,7 @@ from preftune.model.logprobs import Scorer, logps
 from preftune.model.quantised import largest_layer_bytes, quantised_weights, stored_tensors
 from preftune.model.scalar import reward_logps
 from preftune.model.token_logprobs import max_stored_bytes
+from preftune.ranks.environment import place
 from preftune.train.optim import Weights, build_optimizer, clip, moment_bytes
 from preftune.types import Batch, Logps, TokenGroup
 
@@ -98,13 +99,28 @@ def measure_footprint(
     return Footprint(fixed, int(per_slot), max_stored_bytes(device), head.element_size() * vocabulary)
 
 
+def of_shards(footprint: Footprint, model: Any, shards: int, device: torch.device) -> Footprint:
+    """Return the footprint of a rank with 1/`shards` of the weights: blocks are whole only while they compute."""
+    every = blocks(model)
+    inside = {id(p) for block in every for p in block.parameters()}
+    largest = max(sum(p.numel() * p.element_size() for p in block.parameters()) for block in every)
+    root = [p for p in model.parameters() if id(p) not in inside]
+    split = {name: footprint.fixed[name] // shards for name in ("gradients", "optimizer", "reference", "fp32 masters")}
+    weights = sum(p.numel() * p.element_size() for p in model.parameters()) // shards
+    gathered = 2 * largest + sum(p.numel() * (p.element_size() + 4 * p.requires_grad) for p in root)
+    in_use = footprint.fixed["in use now"] if device.type == "cpu" else 0
+    rest = {"output layer": footprint.fixed["output layer"], "in use now": in_use}
+    return replace(footprint, fixed={**split, "weights": weights, "gathered weights": gathered, **rest})
+
+
 def choose_tokens(footprint: Footprint, device: torch.device, width: int, dtype: torch.dtype) -> int:
     """Return the largest power of two, from 512, whose micro-batches fit in memory, up to a maximum.
 
     Above the maximum nothing gets faster: in fp32 on a CPU 1024 for a model 512 wide (docs/performance.md), more if
     narrower.
     """
-    available = memory.available(device) * MEMORY_SHARE + footprint.fixed["in use now"]
+    sharing = place().local_world if device.type == "cpu" else 1  # ranks that use the same memory
+    available = memory.available(device) / sharing * MEMORY_SHARE + footprint.fixed["in use now"]
     if device.type == "cuda":
         tokens = 16384
     elif dtype == torch.bfloat16:

@@ -17,6 +17,7 @@ from preftune.errors import writing
 from preftune.files import sync, write_json
 from preftune.lifecycle.advise import advise_at_the_end
 from preftune.lifecycle.before_first_step import enough_memory
+from preftune.lifecycle.distribute import gather_policy
 from preftune.lifecycle.policy import Policy
 from preftune.model import load
 from preftune.model.adapter import merge_adapter
@@ -25,6 +26,7 @@ from preftune.model.kept_adapter import has_kept, save_joined
 from preftune.model.locate import QUANT_RECORD
 from preftune.model.precision import cast_to, restore_base
 from preftune.model.quantised import dequantise
+from preftune.ranks import group
 from preftune.report.card import Subject, write_card
 from preftune.report.run import write_run_page
 from preftune.report.samples import before_and_after
@@ -45,7 +47,7 @@ def running(run: Run, policy: Policy, stage: str, steps: int) -> Iterator[None]:
     at once, a step between two of its micro-batches. Both are repeated when the run is resumed.
     """
     assert run.weights
-    with stop.guard(), stop.deferred():
+    with stop.guard(), stop.deferred(), stop.together(group.world() > 1):
         try:
             with enough_memory(), stop.between_checks(run.display.say):
                 with stop.interruptible():
@@ -97,18 +99,17 @@ def finish_run(run: Run, policy: Policy, next_command: str, merged: bool = False
     folder, say = run.folder, run.display.say
     try:
         with stop.guard(), stop.deferred():
-            if run.lock:
-                run.lock.require()
-            final = export(policy, run.weights, folder, merged, say)
-            bases = {"base": model_hashes(folder / "base")} if policy.base_unsaved else {}
-            hashes = {"final": model_hashes(final), **bases}
-            optional_pages(run, final, card_subject(policy, run))
-            patiently(lambda: run.note(finished=True, **hashes), say)
+            if policy.shards > 1:
+                gather_policy(policy, run.weights)
+            if group.first():
+                _write_results(run, policy, merged)
+            group.barrier()
     finally:
         run.close()
     for line in run.stream.lines() if run.stream else ():
         say(line)
     best = run.fact("best")
+    final = folder / "final"
     if (folder / "samples").is_dir():
         with _reported("the samples before and after", say):
             for line in before_and_after(folder, last=_shown(best)):
@@ -116,6 +117,19 @@ def finish_run(run: Run, policy: Policy, next_command: str, merged: bool = False
     report = f", report in {folder / 'report.html'}" if (folder / "report.html").is_file() else ""
     say(f"done: model in {final}{report}. Next: {next_command.replace('FINAL', str(final))}")
     return final
+
+
+def _write_results(run: Run, policy: Policy, merged: bool) -> None:
+    """Write the final model, its pages and the end of the run to the run folder."""
+    assert run.weights
+    folder, say = run.folder, run.display.say
+    if run.lock:
+        run.lock.require()
+    final = export(policy, run.weights, folder, merged, say)
+    bases = {"base": model_hashes(folder / "base")} if policy.base_unsaved else {}
+    hashes = {"final": model_hashes(final), **bases}
+    optional_pages(run, final, card_subject(policy, run))
+    patiently(lambda: run.note(finished=True, **hashes), say)
 
 
 def optional_pages(run: Run, final: Path, subject: Subject, unit: str = "step") -> None:
@@ -160,8 +174,9 @@ def export(policy: Policy, weights: Weights, folder: Path, merged: bool, say: Ca
     final, model = folder / "final", policy.model
     restore_attention(model)
     part = folder / f"final.part-{os.getpid()}"
-    for parameter, master in zip(weights.parameters, weights.masters, strict=True):
-        parameter.data = master.detach()
+    if policy.shards == 1:
+        for parameter, master in zip(weights.parameters, weights.masters, strict=True):
+            parameter.data = master.detach()
     model.config.use_cache = True
     if hasattr(model, "peft_config") and merged:
         model = merge_adapter(restore_base(dequantise(model, torch.float32), policy.precise), str(final))

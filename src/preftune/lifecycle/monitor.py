@@ -17,6 +17,7 @@ import torch
 from preftune.config.schema import DPOConfig
 from preftune.data.steps import order
 from preftune.errors import ModelError
+from preftune.lifecycle.distribute import split
 from preftune.lifecycle.policy import Policy
 from preftune.lifecycle.run_samples import save_data_responses, save_samples
 from preftune.lifecycle.task import ResponseTask
@@ -25,8 +26,9 @@ from preftune.measures.frontier import Floats
 from preftune.model import load
 from preftune.model.generate import Sampled, Sampling, sample
 from preftune.model.logprobs import Scorer, sum_responses
-from preftune.model.memory import compute_in_parts, free_memory, out_of_memory
+from preftune.model.memory import can_repeat, compute_in_parts, free_memory
 from preftune.model.reference import AdapterOff, Cached, Live
+from preftune.ranks.group import first
 from preftune.scoring import response_logps
 from preftune.train.metrics import Tally, preference_metrics
 from preftune.train.run import Run
@@ -121,7 +123,7 @@ def reference_loader(config: DPOConfig, policy: Policy, in_memory: bool) -> Load
 
     A model that was passed in memory cannot be loaded again, so its weights are copied now.
     """
-    device, dtype = policy.scorer.device, policy.model.dtype
+    device, dtype = policy.scorer.device, policy.dtype
     separate = config.reference.path
     if hasattr(policy.model, "peft_config") and not separate:
         return lambda: AdapterOff.of(policy.scorer)
@@ -145,6 +147,8 @@ def reference_loader(config: DPOConfig, policy: Policy, in_memory: bool) -> Load
         if loaded != expected:
             fix = "restore the files of that model, or set monitor=null"
             raise ModelError("the model is not the one this run started from", where=path, fix=fix)
+        if policy.shards > 1:
+            return split(Scorer.of(model.requires_grad_(False)), policy)
         return Scorer.of(model.to(device))
 
     return read
@@ -182,13 +186,20 @@ def _saved(task: ResponseTask, monitor: Monitor, run: Run, step: int) -> bool:
         prompts = [group.prompt_ids.tolist() for group in monitor.groups]
         samples = sample(task.scorer.model, monitor.tokenizer, prompts, monitor.sampling)
     except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
+        if not can_repeat(error):
             raise
         return False
+    _save(run, step, monitor, samples)
+    return True
+
+
+def _save(run: Run, step: int, monitor: Monitor, samples: Sequence[Sampled]) -> None:
+    """Save the responses of the data and the samples to the run folder."""
+    if not first():
+        return
     with run.optional("samples"):
         save_data_responses(run.folder, monitor.tokenizer, monitor.groups)
         save_samples(run.folder, step, monitor.tokenizer, samples)
-    return True
 
 
 def _metrics(task: ResponseTask, monitor: Monitor, run: Run, step: int) -> dict[str, float] | None:
@@ -201,12 +212,10 @@ def _metrics(task: ResponseTask, monitor: Monitor, run: Run, step: int) -> dict[
         length_PM = np.array(lengths, dtype=np.float64)
         data_S, data_length_S, data_metrics = measure_data(task, monitor)
     except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
+        if not can_repeat(error):
             raise
         return None
-    with run.optional("samples"):
-        save_data_responses(run.folder, monitor.tokenizer, monitor.groups)
-        save_samples(run.folder, step, monitor.tokenizer, samples)
+    _save(run, step, monitor, samples)
     texts = [text for sampled in samples for text in sampled.texts]
     ended = [end for sampled in samples for end in sampled.ended]
     surface = {f"drift/{name.removeprefix('responses/')}": value for name, value in figures(texts, ended).items()}
@@ -259,7 +268,7 @@ def measure_kl(
     except ModelError as error:
         say(f"monitor: the KL was not measured: {error}")
     except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
+        if not can_repeat(error):
             raise
         say(
             "monitor: the KL was not measured, because policy and reference do not fit in memory together. "

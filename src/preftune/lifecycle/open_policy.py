@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 import yaml
-from safetensors.torch import load_file
 
 from preftune import in_memory
 from preftune.errors import RunError
@@ -22,7 +21,7 @@ from preftune.model.adapter import Variant, add_lora, merge_adapter
 from preftune.model.locate import split_quant
 from preftune.model.quantised import dequantise, quantise
 from preftune.train import checkpoint
-from preftune.train.checkpoint import STATE, WEIGHTS
+from preftune.train.checkpoint import STATE, WEIGHTS, read_weights
 from preftune.train.run import Run
 
 
@@ -169,7 +168,7 @@ def _load_checkpoint(folder: Path, dtype: torch.dtype) -> tuple[Any, load.Source
         names = {field.name for field in fields(Variant)} & set(lora)
         variant = Variant(**{name: lora[name] for name in names})
         model = add_lora(model, lora["rank"], lora["alpha"], lora["targets"], variant=variant, kept=kept)
-    saved = load_file(folder / WEIGHTS)
+    saved = read_weights(folder)
     if any(name.startswith("policy.") for name in saved):  # PPO also saves the value model
         saved = {name.removeprefix("policy."): t for name, t in saved.items() if name.startswith("policy.")}
     parameters = dict(model.named_parameters())

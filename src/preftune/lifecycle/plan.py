@@ -15,10 +15,11 @@ from preftune.lifecycle import estimate
 from preftune.lifecycle.data import require_groups
 from preftune.lifecycle.mixture_plan import SourceUse, mixed_steps, mixture_lines, names_in
 from preftune.lifecycle.monitor import Monitor
-from preftune.lifecycle.policy import Policy
+from preftune.lifecycle.policy import Policy, device_of
 from preftune.lifecycle.start import Start
 from preftune.lifecycle.task import ResponseTask
 from preftune.model.logprobs import model_size
+from preftune.ranks import group
 from preftune.train.display import Display
 from preftune.train.optim import warmup_steps
 
@@ -72,8 +73,12 @@ def set_micro_batch_size(
     tokens = config.batch.tokens
     if tokens == "auto":
         width = policy.model.config.get_text_config().hidden_size
-        settings = policy.scorer.device, width, policy.model.dtype
-        tokens = checkpoint_tokens or estimate.choose_tokens(footprint, *settings)
+        device = policy.scorer.device
+        if policy.shards > 1:  # its model is still on the CPU
+            device = device_of(None)
+            footprint = estimate.of_shards(footprint, policy.model, policy.shards, device)
+        settings = device, width, policy.model.dtype
+        tokens = checkpoint_tokens or int(group.all_min(estimate.choose_tokens(footprint, *settings)))
     policy.budget = replace(policy.budget, tokens=min(tokens, checkpoint_tokens or tokens))
 
 

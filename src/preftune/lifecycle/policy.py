@@ -17,6 +17,7 @@ from preftune.errors import ConfigError, ModelError
 from preftune.lifecycle.compute import choose_compile, choose_dtype
 from preftune.lifecycle.data import require_length
 from preftune.lifecycle.packing_probe import choose_layout
+from preftune.lifecycle.shards import choose_ranks
 from preftune.model import load
 from preftune.model.adapter import Variant, add_lora
 from preftune.model.compile import compile_blocks, needs_constant_lengths
@@ -41,6 +42,9 @@ class Policy:
     dtypes         precision of tensors in `final/` by name; all others have `save_dtype`
     notes          lines to print: why this precision, this layout, and compiled blocks
     base_unsaved   the adapter's base exists only in memory, so the run folder must contain it
+    dtype          compute precision
+    shards         ranks that share one copy of the weights; above 1, the model is on the CPU until it is split
+    rebuild        loads the model of step 0 and its exact values again, to save a model whose weights are split
     quant          storage of the base's linear layers (model.quant)
     source         where its base was loaded from; None for a model in memory
     """
@@ -55,6 +59,9 @@ class Policy:
     notes: Sequence[str] = ()
     base_unsaved: bool = False
     dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
+    dtype: torch.dtype = torch.float32
+    shards: int = 1
+    rebuild: Callable[[], tuple[Any, Mapping[str, torch.Tensor]]] | None = None
     quant: str | None = None
     source: load.Source | None = None
 
@@ -81,6 +88,7 @@ def load_policy(
     """
     torch.manual_seed(config.train.seed)
     in_memory, device = model is not None, device_of(model)
+    dtype_note = ""
     _require_quant(config, source, in_memory)
     source, kept = split_kept(config, source, in_memory, scalar)
     if in_memory:
@@ -98,23 +106,19 @@ def load_policy(
     if config.model.save_dtype != "auto":
         dtypes, save_dtype = {}, load.DTYPES[config.model.save_dtype]
     model.config.use_cache = False
-    if config.lora:
-        kind, lora = "SEQ_CLS" if scalar else "CAUSAL_LM", config.lora
-        model = add_lora(model, lora.rank, lora.alpha, lora.targets, kind, variant_of(lora), kept)
+    model = with_adapter(model, config, scalar, kept)
     start_hash = load.weights_hash(model)  # before the weights are on a GPU, from where they would be copied back
-    model.to(device)
+    shards, ranks_note = choose_ranks(config, model, device)
+    if shards == 1:
+        model.to(device)
     if device.type == "cpu" and model.dtype != torch.float32:
         keep_freed_memory()
     scorer = scalar_scorer(model) if scalar else Scorer.of(model)
     layout, layout_note = choose_layout(scorer, config.model.attention)
     if config.model.gradient_checkpointing:
         load.checkpoint_activations(model)
-    work = flops(model_size(model)[0])
-    compiled, compile_note = choose_compile(config.model, model.dtype, device, work, in_memory)
-    constant = compiled and needs_constant_lengths(layout, device, model.dtype)
-    if compiled:
-        compile_blocks(model, constant)
-    notes = [note for note in (dtype_note, _quant_note(model, config.model.quant), layout_note, compile_note) if note]
+    constant, compile_note = _compile(model, config.model, layout, flops(model_size(model)[0]), in_memory or shards > 1)
+    reasons = dtype_note, _quant_note(model, config.model.quant), layout_note, compile_note, ranks_note
     return Policy(
         scorer,
         renderer.tokenizer,
@@ -123,12 +127,44 @@ def load_policy(
         start_hash,
         Budget(layout, PROVISIONAL, constant),
         precise,
-        notes,
+        [note for note in reasons if note],
         base_unsaved=bool(config.lora) and (in_memory or source.adapter is not None),
         dtypes=dtypes,
         quant=config.model.quant,
         source=None if in_memory else source,
+        dtype=model.dtype,
+        shards=shards,
+        rebuild=partial(_read_again, config, source, model.dtype, scalar, kept),
     )
+
+
+def _compile(model: Any, config: ModelConfig, layout: str, work: float, is_fixed: bool) -> tuple[bool, str]:
+    """Compile the blocks if the config or the length of the run calls for it.
+
+    Return whether micro-batches need constant lengths, and a line to print. `is_fixed`: `auto` does not compile.
+    """
+    device = next(iter(model.parameters())).device
+    compiled, line = choose_compile(config, model.dtype, device, work, is_fixed)
+    constant = compiled and needs_constant_lengths(layout, device, model.dtype)
+    if compiled:
+        compile_blocks(model, constant)
+    return constant, line
+
+
+def with_adapter(model: Any, config: TunedConfig, scalar: bool, kept: str | None) -> Any:
+    """Return the model with a new adapter, if the config has one. `kept` is the folder of an adapter below it."""
+    if not config.lora:
+        return model
+    kind, lora = "SEQ_CLS" if scalar else "CAUSAL_LM", config.lora
+    return add_lora(model, lora.rank, lora.alpha, lora.targets, kind, variant_of(lora), kept)
+
+
+def _read_again(
+    config: TunedConfig, source: load.Source, dtype: torch.dtype, scalar: bool, kept: str | None
+) -> tuple[Any, Mapping[str, torch.Tensor]]:
+    """Return the model of step 0, on the CPU, and its exact values; see `read_policy`."""
+    model, precise = read_policy(config, source, dtype, scalar, load.source_dtypes(source))
+    return with_adapter(model, config, scalar, kept), precise
 
 
 def variant_of(lora: LoraConfig) -> Variant:

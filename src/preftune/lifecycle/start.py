@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,15 +24,19 @@ from preftune.lifecycle.compute import training_flops
 from preftune.lifecycle.data import TextData, TokenData, read_data, read_prompt_data, report_accounts, tokenize_data
 from preftune.lifecycle.mixture_plan import SourceUse, mixture_record
 from preftune.lifecycle.policy import Policy, check_policy, device_of, load_policy
+from preftune.lifecycle.shards import require_joined
 from preftune.lifecycle.sources import source_paths
 from preftune.lifecycle.streamed_rows import read_sample
 from preftune.model import load
 from preftune.model.weight_files import shortened
+from preftune.ranks import group
+from preftune.ranks.shard import reshard
 from preftune.train.display import Display
 from preftune.train.finished import is_complete
 from preftune.train.machine import use_threads_of
+from preftune.train.manifest import run_identity
 from preftune.train.optim import Weights, build_optimizer, moment_bytes
-from preftune.train.run import Run, run_identity
+from preftune.train.run import Run
 from preftune.train.track import require_packages
 
 
@@ -111,14 +116,17 @@ def start_run(
     if dry_run and model is not None:
         model = copy.deepcopy(model)
     require_packages(list(config.track))
+    require_joined(config)
     source = load.locate(config.model.path) if model is None else load.Source(config.model.path)
     display.say(f"reading {shown_sources(config.data)}")
     text = _read(config, load.has_chat_template(source, tokenizer, config.data.chat_template))
     identity = run_identity(config.model_dump(mode="json"), text.fingerprint, fingerprints)
-    Run.check(folder, identity, type(config), extendable=True)
+    group.from_first(lambda: Run.check(folder, identity, type(config), extendable=True))
     moment = (Run.manifest(folder).get("chat") or {}).get("moment") or moment
-    finished = not Run.extends(folder, identity) and is_complete(folder, display.say)
-    if not finished:
+    if group.world() > 1:  # all ranks must render the same date
+        moment = group.from_first(lambda: moment or datetime.now().isoformat())
+    finished = group.from_first(lambda: not Run.extends(folder, identity) and is_complete(folder, display.say))
+    if not finished and group.world() == 1:
         use_threads_of(Run.manifest(folder), display.say)
     start = Start(config, scalar, source, text, identity, display, model, tokenizer, moment, began, finished)
     if start.is_finished:
@@ -172,6 +180,8 @@ def open_run(start: Start, policy: Policy, data: TokenData | None = None, source
 
     `sources` says how the run uses the sources of a mixture, for the manifest.
     """
+    for value, what in ((policy.start_hash, "the model"), (data.hash if data else None, "the token ids of the data")):
+        group.require_equal(value, what, "make the same files available on all machines")
     run = Run.open(start.folder, start.identity, start.display, type(start.config), extendable=True)
     Run.require_start(run.folder, policy.start_hash)
     ids = data.hash if data else None
@@ -212,6 +222,7 @@ def prepare_training(
     If the run is resumed, both are restored from its newest checkpoint. So whatever needs the policy at step 0, such as
     the reference, must be made before.
     """
+    reshard(model)
     weights = Weights(model, precise)
     try:
         optimizer = build_optimizer(

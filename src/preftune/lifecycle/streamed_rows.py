@@ -11,7 +11,7 @@ from preftune.config.schema import DataConfig
 from preftune.data.read_groups import as_chats, parser_of, read_row, with_known_columns
 from preftune.data.split import normalised_prompt_key
 from preftune.errors import DataError
-from preftune.formats import file_checks, ratings, trees
+from preftune.formats import file_checks, layouts, ratings, trees
 from preftune.formats.account import Account
 from preftune.formats.columns import ColumnLedger
 from preftune.formats.json_cells import Decoding, decode_row, plan_decoding
@@ -48,6 +48,9 @@ class StreamedRows:
             self._decoding = plan_decoding([row.value for row in head if not row.fault], reading)
         self._conditions = conditions(reading.where)
         head = list(Filter(self._conditions, account).rows(map(self._decoded, head)))
+        self._layout = layouts.layout_of([row.value for row in head]) if layouts.may_rewrite(reading) else None
+        self._origin_of: dict[str, str] = {}
+        head = [layouts.rewrite(row, self._layout, self._origin_of) for row in head]
         self._names = column_names(reading.columns, reading.ignore)
         rows = self._names.readable(head)
         if ratings.are_ratings(rows, reading.aspect) or trees.are_messages(rows):
@@ -64,7 +67,7 @@ class StreamedRows:
         self._are_chats = ledger.has_context
 
     def _ledger(self) -> ColumnLedger:
-        return ColumnLedger(self._name, self.format, self._names)
+        return ColumnLedger(self._name, self.format, self._names, self._origin_of)
 
     def groups(self, chunk: Sequence[Row], account: Account) -> list[PreferenceGroup]:
         """Return the groups of some rows. Rows that are dropped are counted."""
@@ -72,6 +75,7 @@ class StreamedRows:
         groups: list[PreferenceGroup] = []
         for row in Filter(self._conditions, account).rows(map(self._decoded, chunk)):
             account.read += 1
+            row = layouts.rewrite(row, self._layout, self._origin_of)
             try:
                 own = read_row(row, self._parse, ledger, account, not strict)
             except Drop as reason:

@@ -15,7 +15,11 @@ from preftune.model.logprobs import Scorer, logps, logps_from_states
 from preftune.model.memory import compute_in_parts
 from preftune.model.reference import Cached, Live, Reference
 from preftune.model.scalar import reward_logps
+from preftune.ranks import group as ranks
+from preftune.ranks.shard import is_sharded
+from preftune.ranks.work import fillers, own, slots
 from preftune.train.by_source import loss_by_source, rewards_by_source
+from preftune.train.exchange import of_all_ranks
 from preftune.train.loop import Measured, join
 from preftune.train.metrics import Calibration, Spread, Tally, margins, preference_metrics
 from preftune.types import Batch, LossOutput, TokenGroup
@@ -114,16 +118,22 @@ class ResponseTask:
             return replace(self, sources=self.held_out_sources).evaluate()
         tally, calibration, spread = Tally(), Calibration(), Spread()
         measured = []
-        for batch in self.micro_batches(self.held_out):
+        mine = self.micro_batches(own(self.held_out, slots(self.budget.layout)))
+        extra = fillers(mine, self.held_out, self.micro_batches, is_sharded(self.scorer.model))
+        for batch in mine:
             for _, part in compute_in_parts(self.measure, batch, self.micro_batches):
                 measured.append(part)
                 if len(part.judged.better_P):
                     calibration.add(*margins(part.policy, part.reference, part.judged, self.loss.beta))
                 if not self.joint:
                     self._add(measured.pop(), tally, spread)
+        for batch in extra:
+            self.measure(batch)
         if self.joint:
-            self._add(join(measured), tally, spread)
-        return {**tally.means(), **spread.means(), **calibration.means()}
+            measured = of_all_ranks(measured, self.scorer.device)
+            if ranks.first():
+                self._add(join(measured), tally, spread)
+        return {**tally.over_ranks().means(), **spread.over_ranks().means(), **calibration.over_ranks().means()}
 
     def _add(self, measured: Measured, tally: Tally, spread: Spread) -> None:
         tally.add_loss(self.objective(measured))

@@ -13,6 +13,7 @@ from preftune.errors import ConfigError
 from preftune.lifecycle.advise import advise, advise_on_pairs
 from preftune.lifecycle.before_first_step import before_first_step
 from preftune.lifecycle.context import within_context
+from preftune.lifecycle.distribute import distributed
 from preftune.lifecycle.finish import evaluating, finish_run, running, trained
 from preftune.lifecycle.monitor import drift, make_monitor, start_monitor
 from preftune.lifecycle.plan import plan_run, print_run_plan, sized
@@ -25,6 +26,7 @@ from preftune.methods.objective import bind_objective, shape_for
 from preftune.methods.reference import check_start, make_reference, reference_kind
 from preftune.model import load
 from preftune.model.locate import with_quant
+from preftune.ranks.group import on_first
 from preftune.train.display import Display
 from preftune.train.loop import fit
 
@@ -61,7 +63,7 @@ def run(
             return print_run_plan(start, config, plan, kind, monitor)
         run = open_run(start, policy, data, plan.sources)
         advise_on_pairs(run, groups)
-        task, steps = sized(plan, config, policy, run.tokens), plan.steps
+        task, steps = distributed(sized(plan, config, policy, run.tokens), policy), plan.steps
         visited = subset(task.groups, steps.visited)  # a short run uses only a part of a large data set
         reference = make_reference(kind, config, policy, joined(visited, task.held_out), run.display)
         task = replace(task, reference=reference)
@@ -75,7 +77,8 @@ def run(
         evaluations = fit(task, order, run.start, weights, optimizer, config.optim, config.train, run)
         for step, task in trained(run, evaluations):
             with evaluating(run, step, task.held_out, monitor):
-                metrics = {**drift(task, monitor, run, step), **task.evaluate()}
+                shift = on_first(partial(drift, task, monitor, run, step), policy.shards > 1)
+                metrics = {**shift, **task.evaluate()}
             run.log_evaluation(step, metrics)
             advise(run, step)
     base = with_quant(config.model.path, config.model.quant) if model is None else "MODEL"

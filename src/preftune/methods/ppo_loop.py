@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from time import perf_counter
 from typing import ClassVar
 
@@ -17,13 +18,17 @@ from preftune.config.sampling import PPOConfig, PPOParameters
 from preftune.data.layout import Budget, micro_batches
 from preftune.data.prompts import Prompt, Prompts
 from preftune.data.steps import Step, permutation
-from preftune.errors import PreftuneError
+from preftune.errors import ConfigError, PreftuneError
 from preftune.formulas import step_seed
 from preftune.lifecycle.run_samples import save_samples
 from preftune.lifecycle.task import halved
 from preftune.losses import ppo
 from preftune.methods.rollouts import Experience, PPOModels, collect, reward_samples, sample_responses
-from preftune.scoring import response_logps
+from preftune.model.logprobs import Scorer
+from preftune.model.reference import Live
+from preftune.ranks import group
+from preftune.ranks.work import by_rank
+from preftune.scoring import Floats, response_logps
 from preftune.train import checkpoint
 from preftune.train.loop import stopped, update
 from preftune.train.metrics import Tally
@@ -111,7 +116,8 @@ def optimise(
                     task, groups, weights, optimizer, lr, optim.max_grad_norm, step.number, run
                 )
                 tally.merge(metrics)
-                tally.add({"grad_norm": (torch.tensor(norm), torch.tensor(1.0))})
+                if group.first():  # every rank has the norm of the sum
+                    tally.add({"grad_norm": (torch.tensor(norm), torch.tensor(1.0))})
         budget = task.budget
         length_S = [len(ids) for group in experience.groups for ids in group.response_ids]
         if config.ppo.kl_target is not None:
@@ -121,7 +127,10 @@ def optimise(
         seconds = perf_counter() - began
         rates = {"responses_per_s": len(length_S) / seconds, "tokens_per_s": sum(length_S) / seconds}
         if step.number % config.train.log_every == 0 or step.number in (1, total):
-            run.log_train(step.number, {**tally.means(), **experience.metrics, "lr": lr, "epoch": step.epoch, **rates})
+            run.log_train(
+                step.number,
+                {**tally.over_ranks().means(), **experience.metrics, "lr": lr, "epoch": step.epoch, **rates},
+            )
         if step.number == total or (config.train.eval_every and step.number % config.train.eval_every == 0):
             run.reached(step.number, Tally(), budget.tokens, evaluated=False)
             yield step.number, budget
@@ -145,7 +154,9 @@ def save_on_error(
     """
     try:
         yield
-    except PreftuneError:
+    except PreftuneError as error:
+        if group.world() > 1 and isinstance(error, ConfigError):  # of one rank: the others cannot save with it
+            raise
         saved = checkpoint.saved(run.folder / "checkpoints")
         is_saved = bool(saved) and (weights_changed or saved[-1].name == checkpoint.name_of(step))
         if step > 0 and not is_saved:
@@ -174,13 +185,20 @@ def evaluate(models: PPOModels, held_out: Sequence[Prompt], config: PPOConfig, s
         return {}
     samples = sample_responses(models, held_out, config.rollout, step_seed(config.train.seed, 0))
     score_S, ended_S = reward_samples(models, held_out, samples, config.rollout, f"evaluation at step {step}")
-    with run.optional("samples"):
-        save_samples(run.folder, step, models.tokenizer, samples)
+    if group.first():
+        with run.optional("samples"):
+            save_samples(run.folder, step, models.tokenizer, samples)
     groups = [sampled.group for sampled in samples]
-    policy = response_logps(models.policy, groups)
-    reference = response_logps(models.reference, groups)
+    policy, reference = (
+        np.array(by_rank(groups, lambda g: g.tokens, partial(_rows, model)))
+        for model in (models.policy, models.reference)
+    )
     return {
         "objective/score": float(score_S.mean()),
         "objective/kl": float((policy - reference).mean()),
         "responses/ended": float(ended_S.float().mean()),
     }
+
+
+def _rows(model: Scorer | Live, groups: Sequence[TokenGroup]) -> list[Floats]:
+    return list(response_logps(model, groups))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
 from preftune.config.schema import DPOConfig
 from preftune.data.layout import micro_batches
 from preftune.data.tokenize_groups import require_vocabulary
-from preftune.errors import ConfigError, NumericError
+from preftune.errors import ConfigError, NumericError, RunError
+from preftune.lifecycle.distribute import split
 from preftune.lifecycle.packing_probe import choose_layout
 from preftune.lifecycle.policy import Policy, require_same_vocabulary
 from preftune.lifecycle.task import ResponseTask
@@ -17,8 +19,12 @@ from preftune.losses import Objective
 from preftune.model import load
 from preftune.model.compile import compile_blocks, is_compiled
 from preftune.model.logprobs import Scorer, logps
-from preftune.model.reference import AdapterOff, Cached, Frozen, Reference, fill, store_key
-from preftune.model.reference_cache import Store
+from preftune.model.precision import compute_dtype_of
+from preftune.model.reference import AdapterOff, Cached, Frozen, Reference, fill, passes, store_key
+from preftune.model.reference_cache import Store, response_keys
+from preftune.ranks import group as ranks
+from preftune.ranks.shard import is_sharded
+from preftune.ranks.work import fillers, own
 from preftune.train.display import Display
 from preftune.types import TokenGroup
 
@@ -68,16 +74,11 @@ def make_reference(
         return None
     if kind == "adapter-off":
         return AdapterOff.of(policy.scorer)
+    if kind == "frozen" and policy.shards > 1:
+        path = path or config.model.path  # a split model cannot be copied
     scorer, weights = policy.scorer, policy.start_hash
     if path:
-        source = load.locate(path, "reference.path")
-        other = load.load_model(source, policy.model.dtype)
-        require_same_vocabulary(policy.tokenizer, load.load_tokenizer(source), path)
-        require_vocabulary(groups, other.get_input_embeddings().weight.shape[0], path)
-        weights = load.weights_hash(other) if kind == "cached" else ""  # before they are on a GPU
-        scorer = Scorer.of(other.to(policy.scorer.device))
-        if policy.budget.layout != "rows":
-            choose_layout(scorer, policy.budget.layout)
+        scorer, weights = _other_model(path, policy, groups, hashed=kind == "cached")
     if kind == "frozen":
         frozen = Frozen(scorer) if path else Frozen.copy_of(policy.model)
         if compiled:  # else its results would differ from the policy's in the last digits
@@ -85,26 +86,55 @@ def make_reference(
         return frozen
     compiled = is_compiled(scorer.model)  # the model of reference.path is not: it is scored once
     code = "+compiled" if compiled else ""
-    if policy.model.dtype != torch.float32:  # a GPU rounds differently; see also model.compile.training_graph
+    if policy.dtype != torch.float32:  # a GPU rounds differently; see also model.compile.training_graph
         code = f"+compiled for training on {scorer.device.type}" if compiled else f" on {scorer.device.type}"
-    store = Store(store_key(weights, policy.model.dtype, policy.budget.layout + code))
+    store = Store(store_key(weights, policy.dtype, policy.budget.layout + code))
     for damaged in store.damaged:
         display.say(f"reference cache: ignored the damaged file {damaged}; its log-probs are computed again")
     display.say(f"reading or computing the reference log-probs of {len(groups):,} groups")
-    off = AdapterOff.of(scorer) if hasattr(scorer.model, "peft_config") else None
-    with display.stage("reference", len(groups)) as stage:
-        new = fill(
-            store,
-            scorer,
-            groups,
-            lambda part: micro_batches(part, policy.budget),
-            off,
-            lambda done, total: stage.advance(len(groups) - total + done),
-        )
+    new = _fill_shares(store, scorer, groups, policy, display)
     display.say(
         f"reference: computed log-probs of {new} groups, read {len(groups) - new} from the cache {store.folder}"
     )
     return Cached(store, policy.scorer.device)
+
+
+def _other_model(path: str, policy: Policy, groups: Sequence[TokenGroup], hashed: bool) -> tuple[Scorer, str]:
+    """Load the model of reference.path. Return its scorer and, if `hashed`, the hash of its weights."""
+    source = load.locate(path, "reference.path")
+    other = load.load_model(source, policy.dtype)
+    require_same_vocabulary(policy.tokenizer, load.load_tokenizer(source), path)
+    require_vocabulary(groups, other.get_input_embeddings().weight.shape[0], path)
+    weights = load.weights_hash(other) if hashed else ""  # before they are on a GPU
+    scorer = Scorer.of(other if policy.shards > 1 else other.to(policy.scorer.device))
+    if policy.budget.layout != "rows":
+        choose_layout(scorer, policy.budget.layout)
+    return split(scorer, policy), weights
+
+
+def _fill_shares(store: Store, scorer: Scorer, groups: Sequence[TokenGroup], policy: Policy, display: Display) -> int:
+    """Complete the cache for `groups`; each rank computes a share. Return the number of groups that it lacked."""
+    off = AdapterOff.of(scorer) if hasattr(scorer.model, "peft_config") else None
+    mine, batches = own(groups, lambda group: group.tokens), partial(micro_batches, budget=policy.budget)
+    planned = passes(store, mine, batches) if policy.shards > 1 else 0
+    lacking = int(ranks.all_max(planned)) - planned  # each pass of split weights needs all ranks
+    with display.stage("reference", len(mine)) as stage:
+        new = fill(store, scorer, mine, batches, off, lambda done, total: stage.advance(len(mine) - total + done))
+        with torch.no_grad():
+            for _ in range(lacking):
+                logps(scorer, batches([groups[0]])[0].to(scorer.device))
+    if ranks.world() == 1:
+        return new
+    new = sum(ranks.gather(new))
+    store.reread()
+    if ranks.any_rank(any(key not in store for group in groups for key in response_keys(group))):
+        raise RunError(
+            "the reference log-probs of other ranks are not in the cache",
+            where=str(store.folder),
+            why="the ranks share the work of computing them, so they need a shared folder",
+            fix="set PREFTUNE_CACHE to a folder that all machines share, or set reference.kind=frozen",
+        )
+    return new
 
 
 @torch.no_grad()
@@ -115,8 +145,10 @@ def check_start(task: ResponseTask, first: Sequence[TokenGroup]) -> str:
     """
     assert task.reference is not None
     largest, responses = 0.0, 0
-    fp32 = next(iter(task.scorer.model.parameters())).dtype == torch.float32
-    for batch in task.micro_batches(first):
+    fp32 = compute_dtype_of(task.scorer.model) == torch.float32
+    mine = task.micro_batches(own(first, lambda group: group.tokens))
+    extra = fillers(mine, first, task.micro_batches, is_sharded(task.scorer.model))
+    for batch in mine:
         policy, reference = logps(task.scorer, batch), task.reference.logps(batch)
         difference = (policy.sum_S - reference.sum_S).abs()
         allowed = (1e-3 + 1e-5 * policy.sum_S.abs()) if fp32 else (0.5 + 0.02 * policy.sum_S.abs())
@@ -131,5 +163,9 @@ def check_start(task: ResponseTask, first: Sequence[TokenGroup]) -> str:
             )
         largest = max(largest, float(difference.max()))
         responses += len(difference)
+    for batch in extra:
+        logps(task.scorer, batch)
+        task.reference.logps(batch)
+    largest, responses = ranks.all_max(largest), sum(ranks.gather(responses))
     loss = ", loss ln 2" if [term.name for term in task.loss.terms] == ["sigmoid"] else ""
     return f"step 0: policy = reference on {responses} responses (largest difference {largest:.1e}): margin 0{loss}"

@@ -18,6 +18,7 @@ from preftune.data.loss_items import as_pairs
 from preftune.lifecycle.advise import advise, advise_on_pairs
 from preftune.lifecycle.before_first_step import before_first_step
 from preftune.lifecycle.context import within_context
+from preftune.lifecycle.distribute import distributed
 from preftune.lifecycle.finish import evaluating, finish_run, running, trained
 from preftune.lifecycle.plan import plan_run, print_run_plan, sized
 from preftune.lifecycle.start import load_policy_and_data, open_run, prepare_training, start_run
@@ -63,7 +64,7 @@ def run(
             return print_run_plan(start, config, plan)
         run = open_run(start, policy, data, plan.sources)
         advise_on_pairs(run, groups)
-        task, steps = sized(plan, config, policy, run.tokens), plan.steps
+        task, steps = distributed(sized(plan, config, policy, run.tokens), policy), plan.steps
         weights, optimizer = prepare_training(run, config, policy.model, policy.precise, len(steps))
         task, order = streamed(start, config, policy, run, task, steps, reward_groups)
     with running(run, policy, "train", len(steps)):

@@ -24,6 +24,8 @@ from preftune.model.logprobs import Scorer, head_input, logps, logps_from_states
 from preftune.model.memory import by_group
 from preftune.model.reference import Live
 from preftune.model.scalar import scalars
+from preftune.ranks.group import from_first, world
+from preftune.ranks.work import by_rank, slots
 from preftune.rewards.reward import Reward, require_rewards, responses_of
 from preftune.types import Batch, Logps, TokenGroup
 
@@ -92,7 +94,11 @@ class Experience:
 def sample_responses(models: PPOModels, prompts: Sequence[Prompt], rollout: RolloutConfig, seed: int) -> list[Sampled]:
     """Sample the policy's responses to the prompts."""
     sampling = Sampling(rollout.responses, rollout.max_new_tokens, seed=seed)
-    return sample(models.policy.model, models.tokenizer, [p.ids.tolist() for p in prompts], sampling)
+
+    def of_share(part: Sequence[Prompt]) -> list[Sampled]:
+        return sample(models.policy.model, models.tokenizer, [p.ids.tolist() for p in part], sampling)
+
+    return by_rank(prompts, lambda prompt: len(prompt.ids) + rollout.max_new_tokens, of_share)
 
 
 def reward_samples(
@@ -109,7 +115,8 @@ def reward_samples(
             fix="raise rollout.max_new_tokens, or set rollout.missing_eos=keep and rollout.missing_eos_penalty",
         )
     ended_S = torch.tensor([r.ended for r in responses])
-    reward_S = torch.from_numpy(require_rewards(models.reward, responses, when)).float()
+    # rank 0 alone calls the reward, which may be a server or a function that is not a pure one
+    reward_S = torch.from_numpy(from_first(lambda: require_rewards(models.reward, responses, when))).float()
     return reward_S - rollout.missing_eos_penalty * (~ended_S).float(), ended_S
 
 
@@ -139,8 +146,12 @@ def collect(
         policy, value_N = models.policy_and_values(batch)
         return policy.token_N, models.reference.logps(batch).token_N, value_N
 
-    outputs = by_group(forward, groups, partial(micro_batches, budget=budget))
-    policy_N, reference_N, value_N = (torch.cat(parts) for parts in zip(*outputs, strict=True))
+    def of_share(part: Sequence[TokenGroup]) -> list[tuple[Tensor, ...]]:
+        outputs = by_group(forward, part, partial(micro_batches, budget=budget))
+        return outputs if world() == 1 else [tuple(value.cpu() for value in values) for values in outputs]
+
+    outputs = by_rank(groups, slots(budget.layout), of_share)
+    policy_N, reference_N, value_N = (torch.cat(parts).to(device) for parts in zip(*outputs, strict=True))
     length_S = torch.tensor([len(r) for g in groups for r in g.response_ids], device=device)
     score_S = score_S.to(device)
     scaled_S = score_S / (score_S.std(correction=0) + 1e-8) if settings.whiten_rewards else score_S

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from preftune.data.subset import subset
 from preftune.lifecycle.advise import advise
 from preftune.lifecycle.before_first_step import before_first_step
 from preftune.lifecycle.context import within_context
+from preftune.lifecycle.distribute import distributed
 from preftune.lifecycle.finish import evaluating, finish_run, running, trained
 from preftune.lifecycle.monitor import Monitor, monitor_of, save_responses
 from preftune.lifecycle.plan import plan_run, print_run_plan, sized
@@ -25,6 +27,7 @@ from preftune.losses import Objective, Term
 from preftune.losses.supervised import sft as sft_loss
 from preftune.model.generate import Sampling
 from preftune.model.reference_cache import response_keys
+from preftune.ranks.group import on_first
 from preftune.train.display import Display
 from preftune.train.loop import fit
 from preftune.types import TokenGroup
@@ -54,7 +57,7 @@ def run(
         if dry_run:
             return print_run_plan(start, config, plan)
         run = open_run(start, policy, data, plan.sources)
-        task, steps = sized(plan, config, policy, run.tokens), plan.steps
+        task, steps = distributed(sized(plan, config, policy, run.tokens), policy), plan.steps
         monitor = prompts_to_sample(config, task.held_out or subset(groups, steps.visited), policy)
         weights, optimizer = prepare_training(run, config, policy.model, policy.precise, len(steps))
         task, order = streamed(start, config, policy, run, task, steps, preferred)
@@ -62,7 +65,7 @@ def run(
         evaluations = fit(task, order, run.start, weights, optimizer, config.optim, config.train, run)
         for step, task in trained(run, evaluations):
             with evaluating(run, step, task.held_out, monitor):
-                save_responses(task, monitor, run, step)
+                on_first(partial(save_responses, task, monitor, run, step), policy.shards > 1)
                 metrics = task.evaluate()
             run.log_evaluation(step, metrics)
             advise(run, step)

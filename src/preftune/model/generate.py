@@ -18,7 +18,7 @@ from torch import Tensor
 from preftune.formulas import generator_of
 from preftune.model.compile import uncompiled
 from preftune.model.load import id_list, special_ids
-from preftune.model.memory import free_memory, out_of_memory
+from preftune.model.memory import can_repeat, free_memory
 from preftune.types import TokenGroup
 
 
@@ -84,7 +84,7 @@ def _try(model: Any, tokenizer: Any, jobs: Sequence[tuple[tuple[int, ...], int]]
     try:
         return _generate(model, tokenizer, jobs, sampling)
     except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
+        if not can_repeat(error):
             raise
     free_memory()
     return None

@@ -62,8 +62,17 @@ def logps_from_states(states: HeadInput, batch: Batch) -> Logps:
 
 def head_input(scorer: Scorer, batch: Batch) -> HeadInput:
     """Run the model once and return its hidden states at scored positions, with its head."""
+    states = hidden_states(scorer.model, batch)
+    return states, current_head(scorer)
+
+
+def current_head(scorer: Scorer) -> Head:
+    """Return the head after a forward pass. A model that is split among ranks then has the weight in a new tensor."""
     assert scorer.head is not None
-    return hidden_states(scorer.model, batch), scorer.head
+    if not hasattr(scorer.head.weight, "to_local"):
+        return scorer.head
+    layer: Any = output_layer(scorer.model)
+    return replace(scorer.head, weight=layer.weight, bias=getattr(layer, "bias", None))
 
 
 def hidden_states(model: Any, batch: Batch) -> Tensor:
@@ -71,10 +80,10 @@ def hidden_states(model: Any, batch: Batch) -> Tensor:
     captured: list[Tensor] = []
     layer = output_layer(model)
     scalar = getattr(layer, "out_features", 0) == 1  # classifiers need the output of their head, which is cheap
-    weight = next(layer.parameters(), None)
 
     def capture(hidden: Tensor) -> Tensor:
         captured.append(hidden)
+        weight = next(layer.parameters(), None)
         needed = hidden if scalar else hidden[..., :0, :]
         return needed if weight is None else needed.to(weight.dtype)  # another one inside `excerpt.in_fp32`
 

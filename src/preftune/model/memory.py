@@ -19,12 +19,24 @@ from preftune.model.quantised import stored_tensors
 from preftune.types import Batch, TokenGroup
 
 Result = TypeVar("Result")
+_together = False
 
 
 def out_of_memory(error: BaseException) -> bool:
     """Return whether `error` means that memory ran out."""
     messages = ("can't allocate memory", "out of memory", "ALLOC_FAILED")  # torch on a CPU; CUDA and MPS; cuBLAS
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in messages)
+
+
+def passes_need_all_ranks() -> None:
+    """Note that the models of this process are split among ranks, so that no rank may repeat a pass alone."""
+    global _together
+    _together = True
+
+
+def can_repeat(error: BaseException) -> bool:
+    """Return whether memory ran out in a pass that this process may repeat in smaller parts."""
+    return out_of_memory(error) and not _together
 
 
 def free_memory() -> None:
@@ -99,7 +111,7 @@ def compute_in_parts(
     try:
         result: Any = compute(batch)
     except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error) or len(batch.groups) == 1:
+        if not can_repeat(error) or len(batch.groups) == 1:
             raise
         result = None
     if result is not None:

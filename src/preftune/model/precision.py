@@ -28,6 +28,19 @@ def smallest_exact_dtype(dtypes: Iterable[torch.dtype]) -> torch.dtype:
     return next(dtype for dtype in order if exact_in(dtypes, dtype)) if dtypes else torch.float32
 
 
+def note_compute_dtype(model: Any, dtype: torch.dtype) -> None:
+    """Note that a model computes in `dtype`, although its weights are stored in fp32."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base.preftune_compute_dtype = dtype
+
+
+def compute_dtype_of(model: Any) -> torch.dtype:
+    """Return the precision in which a model computes: that of its weights, unless a different one was noted."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    dtype: torch.dtype = getattr(base, "preftune_compute_dtype", base.dtype)
+    return dtype
+
+
 def exact_state(model: Any) -> dict[str, Tensor]:
     """Return the parameters and saved buffers of a model by name. Tied tensors appear once."""
     saved = model.state_dict(keep_vars=True)

@@ -155,8 +155,7 @@ def fill(
     done = 0
     try:
         with adapter.off() if adapter else nullcontext():
-            for begin in range(0, len(missing), BLOCK):
-                block = [groups[int(index)] for index in missing[begin : begin + BLOCK]]
+            for block in _blocks(groups, missing):
                 for part, values in _scored(scorer, block, make_batches):
                     tokens = values.token_N.cpu().numpy()
                     ends = np.cumsum(values.length_S.cpu().numpy())
@@ -168,6 +167,17 @@ def fill(
     finally:
         store.flush()
     return len(missing)
+
+
+def passes(store: Store, groups: Sequence[TokenGroup], make_batches: MakeBatches) -> int:
+    """Return the number of micro-batches that `fill` would score."""
+    return sum(len(make_batches(block)) for block in _blocks(groups, _missing(store, groups)))
+
+
+def _blocks(groups: Sequence[TokenGroup], indices: np.ndarray) -> Iterator[list[TokenGroup]]:
+    """Yield the groups with these indices, BLOCK at a time."""
+    for begin in range(0, len(indices), BLOCK):
+        yield [groups[int(index)] for index in indices[begin : begin + BLOCK]]
 
 
 def _missing(store: Store, groups: Sequence[TokenGroup]) -> np.ndarray:

@@ -86,13 +86,22 @@ class Store:
         self._places = np.zeros((0, 2), dtype=np.int32)  # part and row of each
         self._new: dict[bytes, Floats] = {}
         self._pending = 0
+        self._paths: set[Path] = set()
+        self.reread()
+
+    def reread(self) -> None:
+        """Open the files that other processes have written since."""
         for path in sorted(self.folder.glob("*.safetensors")) if self.folder.is_dir() else ():
+            if path in self._paths:
+                continue
             if digest(path) != path.stem:
+                self._paths.add(path)
                 self.damaged.append(str(path))
             else:
                 self._open(path)
 
     def _open(self, path: Path) -> None:
+        self._paths.add(path)
         file = MappedFile(path)
         size = int.from_bytes(file.map[:8], "little")
         header = json.loads(file.map[8 : 8 + size])

@@ -20,7 +20,7 @@ from preftune.model.attention import base_of
 from preftune.model.head import Head, output_layer
 from preftune.model.load import Source
 from preftune.model.locate import MERGE_FIRST
-from preftune.model.logprobs import Scorer, hidden_states
+from preftune.model.logprobs import Scorer, current_head, hidden_states
 from preftune.model.quantised import quantised_layers
 from preftune.model.weights import note, read_model, require_complete, require_finite
 from preftune.types import Batch, Logps, TokenGroup
@@ -123,8 +123,8 @@ def scalar_scorer(model: Any) -> Scorer:
 
 def scalars(scorer: Scorer, batch: Batch) -> Tensor:
     """Return the (N,) fp32 outputs of the head at the slots that predict a token, which is before the token."""
-    assert scorer.head is not None
-    return scorer.head.logits(hidden_states(scorer.model, batch)).squeeze(-1)
+    hidden_NH = hidden_states(scorer.model, batch)
+    return current_head(scorer).logits(hidden_NH).squeeze(-1)
 
 
 def reward_logps(scorer: Scorer, batch: Batch, _names: object = ()) -> Logps:

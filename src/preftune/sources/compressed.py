@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import codecs
 import gzip
 import io
 import lzma
@@ -51,6 +52,26 @@ def open_bytes(path: AnyFile) -> IO[bytes]:
     if not compression:
         return cast(IO[bytes], raw)
     return io.BufferedReader(_Bounded(_decompressed(raw, compression), path), BUFFER_BYTES)
+
+
+UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+def open_text(path: AnyFile) -> IO[bytes]:
+    """Open a text file as `open_bytes` does. UTF-16 with a byte order mark is read whole, and returned as UTF-8.
+
+    Excel ("Unicode Text") and PowerShell (`>`) write UTF-16.
+    """
+    file = open_bytes(path)
+    buffered = file if hasattr(file, "peek") else io.BufferedReader(cast(Any, file), BUFFER_BYTES)
+    if bytes(buffered.peek(2)[:2]) not in UTF_16:
+        return buffered
+    with buffered:
+        try:
+            return io.BytesIO(buffered.read().decode("utf-16").encode())
+        except UnicodeDecodeError as error:
+            what = f"the text is marked as UTF-16, but it is damaged at byte {error.start}"
+            raise DataError(what, where=str(path), fix="save it as UTF-8") from None
 
 
 def _decompressed(raw: Any, compression: str) -> Any:

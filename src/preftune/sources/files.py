@@ -42,6 +42,7 @@ def read_file(path: AnyFile, name: str) -> Iterator[Row]:
         unsupported = f"{suffix}{compression} files are not supported"
         what = unsupported if suffix in READERS else f"unknown file type {suffix or '(none)'!r}"
         fix = f"use .jsonl, .json, .csv or .tsv (also compressed: {', '.join(COMPRESSED[:4])}), .parquet or .arrow"
+        fix += "; rename a table that is separated by tabs to .tsv" if suffix == ".txt" else ""
         raise DataError(what, where=name, fix=fix)
     try:
         yield from READERS[suffix](path, name)

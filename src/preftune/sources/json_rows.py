@@ -10,10 +10,15 @@ from itertools import islice
 from typing import IO, Any
 
 from preftune.errors import DataError
-from preftune.sources.compressed import AnyFile, open_bytes
+from preftune.sources.compressed import AnyFile, open_text
+from preftune.sources.json_tables import records_of
 from preftune.sources.rows import Row
 
 WRITE_RECORDS = "write a list of records, or one record per line as .jsonl; pandas: to_json(FILE, orient='records')"
+SAVE_AS_UTF8 = (
+    "save it as UTF-8; in Excel, choose 'CSV UTF-8' in Save As. A file with Windows' Western European encoding: "
+    "iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW"
+)
 MAX_LINE_BYTES = 64_000_000
 PART_BYTES = 1 << 20
 
@@ -65,14 +70,14 @@ def decoded(file: IO[bytes], where: str) -> Iterator[str]:
         except UnicodeDecodeError as error:
             at = offset + len(raw) - len(error.object) + error.start
             line += error.object[: error.start].count(b"\n")
-            raise DataError(f"not UTF-8 at byte {at}", where=f"{where}:{line}", fix="save it as UTF-8") from None
+            raise DataError(f"not UTF-8 at byte {at}", where=f"{where}:{line}", fix=SAVE_AS_UTF8) from None
         offset, line = offset + len(raw), line + raw.count(b"\n")
         yield text
 
 
 def lines(path: AnyFile, name: str) -> Iterator[tuple[str, bytes]]:
     """Yield the origin and the bytes of each line that is not blank. Raises DataError for a line of over 64 MB."""
-    with open_bytes(path) as file:
+    with open_text(path) as file:
         number = 0
         while raw := file.readline(MAX_LINE_BYTES + 1):
             number += 1
@@ -155,9 +160,10 @@ class _Unread:
 def json_list(path: AnyFile, name: str) -> Iterator[Row]:
     """Yield the records of a .json file, with line numbers: a list, an object with one list in it, or JSON Lines.
 
-    A list and JSON Lines are read in parts. An object is read whole, because all of its lists have to be counted.
+    A list and JSON Lines are read in parts. An object is read whole, because all of its lists have to be counted. Its
+    records may also be in one of the forms of `json_tables.records_of`.
     """
-    with open_bytes(path) as file:
+    with open_text(path) as file:
         unread = _Unread(decoded(file, name), name)
         wrapped = unread.next() == "{"
         while wrapped and not NEXT_LINE.match(unread.text) and unread.more():
@@ -168,7 +174,17 @@ def json_list(path: AnyFile, name: str) -> Iterator[Row]:
         if wrapped:
             while unread.more():
                 pass
-            unread.at = _start_of_list(unread.text, name)
+            value, lists = _object(unread.text, name)
+            records = records_of(value, [key for key, _ in lists])
+            if isinstance(records, str):
+                unread.at = dict(lists)[records]
+            elif records is not None:
+                yield from (Row(record, f"{name} (record {i})") for i, record in enumerate(records, start=1))
+                return
+            else:
+                names = ", ".join(repr(key) for key, _ in lists)
+                what = f"the object has {len(lists)} lists: {names}" if lists else "the object has no list"
+                raise DataError(f"{what}; exactly one list of records is expected", where=name, fix=WRITE_RECORDS)
         yield from _records(unread, wrapped)
 
 
@@ -231,20 +247,19 @@ def _skip_space(text: str, at: int) -> int:
     return at
 
 
-def _start_of_list(text: str, name: str) -> int:
-    """Return the position of the only list in a {"data": [...]} file."""
+def _object(text: str, name: str) -> tuple[dict[str, Any], list[tuple[str, int]]]:
+    """Return the object of a {"data": [...]} file, and the position of each list in it."""
     lists: list[tuple[str, int]] = []
-    keys = set[str]()
+    content: dict[str, Any] = {}
     at = _skip_space(text, _skip_space(text, 0) + 1)
     while text[at : at + 1] != "}":
         line = text.count("\n", 0, at) + 1
         key, at, _ = _decode(text, at, name)
-        if key in keys:
+        if key in content:
             raise DataError(f"key {key!r} appears twice", where=f"{name}:{line}", fix="remove or rename one of them")
-        keys.add(key)
         begin = _skip_space(text, _skip_space(text, at) + 1)  # past the colon
-        value, at, _ = _decode(text, begin, name)
-        if isinstance(value, list):
+        content[key], at, _ = _decode(text, begin, name)
+        if isinstance(content[key], list):
             lists.append((key, begin))
         at = _skip_space(text, at)
         at = _skip_space(text, at + 1) if text[at : at + 1] == "," else at
@@ -252,8 +267,4 @@ def _start_of_list(text: str, name: str) -> int:
         line = text.count("\n", 0, at + 1) + 1
         fix = "write a list of records, or one record per line"
         raise DataError("more text follows the first record", where=f"{name}:{line}", fix=fix)
-    if len(lists) != 1:
-        names = ", ".join(repr(key) for key, _ in lists)
-        what = f"the object has {len(lists)} lists: {names}" if lists else "the object has no list"
-        raise DataError(f"{what}; exactly one list of records is expected", where=name, fix=WRITE_RECORDS)
-    return lists[0][1]
+    return content, lists

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
+import re
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from preftune.errors import DataError
-from preftune.sources.compressed import AnyFile, open_bytes
+from preftune.sources.compressed import AnyFile, open_text
 from preftune.sources.json_rows import MAX_LINE_BYTES, decoded, describe_json_error, loads
 from preftune.sources.rows import Row
 
@@ -20,14 +23,21 @@ def _duplicate_column(column: str, where: str) -> DataError:
 
 
 def separated(path: AnyFile, name: str, delimiter: str) -> Iterator[Row]:
-    """Yield the rows of a CSV file, or of a TSV file with the quoting of CSV; every cell is text."""
+    """Yield the rows of a CSV file, or of a TSV file with the quoting of CSV; every cell is text.
+
+    If the header has only one column with `delimiter`, semicolons, tabs or vertical bars may separate the columns
+    instead: Excel writes semicolons in many countries.
+    """
     csv.field_size_limit(MAX_LINE_BYTES)
-    with io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig", newline="") as file:
+    with io.TextIOWrapper(open_text(path), encoding="utf-8-sig", newline="") as file:
+        delimiter, skipped = _delimiter(path, delimiter)
+        for _ in range(skipped):
+            file.readline()
         reader = csv.reader(file, strict=True, delimiter=delimiter)
         try:
-            yield from _table(reader, name, delimiter)
+            yield from _table(reader, name, delimiter, skipped)
         except UnicodeDecodeError:
-            with open_bytes(path) as raw:
+            with open_text(path) as raw:
                 for _ in decoded(raw, name):  # raises DataError with the line
                     pass
             raise
@@ -36,18 +46,39 @@ def separated(path: AnyFile, name: str, delimiter: str) -> Iterator[Row]:
                 what, fix = f"a cell is longer than {MAX_LINE_BYTES // 1_000_000} MB", "split or remove the row"
                 raise DataError(what, where=f"{name}:{reader.line_num}", fix=fix) from None
             if reader.line_num <= 1:
-                with io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig", newline="") as again:
+                with io.TextIOWrapper(open_text(path), encoding="utf-8-sig", newline="") as again:
                     _check_header([again.readline().rstrip("\r\n")], f"{name}:1", delimiter)
             fix = "quote cells that contain quotes, separators or line breaks, and double the quotes inside them"
             raise DataError(f"broken CSV: {error}", where=f"{name}:{reader.line_num}", fix=fix) from None
 
 
-def _table(reader: Any, name: str, delimiter: str) -> Iterator[Row]:
+def _delimiter(path: AnyFile, usual: str) -> tuple[str, int]:
+    """Return the character that separates the columns, and the number of lines before the header.
+
+    It is `usual`, the character in Excel's first line `sep=;`, or the only one of SEPARATOR_NAMES that splits a header
+    of one column into columns with different names.
+    """
+    with open_text(path) as file:
+        line = file.readline(MAX_LINE_BYTES).removeprefix(codecs.BOM_UTF8).decode("utf-8", "replace").rstrip("\r\n")
+    if re.fullmatch(r"sep=.", line):
+        return line[-1], 1
+    splits = {}
+    for character in SEPARATOR_NAMES:
+        with suppress(csv.Error):
+            splits[character] = next(csv.reader([line], strict=True, delimiter=character), [])
+    others = [character for character, names in splits.items() if character != usual and len(names) > 1]
+    if len(splits.get(usual, [""])) != 1 or len(others) != 1:
+        return usual, 0
+    names = [name.strip() for name in splits[others[0]]]
+    return (others[0], 0) if all(names) and len(set(names)) == len(names) else (usual, 0)
+
+
+def _table(reader: Any, name: str, delimiter: str, skipped: int) -> Iterator[Row]:
     header: list[str] = []
-    first_line = 1
+    first_line = 1 + skipped
     for cells in reader:
         origin = f"{name}:{first_line}"
-        first_line = reader.line_num + 1
+        first_line = reader.line_num + 1 + skipped
         if not cells:  # blank line
             continue
         if not header:

@@ -45,7 +45,7 @@ def run(options: Options, display: Display) -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal that cannot show a character gets an escape
             stream.reconfigure(errors="backslashreplace")
-    screen = Screen(tuple(speaker.name for speaker in speakers), interactive, Console(highlight=False))
+    screen = Screen(tuple(speaker.name for speaker in speakers), interactive, Console(highlight=False, emoji=False))
 
     def to_terminal(text: str) -> None:
         screen.write(f"{text}\n")

@@ -65,8 +65,8 @@ class Session:
         """Return what was written to the preference file; "" if nothing was marked."""
         if not self.pairs or not (self.pairs.rows or self.ties):
             return ""
-        ties = f", {self.ties} ties without a pair" if self.ties else ""
-        return f"{len(self.pairs.rows)} pairs added to {self.pairs.path}{ties}"
+        ties, number = f", {self.ties} ties without a pair" if self.ties else "", len(self.pairs.rows)
+        return f"{number} pair{'' if number == 1 else 's'} added to {self.pairs.path}{ties}"
 
     def _answered(self, text: str, attempt: int) -> Turn:
         """Return a turn with answers to `text` after the dialogue."""

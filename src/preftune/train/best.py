@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from preftune.config.values import lower_is_better
 from preftune.errors import ConfigError
+from preftune.ranks import group
 from preftune.train.checkpoint import STATE, saved
 
 Evaluations = Sequence[tuple[int, float]]
@@ -68,9 +69,9 @@ def folder_of(checkpoints: Path, step: int) -> Path:
 
 
 def keep_only(checkpoints: Path, steps: Iterable[int]) -> None:
-    """Delete the weights of all evaluations but those in `steps`, and those that were best at a checkpoint."""
+    """On rank 0, delete the weights of all evaluations but `steps` and those that were best at a checkpoint."""
     folders = sorted(checkpoints.glob("best-????????"))
-    if len(folders) < 2:
+    if len(folders) < 2 or not group.first():
         return
     kept = {folder_of(checkpoints, step) for step in steps}
     for path in saved(checkpoints):
@@ -98,3 +99,32 @@ def end_message(best: Best, config: Mapping[str, Any], step: int, early: bool) -
             f"{reason}The result is the last weights. The best {metric}, {best.value:.4g}, is that of step {best.step}"
         )
     return f"{reason}The result is {which}, whose {metric} of {best.value:.4g} is the best one"
+
+
+def evaluations_of(
+    state: Mapping[str, Any], config: Mapping[str, Any], lines: Callable[[], Sequence[Mapping[str, Any]]]
+) -> Evaluations:
+    """Return the values of the metric of `best` from the state of a checkpoint; without them, from the metrics."""
+    saved = state.get("evaluations")
+    if saved is not None:
+        return tuple((int(step), float(value)) for step, value in saved)
+    return tuple((line["step"], value_of(line, config)) for line in lines() if line["split"] == "eval")
+
+
+def state_of(evaluations: Evaluations, config: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return what the state of a checkpoint says about the section `best`."""
+    if not config:
+        return {}
+    best = best_evaluation(evaluations, config)
+    return {"evaluations": evaluations, "best": best.step if best else None}
+
+
+def facts_of(best: Best | None, config: Mapping[str, Any] | None, stopped_early: bool) -> dict[str, Any]:
+    """Return what the manifest of a complete run says about its best evaluation."""
+    facts: dict[str, Any] = {}
+    if best and config:
+        facts["best"] = {"metric": config["metric"], "step": best.step, "value": best.value}
+        facts["best"] |= {"final": config["final"]} if config["final"] != "best" else {}
+    if best and stopped_early:
+        facts["stopped_early"] = best.since
+    return facts

@@ -7,6 +7,9 @@
 
     checkpoints/best-00000100/    the weights of the best evaluation, and state.json
 
+Ranks that split the weights write part-00000.safetensors and so on instead of these files (ranks.checkpoint). A run
+resumes from either form on any number of ranks.
+
 A checkpoint is written to a temporary folder, which is renamed when it is complete. The order of the data and all
 random numbers are functions of seed and step, so no other position is saved.
 
@@ -27,11 +30,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from preftune.errors import RunError, writing
+from preftune.errors import RunError, StorageError, writing
 from preftune.files import SEAL, digest, read_sealed, sealed, sync
+from preftune.ranks import group
+from preftune.ranks.checkpoint import Parts, write_part
+from preftune.ranks.shard import any_sharded, is_dtensor
 from preftune.train.optim import Weights
 
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
+PREFIX = {WEIGHTS: "weights/", OPTIMIZER: "optimizer/"}  # of the names in the parts of ranks
 OLD = ".part-old"  # ending of a checkpoint while another one of the same step replaces it
 
 
@@ -44,8 +51,9 @@ def save(folder: Path, step: int, weights: Weights, optimizer: torch.optim.Optim
     """Write the checkpoint of `step` to `folder`, with `state` in state.json. Keep the newest two checkpoints."""
     tensors = {WEIGHTS: _weights(weights), OPTIMIZER: _optimizer_tensors(weights, optimizer)}
     final = _write(folder / name_of(step), tensors, {"step": step, **state})
-    for old in saved(folder)[:-2]:
-        shutil.rmtree(old, ignore_errors=True)
+    if group.first():
+        for old in saved(folder)[:-2]:
+            shutil.rmtree(old, ignore_errors=True)
     return final
 
 
@@ -56,6 +64,8 @@ def save_weights(path: Path, weights: Weights, state: dict[str, Any]) -> None:
 
 def _write(final: Path, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> Path:
     """Write files of tensors, and state.json with their hashes, to the folder `final`, and return it."""
+    if any_sharded([tensor for values in tensors.values() for tensor in values.values()]):
+        return _write_parts(final, tensors, state)
     part = final.with_name(f"{final.name}.part-{os.getpid()}")
     try:
         with writing(final):
@@ -64,17 +74,53 @@ def _write(final: Path, tensors: dict[str, dict[str, Tensor]], state: dict[str, 
             for name, values in tensors.items():
                 save_file(values, part / name)
             hashes = {name: digest(part / name) for name in tensors}
-            (part / STATE).write_text(json.dumps(sealed({"files": hashes, **state}), indent=1))
-            for path in (*(part / name for name in tensors), part / STATE, part):
-                sync(path)
-            if final.exists():  # a damaged checkpoint of this step, or one of a run that was stopped in its evaluation
-                os.replace(final, final.with_name(f"{final.name}{OLD}"))
-            os.replace(part, final)
-            sync(final.parent)
+            _complete(part, final, {"files": hashes, **state})
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
     shutil.rmtree(final.with_name(f"{final.name}{OLD}"), ignore_errors=True)
+    return final
+
+
+def _complete(part: Path, final: Path, state: dict[str, Any]) -> None:
+    """Write state.json to the folder `part`, and rename it to `final` when the disk has all of its files."""
+    (part / STATE).write_text(json.dumps(sealed(state), indent=1))
+    for path in (*(part / name for name in state["files"]), part / STATE, part):
+        sync(path)
+    if final.exists():  # a damaged checkpoint of this step, or one of a run that was stopped in its evaluation
+        os.replace(final, final.with_name(f"{final.name}{OLD}"))
+    os.replace(part, final)
+    sync(final.parent)
+
+
+def _write_parts(final: Path, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> Path:
+    """Write weights that are split among ranks: each rank its rows, then rank 0 state.json. All ranks must call it.
+
+    If one rank cannot write, all raise its StorageError.
+    """
+    part = group.from_first(lambda: final.with_name(f"{final.name}.part-{os.getpid()}"))
+    named = {PREFIX[file] + name: tensor for file, values in tensors.items() for name, tensor in values.items()}
+    written: tuple[str, str] | StorageError | None = None
+    try:
+        with writing(final):
+            part.mkdir(parents=True, exist_ok=True)
+            path = write_part(part, named)
+            written = (path.name, digest(path)) if path else None
+    except StorageError as error:
+        written = error
+    results = group.gather(written)
+    problem = next((result for result in results if isinstance(result, StorageError)), None)
+    hashes = dict(result for result in results if isinstance(result, tuple))
+
+    def complete() -> None:
+        with writing(final):
+            if problem:
+                shutil.rmtree(part, ignore_errors=True)
+                raise problem
+            _complete(part, final, {"files": hashes, **state})
+        shutil.rmtree(final.with_name(f"{final.name}{OLD}"), ignore_errors=True)
+
+    group.from_first(complete)
     return final
 
 
@@ -87,7 +133,21 @@ def recover(folder: Path) -> None:
 
 
 def _weights(weights: Weights) -> dict[str, Tensor]:
-    return {name: master.detach().contiguous() for name, master in weights}
+    return {name: _plain(master) for name, master in weights}
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """Return a tensor as safetensors needs it. Of one that is split among ranks, each rank writes its rows."""
+    return tensor.detach() if is_dtensor(tensor) else tensor.detach().contiguous()
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Return the weights of a checkpoint, which one process or several ranks have written."""
+    if (path / WEIGHTS).is_file():
+        stored: dict[str, Tensor] = load_file(path / WEIGHTS)
+        return stored
+    parts = Parts(path)
+    return {name: parts.read(f"weights/{name}") for name in parts.names("weights/")}
 
 
 def step_of(path: Path) -> int:
@@ -144,7 +204,8 @@ def damage(path: Path, manifest: Mapping[str, Any] | None = None, files: Collect
         seal = json.loads((path / STATE).read_text()).get(SEAL)
         state = read_sealed(path / STATE)
         problem = _wrong_state(path.name, state, seal, manifest or {})
-        if problem or not set(files) <= set(state["files"]):
+        in_parts = any(name.startswith("part-") for name in state["files"])
+        if problem or not (in_parts or set(files) <= set(state["files"])):
             return problem or f"{STATE} does not list all files"
         changed = [name for name, sha256 in state["files"].items() if digest(path / name) != sha256]
     except OSError as error:
@@ -182,29 +243,56 @@ def restore(path: Path, weights: Weights, optimizer: torch.optim.Optimizer) -> N
     restore_weights(path, weights)
     index = {name: i for i, name in enumerate(weights.names)}
     state: dict[int, dict[str, Tensor]] = {}
-    for key, value in load_file(path / OPTIMIZER).items():
+    for key, value in _optimizer_rows(path, weights).items():
         name, _, field = key.rpartition("/")
         state.setdefault(index[name], {})[field] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 
+def _optimizer_rows(path: Path, weights: Weights) -> dict[str, Tensor]:
+    """Return the optimizer state of a checkpoint, split among ranks as the weights are."""
+    values: dict[str, Tensor]
+    if not _in_rows(path, weights):
+        values = load_file(path / OPTIMIZER)
+        return values
+    parts, masters, values = Parts(path, PREFIX), dict(weights), {}
+    for key in parts.names("optimizer/"):
+        full = f"optimizer/{key}"
+        like = masters[key.rpartition("/")[0]]
+        values[key] = torch.zeros_like(like, dtype=parts.dtype(full)) if parts.shapes[full] else torch.zeros(())
+        parts.fill(full, values[key])
+    return values
+
+
+def _in_rows(path: Path, weights: Weights) -> bool:
+    """Return whether the weights, or those of the checkpoint, are split among ranks."""
+    return any_sharded(weights.masters) or not (path / WEIGHTS).is_file()
+
+
 def restore_weights(path: Path, weights: Weights) -> None:
     """Load the weights of a checkpoint. Raises RunError if they do not match the model."""
-    saved = load_file(path / WEIGHTS)
+    parts = Parts(path, PREFIX) if _in_rows(path, weights) else None
+    saved = {} if parts else load_file(path / WEIGHTS)
     shapes = {name: tuple(master.shape) for name, master in weights}
-    if {name: tuple(value.shape) for name, value in saved.items()} != shapes:
+    stored = {name: tuple(value.shape) for name, value in saved.items()}
+    if parts:
+        stored = {name: parts.shapes[f"weights/{name}"] for name in parts.names("weights/")}
+    if stored != shapes:
         what = "names or shapes of the weights in the checkpoint do not match the model"
         raise RunError(what, where=str(path), fix="restore the files of the model, or set a new folder: out=FOLDER")
     with torch.no_grad():
         for name, master in weights:
-            master.copy_(saved[name])
+            if parts:
+                parts.fill(f"weights/{name}", master.detach())
+            else:
+                master.copy_(saved[name])
     weights.publish()
 
 
 def _optimizer_tensors(weights: Weights, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     state = optimizer.state_dict()["state"]
     return {
-        f"{name}/{key}": value.detach().contiguous()
+        f"{name}/{key}": _plain(value)
         for index, name in enumerate(weights.names)
         for key, value in state.get(index, {}).items()
         if isinstance(value, Tensor)

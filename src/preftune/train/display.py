@@ -29,7 +29,7 @@ class Display:
     """Show messages and the progress of one stage at a time. `quiet` shows nothing."""
 
     def __init__(self, quiet: bool = False, console: Console | None = None) -> None:
-        self.console = console or Console(file=sys.stderr, highlight=False, force_jupyter=False)
+        self.console = console or Console(file=sys.stderr, highlight=False, emoji=False, force_jupyter=False)
         self.quiet = quiet
         self._live = self.console.is_terminal and not quiet
         self._progress: Progress | None = None

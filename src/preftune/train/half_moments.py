@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from preftune.ranks.shard import local
+
 CHUNK = 1 << 24  # elements that are updated at a time; each needs about 20 bytes of temporary memory
 
 
@@ -47,7 +49,8 @@ class HalfMomentAdamW(torch.optim.Optimizer):
                 index += 1
 
     def _update(self, parameter: Tensor, group: dict[str, Any], index: int) -> None:
-        state = self.state[parameter]
+        state, gradient = self.state[parameter], parameter.grad
+        assert gradient is not None
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32)
             state["exp_avg"] = torch.zeros_like(parameter, dtype=torch.bfloat16, memory_format=torch.contiguous_format)
@@ -58,11 +61,11 @@ class HalfMomentAdamW(torch.optim.Optimizer):
         random.manual_seed((step << 24) + index)
         first, second = group["betas"]
         corrections = 1 - first**step, 1 - second**step
-        gradient = parameter.grad
-        assert gradient is not None
+        parameter, gradient = local(parameter), local(gradient)
+        moments = [local(state[name]) for name in ("exp_avg", "exp_avg_sq")]
         flat = parameter.is_contiguous()
         values = parameter.view(-1) if flat else parameter.contiguous().view(-1)
-        arrays = (values, gradient.reshape(-1), state["exp_avg"].view(-1), state["exp_avg_sq"].view(-1))
+        arrays = (values, gradient.reshape(-1), moments[0].view(-1), moments[1].view(-1))
         for p, g, m, v in zip(*(array.split(CHUNK) for array in arrays), strict=True):
             noise = torch.randint(-(1 << 31), 1 << 31, p.shape, generator=random, device=p.device, dtype=torch.int32)
             mean = m.float().lerp_(g, 1 - first)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Protocol, Self, TypeVar, cast
+from typing import Any, Protocol, Self, TypeVar, cast
 
 import torch
 
@@ -15,8 +15,12 @@ from preftune import stop
 from preftune.config.schema import OptimConfig, TrainConfig
 from preftune.data.layout import Budget
 from preftune.data.steps import Step, size_of
-from preftune.errors import NumericError, PreftuneError, Stopped
-from preftune.model.memory import free_memory, out_of_memory
+from preftune.errors import ConfigError, NumericError, PreftuneError, Stopped
+from preftune.model.memory import can_repeat, free_memory
+from preftune.ranks import group as ranks
+from preftune.ranks.shard import any_sharded, local
+from preftune.ranks.work import fillers, own, slots, sum_gradients
+from preftune.train.exchange import of_all_ranks
 from preftune.train.metrics import Tally
 from preftune.train.optim import Weights, clip, lr_at, warmup_steps
 from preftune.types import Batch, Judged, Logps, LossOutput, TokenGroup
@@ -143,18 +147,17 @@ def fit(
             task, metrics, grad_norm = update(
                 task, groups, weights, optimizer, lr, optim.max_grad_norm, step.number, log
             )
-        except PreftuneError:
-            log.keep_last_state()
+        except PreftuneError as error:
+            if ranks.world() == 1 or isinstance(error, NumericError):  # other errors may be those of one rank
+                log.keep_last_state()
             raise
         task = task.after_update()
         tally.merge(metrics)
         clock.add(sum(map(size_of, groups)), sum(group.tokens for group in groups))
 
         if step.number % train.log_every == 0 or step.number in (1, total):
-            rates = clock.read()
-            log.log_train(
-                step.number, {**tally.means(), "grad_norm": grad_norm, "lr": lr, "epoch": step.epoch, **rates}
-            )
+            rates, means = clock.read(), tally.over_ranks().means()
+            log.log_train(step.number, {**means, "grad_norm": grad_norm, "lr": lr, "epoch": step.epoch, **rates})
             tally = Tally()
         with clock.paused():
             if step.number == total or (train.eval_every and step.number % train.eval_every == 0):
@@ -163,6 +166,7 @@ def fit(
             log.reached(step.number, tally, task.budget.tokens, evaluated=True)
             if log.stop_requested() and step.number < total:
                 log.save(step.number, tally, task.budget.tokens)
+                stop.answered()
                 raise stopped(step.number, total)
             log.save_if_due(step.number, tally, task.budget.tokens)
 
@@ -190,6 +194,7 @@ def update(
 ) -> tuple[L, Tally, float]:
     """Update the weights once. Return the task (its micro-batches may be smaller now), metrics and gradient norm."""
     task, batches, metrics = _gradients(task, groups, weights, step, log)
+    sum_gradients(weights.masters)
     grad_norm = float(clip(weights.gradients(), max_norm))
     if not math.isfinite(grad_norm):
         raise _not_finite(task, batches, weights, step, grad_norm)
@@ -204,48 +209,79 @@ def update(
 def _gradients(
     task: L, groups: Sequence[TokenGroup], weights: Weights, step: int, log: Log
 ) -> tuple[L, list[Batch], Tally]:
-    """Compute the gradients of a step. Return the task, its micro-batches and the metrics.
+    """Compute the gradients of this rank's share of a step. Return the task, its micro-batches and the metrics.
 
-    If memory runs out, halve the micro-batches from this step on, clear partial gradients and start the step again.
+    If memory runs out on a rank, halve the micro-batches of all ranks from this step on, clear partial gradients and
+    start the step again.
     """
     while True:
-        batches = task.micro_batches(groups)
+        batches = task.micro_batches(own(groups, slots(task.budget.layout)))
+        counts = [task.count(batch) for batch in batches]
+        count = ranks.all_sum(
+            torch.stack(counts).sum() if counts else torch.zeros((), device=weights.masters[0].device)
+        )
+        is_split, metrics = any_sharded(weights.masters), None
+        extra = fillers(batches, groups, task.micro_batches, is_split)
         try:
-            count = torch.stack([task.count(batch) for batch in batches]).sum()
-            return task, batches, _accumulate(task, batches, count)
+            metrics = _accumulate(task, batches, count, extra)
         except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
+            if not can_repeat(error):  # the other ranks of split weights wait for this one inside of their passes
                 raise
+        if not ranks.any_rank(metrics is None):
+            assert metrics is not None
+            return task, batches, metrics
         weights.clear_gradients()  # after the handler: the exception holds a reference to the memory
-        task = task.halved(batches)
+        task = _halved(task, batches, metrics is None)
         log.log_halved(step, task.budget.tokens)
         free_memory()
 
 
-def _accumulate(task: Losses, batches: Sequence[Batch], count: torch.Tensor) -> Tally:
-    """Add up the gradients of  loss_sum / count  over all micro-batches, with the `count` of the whole step."""
-    if task.joint and len(batches) > 1:
-        return _accumulate_jointly(cast(Task, task), batches, count)
+def _halved(task: L, batches: Sequence[Batch], exhausted: bool) -> L:
+    """Return the task with smaller micro-batches, on all ranks. `exhausted`: memory ran out on this rank.
+
+    Raises ConfigError if no rank can make its micro-batches smaller.
+    """
+    if ranks.world() == 1:
+        return task.halved(batches)
+    tokens, problem = math.inf, None
+    try:
+        tokens = task.halved(batches).budget.tokens if exhausted and batches else math.inf
+    except ConfigError as error:
+        problem = error
+    tokens, problems = ranks.all_min(tokens), [error for error in ranks.gather(problem) if error]
+    if tokens == math.inf:
+        raise problems[0]
+    smaller: L = replace(cast(Any, task), budget=replace(task.budget, tokens=int(tokens)))
+    return smaller
+
+
+def _accumulate(task: Losses, batches: Sequence[Batch], count: torch.Tensor, extra: Sequence[Batch] = ()) -> Tally:
+    """Add up the gradients of  loss_sum / count  over all micro-batches, with the `count` of the whole step.
+
+    `extra` batches are run without effect, see ranks.work.fillers.
+    """
+    if task.joint and (len(batches) > 1 or ranks.world() > 1):
+        return _accumulate_jointly(cast(Task, task), batches, count, extra)
     tally = Tally()
     for batch in batches:
         stop.check()  # no weight has changed, so the step can be repeated
         out = task.loss_of(batch)
         (out.loss_sum / count).backward()
         tally.add_loss(out)
+    for batch in extra:
+        (task.loss_of(batch).loss_sum * 0.0).backward()
     return tally
 
 
-def _accumulate_jointly(task: Task, batches: Sequence[Batch], count: torch.Tensor) -> Tally:
+def _accumulate_jointly(task: Task, batches: Sequence[Batch], count: torch.Tensor, extra: Sequence[Batch]) -> Tally:
     """Accumulate the gradients of a loss over the whole step: compute its gradient with respect to all log-probs,
     then backpropagate that into the model for each micro-batch in turn."""
-    measured = []
-    with torch.no_grad():
-        for batch in batches:
-            stop.check()
-            measured.append(task.measure(batch))
+    measured = _measured(task, [*batches, *extra])[: len(batches)]
     leaves = [_leaf(m.policy) for m in measured]
-    out = task.objective(join([replace(m, policy=leaf) for m, leaf in zip(measured, leaves, strict=True)]))
-    (out.loss_sum / count).backward()
+    parts = [replace(m, policy=leaf) for m, leaf in zip(measured, leaves, strict=True)]
+    out = task.objective(join(of_all_ranks(parts, count.device)))
+    if leaves:  # a rank may have no share of a small step
+        (out.loss_sum / count).backward()
     for batch, leaf in zip(batches, leaves, strict=True):
         stop.check()
         policy = task.measure(batch).policy
@@ -253,9 +289,30 @@ def _accumulate_jointly(task: Task, batches: Sequence[Batch], count: torch.Tenso
         pairs += [(policy.extra[name], leaf.extra[name]) for name in leaf.extra]
         used = [(value, tensor.grad) for value, tensor in pairs if tensor.grad is not None and value.requires_grad]
         torch.autograd.backward([value for value, _ in used], [grad for _, grad in used])
+    for batch in extra:
+        (task.measure(batch).policy.token_N.sum() * 0.0).backward()
     tally = Tally()
-    tally.add_loss(out)
+    if ranks.first():  # every rank has computed the loss of the whole step
+        tally.add_loss(out)
     return tally
+
+
+def _measured(task: Task, batches: Sequence[Batch]) -> list[Measured]:
+    """Run the models without gradients. Raises torch.OutOfMemoryError if memory ran out on any rank."""
+    measured: list[Measured] = []
+    exhausted = False
+    try:
+        with torch.no_grad():
+            for batch in batches:
+                stop.check()
+                measured.append(task.measure(batch))
+    except (RuntimeError, MemoryError) as error:
+        if ranks.world() == 1 or not can_repeat(error):
+            raise
+        exhausted = True
+    if ranks.any_rank(exhausted):
+        raise torch.OutOfMemoryError("out of memory on a rank")
+    return measured
 
 
 def _leaf(policy: Logps) -> Logps:
@@ -309,15 +366,21 @@ def _not_finite(task: Losses, batches: Sequence[Batch], weights: Weights, step: 
     """Return the error for a gradient that is not finite. It lists the rows that fail when tested alone, else all."""
     culprits: list[str] = []
     groups = [group for batch in batches for group in batch.groups]
-    for group in groups:
+    is_split = any_sharded(weights.masters)
+    # a pass of a split model needs all ranks, so each tests the groups of all
+    tested = [group for of_rank in ranks.gather(groups) for group in of_rank] if is_split else groups
+    for group in tested:
         weights.clear_gradients()
         loss = task.loss_of(task.micro_batches([group])[0]).loss_sum
         if loss.requires_grad:
             loss.backward()
-        if not all(bool(torch.isfinite(value).all()) for value in (loss, *weights.gradients())):
+        bad = not all(bool(torch.isfinite(local(value)).all()) for value in (loss, *weights.gradients()))
+        if ranks.any_rank(bad) if is_split else bad:
             culprits.append(group.origin)
     weights.clear_gradients()
-    rows = culprits or [group.origin for group in groups]
+    if not is_split:
+        culprits = [row for of_rank in ranks.gather(culprits) for row in of_rank]
+    rows = culprits or [row for of_rank in ranks.gather([group.origin for group in groups]) for row in of_rank]
     return NumericError(
         f"the gradient norm is {norm}, so the run stopped before this update",
         where=f"step {step}",

@@ -11,7 +11,7 @@ A damaged file is renamed to NAME.damaged-N, never deleted.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -116,3 +116,8 @@ class Parts:
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.folder).as_posix()
+
+
+def run_identity(config: dict[str, Any], data: str, others: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Return what must be the same when a run resumes: config, fingerprint of the data, and `others` by name."""
+    return {"config": config, "data": data, **(others or {})}

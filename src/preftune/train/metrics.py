@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from preftune.formulas import implicit_reward, win
+from preftune.ranks import group
 from preftune.types import Judged, Logps, LossOutput
 
 
@@ -41,6 +42,15 @@ class Tally:
         tally.add({name: (torch.tensor(value), torch.tensor(count)) for name, (value, count) in state.items()})
         return tally
 
+    def over_ranks(self) -> Tally:
+        """Return the sums and counts of all ranks together."""
+        if group.world() == 1:
+            return self
+        total = Tally()
+        for state in group.gather(self.state()):
+            total.merge(Tally.of(state))
+        return total
+
     def means(self) -> dict[str, float]:
         """Return the mean of each metric whose count is not 0."""
         if not self._sums:
@@ -64,6 +74,14 @@ class Spread:
         """Add (G,) loss sums and counts of the groups of a batch."""
         self._sums.append(loss_G.double().cpu())
         self._counts.append(count_G.double().cpu())
+
+    def over_ranks(self) -> Spread:
+        """Return the values of all ranks together."""
+        total = Spread()
+        for sums, counts in group.gather((self._sums, self._counts)):
+            total._sums += sums
+            total._counts += counts
+        return total
 
     def means(self) -> dict[str, float]:
         """Return the standard error as loss_se; empty for fewer than two groups."""
@@ -97,6 +115,14 @@ class Calibration:
         """Add (P,) margins of judgements, and the probability of each judgement in the data."""
         self._margins.append(margin_P.double().cpu())
         self._labels.append(label_P.double().cpu())
+
+    def over_ranks(self) -> Calibration:
+        """Return the values of all ranks together."""
+        total = Calibration()
+        for margins_, labels in group.gather((self._margins, self._labels)):
+            total._margins += margins_
+            total._labels += labels
+        return total
 
     def table(self) -> list[tuple[float, float, int]]:
         """Return (mean probability, share that is right, number of judgements) of each bin that is not empty."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from preftune.errors import ConfigError
+from preftune.ranks.shard import any_sharded, local, square_sum
 from preftune.train.half_moments import HalfMomentAdamW
 
 ScheduleName = Literal["linear", "cosine", "constant"]
@@ -129,7 +130,11 @@ def clip(gradients: list[Tensor], max_norm: float) -> Tensor:
     """Scale all gradients in place so that their joint norm is at most `max_norm`. Return the norm before."""
     if not gradients:
         return torch.zeros(())
-    norm = torch.nn.utils.get_total_norm(gradients)
+    if any_sharded(gradients):
+        norm = square_sum(gradients).sqrt()
+        gradients = [local(gradient) for gradient in gradients]
+    else:
+        norm = torch.nn.utils.get_total_norm(gradients)
     scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
     if scale.device.type != "cpu" or scale < 1:  # on a GPU, the comparison would wait for the device
         torch._foreach_mul_(gradients, scale)

@@ -21,8 +21,22 @@ from preftune.data.stream import Stream
 from preftune.errors import RunError, Stopped, StorageError, require_writable, writing
 from preftune.files import write_text
 from preftune.locks import Lock, lock_folder, require_free
+from preftune.ranks import group
+from preftune.ranks.shard import any_sharded
 from preftune.train import checkpoint, manifest
-from preftune.train.best import Best, Evaluations, best_evaluation, end_message, folder_of, keep_only, value_of
+from preftune.train.best import (
+    Best,
+    Evaluations,
+    best_evaluation,
+    end_message,
+    evaluations_of,
+    facts_of,
+    folder_of,
+    keep_only,
+    state_of,
+    value_of,
+)
+from preftune.train.checkpoint import name_of
 from preftune.train.display import Display
 from preftune.train.finished import set_damaged_aside
 from preftune.train.full_disk import patiently
@@ -33,7 +47,9 @@ from preftune.train.metrics_file import MetricsFile
 from preftune.train.optim import Weights
 from preftune.train.same_run import (
     asks_for_more,
+    different_start,
     extension_of,
+    no_checkpoint,
     planned_steps,
     require_empty,
     require_same,
@@ -41,6 +57,8 @@ from preftune.train.same_run import (
 )
 from preftune.train.saving import Saving
 from preftune.train.track import Tracked, Tracker, log_metrics, open_trackers
+
+READ = "resume_from start tokens loop_state evaluation_due stream_state evaluations extended earlier_ends"
 
 
 @dataclass
@@ -95,13 +113,7 @@ class Run:
     def require_start(folder: Path, weights_hash: str) -> None:
         """Raise RunError if the run in `folder` started from different weights."""
         if Run.manifest(folder).get("start_weights") not in (None, weights_hash):
-            kind = "finished" if Run.finished(folder) else "unfinished"
-            raise RunError(
-                "the model is not the one this run started from",
-                where=str(folder),
-                why=f"its weights differ from those at step 0 of this {kind} run; training changes a model in memory",
-                fix="pass the original model, or choose a different `out`",
-            )
+            raise different_start(folder, Run.finished(folder))
 
     @staticmethod
     def extends(folder: Path, identity: dict[str, Any]) -> bool:
@@ -127,12 +139,7 @@ class Run:
             longer = extendable and Run.extends(folder, identity)
             require_same(before, identity, folder, facts, longer)
             if longer and not checkpoint.saved(folder / "checkpoints"):
-                raise RunError(
-                    "this run is finished and has no checkpoint, so it cannot continue with more steps",
-                    where=str(folder),
-                    why="a run saves one at its end unless train.save_end=false",
-                    fix=f"restore the earlier settings, or start a new run from its model: model.path={folder} out=...",
-                )
+                raise no_checkpoint(folder)
         else:
             require_empty(folder)
         require_free(folder)
@@ -151,16 +158,21 @@ class Run:
 
         Raises the errors of `check`.
         """
-        Run.check(folder, identity, schema, extendable=extendable)
-        lock = lock_folder(folder)
-        try:
-            run = Run(folder, identity, display, lock)
-            manifest.repair(folder, display.say)
-            run._begin(extendable and Run.extends(folder, identity))
-        except BaseException:
-            lock.release()
-            raise
+        run = Run(folder, identity, display)
+        group.from_first(lambda: run._open(schema, extendable))
+        group.share(run, READ.split())  # without the metrics that were not logged
         return run
+
+    def _open(self, schema: type[BaseModel] | None, extendable: bool) -> None:
+        """Check, lock and write the run folder, and read its newest checkpoint."""
+        Run.check(self.folder, self.identity, schema, extendable=extendable)
+        self.lock = lock_folder(self.folder)
+        try:
+            manifest.repair(self.folder, self.display.say)
+            self._begin(extendable and Run.extends(self.folder, self.identity))
+        except BaseException:
+            self.lock.release()
+            raise
 
     def _begin(self, extended: bool) -> None:
         """Read the newest checkpoint, and write manifest and config."""
@@ -192,17 +204,9 @@ class Run:
             self.stream_state = state.get("stream")
         self.metrics.rewind(state.get("metrics"), self.start, self.evaluation_due)
         if self.best_config and self.start:
-            self.evaluations = self._evaluations_of(state)
+            self.evaluations = evaluations_of(state, self.best_config, self.metric_lines)
             if self.best and self.best_config["final"] == "best":
                 checkpoint.require_intact(folder_of(folder / "checkpoints", self.best.step))
-
-    def _evaluations_of(self, state: dict[str, Any]) -> Evaluations:
-        """Return the values of the metric of `best` from the state of a checkpoint; without them, from the metrics."""
-        config, saved = self.best_config, state.get("evaluations")
-        assert config is not None
-        if saved is not None:
-            return tuple((int(step), float(value)) for step, value in saved)
-        return tuple((line["step"], value_of(line, config)) for line in self.metric_lines() if line["split"] == "eval")
 
     def close(self) -> None:
         """Unlock the run folder."""
@@ -210,7 +214,9 @@ class Run:
             self.lock.release()
 
     def note(self, **facts: Any) -> None:
-        """Add entries to manifest.json. Raises StorageError."""
+        """Add entries to manifest.json, on rank 0. Raises StorageError."""
+        if not group.first():
+            return
         manifest.write(self.folder, {**Run.manifest(self.folder), "identity": self.identity, **facts})
 
     def fact(self, name: str) -> Any:
@@ -220,7 +226,8 @@ class Run:
     def open_trackers(self) -> None:
         """Open the trackers of the config. They continue their runs if this run is resumed."""
         config, earlier = self.identity["config"], self.fact("trackers") or {}
-        self.trackers = open_trackers(config["track"], Tracked(self.folder, config, self.start, earlier))
+        names = config["track"] if group.first() else []
+        self.trackers = open_trackers(names, Tracked(self.folder, config, self.start, earlier))
         if self.trackers:
             self.note(trackers=earlier | {name: tracker.run for name, tracker in self.trackers.items()})
 
@@ -257,7 +264,7 @@ class Run:
         """Write the metrics of an evaluation. With the section `best`, save the weights of the best one."""
         config = self.best_config
         if config:
-            value = value_of(metrics, config, required=True)
+            value = group.from_first(lambda: value_of(metrics, config, required=True))
             self.evaluations = (*(e for e in self.evaluations if e[0] != step), (step, value))
         if metrics:
             self._write_line(step, "eval", metrics)
@@ -287,14 +294,16 @@ class Run:
         assert self.weights is not None
         checkpoints = self.folder / "checkpoints"
         state = {"step": step, "metric": value, "run": self.fact("run"), "identity": self.identity}
+        path, weights = folder_of(checkpoints, step), self.weights
         with self.optional("the weights of the best evaluation were not saved"):
-            checkpoint.save_weights(folder_of(checkpoints, step), self.weights, state)
+            group.on_first(lambda: checkpoint.save_weights(path, weights, state), any_sharded(weights.masters))
             keep_only(checkpoints, [step])
             return True
         return False
 
     def _write_line(self, step: int, split: str, metrics: dict[str, float]) -> None:
-        self.metrics.add({"step": step, "split": split, **metrics})
+        if group.first():
+            self.metrics.add({"step": step, "split": split, **metrics})
         self.display.line(step, split, metrics)
         aliases = self.identity["config"].get("track_names", ())
         log_metrics(self.trackers, aliases, split, step, metrics, self.display.say)
@@ -311,24 +320,14 @@ class Run:
         self, step: int, tally: Tally, tokens: int, *, evaluated: bool = True, evaluations: Evaluations | None = None
     ) -> None:
         """Save a checkpoint of `step`. `evaluated`: no evaluation is due after this step. Raises StorageError."""
-        assert self.weights is not None
-        assert self.optimizer is not None
-        if self.lock:
-            self.lock.require()
+        assert self.weights
+        assert self.optimizer
         began, folder = time.monotonic(), self.folder / "checkpoints"
+        weights, optimizer, sums = self.weights, self.optimizer, tally.over_ranks()
         try:
-            with self.optional("metrics"):
-                self.metrics.flush()
-            state: dict[str, Any] = {"run": self.fact("run"), "identity": self.identity, "tally": tally.state()}
-            state |= {"tokens": tokens, "facts": self.loop_state, "evaluated": evaluated}
-            state |= {"metrics": self.metrics.position()}
-            if self.stream:
-                state["stream"] = self.stream.state_after(step)
-            if self.best_config:
-                state["evaluations"] = self.evaluations if evaluations is None else evaluations
-                best = best_evaluation(state["evaluations"], self.best_config)
-                state["best"] = best.step if best else None
-            path = checkpoint.save(folder, step, self.weights, self.optimizer, state)
+            state = group.from_first(lambda: self._state(step, sums, tokens, evaluated, evaluations))
+            save, is_split = checkpoint.save, any_sharded(weights.masters)
+            path = group.on_first(lambda: save(folder, step, weights, optimizer, state), is_split)
         finally:
             self.saving.saved(time.monotonic() - began)
         self.display.say(f"saved checkpoint {path}")
@@ -337,9 +336,24 @@ class Run:
         if self.best_config:
             keep_only(folder, [self.best.step] if self.best else [])
 
+    def _state(
+        self, step: int, tally: Tally, tokens: int, evaluated: bool, evaluations: Evaluations | None
+    ) -> dict[str, Any]:
+        """Return the content of state.json, and write the metrics to disk."""
+        if self.lock:
+            self.lock.require()
+        with self.optional("metrics"):
+            self.metrics.flush()
+        state: dict[str, Any] = {"run": self.fact("run"), "identity": self.identity, "tally": tally.state()}
+        state |= {"tokens": tokens, "facts": self.loop_state, "evaluated": evaluated}
+        state["metrics"] = self.metrics.position()
+        if self.stream:
+            state["stream"] = self.stream.state_after(step)
+        return state | state_of(self.evaluations if evaluations is None else evaluations, self.best_config)
+
     def save_if_due(self, step: int, tally: Tally, tokens: int) -> None:
         """Save a checkpoint if one is due. If the disk does not take it, report this and continue."""
-        if self.saving.due(step):
+        if group.from_first(lambda: self.saving.due(step)):
             self._try_to_save(step, tally, tokens)
 
     def _try_to_save(self, step: int, tally: Tally, tokens: int) -> bool:
@@ -353,7 +367,7 @@ class Run:
         return True
 
     def stop_requested(self) -> bool:
-        return stop.requested()
+        return group.any_rank(stop.requested())
 
     def reached(self, step: int, tally: Tally, tokens: int, *, evaluated: bool) -> None:
         self._reached = step, tally, tokens, evaluated, self.evaluations
@@ -363,20 +377,16 @@ class Run:
         assert self.weights is not None
         step, tally, tokens, *_ = self._reached or (self.start, self.tally, self.tokens or 0)
         checkpoints = self.folder / "checkpoints"
-        is_saved = checkpoint.saved(checkpoints)[-1:] == [checkpoints / checkpoint.name_of(step)]
+        is_saved = group.from_first(lambda: checkpoint.saved(checkpoints)[-1:] == [checkpoints / name_of(step)])
         keeps_end = self.identity["config"]["train"].get("save_end", True) and not is_saved
         if keeps_end and not self._try_to_save(step, tally, tokens):
             self.display.say("  the run cannot be extended later, because its end was not saved")
         best, config = self.best, self.best_config
-        facts: dict[str, Any] = {"steps": step}
-        if best and config:
-            facts["best"] = {"metric": config["metric"], "step": best.step, "value": best.value}
-            facts["best"] |= {"final": config["final"]} if config["final"] != "best" else {}
-        if best and self.stops_early:
-            facts["stopped_early"] = best.since
-        patiently(self.metrics.flush, self.display.say)
-        facts["metrics"] = patiently(self.metrics.position, self.display.say)
-        patiently(lambda: self.note(**facts), self.display.say)
+        facts = {"steps": step, **facts_of(best, config, self.stops_early)}
+        if group.first():
+            patiently(self.metrics.flush, self.display.say)
+            facts["metrics"] = patiently(self.metrics.position, self.display.say)
+            patiently(lambda: self.note(**facts), self.display.say)
         self._reached = step, tally, tokens, True, self.evaluations
         if not best or not config:
             return
@@ -403,14 +413,8 @@ class Run:
         """Save a checkpoint of the last completed step, because the next one failed before it changed the weights."""
         assert self.weights is not None
         self.weights.clear_gradients()
-        saved = checkpoint.saved(self.folder / "checkpoints")
-        reached = self._reached[0] if self._reached else self.start
-        if saved and saved[-1].name == checkpoint.name_of(reached):
+        last = self.folder / "checkpoints" / name_of(self._reached[0] if self._reached else self.start)
+        if group.from_first(lambda: checkpoint.saved(last.parent)[-1:] == [last]):
             return
         with self.optional("the last state was not saved"):
             self._save_reached()
-
-
-def run_identity(config: dict[str, Any], data: str, others: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Return what must be the same when a run resumes: config, fingerprint of the data, and `others` by name."""
-    return {"config": config, "data": data, **(others or {})}

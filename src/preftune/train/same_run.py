@@ -136,3 +136,24 @@ def with_defaults(config: dict[str, Any], schema: type[BaseModel] | None) -> dic
         return schema.model_validate(config).model_dump(mode="json")
     except ValidationError:  # it has settings that no longer exist; the comparison will report them
         return config
+
+
+def no_checkpoint(folder: Path) -> RunError:
+    """Return the error for a finished run that cannot be extended."""
+    return RunError(
+        "this run is finished and has no checkpoint, so it cannot continue with more steps",
+        where=str(folder),
+        why="a run saves one at its end unless train.save_end=false",
+        fix=f"restore the earlier settings, or start a new run from its model: model.path={folder} out=...",
+    )
+
+
+def different_start(folder: Path, is_finished: bool) -> RunError:
+    """Return the error for a model whose weights are not those that the run in `folder` started from."""
+    kind = "finished" if is_finished else "unfinished"
+    return RunError(
+        "the model is not the one this run started from",
+        where=str(folder),
+        why=f"its weights differ from those at step 0 of this {kind} run; training changes a model in memory",
+        fix="pass the original model, or choose a different `out`",
+    )

@@ -58,7 +58,7 @@ from preftune.scoring import response_logps
 from preftune.train import manifest
 from preftune.train.display import Display
 from preftune.train.full_disk import patiently
-from preftune.train.run import Run, run_identity
+from preftune.train.run import Run
 from preftune.train.track import close_trackers
 from preftune.types import PreferenceGroup, as_json
 from preftune.workflows import label, pairs
@@ -88,7 +88,7 @@ def run(
         display.say("\n".join(account.lines()))
     weights = open_policy.reward_models_fingerprint(None if in_memory else config.reward)
     sources = {"the first model": open_policy.model_fingerprint(config.model.path), "the reward": weights}
-    identity = run_identity(config.model_dump(mode="json"), prompts.fingerprint, sources)
+    identity = manifest.run_identity(config.model_dump(mode="json"), prompts.fingerprint, sources)
     Run.check(out, identity, type(config))
     if config.judged_by_people:
         display.say("people judge the responses: the section people applies, and the section pairs does not")

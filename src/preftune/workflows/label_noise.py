@@ -52,8 +52,8 @@ from preftune.model.logprobs import Scorer, logps
 from preftune.model.scalar import load_scalar, reward_logps, scalar_scorer, with_reward_slot
 from preftune.scoring import SLOTS, score_responses
 from preftune.train.display import Display
-from preftune.train.manifest import Parts
-from preftune.train.run import Run, run_identity
+from preftune.train.manifest import Parts, run_identity
+from preftune.train.run import Run
 from preftune.types import Judgement, PreferenceGroup, TokenGroup, content, plain
 
 Groups = Sequence[PreferenceGroup]

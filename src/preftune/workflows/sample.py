@@ -23,17 +23,20 @@ from preftune.config.data import plain_paths
 from preftune.config.schema import DataConfig, ModelConfig
 from preftune.data.prompts import read_prompts
 from preftune.errors import ConfigError, IncompleteError, RunError, require_writable, writing
-from preftune.files import Journal, digest, journal_line, read_sealed, sealed, write_json, write_text
+from preftune.files import Journal, digest, journal_line, sealed, write_json, write_text
 from preftune.formats.account import Account
 from preftune.lifecycle.data import prompts_that_fit
 from preftune.lifecycle.open_policy import model_fingerprint, open_policy
 from preftune.lifecycle.policy import compute_dtype, device_of
 from preftune.locks import locked_file
 from preftune.model.generate import Sampling, sample
+from preftune.ranks.group import first, from_first, gather, require_one, world
+from preftune.ranks.work import own
 from preftune.sources.read import fingerprint
 from preftune.train.display import Display
 from preftune.types import PreferenceGroup, Text, as_json
 from preftune.workflows.data_section import RENDERING, UNLIMITED, chat_options_of, max_dropped_of, read_rows
+from preftune.workflows.sample_rows import Key, Response, read_meta, read_out, require_unchanged
 
 ROWS = 256  # responses sampled per call; a crash loses at most these
 
@@ -56,17 +59,7 @@ class SampleOptions:
     moment: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Response:
-    """One response: its text, whether it ended before the token limit, and its number of tokens."""
-
-    text: str
-    ended: bool
-    tokens: int
-
-
 Groups = Sequence[PreferenceGroup]
-Key = tuple[str, int]  # hash of a prompt, and index of one of its responses
 Job = tuple[int, int]  # index of a prompt, and of one of its responses
 Save = Callable[[Job, Response], None]
 
@@ -102,9 +95,9 @@ def files_of(options: SampleOptions, out: Path) -> Files:
     request = {"prompts": prompts, "n": n, "max_prompts": options.max_prompts, **rows}
     identity = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     meta, part = out.with_name(f"{out.name}.meta.json"), out.with_name(f"{out.name}.part")
-    before = _read_meta(meta) if out.is_file() else {}
+    before = read_meta(meta) if out.is_file() else {}
     if out.is_file():
-        _require_unchanged(out, before)
+        require_unchanged(out, before)
     if out.is_file() and before.get("identity") != identity:
         missing = f"{meta.name}, which has the settings of these samples, is missing"
         raise RunError(
@@ -121,23 +114,21 @@ def run(options: SampleOptions, out: Path, display: Display) -> Path:
     Raises RunError if another command writes the same file.
     """
     require_writable(out)
+    if options.server:
+        _require_server_options(options)
+    if not first():
+        return _run(options, out, display)
     with locked_file(out):
         return _run(options, out, display)
 
 
 def _run(options: SampleOptions, out: Path, display: Display) -> Path:
-    if options.server and (options.data.chat_template_kwargs or options.data.as_chat is True):
-        raise ConfigError(
-            "the option has no effect with a server, which applies its own chat template",
-            where="--as-chat" if options.data.as_chat is True else "--chat-template-kwargs",
-            fix="remove the option; vLLM takes --server-settings '{\"chat_template_kwargs\": {...}}'",
-        )
     files = files_of(options, out)
     groups, account = read_rows(read_prompts, options.data)
-    if out.is_file() and _read_meta(files.meta).get("asked") == files.request:
+    if from_first(lambda: out.is_file() and read_meta(files.meta).get("asked") == files.request):
         display.say(f"{out} is complete, so nothing was sampled")
         return out
-    responses, failed = load_responses(files)
+    responses, failed = from_first(lambda: load_responses(files))
     groups, indices = groups[: options.max_prompts], range(options.sampling.n)
     complete = all((hash_of(group.prompt), k) in responses for group in groups for k in indices)
     local = None
@@ -148,7 +139,7 @@ def _run(options: SampleOptions, out: Path, display: Display) -> Path:
         groups = [group for group in groups if group.prompt in local.prompts]
     shown = account.lines()
     display.say("\n".join(shown))
-    with Journal(files.part) as journal:
+    with Journal(files.part if first() else Path(os.devnull)) as journal:
         if not journal.rows:
             journal.add({"identity": files.identity})
         refused = _complete(options, groups, local, responses, failed, journal, display)
@@ -163,6 +154,17 @@ def _run(options: SampleOptions, out: Path, display: Display) -> Path:
     _write(files, answered, indices, responses)
     _report(options, out, [[responses[hash_of(group.prompt), k] for k in indices] for group in answered], display)
     return out
+
+
+def _require_server_options(options: SampleOptions) -> None:
+    """Raise ConfigError for options that have no effect with a server."""
+    require_one("requests to a server", "start one process; --concurrency sets the number of parallel requests")
+    if options.data.chat_template_kwargs or options.data.as_chat is True:
+        raise ConfigError(
+            "the option has no effect with a server, which applies its own chat template",
+            where="--as-chat" if options.data.as_chat is True else "--chat-template-kwargs",
+            fix="remove the option; vLLM takes --server-settings '{\"chat_template_kwargs\": {...}}'",
+        )
 
 
 def _complete(
@@ -211,6 +213,8 @@ def _complete(
 
 def _write(files: Files, groups: Groups, indices: range, responses: dict[Key, Response]) -> None:
     """Write `out`. Responses that were not requested stay in the journal, where a larger n finds them."""
+    if not first():
+        return
     rows, rest = [], dict(responses)
     for group in groups:
         key = hash_of(group.prompt)
@@ -283,16 +287,29 @@ def open_local(options: SampleOptions, groups: Groups, account: Account) -> Loca
 
 
 def _in_process(local: Local, sampling: Sampling, groups: Groups, missing: Sequence[Job], save: Save) -> None:
-    for begin in range(0, len(missing), ROWS):
-        indices_of: dict[int, list[int]] = {}
-        for p, k in missing[begin : begin + ROWS]:
-            indices_of.setdefault(p, []).append(k)
-        prompts = [local.prompts[groups[p].prompt] for p in indices_of]
-        samples = sample(local.model, local.tokenizer, prompts, sampling, only=list(indices_of.values()))
-        for (p, indices), sampled in zip(indices_of.items(), samples, strict=True):
-            response_ids = sampled.group.response_ids
-            for k, text, ended, ids in zip(indices, sampled.texts, sampled.ended, response_ids, strict=True):
-                save((p, k), Response(text, ended, len(ids)))
+    """Sample the missing responses. Each rank samples a share of them, and `save` is called on all ranks."""
+    size = ROWS * world()
+    for begin in range(0, len(missing), size):
+        block = missing[begin : begin + size]
+        mine = own(block, lambda job: len(local.prompts[groups[job[0]].prompt]) + sampling.max_new_tokens)
+        for part in gather(_sampled(local, sampling, groups, mine)):
+            for job, response in part:
+                save(job, response)
+
+
+def _sampled(local: Local, sampling: Sampling, groups: Groups, jobs: Sequence[Job]) -> list[tuple[Job, Response]]:
+    """Return the responses of `jobs`, those of a prompt together."""
+    indices_of: dict[int, list[int]] = {}
+    for p, k in jobs:
+        indices_of.setdefault(p, []).append(k)
+    prompts = [local.prompts[groups[p].prompt] for p in indices_of]
+    samples = sample(local.model, local.tokenizer, prompts, sampling, only=list(indices_of.values()))
+    responses = []
+    for (p, indices), sampled in zip(indices_of.items(), samples, strict=True):
+        response_ids = sampled.group.response_ids
+        for k, text, ended, ids in zip(indices, sampled.texts, sampled.ended, response_ids, strict=True):
+            responses.append(((p, k), Response(text, ended, len(ids))))
+    return responses
 
 
 def _from_server(
@@ -355,7 +372,7 @@ def load_responses(files: Files) -> tuple[dict[Key, Response], set[Key]]:
 
     Raises RunError for a damaged file, and for a journal that holds responses with different settings.
     """
-    responses = _read_out(files.out) if files.out.is_file() else {}
+    responses = read_out(files.out) if files.out.is_file() else {}
     failed: set[Key] = set()
     if not files.part.is_file():
         return responses, failed
@@ -377,42 +394,3 @@ def load_responses(files: Files) -> tuple[dict[Key, Response], set[Key]]:
         else:
             failed.add((row["prompt"], row["k"]))
     return responses, failed
-
-
-def _read_out(out: Path) -> dict[Key, Response]:
-    """Return the responses in an existing `out`."""
-    responses = {}
-    for number, line in enumerate(out.read_text(encoding="utf-8").split("\n")[:-1], start=1):
-        try:
-            row = json.loads(line)
-            key = hashlib.sha256(json.dumps(row["prompt"]).encode()).hexdigest()
-            for k, fields in enumerate(zip(row["responses"], row["ended"], row["tokens"], strict=True)):
-                responses[key, k] = Response(*fields)
-        except (ValueError, LookupError, TypeError) as error:
-            fix = "delete the file, or choose a different --out"
-            raise RunError(f"not a line of samples: {error}", where=f"{out}:{number}", fix=fix) from error
-    return responses
-
-
-def _read_meta(path: Path) -> dict[str, Any]:
-    """Return the content of <out>.meta.json; empty without one. Raises RunError if it is damaged."""
-    try:
-        return read_sealed(path)
-    except OSError:
-        return {}
-    except ValueError as error:
-        fix = "restore the file, or choose a different --out"
-        raise RunError(f"the file is damaged: {error}", where=str(path), fix=fix) from error
-
-
-def _require_unchanged(out: Path, meta: dict[str, Any]) -> None:
-    """Raise RunError if a file of samples is not the one that the command has written, or was about to write."""
-    hashes = {meta.get("content"), meta.get("next")} - {None}
-    if not hashes or digest(out) in hashes:
-        return
-    raise RunError(
-        "the samples were changed or damaged after they had been written",
-        where=str(out),
-        why="a command that continues with them would use wrong responses",
-        fix=f"restore the file, choose a different --out, or delete it and {out.name}.meta.json to sample again",
-    )

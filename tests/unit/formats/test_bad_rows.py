@@ -137,7 +137,7 @@ BROKEN = [
         {"chosen": chat(("assistant", "a")), "rejected": chat(("assistant", "b"))},
         "the row has no prompt",
     ),
-    ("votes", {"prompt": "p", "response_a": "x", "response_b": "y", "winner": "left"}, "not 'left'"),
+    ("votes", {"prompt": "p", "response_a": "x", "response_b": "y", "winner": "middle"}, "not 'middle'"),
     ("votes", {"prompt": "p", "response_a": "x", "response_b": "y", "winner": None}, "'winner' is null"),
     ("summaries", {"info": {"post": "p"}, "summaries": [{"text": "x"}], "choice": 0}, "a list of two"),
     ("last-turn", {"messages": chat(("user", "x")), "rejected_response": "b"}, "must end with the assistant turn"),

@@ -12,7 +12,7 @@ from tests.unit.formats.examples import chat, read_rows
 
 from preftune.data.read_groups import read_groups
 from preftune.errors import DataError
-from preftune.formats import column_roles, parse_votes
+from preftune.formats import column_roles, verdicts
 from preftune.formats.registry import BY_NAME, FORMATS
 
 
@@ -23,7 +23,7 @@ def test_the_docs_list_every_format_and_column_name() -> None:
         *column_roles.COMPLETIONS,
         *column_roles.SYSTEMS,
         *column_roles.KINDS_OF_SCORE,
-        *parse_votes.STRENGTHS,
+        *verdicts.STRENGTHS,
     ]
     assert [name for name in (*names, *column_roles.PROMPTS) if f"`{name}`" not in page] == []
 

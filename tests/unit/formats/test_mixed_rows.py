@@ -96,10 +96,10 @@ def test_columns_may_be_fields_inside_columns(tmp_path: Path) -> None:
         ({"prompt": "p", "completion": "b", "stars": 1}, "data.aspect=stars"),
         ({"conversations": chat(("user", "a"), ("assistant", "b")), "rejected": "c"}, "rejected_response: rejected"),
         (
-            {"prompt": "p", "candidates": [{"text": "a", "score": 1}, {"text": "b", "score": 2}]},
-            "responses: candidates",
+            {"prompt": "p", "replies": [{"text": "a", "score": 1}, {"text": "b", "score": 2}]},
+            "responses: replies",
         ),
-        ({"prompt": "p", "candidates": [{"text": t, "scores": {"fun": 1}} for t in "ab"]}, "responses: candidates"),
+        ({"prompt": "p", "replies": [{"text": t, "scores": {"fun": 1}} for t in "ab"]}, "responses: replies"),
         ({"prompt": "p", "outputs": [{"text": t, "scores": {"fun": 1}} for t in "ab"]}, "data.aspect to one of fun"),
         ({"prompt": "p", "completions": ["a", "b"], "labels": [True, False]}, "one row for each"),
         ({"prompt": "p", "output": ["a", "b"]}, "data.format=ordered"),

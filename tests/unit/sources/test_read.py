@@ -224,7 +224,7 @@ def test_a_huge_integer_is_a_fault_of_its_record(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet"])
 @pytest.mark.parametrize(
-    "raw", [bytes(range(256)) * 8, "{}".encode("utf-16"), b"\xff\xff\xff"], ids=["binary", "utf16", "ff"]
+    "raw", [bytes(range(256)) * 8, "{}".encode("utf-16") + b"\x00", b"\xff\xff\xff"], ids=["binary", "utf16", "ff"]
 )
 def test_binary_files_are_errors_that_name_the_file(tmp_path: Path, kind: str, raw: bytes) -> None:
     path = tmp_path / f"a.{kind}"

@@ -133,12 +133,52 @@ def test_arrow_json_columns_are_decoded(tmp_path: Path) -> None:
     assert rows_of(tmp_path / "a.parquet") == rows
 
 
-@pytest.mark.parametrize(("separator", "word"), [(";", "semicolons"), ("\t", "tabs"), ("|", "vertical bars")])
-def test_the_error_for_another_separator_names_it(tmp_path: Path, separator: str, word: str) -> None:
+@pytest.mark.parametrize("separator", [";", "\t", "|"])
+def test_columns_may_be_separated_by_another_character_than_the_suffix_says(tmp_path: Path, separator: str) -> None:
     path = tmp_path / "a.csv"
-    path.write_text(f"prompt{separator}chosen{separator}rejected\n")
-    with pytest.raises(DataError, match=f"separated by {word}"):
+    path.write_text(f'"prompt"{separator}chosen\n"a, b"{separator}"c{separator}d"\n')
+    assert rows_of(path) == [{"prompt": "a, b", "chosen": f"c{separator}d"}]
+    path.with_suffix(".tsv").write_text("prompt;chosen\na;b\n")
+    assert rows_of(path.with_suffix(".tsv")) == [{"prompt": "a", "chosen": "b"}]
+
+
+def test_a_header_with_two_possible_separators_is_an_error_that_names_one(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("prompt;chosen|rejected\n")
+    with pytest.raises(DataError, match="separated by semicolons"):
         rows_of(path)
-    path.write_text(f'"prompt"{separator}"chosen"\n"a, b"{separator}"c"\n')
-    with pytest.raises(DataError, match=f"separated by {word}"):
+    path.write_text("prompt;prompt\n")  # twice the same column
+    with pytest.raises(DataError, match="separated by semicolons"):
+        rows_of(path)
+
+
+def test_a_comma_in_a_header_of_commas_stays_the_separator(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("prompt,a;b\n1,2\n")
+    assert rows_of(path) == [{"prompt": "1", "a;b": "2"}]
+
+
+def test_the_first_line_of_excel_names_the_separator_and_is_not_a_row(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("\ufeffsep=;\r\nprompt;chosen\r\na;b\r\nc\r\n", newline="")
+    rows = list(read(str(path)))
+    assert [row.value for row in rows] == [{"prompt": "a", "chosen": "b"}, {}]
+    assert [row.origin for row in rows] == [f"{path}:3", f"{path}:4"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf_16_with_a_byte_order_mark_is_read(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "a.tsv"
+    path.write_bytes("\ufeffprompt\tchosen\r\nwo\tüñ\u2028語\r\n".encode(encoding))
+    assert rows_of(path) == [{"prompt": "wo", "chosen": "üñ\u2028語"}]
+    for name, text in (("a.jsonl", '{"a": "ü"}\n{"a": "語"}\n'), ("a.json", '[{"a": "ü"},\n {"a": "語"}]')):
+        path = tmp_path / name
+        path.write_bytes(("\ufeff" + text).encode(encoding))
+        assert rows_of(path) == [{"a": "ü"}, {"a": "語"}]
+
+
+def test_damaged_utf_16_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes("\ufeff{}\n".encode("utf-16-le") + b"\x00")
+    with pytest.raises(DataError, match="marked as UTF-16, but it is damaged at byte 8"):
         rows_of(path)

@@ -21,9 +21,10 @@ from torch import nn
 from preftune.errors import StorageError
 from preftune.train import full_disk
 from preftune.train.display import Display
+from preftune.train.manifest import run_identity
 from preftune.train.metrics import Tally
 from preftune.train.optim import Weights
-from preftune.train.run import Run, run_identity
+from preftune.train.run import Run
 
 CALLS = ("replace", "rename", "fsync", "link", "unlink", "rmdir", "mkdir", "ftruncate", "open")
 EVERY = 1 if "PREFTUNE_KILLS" in os.environ else 4  # `make kills` tests all calls

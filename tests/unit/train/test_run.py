@@ -11,7 +11,8 @@ from preftune.config.schema import DataConfig, DPOConfig, ModelConfig
 from preftune.errors import RunError
 from preftune.train import run as run_module
 from preftune.train.display import Display
-from preftune.train.run import Run, run_identity
+from preftune.train.manifest import run_identity
+from preftune.train.run import Run
 from preftune.train.track import Tracked
 
 

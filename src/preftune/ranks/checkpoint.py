@@ -1,0 +1,101 @@
+"""Checkpoints of weights that are split among ranks: one safetensors file per rank, readable by any number of ranks.
+
+    part-00000.safetensors   this rank's rows of each tensor; the header has its first row and the shape of the whole
+
+Names are "weights/<parameter>" and "optimizer/<parameter>/<key>".
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from preftune.errors import RunError
+from preftune.ranks import group
+from preftune.ranks.shard import first_row, is_first_copy, local
+
+PARTS = "part-?????.safetensors"
+
+
+def write_part(folder: Path, tensors: Mapping[str, Tensor]) -> Path | None:
+    """Write this rank's rows of the tensors, and return the file; None if it has none to write."""
+    rows, places = {}, {}
+    for name, tensor in tensors.items():
+        part = local(tensor.detach())
+        if is_first_copy(tensor) and (part.numel() or not tensor.numel()):
+            rows[name] = part.contiguous().cpu()
+            places[name] = json.dumps([first_row(tensor), list(tensor.shape)])
+    if not rows:
+        return None
+    path = folder / f"part-{group.rank():05d}.safetensors"
+    save_file(rows, path, metadata=places)
+    return path
+
+
+class Parts:
+    """The tensors of a checkpoint in parts. Values are read when they are requested."""
+
+    def __init__(self, folder: Path, complete: Mapping[str, str] | None = None) -> None:
+        """Open the parts, or the files in `complete`, which hold whole tensors and whose names get a prefix."""
+        self.folder = folder
+        self._pieces: dict[str, list[tuple[Any, str, int]]] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        for path in sorted(folder.glob(PARTS)) or [
+            folder / name for name in complete or {} if (folder / name).is_file()
+        ]:
+            opened: Any = safe_open(path, framework="pt")
+            places, prefix = opened.metadata() or {}, (complete or {}).get(path.name, "")
+            for key in opened.keys():  # noqa: SIM118
+                shape = opened.get_slice(key).get_shape()
+                row, shape = json.loads(places[key]) if key in places else (0, shape)
+                self._pieces.setdefault(prefix + key, []).append((opened, key, row))
+                self.shapes[prefix + key] = tuple(shape)
+
+    def names(self, prefix: str) -> list[str]:
+        """Return the names that begin with `prefix`, without it."""
+        return [name.removeprefix(prefix) for name in self._pieces if name.startswith(prefix)]
+
+    def read(self, name: str) -> Tensor:
+        """Return a whole tensor."""
+        opened, key, _ = self._pieces[name][0]
+        if not self.shapes[name]:
+            scalar: Tensor = opened.get_tensor(key)
+            return scalar
+        values = torch.empty(self.shapes[name], dtype=self.dtype(name))
+        self.read_rows(name, 0, values)
+        return values
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Return the dtype of a tensor."""
+        opened, key, _ = self._pieces[name][0]
+        if not self.shapes[name]:
+            return cast(torch.dtype, opened.get_tensor(key).dtype)
+        return cast(torch.dtype, opened.get_slice(key)[:0].dtype)
+
+    @torch.no_grad()
+    def read_rows(self, name: str, begin: int, into: Tensor) -> None:
+        """Fill `into` with the rows of a tensor from `begin`. Raises RunError if rows are missing."""
+        if not into.dim():
+            into.copy_(self.read(name))
+            return
+        missing = into.shape[0]
+        for opened, key, row in self._pieces[name]:
+            part = opened.get_slice(key)
+            low, high = max(begin, row), min(begin + into.shape[0], row + part.get_shape()[0])
+            if low < high:
+                into[low - begin : high - begin].copy_(part[low - row : high - row])
+                missing -= high - low
+        if missing:
+            fix = "restore the folder from a backup, or delete it to resume from the one before"
+            raise RunError(f"{missing} rows of {name} are missing", where=str(self.folder), fix=fix)
+
+    def fill(self, name: str, tensor: Tensor) -> None:
+        """Set a tensor, or this rank's part of it, to the values in the checkpoint."""
+        self.read_rows(name, first_row(tensor), local(tensor))
