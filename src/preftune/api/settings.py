@@ -111,6 +111,8 @@ class ScoreSettings(PromptSettings, total=False):
 class DataSettings(ScoreSettings, total=False):
     """All keys of the section `data` except train and eval."""
 
+    stream: bool
+    shuffle_buffer: int
     allow_overlap: bool
 
 

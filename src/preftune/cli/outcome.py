@@ -132,7 +132,8 @@ def _unexpected(error: BaseException) -> Outcome:
     if isinstance(error, OSError) and error.filename is not None and error.strerror:  # of the system, not a bug
         name = error.filename if isinstance(error.filename, str) else repr(error.filename)
         shown = name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}..."
-        return failure(StorageError(f"the path cannot be used: {error.strerror}", where=shown), debug=False)
+        fix = "use a different path, or make this one readable and writable"
+        return failure(StorageError(f"the path cannot be used: {error.strerror}", where=shown, fix=fix), debug=False)
     what = f"internal error: {in_words(error)}"
     fix = "this is a bug in preftune; please report it with the output of --debug"
     print(f"{what}\n  fix: {fix}", file=sys.stderr)

@@ -6,6 +6,7 @@ import difflib
 import os
 import shlex
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -188,3 +189,13 @@ def _value_after(arguments: Sequence[str], option: str) -> str:
         if name == option.partition("=")[0]:
             return value if equals else "" if following.startswith("-") else following
     return ""
+
+
+def instead_of(error: Any, arguments: Sequence[str]) -> str:
+    """Return what to write instead of an unknown option of a training command, or ""."""
+    option = getattr(error, "option_name", None)
+    if not option:
+        return ""
+    names = {name.lstrip("-"): name for name in getattr(error, "possibilities", None) or ()}
+    similar = get_close_matches(option.lstrip("-"), list(names), cutoff=0.7)
+    return f"did you mean {names[similar[0]]}?" if similar else unknown_option(arguments, option)

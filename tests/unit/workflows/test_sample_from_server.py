@@ -371,3 +371,18 @@ def test_chat_options_are_refused_with_a_server(
     assert "which applies its own chat template" in output
     advice = output.partition("--server-settings '")[2].partition("'")[0]
     assert parse_settings(advice.replace("...", '"a": 1'), "--server-settings") == {"chat_template_kwargs": {"a": 1}}
+
+
+def test_a_slow_body_of_an_error_is_retried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The openai library passes on the error of its HTTP client as it is."""
+    import httpx2
+
+    calls: list[int] = []
+
+    def create(*_: Any) -> Any:
+        calls.append(1)
+        raise httpx2.ReadTimeout("the answer took too long")
+
+    monkeypatch.setattr(Client, "_create", create)
+    with pytest.raises(IncompleteError, match=r"after 2 attempts: .*took too long"):
+        Client("http://127.0.0.1:1", "m", attempts=2, pause_s=0.0).complete("a")
