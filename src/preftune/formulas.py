@@ -1,10 +1,9 @@
-"""What several packages share: implicit reward, ties, mean with standard error, seed of a step, names of metrics."""
+"""What several packages share: implicit reward, ties, mean with standard error, seed of a step."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -57,21 +56,3 @@ def generator_of(text: str) -> np.random.Generator:
 def step_seed(seed: int, step: int) -> int:
     """Return the seed of one step or round in a run with the given seed."""
     return seed * 1_000_003 + step
-
-
-SOURCE = "source/"
-
-
-def source_metric(source: str, metric: str) -> str:
-    """Return the name of the metric of a source of a mixture: source/NAME/METRIC."""
-    return f"{SOURCE}{source}/{metric}"
-
-
-def by_source(metrics: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """Return the metrics of each source, by source and by the names that they have for all data."""
-    result: dict[str, dict[str, float]] = {}
-    for name, value in metrics.items():
-        if name.startswith(SOURCE):
-            source, _, metric = name.removeprefix(SOURCE).partition("/")
-            result.setdefault(source, {})[metric] = value
-    return result

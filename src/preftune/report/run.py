@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from preftune.formulas import SOURCE, by_source, source_metric
 from preftune.report import harness
 from preftune.report.figures import curves
 from preftune.report.page import Section, write_page
 from preftune.report.samples import samples_section
 from preftune.train.manifest import read as read_manifest
+from preftune.train.metric_names import SOURCE, by_source, source_metric
 from preftune.train.metrics_file import valid_lines
 
 CURVES = (

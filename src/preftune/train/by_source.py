@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from preftune.formulas import source_metric
+from preftune.train.metric_names import source_metric
 from preftune.train.metrics import preference_metrics
 from preftune.types import Judged, Logps
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from preftune.errors import printable
-from preftune.formulas import by_source
+from preftune.train.metric_names import by_source
 
 PLAIN_SECONDS = 5.0  # between two plain lines
 SHOWN = (  # metric, label, format

@@ -1,4 +1,4 @@
-"""Names of metrics in other programs, so that dashboards made for them also show runs of preftune."""
+"""Names of metrics: of each source of a mixture, and in other programs, so that their dashboards show runs, too."""
 
 from __future__ import annotations
 
@@ -49,3 +49,21 @@ def _original(_tracker: str, split: str, _step: int, metrics: Mapping[str, float
     """`examples_per_second` and `grad_norm` have no split there."""
     names = ORIGINAL | ({"grad_norm": "grad_norm"} if split == "train" else {})
     return {names[name].format(split): value for name, value in metrics.items() if name in names}
+
+
+SOURCE = "source/"
+
+
+def source_metric(source: str, metric: str) -> str:
+    """Return the name of the metric of a source of a mixture: source/NAME/METRIC."""
+    return f"{SOURCE}{source}/{metric}"
+
+
+def by_source(metrics: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """Return the metrics of each source, by source and by the names that they have for all data."""
+    result: dict[str, dict[str, float]] = {}
+    for name, value in metrics.items():
+        if name.startswith(SOURCE):
+            source, _, metric = name.removeprefix(SOURCE).partition("/")
+            result.setdefault(source, {})[metric] = value
+    return result

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from preftune.formulas import by_source, source_metric
 from preftune.train.by_source import loss_by_source, rewards_by_source
+from preftune.train.metric_names import by_source, source_metric
 from preftune.train.metrics import Tally, preference_metrics
 from preftune.types import Judged, Logps
 
