@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
-from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,7 +29,7 @@ from preftune.cli.options import Config, Data, DryRun, Lora, Model, Out, Quiet
 from preftune.cli.outcome import JSON, Command, Outcome, command_in, failure, interruption, run_result, usage_error
 from preftune.cli.report import report
 from preftune.cli.talk import chat
-from preftune.cli.training import config_from
+from preftune.cli.training import config_from, instead_of
 from preftune.config.schema import TunedConfig
 from preftune.errors import Stopped, for_shell
 from preftune.ranks.join import Ranks, join
@@ -398,7 +397,7 @@ def _failure(error: BaseException, arguments: Sequence[str], ranks: Ranks | None
     if ranks:
         ranks.fail(error, lambda: _failure(error, arguments, None).code)
     if isinstance(error, UsageError):
-        return usage_error(error, for_shell(_instead_of(error, arguments)), command_in(arguments, app))
+        return usage_error(error, for_shell(instead_of(error, arguments)), command_in(arguments, app))
     if isinstance(error, BrokenPipeError):
         _no_stdout()
         return Outcome()
@@ -411,15 +410,3 @@ def _failure(error: BaseException, arguments: Sequence[str], ranks: Ranks | None
 def _no_stdout() -> None:
     """Discard what is written to stdout, because its reader has gone."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _instead_of(error: Any, arguments: Sequence[str]) -> str:
-    """Return what to write instead of an unknown option of a training command, or ""."""
-    from preftune.cli.training import unknown_option
-
-    option = getattr(error, "option_name", None)
-    if not option:
-        return ""
-    names = {name.lstrip("-"): name for name in getattr(error, "possibilities", None) or ()}
-    similar = get_close_matches(option.lstrip("-"), list(names), cutoff=0.7)
-    return f"did you mean {names[similar[0]]}?" if similar else unknown_option(arguments, option)

@@ -188,3 +188,13 @@ def _value_after(arguments: Sequence[str], option: str) -> str:
         if name == option.partition("=")[0]:
             return value if equals else "" if following.startswith("-") else following
     return ""
+
+
+def instead_of(error: Any, arguments: Sequence[str]) -> str:
+    """Return what to write instead of an unknown option of a training command, or ""."""
+    option = getattr(error, "option_name", None)
+    if not option:
+        return ""
+    names = {name.lstrip("-"): name for name in getattr(error, "possibilities", None) or ()}
+    similar = difflib.get_close_matches(option.lstrip("-"), list(names), cutoff=0.7)
+    return f"did you mean {names[similar[0]]}?" if similar else unknown_option(arguments, option)
