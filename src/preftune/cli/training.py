@@ -6,7 +6,6 @@ import difflib
 import os
 import shlex
 from collections.abc import Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -197,5 +196,5 @@ def instead_of(error: Any, arguments: Sequence[str]) -> str:
     if not option:
         return ""
     names = {name.lstrip("-"): name for name in getattr(error, "possibilities", None) or ()}
-    similar = get_close_matches(option.lstrip("-"), list(names), cutoff=0.7)
+    similar = difflib.get_close_matches(option.lstrip("-"), list(names), cutoff=0.7)
     return f"did you mean {names[similar[0]]}?" if similar else unknown_option(arguments, option)
