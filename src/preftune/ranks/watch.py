@@ -58,6 +58,7 @@ class Watch:
         self._finishing = False
         self._beats: dict[int, tuple[bytes, float]] = {}
         self._suspended: dict[int, float] = {}
+        self._beat()  # before any work, so that the others notice it if this process ends within a second
         self._thread = threading.Thread(target=self._run, name="preftune ranks", daemon=True)
         self._thread.start()
 
@@ -163,7 +164,7 @@ class Watch:
 
     def _exchange(self, now: float) -> Failure | None:
         """Write a sign of life, and return the failure of a rank if there is one."""
-        self._store.set(f"beat/{self._place.rank}", f"{self._machine} {os.getpid()} {time.time()}")
+        self._beat()
         failure = _failure(self._get("failed"))
         for other in range(self._place.world):
             beat = self._get(f"beat/{other}")
@@ -178,6 +179,10 @@ class Watch:
                 if stored.decode() == own and not self._launcher:  # the launcher reports processes on its machine
                     _to_stderr(str(error))
         return failure
+
+    def _beat(self) -> None:
+        """Write a sign of life."""
+        self._store.set(f"beat/{self._place.rank}", f"{self._machine} {os.getpid()} {time.time()}")
 
     def _trouble(self, other: int, beat: bytes, now: float) -> str:
         """Return what is wrong with another rank, or ""."""
