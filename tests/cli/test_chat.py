@@ -78,7 +78,7 @@ def test_two_models_in_a_pipe_answer_one_after_the_other(
     assert [message["content"] for message in saved["messages"][1:4:2]] == ["the cat", "a dog\nran"]
     assert saved["messages"][2:3] == row["chosen"]
     assert (tmp_path / "talk.md").read_text().startswith("# Chat with chat and other\n")
-    assert f"1 pairs added to {prefs}. Next: preftune data check" in err
+    assert f"1 pair added to {prefs}. Next: preftune data check" in err
 
 
 @pytest.mark.parametrize(
