@@ -30,6 +30,8 @@ MEASUREMENTS: dict[str, Case] = {"repeat": repeats.repeat, "lost": repeats.lost}
 def main() -> int:
     """Run a campaign, print its table, and return 1 if a case has failed."""
     options = _parser().parse_args()
+    if options.folder:
+        Path(options.folder).mkdir(parents=True, exist_ok=True)
     root = Path(tempfile.mkdtemp(prefix="torture-", dir=options.folder))
     began = time.monotonic()
     results: list[Result] = []
