@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import signal
 import sys
 import threading
 from typing import NoReturn
@@ -21,9 +20,10 @@ def main() -> None:
         with stop.at_once():
             from preftune.cli.main import run
         code = run(sys.argv[1:])
+        flush()
         if stop.requested():
-            flush()
             os._exit(code)  # threads may still wait for a server
+        stop.answer_after_guard(lambda *_: os._exit(code))  # the command has finished; only the interpreter has not
     leave(code)
 
 
@@ -38,9 +38,6 @@ def flush() -> None:
 
 def leave(code: int) -> NoReturn:
     """Exit with `code`, after EXIT_S seconds at the latest."""
-    flush()
-    for number in stop.SIGNALS:
-        signal.signal(number, lambda *_: os._exit(code))
     timer = threading.Timer(EXIT_S, os._exit, [code])
     timer.daemon = True
     timer.start()

@@ -27,7 +27,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import NoReturn
+from typing import Any, NoReturn
 
 AT_ONCE, RAISE, CHECK, NOTE = "at once", "raise", "check", "note"
 STOPPED, KILLED = 75, 130  # exit codes
@@ -55,6 +55,7 @@ class _State:
     raised    the request has raised StopRequest, or was answered
     nudged    the thread sends REPEAT only to interrupt what waits
     write_fd  wakes the thread up
+    after     the handler of signals after the guard; None: those from before it
     """
 
     say: Callable[[str], None]
@@ -68,6 +69,7 @@ class _State:
     reported: bool = False
     repeats: int = 0
     write_fd: int = -1
+    after: Callable[[int, Any], None] | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -99,9 +101,15 @@ def guard(say: Callable[[str], None] = print_line) -> Iterator[None]:
     finally:
         _state = None
         for number, handler in handlers:
-            signal.signal(number, handler)
+            signal.signal(number, state.after if state.after and number in SIGNALS else handler)
     if state.requested and not state.raised:
         os.kill(os.getpid(), state.number)
+
+
+def answer_after_guard(handler: Callable[[int, Any], None]) -> None:
+    """From the end of the outermost `guard` on, answer signals with `handler`, not with the handlers from before."""
+    if _state is not None:
+        _state.after = handler
 
 
 @contextmanager

@@ -310,3 +310,19 @@ def test_an_output_whose_reader_is_gone_does_not_end_the_run() -> None:
         send(signal.SIGINT)
         with pytest.raises(stop.StopRequest):
             stop.check()
+
+
+def test_signals_after_the_guard_have_the_answer_of_a_finished_command() -> None:
+    """Between the end of a command and that of its process, a signal must not change the exit code."""
+    handlers = {number: signal.getsignal(number) for number in stop.SIGNALS}
+    answered: list[int] = []
+    try:
+        with stop.guard(lambda text: None):
+            stop.answer_after_guard(lambda number, frame: answered.append(number))
+            signal.raise_signal(signal.SIGTERM)
+        assert answered == [signal.SIGTERM]  # it stopped nothing, so it was sent again
+        signal.raise_signal(signal.SIGINT)
+        assert answered == [signal.SIGTERM, signal.SIGINT]
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
