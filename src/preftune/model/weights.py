@@ -86,6 +86,8 @@ def _require_not_quantised(base: str, revision: str | None) -> None:
 
     with suppress(OSError):  # from_pretrained reports it
         raw, _ = transformers.PretrainedConfig.get_config_dict(base, revision=revision)
+        if not isinstance(raw, dict):
+            raise ModelError("config.json is not a JSON object", where=base, fix="download the model again")
         quantisation = raw.get("quantization_config")
         method = str(quantisation.get("quant_method", "")) if isinstance(quantisation, dict) else ""
         if method in QUANTISED:

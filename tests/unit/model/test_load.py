@@ -72,6 +72,12 @@ def test_a_folder_without_config_or_safetensors_is_an_error(copy: Path) -> None:
         locate(str(copy))
 
 
+def test_a_config_that_is_not_an_object_is_an_error(copy: Path) -> None:
+    (copy / "config.json").write_text('"1e-5"')
+    with pytest.raises(ModelError, match=r"config.json is not a JSON object"):
+        load_model(locate(str(copy)), torch.float32)
+
+
 def test_truncated_weights_are_an_error(copy: Path) -> None:
     path = copy / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1000])
