@@ -176,7 +176,7 @@ const quote = (kind, text, note = "", before = "") =>
   H("blockquote", { class: kind, dir: "auto" }, before ? H("small", {}, before) : null, text.trim() || "(empty)", note ? H("small", {}, note) : null);
 /** A small table of names and values. @param {any[][]} rows @param {string[]} [head] */
 const numbers = (rows, head) =>
-  H("table", { class: "num" }, head ? H("thead", {}, H("tr", {}, ...head.map((t) => H("th", { scope: "col" }, t)))) : null,
+  H("table", { class: "num" }, head ? H("thead", {}, H("tr", {}, ...head.map((t) => (t ? H("th", { scope: "col" }, t) : H("td"))))) : null,
     H("tbody", {}, ...rows.map(([name, ...rest]) => H("tr", {}, H("th", { scope: "row" }, name), ...rest.map((v) => H("td", {}, v))))));
 
 /** A formula: MathML that is constant in this program. @param {string} mathml @param {string} [note] */

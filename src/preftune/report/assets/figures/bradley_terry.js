@@ -23,7 +23,7 @@ FIGURES.bradley_terry = (data, card) => {
     const w = widthOf(card.stage, 300), h = w < 560 ? 320 : 400, bottom = h - 46;
     right = w - 10;
     const s = drawing(card.stage, w, h, "Share of pairs in which the first response wins, against its reward gap");
-    ({ X, Y } = axes(s, { x: [-reach, reach], y: [0, 1], left: 48, right, top: 26, bottom, xTicks: M.ticks(-reach, reach, 6), yTicks: [0, 0.25, 0.5, 0.75, 1], xName: data.gap_name, yName: "share that wins", yText: (v) => (v ? pct(v) : "0") }));
+    ({ X, Y } = axes(s, { x: [-reach, reach], y: [0, 1], left: 48, right, top: 26, bottom, xTicks: M.ticks(-reach, reach, 6), yTicks: [0, 0.25, 0.5, 0.75, 1], xName: w < 560 ? data.gap_name.split(":")[0] : data.gap_name, yName: "share that wins", yText: (v) => (v ? pct(v) : "0") }));
     low = bottom;
     s.append(S("path", { d: `M${X(0)} 26V${bottom}`, class: "ax" }));
     s.append(S("path", { fill: "none", stroke: V("ink"), "stroke-width": 2.5, d: "M" + Array.from({ length: 121 }, (_, i) => -reach + (2 * reach * i) / 120).map((x) => `${X(x).toFixed(1)} ${Y(M.sigmoid(x)).toFixed(1)}`).join("L") }));

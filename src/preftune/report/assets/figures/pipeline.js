@@ -21,7 +21,8 @@ FIGURES.pipeline = (data, card) => {
     const w = widthOf(card.stage, 300), narrow = w < 560, [, value, text] = measures[by];
     const total = Math.max(...lanes.map((l) => l.stages.reduce((/** @type {number} */ a, /** @type {any} */ s) => a + value(s), 0))) || 1, room = 8, boxHeight = 118, laneHeight = boxHeight + 64, h = lanes.length * laneHeight + 8;
     const s = drawing(card.stage, w, h, "The stages of RLHF and of DPO", "group"), box = S("g", { role: "listbox", "aria-label": "Stages" });
-    s.append(box);
+    const texts = S("g", { "pointer-events": "none" });
+    s.append(box, texts);
     /** @type {any[]} */ const marks = [];
     lanes.forEach((lane, k) => {
       const y = k * laneHeight + 26, sum = lane.stages.reduce((/** @type {number} */ a, /** @type {any} */ one) => a + value(one), 0), least = narrow ? 50 : 74;
@@ -34,7 +35,7 @@ FIGURES.pipeline = (data, card) => {
         stage.models.forEach((/** @type {any} */ m, /** @type {number} */ i) => {
           const my = y + 8 + i * 26;
           g.append(S("rect", { x: x + 8, y: my, width: 16, height: 18, rx: 3, fill: m.trained ? V("policy") : V("card"), stroke: m.trained ? V("policy") : V("reference"), "stroke-width": 2 }));
-          if (wide > 92) g.append(T(x + 31, my + 14, cut(m.role, Math.floor((wide - 34) / 7)), "s i"));
+          if (wide > 92) texts.append(T(x + 31, my + 14, cut(m.role, Math.floor((wide - 34) / 7)), "s i"));
         });
         s.append(T(x + 2, y + boxHeight + 17, cut(stage.name, Math.max(6, Math.floor(wide / 7))), "s i"), T(x + 2, y + boxHeight + 32, text(value(stage)), "s"));
         box.append(g);

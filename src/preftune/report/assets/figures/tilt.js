@@ -90,7 +90,7 @@ FIGURES.tilt = (data, card) => {
     card.say(tiltSentence(ref, reward, v.pi, beta, near));
     table.replaceChildren(numbers([["SFT model", num(M.value(ref, ref, reward).reward, 3), "0.000"], [`π* at ${text}`, num(v.reward, 3), num(v.kl, 3)], ...(near ? [[`trained at ${near.b}`, num(near.reward, 3), num(near.kl, 3)]] : [])], [`these ${n} responses`, "reward", "KL, nats"]));
     const z = Math.exp(v.logZ);
-    rule.replaceChildren(formula('<math><mrow class="o"><msup><mi>π</mi><mo>*</mo></msup></mrow><mo>(</mo><mi>y</mi><mo>|</mo><mi>x</mi><mo>)</mo><mo>=</mo><mfrac><mrow><mi class="r">ref</mi><mo>(</mo><mi>y</mi><mo>|</mo><mi>x</mi><mo>)</mo><mspace width=".15em"></mspace><mi>exp</mi><mo>(</mo><mi>r</mi><mo>/</mo><mi>β</mi><mo>)</mo></mrow><mrow><mi>Z</mi><mo>(</mo><mi>x</mi><mo>)</mo></mrow></mfrac></math>', `Z(x) = ${z < 1e4 ? z.toPrecision(4) : z.toExponential(2)}; reward ${MINUS} β KL = β log Z = ${num(beta * v.logZ, 4)}`));
+    rule.replaceChildren(formula('<math><mrow class="o"><msup><mi>π</mi><mo>*</mo></msup></mrow><mo>(</mo><mi>y</mi><mo>|</mo><mi>x</mi><mo>)</mo><mo>=</mo><mfrac><mrow><mi class="r">ref</mi><mo>(</mo><mi>y</mi><mo>|</mo><mi>x</mi><mo>)</mo><mspace width=".15em"></mspace><mi>exp</mi><mo>(</mo><mi>r</mi><mo>/</mo><mi>β</mi><mo>)</mo></mrow><mrow><mi>Z</mi><mo>(</mo><mi>x</mi><mo>)</mo></mrow></mfrac></math>', `Z(x) = ${z < 1e4 ? z.toPrecision(4) : z.toExponential(3)}; reward ${MINUS} β KL = β log Z = ${num(beta * v.logZ, 4)}`));
   }
   return {
     build, update,
