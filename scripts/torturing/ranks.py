@@ -32,11 +32,12 @@ HANGS_S = 150.0  # a command that runs for longer by the clock hangs
 WORKING = 0.85  # share of the processor time that ranks spend before the final model is written
 IMPORT_S = 4.0  # of processor time, before a new process begins to work
 LOSS, RELATIVE, ABSOLUTE, WEIGHTS = 3e-6, 2e-4, 2e-5, 5e-5  # differences between numbers of ranks, docs/ranks.md
+ADDED = {"dpo": "monitor: null\n", "sft": "samples: 0\n"}  # split weights sample slowly
 CAUSES = {
     "kill": r"rank {rank} was killed by SIGKILL|the process of rank {rank} is gone",
     "suspend": r"rank {rank} was suspended",
     "raise": r"a fault of rank {rank}",
-    "stop": r"stopped (after step|before)",
+    "stop": r"stopped(:| after step| before)",
 }
 
 
@@ -85,7 +86,7 @@ def _undisturbed(world: World, command: Command) -> dict[str, bytes]:
     """Write the configs, run a command on forked ranks, and return its files."""
     for method in METHODS:
         text = COMMON + "data: {train: ../inputs/pairs.jsonl, eval: 0.25}\n" + TRAINING
-        text = text.replace("max_steps: 4", "max_steps: 8, epochs: 8") + "monitor: null\n" * (method == "dpo")
+        text = text.replace("max_steps: 4", "max_steps: 8, epochs: 8") + ADDED.get(method, "")
         (world.root / "inputs" / f"ranks-{method}.yaml").write_text(text)
     folder = world.folder(f"whole-{command.name.replace(' ', '-')}")
     done = forks.run(command.arguments, folder, use_forks)

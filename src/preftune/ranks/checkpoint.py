@@ -37,7 +37,7 @@ def write_part(folder: Path, tensors: Mapping[str, Tensor]) -> Path | None:
     if not rows:
         return None
     path = folder / f"part-{group.rank():05d}.safetensors"
-    save_file(rows, path, metadata={PLACES: json.dumps(places)})
+    save_file(rows, path, metadata={PLACES: json.dumps(places, sort_keys=True)})
     return path
 
 
