@@ -24,7 +24,7 @@ MODES: dict[str, Case] = {
     "servers": servers.case,
     "input": fuzz.case,
 }
-MEASUREMENTS: dict[str, Case] = {"repeat": repeats.repeat, "lost": repeats.lost}
+MEASUREMENTS: dict[str, Case] = {"repeat": repeats.repeat, "lost": repeats.lost, "two": storage.two_case}
 
 
 def main() -> int:
