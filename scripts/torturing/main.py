@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from torturing import corrupt, fuzz, kill, repeats, servers, signals, storage, world
+from torturing import corrupt, fuzz, kill, peers, repeats, servers, signals, storage, world
 from torturing.results import Result, by_row, table
 from torturing.world import BY_NAME, World
 
@@ -24,7 +24,12 @@ MODES: dict[str, Case] = {
     "servers": servers.case,
     "input": fuzz.case,
 }
-MEASUREMENTS: dict[str, Case] = {"repeat": repeats.repeat, "lost": repeats.lost, "two": storage.two_case}
+MEASUREMENTS: dict[str, Case] = {
+    "repeat": repeats.repeat,
+    "lost": repeats.lost,
+    "two": storage.two_case,
+    "peers": peers.case,
+}
 
 
 def main() -> int:
