@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from torturing import corrupt, fuzz, kill, ranks, repeats, servers, signals, storage, world
+from torturing import corrupt, fuzz, kill, peers, ranks, repeats, servers, signals, storage, world
 from torturing.results import Result, by_row, table
 from torturing.world import BY_NAME, World
 
@@ -25,7 +25,13 @@ MODES: dict[str, Case] = {
     "input": fuzz.case,
 }
 #: Not part of `all`.
-LONGER: dict[str, Case] = {"repeat": repeats.repeat, "lost": repeats.lost, "ranks": ranks.case}
+LONGER: dict[str, Case] = {
+    "repeat": repeats.repeat,
+    "lost": repeats.lost,
+    "two": storage.two_case,
+    "peers": peers.case,
+    "ranks": ranks.case,
+}
 
 
 def main() -> int:
