@@ -1,4 +1,4 @@
-"""Tables of docs/results.md and docs/performance.md from the rows of benchmarks/results.jsonl."""
+"""Tables of docs/results/results.md and docs/results/performance.md from the rows of benchmarks/results.jsonl."""
 
 from __future__ import annotations
 
