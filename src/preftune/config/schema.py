@@ -342,6 +342,9 @@ class DPOConfig(EvaluatedConfig):
     """A loss with its parameters, the name of a loss, or a list of losses with weights (a weighted sum)."""
     reference: ReferenceConfig = ReferenceConfig()
     monitor: MonitorConfig | None = MonitorConfig()
+    report_pairs: int = Field(256, ge=0)
+    """Number of pairs that are scored at about twelve steps for the figures of the report: held-out pairs, or training
+    pairs if none are held out. Fewer, if that would cost more than 5 % of the run. 0: none."""
     out: str = "runs/dpo"
     """The run folder. Rerun the same command to resume."""
 
@@ -358,6 +361,9 @@ class RewardConfig(EvaluatedConfig):
     normalise: bool = True
     """Store the mean and standard deviation of the rewards of the training responses with the model. The rewards that
     commands read from it are then (r - mean) / std."""
+    report_pairs: int = Field(256, ge=0)
+    """Number of pairs that are scored at about twelve steps for the figures of the report: held-out pairs, or training
+    pairs if none are held out. Fewer, if that would cost more than 5 % of the run. 0: none."""
     out: str = "runs/reward"
     """The run folder. Rerun the same command to resume."""
 

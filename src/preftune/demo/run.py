@@ -194,7 +194,7 @@ def train_dpo(out: Path, beta: float, display: Display) -> Path:
         loss={"name": "sigmoid", "beta": beta},
         optim=OptimConfig(lr=3e-4, schedule="cosine"),
         batch=BatchConfig(pairs=112),
-        train=TrainConfig(epochs=2),
+        train=TrainConfig(epochs=2, eval_every=17),
         out=str(out / f"dpo-beta-{beta:g}"),
     )
     return dpo.run(config, display=display)
