@@ -370,7 +370,7 @@ def main() -> int:
         "develop/walkthrough.md": walkthrough(),
         "results/performance.md": performance(),
         "results/results.md": results(),
-        "../README.md": filled((DOCS / "../README.md").read_text(), "beside trl", tables.beside_trl()),
+        "../README.md": filled((DOCS / "../README.md").read_text(), "trl table", tables.trl_table()),
     }
     stale = [name for name, text in pages.items() if not (DOCS / name).is_file() or (DOCS / name).read_text() != text]
     if "--check" in sys.argv:

@@ -61,6 +61,21 @@ def beside_trl() -> str:
     )
 
 
+def trl_table() -> str:
+    """Format one row per setting that was measured with TRL's best settings: speed and memory of both programs."""
+    rows = []
+    for (model, data, dtype, _, _), row in newest_dpo_steps().items():
+        figures = row["figures"]
+        if "trl-best" in figures:
+            ours = max((figures[name] for name in BY_DEFAULT if name in figures), key=lambda run: run["pairs_per_s"])
+            systems = [ours, figures["trl-best"], *([figures["trl"]] if "trl" in figures else [])]
+            cells = [f"{run['pairs_per_s']:.2f}, {run['peak_gb']:.1f} GB" for run in systems]
+            ratio = ours["pairs_per_s"] / figures["trl-best"]["pairs_per_s"]
+            setting = f"{Path(model).name}, {data}, {dtype}, {place(row)}"
+            rows.append([setting, *cells, *[""] * (3 - len(cells)), f"{ratio:.1f}x"])
+    return lines(["pairs per second, peak memory", "preftune", "TRL, best settings", "TRL, defaults", "speed"], rows)
+
+
 def span(values: Sequence[float]) -> str:
     """Return the smallest and the largest value, or the only one."""
     ends = sorted({f"{min(values):.1f}", f"{max(values):.1f}"}, key=float)

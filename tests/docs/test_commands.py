@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import shlex
 from pathlib import Path
@@ -39,6 +40,7 @@ UNUSED = {
     "frontier": UNUSED_BY_SAMPLE,
     "winrate": UNUSED_BY_WINRATE,
 }
+ROOT_COMMAND: Any = typer.main.get_command(app)
 MINIMAL = "model: {path: MODEL}\ndata: {train: prefs.jsonl}\n"
 
 
@@ -56,7 +58,7 @@ def commands(page: Path) -> list[str]:
 
 def command_of(words: list[str]) -> tuple[Any, list[str], list[str]]:
     """The command that the first words name, the words after it, and the names of the command."""
-    command: Any = typer.main.get_command(app)
+    command: Any = ROOT_COMMAND
     names: list[str] = []
     while hasattr(command, "commands") and words and words[0] in command.commands:
         command, names, words = command.commands[words[0]], [*names, words[0]], words[1:]
@@ -117,6 +119,7 @@ def test_commands_in_the_text_exist(page: Path) -> None:
 def own_data(tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the files that the pages assume the reader has."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.stdin", io.StringIO("Hello\n"))  # what the reader writes to `preftune chat`
     Path("configs").symlink_to(ROOT / "configs")
     rows = [{**pair, "prompt": f"{pair['prompt']} {i}", "source": "web"} for i in range(3) for pair in PAIRS]
     for name in ("prefs", "train"):
