@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from preftune.chat.render import pieces_of
+from preftune.config.schema import TrainConfig
 from preftune.data.steps import order
 from preftune.files import write_json
 from preftune.lifecycle.run_samples import prompt_text
@@ -54,7 +55,7 @@ class DrawnPairs:
 
 
 def draw_pairs(
-    most: int, task: ResponseTask, visited: Sequence[TokenGroup], steps: int, seed: int, tokenizer: Any
+    most: int, task: ResponseTask, visited: Sequence[TokenGroup], steps: int, train: TrainConfig, tokenizer: Any
 ) -> DrawnPairs | None:
     """Draw about `most` pairs of the held-out groups, else of the `visited` training groups. None without pairs.
 
@@ -63,10 +64,10 @@ def draw_pairs(
     groups, split = (task.held_out, "held-out") if task.held_out else (visited, "training")
     if not most or not steps or task.loss.items != "pairs" or not groups:
         return None
-    trained = sum(len(group.response_ids) for group in visited) * PASS_SHARE * SHARE
+    trained = sum(len(group.response_ids) for group in visited) * train.epochs * PASS_SHARE * SHARE
     chosen: list[TokenGroup] = []
     pairs = responses = 0
-    for index in order(len(groups), seed, 0):
+    for index in order(len(groups), train.seed, 0):
         group = groups[index]
         if pairs and (pairs + len(group.judgements) > most or (responses * len(MOMENTS) > trained and pairs >= FEWEST)):
             break

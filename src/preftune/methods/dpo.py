@@ -71,7 +71,7 @@ def run(
         if reference and not config.reference.path and run.start == 0:
             run.display.say(check_start(task, [task.groups[i] for i in steps[0].members]))
             task = replace(task, at_start=True)
-        drawn = draw_pairs(config.report_pairs, task, visited, len(steps), config.train.seed, policy.tokenizer)
+        drawn = draw_pairs(config.report_pairs, task, visited, len(steps), config.train, policy.tokenizer)
         monitor = start_monitor(task, config, policy, visited, run, in_memory=model is not None)
         weights, optimizer = prepare_training(run, config, policy.model, policy.precise, len(steps))
         task, order = streamed(start, config, policy, run, task, steps, partial(shape_for, objective))

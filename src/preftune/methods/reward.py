@@ -69,7 +69,7 @@ def run(
         advise_on_pairs(run, groups)
         task, steps = distributed(sized(plan, config, policy, run.tokens), policy), plan.steps
         visited = subset(groups, steps.visited)
-        drawn = draw_pairs(config.report_pairs, task, visited, len(steps), config.train.seed, policy.tokenizer)
+        drawn = draw_pairs(config.report_pairs, task, visited, len(steps), config.train, policy.tokenizer)
         weights, optimizer = prepare_training(run, config, policy.model, policy.precise, len(steps))
         task, order = streamed(start, config, policy, run, task, steps, reward_groups)
     with running(run, policy, "train", len(steps)):

@@ -31,8 +31,8 @@ from preftune.lifecycle.open_policy import find_policy, reward_fingerprint
 from preftune.lifecycle.policy import device_of
 from preftune.measures.win_rate import WinRate, sides, win_rate
 from preftune.model.generate import Sampling
-from preftune.report.figures import curves
-from preftune.report.page import Section, write_page
+from preftune.report.figures.win_rates import win_rates
+from preftune.report.page import Number, Page, Part, Table, write_page
 from preftune.rewards import chat_grades
 from preftune.rewards.chat_grades import Estimate
 from preftune.rewards.judges import INSTRUCTIONS, Question, messages_for, open_judge, server_judge
@@ -50,6 +50,9 @@ from preftune.workflows.verdicts import Pair, Verdicts, agreement, collect_verdi
 
 Groups = Sequence[PreferenceGroup]
 PROMPTS = "prompts.jsonl"
+
+
+EVEN = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,7 +332,6 @@ def write(
     by_policy = {policy: {t: asdict(rate) for t, rate in by.items()} for policy, by in rates.items()}
     facts = {"settings": settings, "judge": verdicts.judge, "win_rates": by_policy, "left_out": left_out}
     write_json(out / "winrate.json", {**facts, "agreement_with_labels": label_agreement})
-    lines = {policy: [(float(t), rate.rate) for t, rate in by.items()] for policy, by in rates.items()}
     heads = [
         "policy",
         "temperature",
@@ -356,13 +358,47 @@ def write(
         for policy, by in rates.items()
         for t, r in by.items()
     ]
-    figure = curves("Win rate over temperatures", "win rate", lines, "temperature", ("no preference", 0.5))
     against = options.against or "the responses that the data prefer"
-    sections = [Section("Win rates", f"Judge: {options.judge}; against {against}.", [heads, *cells], [figure])]
+    parts: list[Part] = [
+        win_rates(rates, options.judge, against),
+        Table("Win rates", heads, cells, f"Judge: {options.judge}; against {against}."),
+    ]
     if label_agreement:
         low, high = label_agreement["low"], label_agreement["high"]
         rate = [f"{label_agreement['agreement']:.1%}", f"{low:.1%} to {high:.1%}"]
         counts = [f"{label_agreement[name]:g}" for name in ("pairs", "tied_labels", "unread")]
-        table = [["judge agrees with the label", "95 %", "labels", "tied labels", "verdicts unread"], [*rate, *counts]]
-        sections.append(Section("Agreement with the labels of the data", "A tie counts as one half.", table))
-    write_page(out / "winrate.html", "Win rates", sections)
+        head = ["judge agrees with the label", "95 %", "labels", "tied labels", "verdicts unread"]
+        parts.append(
+            Table("Agreement with the labels of the data", head, [[*rate, *counts]], "A tie counts as one half.")
+        )
+    write_page(out / "winrate.html", page_of(options, rates, against, label_agreement, parts))
+
+
+def page_of(
+    options: WinRateOptions,
+    rates: dict[str, dict[str, WinRate]],
+    against: str,
+    label_agreement: dict[str, float] | None,
+    parts: list[Part],
+) -> Page:
+    """Return the page of the win rates, with the best policy as its verdict."""
+    policy, t, best = max(((p, t, r) for p, by in rates.items() for t, r in by.items()), key=lambda one: one[2].rate)
+    sure = "" if best.low > EVEN or best.high < EVEN else "; the interval contains 50 %"
+    numbers = [
+        Number(f"{best.rate:.0%}", f"win rate of {policy} at temperature {t} ({best.low:.0%} to {best.high:.0%})"),
+        Number(
+            f"{best.length_adjusted:.0%}",
+            f"at equal lengths ({best.length_adjusted_low:.0%} to {best.length_adjusted_high:.0%})",
+        ),
+    ]
+    if label_agreement:
+        numbers.append(Number(f"{label_agreement['agreement']:.0%}", "of the labels of the data agree with the judge"))
+    else:
+        numbers.append(Number(f"{best.first_shown:.0%}", "wins of the response that is shown first; 50 % is unbiased"))
+    return Page(
+        title="preftune eval winrate",
+        about=options.judge,
+        verdict=f"{policy} wins {best.rate:.0%} of its matches against {against}{sure}.",
+        numbers=numbers,
+        parts=parts,
+    )

@@ -43,14 +43,14 @@ def test_the_log_probs_are_those_of_the_models_at_both_ends(tuned: Path, model_f
     drawn = read(tuned, "pairs.json")
     assert drawn["split"] == "training"
     assert drawn["total"] == len(drawn["pairs"]) == len(PAIRS)
-    known = {(pair["prompt"], pair["chosen"], pair["rejected"]) for pair in PAIRS}
+    pairs_of_data = {(pair["prompt"], pair["chosen"], pair["rejected"]) for pair in PAIRS}
     for step, source in ((0, model_folder), (4, tuned / "final")):
         model = AutoModelForCausalLM.from_pretrained(source).eval()
         scored = read(tuned, f"step-{step:08d}.json")
         assert scored["step"] == step
         for pair, sides in list(zip(drawn["pairs"], scored["logps"], strict=True))[:4]:
             prompt, chosen, rejected = (drawn["texts"][number] for number in pair["texts"])
-            assert (prompt, chosen, rejected) in known
+            assert (prompt, chosen, rejected) in pairs_of_data
             for text, value in ((chosen, sides[0]), (rejected, sides[1])):
                 assert value == pytest.approx(logp(model, tokenizer, prompt, text), abs=1e-4)
     np.testing.assert_array_equal(drawn["reference"], read(tuned, "step-00000000.json")["logps"])
@@ -66,7 +66,7 @@ def test_token_rewards_add_up_to_the_implicit_rewards_of_the_last_step(tuned: Pa
             assert sum(value for _, value in row[name]) == pytest.approx(reward, abs=1e-5)  # fp32 sums
             text = drawn["texts"][drawn["pairs"][row["pair"]]["texts"][1 + side]]
             assert "".join(piece for piece, _ in row[name]).strip().startswith(text.strip())
-    margins = [w - l for w, l in (np.array(last) - np.array(drawn["reference"])).tolist()]
+    margins = (np.array(last) - np.array(drawn["reference"])) @ [1, -1]
     assert rows[0]["pair"] == int(np.argmin(margins))
 
 
