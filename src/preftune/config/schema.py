@@ -1,6 +1,6 @@
 """The config of runs on preference data, labelled responses and demonstrations. Unknown keys are errors.
 
-docs/configuration.md is generated from the field descriptions.
+docs/lookup/configuration.md is generated from the field descriptions.
 """
 
 from __future__ import annotations

@@ -208,7 +208,7 @@ def training_rows(
     rows: list[Sequence[str]] = [("", ""), ("base model", ", from ".join(shown_base(origin) for origin in origins))]
     rows.append(("method", f"`preftune {method}`: {METHODS[method]}"))
     if "loss" in config:
-        rows.append(("loss", f"{loss_text(config['loss'])} ([formulas]({DOCS}/losses.md))"))
+        rows.append(("loss", f"{loss_text(config['loss'])} ([formulas]({DOCS}/lookup/losses.md))"))
     if "reward" in config:
         rows.append(("reward", shortened_path(str(config["reward"]))))
     shown = {key: value for key, value in (lora or {}).items() if value not in (False, [], "default", "merge")}

@@ -127,7 +127,7 @@ def test_operations_are_six_per_parameter_and_token_and_attention(tmp_path: Path
     assert operations(shape, config, work) == pytest.approx(8192 * (6 * (body - norms) + attention), rel=1e-6)
 
 
-# docs/scale.md has the sources: torchtitan (8B on 8 GPUs of 96 GB, 70B on 64 of 80 GB), torchtune (QLoRA on 24 GB).
+# docs/do/scale.md has the sources: torchtitan (8B on 8 GPUs of 96 GB, 70B on 64 of 80 GB), torchtune (QLoRA on 24 GB).
 def test_published_runs_fit_where_they_ran(tmp_path: Path) -> None:
     path = folder_of(tmp_path / "8b", LLAMA_8B)
     full = sft(path, batch={"pairs": 16, "tokens": 16384})
