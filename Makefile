@@ -26,9 +26,11 @@ torture: $(READY)  ## break preftune on purpose in every way, 30 cases of each (
 check: $(READY)  ## lint, check the format and the types
 	@scripts/check
 
-docs: $(READY)  ## check that generated pages are current and that the commands and snippets of the docs run
+docs: $(READY)  ## build the documentation into build/docs, and check its commands, snippets and links
 	$(BIN)/python scripts/docs.py --check
+	$(BIN)/python -m sphinx -q -W --keep-going -d build/doctrees docs build/docs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/docs
+	@echo "== open build/docs/index.html"
 
 package: $(READY)  ## build the source distribution and the wheel into dist/ and test them
 	$(BIN)/python -m pytest tests/shape/test_package.py
@@ -43,7 +45,7 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 	  { echo "preftune needs Python 3.11 or newer. Name one: make PYTHON=python3.12"; exit 1; }
 	@echo "== setting up $(VENV) with the versions in $(CONSTRAINTS) (torch alone is about 200 MB)"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable '.[dev,docs]'
 	@touch $(READY)
 
 help:  ## list the targets

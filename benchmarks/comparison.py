@@ -33,8 +33,8 @@ from preftune.chat.render import Renderer
 from preftune.data.prompts import encode_prompts, read_prompts
 from preftune.model.generate import Sampling, sample
 from preftune.model.load import load_model, load_tokenizer, locate
-from preftune.report.figures import frontier
-from preftune.report.page import Section, write_page
+from preftune.report.figures.frontier import Policy, frontier
+from preftune.report.page import Page, write_page
 from preftune.rewards.open import open_reward
 from preftune.rewards.reward import PromptResponse, rewards_of
 
@@ -292,9 +292,15 @@ def draw(path: Path, summary: dict[str, Any], seeds: int) -> None:
         method = name.rstrip("0123456789. ")
         point = PlanePoint(name, p["kl"], p["reward"], p["kl_sd"] / math.sqrt(seeds), p["reward_sd"] / math.sqrt(seeds))
         series.setdefault(method, []).append(point)
-    figure = frontier("Reward against KL, all methods", lines, series)
-    text = f"Means over {seeds} seeds, with 95 % intervals over seeds. Up and to the left is better."
-    write_page(path, "DPO compared with a reward model and PPO", [Section("Frontier", text, figures=[figure])])
+    shown = [
+        Policy(p.name, "reference" if method == "reference" else "ppo" if "PPO" in method else "policy", p.kl, p.reward,
+               p.kl_se, p.reward_se)
+        for method, points in series.items()
+        for p in points
+    ]  # fmt: skip
+    curve = [(kl, reward, 0.0, 100.0) for kl, reward in lines["optimum"]]
+    card = frontier(shown, curve, 0, f"means over {seeds} seeds; intervals are over seeds", policy_name="policies")
+    write_page(path, Page("DPO compared with a reward model and PPO", card.sentence, parts=[card]))
     points = {m: [(p.name, p.kl, p.reward, 1.96 * p.kl_se, 1.96 * p.reward_se) for p in s] for m, s in series.items()}
     plane(path.with_suffix(".svg"), f"Reward against KL, means over {seeds} seeds", lines, points, max_kl=4.0)
 

@@ -29,8 +29,8 @@ from preftune.methods import dpo
 from preftune.model.generate import Sampled, Sampling, sample
 from preftune.model.load import load_model, load_tokenizer, locate
 from preftune.model.logprobs import Scorer
-from preftune.report.figures import frontier
-from preftune.report.page import Section, write_page
+from preftune.report.figures.frontier import Policy, frontier
+from preftune.report.page import Page, write_page
 from preftune.scoring import response_logps
 from preftune.train.display import Display
 
@@ -146,9 +146,13 @@ def report(options: argparse.Namespace, points: list[Point], yardstick: Floats, 
     everything = {"policies": points, "best of n": n_best, "optimum": best}
     figures = {name: [asdict(p) for p in group] for name, group in everything.items()}
     (options.out / "frontier.json").write_text(json.dumps(figures, indent=1))
-    lines = {name: [(p.kl, p.reward) for p in everything[name]] for name in ("optimum", "best of n")}
-    figure = frontier("VADER sentiment against KL", lines, {"policies": points})
-    write_page(options.out / "frontier.html", "Sentiment", [Section("Frontier", figures=[figure])])
+    shown = [
+        Policy(p.name, "policy" if i else "reference", p.kl, p.reward, p.kl_se, p.reward_se)
+        for i, p in enumerate(points)
+    ]
+    curve = [(p.kl, p.reward, 0.0, 100.0) for p in best]
+    card = frontier(shown, curve, options.yardstick, "see results.jsonl", "VADER sentiment")
+    write_page(options.out / "frontier.html", Page("Sentiment against KL", card.sentence, parts=[card]))
     if options.record:
         settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items() if k != "record"}
         record(

@@ -23,7 +23,7 @@ def stars(row: dict[str, Any]) -> PreferenceGroup | None:
     answers = sorted(row["answers"], key=lambda answer: -answer["stars"])
     judgements = tuple(
         # `better` and `worse` are positions in `responses`. A judgement can also have a weight, a probability or a
-        # margin, which docs/losses.md describes. Set a probability or a margin only for a loss that uses it.
+        # margin, which docs/lookup/losses.md describes. Set a probability or a margin only for a loss that uses it.
         Judgement(better=first, worse=second)
         for first, second in combinations(range(len(answers)), 2)
         if answers[first]["stars"] > answers[second]["stars"]

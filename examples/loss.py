@@ -3,7 +3,7 @@
     preftune dpo configs/dpo.yaml model.path=MODEL data.train=prefs.jsonl loss.name=examples/loss.py:focal loss.gamma=2
 
 At the first step, preftune checks what the function returns: one value per pair, finite, and with a gradient.
-docs/losses.md lists all inputs that a loss can have, and the losses that come with preftune.
+docs/lookup/losses.md lists all inputs that a loss can have, and the losses that come with preftune.
 """
 
 from __future__ import annotations

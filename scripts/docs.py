@@ -1,4 +1,4 @@
-"""Write docs/losses.md and docs/configuration.md from the code, and the links and tables of other pages.
+"""Write the pages of docs/lookup/ that come from the code, and the links and tables of other pages.
 
 python scripts/docs.py          write them
 python scripts/docs.py --check  exit 1 if they are not current
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
+import reference
 import tables
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -54,7 +55,7 @@ def losses() -> str:
         out.append(f"\n## {title}\n\n{text}" if text else f"\n## {title}\n")
         out += [entry(name, function) for name, function in table.items()]
     out += ["\n## Other methods\n", METHODS, entry("sft", sft), entry("bradley_terry", bradley_terry)]
-    out += ["\n## PPO\n", PPO_TEXT, *(entry(function.__name__, function) for function in PPO), OWN]
+    out += ["\n## PPO\n", PPO_TEXT, *(entry(function.__name__, function) for function in PPO)]
     return "\n".join(out)
 
 
@@ -81,7 +82,7 @@ loss:                                                  # a weighted sum
 
 The default is `sigmoid`, the DPO loss. A sum combines losses of the same kind only: pairs, responses or groups (the
 column "is a function of"). A parameter that a loss does not have is an error. You can also write
-[your own loss](#your-own-loss).
+[your own loss](../do/your-own-loss.md).
 
 ## Notation
 
@@ -126,46 +127,6 @@ PPO_TEXT = """\
 The parts of the objective of `preftune ppo`. Their parameters are in the section `ppo` of the
 [configuration](configuration.md#preftune-ppo).
 """
-
-OWN = """
-## Your own loss
-
-Write one function in a Python file and name it in the config. You do not need to register it.
-
-```python
-# my_losses.py
-import torch
-from torch.nn.functional import logsigmoid
-
-
-def focal(policy, reference, *, beta: float = 0.1, gamma: float = 1.0):
-    z = beta * ((policy.chosen - reference.chosen) - (policy.rejected - reference.rejected))
-    return -(torch.sigmoid(-z) ** gamma) * logsigmoid(z)
-```
-
-```
-preftune dpo dpo.yaml loss.name=my_losses.py:focal loss.gamma=2
-```
-
-Return a tensor with one value per pair (or per labelled response, or per ranking).
-
-**Inputs** are the arguments before the `*`. preftune passes what the names ask for:
-
-| name | what it is |
-|---|---|
-| `policy`, `reference` | log-probs with the fields `chosen`, `rejected`, `chosen_length`, `rejected_length` |
-| `policy_tokens`, `reference_tokens` | log-probs per token |
-| `kl`, `collision` | statistics of the whole next-token distribution at each scored token |
-| `probability`, `margin` | columns of the data |
-| `label` | makes it a loss for labelled responses |
-| `rank` | makes it a loss for whole rankings |
-
-**Parameters** are the arguments after the `*`. The config can set exactly these.
-
-If the loss couples the pairs of a step (a batch mean, a sort), decorate it with `preftune.losses.joint`. The file is
-run as Python code, so only use files that you trust.
-"""
-
 
 COMMANDS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("sft", schema.SFTConfig),
@@ -286,7 +247,7 @@ def own_part(command: str, model: type[BaseModel], shared: Sequence[Shared], eve
 
 
 SOURCES = """\
-Keys of an entry of the lists `data.train` and `data.eval`. See [several sources](data.md#several-sources).
+Keys of an entry of the lists `data.train` and `data.eval`. See [several sources](../do/data.md#several-sources).
 """
 
 CONFIG_INTRODUCTION = """\
@@ -302,7 +263,7 @@ preftune dpo dpo.yaml loss.beta=0.2 data.eval=null 'lora={rank: 16}' 'data.ignor
 - `null` means "not set". It also turns off an optional section, for example `monitor: null`.
 - Every run writes the resolved config to `config.yaml` in its run folder. That file is a valid config.
 - `--dry-run` prints the resolved config without training.
-- In Python, the same sections and keys are keyword arguments. See [python.md](python.md#training).
+- In Python, the same sections and keys are keyword arguments. See [Python](../do/python.md#training).
 
 A config can name Python files (`loss.name`, `data.format`, `reward`), and preftune runs them. Treat a config from
 someone else like code.
@@ -386,7 +347,7 @@ def filled(text: str, claim: str, body: str) -> str:
 
 def performance() -> str:
     """The page with its tables made again from the rows of benchmarks/results.jsonl."""
-    text = filled((DOCS / "performance.md").read_text(), "dpo step", tables.dpo_steps())
+    text = filled((DOCS / "results" / "performance.md").read_text(), "dpo step", tables.dpo_steps())
     text = filled(text, "beside trl", tables.beside_trl())
     text = filled(text, "data scale", tables.data_scale())
     return filled(text, "plan", tables.plans())
@@ -394,7 +355,7 @@ def performance() -> str:
 
 def results() -> str:
     """The page with its tables made again from the newest row of each benchmark."""
-    text = (DOCS / "results.md").read_text()
+    text = (DOCS / "results" / "results.md").read_text()
     for claim, table in tables.RESULTS.items():
         text = filled(text, claim, table())
     return text
@@ -402,12 +363,14 @@ def results() -> str:
 
 def main() -> int:
     pages = {
-        "losses.md": losses(),
-        "configuration.md": config(),
+        "lookup/losses.md": losses(),
+        "lookup/configuration.md": config(),
+        "lookup/commands.md": GENERATED + "\n" + reference.commands(),
+        "lookup/api.md": GENERATED + "\n" + reference.api(),
         "develop/walkthrough.md": walkthrough(),
-        "performance.md": performance(),
-        "results.md": results(),
-        "../README.md": filled((DOCS / "../README.md").read_text(), "beside trl", tables.beside_trl()),
+        "results/performance.md": performance(),
+        "results/results.md": results(),
+        "../README.md": filled((DOCS / "../README.md").read_text(), "trl table", tables.trl_table()),
     }
     stale = [name for name, text in pages.items() if not (DOCS / name).is_file() or (DOCS / name).read_text() != text]
     if "--check" in sys.argv:

@@ -1,4 +1,4 @@
-"""Tables of docs/results.md and docs/performance.md from the rows of benchmarks/results.jsonl."""
+"""Tables of docs/results/results.md and docs/results/performance.md from the rows of benchmarks/results.jsonl."""
 
 from __future__ import annotations
 
@@ -60,6 +60,21 @@ def beside_trl() -> str:
         for (dtype, machine), peers in sorted(ratios.items(), reverse=True)
         if "trl-best" in peers
     )
+
+
+def trl_table() -> str:
+    """Format one row per setting that was measured with TRL's best settings: speed and memory of both programs."""
+    rows = []
+    for (model, data, dtype, _, _), row in newest_dpo_steps().items():
+        figures = row["figures"]
+        if "trl-best" in figures:
+            ours = max((figures[name] for name in BY_DEFAULT if name in figures), key=lambda run: run["pairs_per_s"])
+            systems = [ours, figures["trl-best"], *([figures["trl"]] if "trl" in figures else [])]
+            cells = [f"{run['pairs_per_s']:.2f}, {run['peak_gb']:.1f} GB" for run in systems]
+            ratio = ours["pairs_per_s"] / figures["trl-best"]["pairs_per_s"]
+            setting = f"{Path(model).name}, {data}, {dtype}, {place(row)}"
+            rows.append([setting, *cells, *[""] * (3 - len(cells)), f"{ratio:.1f}x"])
+    return lines(["pairs per second, peak memory", "preftune", "TRL, best settings", "TRL, defaults", "speed"], rows)
 
 
 def span(values: Sequence[float]) -> str:

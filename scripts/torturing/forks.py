@@ -25,7 +25,7 @@ import torch
 import preftune
 from preftune import __main__ as entry
 from preftune.cli.main import run as cli
-from preftune.report.figures import loss_curves
+from preftune.report.figures.curves import TRAINING, curves
 from preftune.train import full_disk
 
 OUTPUT = "output.txt"  # stdout and stderr of the last process, beside the case's files
@@ -119,7 +119,7 @@ def warm_up(commands: Iterable[Sequence[str]], folder: Path) -> None:
         with redirect_stderr(StringIO()), redirect_stdout(StringIO()):
             cli(arguments)
     os.chdir(before)
-    loss_curves({"train": [(0, 1.0)]}).to_json()
+    curves(TRAINING, {"": [{"split": "train", "step": 1, "loss": 1.0}]})
     gc.collect()
     gc.freeze()
 

@@ -7,7 +7,7 @@
     preftune.winrate(...)   a judge compares policies    preftune.frontier(...)  reward and KL of policies
     preftune.check_data(...)  how data are read          preftune.losses         the losses as functions
 
-docs/python.md has an example of each function. The command line offers the same (`preftune --help`).
+docs/do/python.md has an example of each function. The command line offers the same (`preftune --help`).
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import shlex
 from pathlib import Path
@@ -30,8 +31,8 @@ from preftune.losses import PREFERENCE_LOSSES
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-FIRST_RUN = ROOT / "docs" / "first-run.md"
-TRAINING = ROOT / "docs" / "training.md"
+OWN_DATA = ROOT / "docs" / "start" / "your-data.md"
+TRAINING = ROOT / "docs" / "do" / "training.md"
 QWEN = "Qwen/Qwen2.5-0.5B-Instruct"
 UNUSED = {
     "score": UNUSED_BY_SCORE,
@@ -39,12 +40,13 @@ UNUSED = {
     "frontier": UNUSED_BY_SAMPLE,
     "winrate": UNUSED_BY_WINRATE,
 }
+ROOT_COMMAND: Any = typer.main.get_command(app)
 MINIMAL = "model: {path: MODEL}\ndata: {train: prefs.jsonl}\n"
 
 
 def blocks(page: Path, language: str = "") -> list[str]:
     """The fenced blocks of a page that are marked with `language`."""
-    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.M | re.S)
+    fenced = re.findall(r"^```([^\n]*)\n(.*?)^```$", page.read_text(), re.M | re.S)
     return [text for mark, text in fenced if mark == language]
 
 
@@ -56,7 +58,7 @@ def commands(page: Path) -> list[str]:
 
 def command_of(words: list[str]) -> tuple[Any, list[str], list[str]]:
     """The command that the first words name, the words after it, and the names of the command."""
-    command: Any = typer.main.get_command(app)
+    command: Any = ROOT_COMMAND
     names: list[str] = []
     while hasattr(command, "commands") and words and words[0] in command.commands:
         command, names, words = command.commands[words[0]], [*names, words[0]], words[1:]
@@ -117,6 +119,7 @@ def test_commands_in_the_text_exist(page: Path) -> None:
 def own_data(tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the files that the pages assume the reader has."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.stdin", io.StringIO("Hello\n"))  # what the reader writes to `preftune chat`
     Path("configs").symlink_to(ROOT / "configs")
     rows = [{**pair, "prompt": f"{pair['prompt']} {i}", "source": "web"} for i in range(3) for pair in PAIRS]
     for name in ("prefs", "train"):
@@ -133,10 +136,10 @@ def own_data(tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
     return model_folder
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/data.md", "docs/first-run.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/do/data.md", "docs/start/your-data.md"])
 def test_the_commands_for_your_own_data_run(page: str, own_data: Path) -> None:
     lines = commands(ROOT / page)
-    if page == "docs/data.md":  # it scores the policy that the commands of the README train
+    if page == "docs/do/data.md":  # it scores the policy that the commands of the README train
         lines = [*commands(ROOT / "README.md"), *lines]
     lines = [line for line in lines if not line.startswith("preftune demo")]
     assert len(lines) >= 3
@@ -147,8 +150,8 @@ def test_the_commands_for_your_own_data_run(page: str, own_data: Path) -> None:
         assert run(words) == 0, line
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", FIRST_RUN], ids=lambda page: page.name)
-def test_the_first_run_scores_other_data_than_it_trains_on(page: Path) -> None:
+@pytest.mark.parametrize("page", [ROOT / "README.md", OWN_DATA], ids=lambda page: page.name)
+def test_the_first_commands_score_other_data_than_it_trains_on(page: Path) -> None:
     lines = "\n".join(commands(page))
     trained = set(re.findall(r"preftune dpo .*?(?:data\.train=|--data )(\S+)", lines))
     scored = set(re.findall(r"preftune score .*?--data (\S+)", lines))
@@ -173,9 +176,9 @@ def test_the_configs_of_the_training_page_are_accepted(own_data: Path, tmp_path:
         assert run(["dpo", "page.yaml", "--dry-run"]) == 0
 
 
-def test_learning_rates_are_those_that_the_first_run_page_recommends() -> None:
+def test_learning_rates_are_those_that_the_start_page_recommends() -> None:
     """In the configs of the pages, in those of configs/, and in the table of the training page."""
-    table = re.search(r"start with (\S+) for all weights, (\S+) for LoRA", FIRST_RUN.read_text())
+    table = re.search(r"start with (\S+) for all weights, (\S+) for LoRA", OWN_DATA.read_text())
     assert table
     full, lora = map(float, table.groups())
     assert DPOConfig.model_fields["optim"].default.lr == full
@@ -191,7 +194,7 @@ def test_learning_rates_are_those_that_the_first_run_page_recommends() -> None:
 
 
 def test_the_format_function_of_the_data_page_runs(own_data: Path) -> None:
-    (block,) = blocks(ROOT / "docs" / "data.md", "python")
+    (block,) = blocks(ROOT / "docs" / "do" / "data.md", "python")
     Path("my_format.py").write_text(block)
     answers = [{"text": "a", "votes": 1}, {"text": "b", "votes": 3}, {"text": "c", "votes": 2}]
     write_jsonl(Path("votes.jsonl"), [{"question": "q", "answers": answers}])
@@ -207,7 +210,7 @@ def code_of(file: str) -> str:
 def test_the_loss_and_the_reward_of_the_pages_run(own_data: Path) -> None:
     for file in ("my_losses.py", "my_reward.py"):
         Path(file).write_text(code_of(file))
-    (line,) = [line for line in commands(ROOT / "docs" / "losses.md") if "my_losses.py" in line]
+    (line,) = [line for line in commands(ROOT / "docs" / "do" / "your-own-loss.md") if "my_losses.py" in line]
     words = shlex.split(line)[1:]
     config_of("dpo.yaml", Path()).write_text(MINIMAL.replace("MODEL", str(own_data)))
     assert run([*words, "monitor=null"]) == 0
@@ -224,7 +227,7 @@ def test_the_pages_count_the_losses() -> None:
 def test_the_pages_count_and_list_the_formats() -> None:
     for page in ("README.md", "CHANGELOG.md"):
         assert re.findall(r"(\w+) \[?data formats", (ROOT / page).read_text()) == [str(len(FORMATS))], page
-    table = (ROOT / "docs/data.md").read_text().partition("## Formats")[2].partition("\n\nOther names")[0]
+    table = (ROOT / "docs/lookup/formats.md").read_text().partition("## Formats")[2].partition("\n\nOther names")[0]
     names = {name for line in table.splitlines() for name in re.findall(r"`([\w-]+)`", line.partition(" | ")[0])}
     assert {data_format.name for data_format in FORMATS} <= names
 

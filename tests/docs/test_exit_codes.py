@@ -1,4 +1,4 @@
-"""docs/exit-codes.md explains every exit code, and the messages that it quotes exist."""
+"""docs/lookup/exit-codes.md explains every exit code, and the messages that it quotes exist."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from preftune import errors, stop
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = (ROOT / "docs" / "exit-codes.md").read_text()
+PAGE = (ROOT / "docs" / "lookup" / "exit-codes.md").read_text()
 CODES = {value.exit_code for value in vars(errors).values() if isinstance(value, type) and hasattr(value, "exit_code")}
 
 

@@ -55,10 +55,30 @@ def test_every_link_of_a_page_has_a_target(page: Path) -> None:
     assert [f"{link}: {text}" for link, text in problems if text] == []
 
 
-def test_the_index_lists_every_page() -> None:
-    index = ROOT / "docs" / "README.md"
-    listed = {(index.parent / link.partition("#")[0]).resolve() for link in links(index)}
-    assert {page for page in PAGES if page.is_relative_to(index.parent)} - {index} <= listed
+@pytest.mark.parametrize("index", sorted((ROOT / "docs").rglob("index.md")), ids=lambda page: page.parent.name)
+def test_an_index_lists_every_page_of_its_folder(index: Path) -> None:
+    """In its text and in its toctree, in the same order."""
+    tree = re.findall(r"^```\{toctree\}\n:hidden:\n\n(.*?)^```$", index.read_text(), re.M | re.S)
+    entries = [index.parent / f"{entry}.md" for entry in "".join(tree).split()]
+    pages = {page for page in index.parent.glob("*.md") if page != index}
+    if index.parent.name == "docs":
+        pages |= set(index.parent.glob("*/index.md"))
+    assert set(entries) == pages
+    listed = [(index.parent / link.partition("#")[0]).resolve() for link in links(index)]
+    first = [page for page in dict.fromkeys(listed) if page in pages]
+    assert first == entries if index.parent.name != "docs" else set(first) == pages
+
+
+@pytest.mark.parametrize("folder", ["src", "examples", "configs", "scripts", "benchmarks", ".github"])
+def test_pages_that_code_and_messages_name_exist(folder: str) -> None:
+    named = {
+        (path.name, page)
+        for path in sorted((ROOT / folder).rglob("*"))
+        if path.suffix in (".py", ".yaml", ".yml", ".html", ".js")
+        for page in re.findall(r"(?:docs|\{DOCS\})/([\w./-]+\.md)", path.read_text())
+    }
+    assert [(name, page) for name, page in sorted(named) if not (ROOT / "docs" / page).is_file()] == []
+    assert named or folder in ("benchmarks", "scripts")
 
 
 def test_the_check_reports_broken_links(tmp_path: Path) -> None:

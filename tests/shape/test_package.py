@@ -90,6 +90,8 @@ def test_the_wheel_has_the_package_and_nothing_else(wheel: Path) -> None:
             assert archive.read(f"preftune/{name}") == (ROOT / name).read_bytes()
     modules = {path.relative_to(ROOT / "src").as_posix() for path in (ROOT / "src" / "preftune").rglob("*.py")}
     page = {f"preftune/people/page.{kind}" for kind in ("html", "css", "js")}
+    assets = ROOT / "src" / "preftune" / "report" / "assets"
+    page |= {path.relative_to(ROOT / "src").as_posix() for path in assets.rglob("*.*")}
     assert names == modules | page | {"preftune/py.typed"} | {f"preftune/{name}" for name in CONFIGS}
 
 

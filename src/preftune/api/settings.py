@@ -19,7 +19,7 @@ Section = Mapping[str, Any]
 
 
 class CommonSettings(TypedDict, total=False):
-    """Config keys that all training functions accept as keywords (docs/configuration.md)."""
+    """Config keys that all training functions accept as keywords (docs/lookup/configuration.md)."""
 
     optim: Section
     train: Section

@@ -159,7 +159,7 @@ def _fitted(goal: str, text: str, template: Path, settings: Sequence[str], chat:
                 text = with_setting(text, setting)
             header.append(f"{reason.about}: {reason.why}.")
         header.append(
-            "--dry-run checks config, data and model, and prints the plan. docs/configuration.md lists all keys."
+            "--dry-run checks config, data and model, and prints the plan. docs/lookup/configuration.md lists all keys."
         )
     return _with_header(text, header, chosen)
 

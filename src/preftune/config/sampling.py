@@ -1,6 +1,6 @@
 """The config of methods that sample during training: PPO, and rounds of preference training.
 
-docs/configuration.md is generated from the field descriptions.
+docs/lookup/configuration.md is generated from the field descriptions.
 """
 
 from __future__ import annotations

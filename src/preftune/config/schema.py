@@ -1,6 +1,6 @@
 """The config of runs on preference data, labelled responses and demonstrations. Unknown keys are errors.
 
-docs/configuration.md is generated from the field descriptions.
+docs/lookup/configuration.md is generated from the field descriptions.
 """
 
 from __future__ import annotations
@@ -109,6 +109,9 @@ class DataConfig(Section):
     where: list[str] = Field([])
     """Conditions on columns; only rows that satisfy all of them are used, e.g. [score_ratio >= 2, source != evol]. The
     other rows are counted, and not as dropped ones."""
+    drop: str | None = None
+    """A file with rows to leave out, one `FILE:LINE` per line, as messages name rows. The pair browser of a report
+    saves such a list. These rows are counted, and not as dropped ones."""
     aspect: str = ""
     """Which judgement to use if the data have several: helpful or safe (PKU-SafeRLHF), the name of a rating column
     (HelpSteer2: helpfulness, correctness, ...) or of an annotation (UltraFeedback: truthfulness, honesty, ...)."""
@@ -342,6 +345,9 @@ class DPOConfig(EvaluatedConfig):
     """A loss with its parameters, the name of a loss, or a list of losses with weights (a weighted sum)."""
     reference: ReferenceConfig = ReferenceConfig()
     monitor: MonitorConfig | None = MonitorConfig()
+    report_pairs: int = Field(256, ge=0)
+    """Number of pairs that are scored at about twelve steps for the figures of the report: held-out pairs, or training
+    pairs if none are held out. Fewer, if that would cost more than 5 % of the run. 0: none."""
     out: str = "runs/dpo"
     """The run folder. Rerun the same command to resume."""
 
@@ -358,6 +364,9 @@ class RewardConfig(EvaluatedConfig):
     normalise: bool = True
     """Store the mean and standard deviation of the rewards of the training responses with the model. The rewards that
     commands read from it are then (r - mean) / std."""
+    report_pairs: int = Field(256, ge=0)
+    """Number of pairs that are scored at about twelve steps for the figures of the report: held-out pairs, or training
+    pairs if none are held out. Fewer, if that would cost more than 5 % of the run. 0: none."""
     out: str = "runs/reward"
     """The run folder. Rerun the same command to resume."""
 

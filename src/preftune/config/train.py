@@ -1,6 +1,6 @@
 """The sections `train` and `best` of the config: length of a run, evaluations, checkpoints, and which weights to keep.
 
-docs/configuration.md is generated from the field descriptions.
+docs/lookup/configuration.md is generated from the field descriptions.
 """
 
 from __future__ import annotations

@@ -173,7 +173,7 @@ def _refuse_columns(group: TokenGroup, loss: str, inputs: frozenset[str], weight
                     f"the data have a {column}, which {loss!r} does not use",
                     where=group.origin,
                     why="it would be ignored",
-                    fix=f"use a loss with this input (see docs/losses.md), or set data.ignore=[{column}]",
+                    fix=f"use a loss with this input (see docs/lookup/losses.md), or set data.ignore=[{column}]",
                 )
         if log_margin and j.margin <= 0:
             what = f"{loss!r} with log needs margins above 0, got {j.margin}"

@@ -1,19 +1,18 @@
-"""The results of the demo, the values that theory predicts, and the HTML report."""
+"""The results of the demo, and the values that theory predicts."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from preftune.demo import world
-from preftune.measures.frontier import Floats, Point, best_of_n, optimum, optimum_at
-from preftune.report.figures import curves, frontier, loss_curves, scatter
-from preftune.report.page import Section, write_page
+from preftune.measures.frontier import Floats, Point, optimum, optimum_at
+from preftune.report.figures.tilt import Response
+from preftune.report.page import Card
 
 NEXT_STEPS = ("preftune data check prefs.jsonl", "preftune init dpo", "preftune dpo dpo.yaml")
 
@@ -59,10 +58,20 @@ class Tuned:
 
 @dataclass(frozen=True, slots=True)
 class DemoResults:
-    """All results of the demo."""
+    """All results of the demo.
+
+    reward_PM         true rewards of samples of the SFT model, which are used for nothing else: best of n and the
+                      closed-form optimum are estimated from them; `yardstick_texts` are their texts
+    tilt_responses    responses to `tilt_prompt`, the likeliest of `tilt_drawn` samples for each reward
+    """
 
     prompts: list[str]
     reward_PM: Floats
+    yardstick_texts: list[tuple[str, ...]]
+    tilt_prompt: str
+    tilt_responses: list[Response]
+    tilt_drawn: int
+    pipeline: Card
     start: Point
     tuned: list[Tuned]
     sft_nats: float
@@ -115,51 +124,3 @@ class DemoResults:
             f"{point.reward:.3f} ({point.kl:.2f}), {gain:.0%} of the possible gain",
             self.start.reward < point.reward < best + 3 * point.reward_se,
         )
-
-
-def write_report(out: Path, results: DemoResults) -> None:
-    """Write `out`/report.html."""
-    ns = [n for n in (1, 2, 4, 8, 16, 32) if n <= results.reward_PM.shape[1]]
-    lines = {
-        "closed-form optimum": [(p.kl, p.reward) for p in optimum(results.reward_PM, np.geomspace(30, 0.05, 40))],
-        "best of n": [(p.kl, p.reward) for p in (best_of_n(results.reward_PM, n) for n in ns)],
-    }
-    points = {"SFT": [results.start], "DPO": [t.point for t in results.tuned]}
-    if results.ppo:
-        points["PPO"] = results.ppo
-    losses = {f"beta {t.beta:g}": _steps(t, "loss") for t in results.tuned}
-    margins = {f"beta {t.beta:g}": _steps(t, "rewards/margins") for t in results.tuned}
-    strongest = results.strongest
-    pairs = list(zip(strongest.reward_PM.ravel().tolist(), strongest.implicit_PM.ravel().tolist(), strict=True))
-    table = [["", "expected", "measured", ""]]
-    table += [[c.name, c.expected, c.measured, "ok" if c.ok else "not as expected"] for c in results.checks()]
-    sections = [
-        Section("Expected and measured", table=table),
-        Section(
-            "Reward against KL",
-            "Points further up and to the left are better. No policy can be above the closed-form optimum. The "
-            f"curve estimates the optimum from {results.reward_PM.shape[1]} samples of the reference per prompt, "
-            "with a correction for the bias of the small sample. Its error is about 0.01 in reward, so a point may "
-            "be above the curve by that much. Best of n is close to the optimum, but needs n samples per response.",
-            figures=[frontier("Frontier", lines, points)],
-        ),
-        Section(
-            "Training",
-            "The loss starts at ln 2, because policy and reference are equal at first. It stays above 0, because "
-            "the labels are probabilities: even a perfect model of the true reward has a loss above 0.",
-            figures=[loss_curves(losses), curves("Margin of implicit rewards", "margin", margins)],
-        ),
-        Section(
-            "Implicit against true reward",
-            f"The implicit reward is beta * log(policy / reference), here at beta {strongest.beta:g} for samples "
-            f"of the SFT model. The correlation within prompts is {strongest.correlation:.2f}.",
-            figures=[scatter("Implicit reward", "true reward", "implicit reward", pairs)],
-        ),
-        Section("Samples before and after", table=[["prompt", "SFT", strongest.point.name], *results.samples(10)]),
-        Section("Next steps with your own data", code="\n".join(NEXT_STEPS)),
-    ]
-    write_page(out / "report.html", "preftune demo", sections)
-
-
-def _steps(tuned: Tuned, name: str) -> Sequence[tuple[float, float]]:
-    return [(line["step"], line[name]) for line in tuned.lines if line["split"] == "train"]

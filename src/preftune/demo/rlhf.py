@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,16 @@ def train_ppo(out: Path, start: Path, reward_model: Path, coefficient: float, st
     return ppo.run(config, display=display)
 
 
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Reward and KL for each KL coefficient, the seconds of both stages, and the folder of the last PPO run."""
+
+    points: list[Point]
+    reward_model_s: float
+    ppo_s: float
+    folder: Path
+
+
 def points(
     out: Path,
     start: Path,
@@ -57,13 +68,17 @@ def points(
     measure: Callable[[str, Path], Point],
     display: Display,
     say: Callable[[str], None],
-) -> list[Point]:
-    """Return reward and KL for each KL coefficient. `measure` samples from a folder and uses the true reward."""
-    reward_model = train_reward_model(out, start, display)
+) -> Comparison:
+    """Run RLHF for each KL coefficient. `measure` samples from a folder and uses the true reward."""
+    began = time.perf_counter()
+    folder = reward_model = train_reward_model(out, start, display)
+    reward_model_s, ppo_s = time.perf_counter() - began, 0.0
     measured = []
     for coefficient in scale.coefficients:
+        began = time.perf_counter()
         folder = train_ppo(out, start, reward_model, coefficient, scale.steps, display)
+        ppo_s = time.perf_counter() - began
         point = measure(f"PPO, KL {coefficient:g}", folder)
         say(f"      PPO, KL coefficient {coefficient:g}: true reward {point.reward:+.3f} at KL {point.kl:.3f} nats")
         measured.append(point)
-    return measured
+    return Comparison(measured, reward_model_s, ppo_s, folder.parent if folder.name == "final" else folder)

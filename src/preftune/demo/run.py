@@ -13,9 +13,9 @@ import random
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from preftune.chat.render import Renderer
 from preftune.config.schema import BatchConfig, DataConfig, DPOConfig, ModelConfig, OptimConfig, SFTConfig, TrainConfig
 from preftune.data.tokenize_groups import Limits, tokenize
-from preftune.demo import rlhf, world
-from preftune.demo.results import NEXT_STEPS, DemoResults, Tuned, write_report
+from preftune.demo import pipeline, rlhf, world
+from preftune.demo.report import write_report
+from preftune.demo.results import NEXT_STEPS, DemoResults, Tuned
 from preftune.errors import RunError, writing
 from preftune.formats.account import Account
 from preftune.formulas import implicit_reward
@@ -40,8 +41,9 @@ from preftune.methods import dpo, sft
 from preftune.model.generate import Sampled, Sampling, sample
 from preftune.model.load import load_model, locate
 from preftune.model.logprobs import Scorer
+from preftune.report.figures.tilt import Response
 from preftune.scoring import response_logps
-from preftune.train.display import Display
+from preftune.train.display import Display, peak_bytes
 from preftune.types import PreferenceGroup
 
 MARK = "preftune-demo.json"
@@ -55,14 +57,18 @@ class Scale:
     samples: int
     betas: tuple[float, ...]
     evaluation: int
+    yardstick: int
     width: int = 128
     layers: int = 3
     ppo: rlhf.PPOScale = field(default_factory=rlhf.PPOScale)
 
 
+TILT_SAMPLES, TILT_RESPONSES = 2000, 12
 GROUP_SIZE = 8  # responses that are compared with each other
-FULL = Scale(reviews=8000, samples=24, betas=(1.0, 0.3, 0.1), evaluation=8)
-FAST = Scale(reviews=3500, samples=8, betas=(0.1,), evaluation=4, width=64, layers=2, ppo=rlhf.PPOScale((0.1,), 15))
+FULL = Scale(reviews=8000, samples=24, betas=(1.0, 0.3, 0.1), evaluation=8, yardstick=96)
+FAST = Scale(
+    reviews=3500, samples=8, betas=(0.1,), evaluation=4, yardstick=24, width=64, layers=2, ppo=rlhf.PPOScale((0.1,), 15)
+)
 
 
 def run(out: Path, *, fast: bool = False, with_ppo: bool = False, console: Console | None = None) -> DemoResults:
@@ -75,21 +81,7 @@ def run(out: Path, *, fast: bool = False, with_ppo: bool = False, console: Conso
     display = Display(console=console if console.is_terminal else None, quiet=not console.is_terminal)
     _make_empty(out)
     with _own_cache(out):
-        console.print(f"[1/5] generating {scale.reviews} reviews with a small grammar (offline; files in {out}/)")
-        rng = random.Random(0)
-        prompts = world.prompts()
-        reviews = [world.write(rng.choice(prompts), rng) for _ in range(scale.reviews)]
-        for review in reviews[:2]:
-            console.print(f"      {review.prompt}{review.text}   true reward {world.true_reward(review.text):+.2f}")
-
-        console.print("[2/5] SFT: training a tokenizer and a small Llama model from scratch on the reviews")
-        tokenizer = make_tokenizer([r.prompt + r.text for r in reviews])
-        model = make_model(len(tokenizer), scale)
-        reference_path = train_sft(out, reviews, model, tokenizer, display)
-        reference = load_model(locate(str(reference_path)), torch.float32)
-        sft_nats, entropy = compare_with_grammar(Scorer.of(reference), tokenizer, prompts)
-        console.print(f"      held-out loss {sft_nats:.2f} nats per review (best possible: {entropy:.2f})")
-
+        prompts, tokenizer, reference_path, reference, sft_nats, entropy = train_reference(out, scale, display, console)
         console.print(f"[3/5] sampling {scale.samples} reviews for each of {len(prompts)} prompts, and labelling pairs")
         ids = [tokenizer(p)["input_ids"] for p in prompts]
         drawn = sample(reference, tokenizer, ids, Sampling(scale.samples, seed=1))
@@ -98,28 +90,39 @@ def run(out: Path, *, fast: bool = False, with_ppo: bool = False, console: Conso
         unseen = sample(reference, tokenizer, ids, Sampling(scale.evaluation, seed=3))
 
         console.print(f"[4/5] DPO with beta {', '.join(f'{b:g}' for b in scale.betas)}")
-        tuned = []
-        for beta in scale.betas:
-            folder = train_dpo(out, beta, display)
-            policy = Scorer.of(load_model(locate(str(folder)), torch.float32))
-            fresh = sample(policy.model, tokenizer, ids, Sampling(scale.evaluation, seed=2))
-            tuned.append(measure_policy(beta, out, policy, of_reference, fresh, unseen))
-            console.print(f"      {tuned[-1].line()}")
+        tuned, policies, dpo_s = tune(out, scale, display, console, tokenizer, ids, of_reference, unseen)
 
         def measure_folder(name: str, folder: Path) -> Point:
             policy = Scorer.of(load_model(locate(str(folder)), torch.float32))
             fresh = sample(policy.model, tokenizer, ids, Sampling(scale.evaluation, seed=2))
             return point_of(name, policy, of_reference, fresh)
 
-        ppo_points = []
+        ppo_points, compared = [], pipeline.recorded()
         if with_ppo:
             console.print("[4/5] for comparison: a reward model on the same pairs, then PPO")
-            ppo_points = rlhf.points(out, reference_path, scale.ppo, measure_folder, display, console.print)
+            rl = rlhf.points(out, reference_path, scale.ppo, measure_folder, display, console.print)
+            ppo_points, reached = rl.points, (tuned[-1].point.reward, rl.points[-1].reward)
+            size = sum(p.numel() * p.element_size() for p in reference.parameters())
+            compared = pipeline.measured((dpo_s, rl.reward_model_s, rl.ppo_s), rl.folder, size, reached)
 
         console.print("[5/5] comparing reward and KL with the optimum")
-        start = measure("SFT", np.zeros((len(unseen), scale.evaluation)), rewards(unseen))
-        before = [s.texts for s in unseen]
-        results = DemoResults(prompts, rewards(drawn), start, tuned, sft_nats, entropy, before, ppo_points)
+        yardstick = sample(reference, tokenizer, ids, Sampling(scale.yardstick, seed=11))
+        tilted = prompts[len(prompts) // 2]
+        results = DemoResults(
+            prompts=prompts,
+            reward_PM=rewards(yardstick),
+            yardstick_texts=[s.texts for s in yardstick],
+            tilt_prompt=tilted,
+            tilt_responses=tilt_responses(tilted, tokenizer, of_reference, policies),
+            tilt_drawn=TILT_SAMPLES,
+            pipeline=compared,
+            start=measure("SFT", np.zeros((len(unseen), scale.evaluation)), rewards(unseen)),
+            tuned=tuned,
+            sft_nats=sft_nats,
+            entropy=entropy,
+            before=[s.texts for s in unseen],
+            ppo=ppo_points,
+        )
         write_report(out, results)
     show(console, results)
     seconds = time.perf_counter() - began
@@ -130,13 +133,80 @@ def run(out: Path, *, fast: bool = False, with_ppo: bool = False, console: Conso
     return results
 
 
-def peak_bytes() -> int:
-    """Return the peak memory of this process; 0 on Windows, where Python has no `resource` module."""
-    if sys.platform == "win32":
-        return 0
-    import resource
+def tune(
+    out: Path,
+    scale: Scale,
+    display: Display,
+    console: Console,
+    tokenizer: Any,
+    ids: Sequence[Sequence[int]],
+    reference: Scorer,
+    unseen: Sequence[Sampled],
+) -> tuple[list[Tuned], dict[float, Scorer], float]:
+    """Train with each beta. Return the measured policies, their models, and the seconds of the last training."""
+    tuned: list[Tuned] = []
+    policies: dict[float, Scorer] = {}
+    seconds = 0.0
+    for beta in scale.betas:
+        began = time.perf_counter()
+        folder = train_dpo(out, beta, display)
+        seconds = time.perf_counter() - began
+        policies[beta] = policy = Scorer.of(load_model(locate(str(folder)), torch.float32))
+        fresh = sample(policy.model, tokenizer, ids, Sampling(scale.evaluation, seed=2))
+        tuned.append(measure_policy(beta, out, policy, reference, fresh, unseen))
+        console.print(f"      {tuned[-1].line()}")
+    return tuned, policies, seconds
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+def train_reference(
+    out: Path, scale: Scale, display: Display, console: Console
+) -> tuple[list[str], Any, Path, Any, float, float]:
+    """Generate reviews and train the SFT model on them.
+
+    Return the prompts, the tokenizer, the folder of the model and the model, and the nats per new review under the
+    model and under the grammar.
+    """
+    console.print(f"[1/5] generating {scale.reviews} reviews with a small grammar (offline; files in {out}/)")
+    rng = random.Random(0)
+    prompts = world.prompts()
+    reviews = [world.write(rng.choice(prompts), rng) for _ in range(scale.reviews)]
+    for review in reviews[:2]:
+        console.print(f"      {review.prompt}{review.text}   true reward {world.true_reward(review.text):+.2f}")
+
+    console.print("[2/5] SFT: training a tokenizer and a small Llama model from scratch on the reviews")
+    tokenizer = make_tokenizer([r.prompt + r.text for r in reviews])
+    model = make_model(len(tokenizer), scale)
+    reference_path = train_sft(out, reviews, model, tokenizer, display)
+    reference = load_model(locate(str(reference_path)), torch.float32)
+    sft_nats, entropy = compare_with_grammar(Scorer.of(reference), tokenizer, prompts)
+    console.print(f"      held-out loss {sft_nats:.2f} nats per review (best possible: {entropy:.2f})")
+    return prompts, tokenizer, reference_path, reference, sft_nats, entropy
+
+
+def tilt_responses(prompt: str, tokenizer: Any, reference: Scorer, policies: Mapping[float, Scorer]) -> list[Response]:
+    """Return up to TILT_RESPONSES responses to a prompt, the likeliest sample for each reward, with their log-probs.
+
+    The likeliest samples alone are all facts without a reward, for which the optimum equals the reference.
+    """
+    [drawn] = sample(reference.model, tokenizer, [tokenizer(prompt)["input_ids"]], Sampling(TILT_SAMPLES, seed=7))
+    logp = response_logps(reference, [drawn.group])[0]
+    likeliest: dict[float, int] = {}
+    for index, (text, ended) in enumerate(zip(drawn.texts, drawn.ended, strict=True)):
+        reward = round(world.true_reward(text), 6)
+        if ended and text.strip() and (reward not in likeliest or logp[index] > logp[likeliest[reward]]):
+            likeliest[reward] = index
+    chosen = sorted(likeliest.values(), key=lambda index: -logp[index])[:TILT_RESPONSES]
+    few = replace(drawn.group, response_ids=tuple(drawn.group.response_ids[index] for index in chosen))
+    tuned = {beta: response_logps(policy, [few])[0] for beta, policy in policies.items()}
+    return [
+        Response(
+            drawn.texts[index].strip(),
+            world.true_reward(drawn.texts[index]),
+            float(logp[index]),
+            {beta: float(values[place]) for beta, values in tuned.items()},
+        )
+        for place, index in enumerate(chosen)
+    ]
 
 
 def make_tokenizer(texts: Sequence[str]) -> Any:
@@ -194,7 +264,8 @@ def train_dpo(out: Path, beta: float, display: Display) -> Path:
         loss={"name": "sigmoid", "beta": beta},
         optim=OptimConfig(lr=3e-4, schedule="cosine"),
         batch=BatchConfig(pairs=112),
-        train=TrainConfig(epochs=2),
+        train=TrainConfig(epochs=2, eval_every=17),
+        report_pairs=1024,
         out=str(out / f"dpo-beta-{beta:g}"),
     )
     return dpo.run(config, display=display)

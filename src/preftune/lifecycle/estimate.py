@@ -116,8 +116,8 @@ def of_shards(footprint: Footprint, model: Any, shards: int, device: torch.devic
 def choose_tokens(footprint: Footprint, device: torch.device, width: int, dtype: torch.dtype) -> int:
     """Return the largest power of two, from 512, whose micro-batches fit in memory, up to a maximum.
 
-    Above the maximum nothing gets faster: in fp32 on a CPU 1024 for a model 512 wide (docs/performance.md), more if
-    narrower.
+    Above the maximum nothing gets faster: in fp32 on a CPU 1024 for a model 512 wide, more if narrower
+    (docs/results/performance.md).
     """
     sharing = place().local_world if device.type == "cpu" else 1  # ranks that use the same memory
     available = memory.available(device) / sharing * MEMORY_SHARE + footprint.fixed["in use now"]

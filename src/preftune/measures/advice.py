@@ -136,7 +136,7 @@ def held_out_rose(lines: Sequence[Line]) -> str:
     better = (
         "The model before training was better on these rows."
         if best["step"] == 0
-        else f"The model at step {best['step']} was better on these rows; best=loss keeps it (docs/training.md)."
+        else f"The model at step {best['step']} was better on these rows; best=loss keeps it (docs/do/training.md)."
     )
     return (
         f"the held-out loss rose by {amount}, from {best['loss']:.4g} at step {best['step']} to {last['loss']:.4g} at "

@@ -9,6 +9,8 @@ import numpy as np
 
 from preftune.formulas import Floats, mean_and_error
 
+QUANTILES = {"drift/own_q10": 0.1, "drift/own_median": 0.5, "drift/own_q90": 0.9}
+
 
 def figures(texts: Sequence[str], ended: Sequence[bool]) -> dict[str, float]:
     """Return metrics of a set of responses.
@@ -36,9 +38,11 @@ def likelihood(own_S: Floats, own_length_S: Floats, data_S: Floats, data_length_
     own_S, data_S, own_length_S, data_length_S   summed log-probs and numbers of tokens of the responses
     drift/own_logps, drift/data_logps            mean log-prob per response
     drift/own_per_token, drift/data_per_token    mean log-prob per token
+    drift/own_q10, own_median, own_q90           quantiles of the log-prob per token over the samples
     drift/gap    (own_per_token - data_per_token) * mean number of tokens of the data's responses: how much less likely
                  than a sample of the same length a response in the data is, in nats
     """
+    quantiles = np.quantile(np.ravel(own_S / own_length_S), list(QUANTILES.values()))
     own, data = float(own_S.sum() / own_length_S.sum()), float(data_S.sum() / data_length_S.sum())
     return {
         "drift/own_logps": float(own_S.mean()),
@@ -46,6 +50,7 @@ def likelihood(own_S: Floats, own_length_S: Floats, data_S: Floats, data_length_
         "drift/own_per_token": own,
         "drift/data_per_token": data,
         "drift/gap": (own - data) * float(data_length_S.mean()),
+        **dict(zip(QUANTILES, map(float, quantiles), strict=True)),
     }
 
 

@@ -14,6 +14,7 @@ from preftune.lifecycle.advise import advise, advise_on_pairs
 from preftune.lifecycle.before_first_step import before_first_step
 from preftune.lifecycle.context import within_context
 from preftune.lifecycle.distribute import distributed
+from preftune.lifecycle.drawn_pairs import draw_pairs, score_pairs
 from preftune.lifecycle.finish import evaluating, finish_run, running, trained
 from preftune.lifecycle.monitor import drift, make_monitor, start_monitor
 from preftune.lifecycle.plan import plan_run, print_run_plan, sized
@@ -28,7 +29,7 @@ from preftune.model import load
 from preftune.model.locate import with_quant
 from preftune.ranks.group import on_first
 from preftune.train.display import Display
-from preftune.train.loop import fit
+from preftune.train.loop import evaluates, fit
 
 
 def run(
@@ -70,13 +71,19 @@ def run(
         if reference and not config.reference.path and run.start == 0:
             run.display.say(check_start(task, [task.groups[i] for i in steps[0].members]))
             task = replace(task, at_start=True)
+        drawn = draw_pairs(config.report_pairs, task, visited, len(steps), config.train, policy.tokenizer)
         monitor = start_monitor(task, config, policy, visited, run, in_memory=model is not None)
         weights, optimizer = prepare_training(run, config, policy.model, policy.precise, len(steps))
         task, order = streamed(start, config, policy, run, task, steps, partial(shape_for, objective))
     with running(run, policy, "train", len(steps)):
-        evaluations = fit(task, order, run.start, weights, optimizer, config.optim, config.train, run)
+        evaluations = fit(
+            task, order, run.start, weights, optimizer, config.optim, config.train, run, drawn.steps if drawn else ()
+        )
         for step, task in trained(run, evaluations):
-            with evaluating(run, step, task.held_out, monitor):
+            with evaluating(run, step, task.held_out, monitor, drawn):
+                on_first(partial(score_pairs, task, drawn, run, step), policy.shards > 1)
+                if not evaluates(step, len(steps), config.train):
+                    continue
                 shift = on_first(partial(drift, task, monitor, run, step), policy.shards > 1)
                 metrics = {**shift, **task.evaluate()}
             run.log_evaluation(step, metrics)

@@ -40,7 +40,7 @@ def bind_objective(terms: Sequence[LossTerm]) -> Objective:
             f"losses over {' and '.join(sorted(kinds))} cannot be added",
             where="loss",
             why="they are means over different items, so their weights would have no meaning",
-            fix="combine losses of the same kind; docs/losses.md lists them",
+            fix="combine losses of the same kind; docs/lookup/losses.md lists them",
         )
     return Objective(tuple(bound))
 

@@ -15,10 +15,12 @@ from preftune import stop
 from preftune.config.schema import RewardConfig
 from preftune.data.derive import derived
 from preftune.data.loss_items import as_pairs
+from preftune.data.subset import subset
 from preftune.lifecycle.advise import advise, advise_on_pairs
 from preftune.lifecycle.before_first_step import before_first_step
 from preftune.lifecycle.context import within_context
 from preftune.lifecycle.distribute import distributed
+from preftune.lifecycle.drawn_pairs import draw_pairs, score_pairs
 from preftune.lifecycle.finish import evaluating, finish_run, running, trained
 from preftune.lifecycle.plan import plan_run, print_run_plan, sized
 from preftune.lifecycle.start import load_policy_and_data, open_run, prepare_training, start_run
@@ -27,9 +29,10 @@ from preftune.lifecycle.task import ResponseTask
 from preftune.losses import Objective, Term
 from preftune.losses.reward import bradley_terry
 from preftune.model.scalar import require_padding, reward_logps, with_reward_slot
+from preftune.ranks.group import on_first
 from preftune.scoring import score_responses
 from preftune.train.display import Display
-from preftune.train.loop import fit
+from preftune.train.loop import evaluates, fit
 from preftune.train.run import Run
 from preftune.types import TokenGroup
 
@@ -65,12 +68,19 @@ def run(
         run = open_run(start, policy, data, plan.sources)
         advise_on_pairs(run, groups)
         task, steps = distributed(sized(plan, config, policy, run.tokens), policy), plan.steps
+        visited = subset(groups, steps.visited)
+        drawn = draw_pairs(config.report_pairs, task, visited, len(steps), config.train, policy.tokenizer)
         weights, optimizer = prepare_training(run, config, policy.model, policy.precise, len(steps))
         task, order = streamed(start, config, policy, run, task, steps, reward_groups)
     with running(run, policy, "train", len(steps)):
-        evaluations = fit(task, order, run.start, weights, optimizer, config.optim, config.train, run)
+        evaluations = fit(
+            task, order, run.start, weights, optimizer, config.optim, config.train, run, drawn.steps if drawn else ()
+        )
         for step, task in trained(run, evaluations):
-            with evaluating(run, step, task.held_out):
+            with evaluating(run, step, task.held_out, drawn):
+                on_first(partial(score_pairs, task, drawn, run, step), policy.shards > 1)
+                if not evaluates(step, len(steps), config.train):
+                    continue
                 metrics = task.evaluate()
             run.log_evaluation(step, metrics)
             advise(run, step)

@@ -1,4 +1,4 @@
-"""The formulas of preftune's losses, as text for the report. docs/losses.md has them with their sources."""
+"""The formulas of preftune's losses, as text for the report. docs/lookup/losses.md has them with their sources."""
 
 from __future__ import annotations
 

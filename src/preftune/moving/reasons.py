@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 SPEED = "affects speed and memory only; preftune chooses it"
-SHARDING = "one process per config; several processes: see docs/training.md"
+SHARDING = "one process per config; several processes: see docs/do/ranks.md"
 NO_REPORT = "preftune writes its own report and log"
 HUB = "upload the result with preftune export RUN --to hub --repo USER/NAME"
 TRUST = "preftune runs no code of models"

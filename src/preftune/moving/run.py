@@ -89,7 +89,7 @@ def convert(
             f"the objective cannot be carried over: {draft.refused}",
             where=file,
             why=f"{draft.tool} trains another loss than any of preftune's",
-            fix="choose a loss of docs/losses.md: add loss.name=NAME to this command, or write your own loss",
+            fix="choose a loss of docs/lookup/losses.md: add loss.name=NAME to this command, or write your own loss",
         )
     draft.config.setdefault("loss", {"name": "sigmoid"}) if keys & {"loss", "loss.name"} else None
     places: dict[Any, str] = {}

@@ -18,7 +18,8 @@ import yaml
 from preftune.errors import RunError
 from preftune.files import write_text
 from preftune.report import harness
-from preftune.report.run import CURVES, DRIFT, read_metrics
+from preftune.report.figures.curves import DRIFT, TRAINING, is_number
+from preftune.report.read import method_of, read_metrics
 from preftune.report.svg import line_chart
 from preftune.train.manifest import read as read_manifest
 
@@ -114,19 +115,17 @@ def run_files(run: Path | None) -> tuple[dict[str, Any], dict[str, Any], list[di
 def charts(lines: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
     """Return title, file name and SVG of each curve that the run has."""
     out = []
-    for title, y, names in (*CURVES, *DRIFT):
+    for chart in (*TRAINING, *DRIFT):
         series = {
             f"{name}, {word}": [
-                (line["step"], line[name])
-                for line in lines
-                if line["split"] == split and isinstance(line.get(name), int | float)
+                (line["step"], line[name]) for line in lines if line["split"] == split and is_number(line.get(name))
             ]
-            for name in names
+            for name in chart.names
             for split, word in (("train", "training"), ("eval", "held out"))
         }
         if any(series.values()):
-            file = re.sub(r"[^a-z0-9]+", "-", title.partition(":")[0].lower()).strip("-") + ".svg"
-            out.append((title, file, line_chart(title, y, series)))
+            file = re.sub(r"[^a-z0-9]+", "-", chart.title.partition(":")[0].lower()).strip("-") + ".svg"
+            out.append((chart.title, file, line_chart(chart.title, chart.y, series)))
     return out
 
 
@@ -153,16 +152,6 @@ def shown_base(origin: str) -> str:
 def is_hub_id(origin: str) -> bool:
     """Return whether the name of a model is a Hub id, and not a folder of this machine."""
     return bool(HUB_ID.fullmatch(origin.partition("@")[0])) and not Path(origin).expanduser().exists()
-
-
-def method_of(config: Mapping[str, Any]) -> str:
-    """Return the command that trained the model, from the sections of its config; "" without a config."""
-    if not config:
-        return ""
-    for name, key in (("iterate", "rounds"), ("ppo", "rollout"), ("reward", "normalise"), ("dpo", "loss")):
-        if key in config:
-            return name
-    return "sft"
 
 
 def front_matter(subject: Subject, origins: Sequence[str], method: str, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -219,7 +208,7 @@ def training_rows(
     rows: list[Sequence[str]] = [("", ""), ("base model", ", from ".join(shown_base(origin) for origin in origins))]
     rows.append(("method", f"`preftune {method}`: {METHODS[method]}"))
     if "loss" in config:
-        rows.append(("loss", f"{loss_text(config['loss'])} ([formulas]({DOCS}/losses.md))"))
+        rows.append(("loss", f"{loss_text(config['loss'])} ([formulas]({DOCS}/lookup/losses.md))"))
     if "reward" in config:
         rows.append(("reward", shortened_path(str(config["reward"]))))
     shown = {key: value for key, value in (lora or {}).items() if value not in (False, [], "default", "merge")}

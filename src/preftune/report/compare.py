@@ -4,61 +4,70 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from preftune.report.figures import curves
-from preftune.report.page import Piece, Section, write_page
-from preftune.report.run import CURVES, DRIFT, read_metrics, unit_of
-from preftune.report.samples import SHOWN, comparisons, piece
-from preftune.train.manifest import read as read_manifest
+from preftune.report.figures.curves import DRIFT, TRAINING, curves, is_number
+from preftune.report.figures.words import percent, short
+from preftune.report.page import Folded, Page, Part, Table, write_page
+from preftune.report.read import Run, read_run
+from preftune.report.run import PPO, ROUNDS
+from preftune.report.samples import SHOWN, comparisons, shortened
 
 #: Differences in these say nothing about the result: they follow from the machine or are names.
 UNINTERESTING = ("out", "track")
-
-
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """A run for the page: its name, its settings by full key, its metrics, what is wrong with them, its manifest."""
-
-    name: str
-    folder: Path
-    settings: Mapping[str, str]
-    lines: Sequence[Mapping[str, Any]]
-    problem: str
-    manifest: Mapping[str, Any]
-
-    def last(self, split: str) -> Mapping[str, Any]:
-        return next((line for line in reversed(self.lines) if line["split"] == split), {})
+#: Metrics of the table of results; all others are folded away.
+MAIN = (
+    "loss", "loss_se", "rewards/accuracies", "rewards/margins", "drift/kl", "drift/kl_se", "drift/displaced",
+    "drift/gap", "drift/tokens", "objective/score", "objective/score_se", "objective/kl", "diversity",
+)  # fmt: skip
 
 
 def write_comparison(folders: Sequence[Path], path: Path) -> None:
     """Write a page that compares the runs in `folders` to `path`. Raises ValueError or OSError for a damaged file."""
-    runs = [_read(folder) for folder in folders]
-    header = ("", *(run.name for run in runs))
-    states = ("state", *("finished" if run.manifest.get("finished") else "not finished" for run in runs))
+    opened = [read_run(folder) for folder in folders]
+    runs = [run for run, _ in opened]
+    header = ("", *(str(run.folder) for run in runs))
+    states = ("state", *("finished" if run.finished else "not finished" for run in runs))
     settings = _settings(runs)
-    damaged = "\n".join(f"{run.name}: {run.problem}" for run in runs if run.problem)
-    sections = [
-        *([Section("Damaged files", damaged)] if damaged else []),
-        Section("Settings that differ", "" if settings else "None.", [header, *settings] if settings else ()),
-        Section("Held-out data, last evaluation", table=[header, states, *_results(runs, "eval")]),
-        Section("Training data, last step", table=[header, *_results(runs, "train")]),
-        Section("Curves", figures=_figures(runs)),
-        *_advice(runs),
-        *_samples(runs),
+    lines = {str(run.folder): run.lines for run in runs}
+    methods = {run.method for run in runs}
+    charts = [*(PPO if methods == {"ppo"} else ROUNDS if methods == {"iterate"} else TRAINING), *DRIFT]
+    card = curves(charts, lines, runs[0].unit, "held-out data and evaluations")
+    parts: list[Part | None] = [
+        Table("Results", header, [states, *_results(runs, "eval", MAIN)], "Of the last evaluation of each run."),
+        Table("Settings that differ", header, settings) if settings else Table("Settings that differ", text="None."),
+        card,
+        _advice(runs),
+        _samples(runs),
+        _everything(runs),
     ]
-    write_page(path, f"{len(runs)} runs", [s for s in sections if s.text or s.figures or s.shaded or len(s.table) > 1])
+    page = Page(
+        title=f"preftune report: {len(runs)} runs",
+        verdict=_verdict(runs),
+        warnings=[f"{run.folder}: {problem}" for run, problem in opened if problem],
+        parts=[part for part in parts if part],
+    )
+    write_page(path, page)
 
 
-def _read(folder: Path) -> _Run:
-    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    manifest = read_manifest(folder)
-    lines, problem = read_metrics(folder / "metrics.jsonl", manifest.get("metrics"))
-    return _Run(str(folder), folder, dict(_flat(config)), lines, problem, manifest)
+def _verdict(runs: Sequence[Run]) -> str:
+    """Return which run has the best value of the first metric that all of them measured."""
+    for name, word, sign in (
+        ("objective/score", "reward", 1), ("rewards/accuracies", "share of held-out pairs in the right order", 1),
+        ("loss", "held-out loss", -1),
+    ):  # fmt: skip
+        values = [run.values(name) for run in runs]
+        if all(values):
+            last = [of_run[-1][1] for of_run in values]
+            show = percent if "accuracies" in name else short
+            if len(set(last)) == 1:
+                return f"All {len(runs)} runs have the same {word}, {show(last[0])}."
+            best = max(range(len(runs)), key=lambda index: sign * last[index])
+            others = ", ".join(show(value) for index, value in enumerate(last) if index != best)
+            title = "highest" if sign > 0 else "lowest"
+            return f"{runs[best].folder} has the {title} {word}: {show(last[best])}, against {others}."
+    return f"{len(runs)} runs, which have no measured metric in common."
 
 
 def _flat(values: Mapping[str, Any], before: str = "") -> list[tuple[str, str]]:
@@ -70,62 +79,52 @@ def _flat(values: Mapping[str, Any], before: str = "") -> list[tuple[str, str]]:
     return result
 
 
-def _settings(runs: Sequence[_Run]) -> list[tuple[str, ...]]:
+def _settings(runs: Sequence[Run]) -> list[tuple[str, ...]]:
     """Return the rows of the settings that are not the same in all runs."""
-    keys = dict.fromkeys(key for run in runs for key in run.settings if key not in UNINTERESTING)
-    rows = [(key, *(run.settings.get(key, "") for run in runs)) for key in keys]
+    flat = [dict(_flat(run.config)) for run in runs]
+    keys = dict.fromkeys(key for settings in flat for key in settings if key not in UNINTERESTING)
+    rows = [(key, *(settings.get(key, "") for settings in flat)) for key in keys]
     return [row for row in rows if len(set(row[1:])) > 1]
 
 
-def _results(runs: Sequence[_Run], split: str) -> list[tuple[str, ...]]:
-    """Return the last value of each metric of a split, and at which step it was measured."""
-    last = [run.last(split) for run in runs]
+def _results(runs: Sequence[Run], split: str, only: Sequence[str] = ()) -> list[tuple[str, ...]]:
+    """Return the last value of each metric of a split, of those in `only`, and at which step it was measured."""
+    last = [next((line for line in reversed(run.lines) if line["split"] == split), {}) for run in runs]
     names = sorted({name for line in last for name in line} - {"step", "split"})
+    names = [name for name in only if name in names] if only else names
     if not names:
         return []
-    rows = [(name, *(f"{line[name]:.5g}" if _is_number(line.get(name)) else "" for line in last)) for name in names]
-    return [(unit_of(runs[0].manifest), *(str(line.get("step", "")) for line in last)), *rows]
+    rows = [(name, *(f"{line[name]:.5g}" if is_number(line.get(name)) else "" for line in last)) for name in names]
+    return [(runs[0].unit, *(str(line.get("step", "")) for line in last)), *rows]
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _everything(runs: Sequence[Run]) -> Folded:
+    """Return the last value of every metric of each run, folded away."""
+    rows = [("evaluation", *(str(run.folder) for run in runs)), *_results(runs, "eval")]
+    rows += [("", *("" for _ in runs)), ("training", *(str(run.folder) for run in runs)), *_results(runs, "train")]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(runs) + 1)]
+    lines = ("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return Folded("All metrics, last values", code="\n".join(lines))
 
 
-def _figures(runs: Sequence[_Run]) -> list[Any]:
-    """Return a figure for each metric and split, with a line for each run."""
-    figures = []
-    for title, y, names in (*CURVES, *DRIFT):
-        for name in names:
-            for split, word in (("train", "training"), ("eval", "evaluation")):
-                series = {run.name: _points(run, split, name) for run in runs}
-                series = {label: points for label, points in series.items() if points}
-                if series:
-                    figures.append(curves(f"{title}: {name}, {word}", y, series))
-    return figures
-
-
-def _points(run: _Run, split: str, name: str) -> list[tuple[float, float]]:
-    return [(line["step"], line[name]) for line in run.lines if line["split"] == split and _is_number(line.get(name))]
-
-
-def _advice(runs: Sequence[_Run]) -> list[Section]:
+def _advice(runs: Sequence[Run]) -> Table | None:
     rows = [
-        (run.name, str(entry["step"]), str(entry["text"]))
+        (str(run.folder), str(entry["step"]), str(entry["text"]))
         for run in runs
-        for entry in run.manifest.get("advice", {}).values()
+        for entry in (run.manifest.get("advice") or {}).values()
     ]
-    return [Section("Advice", table=[("run", "step", "advice"), *rows])] if rows else []
+    return Table("Advice", ("run", "step", "advice"), rows) if rows else None
 
 
-def _samples(runs: Sequence[_Run]) -> list[Section]:
+def _samples(runs: Sequence[Run]) -> Folded | None:
     """Return the last responses of all runs to the prompts that all of them have answered."""
-    by_run = [{one.prompt: one for one in comparisons(run.folder, unit_of(run.manifest))} for run in runs]
+    by_run = [{one.prompt: one for one in comparisons(run.folder, run.unit)} for run in runs]
     common = [prompt for prompt in by_run[0] if all(prompt in answered for answered in by_run)]
-    shaded: list[tuple[str, Sequence[Piece]]] = []
+    texts: list[tuple[str, str]] = []
     for number, prompt in enumerate(common[:SHOWN], start=1):
-        shaded.append((f"Prompt {number}", [piece(prompt, from_end=True)]))
+        texts.append((f"Prompt {number}", shortened(prompt, from_end=True)))
         for run, answered in zip(runs, by_run, strict=True):
-            sampled = [text for title, text in answered[prompt].responses if title.startswith(unit_of(run.manifest))]
-            shaded += [(run.name, [piece(text)]) for text in sampled[-1:]]
+            sampled = [text for title, text in answered[prompt].responses if title.startswith(run.unit)]
+            texts += [(str(run.folder), shortened(text)) for text in sampled[-1:]]
     text = f"The last responses of each run to {min(SHOWN, len(common))} of the {len(common)} prompts in common."
-    return [Section("Samples", text, shaded=shaded)] if shaded else []
+    return Folded("Samples", text, texts, open=True) if texts else None

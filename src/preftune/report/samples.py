@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from preftune.report.page import Piece, Section
+from preftune.report.page import Folded
 
 SHOWN = 6  # prompts in the report
 PRINTED = 2  # prompts at the end of a run
@@ -48,21 +47,21 @@ def comparisons(folder: Path, unit: str = "step", last: int | None = None) -> li
     return result
 
 
-def samples_section(folder: Path, unit: str = "step", last: int | None = None) -> list[Section]:
+def samples_section(folder: Path, unit: str = "step", last: int | None = None) -> list[Folded]:
     """Return a section with some prompts and their responses; empty if the run has saved no samples."""
     every = comparisons(folder, unit, last)
     if not every:
         return []
-    shaded: list[tuple[str, Sequence[Piece]]] = []
+    texts: list[tuple[str, str]] = []
     for number, one in enumerate(every[:SHOWN], start=1):
         title = f"Prompt {number}" + (f" ({one.origin})" if one.origin else "")
-        shaded.append((title, [piece(one.prompt, from_end=True)]))
-        shaded += [(title, [piece(text)]) for title, text in one.responses]
+        texts.append((title, shortened(one.prompt, from_end=True)))
+        texts += [(label, shortened(text)) for label, text in one.responses]
     text = (
         f"Responses of the policy to the same prompts with the same random numbers, before and after training: "
         f"{min(SHOWN, len(every))} of the {len(every)} prompts in the folder samples/."
     )
-    return [Section("Samples before and after", text, shaded=shaded)]
+    return [Folded("Samples before and after", text, texts, open=True)]
 
 
 def before_and_after(folder: Path, unit: str = "step", last: int | None = None) -> list[str]:
@@ -94,12 +93,12 @@ def _sampled(when: str, row: dict[str, Any]) -> tuple[str, str]:
     return f"{when}: {row['tokens'][0]} tokens{cut}", str(row["responses"][0])
 
 
-def piece(text: str, *, from_end: bool = False) -> Piece:
-    """Return a text as a piece of the page, shortened."""
+def shortened(text: str, *, from_end: bool = False) -> str:
+    """Return a text for a page, cut to MAX_TEXT characters."""
     if len(text) > MAX_TEXT:
         rest = f"[{len(text) - MAX_TEXT:,} more characters]"
         text = f"{rest} {text[-MAX_TEXT:]}" if from_end else f"{text[:MAX_TEXT]} {rest}"
-    return Piece(text or "(empty)", 0.0, "0", "")
+    return text or "(empty)"
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

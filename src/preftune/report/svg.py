@@ -6,8 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
-from preftune.report.figures import COLOURS
-
+COLOURS = ("#0068a8", "#b84300", "#00755a", "#96307a", "#8a6500", "#616a77")  # as in assets/tokens.css
 WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 720, 300, 64, 34, 20, 44
 Points = Sequence[tuple[float, float]]
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self, TypeVar, cast
 
@@ -20,6 +18,7 @@ from preftune.model.memory import can_repeat, free_memory
 from preftune.ranks import group as ranks
 from preftune.ranks.shard import any_sharded, local
 from preftune.ranks.work import fillers, own, slots, sum_gradients
+from preftune.train.clock import Clock
 from preftune.train.exchange import of_all_ranks
 from preftune.train.metrics import Tally
 from preftune.train.optim import Weights, clip, lr_at, warmup_steps
@@ -116,7 +115,7 @@ class Log(Protocol):
     def stop_requested(self) -> bool: ...
 
 
-def fit(
+def fit(  # noqa: PLR0913, PLR0917
     task: T,
     steps: Sequence[Step],
     start: int,
@@ -125,15 +124,16 @@ def fit(
     optim: OptimConfig,
     train: TrainConfig,
     log: Log,
+    also: Collection[int] = (),
 ) -> Iterator[tuple[int, T]]:
-    """Do the optimizer steps `steps[start:]`. Yield the step number and the task whenever an evaluation is due.
+    """Do the optimizer steps `steps[start:]`. Yield the step number and the task whenever an evaluation is due, and
+    after the steps `also`.
 
-    Evaluations are due before the first step, every `train.eval_every` steps, and after the last step. The time that
-    the caller spends on them does not count as training time. Raises NumericError before an update that is not finite,
-    Stopped after a step if the user requested it, and StopRequest within a step or an evaluation; `log.reached` was
-    then called with the last completed step.
+    `evaluates` says when evaluations are due. The time that the caller spends on them does not count as training time.
+    Raises NumericError before an update that is not finite, Stopped after a step if the user requested it, and
+    StopRequest within a step or an evaluation; `log.reached` was then called with the last completed step.
     """
-    total, tally, clock = len(steps), log.tally, _Clock()
+    total, tally, clock = len(steps), log.tally, Clock()
     if start == 0 or log.evaluation_due:
         log.reached(start, tally, task.budget.tokens, evaluated=False)
         yield start, task
@@ -160,7 +160,7 @@ def fit(
             log.log_train(step.number, {**means, "grad_norm": grad_norm, "lr": lr, "epoch": step.epoch, **rates})
             tally = Tally()
         with clock.paused():
-            if step.number == total or (train.eval_every and step.number % train.eval_every == 0):
+            if step.number in also or evaluates(step.number, total, train):
                 log.reached(step.number, tally, task.budget.tokens, evaluated=False)
                 yield step.number, task
             log.reached(step.number, tally, task.budget.tokens, evaluated=True)
@@ -169,6 +169,11 @@ def fit(
                 stop.answered()
                 raise stopped(step.number, total)
             log.save_if_due(step.number, tally, task.budget.tokens)
+
+
+def evaluates(step: int, total: int, train: TrainConfig) -> bool:
+    """Whether an evaluation is due: before the first step, every `train.eval_every` steps, and after the last step."""
+    return step in (0, total) or bool(train.eval_every and step % train.eval_every == 0)
 
 
 def stopped(step: int, total: int = 0) -> Stopped:
@@ -388,28 +393,3 @@ def _not_finite(task: Losses, batches: Sequence[Batch], weights: Weights, step: 
         + ("" if culprits else " (each row alone has a finite gradient; their sum overflows)"),
         fix="look at these rows with `preftune data show`, lower optim.lr, or train in fp32",
     )
-
-
-class _Clock:
-    """Items and tokens per second since the last reading, without the time of evaluation and saving."""
-
-    def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
-        self._now = now
-        self._since, self._items, self._tokens = now(), 0, 0
-
-    def add(self, items: int, tokens: int) -> None:
-        self._items += items
-        self._tokens += tokens
-
-    def read(self) -> dict[str, float]:
-        spent = max(self._now() - self._since, 1e-9)
-        rates = {"pairs_per_s": self._items / spent, "tokens_per_s": self._tokens / spent}
-        self._since, self._items, self._tokens = self._now(), 0, 0
-        return rates
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Exclude the time inside this context."""
-        begin = self._now()
-        yield
-        self._since += self._now() - begin

@@ -28,6 +28,7 @@ CHANGEABLE = {
     ("batch", "tokens"),
     ("monitor",),
     ("samples",),
+    ("report_pairs",),
 }
 #: Setting -> its default in earlier versions, and its default now. A run resumes if its token ids are still the same.
 NEW_DEFAULTS: dict[tuple[str, ...], tuple[Any, Any]] = {("data", "as_chat"): (False, "auto")}

@@ -10,7 +10,7 @@ from typing import Any
 from preftune.files import write_json
 from preftune.findings.kinds import KINDS, Rate
 from preftune.formats.account import format_origins
-from preftune.report.page import Section, write_page
+from preftune.report.page import Folded, Number, Page, Part, Table, write_page
 from preftune.types import PreferenceGroup, content
 from preftune.workflows.check_data import Checked
 
@@ -65,32 +65,58 @@ def write_report(path: Path, checked: Checked, lines: Sequence[str]) -> None:
     if path.suffix == ".json":
         write_json(path, as_json(checked))
     else:
-        write_page(path, f"Data check: {checked.source}", _sections(checked, lines))
+        write_page(path, _page(checked, lines))
 
 
-def _sections(checked: Checked, lines: Sequence[str]) -> list[Section]:
+def _page(checked: Checked, lines: Sequence[str]) -> Page:
     findings, train, evaluation = checked.findings, checked.source, checked.evaluation
-    table = [("kind", "where", "rows", "share", "lines")]
+    rows = []
     for kind in KINDS:
         for place, origins in findings.lines.get(kind, {}).items():
             total = findings.responses.get(place)
             share = f"{len(origins) / total:.1%}" if total else ""
             source = evaluation if place == "evaluation" else train
-            table.append((kind, place, str(len(origins)), share, format_origins(origins, source, SHOWN_LINES)))
-    bias = [("property", "chosen", "rejected", "the chosen one has it, if only one has")]
-    bias += [
+            rows.append((kind, place, str(len(origins)), share, format_origins(origins, source, SHOWN_LINES)))
+    bias = [
         (name, _percent(b.chosen), _percent(b.rejected), _percent(b.preferred)) for name, b in findings.bias.items()
     ]
     none = ", ".join(kind for kind in KINDS if kind not in findings.lines)
-    sections = [
-        Section("Findings", f"No findings: {none}." if none else "", table if len(table) > 1 else ()),
-        Section("Length and format bias", "Shares with 95 % Wilson intervals.", bias if len(bias) > 1 else ()),
-        Section("Examples", "The first row of each kind.", code="\n\n".join(_examples(checked))),
-        Section("Report", code="\n".join(lines)),
+    parts: list[Part] = [
+        Table("Findings", ("kind", "where", "rows", "share", "lines"), rows, f"No findings: {none}." if none else ""),
+        Table(
+            "Length and format bias",
+            ("property", "chosen", "rejected", "the chosen one has it, if only one has"),
+            bias,
+            "Shares with 95 % Wilson intervals.",
+        ),
+        Folded("Examples: the first row of each kind", code="\n\n".join(_examples(checked))),
+        Folded("Report as printed", code="\n".join(lines)),
     ]
-    if checked.refusal:
-        sections.insert(0, Section("Training on these data fails", str(checked.refusal)))
-    return sections
+    read, kept = (sum(getattr(account, name) for account in checked.train) for name in ("read", "kept"))
+    defects = sum(len(origins) for by in findings.lines.values() for place, origins in by.items())
+    verdict = (
+        "Training on these data fails."
+        if checked.refusal
+        else f"{kept:,} of {read:,} rows can be trained on; {_about_findings(len(rows))}."
+    )
+    return Page(
+        title="preftune data check",
+        about=str(checked.source),
+        verdict=verdict,
+        warnings=[str(checked.refusal)] if checked.refusal else [],
+        numbers=[
+            Number(f"{kept:,}", f"rows kept, of {read:,} read"),
+            Number(f"{read - kept:,}", "rows dropped, each with its reason"),
+            Number(f"{defects:,}", "rows with a finding"),
+        ],
+        parts=parts,
+    )
+
+
+def _about_findings(number: int) -> str:
+    if number == 0:
+        return "no check has a finding"
+    return "one check has findings" if number == 1 else f"{number} checks have findings"
 
 
 def _percent(rate: Rate | None) -> str:

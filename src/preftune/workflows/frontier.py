@@ -8,7 +8,7 @@ optimum            closed form, estimated with importance weights from the same 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,15 +31,19 @@ from preftune.measures.frontier import Floats, Point, best_of_n, beta_at, measur
 from preftune.model import load
 from preftune.model.generate import Sampled, Sampling, sample
 from preftune.model.logprobs import Scorer
-from preftune.report.figures import frontier
-from preftune.report.page import Section, write_page
+from preftune.report.figures.frontier import Policy, frontier, gain_of
+from preftune.report.figures.words import in_plain_text, num, percent
+from preftune.report.page import Number, Page, Table, write_page
 from preftune.rewards.open import open_reward
 from preftune.rewards.reward import Reward, require_rewards, responses_of
 from preftune.scoring import response_logps
 from preftune.train.display import Display
-from preftune.types import plain
+from preftune.types import content, plain
 from preftune.workflows.data_section import UNLIMITED, chat_options_of, max_dropped_of, read_rows
 
+Texts = Sequence[tuple[str, str, float]]
+SHOWN = 3  # prompts whose samples the page shows
+MAX_NAME = 40  # characters of a reward's name on the axis
 NS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
@@ -78,6 +82,11 @@ class Sampler:
         """Return the (P, M) rewards of M responses to each of P prompts."""
         return require_rewards(self.reward, responses_of(self.prompts, sampled), when).reshape(len(self.prompts), -1)
 
+    def shown(self, sampled: Sequence[Sampled], rewards_PM: Floats) -> Texts:
+        """Return prompt, text and reward of the first response to the first prompts, for the page."""
+        firsts = zip(self.prompts[:SHOWN], sampled, rewards_PM, strict=False)
+        return [(content(prompt.text), one.texts[0], float(rewards[0])) for prompt, one, rewards in firsts]
+
 
 def run(options: FrontierOptions, out: Path, display: Display) -> dict[str, list[Point]]:
     """Write frontier.json and frontier.html to the folder `out`. Return the points of each policy by its name."""
@@ -107,6 +116,7 @@ def run(options: FrontierOptions, out: Path, display: Display) -> dict[str, list
         sampled = sampler.draw(reference.model, options.yardstick, 1.0, options.seed)
         yardstick = sampler.rewards(sampled, opened.name)
         series = {opened.name: [measure(opened.name, np.zeros_like(yardstick), yardstick)]}
+        texts = {opened.name: sampler.shown(sampled, yardstick)}
         done = 1
         stage.advance(done)
         for path in options.policies:
@@ -116,28 +126,32 @@ def run(options: FrontierOptions, out: Path, display: Display) -> dict[str, list
             name = policy.name if policy.name not in series else path
             series[name] = []
             for temperature in options.temperatures:
-                series[name].append(point(sampler, scorer, reference, name, temperature, options))
+                measured, texts_of = point(sampler, scorer, reference, name, temperature, options)
+                series[name].append(measured)
+                texts[measured.name] = texts_of
                 done += 1
                 stage.advance(done)
             del policy, scorer
     cells = cells_of(series, yardstick)
-    write(options, out, series, yardstick, cells)
+    verdict = write(options, out, series, yardstick, cells, texts)
     display.say(f"{'policy':<28} {'reward':>16} {'KL, nats':>16}   optimum at this KL")
     for name, score, score_error, kl, kl_error, best in cells:
         display.say(f"{name:<28} {f'{score} +- {score_error}':>16} {f'{kl} +- {kl_error}':>16}   {best}")
+    display.say(f"result: {in_plain_text(verdict)}")
     display.say(f"done: {out / 'frontier.json'}, {out / 'frontier.html'}")
     return series
 
 
 def point(
     sampler: Sampler, policy: Scorer, reference: Scorer, name: str, temperature: float, options: FrontierOptions
-) -> Point:
-    """Measure reward and KL on new samples. The KL is that of the tempered distribution."""
+) -> tuple[Point, Texts]:
+    """Measure reward and KL on new samples. The KL is that of the tempered distribution. Return some samples, too."""
     label = name if temperature == 1 else f"{name}, T {temperature:g}"
     sampled = sampler.draw(policy.model, options.samples, temperature, options.seed + 1)
     groups = [s.group for s in sampled]
     kl = response_logps(tempered(policy, temperature), groups) - response_logps(reference, groups)
-    return measure(label, kl, sampler.rewards(sampled, label))
+    rewards = sampler.rewards(sampled, label)
+    return measure(label, kl, rewards), sampler.shown(sampled, rewards)
 
 
 def _prompts(options: FrontierOptions, renderer: Renderer, config: Any, display: Display) -> list[Prompt]:
@@ -168,36 +182,72 @@ def largest_kl(yardstick: Floats) -> float:
 
 
 def write(
-    options: FrontierOptions, out: Path, series: dict[str, list[Point]], yardstick: Floats, cells: list[list[str]]
-) -> None:
-    """Write frontier.json and frontier.html."""
+    options: FrontierOptions,
+    out: Path,
+    series: dict[str, list[Point]],
+    yardstick: Floats,
+    cells: list[list[str]],
+    texts: Mapping[str, Texts],
+) -> str:
+    """Write frontier.json and frontier.html. Return the verdict of the page."""
     rewards = torch.from_numpy(yardstick)
     betas = [beta_at(yardstick, kl) for kl in np.geomspace(0.01, largest_kl(yardstick), 16)]
     best = optimum(yardstick, betas)
-    n_best = [best_of_n(yardstick, n) for n in NS if n <= yardstick.shape[1]]
+    effective = [estimate_optimum(rewards, beta).effective for beta in betas]
+    n_best = {n: best_of_n(yardstick, n) for n in NS if n <= yardstick.shape[1]}
     facts = {
         "settings": settings_of(options),
         "prompts": len(yardstick),
         "policies": {name: [_figures(p) for p in points] for name, points in series.items()},
-        "best of n": [_figures(p) for p in n_best],
+        "best of n": [_figures(p) for p in n_best.values()],
         "optimum": [
-            {**_figures(p), "beta": b, "effective_samples": estimate_optimum(rewards, b).effective}
-            for b, p in zip(betas, best, strict=True)
+            {**_figures(p), "beta": b, "effective_samples": e} for b, p, e in zip(betas, best, effective, strict=True)
         ],
     }
-    lines = {
-        "optimum": [(0.0, float(yardstick.mean()))] + [(p.kl, p.reward) for p in best],
-        "best of n": [(p.kl, p.reward) for p in n_best],
-    }
-    figure = frontier("Reward against KL", lines, series)
-    heads = ["policy", "reward", "+-", "KL, nats", "+-", "optimum at this KL"]
-    text = (
-        "Up and to the left is better. The optimum is the closed form, estimated from "
-        f"{yardstick.shape[1]} samples of the reference per prompt, corrected for the bias of a finite sample, and "
-        f"shown up to {largest_kl(yardstick):.1f} nats. Intervals are 95 %, over prompts."
-    )
     write_json(out / "frontier.json", facts)
-    write_page(out / "frontier.html", "Reward against KL", [Section("Frontier", text, [heads, *cells], [figure])])
+    reference = next(iter(series))
+    points = [
+        _policy(p, "reference" if name == reference else "policy", yardstick, texts)
+        for name, measured in series.items()
+        for p in measured
+    ]
+    places = iter(range(len(points)))
+    lines = [[next(places) for _ in measured] for measured in series.values()]
+    points += [Policy(p.name, "best", p.kl, p.reward, n=n) for n, p in n_best.items() if n > 1]
+    curve = [(0.0, float(yardstick.mean()), math.inf, float(yardstick.shape[1]))]
+    curve += [(p.kl, p.reward, b, e) for b, p, e in zip(betas, best, effective, strict=True)]
+    finite = [(kl, reward, min(beta, 1e9), e) for kl, reward, beta, e in curve]
+    measured_with = f"{options.samples} samples of each policy for each of {len(yardstick)} prompts"
+    name = f"reward ({options.reward})" if len(options.reward) <= MAX_NAME else "reward"
+    card = frontier(points, finite, yardstick.shape[1], measured_with, name, "policies", lines)
+    heads = ["policy", "reward", "\u00b1", "KL, nats", "\u00b1", "optimum at this KL"]
+    strongest = max((p for p in points if p.kind == "policy"), key=lambda p: p.reward)
+    gain = gain_of(strongest, points[0])
+    share = f", {percent(gain)} of the possible gain at this KL" if gain is not None else ""
+    verdict = f"{strongest.name} has the highest reward, {num(strongest.reward)} at {num(strongest.kl)} nats{share}."
+    page = Page(
+        title="preftune eval frontier",
+        about=options.reference,
+        verdict=verdict,
+        numbers=[
+            Number(num(strongest.reward, 3), f"reward \u00b1 {num(Z95 * strongest.reward_se, 3)} of {strongest.name}"),
+            Number(num(strongest.kl), f"nats of KL \u00b1 {num(Z95 * strongest.kl_se)} from the reference"),
+            Number(num(points[0].reward, 3), f"reward of the reference, {points[0].name}"),
+        ],
+        parts=[
+            card,
+            Table("All policies", heads, cells, f"The optimum is shown up to {largest_kl(yardstick):.1f} nats."),
+        ],
+    )
+    write_page(out / "frontier.html", page)
+    return verdict
+
+
+def _policy(p: Point, kind: str, yardstick: Floats, texts: Mapping[str, Texts]) -> Policy:
+    """Return a measured point as a point of the figure."""
+    inside = 0 < p.kl < largest_kl(yardstick)
+    best = optimum_at(yardstick, p.kl) if kind == "policy" and inside else None
+    return Policy(p.name, kind, p.kl, p.reward, p.kl_se, p.reward_se, best=best, samples=texts.get(p.name, ()))
 
 
 def _figures(p: Point) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from preftune.client import Client
 from preftune.config.data import plain_paths
@@ -31,8 +30,8 @@ from preftune.lifecycle.open_policy import find_policy, reward_fingerprint
 from preftune.lifecycle.policy import device_of
 from preftune.measures.win_rate import WinRate, sides, win_rate
 from preftune.model.generate import Sampling
-from preftune.report.figures import curves
-from preftune.report.page import Section, write_page
+from preftune.report.figures.words import in_plain_text
+from preftune.report.page import write_page
 from preftune.rewards import chat_grades
 from preftune.rewards.chat_grades import Estimate
 from preftune.rewards.judges import INSTRUCTIONS, Question, messages_for, open_judge, server_judge
@@ -47,6 +46,7 @@ from preftune.workflows.data_section import chat_options_of, read_rows, row_read
 from preftune.workflows.pairs import read_samples, score
 from preftune.workflows.sample import SampleOptions
 from preftune.workflows.verdicts import Pair, Verdicts, agreement, collect_verdicts, labels_of, require_readable
+from preftune.workflows.winrate_page import page_of
 
 Groups = Sequence[PreferenceGroup]
 PROMPTS = "prompts.jsonl"
@@ -117,9 +117,10 @@ def run(options: WinRateOptions, out: Path, display: Display, dry_run: bool = Fa
     except (IncompleteError, ConfigError):
         write(options, out, rates, left_out, None, verdicts)  # the win rates do not need the labels
         raise
-    write(options, out, rates, left_out, label_agreement, verdicts)
+    verdict = write(options, out, rates, left_out, label_agreement, verdicts)
     if verdicts.unread:
         display.say(f"verdicts unread, {verdicts.why_unread()}")
+    display.say(f"result: {in_plain_text(verdict)}")
     display.say(f"done: {out / 'winrate.json'}, {out / 'winrate.html'}")
     return rates
 
@@ -320,8 +321,8 @@ def write(
     left_out: dict[str, dict[str, int]],
     label_agreement: dict[str, float] | None,
     verdicts: Verdicts,
-) -> None:
-    """Write winrate.json and winrate.html."""
+) -> str:
+    """Write winrate.json and winrate.html. Return the verdict of the page."""
     settings = {**plain(options), "data": options.data.train, "chat_template": None}  # see data_settings
     settings["chat"] = asdict(chat_options_of(options.data))
     settings["data_settings"] = options.data.model_dump(mode="json", exclude_unset=True)
@@ -329,40 +330,7 @@ def write(
     by_policy = {policy: {t: asdict(rate) for t, rate in by.items()} for policy, by in rates.items()}
     facts = {"settings": settings, "judge": verdicts.judge, "win_rates": by_policy, "left_out": left_out}
     write_json(out / "winrate.json", {**facts, "agreement_with_labels": label_agreement})
-    lines = {policy: [(float(t), rate.rate) for t, rate in by.items()] for policy, by in rates.items()}
-    heads = [
-        "policy",
-        "temperature",
-        "win rate",
-        "95 %",
-        "length-adjusted",
-        "won, tied, lost",
-        "verdicts unread",
-        "first shown wins",
-        "words",
-    ]
-    cells: list[list[Any]] = [
-        [
-            policy,
-            t,
-            f"{r.rate:.1%}",
-            f"{r.low:.1%} to {r.high:.1%}",
-            f"{r.length_adjusted:.1%} ({r.length_adjusted_low:.1%} to {r.length_adjusted_high:.1%})",
-            f"{r.wins}, {r.ties}, {r.losses}",
-            f"{r.unread} of {2 * r.matches}",
-            f"{r.first_shown:.1%}",
-            f"{r.words:.0f} against {r.other_words:.0f}",
-        ]
-        for policy, by in rates.items()
-        for t, r in by.items()
-    ]
-    figure = curves("Win rate over temperatures", "win rate", lines, "temperature", ("no preference", 0.5))
     against = options.against or "the responses that the data prefer"
-    sections = [Section("Win rates", f"Judge: {options.judge}; against {against}.", [heads, *cells], [figure])]
-    if label_agreement:
-        low, high = label_agreement["low"], label_agreement["high"]
-        rate = [f"{label_agreement['agreement']:.1%}", f"{low:.1%} to {high:.1%}"]
-        counts = [f"{label_agreement[name]:g}" for name in ("pairs", "tied_labels", "unread")]
-        table = [["judge agrees with the label", "95 %", "labels", "tied labels", "verdicts unread"], [*rate, *counts]]
-        sections.append(Section("Agreement with the labels of the data", "A tie counts as one half.", table))
-    write_page(out / "winrate.html", "Win rates", sections)
+    page = page_of(options.judge, against, rates, label_agreement)
+    write_page(out / "winrate.html", page)
+    return page.verdict

@@ -1,11 +1,10 @@
-"""The demo's grammar and reward, and the safety of its HTML page."""
+"""The demo's grammar and reward."""
 
 from __future__ import annotations
 
 import math
 import random
 from collections import Counter
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -13,7 +12,6 @@ from hypothesis import strategies as st
 
 from preftune.demo.run import sparkline
 from preftune.demo.world import ADJECTIVES, ASPECTS, FACTS, THINGS, kind_of, prompts, true_reward, write
-from preftune.report.page import Section, write_page
 
 
 def test_the_reward_of_some_reviews_computed_by_hand() -> None:
@@ -64,31 +62,3 @@ def test_reviews_are_varied() -> None:
 def test_a_sparkline_has_a_mark_per_value() -> None:
     assert sparkline([0, 1, 2, 3, 4, 5, 6, 7]) == "▁▂▃▄▅▆▇█"
     assert sparkline([1.0, 1.0]) == "▁▁"
-
-
-def test_a_page_escapes_all_text(tmp_path: Path) -> None:
-    """The output of a model cannot become HTML."""
-    from html.parser import HTMLParser
-
-    from preftune.measures.frontier import Point
-    from preftune.report.figures import frontier
-
-    evil = "</script><script>alert(1)</script><img src=x onerror=alert(1)>{{ 7 * 7 }}"
-    figure = frontier(evil, {evil: [(0, 0)]}, {evil: [Point(evil, 1.0, 1.0)]})
-    plain = "words"
-    census = []
-    for text, picture in (
-        (plain, frontier(plain, {plain: [(0, 0)]}, {plain: [Point(plain, 1.0, 1.0)]})),
-        (evil, figure),
-    ):
-        write_page(tmp_path / "p.html", text, [Section(text, text, [[text], [text]], [picture], text)])
-        tags: Counter[str] = Counter()
-
-        class Census(HTMLParser):
-            def handle_starttag(self, tag: str, attrs: object, tags: Counter[str] = tags) -> None:
-                tags[tag] += 1
-
-        Census().feed((tmp_path / "p.html").read_text())
-        census.append(tags)
-    assert census[0] == census[1]
-    assert "{{ 7 * 7 }}" in (tmp_path / "p.html").read_text()

@@ -17,7 +17,7 @@ from preftune.formats.registry import BY_NAME, FORMATS
 
 
 def test_the_docs_list_every_format_and_column_name() -> None:
-    page = (Path(__file__).parents[3] / "docs" / "data.md").read_text()
+    page = (Path(__file__).parents[3] / "docs" / "lookup" / "formats.md").read_text()
     names = [
         *BY_NAME,
         *column_roles.COMPLETIONS,

@@ -269,8 +269,8 @@ def test_a_warning_is_printed_once_and_saved(
     assert saved["kl"]["step"] == last["step"]
     assert f"{last['drift/kl']:.1f} +- {last['drift/kl_se']:.1f} nats" in saved["kl"]["text"]
     page = (tmp_path / "run" / "report.html").read_text()
-    assert "<h2>Distance from data and reference</h2>" in page
-    assert "nats per response from the reference (warning above 0.5). Lower optim.lr or raise loss.beta.</td>" in page
+    assert ">Distance from data and reference</h2>" in page
+    assert "nats per response from the reference (warning above 0.5). Lower optim.lr or raise loss.beta.</p>" in page
 
 
 def test_a_run_without_drift_gets_no_warning(

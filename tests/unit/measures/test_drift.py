@@ -138,7 +138,7 @@ def evaluation(step: int, loss: float, error: float | None = None) -> dict[str, 
         (
             [evaluation(0, 0.6931, 0.0), evaluation(10, 0.65, 0.01), evaluation(20, 0.87, 0.08)],
             "the held-out loss rose by 0.22 +- 0.081, from 0.65 at step 10 to 0.87 at step 20. The model at step 10 "
-            "was better on these rows; best=loss keeps it (docs/training.md). Use fewer epochs (train.epochs, "
+            "was better on these rows; best=loss keeps it (docs/do/training.md). Use fewer epochs (train.epochs, "
             "train.max_steps) or a lower optim.lr.",
         ),
         (

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from preftune.report.run import read_metrics
+from preftune.report.read import read_metrics
 from preftune.train.metrics_file import MetricsFile
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from preftune.config.schema import OptimConfig
 from preftune.errors import ConfigError
-from preftune.train.loop import _Clock
+from preftune.train.clock import Clock
 from preftune.train.metrics import Tally
 from preftune.train.optim import Weights, build_optimizer, clip, lr_at, moment_bytes, warmup_steps
 
@@ -148,7 +148,7 @@ def test_a_tally_omits_metrics_with_a_count_of_0() -> None:
 
 def test_the_clock_excludes_pauses() -> None:
     time = iter([0.0, 5.0, 105.0, 110.0, 110.0])
-    clock = _Clock(lambda: next(time))
+    clock = Clock(lambda: next(time))
     clock.add(20, 200)
     with clock.paused():
         pass

@@ -136,7 +136,7 @@ def test_the_command_writes_results_and_a_dry_run_estimates_the_cost(
     ]
     assert cli([*common, "--judge", "length", "--temperatures", "1", "--out", str(tmp_path / "o")]) == 0
     assert "length-adjusted" in capsys.readouterr().err
-    assert "Win rate over temperatures" in (tmp_path / "o" / "winrate.html").read_text()
+    assert "Who wins, and how sure that is" in (tmp_path / "o" / "winrate.html").read_text()
     price = ["--judge", "big", "--judge-url", judge_server.url, "--price-in", "3", "--price-out", "15", "--dry-run"]
     assert cli([*common, *price]) == 0
     output = capsys.readouterr().err

@@ -1,0 +1,91 @@
+"""Every message of a class of errors, read from the source code of preftune.
+
+The code creates an error with constant texts, `DataError("what", why="why", fix="fix")`. Parts that are computed are
+shown as `...`, so that a reader finds the message by its fixed words.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+SOURCE = Path(__file__).parents[2] / "src" / "preftune"
+HIDDEN = "..."
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Message:
+    """The parts of an error message that are fixed in the code, with all that `why` and `fix` can be."""
+
+    what: str
+    why: tuple[str, ...]
+    fix: tuple[str, ...]
+
+
+Values = Mapping[str, Sequence[ast.expr]]
+"""The expressions that are assigned to each name."""
+
+
+def texts(node: ast.expr, values: Values) -> list[str]:
+    """Return the texts that an expression can have, with `...` for what is computed."""
+    match node:
+        case ast.Name():
+            result = [text for value in values.get(node.id, ()) for text in texts(value, {})]
+        case ast.Constant(value=str(text)):
+            result = [text]
+        case ast.JoinedStr():
+            parts = (part.value if isinstance(part, ast.Constant) else HIDDEN for part in node.values)
+            result = ["".join(map(str, parts))]
+        case ast.IfExp():
+            result = [*texts(node.body, values), *texts(node.orelse, values)]
+        case ast.BoolOp():
+            result = [text for value in node.values for text in texts(value, values)]
+        case ast.BinOp(op=ast.Add()):
+            result = [left + right for left in texts(node.left, values) for right in texts(node.right, values)]
+        case _:
+            result = []
+    return result or [HIDDEN]
+
+
+def messages(name: str, source: Path = SOURCE) -> list[Message]:
+    """Return all messages of the class `name`, sorted by their words. Messages that are computed are left out."""
+    every = {message for path in sorted(source.rglob("*.py")) for message in of_file(path, name)}
+    return sorted(every, key=lambda message: re.sub(r"\W+", " ", message.what).strip().lower())
+
+
+def of_file(path: Path, name: str) -> Iterator[Message]:
+    tree = ast.parse(path.read_text())
+    constants = assigned(tree.body)
+    for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
+        values = {**constants, **assigned(list(ast.walk(function)))}
+        for node in ast.walk(function):
+            if isinstance(node, ast.Call) and name in (getattr(node.func, "id", ""), getattr(node.func, "attr", "")):
+                named = {keyword.arg: keyword.value for keyword in node.keywords}
+                why, fix = (tuple(shown(named.get(part), values)) for part in ("why", "fix"))
+                for what in shown(node.args[0] if node.args else None, values):
+                    yield Message(what, why, fix)
+
+
+def assigned(statements: Iterable[ast.AST]) -> dict[str, list[ast.expr]]:
+    values: dict[str, list[ast.expr]] = {}
+    for node in statements:
+        if isinstance(node, ast.Assign):
+            for target in node.targets:
+                if isinstance(target, ast.Name):
+                    values.setdefault(target.id, []).append(node.value)
+                elif isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple):
+                    for one, value in zip(target.elts, node.value.elts, strict=False):
+                        if isinstance(one, ast.Name):
+                            values.setdefault(one.id, []).append(value)
+    return values
+
+
+def shown(node: ast.expr | None, values: Values) -> list[str]:
+    """Return the texts of one part that say something: those with a word."""
+    if node is None:
+        return []
+    clean = (re.sub(r"(\.\.\.[\s.:,]*){2,}", HIDDEN + " ", " ".join(text.split())) for text in texts(node, values))
+    return [text.strip() for text in dict.fromkeys(clean) if re.search(r"[a-z]{3}", text)]
