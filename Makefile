@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test kills check docs package install help clean
+.PHONY: demo test kills torture check docs package install help clean
 
 demo: $(READY)  ## train a small model on preferences and report the result (about 90 s, offline)
 	@echo "== preftune demo: about 90 s on two cores; all files go to demo-run/"
@@ -19,6 +19,9 @@ test: $(READY)  ## run all tests (some minutes on two cores, offline)
 
 kills: $(READY)  ## kill `preftune iterate` at twenty random moments and check that it resumes (some minutes)
 	PREFTUNE_KILLS=20 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit/workflows/test_iterate.py tests/unit/train/test_every_call.py -k "kill or disk"
+
+torture: $(READY)  ## break preftune on purpose in every way, 30 cases of each (about 10 minutes; needs Linux)
+	scripts/torture all --count 30
 
 check: $(READY)  ## lint, check the format and the types
 	@scripts/check

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from torturing import corrupt, fuzz, kill, repeats, servers, signals, storage, world
+from torturing import corrupt, fuzz, kill, peers, ranks, repeats, servers, signals, storage, world
 from torturing.results import Result, by_row, table
 from torturing.world import BY_NAME, World
 
@@ -24,7 +24,14 @@ MODES: dict[str, Case] = {
     "servers": servers.case,
     "input": fuzz.case,
 }
-MEASUREMENTS: dict[str, Case] = {"repeat": repeats.repeat, "lost": repeats.lost}
+#: Not part of `all`.
+LONGER: dict[str, Case] = {
+    "repeat": repeats.repeat,
+    "lost": repeats.lost,
+    "two": storage.two_case,
+    "peers": peers.case,
+    "ranks": ranks.case,
+}
 
 
 def main() -> int:
@@ -66,7 +73,7 @@ def cases(options: argparse.Namespace, root: Path) -> Iterator[Result]:
         return
     deadline = time.monotonic() + options.minutes * 60
     numbers = [options.only] if options.only is not None else range(options.count)
-    every_mode = MODES | MEASUREMENTS
+    every_mode = MODES | LONGER
     for mode in MODES if options.mode == "all" else [options.mode]:
         for number in numbers:
             if time.monotonic() > deadline:
@@ -89,7 +96,7 @@ def _say(text: str) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="scripts/torture", description="Break preftune on purpose.")
-    parser.add_argument("mode", choices=[*MODES, *MEASUREMENTS, "all"])
+    parser.add_argument("mode", choices=[*MODES, *LONGER, "all"])
     parser.add_argument("--count", type=int, default=100, help="number of cases")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, help="run the case of this number")

@@ -41,6 +41,18 @@ def case(world: World, draw: random.Random, number: int) -> list[Result]:
     return [Result(result.row, result.outcome, failure and f"{command.name}: {failure}", number)]
 
 
+def two_case(world: World, draw: random.Random, number: int) -> list[Result]:
+    """Let two processes use one folder, and rerun the command."""
+    command = draw_command(draw)
+    expected = world.whole(command)
+    folder = world.folder(f"two-{number}")
+    result = two(world, command, folder, draw)
+    failure = result.failure or rerun(command, folder, expected)
+    if not failure:
+        world.remove(folder)
+    return [Result(command.name, result.outcome, failure, number)]
+
+
 def judged(row: str, command: Command, done: forks.Ended, may_end: bool = False) -> Result:
     """Judge how a command ended. Training that has begun must finish; other commands may end with code 7."""
     failure = done.crashed

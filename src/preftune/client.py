@@ -28,6 +28,8 @@ Result = TypeVar("Result")
 MAX_PAUSE_S = 30.0
 REFUSED_MESSAGE = "the server refused the request"
 REFUSED_STATUSES = (400, 413, 422)  # the request is too long or filtered; other requests may succeed
+TIMEOUT_S = 120.0  # for a whole reply, by default
+TIMEOUT_LIMITS_S = (0.1, 86400.0)
 GRACE_S = 1.0  # after the caller stops, results that arrive within this time are still passed on
 SECRET = re.compile(
     r"(?i)(extra_)?headers|(x-)?api[-_]?key|authorization|(access|auth|bearer)[-_]?token|password|secret"
@@ -76,7 +78,7 @@ class Client:
     key_env: str | None = None
     concurrency: int = 8
     attempts: int = 6
-    timeout_s: float = 120.0
+    timeout_s: float = TIMEOUT_S
     pause_s: float = 0.5
     settings: Mapping[str, Any] = field(default_factory=dict)
     _connections: list[Any] = field(default_factory=list, compare=False, repr=False)
@@ -311,8 +313,11 @@ class Client:
             raise fatal
 
 
-def parse_settings(text: str, where: str) -> dict[str, Any]:
-    """Parse a server's settings. Raises ConfigError if they are not a JSON object or set a reserved name."""
+def parse_settings(text: str, where: str, allow_timeout: bool = False) -> dict[str, Any]:
+    """Parse a server's settings. Raises ConfigError if they are not a JSON object or set a reserved name.
+
+    allow_timeout   they may have our time limit, which is not sent to the server
+    """
 
     def reject_constant(constant: str) -> None:
         raise ValueError(f"{constant} is not valid JSON")
@@ -329,6 +334,8 @@ def parse_settings(text: str, where: str) -> dict[str, Any]:
     reserved = settings.keys() & {"model", "messages", "prompt", "n", "stream", "extra_body"}
     if reserved:
         raise ConfigError(f"{', '.join(sorted(reserved))} cannot be set", where=where, fix="remove it")
+    if "timeout" in settings and not allow_timeout:
+        raise ConfigError("timeout is not a setting of the server", where=where, fix="set --timeout SECONDS")
     secret = sorted(name for name in _names(settings) if SECRET.fullmatch(name))
     if secret:
         fix = "name the environment variable that holds the key (--api-key-env)"

@@ -11,6 +11,9 @@ Python runs a signal handler only between two instructions, so a long computatio
 receives the signals, too. It reports the delay, ends the process at the second signal, even in the middle of a
 computation, and repeats a request that a library has swallowed.
 
+Python prints and drops an error that is raised in a callback of a weak reference or in `__del__`. A StopRequest that is
+lost in this way is not printed, and it is raised again at once.
+
 A signal that comes again within SAME_S is the same request: a supervisor may signal the process and its group.
 
 The functions have an effect only inside `guard`, and only in the main thread, where Python runs signal handlers.
@@ -37,6 +40,8 @@ LONGEST_ANSWER = 2  # attempts that do not disturb code that handles a StopReque
 SAME_S = 0.2  # within which a second signal is part of the first
 NUDGE_S = 0.1  # after which a signal interrupts again what waits for input, see `_watch`
 SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
+LOST_S = 0.005  # after which a StopRequest that Python dropped is raised again
+LOST = 253  # byte for the thread: Python dropped a StopRequest
 USER, NOT_USER = 254, 255  # bytes for the thread: Ctrl-C belongs to the user's dialogue from here on, or no longer
 REPEAT = getattr(signal, "SIGURG", None)  # sent to this process by the thread; None on Windows
 AGAIN = "press Ctrl-C again to stop now"
@@ -54,6 +59,7 @@ class _State:
     at        time of the first signal, `number` is its number
     raised    the request has raised StopRequest, or was answered
     nudged    the thread sends REPEAT only to interrupt what waits
+    lost      Python dropped a StopRequest; `dropping` while it still does
     write_fd  wakes the thread up
     after     the handler of signals after the guard; None: those from before it
     """
@@ -66,6 +72,8 @@ class _State:
     number: int = 0
     raised: bool = False
     nudged: bool = False
+    lost: bool = False
+    dropping: bool = False
     reported: bool = False
     repeats: int = 0
     write_fd: int = -1
@@ -96,7 +104,7 @@ def guard(say: Callable[[str], None] = print_line) -> Iterator[None]:
     numbers = [*SIGNALS, *([REPEAT] if REPEAT is not None else [])]
     handlers = [(number, signal.signal(number, _answer)) for number in numbers if not _ignored(number)]
     try:
-        with _watched(state):
+        with _watched(state), _dropped_requests(state):
             yield
     finally:
         _state = None
@@ -232,13 +240,7 @@ def _answer(number: int, _frame: object) -> None:
     if state is None:
         return
     if number == REPEAT:
-        if state.nudged:
-            state.nudged = False
-            return
-        state.repeats += 1
-        # while a StopRequest is being handled, it may be saving results; a library that swallowed it may do anything
-        if state.mode == RAISE and (not caused(sys.exc_info()[1]) or state.repeats > LONGEST_ANSWER):
-            _raise(state)
+        _answer_repeated(state)
         return
     if state.requested:
         if time.monotonic() - state.at >= SAME_S:
@@ -251,6 +253,22 @@ def _answer(number: int, _frame: object) -> None:
         state.reported = True  # no delay
         _raise(state)
     _report(state)
+
+
+def _answer_repeated(state: _State) -> None:
+    """Answer REPEAT, which the thread sends."""
+    nudged, state.nudged = state.nudged, False
+    if state.dropping:  # Python would drop the error again
+        _tell(LOST)
+    elif state.lost:
+        state.lost = False
+        if state.mode == RAISE:
+            _raise(state)
+    elif not nudged:
+        state.repeats += 1
+        # while a StopRequest is being handled, it may be saving results; a library that swallowed it may do anything
+        if state.mode == RAISE and (not caused(sys.exc_info()[1]) or state.repeats > LONGEST_ANSWER):
+            _raise(state)
 
 
 def _report(state: _State) -> None:
@@ -280,6 +298,26 @@ def _end(code: int) -> None:
         print_line("  next: rerun the same command" + " to resume" * (code == KILLED))
     finally:
         os._exit(code)
+
+
+@contextmanager
+def _dropped_requests(state: _State) -> Iterator[None]:
+    """Inside this context, a StopRequest that Python drops is raised again, and other errors are reported as before."""
+    before = sys.unraisablehook
+
+    def hook(dropped: Any) -> None:
+        if not isinstance(dropped.exc_value, StopRequest):
+            before(dropped)
+            return
+        state.dropping, state.lost, state.raised = True, True, False
+        _tell(LOST)
+        state.dropping = False
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 @contextmanager
@@ -323,6 +361,7 @@ def _watch(state: _State, read_fd: int) -> None:
             for byte in os.read(read_fd, 64) if selector.select(wait) else b"":
                 if byte == 0:
                     return
+                nudge = time.monotonic() + LOST_S if byte == LOST else nudge
                 dialogues += (byte == USER) - (byte == NOT_USER)
                 if byte not in SIGNALS:
                     continue

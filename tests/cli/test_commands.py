@@ -80,6 +80,7 @@ def test_dpo_then_sft_then_score(model_folder: Path, capsys: pytest.CaptureFixtu
         ".manifest.json",
         "checkpoints",
         "config.yaml",
+        "drawn_pairs",
         "final",
         "manifest.json",
         "metrics.jsonl",

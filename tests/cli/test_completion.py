@@ -52,7 +52,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("preftune dpo data.train=pre", ["data.train=prefs.jsonl"]),
         ("preftune dpo --data pre", ["prefs.jsonl"]),
         ("preftune dpo --data=pre", ["--data=prefs.jsonl"]),
-        ("preftune dpo r", ["reference.", "run.yaml", "runs/"]),
+        ("preftune dpo r", ["reference.", "report_pairs=", "run.yaml", "runs/"]),
         ("preftune dpo pre", []),  # configs are YAML files
         ("preftune dpo --mo", ["--model"]),
         ("preftune score --policy runs/", ["runs/dpo/"]),

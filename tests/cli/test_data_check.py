@@ -312,7 +312,9 @@ def test_the_page_is_self_contained_and_escapes_the_texts(capsys: pytest.Capture
     assert "<script" not in page
     assert "http" not in page.replace("http-equiv", "")
     assert "&lt;div&gt;hi&lt;/div&gt;" in page
-    assert "<td>template-tokens</td><td>chosen</td><td>1</td><td>14.3%</td><td>line 5</td>" in page
+    assert "<td>template-tokens</td><td>chosen</td><td>1</td><td>14.3%</td><td>line 5</td>" in page.replace(
+        ' dir="auto"', ""
+    )
     assert len(page) < 20_000
 
 

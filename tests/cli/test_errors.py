@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -202,9 +201,7 @@ def test_wrong_input_ends_with_a_message(
     Path("run.yaml").write_text(
         f"model: {{path: {model_folder}}}\ndata: {{train: pairs.jsonl}}\nloss: {{name: sigmoid}}\nout: out\n"
     )
-    begin = time.monotonic()
     assert run(["dpo", "run.yaml", *overrides]) == code
-    assert time.monotonic() - begin < 5
     printed = capsys.readouterr()
     for part in parts:
         assert part in printed.err

@@ -122,6 +122,44 @@ def test_a_request_that_a_library_swallows_is_raised_again(monkeypatch: pytest.M
     assert reached == []
 
 
+@pytest.mark.parametrize("where", ["a callback", "a method"])
+def test_a_request_that_python_drops_is_raised_again_and_not_printed(where: str) -> None:
+    """Python drops an error in a callback of a weak reference or in `__del__`, and prints a traceback."""
+    done = python(
+        f"""
+import weakref
+class Thing:
+    def __del__(self):
+        if {where == "a method"}:
+            os.kill(os.getpid(), signal.SIGTERM)
+with stop.guard(), stop.interruptible():
+    try:
+        thing = Thing()
+        if {where == "a callback"}:
+            kept = weakref.ref(thing, lambda _: os.kill(os.getpid(), signal.SIGTERM))
+        del thing
+        threading.Event().wait(60)
+    except stop.StopRequest:
+        os._exit(0)
+"""
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_other_errors_that_python_drops_are_printed() -> None:
+    done = python(
+        """
+class Thing:
+    def __del__(self):
+        raise ValueError("dropped")
+with stop.guard(), stop.interruptible():
+    Thing()
+"""
+    )
+    assert done.returncode == 0
+    assert "ValueError: dropped" in done.stderr
+
+
 def test_an_answer_is_not_disturbed_by_a_repeated_request(monkeypatch: pytest.MonkeyPatch) -> None:
     """The code that handles a StopRequest may save results."""
     monkeypatch.setattr(stop, "PATIENCE_S", 0.01)

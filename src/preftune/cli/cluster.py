@@ -28,7 +28,7 @@ def planned(
             raise ConfigError("the option needs --ranks", where=unused[0], fix="add --dry-run --ranks N")
         return None
     if not dry_run:
-        fix = "add --dry-run; to train on several ranks, start the command with torchrun"
+        fix = "add --dry-run; to train on several ranks, start with `preftune launch --ranks N`"
         raise ConfigError("the option plans a run and does not start it", where="--ranks", fix=fix)
     if memory is None:
         raise ConfigError(

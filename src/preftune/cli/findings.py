@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from preftune.errors import ConfigError, did_you_mean
+from preftune.findings.bias import one_sided
 from preftune.findings.kinds import DEFAULT_DROP, KINDS, Findings, Rate
 from preftune.formats.account import format_origins
 
@@ -53,7 +54,8 @@ def finding_lines(findings: Findings, train: str, evaluation: str) -> list[str]:
                 f"bias: {name} in {bias.chosen.share:.1%} of the chosen and {bias.rejected.share:.1%} of the rejected "
                 f"responses; if only one has it, it is the chosen one in {_share(bias.preferred)}"
             )
-    return lines
+    warning = one_sided(findings.bias["longer"]) if "longer" in findings.bias else ""
+    return [*lines, *([f"warning: {warning}"] if warning else [])]
 
 
 def _share(rate: Rate) -> str:

@@ -22,7 +22,7 @@ from preftune.formats.names import ColumnNames, column_names
 from preftune.formats.parsers import Reading
 from preftune.formats.tools import for_template
 from preftune.formats.values import BadRow, Fields, text_of
-from preftune.formats.where import Filter, conditions
+from preftune.formats.where import filter_of
 from preftune.sources.read import read
 from preftune.sources.rows import Row
 from preftune.types import PreferenceGroup, Text
@@ -57,7 +57,7 @@ def read_prompts(source: str | Sequence[str], reading: Reading | None = None) ->
     reading = reading or Reading()
     account = Account(source if isinstance(source, str) else ", ".join(source), "prompts")
     reading = with_known_columns(source, reading, account)
-    selected = Filter(conditions(reading.where), account)
+    selected = filter_of(reading, account)
     rows = decode_cells(read(source, account.note), reading, account.note)
     head = list(islice(rows, LOOKED_AT))
     names = column_names(reading.columns, reading.ignore)

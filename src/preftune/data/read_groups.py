@@ -20,7 +20,7 @@ from preftune.formats.parsers import Reading
 from preftune.formats.registry import BY_NAME, FunctionFault, detect, format_of_row, parse_with_function
 from preftune.formats.tools import for_template
 from preftune.formats.values import BadRow, Drop, Fields, drop_empty_responses, has_margin
-from preftune.formats.where import Filter, conditions
+from preftune.formats.where import filter_of
 from preftune.resolve import require_one_argument, resolve
 from preftune.sources.known import columns_of
 from preftune.sources.read import read
@@ -55,7 +55,7 @@ def read_groups(
     name = source if isinstance(source, str) else ", ".join(source)
     account = Account(name)
     reading = with_known_columns(source, reading, account)
-    selected = Filter(conditions(reading.where), account)
+    selected = filter_of(reading, account)
     rows: Iterator[Row] = selected.rows(decode_cells(read(source, account.note), reading, account.note))
     rows = rows if reading.limit is None else islice(rows, reading.limit)
     origin_of: dict[str, str] = {}

@@ -9,6 +9,7 @@ from collections import Counter
 from preftune.findings.kinds import Bias, Rate
 
 Z = 1.959963984540054  # 95 %
+ONE_SIDED, FEW = 0.95, 30  # share of pairs, number of pairs; the reasons are in measures/diagnosis.py
 
 PROPERTIES = {
     "markdown heading": re.compile(r"^ {0,3}#{1,6} +\S", re.M),
@@ -32,6 +33,20 @@ def rate(count: float, total: int) -> Rate:
 def properties(text: str) -> frozenset[str]:
     """Return the names of the properties that the response has."""
     return frozenset(name for name, pattern in PROPERTIES.items() if pattern.search(text))
+
+
+def one_sided(longer: Bias) -> str:
+    """Return a warning if the same side is longer in almost all pairs of different length, else ""."""
+    count, total = longer.preferred.count, longer.preferred.total
+    most = max(count, total - count)
+    if total < FEW or most <= ONE_SIDED * total:
+        return ""
+    is_chosen = most == count
+    which, remedy = "chosen" if is_chosen else "rejected", " or use loss r_dpo or ld_dpo" if is_chosen else ""
+    return (
+        f"the {which} response is longer in {most / total:.1%} of the pairs that differ, so a policy can lower the "
+        f"loss by length alone; balance the lengths{remedy}"
+    )
 
 
 class BiasCounts:

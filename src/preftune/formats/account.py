@@ -22,6 +22,7 @@ REPAIRS = {
     "tie": "check that the responses differ, or use a different judge",
 }
 LEFT_OUT = "left out by data.where: not "
+LISTED = "left out by data.drop"
 UNCOMPARED = "the message has no ranked alternative"  # in conversation trees
 #: A larger share of dropped rows means that the rows are misread, so an error does not offer to accept it.
 MOST_ACCEPTED = 0.5
@@ -38,6 +39,7 @@ class Account:
     noted      {what was done to a row that is kept: origins}
     columns    {column: status} (see columns.STATUS_TEXT)
     unmatched  names in data.ignore that no row has
+    unlisted   rows in data.drop that the source does not have
     unread     columns that occur only in dropped rows and that no format reads
     remedies   what to do about dropped rows other than repairing them
     """
@@ -51,6 +53,7 @@ class Account:
     unmatched: list[str] = field(default_factory=list)
     unread: list[str] = field(default_factory=list)
     remedies: list[str] = field(default_factory=list)
+    unlisted: list[str] = field(default_factory=list)
 
     @property
     def kept(self) -> int:
@@ -166,7 +169,15 @@ def together(accounts: Sequence[Account]) -> Account:
 
 
 def require_matched(accounts: Sequence[Account]) -> None:
-    """Raise DataError if data.ignore names a column that no row of any of these sources has."""
+    """Raise DataError if data.ignore names a column, or data.drop a row, that none of these sources has."""
+    unlisted = set.intersection(*(set(account.unlisted) for account in accounts)) if accounts else set()
+    for origin in sorted(unlisted):
+        others = f", and {len(unlisted) - 1} more" if len(unlisted) > 1 else ""
+        raise DataError(
+            f"data.drop lists the row {origin!r}{others}, which the data do not have",
+            where=accounts[0].source,
+            fix="save the list again from a report of a run on these data, or remove these lines",
+        )
     missing = set.intersection(*(set(account.unmatched) for account in accounts)) if accounts else set()
     for column in sorted(missing):
         columns = {name for account in accounts for name in account.columns}
@@ -177,12 +188,12 @@ def require_matched(accounts: Sequence[Account]) -> None:
         )
 
 
-_PLAIN = ("source", "format", "read", "columns", "unmatched", "unread", "remedies")
+_PLAIN = ("source", "format", "read", "columns", "unmatched", "unread", "remedies", "unlisted")
 
 
 def is_expected(reason: str) -> bool:
     """Return whether a reason for dropping rows says nothing about the quality of the data."""
-    return reason in EXPECTED or reason.startswith(LEFT_OUT)
+    return reason in EXPECTED or reason == LISTED or reason.startswith(LEFT_OUT)
 
 
 def _add(lists: dict[str, Origins], text: str, origin: str) -> None:

@@ -80,7 +80,8 @@ def _missing_columns(formats: Mapping[str, tuple[tuple[str, ...], str]], columns
     """Return a text with the most similar format and the columns that it also needs, or ""."""
     # a format whose columns are all there was tried, and its values did not fit
     tried = {name for name, (needed, _) in formats.items() if set(needed) <= set(columns)}
-    closest = max(formats.keys() - tried, key=lambda name: (_similarity(formats[name][0], columns), name))
+    candidates = [name for name in formats if name not in tried]  # in their order: of equals, the plain one is first
+    closest = max(candidates, key=lambda name: _similarity(formats[name][0], columns))
     if _similarity(formats[closest][0], columns) < 0.1:  # nothing in common
         return ""
     missing = [column for column in formats[closest][0] if column not in columns]

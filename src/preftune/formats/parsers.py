@@ -41,6 +41,7 @@ Pairing = Literal["all", "best-worst", "adjacent"]
 class Reading:
     """Options for reading rows. See the sections `data` in config.schema and config.sampling for their meaning.
 
+    drop     origins of rows to leave out
     as_chat  True: convert all text prompts to messages; "transcripts": those that are HH-RLHF transcripts
     """
 
@@ -58,6 +59,7 @@ class Reading:
     ties: Literal["drop", "half"] = "drop"
     scored_turns: Literal["all", "last"] = "all"
     limit: int | None = None
+    drop: tuple[str, ...] = ()
 
 
 def group_of(prompt: Text, responses: Sequence[Text], **annotations: Any) -> PreferenceGroup:

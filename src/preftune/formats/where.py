@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import math
 import operator
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from preftune.errors import ConfigError, DataError, did_you_mean
-from preftune.formats.account import LEFT_OUT, Account
+from preftune.formats.account import LEFT_OUT, LISTED, Account
+from preftune.formats.parsers import Reading
 from preftune.formats.values import as_number, kind_name
 from preftune.sources.rows import Row
 
@@ -125,17 +129,59 @@ def _condition(text: str) -> Condition:
     return Condition(text.strip(), tuple(match["column"].split(".")), sign, value)
 
 
+def filter_of(reading: Reading, account: Account) -> Filter:
+    """Return the filter that data.where and data.drop describe."""
+    return Filter(conditions(reading.where), account, frozenset(reading.drop), reading.limit is not None)
+
+
+def row_name(origin: str) -> str:
+    """Return an origin with the absolute path of its file, so that it names the row in every working directory."""
+    file, colon, line = origin.rpartition(":")
+    return f"{_absolute(file)}:{line}" if colon else origin
+
+
+@lru_cache(maxsize=256)
+def _absolute(file: str) -> str:
+    """Return the absolute path of a file; a name of the Hub or of an object in memory stays as it is."""
+    return os.path.abspath(file) if os.path.exists(file) else file
+
+
+def drop_list(path: str) -> tuple[str, ...]:
+    """Read the rows that a file of data.drop lists, one per line. Raises ConfigError if it has none."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        fix = "name a text file with one FILE:LINE per line"
+        raise ConfigError(f"the list of rows cannot be read: {error}", where=f"data.drop {path}", fix=fix) from None
+    rows = [line.strip() for line in lines if line.strip()]
+    wrong = next((row for row in rows if not re.fullmatch(r".+:[^:]+", row)), None)
+    if wrong is not None or not rows:
+        what = "the file lists no rows" if wrong is None else f"{wrong!r} does not name a row"
+        fix = "write one FILE:LINE per line, such as data/pairs.jsonl:12, as the pair browser of a report does"
+        raise ConfigError(what, where=f"data.drop {path}", fix=fix)
+    return tuple(dict.fromkeys(map(row_name, rows)))
+
+
 @dataclass(slots=True)
 class Filter:
-    """The rows for which all conditions hold. Other rows are counted in the account."""
+    """The rows for which all conditions hold and that are not in `listed`. Other rows are counted in the account."""
 
     conditions: Sequence[Condition]
     account: Account
+    listed: frozenset[str] = frozenset()  # rows to leave out, see `row_name`
+    is_limited: bool = False  # not all rows are read, so listed rows may be missing
+    unlisted: set[str] = field(init=False)
     seen: set[str] = field(default_factory=set)  # conditions whose column a row has
     columns: dict[str, None] = field(default_factory=dict)
 
     def rows(self, rows: Iterable[Row]) -> Iterator[Row]:
         for row in rows:
+            name = row_name(row.origin) if self.listed else ""
+            if name in self.listed:
+                self.unlisted.discard(name)
+                self.account.read += 1
+                self.account.drop(LISTED, row.origin)
+                continue
             failed = None if row.fault else self._failed(row)
             if failed is None:
                 yield row
@@ -157,8 +203,12 @@ class Filter:
                 raise DataError(f"{condition.text!r}: {error}", where=row.origin, fix=fix) from None
         return None
 
+    def __post_init__(self) -> None:
+        self.unlisted = set(self.listed)
+
     def require_columns(self) -> None:
-        """Raise DataError for a condition on a column that no row has."""
+        """Raise DataError for a condition on a column that no row has. Note the listed rows that were not read."""
+        self.account.unlisted = [] if self.is_limited else sorted(self.unlisted)
         for condition in self.conditions:
             if self.columns and condition.text not in self.seen:
                 column = ".".join(condition.path)

@@ -16,6 +16,8 @@ from preftune.config.schema import DPOConfig, LoraConfig, RunConfig
 from preftune.errors import ConfigError
 from preftune.lifecycle.cluster_model import ModelShape, read_shape
 from preftune.lifecycle.estimate import duration, gb
+from preftune.losses import PREFERENCE_LOSSES
+from preftune.losses.objective import is_joint
 from preftune.model.quantised import BLOCK, SUPER_BLOCK
 from preftune.train.optim import moment_bytes
 
@@ -73,6 +75,12 @@ def has_live_reference(config: RunConfig) -> str:
     return kind if kind in ("frozen", "adapter-off") else ""
 
 
+def has_joint_loss(config: RunConfig) -> bool:
+    """Return whether the loss couples all items of a step. Each step then runs an additional forward pass."""
+    terms = config.terms if isinstance(config, DPOConfig) else []
+    return any(is_joint(PREFERENCE_LOSSES[term.name]) for term in terms if term.name in PREFERENCE_LOSSES)
+
+
 def memory_parts(shape: ModelShape, config: RunConfig, cluster: Cluster, slots: int, scored: int) -> dict[str, int]:
     """Return the bytes of one rank at its peak, by part, with micro-batches of `slots` token slots."""
     size, ranks = (4 if config.model.dtype == "fp32" else 2), cluster.ranks
@@ -80,7 +88,8 @@ def memory_parts(shape: ModelShape, config: RunConfig, cluster: Cluster, slots: 
     frozen = shape.parameters - (shape.linear if stored else 0) if config.lora else 0
     trained, trained_size = shape.trained, (size if ranks == 1 else 4)
     moments = moment_bytes(config.optim.name, config.optim.moments)
-    chunk = 3 * CHUNK_BYTES if shape.vocabulary > 1 else 0  # logits, their exponentials and their gradient
+    # logits, their exponentials and their gradient
+    chunk = 3 * min(CHUNK_BYTES, 4 * scored * shape.vocabulary) if shape.vocabulary > 1 else 0
     per_slot = shape.per_slot
     if config.model.gradient_checkpointing:
         per_slot = shape.layers * shape.width * size + per_slot // shape.layers
@@ -122,7 +131,9 @@ def traffic(shape: ModelShape, config: RunConfig, cluster: Cluster, micro_batche
     size, share = (4 if config.model.dtype == "fp32" else 2), (cluster.ranks - 1) / cluster.ranks
     sharded = shape.parameters - (shape.linear if config.model.quant else 0)
     inside = sharded - shape.root
-    passes = 2 * inside + shape.root + {"frozen": sharded, "adapter-off": inside}.get(has_live_reference(config), 0)
+    reference = {"frozen": sharded, "adapter-off": inside}.get(has_live_reference(config), 0)
+    passes = 2 * inside + shape.root + reference
+    passes += (inside + reference) * has_joint_loss(config)
     return {
         "weights": int(share * size * passes) * micro_batches,
         "gradients": int(share * 4 * shape.trained) * micro_batches,
@@ -134,13 +145,15 @@ def operations(shape: ModelShape, config: RunConfig, work: Work) -> float:
 
     Two per parameter and token slot in a forward pass, two for the gradient of the inputs and two for that of trained
     weights; causal attention likewise, for half of the longest sequence on average. Checkpointing repeats the forward
-    pass, and a live reference adds one. The output layer runs on scored tokens only.
+    pass, and a live reference adds one. With a joint loss, forward passes run twice. The output layer runs on scored
+    tokens only.
     """
     body = shape.parameters - shape.root
     seen = min(work.largest, 2 * config.data.max_length) / 2
     forward = 2.0 * (body + shape.attention * seen) * work.slots + 2.0 * shape.head * work.scored
     passes = 2.0 if config.lora else 3.0
     passes += bool(config.model.gradient_checkpointing) + bool(has_live_reference(config))
+    passes += (1 + bool(has_live_reference(config))) * has_joint_loss(config)
     return passes * forward
 
 
@@ -168,13 +181,18 @@ def choose_slots(shape: ModelShape, config: RunConfig, cluster: Cluster, work: W
     return min(most, max(slots, work.largest))
 
 
+def micro_batches(cluster: Cluster, work: Work, slots: int) -> int:
+    """Return the number of micro-batches of a rank in an average step."""
+    return max(1, -(-work.slots // (cluster.ranks * slots)))
+
+
 def cluster_lines(config: RunConfig, cluster: Cluster, work: Work, scalar: bool) -> tuple[list[str], bool]:
     """Return the plan as lines, and whether the run fits in the memory of each rank."""
     shape = read_shape(config, scalar)
     slots = choose_slots(shape, config, cluster, work)
     parts = memory_parts(shape, config, cluster, slots, _scored(slots, work))
     total, fits = sum(parts.values()), sum(parts.values()) <= cluster.memory
-    count = max(1, -(-work.slots // (cluster.ranks * slots)))
+    count = micro_batches(cluster, work, slots)
     shown = ", ".join(f"{name} {gb(value)}" for name, value in parts.items() if value)
     lines = [
         f"plan for {cluster.ranks} rank{'s' * (cluster.ranks != 1)} with {gb(cluster.memory)}, from config.json alone",

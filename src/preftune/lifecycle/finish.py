@@ -140,7 +140,7 @@ def optional_pages(run: Run, final: Path, subject: Subject, unit: str = "step") 
     with _reported("the model card", run.display.say):
         write_card(final, subject)
     with _reported("report.html", run.display.say):
-        write_run_page(run.folder, unit)
+        write_run_page(run.folder, unit, finished=True)
 
 
 @contextmanager

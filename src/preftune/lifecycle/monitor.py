@@ -21,6 +21,7 @@ from preftune.lifecycle.distribute import split
 from preftune.lifecycle.policy import Policy
 from preftune.lifecycle.run_samples import save_data_responses, save_samples
 from preftune.lifecycle.task import ResponseTask
+from preftune.measures.advice import ENOUGH
 from preftune.measures.drift import divergence, figures, likelihood
 from preftune.measures.frontier import Floats
 from preftune.model import load
@@ -72,7 +73,9 @@ def start_monitor(
         )
         return None
     line = f"monitor: {len(groups)} {kind} prompts, at most {sampling.n} x {sampling.max_new_tokens} tokens per prompt"
-    run.display.say(line + (f"; skipped {skipped} prompts without {room}" if skipped else ""))
+    line += f"; skipped {skipped} prompts without {room}" if skipped else ""
+    few = len(groups) * sampling.n < ENOUGH
+    run.display.say(line + (f"; too few for warnings, which need {ENOUGH} responses" if few else ""))
     if isinstance(task.reference, Live):
         return monitor
     return replace(monitor, load_reference=reference_loader(config, policy, in_memory))
@@ -224,6 +227,7 @@ def _metrics(task: ResponseTask, monitor: Monitor, run: Run, step: int) -> dict[
         **measure_kl(task, monitor, samples, own_PM, run.display.say),
         **data_metrics,
         "drift/tokens": float(length_PM.mean()),
+        "drift/responses": float(length_PM.size),
         **surface,
     }
 

@@ -13,6 +13,7 @@ from preftune.config.data import SourceConfig
 from preftune.config.schema import DataConfig
 from preftune.data.amount import Amount
 from preftune.formats.parsers import Reading
+from preftune.formats.where import drop_list
 from preftune.sources.compressed import file_suffixes
 from preftune.sources.files import is_data_file
 from preftune.sources.slices import split_slice
@@ -65,6 +66,7 @@ def reading_of(config: DataConfig, has_template: bool = False) -> Reading:
         config.aspect,
         config.ties,
         scored_turns=config.scored_turns,
+        drop=drop_list(config.drop) if config.drop else (),
     )
 
 

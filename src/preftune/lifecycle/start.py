@@ -182,6 +182,8 @@ def open_run(start: Start, policy: Policy, data: TokenData | None = None, source
     """
     for value, what in ((policy.start_hash, "the model"), (data.hash if data else None, "the token ids of the data")):
         group.require_equal(value, what, "make the same files available on all machines")
+    fix = "set model.dtype and model.attention, for example attention: rows, so that no rank chooses them alone"
+    group.require_equal((policy.budget.layout, str(policy.dtype)), "the layout or the precision", fix)
     run = Run.open(start.folder, start.identity, start.display, type(start.config), extendable=True)
     Run.require_start(run.folder, policy.start_hash)
     ids = data.hash if data else None

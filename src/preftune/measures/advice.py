@@ -8,6 +8,8 @@ from itertools import pairwise
 
 Line = Mapping[str, float]
 
+ENOUGH = 16
+"""Sampled responses. With fewer, all values but NaN may be noise: of 6 responses, 20 points are one response."""
 GAP = 20.0
 """Nats. A response in the data is then e^20 times less likely than the policy's own ones, so training on it teaches
 little about them. With 32 prompts the standard error is a few nats."""
@@ -43,8 +45,12 @@ GENTLER = "Lower optim.lr or raise loss.beta"
 def advice(now: Line, first: Line) -> dict[str, str]:
     """Return warnings by subject, from the metrics of an evaluation and of the first one, each with its `step`.
 
-    A metric that was not measured gives no warning. One that is NaN does, because every check is a negation.
+    A metric that was not measured gives no warning. One that is NaN does, because every check is a negation. Other
+    metrics of fewer than ENOUGH sampled responses (`drift/responses`) give no warning.
     """
+    is_finite = all(math.isfinite(value) for name, value in now.items() if name.startswith("drift/"))
+    if is_finite and now.get("drift/responses", ENOUGH) < ENOUGH:
+        return {}
     return {**_about_likelihood(now, first), **_about_samples(now, first)}
 
 

@@ -2,7 +2,8 @@
 
     part-00000.safetensors   this rank's rows of each tensor; the header has its first row and the shape of the whole
 
-Names are "weights/<parameter>" and "optimizer/<parameter>/<key>".
+Names are "weights/<parameter>" and "optimizer/<parameter>/<key>". Rows and shapes are one entry of the header, because
+safetensors writes several entries in a random order.
 """
 
 from __future__ import annotations
@@ -22,20 +23,21 @@ from preftune.ranks import group
 from preftune.ranks.shard import first_row, is_first_copy, local
 
 PARTS = "part-?????.safetensors"
+PLACES = "places"  # entry of the header: the first row, and the shape of the whole, by name
 
 
 def write_part(folder: Path, tensors: Mapping[str, Tensor]) -> Path | None:
     """Write this rank's rows of the tensors, and return the file; None if it has none to write."""
-    rows, places = {}, {}
+    rows, places = {}, dict[str, tuple[int, list[int]]]()
     for name, tensor in tensors.items():
         part = local(tensor.detach())
         if is_first_copy(tensor) and (part.numel() or not tensor.numel()):
             rows[name] = part.contiguous().cpu()
-            places[name] = json.dumps([first_row(tensor), list(tensor.shape)])
+            places[name] = first_row(tensor), list(tensor.shape)
     if not rows:
         return None
     path = folder / f"part-{group.rank():05d}.safetensors"
-    save_file(rows, path, metadata=places)
+    save_file(rows, path, metadata={PLACES: json.dumps(places, sort_keys=True)})
     return path
 
 
@@ -51,10 +53,11 @@ class Parts:
             folder / name for name in complete or {} if (folder / name).is_file()
         ]:
             opened: Any = safe_open(path, framework="pt")
-            places, prefix = opened.metadata() or {}, (complete or {}).get(path.name, "")
+            places = json.loads((opened.metadata() or {}).get(PLACES, "{}"))
+            prefix = (complete or {}).get(path.name, "")
             for key in opened.keys():  # noqa: SIM118
                 shape = opened.get_slice(key).get_shape()
-                row, shape = json.loads(places[key]) if key in places else (0, shape)
+                row, shape = places.get(key, (0, shape))
                 self._pieces.setdefault(prefix + key, []).append((opened, key, row))
                 self.shapes[prefix + key] = tuple(shape)
 

@@ -270,7 +270,7 @@ def advice(manifest: Mapping[str, Any]) -> str:
 
 def loading(subject: Subject, origins: Sequence[str]) -> str:
     """Return the commands that load the model. MODEL is this folder, or the id of its repository."""
-    base = shown_base(origins[0]) if origins else "BASE"
+    base = origins[0] if origins and is_hub_id(origins[0]) else "BASE"  # a folder here is another one elsewhere
     classes = "AutoModelForSequenceClassification" if subject.kind == "reward" else "AutoModelForCausalLM"
     code = f"""\
 from transformers import {classes}, AutoTokenizer
@@ -291,7 +291,11 @@ tokenizer = AutoTokenizer.from_pretrained("MODEL")
         serve = f"vllm serve {base} --enable-lora --lora-modules {subject.name}=MODEL"
     if subject.kind == "gguf":
         return "`MODEL` is the file.\n\n```\nllama-cli -m MODEL\nllama-server -m MODEL\n```\n"
-    text = f"`MODEL` is this folder, or the id of its repository.\n\n```python\n{code}```\n"
+    meaning = "`MODEL` is this folder, or the id of its repository."
+    if subject.kind == "adapter" and base == "BASE":
+        what = f"`{shown_base(origins[0])}`" if origins else "that the adapter was trained on"
+        meaning += f" `BASE` is the folder of the base model {what}, or the id of its repository."
+    text = f"{meaning}\n\n```python\n{code}```\n"
     return text if subject.kind == "reward" else f"{text}\n```\n{serve}\n```\n"
 
 

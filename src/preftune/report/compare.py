@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from preftune.report.figures.curves import DRIFT, TRAINING, curves, is_number
+from preftune.report.figures.words import percent, short
 from preftune.report.page import Folded, Page, Part, Table, write_page
 from preftune.report.read import Run, read_run
 from preftune.report.run import PPO, ROUNDS
@@ -15,6 +16,11 @@ from preftune.report.samples import SHOWN, comparisons, shortened
 
 #: Differences in these say nothing about the result: they follow from the machine or are names.
 UNINTERESTING = ("out", "track")
+#: Metrics of the table of results; all others are folded away.
+MAIN = (
+    "loss", "loss_se", "rewards/accuracies", "rewards/margins", "drift/kl", "drift/kl_se", "drift/displaced",
+    "drift/gap", "drift/tokens", "objective/score", "objective/score_se", "objective/kl", "diversity",
+)  # fmt: skip
 
 
 def write_comparison(folders: Sequence[Path], path: Path) -> None:
@@ -22,19 +28,19 @@ def write_comparison(folders: Sequence[Path], path: Path) -> None:
     opened = [read_run(folder) for folder in folders]
     runs = [run for run, _ in opened]
     header = ("", *(str(run.folder) for run in runs))
-    states = ("state", *("finished" if run.manifest.get("finished") else "not finished" for run in runs))
+    states = ("state", *("finished" if run.finished else "not finished" for run in runs))
     settings = _settings(runs)
     lines = {str(run.folder): run.lines for run in runs}
     methods = {run.method for run in runs}
     charts = [*(PPO if methods == {"ppo"} else ROUNDS if methods == {"iterate"} else TRAINING), *DRIFT]
     card = curves(charts, lines, runs[0].unit, "held-out data and evaluations")
     parts: list[Part | None] = [
-        Table("Results on held-out data, last evaluation", header, [states, *_results(runs, "eval")]),
+        Table("Results", header, [states, *_results(runs, "eval", MAIN)], "Of the last evaluation of each run."),
         Table("Settings that differ", header, settings) if settings else Table("Settings that differ", text="None."),
         card,
         _advice(runs),
         _samples(runs),
-        Table("Training data, last step", header, _results(runs, "train")) if _results(runs, "train") else None,
+        _everything(runs),
     ]
     page = Page(
         title=f"preftune report: {len(runs)} runs",
@@ -54,10 +60,13 @@ def _verdict(runs: Sequence[Run]) -> str:
         values = [run.values(name) for run in runs]
         if all(values):
             last = [of_run[-1][1] for of_run in values]
+            show = percent if "accuracies" in name else short
+            if len(set(last)) == 1:
+                return f"All {len(runs)} runs have the same {word}, {show(last[0])}."
             best = max(range(len(runs)), key=lambda index: sign * last[index])
-            others = ", ".join(f"{value:.3g}" for index, value in enumerate(last) if index != best)
+            others = ", ".join(show(value) for index, value in enumerate(last) if index != best)
             title = "highest" if sign > 0 else "lowest"
-            return f"{runs[best].folder} has the {title} {word}: {last[best]:.3g}, against {others}."
+            return f"{runs[best].folder} has the {title} {word}: {show(last[best])}, against {others}."
     return f"{len(runs)} runs, which have no measured metric in common."
 
 
@@ -78,14 +87,24 @@ def _settings(runs: Sequence[Run]) -> list[tuple[str, ...]]:
     return [row for row in rows if len(set(row[1:])) > 1]
 
 
-def _results(runs: Sequence[Run], split: str) -> list[tuple[str, ...]]:
-    """Return the last value of each metric of a split, and at which step it was measured."""
+def _results(runs: Sequence[Run], split: str, only: Sequence[str] = ()) -> list[tuple[str, ...]]:
+    """Return the last value of each metric of a split, of those in `only`, and at which step it was measured."""
     last = [next((line for line in reversed(run.lines) if line["split"] == split), {}) for run in runs]
     names = sorted({name for line in last for name in line} - {"step", "split"})
+    names = [name for name in only if name in names] if only else names
     if not names:
         return []
     rows = [(name, *(f"{line[name]:.5g}" if is_number(line.get(name)) else "" for line in last)) for name in names]
     return [(runs[0].unit, *(str(line.get("step", "")) for line in last)), *rows]
+
+
+def _everything(runs: Sequence[Run]) -> Folded:
+    """Return the last value of every metric of each run, folded away."""
+    rows = [("evaluation", *(str(run.folder) for run in runs)), *_results(runs, "eval")]
+    rows += [("", *("" for _ in runs)), ("training", *(str(run.folder) for run in runs)), *_results(runs, "train")]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(runs) + 1)]
+    lines = ("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return Folded("All metrics, last values", code="\n".join(lines))
 
 
 def _advice(runs: Sequence[Run]) -> Table | None:

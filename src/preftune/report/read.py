@@ -25,6 +25,7 @@ class Run:
     config: Mapping[str, Any]
     manifest: Mapping[str, Any]
     lines: Lines
+    finished: bool = False
 
     @property
     def method(self) -> str:
@@ -64,7 +65,8 @@ def read_run(folder: Path) -> tuple[Run, str]:
     manifest = read_manifest(folder)
     lines, problem = read_metrics(folder / "metrics.jsonl", manifest.get("metrics"))
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    return Run(folder, config if isinstance(config, dict) else {}, manifest, lines), problem
+    settings = config if isinstance(config, dict) else {}
+    return Run(folder, settings, manifest, lines, bool(manifest.get("finished"))), problem
 
 
 def read_metrics(path: Path, end: Mapping[str, Any] | None = None) -> tuple[list[dict[str, Any]], str]:

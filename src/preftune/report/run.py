@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from preftune.report import harness, verdict
 from preftune.report.figures import bradley_terry, pair_cards
-from preftune.report.figures.curves import TRAINING, Chart, curves, distance
+from preftune.report.figures.curves import LOSS_HEALTH, REWARD_HEALTH, TRAINING, Chart, curves, distance
 from preftune.report.figures.drawn_pairs import RunPairs, read_pairs, read_tokens
 from preftune.report.figures.shift import shift
 from preftune.report.figures.words import num, short
@@ -36,13 +37,15 @@ ROUNDS = (
 )
 
 
-def write_run_page(folder: Path, unit: str | None = None, out: Path | None = None) -> None:
+def write_run_page(folder: Path, unit: str | None = None, out: Path | None = None, *, finished: bool = False) -> None:
     """Write the page of a run.
 
-    unit   what the number of an evaluation counts, for the titles of samples; by default as in the manifest
-    out    the page to write; by default `folder`/report.html
+    unit       what the number of an evaluation counts, for the titles of samples; by default as in the manifest
+    out        the page to write; by default `folder`/report.html
+    finished   the run is finished, although its manifest is written after the page
     """
     run, problem = read_run(folder)
+    run = replace(run, finished=run.finished or finished)
     best = run.manifest.get("best")
     shown = best["step"] if best and best.get("final") != "last" else None
     parts: list[Part | None] = [
@@ -53,7 +56,7 @@ def write_run_page(folder: Path, unit: str | None = None, out: Path | None = Non
             run.unit,
             "evaluations" if run.method in ("ppo", "iterate") else "held-out data",
         ),
-        distance(run.lines, run.unit) if run.method == "dpo" else None,
+        distance(run.lines, run.unit, warned=bool(run.manifest.get("advice"))) if run.method == "dpo" else None,
         _rounds(run),
         *_sources(run),
         Table("lm-evaluation-harness", *_head(harness.rows(folder))) if harness.rows(folder) else None,
@@ -80,6 +83,10 @@ def _charts(run: Run) -> Sequence[Chart]:
 
 def _evaluation_name(run: Run) -> str:
     return "evaluations" if run.method in ("ppo", "iterate") else "held-out data"
+
+
+def _health(run: Run) -> tuple[str, str]:
+    return REWARD_HEALTH if run.method in ("ppo", "iterate") else LOSS_HEALTH
 
 
 def _head(table: Sequence[Sequence[str]]) -> tuple[Sequence[str], Sequence[Sequence[str]]]:

@@ -14,7 +14,7 @@ from preftune.report.read import Run
 
 def verdict(run: Run) -> str:
     """Return one sentence on what the run did."""
-    if not run.manifest.get("finished"):
+    if not run.finished:
         steps = max((int(line["step"]) for line in run.lines), default=0)
         return f"This run is not finished: its last metrics are those of {run.unit} {steps}."
     makers: dict[str, Callable[[Run], str]] = {
@@ -125,7 +125,7 @@ def steps(run: Run) -> list[Step]:
     data = section.get("eval") if isinstance(section.get("eval"), str) else section.get("train")
     data = shlex.quote(data) if isinstance(data, str) else "DATA"
     base = shlex.quote(str((run.config.get("model") or {}).get("path", "MODEL")))
-    if not run.manifest.get("finished"):
+    if not run.finished:
         return []
     if run.method == "reward":
         return [

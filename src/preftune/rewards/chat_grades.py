@@ -1,6 +1,7 @@
 """A chat model's grades as rewards: judge:URL,MODEL,VARIABLE,SETTINGS.
 
 VARIABLE is the name of the environment variable that holds the API key, SETTINGS is a JSON object; both are optional.
+The setting `timeout` limits the seconds of a whole reply and is not sent to the server.
 Every grade is saved in the cache folder when it arrives, so that no response is paid for twice.
 """
 
@@ -14,8 +15,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from preftune.client import Client, RefusedError, parse_settings
+from preftune.client import TIMEOUT_LIMITS_S, TIMEOUT_S, Client, RefusedError, parse_settings
 from preftune.errors import ConfigError, IncompleteError
 from preftune.files import Journal, cache_folder
 from preftune.rewards.replies import MARKUP, MARKUP_AT_END, MAX_TOKENS, end_of, estimate_tokens, last_line
@@ -112,10 +114,21 @@ def open_chat_grades(name: str, where: str) -> ChatGrades:
     url, model, variable, settings = [*parts, "", ""][:4]
     if variable.startswith("{"):
         raise ConfigError("VARIABLE is missing before SETTINGS", where=where, fix="write judge:URL,MODEL,,{JSON}")
-    server = Client(url, model, variable or None, settings=parse_settings(settings, where) if settings else {})
+    extra = dict(parse_settings(settings, where, allow_timeout=True)) if settings else {}
+    timeout_s = _timeout(extra.pop("timeout", TIMEOUT_S), where)
+    server = Client(url, model, variable or None, timeout_s=timeout_s, settings=extra)
     server.connect()  # to report a missing package or key at once
     digest = hashlib.sha256(f"{VERSION} {server.name}".encode()).hexdigest()
     return ChatGrades(server, cache_folder() / "grades" / f"{digest}.jsonl")
+
+
+def _timeout(value: Any, where: str) -> float:
+    """Return the time limit of a reply in seconds. Raises ConfigError if it is not a number in the allowed range."""
+    low, high = TIMEOUT_LIMITS_S
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        what = f"timeout is {value!r}, not a number of seconds from {low:g} to {high:g}"
+        raise ConfigError(what, where=where, fix='write judge:URL,MODEL,,{"timeout": 60}')
+    return float(value)
 
 
 @dataclass(frozen=True, slots=True)

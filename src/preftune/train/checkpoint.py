@@ -52,7 +52,7 @@ def save(folder: Path, step: int, weights: Weights, optimizer: torch.optim.Optim
     tensors = {WEIGHTS: _weights(weights), OPTIMIZER: _optimizer_tensors(weights, optimizer)}
     final = _write(folder / name_of(step), tensors, {"step": step, **state})
     if group.first():
-        for old in saved(folder)[:-2]:
+        for old in surplus(folder):
             shutil.rmtree(old, ignore_errors=True)
     return final
 
@@ -125,11 +125,12 @@ def _write_parts(final: Path, tensors: dict[str, dict[str, Tensor]], state: dict
 
 
 def recover(folder: Path) -> None:
-    """Restore the checkpoints that a killed process was about to replace. Raises OSError."""
-    for old in folder.glob(f"*{OLD}"):
-        final = old.with_name(old.name.removesuffix(OLD))
-        if not final.exists():
-            os.replace(old, final)
+    """Restore the checkpoints that a killed process was about to replace. Raises StorageError."""
+    with writing(folder):
+        for old in folder.glob(f"*{OLD}"):
+            final = old.with_name(old.name.removesuffix(OLD))
+            if not final.exists():
+                os.replace(old, final)
 
 
 def _weights(weights: Weights) -> dict[str, Tensor]:
@@ -158,6 +159,11 @@ def step_of(path: Path) -> int:
 def saved(folder: Path) -> list[Path]:
     """Return the checkpoints in a folder, the oldest first."""
     return sorted(folder.glob("step-????????"))
+
+
+def surplus(folder: Path) -> list[Path]:
+    """Return all checkpoints in a folder but the newest two. A process that is killed leaves them, perhaps in part."""
+    return saved(folder)[:-2]
 
 
 def seals(folder: Path) -> dict[str, str]:

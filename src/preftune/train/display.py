@@ -23,6 +23,7 @@ SHOWN = (  # metric, label, format
     ("drift/kl", "KL", "{:.3f}"),
     ("pairs_per_s", "pairs/s", "{:.1f}"),
 )
+WITH_ERROR = ("drift/kl",)  # shown with its standard error: an estimate from few samples may be below 0
 
 
 class Display:
@@ -87,4 +88,9 @@ class Display:
 
 
 def _figures(metrics: Mapping[str, float]) -> str:
-    return " ".join(f"{short} {form.format(metrics[name])}" for name, short, form in SHOWN if name in metrics)
+    parts = []
+    for name, short, form in SHOWN:
+        if name in metrics:
+            error = metrics.get(f"{name}_se") if name in WITH_ERROR else None
+            parts.append(f"{short} {form.format(metrics[name])}" + (f" +- {error:.2g}" if error is not None else ""))
+    return " ".join(parts)

@@ -178,8 +178,7 @@ class Run:
         """Read the newest checkpoint, and write manifest and config."""
         folder, facts = self.folder, Run.manifest(self.folder)
         self.extended = extended
-        with writing(folder):
-            checkpoint.recover(folder / "checkpoints")
+        checkpoint.recover(folder / "checkpoints")
         self.resume_from, state, damaged = checkpoint.newest(folder / "checkpoints", facts)
         for description in damaged:
             self.display.say(f"skipped damaged checkpoint {description}")
@@ -195,7 +194,8 @@ class Run:
             self.note(run=facts.get("run") or secrets.token_hex(8), started=started, **machine())
             config = yaml.safe_dump(self.identity["config"], sort_keys=False, allow_unicode=True)
             write_text(folder / "config.yaml", [config])
-            for partial in [*folder.glob("*.part-*"), *folder.glob("checkpoints/*.part-*")]:
+            surplus = [] if damaged else checkpoint.surplus(folder / "checkpoints")
+            for partial in [*folder.glob("*.part-*"), *folder.glob("checkpoints/*.part-*"), *surplus]:
                 shutil.rmtree(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
         if self.resume_from:
             self.start, self.tally, self.tokens = int(state["step"]), Tally.of(state["tally"]), int(state["tokens"])

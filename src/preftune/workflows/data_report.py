@@ -97,7 +97,7 @@ def _page(checked: Checked, lines: Sequence[str]) -> Page:
     verdict = (
         "Training on these data fails."
         if checked.refusal
-        else f"{kept:,} of {read:,} rows can be trained on; {len(rows)} kinds of findings are listed."
+        else f"{kept:,} of {read:,} rows can be trained on; {_about_findings(len(rows))}."
     )
     return Page(
         title="preftune data check",
@@ -111,6 +111,12 @@ def _page(checked: Checked, lines: Sequence[str]) -> Page:
         ],
         parts=parts,
     )
+
+
+def _about_findings(number: int) -> str:
+    if number == 0:
+        return "no check has a finding"
+    return "one check has findings" if number == 1 else f"{number} checks have findings"
 
 
 def _percent(rate: Rate | None) -> str:

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from preftune.client import Client
 from preftune.config.data import plain_paths
@@ -31,8 +30,7 @@ from preftune.lifecycle.open_policy import find_policy, reward_fingerprint
 from preftune.lifecycle.policy import device_of
 from preftune.measures.win_rate import WinRate, sides, win_rate
 from preftune.model.generate import Sampling
-from preftune.report.figures.win_rates import win_rates
-from preftune.report.page import Number, Page, Part, Table, write_page
+from preftune.report.page import write_page
 from preftune.rewards import chat_grades
 from preftune.rewards.chat_grades import Estimate
 from preftune.rewards.judges import INSTRUCTIONS, Question, messages_for, open_judge, server_judge
@@ -47,12 +45,10 @@ from preftune.workflows.data_section import chat_options_of, read_rows, row_read
 from preftune.workflows.pairs import read_samples, score
 from preftune.workflows.sample import SampleOptions
 from preftune.workflows.verdicts import Pair, Verdicts, agreement, collect_verdicts, labels_of, require_readable
+from preftune.workflows.winrate_page import page_of
 
 Groups = Sequence[PreferenceGroup]
 PROMPTS = "prompts.jsonl"
-
-
-EVEN = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,73 +328,5 @@ def write(
     by_policy = {policy: {t: asdict(rate) for t, rate in by.items()} for policy, by in rates.items()}
     facts = {"settings": settings, "judge": verdicts.judge, "win_rates": by_policy, "left_out": left_out}
     write_json(out / "winrate.json", {**facts, "agreement_with_labels": label_agreement})
-    heads = [
-        "policy",
-        "temperature",
-        "win rate",
-        "95 %",
-        "length-adjusted",
-        "won, tied, lost",
-        "verdicts unread",
-        "first shown wins",
-        "words",
-    ]
-    cells: list[list[Any]] = [
-        [
-            policy,
-            t,
-            f"{r.rate:.1%}",
-            f"{r.low:.1%} to {r.high:.1%}",
-            f"{r.length_adjusted:.1%} ({r.length_adjusted_low:.1%} to {r.length_adjusted_high:.1%})",
-            f"{r.wins}, {r.ties}, {r.losses}",
-            f"{r.unread} of {2 * r.matches}",
-            f"{r.first_shown:.1%}",
-            f"{r.words:.0f} against {r.other_words:.0f}",
-        ]
-        for policy, by in rates.items()
-        for t, r in by.items()
-    ]
     against = options.against or "the responses that the data prefer"
-    parts: list[Part] = [
-        win_rates(rates, options.judge, against),
-        Table("Win rates", heads, cells, f"Judge: {options.judge}; against {against}."),
-    ]
-    if label_agreement:
-        low, high = label_agreement["low"], label_agreement["high"]
-        rate = [f"{label_agreement['agreement']:.1%}", f"{low:.1%} to {high:.1%}"]
-        counts = [f"{label_agreement[name]:g}" for name in ("pairs", "tied_labels", "unread")]
-        head = ["judge agrees with the label", "95 %", "labels", "tied labels", "verdicts unread"]
-        parts.append(
-            Table("Agreement with the labels of the data", head, [[*rate, *counts]], "A tie counts as one half.")
-        )
-    write_page(out / "winrate.html", page_of(options, rates, against, label_agreement, parts))
-
-
-def page_of(
-    options: WinRateOptions,
-    rates: dict[str, dict[str, WinRate]],
-    against: str,
-    label_agreement: dict[str, float] | None,
-    parts: list[Part],
-) -> Page:
-    """Return the page of the win rates, with the best policy as its verdict."""
-    policy, t, best = max(((p, t, r) for p, by in rates.items() for t, r in by.items()), key=lambda one: one[2].rate)
-    sure = "" if best.low > EVEN or best.high < EVEN else "; the interval contains 50 %"
-    numbers = [
-        Number(f"{best.rate:.0%}", f"win rate of {policy} at temperature {t} ({best.low:.0%} to {best.high:.0%})"),
-        Number(
-            f"{best.length_adjusted:.0%}",
-            f"at equal lengths ({best.length_adjusted_low:.0%} to {best.length_adjusted_high:.0%})",
-        ),
-    ]
-    if label_agreement:
-        numbers.append(Number(f"{label_agreement['agreement']:.0%}", "of the labels of the data agree with the judge"))
-    else:
-        numbers.append(Number(f"{best.first_shown:.0%}", "wins of the response that is shown first; 50 % is unbiased"))
-    return Page(
-        title="preftune eval winrate",
-        about=options.judge,
-        verdict=f"{policy} wins {best.rate:.0%} of its matches against {against}{sure}.",
-        numbers=numbers,
-        parts=parts,
-    )
+    write_page(out / "winrate.html", page_of(options.judge, against, rates, label_agreement))

@@ -139,3 +139,9 @@ def test_numbers_of_the_responses_are_suggested_as_ratings(tmp_path: Path) -> No
     rows = [{"prompt": "p", "completions": [{"content": "x", "hearts": 1}, {"content": "y", "hearts": 3}]}]
     assert "data.aspect to one of hearts" in fix_of(tmp_path, rows)
     assert better_responses(read_rows(tmp_path, rows, aspect="hearts")[0]) == ["y"]
+
+
+def test_rows_of_texts_are_most_similar_to_the_plain_format(tmp_path: Path) -> None:
+    """Of formats with the same columns, the message names the one with the plainest rows."""
+    with pytest.raises(DataError, match="the most similar format, 'preference', also needs 'rejected'"):
+        read_rows(tmp_path, [{"prompt": "p", "chosen": "x", "loser": "y"}])

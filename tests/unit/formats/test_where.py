@@ -14,8 +14,9 @@ from tests.conftest import write_jsonl
 from preftune.data.prompts import read_prompts
 from preftune.data.read_groups import read_groups
 from preftune.errors import ConfigError, DataError
+from preftune.formats.account import require_matched
 from preftune.formats.parsers import Reading
-from preftune.formats.where import OPERATORS, conditions
+from preftune.formats.where import OPERATORS, conditions, drop_list
 
 PAIR = {"prompt": "p", "chosen": "x", "rejected": "y"}
 
@@ -136,3 +137,38 @@ def test_a_row_that_cannot_be_read_is_not_left_out_silently(tmp_path: Path) -> N
     path.write_text(json.dumps(PAIR | {"n": 1}) + "\n{broken\n")
     with pytest.raises(DataError, match=r"a.jsonl:2: broken JSON"):
         read_groups(str(path), Reading(where=("n == 1",)))
+
+
+def three_rows(tmp_path: Path) -> Path:
+    return write_jsonl(tmp_path / "d.jsonl", [{**PAIR, "chosen": f"x{i}"} for i in range(3)])
+
+
+def test_listed_rows_are_left_out_with_a_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = three_rows(tmp_path)
+    listed = tmp_path / "drop.txt"
+    monkeypatch.chdir(tmp_path)
+    for name in (str(data), "d.jsonl"):  # a relative path names the same row
+        listed.write_text(f"{name}:2\n\n")
+        groups, account = read_groups(str(data), Reading(drop=drop_list(str(listed))))
+        assert [group.responses[0] for group in groups] == ["x0", "x2"]
+        assert account.read == 3
+        account.check(0.0)  # the row does not count as a dropped one
+        assert any("left out by data.drop" in line for line in account.lines())
+
+
+def test_a_listed_row_that_no_source_has_is_an_error(tmp_path: Path) -> None:
+    data, other = three_rows(tmp_path), write_jsonl(tmp_path / "e.jsonl", [PAIR])
+    listed = (f"{data}:3", f"{other}:1")
+    accounts = [read_groups(str(path), Reading(drop=listed))[1] for path in (data, other)]
+    require_matched(accounts)
+    with pytest.raises(DataError, match=r"data.drop lists the row .*e.jsonl:1"):
+        require_matched(accounts[:1])
+
+
+@pytest.mark.parametrize(("text", "message"), [("", "lists no rows"), ("just words\n", "does not name a row")])
+def test_a_list_that_names_no_rows_is_an_error(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "drop.txt").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        drop_list(str(tmp_path / "drop.txt"))
+    with pytest.raises(ConfigError, match="cannot be read"):
+        drop_list(str(tmp_path / "none.txt"))

@@ -176,6 +176,28 @@ def test_a_reference_that_runs_adds_passes(tmp_path: Path, tiny: Path) -> None:
     assert cost(lora=LoraConfig(), reference={"kind": "cached"}) == pytest.approx(cost() * 2 / 3)
 
 
+def test_a_loss_over_the_whole_step_runs_the_forward_passes_twice(tiny: Path) -> None:
+    def dpo(**sections: Any) -> DPOConfig:
+        return DPOConfig(model=ModelConfig(path=str(tiny), dtype="fp32"), data=DataConfig(train="x"), **sections)
+
+    plain, joint = dpo(), dpo(loss="kto")
+    shape, work, cluster = read_shape(plain), Work(1000, 100, 500, 1, ""), Cluster(2, 10**9)
+    assert operations(shape, joint, work) == pytest.approx(operations(shape, plain, work) * 4 / 3)
+    blocks = 2 * shape.block * 4 // 2  # half of two blocks in fp32
+    assert traffic(shape, joint, cluster, 3)["weights"] - traffic(shape, plain, cluster, 3)["weights"] == 3 * blocks
+    frozen = {"reference": {"kind": "frozen"}}
+    more = traffic(shape, dpo(loss="kto", **frozen), cluster, 1)["weights"]
+    assert more - traffic(shape, dpo(**frozen), cluster, 1)["weights"] == blocks + shape.parameters * 4 // 2
+
+
+def test_the_chunks_of_logits_are_not_larger_than_the_logits(tiny: Path) -> None:
+    config = sft(tiny)
+    shape = read_shape(config)
+    buffers = [memory_parts(shape, config, Cluster(1, 10**9), 64, scored)["buffers"] for scored in (10, 20, 10**9)]
+    assert buffers[1] - buffers[0] == 3 * 4 * 10 * shape.vocabulary
+    assert buffers[2] < 3 * 512_000_000 + 10**6
+
+
 @pytest.mark.parametrize(
     ("text", "size"), [("80GB", 80 * 10**9), ("80GiB", 80 * 2**30), ("24", 24 * 10**9), ("1.5 TB", 15 * 10**11)]
 )

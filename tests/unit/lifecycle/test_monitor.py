@@ -222,7 +222,8 @@ def test_prompts_that_are_too_long_are_skipped_and_counted(tmp_path: Path, token
     messages = run(tmp_path, model, tokenizer, rows=[*PAIRS, *long], data=data, monitor=monitoring)
     assert (
         "monitor: 8 training prompts, at most 1 x 32 tokens per prompt; "
-        "skipped 3 prompts without room for 32 tokens in the model's context of 64"
+        "skipped 3 prompts without room for 32 tokens in the model's context of 64; "
+        "too few for warnings, which need 16 responses"
     ) in messages
     (tmp_path / "none").mkdir()
     data = DataConfig(train=str(tmp_path / "none" / "data.jsonl"), max_length=64)
@@ -256,6 +257,7 @@ def test_a_warning_is_printed_once_and_saved(
 ) -> None:
     """A run with a large KL gets a warning; manifest and report contain it with the last value."""
     monkeypatch.setattr("preftune.measures.advice.KL", 0.5)
+    monkeypatch.setattr("preftune.measures.advice.ENOUGH", 2)
     monkeypatch.setattr("preftune.measures.advice.GAP", 1e6)
     messages = run(tmp_path, model_folder, optim=OptimConfig(lr=2e-2), train=TrainConfig(epochs=3, eval_every=2))
     saved = json.loads((tmp_path / "run" / "manifest.json").read_text())["advice"]
@@ -267,8 +269,8 @@ def test_a_warning_is_printed_once_and_saved(
     assert saved["kl"]["step"] == last["step"]
     assert f"{last['drift/kl']:.1f} +- {last['drift/kl_se']:.1f} nats" in saved["kl"]["text"]
     page = (tmp_path / "run" / "report.html").read_text()
-    assert "<h2>Distance from data and reference</h2>" in page
-    assert "nats per response from the reference (warning above 0.5). Lower optim.lr or raise loss.beta.</td>" in page
+    assert ">Distance from data and reference</h2>" in page
+    assert "nats per response from the reference (warning above 0.5). Lower optim.lr or raise loss.beta.</p>" in page
 
 
 def test_a_run_without_drift_gets_no_warning(

@@ -73,7 +73,7 @@ def test_the_report_and_the_last_lines_show_responses_before_and_after(tuned: tu
     assert "6 of the 6 prompts" in page
     for pair in PAIRS:
         if pair["prompt"] in (row["prompt"] for row in rows(folder / "samples" / "data.jsonl")):
-            assert f">{pair['chosen']}</span>" in page.replace("&#39;", "'")
+            assert f">{pair['chosen']}</p>" in page.replace("&#39;", "'")
     start = messages.index("samples before and after:")
     shown = messages[start : start + 7]
     assert shown[1] == f"  prompt: {before['prompt']}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -99,6 +100,20 @@ def test_a_warning_names_metric_threshold_and_remedy(
     assert text in warnings[subject]
     assert "warning" in warnings[subject]
     assert advice({**now, **within}, FIRST) == {}
+
+
+@pytest.mark.parametrize(("beyond", "subject", "text", "within"), CASES, ids=[row[1] for row in CASES])
+def test_a_warning_needs_enough_responses(
+    beyond: dict[str, float], subject: str, text: str, within: dict[str, float]
+) -> None:
+    now: dict[str, Any] = {**FIRST, "step": 9, **beyond}
+    assert list(advice({**now, "drift/responses": float(thresholds.ENOUGH)}, FIRST)) == [subject]
+    assert advice({**now, "drift/responses": thresholds.ENOUGH - 1.0}, FIRST) == {}
+
+
+def test_a_value_that_is_nan_is_reported_for_few_responses_too() -> None:
+    now = {**FIRST, "step": 9, "drift/responses": 2.0, "drift/gap": math.nan}
+    assert list(advice(now, FIRST)) == ["gap"]
 
 
 def test_a_large_gap_at_the_start_is_reported_once_and_again_only_if_it_grows() -> None:

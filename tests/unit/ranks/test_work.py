@@ -50,7 +50,7 @@ def parts_of(folder: Path, rows: torch.Tensor, sizes: list[int]) -> Parts:
     """Write a tensor as parts with `sizes` rows."""
     begin = 0
     for number, size in enumerate(sizes):
-        place = {"weights/w": json.dumps([begin, list(rows.shape)])}
+        place = {"places": json.dumps({"weights/w": [begin, list(rows.shape)]})}
         if size:
             save_file(
                 {"weights/w": rows[begin : begin + size].clone()}, folder / f"part-{number:05d}.safetensors", place

@@ -261,3 +261,15 @@ def test_axe_reports_no_violation(path: Path, dark: bool) -> None:
             " v.impact + ' ' + v.id + ': ' + v.nodes[0].html.slice(0, 160) + ' ' + v.nodes[0].failureSummary))"
         )
         assert violations == []
+
+
+def test_the_shade_of_a_token_grows_with_its_reward(browser: Browser, path: Path) -> None:
+    show(browser, path)
+    shades = browser.value(
+        "[...document.querySelectorAll('#tokens .tok[role]')].map((t) =>"
+        " [t.textContent.trim(), t.className.split(' ')[1], parseFloat(t.style.getPropertyValue('--a'))])"
+    )
+    by_text = {text: (direction, alpha) for text, direction, alpha in shades}
+    assert by_text["good"][0] == "up"
+    assert by_text["bad"] == ("down", 75)
+    assert by_text["good"][1] == pytest.approx(75 * 0.2 / 0.3, abs=1)

@@ -47,6 +47,7 @@ def test_the_card_says_what_was_trained_on_what(tmp_path: Path) -> None:
     assert header["tags"] == ["preftune", "dpo", "lora"]
     for part in ("9 rows read, 8 used", "f00d", "`sigmoid` (beta 0.1)", "| `loss` | 0.6931 | 0.5 |", "torch 2.13"):
         assert part in text
+    assert "vllm serve org/base --enable-lora --lora-modules mine=MODEL" in text
     assert "## Limits" in text
     assert "](figures/loss.svg)" in text
     ElementTree.fromstring((tmp_path / "out" / "figures" / "loss.svg").read_text())
@@ -59,6 +60,8 @@ def test_the_card_has_no_folders_of_the_machine_and_no_timings(tmp_path: Path) -
     header, text = card_of(run, tmp_path / "out", base=str(base))
     assert "base_model" not in header  # the Hub accepts only ids
     assert "my-base" in text
+    assert "vllm serve BASE --enable-lora --lora-modules mine=MODEL" in text
+    assert "`BASE` is the folder of the base model `my-base`, or the id of its repository." in text
     assert "prefs.jsonl" in text
     for private in (str(tmp_path), "/home/ann", "pairs_per_s"):
         assert private not in text

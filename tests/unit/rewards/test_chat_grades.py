@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,9 @@ from typing import Any
 import pytest
 from tests.servers import send_completion, send_rejection, serving
 
-from preftune.client import Client, RefusedError, Reply, parse_settings
+from preftune.client import TIMEOUT_S, Client, RefusedError, Reply, parse_settings
 from preftune.errors import ConfigError, IncompleteError
-from preftune.rewards.chat_grades import cache_key, estimate, messages_for, parse_grade
+from preftune.rewards.chat_grades import ChatGrades, cache_key, estimate, messages_for, parse_grade
 from preftune.rewards.open import open_reward
 from preftune.rewards.reward import PromptResponse, rewards_of, why_missing
 from preftune.types import Message
@@ -22,12 +24,14 @@ from preftune.types import Message
 class Grader(BaseHTTPRequestHandler):
     """Grades a response by its number of words; "riddle" gets a grade at the second request, "nothing" never.
 
-    Refuses the response "filtered", requests without a setting in `needs`, and requests with a setting in `refuses`.
+    The response "waits" gets no reply before `go_on` is set. Refuses the response "filtered", requests without a
+    setting in `needs`, and requests with a setting in `refuses`.
     """
 
     requests: list[dict[str, Any]]
     needs: frozenset[str] = frozenset()
     refuses: frozenset[str] = frozenset()
+    go_on: threading.Event
 
     def log_message(self, *_: Any) -> None: ...
 
@@ -36,6 +40,8 @@ class Grader(BaseHTTPRequestHandler):
         self.requests.append(body)
         response = json.loads(body["messages"][-1]["content"])["answer"]
         times = sum(json.loads(b["messages"][-1]["content"])["answer"] == response for b in self.requests)
+        if response == "waits":
+            self.go_on.wait(30)
         if response == "filtered":
             send_rejection(self, "the content filter")
             return
@@ -50,8 +56,9 @@ class Grader(BaseHTTPRequestHandler):
 def grader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     pytest.importorskip("openai")
     monkeypatch.setenv("PREFTUNE_CACHE", str(tmp_path / "cache"))
-    with serving(Grader, requests=[]) as handler:
+    with serving(Grader, requests=[], go_on=threading.Event()) as handler:
         yield handler
+        handler.go_on.set()
 
 
 def with_prompt(*responses: str) -> list[PromptResponse]:
@@ -114,6 +121,40 @@ def test_server_settings_replace_or_remove_ours_and_are_part_of_the_cache_key(gr
     assert len(grader.requests) == before
     open_reward(name.replace("4000", "500"))(responses)
     assert len(grader.requests) > before
+
+
+def test_the_time_limit_of_a_reply_is_in_the_settings_and_is_not_sent(grader: Any) -> None:
+    """It is not part of the cache key, so saved grades stay valid."""
+    name = f'judge:{grader.url},big,,{{"seed": 1, "timeout": 7.5}}'
+    reward = open_reward(name)
+    assert isinstance(reward, ChatGrades)
+    assert (reward.server.timeout_s, dict(reward.server.settings)) == (7.5, {"seed": 1})
+    assert list(reward(with_prompt("one"))) == [1]
+    assert "timeout" not in grader.requests[-1]
+    other = open_reward(f'judge:{grader.url},big,,{{"seed": 1}}')
+    assert isinstance(other, ChatGrades)
+    assert (other.server.timeout_s, other.path) == (TIMEOUT_S, reward.path)
+
+
+def test_a_judge_that_does_not_answer_in_time_is_an_error(grader: Any) -> None:
+    reward = open_reward(f'judge:{grader.url},big,,{{"timeout": 0.2}}')
+    assert isinstance(reward, ChatGrades)
+    once = replace(reward, server=replace(reward.server, attempts=1))
+    with pytest.raises(IncompleteError, match="the request failed after 1 attempts"):
+        once(with_prompt("waits"))
+    grader.go_on.set()
+    assert list(reward(with_prompt("one two"))) == [2]
+
+
+@pytest.mark.parametrize("value", ["0", "-1", '"5"', "true", "null", "1e9"])
+def test_a_time_limit_that_is_not_a_number_of_seconds_is_an_error(value: str) -> None:
+    with pytest.raises(ConfigError, match=r"timeout is .*, not a number of seconds from 0.1 to 86400"):
+        open_reward(f'judge:http://127.0.0.1:1,m,,{{"timeout": {value}}}')
+
+
+def test_a_time_limit_among_the_settings_of_a_server_names_the_option() -> None:
+    with pytest.raises(ConfigError, match=r"fix: set --timeout SECONDS"):
+        parse_settings('{"timeout": 5}', "--server-settings")
 
 
 def test_settings_in_the_place_of_the_variable_are_an_error() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -28,7 +29,7 @@ from preftune.train.run import Run
 
 CALLS = ("replace", "rename", "fsync", "link", "unlink", "rmdir", "mkdir", "ftruncate", "open")
 EVERY = 1 if "PREFTUNE_KILLS" in os.environ else 4  # `make kills` tests all calls
-STEPS = 2
+STEPS = 3  # the third checkpoint removes the first one
 BEST = {"metric": "loss", "direction": "auto", "final": "best", "patience": None, "min_change": 0.0}
 CONFIG = {"train": {"save_every": 1, "save_end": True}, "best": BEST}
 
@@ -36,7 +37,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks a process
 
 
 def run(folder: Path) -> None:
-    """Train, with evaluations after steps 0, 1 and 2. The one after step 1 is the best."""
+    """Train, with an evaluation before the first step and after each. The one after step 1 is the best."""
     model = nn.Linear(1, 1)
     nn.init.zeros_(model.weight)
     nn.init.zeros_(model.bias)
@@ -152,6 +153,20 @@ def test_a_full_disk_at_any_call_loses_nothing(
                 run(folder)
         done = bytes_of(folder)
         assert done["metrics.jsonl"] == expected["metrics.jsonl"], number
-        last = "checkpoints/step-00000002/weights.safetensors"
+        last = f"checkpoints/step-{STEPS:08d}/weights.safetensors"
         assert done[last] == expected[last], number
     assert all(number <= count / 3 for number in ended)
+
+
+def test_a_checkpoint_that_a_killed_process_was_about_to_delete_is_deleted(tmp_path: Path) -> None:
+    """It may have lost some of its files. Damage of a newer one keeps it."""
+    run(tmp_path / "run")
+    checkpoints = tmp_path / "run" / "checkpoints"
+    names = [path.name for path in sorted(checkpoints.iterdir())]
+    for damaged in (False, True):
+        shutil.copytree(checkpoints / names[0], checkpoints / "step-00000001")
+        if damaged:
+            (checkpoints / names[-1] / "weights.safetensors").write_bytes(b"")
+        log = Run.open(tmp_path / "run", run_identity(CONFIG, "data"), Display(quiet=True))
+        log.close()
+        assert (checkpoints / "step-00000001").is_dir() == damaged

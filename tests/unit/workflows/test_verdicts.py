@@ -174,8 +174,8 @@ def test_agreement_counts_every_label_by_its_probability(
     assert "the judge agrees with 62.5%" in output
     page = (tmp_path / "out" / "winrate.html").read_text()
     assert "Agreement with the labels of the data" in page
-    assert "<td>62.5%</td>" in page
-    assert "<th>verdicts unread</th>" in page
+    assert ">62.5\u00a0%</td>" in page
+    assert '<th scope="col">verdicts unread</th>' in page
 
 
 def test_agreement_counts_all_judgements_of_a_group(tmp_path: Path, model_folder: Path) -> None:

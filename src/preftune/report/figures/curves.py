@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from preftune.report.figures.words import short
@@ -49,6 +49,14 @@ DRIFT = (
     Chart("Length of the samples", "tokens", ("drift/tokens",)),
     Chart("Samples", "share", ("drift/ended", "drift/repetition", "drift/diversity")),
 )
+LOSS_HEALTH = (
+    "The loss falls and levels off, on both kinds of data.",
+    "The held-out loss rises while that of training falls; the gradient norm jumps.",
+)
+REWARD_HEALTH = (
+    "The reward rises while the KL grows slowly, and the samples stay diverse.",
+    "The KL grows while the reward does not; samples get longer or repeat themselves with a rising reward.",
+)
 NAMES = {
     "rewards/chosen": "chosen",
     "rewards/rejected": "rejected",
@@ -56,6 +64,9 @@ NAMES = {
     "rewards/accuracies": "accuracy",
     "grad_norm": "gradient norm",
     "lr": "learning rate",
+    "objective/score": "reward",
+    "objective/kl": "KL",
+    "drift/kl": "KL",
 }
 COLOURS = {"chosen": "chosen", "rejected": "rejected"}
 
@@ -66,28 +77,40 @@ def curves(
     unit: str = "step",
     evaluation: str = "held-out data",
     name: str = "curves",
+    health: tuple[str, str] = LOSS_HEALTH,
 ) -> Card | None:
-    """Return a card with the charts that have points. `lines` are the metrics of each run by its name."""
+    """Return a card with the charts that have points.
+
+    lines    the metrics of each run by its name
+    health   what is healthy, and what the charts warn of
+    """
+    if len(lines) > 1:  # the runs have the colours, so each metric has a chart
+        charts = [
+            replace(chart, title=title_of(chart, name), names=(name,)) for chart in charts for name in chart.names
+        ]
     drawn = [chart for chart in (_chart(one, lines, evaluation) for one in charts) if chart]
     if not drawn:
         return None
-    has_evaluations = any(series["split"] == "eval" for chart in drawn for series in chart["series"])
+    splits = {series["split"] for chart in drawn for series in chart["series"]}
     data = {
         "unit": unit,
         "runs": list(lines) if len(lines) > 1 else [],
         "charts": drawn,
-        "has_evaluations": has_evaluations,
+        "has_training": "train" in splits,
+        "has_evaluations": "eval" in splits,
         "evaluation_name": evaluation,
     }
     return Card(
         "curves",
         "Curves",
         sentence(drawn, unit) if len(lines) == 1 else f"The same metrics of {len(lines)} runs, on the same axes.",
-        f"Lines are training, smoothed over the raw values behind them; rings are {evaluation}. Move the slider or "
-        "point at a chart to read values.",
-        "The loss falls and levels off, on both kinds of data.",
-        "The loss of held-out data rises while that of training falls; steps in the gradient norm; a reward that grows "
-        "with the length of the samples.",
+        (
+            f"Lines are training, smoothed over the raw values behind them; rings are {evaluation}. "
+            if "train" in splits
+            else f"Rings are {evaluation}. "
+        )
+        + "Move the slider or point at a chart to read values.",
+        *health,
         "Measured: the metrics in metrics.jsonl. The smoothed line is a centred mean over 5 % of the steps.",
         data,
         name,
@@ -107,13 +130,23 @@ def _chart(chart: Chart, lines: Mapping[str, Lines], evaluation: str) -> dict[st
                     if line["split"] == split and is_number(line.get(metric))
                 ]
                 if points:
-                    label = NAMES.get(metric, metric.rsplit("/", 1)[-1])
+                    label = label_of(metric)
                     one = {"name": f"{label}, {word}", "split": split, "run": run, "points": thinned(points)}
                     series.append({**one, "colour": COLOURS.get(label, "policy")})
     if not series:
         return None
     level = {"name": chart.level[0], "value": chart.level[1]} if chart.level else None
     return {"title": chart.title, "y": chart.y, "series": series, "level": level}
+
+
+def title_of(chart: Chart, metric: str) -> str:
+    """Return the title of a chart that shows one of the metrics of `chart`."""
+    return chart.title if len(chart.names) == 1 else f"{chart.title}: {label_of(metric)}"
+
+
+def label_of(metric: str) -> str:
+    """Return the name of a metric in a chart."""
+    return NAMES.get(metric, metric.rsplit("/", 1)[-1])
 
 
 def is_number(value: Any) -> bool:
@@ -142,8 +175,9 @@ def sentence(charts: Sequence[Mapping[str, Any]], unit: str) -> str:
     return f"By {unit} {until}: {'; '.join(f'{name} {text}' for name, text, _ in changes)}."
 
 
-def distance(lines: Lines, unit: str) -> Card | None:
-    """Return the curves of the monitor: the policy's distance from its data and its reference."""
+def distance(lines: Lines, unit: str, *, warned: bool) -> Card | None:
+    """Return the curves of the monitor: the policy's distance from its data and its reference. `warned`: a metric has
+    exceeded its threshold."""
     card = curves(DRIFT, {"": lines}, unit, "evaluations", "distance")
     if card is None:
         return None
@@ -151,7 +185,7 @@ def distance(lines: Lines, unit: str) -> Card | None:
     return Card(
         "curves",
         "Distance from data and reference",
-        card.sentence,
+        card.sentence if warned else f"{card.sentence} No metric has exceeded its threshold.",
         "Each ring is an evaluation: the policy responds to the same prompts with the same random numbers.",
         "The KL grows slowly and levels off; samples end and do not repeat themselves.",
         "A gap that grows past 20 nats, a KL that keeps growing, samples that get much longer or repeat themselves.",

@@ -19,7 +19,7 @@ FIGURES.curves = (data, card) => {
   const runOf = (/** @type {any} */ s) => Math.max(0, runs.indexOf(s.run));
   const colour = (/** @type {any} */ s) => (runs.length > 1 ? (runOf(s) ? "ink2" : "policy") : s.colour || "policy");
   if (runs.length > 1) card.key.append(...runs.map((/** @type {string} */ r, /** @type {number} */ i) => swatch([S("path", { d: "M0 6H18", stroke: V(i ? "ink2" : "policy"), "stroke-width": 2.5, "stroke-dasharray": DASHES[i % 4] })], r)));
-  else card.key.append(...[swatch([S("path", { d: "M0 8L5 3L10 9L18 4", fill: "none", stroke: V("policy"), "stroke-opacity": 0.35 }), S("path", { d: "M0 6H18", stroke: V("policy"), "stroke-width": 2.5 })], "training, smoothed over raw values"), data.has_evaluations ? swatch([S("circle", { cx: 9, cy: 6, r: 4.5, fill: V("card"), stroke: V("policy"), "stroke-width": 2.5 })], data.evaluation_name) : null].filter(Boolean));
+  else card.key.append(...[data.has_training && swatch([S("path", { d: "M0 8L5 3L10 9L18 4", fill: "none", stroke: V("policy"), "stroke-opacity": 0.35 }), S("path", { d: "M0 6H18", stroke: V("policy"), "stroke-width": 2.5 })], "training, smoothed over raw values"), data.has_evaluations && swatch([S("circle", { cx: 9, cy: 6, r: 4.5, fill: V("card"), stroke: V("policy"), "stroke-width": 2.5 })], data.evaluation_name)].filter(Boolean));
   function build() {
     const columns = widthOf(card.stage) > 760 ? 2 : 1;
     drawn = [];
@@ -42,7 +42,7 @@ FIGURES.curves = (data, card) => {
     if (x[0] === x[1]) x[1] = x[0] + 1;
     const y = /** @type {[number, number]} */ ([low - pad, high + pad]);
     const s = drawing(box, w, h, `${chart.title}, ${chart.y}, over ${data.unit}s`);
-    const { X, Y } = axes(s, { x, y, left, right, top, bottom, xTicks: M.ticks(x[0], x[1], 5).filter((t) => Number.isInteger(t) || data.unit !== "step"), yTicks: M.ticks(y[0], y[1], 4), xName: data.unit, yName: chart.y });
+    const { X, Y } = axes(s, { x, y, left, right, top, bottom, xTicks: M.ticks(x[0], x[1], 5).filter(Number.isInteger), yTicks: M.ticks(y[0], y[1], 4), xName: data.unit, yName: chart.y });
     d.X = X;
     const path = (/** @type {number[][]} */ points) => "M" + points.map((p) => `${X(p[0]).toFixed(1)} ${Y(p[1]).toFixed(1)}`).join("L");
     if (level) s.append(S("path", { d: `M${left} ${Y(level.value)}H${right}`, stroke: V("ink2"), "stroke-dasharray": "3 4" }), T(right, Y(level.value) - 5, level.name, "s halo", "end"));
