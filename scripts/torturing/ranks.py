@@ -31,7 +31,7 @@ NEW_PROCESSES = 9  # each case whose number it divides starts new processes, the
 HANGS_S = 150.0  # a command that runs for longer by the clock hangs
 WORKING = 0.85  # share of the processor time that ranks spend before the final model is written
 IMPORT_S = 4.0  # of processor time, before a new process begins to work
-LOSS, RELATIVE, ABSOLUTE, WEIGHTS = 3e-6, 2e-4, 2e-5, 5e-5  # differences between numbers of ranks, docs/ranks.md
+LOSS, RELATIVE, ABSOLUTE, WEIGHTS = 3e-6, 2e-4, 2e-5, 5e-5  # differences between numbers of ranks, docs/do/ranks.md
 ADDED = {"dpo": "monitor: null\n", "sft": "samples: 0\n"}  # split weights sample slowly
 CAUSES = {
     "kill": r"rank {rank} was killed by SIGKILL|the process of rank {rank} is gone",
@@ -128,7 +128,7 @@ def break_one(
 
 
 def judged(broken: Broken, kind: str, rank: int, raised: int) -> str:
-    """Return how the end of a command differs from what docs/ranks.md says, or ""."""
+    """Return how the end of a command differs from what docs/do/ranks.md says, or ""."""
     ended, seconds = broken.ended, broken.seconds
     if broken.remaining:
         return f"{broken.remaining} ranks remained"
