@@ -181,7 +181,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 def _is_hub_id(name: str) -> bool:
     """Return whether the Hub can have a model of this name, such as OWNER/NAME."""
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils._validators import validate_repo_id
 
     try:
         validate_repo_id(name)
