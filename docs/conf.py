@@ -22,6 +22,8 @@ html_math_renderer = "mathml"
 highlight_language = "none"  # blocks without a language are commands
 suppress_warnings = ["misc.highlighting_failure"]  # JSON examples contain "..."
 
+smartquotes = False  # options keep their two hyphens
+
 html_theme = "furo"
 html_title = "preftune"
 html_static_path = ["_static"]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
+import pictures
 import reference
 import tables
 from pydantic import BaseModel
@@ -30,6 +31,7 @@ from preftune.resolve import inputs_of, parameters_of
 DOCS = Path(__file__).parents[1] / "docs"
 GENERATED = "<!-- Written by scripts/docs.py from the docstrings of the code. Edit those, not this page. -->\n"
 COLUMNS = ("probability", "margin")
+PICTURES = pictures.losses()
 
 
 def losses() -> str:
@@ -64,7 +66,8 @@ def parameters(function: Callable[..., Any]) -> str:
 
 
 def entry(name: str, function: Callable[..., Any]) -> str:
-    return f"### `{name}`\n\n```\n{inspect.getdoc(function)}\n```\n"
+    picture = f"![loss of a pair with {name}](../_static/losses/{name}.svg)\n\n" if name in PICTURES else ""
+    return f"### `{name}`\n\n{picture}```\n{inspect.getdoc(function)}\n```\n"
 
 
 INTRODUCTION = """\
@@ -93,6 +96,9 @@ column "is a function of"). A parameter that a loss does not have is an error. Y
 | `h` | `lr_w - lr_l`, the difference of the log-ratios of a pair |
 | `\\|y\\|` | number of scored tokens of y |
 | `sg` | stop-gradient |
+
+The pictures show the loss of one pair against h, at the default parameters, with 12 tokens per response. Two curves
+mean that it matters which response moves; one curve means that only h counts.
 
 Log-probs are sums over the tokens of the response, including EOS, in fp32. The rewards in the metrics are `beta * lr`
 with the loss's `beta` (1 if it has none). Without a reference they are `beta * log pi`.
@@ -370,6 +376,7 @@ def main() -> int:
         "develop/walkthrough.md": walkthrough(),
         "results/performance.md": performance(),
         "results/results.md": results(),
+        **{f"_static/losses/{name}.svg": text for name, text in PICTURES.items()},
         "../README.md": filled((DOCS / "../README.md").read_text(), "trl table", tables.trl_table()),
     }
     stale = [name for name, text in pages.items() if not (DOCS / name).is_file() or (DOCS / name).read_text() != text]
@@ -377,6 +384,7 @@ def main() -> int:
         if stale:
             sys.stderr.write(f"not current: {', '.join(stale)}; run python scripts/docs.py\n")
         return 1 if stale else 0
+    (DOCS / "_static" / "losses").mkdir(exist_ok=True)
     for name, text in pages.items():
         (DOCS / name).write_text(text)
     return 0

@@ -16,7 +16,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "preftune"
 HIDDEN = "..."
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True)
 class Message:
     """The parts of an error message that are fixed in the code, with all that `why` and `fix` can be."""
 
@@ -51,9 +51,14 @@ def texts(node: ast.expr, values: Values) -> list[str]:
 
 
 def messages(name: str, source: Path = SOURCE) -> list[Message]:
-    """Return all messages of the class `name`, sorted by their words. Messages that are computed are left out."""
-    every = {message for path in sorted(source.rglob("*.py")) for message in of_file(path, name)}
-    return sorted(every, key=lambda message: re.sub(r"\W+", " ", message.what).strip().lower())
+    """Return the messages of the class `name`, sorted by their words. Equal texts at several places are one message."""
+    merged: dict[str, Message] = {}
+    for path in sorted(source.rglob("*.py")):
+        for new in of_file(path, name):
+            old = merged.get(new.what, Message(new.what, (), ()))
+            why, fix = (tuple(dict.fromkeys(parts)) for parts in (old.why + new.why, old.fix + new.fix))
+            merged[new.what] = Message(new.what, why, fix)
+    return sorted(merged.values(), key=lambda message: re.sub(r"\W+", " ", message.what).strip().lower())
 
 
 def of_file(path: Path, name: str) -> Iterator[Message]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import unquote, urldefrag
 
 import pytest
+from tests.browser import Browser, executable
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -108,3 +109,17 @@ def test_the_errors_page_shows_messages_with_their_fix(site: Path) -> None:
     text = (site / "lookup" / "errors.html").read_text()
     assert "prompts are also in the training data" in text.replace(" evaluation", "")
     assert text.count("What to do: ") > 200
+
+
+@pytest.mark.skipif(executable() is None, reason="no Chromium or Chrome on the path: pages are not opened")
+def test_pages_open_in_a_browser_without_a_request_and_fit_a_phone(site: Path) -> None:
+    with Browser(width=390) as browser:
+        browser.resize(390, 900)
+        for page in ("index", "understand/loss", "lookup/errors", "lookup/configuration"):
+            browser.open((site / f"{page}.html").as_uri())
+            browser.wait_for("document.readyState == 'complete' && document.querySelector('h1')")
+            assert browser.value("document.documentElement.scrollWidth <= innerWidth"), page
+            if page == "understand/loss":
+                assert browser.value("document.querySelector('math').getBoundingClientRect().width") > 5
+        assert [url for url in browser.requested() if not url.startswith(("file:", "data:"))] == []
+        assert browser.problems() == []

@@ -34,7 +34,7 @@ from preftune.config.schema import TunedConfig
 from preftune.errors import Stopped, for_shell
 from preftune.ranks.join import Ranks, join
 
-DOCS = "https://github.com/preftune/preftune/tree/main/docs"
+DOCS = "https://github.com/preftune/preftune/blob/main/docs/index.md"
 
 app = typer.Typer(
     name="preftune",
@@ -122,7 +122,7 @@ def dpo(
     bandwidth: opt.Bandwidth = None,
     quiet: Quiet = False,
 ) -> dict[str, Any]:
-    """Train a model on preferences with DPO or a different loss. All losses: https://github.com/preftune/preftune/tree/main/docs/lookup/losses.md"""
+    """Train a model on preferences with DPO or a different loss. All losses: https://github.com/preftune/preftune/blob/main/docs/lookup/losses.md"""
     config = config_from("dpo", arguments or (), model, data or (), lora, out)
     plan = planned(config, dry_run, quiet, ranks, memory, tflops, bandwidth)
     return plan or train("methods.dpo", config, dry_run, quiet)

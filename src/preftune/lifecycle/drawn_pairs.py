@@ -19,7 +19,6 @@ from preftune.chat.render import pieces_of
 from preftune.config.schema import TrainConfig
 from preftune.data.steps import order
 from preftune.files import write_json
-from preftune.lifecycle.run_samples import prompt_text
 from preftune.lifecycle.task import ResponseTask
 from preftune.model.generate import continuation
 from preftune.model.memory import by_group, can_repeat, free_memory
@@ -151,7 +150,7 @@ def _pairs_json(task: ResponseTask, drawn: DrawnPairs, values: Sequence[tuple[to
         shown = [continuation(drawn.tokenizer, prompt, before, group.response_ids[s].tolist()) for s in sides]
         pairs.append(
             {
-                "texts": [number(prompt_text(drawn.tokenizer, group), from_end=True), *map(number, shown)],
+                "texts": [number(before, from_end=True), *map(number, shown)],
                 "label": judgement.probability,
                 "tokens": [len(group.scored_ids[side]) for side in sides],
                 "origin": group.origin,
