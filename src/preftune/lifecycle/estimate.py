@@ -21,6 +21,7 @@ from preftune.config.schema import RunConfig, TunedConfig
 from preftune.data.layout import LayoutName, batch_of, micro_batches, slots_of, width_of
 from preftune.data.shapes import Shapes
 from preftune.data.steps import Step
+from preftune.lifecycle.drawn_pairs import draw_pairs
 from preftune.lifecycle.monitor import Monitor
 from preftune.lifecycle.task import ResponseTask
 from preftune.model import memory
@@ -207,12 +208,14 @@ def time_lines(
     live = reference in ("frozen", "adapter-off")
     evaluations = 2 + (len(steps) // config.train.eval_every if config.train.eval_every else 0)
     visited = min(work, cost(task.groups)) + held_out
+    drawn = draw_pairs(getattr(config, "report_pairs", 0), task, task.groups, len(steps), config.train, None)
     parts = {
         "start": start,
         "compilation": warmup_s * is_compiled(task.scorer.model),
         "training": work * training + len(steps) * update,
         "reference": visited * forward if reference == "cached" else live * work * forward,
         "evaluation": evaluations * held_out * forward * (1 + live),
+        "pairs of the report": len(drawn.steps) * cost(drawn.groups) * forward * (1 + live) if drawn else 0.0,
         "monitor": evaluations * monitor_seconds(task.scorer, monitor, lambda g: forward * cost(g), live),
     }
     total = sum(parts.values())
