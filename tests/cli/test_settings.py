@@ -127,6 +127,7 @@ def test_every_key_of_the_data_section_can_be_set() -> None:
         "overlong": "drop", "pairs": "adjacent", "margin_from_scores": "true", "ignore": "[x]", "bad_rows": "drop",
         "max_dropped": "0.5", "allow_overlap": "true", "allow_empty_prompts": "true", "allow_dropped_text": "true",
         "scored_turns": "last", "system_message": "merge", "limit": "5", "shuffle_buffer": "9", "stream": None,
+        "drop": "bad.txt",
     }  # fmt: skip
     assert set(values) == set(DataConfig.model_fields)
     section = data_section("f", [f"data.{key}={v}" for key, v in values.items() if v], {}, command="preftune score")

@@ -154,7 +154,7 @@ def test_a_full_disk_ends_no_run_and_loses_no_checkpoint(
 def test_a_failing_report_does_not_fail_the_run(
     tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise ValueError("no figure")
 
     messages: list[str] = []

@@ -30,6 +30,7 @@ from preftune.config.schema import (
     TrainConfig,
 )
 from preftune.errors import Stopped
+from preftune.lifecycle import drawn_pairs
 from preftune.lifecycle.task import ResponseTask
 from preftune.methods import dpo, ppo, reward, sft
 from preftune.model import generate, reference
@@ -66,7 +67,7 @@ def evaluated_config(pairs: Path, model: Path, out: Path) -> DPOConfig:
     """Twelve steps, evaluated at 0, 3, 6, 9 and 12; the held-out data are one batch, the monitor samples six tokens."""
     monitor = MonitorConfig(prompts=2, max_new_tokens=6)
     train = TrainConfig(epochs=4, eval_every=3, log_every=2)
-    return config(pairs, model, out, monitor=monitor, train=train)
+    return config(pairs, model, out, monitor=monitor, train=train, report_pairs=0)
 
 
 def require_equal(whole: Path, parts: Path) -> None:
@@ -223,6 +224,7 @@ def test_a_stop_in_an_evaluation_of_sft_and_reward_training_repeats_it(
             batch=BatchConfig(pairs=2),
             train=TrainConfig(epochs=2, eval_every=2),
             out=str(tmp_path / out),
+            **({"report_pairs": 0} if method == "reward" else {}),
         )
 
     whole = module.run(settings("whole"), display=quiet())
@@ -279,3 +281,21 @@ def test_a_stopped_ppo_run_resumes_exactly(
     )
     assert one == two
     assert all(torch.equal(a, weights(resumed)[key]) for key, a in weights(whole).items())
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_stop_while_the_pairs_of_the_report_are_scored_repeats_the_scoring(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    data = write_jsonl(tmp_path / "pairs.jsonl", PAIRS)
+    train = TrainConfig(epochs=4, log_every=2)
+    whole = dpo.run(config(data, model_folder, tmp_path / "whole", train=train), display=quiet())
+    with monkeypatch.context() as patch:
+        later = send_at_call(patch, drawn_pairs, "write_json", number)
+        with pytest.raises(Stopped):
+            dpo.run(config(data, model_folder, tmp_path / "parts", train=train), display=quiet())
+        assert len(later) <= 2  # the files of this moment are completed or begun again
+    parts = dpo.run(config(data, model_folder, tmp_path / "parts", train=train), display=quiet())
+    require_equal(whole, parts)
+    one, two = ({p.name: p.read_text() for p in (run.parent / "drawn_pairs").iterdir()} for run in (whole, parts))
+    assert one == two

@@ -94,6 +94,8 @@ def output(out: Any, name: str, quiet: bool) -> Iterator[tuple[Path, Display]]:
 
         def say_without_path(text: str) -> None:
             text = text.replace(f"{path}: ", "")
+            if str(path) in text and not text.startswith(f"done: {path}"):
+                text = text.partition(" Next: ")[0]  # a command with a path that will not exist
             if not text.startswith(f"done: {path}"):
                 say(text)
 

@@ -42,6 +42,7 @@ class DPOSettings(CommonSettings, total=False):
     best: Section | str | None
     reference: Section
     monitor: Section | bool | None
+    report_pairs: int
 
 
 class RewardSettings(CommonSettings, total=False):
@@ -50,6 +51,7 @@ class RewardSettings(CommonSettings, total=False):
     best: Section | str | None
     centre: float
     normalise: bool
+    report_pairs: int
 
 
 class PPOSettings(CommonSettings, total=False):
@@ -82,6 +84,7 @@ class PromptSettings(TypedDict, total=False):
     columns: Mapping[str, str]
     winner_values: Mapping[str, Any]
     where: Sequence[str]
+    drop: str | None
     aspect: str
     ignore: Sequence[str]
     bad_rows: Literal["error", "drop"]

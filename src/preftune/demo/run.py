@@ -126,10 +126,10 @@ def run(out: Path, *, fast: bool = False, with_ppo: bool = False, console: Conso
         write_report(out, results)
     show(console, results)
     seconds = time.perf_counter() - began
+    console.print(f"Next, with your own data:  {',  '.join(NEXT_STEPS)}")
     console.print(
         f"Finished in {seconds:.0f} s, peak memory {peak_bytes() / 1e9:.2f} GB. Report: {out / 'report.html'}"
     )
-    console.print(f"Next, with your own data:  {',  '.join(NEXT_STEPS)}")
     return results
 
 

@@ -61,7 +61,7 @@ def test_results_are_added_to_the_report_and_the_card(
     install(tmp_path, FAKE, monkeypatch)
     assert preftune(["eval", "harness", str(own_run), "--tasks", "toy"]) == 0
     assert "| toy | acc | 0.7500 | 0.1250 |" in (own_run / "final" / "README.md").read_text()
-    assert "<td>0.7500</td>" in (own_run / "report.html").read_text()
+    assert '<td dir="auto">0.7500</td>' in (own_run / "report.html").read_text()
 
 
 @pytest.mark.parametrize("code", ["raise SystemExit(3)", "pass"])

@@ -80,7 +80,9 @@ def test_the_report_and_the_last_lines_show_responses_before_and_after(tuned: tu
     assert shown[2].startswith(f"    step 0: {before['tokens'][0]} tokens")
     assert shown[3].startswith(f"    step 4: {after['tokens'][0]} tokens")
     assert one_line(after["responses"][0]) in shown[3]
-    assert messages[start + 7].startswith("done: model in")
+    assert messages[start + 7].startswith("result: ")
+    assert messages[start + 8].startswith("health: ")
+    assert messages[start + 9].startswith("done: model in")
 
 
 def write(folder: Path, name: str, saved: list[dict[str, Any]]) -> None:
