@@ -101,7 +101,7 @@ def sentence(points: Sequence[Policy], reward_name: str) -> str:
         text += f", {percent(gain)} of what this distance can give"
     far = max(trained, key=lambda point: point.kl)
     if far is not middle and middle.kl > 0:
-        more = "more" if far.reward > middle.reward else "no more"
+        more = "more" if far.reward > middle.reward else "less"
         text += f"; {far.name} has {more} ({num(far.reward)}) for {num(far.kl / middle.kl, 1)} times the distance"
     return f"{text}."
 
