@@ -11,7 +11,7 @@ sys.path.insert(0, str(DOCS / "_ext"))
 project = "preftune"
 author = "The preftune developers"
 project_copyright = "The preftune developers"
-extensions = ["myst_parser", "mathml", "repository_links", "error_messages"]
+extensions = ["myst_parser", "figures", "mathml", "repository_links", "error_messages"]
 root_doc = "index"
 exclude_patterns = ["_ext", "_static"]
 

@@ -43,7 +43,7 @@ from preftune.model.load import load_model, locate
 from preftune.model.logprobs import Scorer
 from preftune.report.figures.tilt import Response
 from preftune.scoring import response_logps
-from preftune.train.display import Display
+from preftune.train.display import Display, peak_bytes
 from preftune.types import PreferenceGroup
 
 MARK = "preftune-demo.json"
@@ -207,15 +207,6 @@ def tilt_responses(prompt: str, tokenizer: Any, reference: Scorer, policies: Map
         )
         for place, index in enumerate(chosen)
     ]
-
-
-def peak_bytes() -> int:
-    """Return the peak memory of this process; 0 on Windows, where Python has no `resource` module."""
-    if sys.platform == "win32":
-        return 0
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def make_tokenizer(texts: Sequence[str]) -> Any:

@@ -30,6 +30,7 @@ from preftune.ranks import group
 from preftune.report.card import Subject, write_card
 from preftune.report.run import write_run_page
 from preftune.report.samples import before_and_after
+from preftune.report.verdict import closing_lines
 from preftune.train.full_disk import patiently
 from preftune.train.manifest import model_hashes
 from preftune.train.optim import Weights
@@ -115,8 +116,17 @@ def finish_run(run: Run, policy: Policy, next_command: str, merged: bool = False
             for line in before_and_after(folder, last=_shown(best)):
                 say(line)
     report = f", report in {folder / 'report.html'}" if (folder / "report.html").is_file() else ""
-    say(f"done: model in {final}{report}. Next: {next_command.replace('FINAL', str(final))}")
+    finished_lines(run, f"done: model in {final}{report}. Next: {next_command.replace('FINAL', str(final))}")
     return final
+
+
+def finished_lines(run: Run, done: str) -> None:
+    """Print what the run did, whether it looks healthy and why, and the line `done`."""
+    if group.first():
+        with _reported("the result", run.display.say):
+            for line in closing_lines(run.folder):
+                run.display.say(line)
+    run.display.say(done)
 
 
 def _write_results(run: Run, policy: Policy, merged: bool) -> None:

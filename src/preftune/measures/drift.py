@@ -9,7 +9,7 @@ import numpy as np
 
 from preftune.formulas import Floats, mean_and_error
 
-QUANTILES = {"q10": 0.1, "median": 0.5, "q90": 0.9}
+QUANTILES = {"drift/own_q10": 0.1, "drift/own_median": 0.5, "drift/own_q90": 0.9}
 
 
 def figures(texts: Sequence[str], ended: Sequence[bool]) -> dict[str, float]:
@@ -50,7 +50,7 @@ def likelihood(own_S: Floats, own_length_S: Floats, data_S: Floats, data_length_
         "drift/own_per_token": own,
         "drift/data_per_token": data,
         "drift/gap": (own - data) * float(data_length_S.mean()),
-        **{f"drift/own_{name}": float(value) for name, value in zip(QUANTILES, quantiles, strict=True)},
+        **dict(zip(QUANTILES, map(float, quantiles), strict=True)),
     }
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 from preftune.formulas import Z95
-from preftune.report.figures.words import num, percent, short, signed
+from preftune.report.figures.words import in_plain_text, num, percent, short, signed
 from preftune.report.page import Number, Step
-from preftune.report.read import Run
+from preftune.report.read import Run, read_run
 
 
 def verdict(run: Run) -> str:
@@ -21,6 +23,20 @@ def verdict(run: Run) -> str:
         "dpo": _dpo, "reward": _reward, "ppo": _ppo, "iterate": _iterate, "sft": _sft
     }  # fmt: skip
     return makers.get(run.method, _sft)(run)
+
+
+def closing_lines(folder: Path) -> list[str]:
+    """Return the last lines of a command: what happened, and whether it looks healthy and why."""
+    run, _ = read_run(folder)
+    run = replace(run, finished=True)
+    advice = run.manifest.get("advice") or {}
+    lines = [f"result: {verdict(run)}"]
+    if advice:
+        lines.append(f"health: {len(advice)} warning{'s' if len(advice) > 1 else ''}, see above and in the report")
+    elif run.values("drift/gap") or run.ends("loss"):
+        rose = "the held-out loss did not rise" if run.values("loss") else "there are no held-out data to compare with"
+        lines.append(f"health: no metric has exceeded its threshold, and {rose}")
+    return [in_plain_text(line) for line in lines]
 
 
 def _dpo(run: Run) -> str:

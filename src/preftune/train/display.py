@@ -23,6 +23,7 @@ SHOWN = (  # metric, label, format
     ("drift/kl", "KL", "{:.3f}"),
     ("pairs_per_s", "pairs/s", "{:.1f}"),
 )
+KL = ("drift/kl", "objective/kl")
 WITH_ERROR = ("drift/kl",)  # shown with its standard error: an estimate from few samples may be below 0
 
 
@@ -35,7 +36,8 @@ class Display:
         self._live = self.console.is_terminal and not quiet
         self._progress: Progress | None = None
         self._task: TaskID | None = None
-        self._total, self._name, self._began, self._last = 0, "", 0.0, 0.0
+        self._total, self._name, self._began, self._last, self._done = 0, "", 0.0, 0.0, 0
+        self._kl = ""  # of the last evaluation, which training lines repeat
 
     def say(self, text: str) -> None:
         """Print a line."""
@@ -45,6 +47,7 @@ class Display:
     def stage(self, name: str, total: int, done: int = 0) -> Display:
         """Begin a stage of `total` steps, `done` of them completed. Use it as a context manager."""
         self._name, self._total, self._began, self._last = name, total, time.monotonic(), time.monotonic()
+        self._done = done
         if self._live:
             self._progress = Progress(
                 TextColumn("{task.description}"),
@@ -73,7 +76,14 @@ class Display:
             self._progress.update(self._task, completed=done, figures=figures)
         elif time.monotonic() - self._last >= PLAIN_SECONDS or done >= self._total or not self._last:
             self._last = time.monotonic()
-            self.say(f"{self._name} {done}/{self._total} {figures}".rstrip())
+            self.say(f"{self._name} {done}/{self._total} {figures}{self._remaining(done)}".rstrip())
+
+    def _remaining(self, done: int) -> str:
+        """Return how long the stage will take at its mean speed so far; "" at its ends."""
+        if not self._done < done < self._total:
+            return ""
+        seconds = (time.monotonic() - self._began) / (done - self._done) * (self._total - done)
+        return f" {duration(seconds)} left"
 
     def line(self, step: int, split: str, metrics: dict[str, float]) -> None:
         """Show the metrics of a step; `split` is train or eval."""
@@ -83,8 +93,35 @@ class Display:
             self.say(f"step {step} {'monitor' if only_monitor else 'held out'}: {figures}")
             for source, own in by_source(metrics).items():
                 self.say(f"  {source}: {_figures(own)}")
+            self._kl = next((f" KL {metrics[name]:.2f}" for name in KL if name in metrics), self._kl)
         else:
-            self.advance(step, figures)
+            self.advance(step, f"{figures}{'' if ' KL ' in figures else self._kl} {used_memory()}".rstrip())
+
+
+def duration(seconds: float) -> str:
+    """Return a duration as text: 40 s, 12 min, 3 h 5 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def used_memory() -> str:
+    """Return the peak memory so far, of the GPU if there is one; "" where the system does not tell."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        return f"{torch.cuda.max_memory_allocated() / 1e9:.1f} GB on the GPU"
+    peak = peak_bytes()
+    return f"{peak / 1e9:.1f} GB" if peak else ""
+
+
+def peak_bytes() -> int:
+    """Return the peak memory of this process; 0 on Windows, where Python has no `resource` module."""
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _figures(metrics: Mapping[str, float]) -> str:

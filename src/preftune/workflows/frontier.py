@@ -32,7 +32,7 @@ from preftune.model import load
 from preftune.model.generate import Sampled, Sampling, sample
 from preftune.model.logprobs import Scorer
 from preftune.report.figures.frontier import Policy, frontier, gain_of
-from preftune.report.figures.words import num, percent
+from preftune.report.figures.words import in_plain_text, num, percent
 from preftune.report.page import Number, Page, Table, write_page
 from preftune.rewards.open import open_reward
 from preftune.rewards.reward import Reward, require_rewards, responses_of
@@ -133,10 +133,11 @@ def run(options: FrontierOptions, out: Path, display: Display) -> dict[str, list
                 stage.advance(done)
             del policy, scorer
     cells = cells_of(series, yardstick)
-    write(options, out, series, yardstick, cells, texts)
+    verdict = write(options, out, series, yardstick, cells, texts)
     display.say(f"{'policy':<28} {'reward':>16} {'KL, nats':>16}   optimum at this KL")
     for name, score, score_error, kl, kl_error, best in cells:
         display.say(f"{name:<28} {f'{score} +- {score_error}':>16} {f'{kl} +- {kl_error}':>16}   {best}")
+    display.say(f"result: {in_plain_text(verdict)}")
     display.say(f"done: {out / 'frontier.json'}, {out / 'frontier.html'}")
     return series
 
@@ -187,8 +188,8 @@ def write(
     yardstick: Floats,
     cells: list[list[str]],
     texts: Mapping[str, Texts],
-) -> None:
-    """Write frontier.json and frontier.html."""
+) -> str:
+    """Write frontier.json and frontier.html. Return the verdict of the page."""
     rewards = torch.from_numpy(yardstick)
     betas = [beta_at(yardstick, kl) for kl in np.geomspace(0.01, largest_kl(yardstick), 16)]
     best = optimum(yardstick, betas)
@@ -239,6 +240,7 @@ def write(
         ],
     )
     write_page(out / "frontier.html", page)
+    return verdict
 
 
 def _policy(p: Point, kind: str, yardstick: Floats, texts: Mapping[str, Texts]) -> Policy:

@@ -38,7 +38,7 @@ from preftune.formulas import Floats, mean_and_error, step_seed
 from preftune.lifecycle import open_policy
 from preftune.lifecycle.context import within_context
 from preftune.lifecycle.data import prompts_that_fit, read_prompt_data
-from preftune.lifecycle.finish import optional_pages
+from preftune.lifecycle.finish import finished_lines, optional_pages
 from preftune.lifecycle.plan import print_plan
 from preftune.lifecycle.policy import compute_dtype, device_of
 from preftune.lifecycle.run_samples import save_samples
@@ -142,7 +142,7 @@ def run_rounds(
     optional_pages(log, final, Subject(out.name, kind, config.model.path, out), unit="round")
     hashes = {"final": manifest.model_hashes(final), "metrics": log.metrics.position()}
     log.note(finished=True, published=policy, **hashes)
-    display.say(f"done: {final}, the policy of {policy}")
+    finished_lines(log, f"done: {final}, the policy of {policy}, report in {out / 'report.html'}")
     return final
 
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, islice
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from preftune import stop
@@ -169,7 +170,9 @@ def report(verdicts: Verdicts, comparison: Comparison, soft: bool, out: Path, di
         display.say(line)
     left_out = counts(outcome.left_out)
     display.say(
-        f"done: {out}: {len(outcome.rows):,} preference pairs" + (f"; not used: {left_out}" if left_out else "")
+        f"done: {out}: {len(outcome.rows):,} preference pairs"
+        + (f"; not used: {left_out}" if left_out else "")
+        + f". Next: preftune dpo data.train={quote(str(out))}"
     )
 
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from preftune.data.prompts import text_prompt
@@ -64,7 +65,10 @@ def run(samples: str, out: Path, selection: SelectionOptions, reward: Reward | N
         raise DataError("no prompt is left", where=samples, fix="sample more responses per prompt, or lower --gap")
     write_rows(out, groups)
     responses = sum(len(group["responses"]) for group in groups)
-    display.say(f"done: {out}: {len(groups)} groups, {responses} responses, {judgements} judgements")
+    display.say(
+        f"done: {out}: {len(groups)} groups, {responses} responses, {judgements} judgements. "
+        f"Next: preftune dpo data.train={quote(str(out))}"
+    )
     if any(left_out.values()):
         counts = ", ".join(f"{number:,} {what}" for what, number in left_out.items() if number)
         display.say(f"  not used in these groups: {counts}")

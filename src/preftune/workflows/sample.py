@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from preftune.chat.open import renderer_of
@@ -251,7 +252,10 @@ def _report(options: SampleOptions, out: Path, by_prompt: Sequence[Sequence[Resp
         )
     responses = [r for same in by_prompt for r in same]
     n, cut, tokens = len(responses), sum(not r.ended for r in responses), sum(r.tokens for r in responses)
-    display.say(f"done: {out}: {n} responses to {len(by_prompt)} prompts, {tokens:,} tokens, {cut} cut off")
+    display.say(
+        f"done: {out}: {n} responses to {len(by_prompt)} prompts, {tokens:,} tokens, {cut} cut off. "
+        f"Next: preftune pairs {quote(str(out))} --reward REWARD --out pairs.jsonl"
+    )
 
 
 def row_of(group: PreferenceGroup, responses: Sequence[Response]) -> dict[str, Any]:

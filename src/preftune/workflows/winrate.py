@@ -30,6 +30,7 @@ from preftune.lifecycle.open_policy import find_policy, reward_fingerprint
 from preftune.lifecycle.policy import device_of
 from preftune.measures.win_rate import WinRate, sides, win_rate
 from preftune.model.generate import Sampling
+from preftune.report.figures.words import in_plain_text
 from preftune.report.page import write_page
 from preftune.rewards import chat_grades
 from preftune.rewards.chat_grades import Estimate
@@ -116,9 +117,10 @@ def run(options: WinRateOptions, out: Path, display: Display, dry_run: bool = Fa
     except (IncompleteError, ConfigError):
         write(options, out, rates, left_out, None, verdicts)  # the win rates do not need the labels
         raise
-    write(options, out, rates, left_out, label_agreement, verdicts)
+    verdict = write(options, out, rates, left_out, label_agreement, verdicts)
     if verdicts.unread:
         display.say(f"verdicts unread, {verdicts.why_unread()}")
+    display.say(f"result: {in_plain_text(verdict)}")
     display.say(f"done: {out / 'winrate.json'}, {out / 'winrate.html'}")
     return rates
 
@@ -319,8 +321,8 @@ def write(
     left_out: dict[str, dict[str, int]],
     label_agreement: dict[str, float] | None,
     verdicts: Verdicts,
-) -> None:
-    """Write winrate.json and winrate.html."""
+) -> str:
+    """Write winrate.json and winrate.html. Return the verdict of the page."""
     settings = {**plain(options), "data": options.data.train, "chat_template": None}  # see data_settings
     settings["chat"] = asdict(chat_options_of(options.data))
     settings["data_settings"] = options.data.model_dump(mode="json", exclude_unset=True)
@@ -329,4 +331,6 @@ def write(
     facts = {"settings": settings, "judge": verdicts.judge, "win_rates": by_policy, "left_out": left_out}
     write_json(out / "winrate.json", {**facts, "agreement_with_labels": label_agreement})
     against = options.against or "the responses that the data prefer"
-    write_page(out / "winrate.html", page_of(options.judge, against, rates, label_agreement))
+    page = page_of(options.judge, against, rates, label_agreement)
+    write_page(out / "winrate.html", page)
+    return page.verdict

@@ -13,6 +13,11 @@ def fixed(x: float, digits: int) -> str:
     return str(Decimal(x).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP))
 
 
+def in_plain_text(text: str) -> str:
+    """Return a text of a page for a terminal, without its special spaces and signs."""
+    return text.replace("\u00a0", " ").replace(MINUS, "-").replace("\u00b1", "+-")
+
+
 def num(x: float, digits: int = 2) -> str:
     """Return a number with a fixed number of digits."""
     text = fixed(abs(x), digits)

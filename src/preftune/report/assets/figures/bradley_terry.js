@@ -17,7 +17,8 @@ FIGURES.bradley_terry = (data, card) => {
     swatch([S("path", { d: "M0 10C8 10 10 2 18 2", stroke: V("ink"), "stroke-width": 2.5, fill: "none" })], "σ(gap), the model of Bradley and Terry"),
     swatch([S("path", { d: "M9 0V12", stroke: V("policy"), "stroke-width": 1.5 }), S("circle", { cx: 9, cy: 6, r: 4.5, fill: V("policy") })], "observed share, 95 % interval; area: pairs"),
   );
-  /** @type {any} */ let marks, hair;
+  /** @type {any} */ let marks = null;
+  /** @type {any} */ let hair = null;
   let X = (/** @type {number} */ x) => x, Y = X, low = 0, right = 0;
   function build() {
     const w = widthOf(card.stage, 300), h = w < 560 ? 320 : 400, bottom = h - 46;

@@ -5,7 +5,8 @@
 FIGURES.by_hand = (data, card) => {
   const examples = data.examples, keys = ["pw", "pl", "rw", "rl"];
   let current = 0, soft = true, v = /** @type {any} */ ({});
-  /** @type {any} */ let s, g;
+  /** @type {any} */ let s = null;
+  /** @type {any} */ let g = null;
   let X = (/** @type {number} */ x) => x;
   const all = examples.flatMap((/** @type {any} */ e) => [...e.policy, ...e.reference]), low = Math.floor(Math.min(...all) - 2), high = Math.ceil(Math.max(...all) + 2);
   const quotes = H("div", { class: "quotes" }), controls = H("div", { class: "wide2" }), lines = H("ol", { class: "steps" });

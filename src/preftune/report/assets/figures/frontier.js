@@ -41,7 +41,7 @@ FIGURES.frontier = (data, card) => {
     }
     const gap = S("g"), names = S("g", { "aria-hidden": "true", "pointer-events": "none" }), box = S("g", { role: "listbox", "aria-label": "Policies on the plane" });
     s.append(gap, names, box);
-    const order = P.map((_, /** @type {number} */ i) => i).sort((/** @type {number} */ a, /** @type {number} */ b) => +(P[a].kind === "policy") - +(P[b].kind === "policy"));
+    const order = P.map((/** @type {any} */ _, /** @type {number} */ i) => i).sort((/** @type {number} */ a, /** @type {number} */ b) => +(P[a].kind === "policy") - +(P[b].kind === "policy"));
     /** @type {{x: number, y: number, w: number}[]} */ const taken = [];
     /** Write a name where no other name is. @param {string} text @param {number} px @param {number} py @param {string} c @param {Record<string, any>} o */
     const name = (text, px, py, c, o = {}) => {

@@ -13,9 +13,9 @@ FIGURES.gradient = (data, card) => {
   const steps = stepControl(data, card), beta = data.parameters.beta, [from, to, bins] = data.edges, width = (to - from) / bins;
   const most = Math.max(1, ...data.hist.slice(1).flatMap((/** @type {any} */ h) => h.counts));
   let label = "certain", m = clamp(0.2, from, to);
-  /** @type {any} */ let bars, line, hair, s;
+  let [bars, line, hair, s] = /** @type {any[]} */ ([]);
   let X = (/** @type {number} */ z) => z, Yc = X, Yw = X, floor = 0;
-  const fn = M.push[data.loss], p = () => (label === "certain" || !M.soft.includes(data.loss) ? 1 : data.mean_label);
+  const fn = /** @type {((z: number, o: LossOptions) => number) | undefined} */ (M.push[data.loss]), p = () => (label === "certain" || !M.soft.includes(data.loss) ? 1 : data.mean_label);
   const options = () => lossOptions(data, data.loss, p());
   const unit = fn ? Math.abs(fn(0, { ...options(), p: 1 })) * (data.loss.startsWith("sigmoid") || data.loss === "robust" ? 2 : 1) || 1 : 1;
   const weight = (/** @type {number} */ z) => (fn ? fn(z, options()) / unit : 0);

@@ -50,7 +50,7 @@ const lossOptions = (data, loss, p) => ({ ...(loss === data.loss ? data.paramete
 FIGURES.landscape = (data, card) => {
   const unit = data.unit, names = data.grounds, steps = stepControl(data, card);
   let label = "judged", current = -1;
-  /** @type {any} */ let s, ground, tails, mean, quadrant;
+  let [s, ground, tails, mean, quadrant] = /** @type {any[]} */ ([]);
   /** @type {any[]} */ let points = [];
   let X = (/** @type {number} */ v) => v, Y = X, low = -9, high = 5;
   const loss = () => (names.includes(card.state.get("loss", data.loss)) ? card.state.get("loss", data.loss) : names.includes(data.loss) ? data.loss : "");

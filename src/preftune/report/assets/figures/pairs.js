@@ -38,7 +38,7 @@ FIGURES.pairs = (data, card) => {
   const body = H("tbody", {});
   table.append(H("thead", {}, H("tr", {}, H("th", { scope: "col" }, "Mark"), H("th", { scope: "col" }, "Prompt"), ...heads.map((h) => h.th))), body);
   function shown() {
-    const keep = rows.map((_, /** @type {number} */ i) => i).filter((/** @type {number} */ i) => {
+    const keep = rows.map((/** @type {any} */ _, /** @type {number} */ i) => i).filter((/** @type {number} */ i) => {
       const r = rows[i];
       if (only === "wrong" && r.margin >= 0) return false;
       if (only === "marked" && !marked.has(i)) return false;
