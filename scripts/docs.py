@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
-import loss_pictures
+import pictures
 import reference
 import tables
 from pydantic import BaseModel
@@ -31,7 +31,7 @@ from preftune.resolve import inputs_of, parameters_of
 DOCS = Path(__file__).parents[1] / "docs"
 GENERATED = "<!-- Written by scripts/docs.py from the docstrings of the code. Edit those, not this page. -->\n"
 COLUMNS = ("probability", "margin")
-PICTURES = loss_pictures.losses()
+PICTURES = pictures.losses()
 
 
 def losses() -> str:

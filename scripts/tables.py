@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 BY_DEFAULT = ("preftune", "preftune-compiled-any")  # what a run uses by default; its length decides which
+PEERS, PEER_OUTCOMES = "torture peers", ("same weights", "other weights", "error")
 ROWS = Path(__file__).parents[1] / "benchmarks" / "results.jsonl"
 
 
@@ -421,7 +422,7 @@ def chat() -> str:
 def reliability() -> str:
     """Format the newest row of each campaign of scripts/torture."""
     newest = {row["claim"]: row for row in map(json.loads, ROWS.read_text().splitlines())}
-    campaigns = {claim: row for claim, row in newest.items() if claim.startswith("torture ")}
+    campaigns = {claim: row for claim, row in newest.items() if claim.startswith("torture ") and claim != PEERS}
     cells = [
         [
             f"`{row['command']}`",
@@ -432,6 +433,18 @@ def reliability() -> str:
         for row in campaigns.values()
     ]
     return lines(["campaign", "cases", "passed", "outcomes"], cells) if cells else "No measurement is recorded yet."
+
+
+def peers_reliability() -> str:
+    """Format what preftune and its peers do after the same kills and the same damage of their newest checkpoint."""
+    row = measured(PEERS)[-1]
+    facts = {tuple(name.rsplit(", ", 1)): f for name, f in row["figures"]["rows"].items() if name != "all"}
+    cells = [
+        [system, fault, f"{f['cases']}", *(f"{f['outcomes'].get(name, 0)}" for name in PEER_OUTCOMES)]
+        for (system, fault), f in sorted(facts.items(), key=lambda item: (item[0][1] != "killed", item[0][0]))
+    ]
+    heads = ["system", "fault", "cases", "the same weights", "other weights, no error", "an error"]
+    return f"`{row['command']}`\n\n{lines(heads, cells)}"
 
 
 def chat_rates() -> str:
@@ -461,6 +474,7 @@ def chat_rates() -> str:
 
 RESULTS = {
     "reliability": reliability,
+    "reliability of peers": peers_reliability,
     "a chat model: learning rates": chat_rates,
     "a chat model on human preferences": chat,
     "comparison": comparison,

@@ -28,7 +28,7 @@ def cards() -> tuple[dict[str, str], dict[str, Any]]:
     matches = {name: re.search(rf'<section class="fig" id="{name}".*?</section>', text, re.S) for name in sections}
     data = re.search(r'<script type="application/json" data-figures>(.*?)</script>', text, re.S)
     if data is None:
-        raise ExtensionError(f"{DEMO} has no figures: write it again with scripts/pictures.py")
+        raise ExtensionError(f"{DEMO} has no figures: write it again with scripts/demo_pictures.py")
     return {name: match[0] for name, match in matches.items() if match}, json.loads(data[1])
 
 

@@ -57,7 +57,7 @@ def main() -> int:
             f"torture {options.mode}" + " every call" * bool(options.every_call),
             {"rows": by_row(results), "seconds": round(seconds)},
             {"count": options.count, "seed": options.seed},
-            command=" ".join(["scripts/torture", *sys.argv[1:]]),
+            command=" ".join(["scripts/torture", *sys.argv[1:]]).replace(f" --folder {options.folder}", ""),
         )
     if not failed:
         World(root.parent, 0).remove(root)

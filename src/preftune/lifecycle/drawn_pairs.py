@@ -17,9 +17,9 @@ import torch
 
 from preftune.chat.render import pieces_of
 from preftune.config.schema import TrainConfig
+from preftune.data.shapes import Shapes
 from preftune.data.steps import order
 from preftune.files import write_json
-from preftune.lifecycle.run_samples import prompt_text
 from preftune.lifecycle.task import ResponseTask
 from preftune.model.generate import continuation
 from preftune.model.memory import by_group, can_repeat, free_memory
@@ -64,7 +64,7 @@ def draw_pairs(
     groups, split = (task.held_out, "held-out") if task.held_out else (visited, "training")
     if not most or not steps or task.loss.items != "pairs" or not groups:
         return None
-    trained = sum(len(group.response_ids) for group in visited) * train.epochs * PASS_SHARE * SHARE
+    trained = float(Shapes.of(visited).responses_G.sum()) * train.epochs * PASS_SHARE * SHARE
     chosen: list[TokenGroup] = []
     pairs = responses = 0
     for index in order(len(groups), train.seed, 0):
@@ -76,7 +76,7 @@ def draw_pairs(
     if not pairs:
         return None
     moments = min(len(MOMENTS), max(3, int(trained / responses)))
-    total = sum(len(group.judgements) for group in groups)
+    total = int(Shapes.of(groups).judgements_G.sum())
     return DrawnPairs(chosen, frozenset(moments_of(steps, moments)), total, split, tokenizer)
 
 
@@ -151,7 +151,7 @@ def _pairs_json(task: ResponseTask, drawn: DrawnPairs, values: Sequence[tuple[to
         shown = [continuation(drawn.tokenizer, prompt, before, group.response_ids[s].tolist()) for s in sides]
         pairs.append(
             {
-                "texts": [number(prompt_text(drawn.tokenizer, group), from_end=True), *map(number, shown)],
+                "texts": [number(before, from_end=True), *map(number, shown)],
                 "label": judgement.probability,
                 "tokens": [len(group.scored_ids[side]) for side in sides],
                 "origin": group.origin,

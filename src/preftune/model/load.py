@@ -216,10 +216,13 @@ def _read(source: Source, dtype: torch.dtype) -> Any:
 
 
 def load_config(source: Source) -> Any:
-    """Load only the config of a model."""
+    """Load only the config of a model. Raises ModelError."""
     import transformers
 
-    return transformers.AutoConfig.from_pretrained(source.base, revision=source.revision, trust_remote_code=False)
+    try:
+        return transformers.AutoConfig.from_pretrained(source.base, revision=source.revision, trust_remote_code=False)
+    except Exception as error:
+        raise weights.load_error("config", source.base, error) from error
 
 
 def max_positions(config: Any) -> int | None:

@@ -88,7 +88,7 @@ def _locate(path: str, where: str) -> Source:
         weight_files(str(folder))
         return Source(str(folder))
     name, _, revision = path.partition("@")
-    looks_local = path.startswith((".", "/", "~")) or name.count("/") != 1
+    looks_local = path.startswith((".", "/", "~")) or not _is_hub_id(name)
     if looks_local or folder.parent.is_dir():
         fix = f"choose an existing folder ({_similar_folders(folder)})"
         raise ModelError("no such folder", where=f"{where} {path}", fix=fix)
@@ -176,6 +176,18 @@ def read_config(folder: Path) -> dict[str, Any]:
         what = f"the weights are pickle files ({pickles[0]})" if pickles else f"the folder has no {WEIGHTS}"
         raise ModelError(what, where=str(folder), why=PICKLES_RUN_CODE, fix="convert the weights to safetensors")
     return config
+
+
+def _is_hub_id(name: str) -> bool:
+    """Return whether the Hub can have a model of this name, such as OWNER/NAME."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils._validators import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return name.count("/") == 1
 
 
 def _reachable(name: str, revision: str) -> bool:

@@ -226,7 +226,10 @@ def load_error(what: str, where: str, error: BaseException) -> ModelError:
     if not Path(where).is_dir():
         fix = "use a local folder, or a Hub id that this machine can download"
     elif "trust_remote_code" in str(error) or "custom code" in str(error):
+        text = "the model needs Python code from its folder (auto_map in config.json)"
         fix = "use a model without custom code; preftune does not run code from model folders"
+    elif "does not recognize this architecture" in str(error):
+        text, fix = lines[0], "correct model_type in config.json, or update transformers"
     return ModelError(f"cannot load the {what}: {text}", where=where, fix=fix)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from preftune.files import write_text
 
@@ -161,7 +161,16 @@ def write_page(path: Path, page: Page) -> None:
     write_text(path, _template("page.html").generate(**values))
 
 
+def code(text: str) -> Markup:
+    """Return a text as HTML, with the parts between backticks as code."""
+    return Markup("").join(
+        Markup("<code>{}</code>").format(part) if index % 2 else escape(part)
+        for index, part in enumerate(text.split("`"))
+    )
+
+
 @cache
 def _template(name: str) -> jinja2.Template:
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["code"] = code
     return environment.from_string(asset(name))

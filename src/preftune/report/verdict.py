@@ -45,8 +45,11 @@ def _dpo(run: Run) -> str:
         loss = run.ends("loss")
         return f"The loss is {short(loss[1])} at the end ({short(loss[0])} at the start)." if loss else "No metrics."
     text = f"{percent(accuracy[1])} of the {accuracy[2]} pairs are in the right order"
-    if kl:
+    error = run.ends("drift/kl_se")
+    if kl and kl[1] > (Z95 * error[1] if error else 0.0):
         text += f", {num(kl[1])} nats from the reference"
+    elif kl:
+        text += ", and the policy has not moved measurably from its reference"
     if displaced and displaced[1] > 0.5:
         text += f", and in {percent(displaced[1])} of them both responses became less likely"
     return f"{text}."
@@ -163,7 +166,7 @@ def steps(run: Run) -> list[Step]:
     )
     if run.method == "dpo":
         score = Step(
-            f"preftune score --policy {final} --reference {base} --data {data} --out scores.jsonl --tokens tokens.html",
+            f"preftune score --policy {final} --reference {base} --data {data} --out scores.jsonl --tokens",
             "See the implicit reward of every pair, and of every token.",
         )
         return [chat, judge, score]

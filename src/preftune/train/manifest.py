@@ -51,9 +51,13 @@ def _read(folder: Path) -> tuple[dict[str, Any], str]:
 
 
 def write(folder: Path, manifest: dict[str, Any]) -> None:
-    """Write the manifest and its copy. Raises StorageError."""
-    write_json(folder / NAME, sealed(manifest), durable=True)
-    write_json(folder / COPY, sealed(manifest))
+    """Write the manifest and its copy. Raises StorageError.
+
+    The copy is first, except in a new folder: a manifest that says "finished" is then the last file of a run, and a
+    kill leaves no part of a file that no later command deletes.
+    """
+    for name in (COPY, NAME) if (folder / NAME).exists() else (NAME, COPY):
+        write_json(folder / name, sealed(manifest), durable=name == NAME)
 
 
 def repair(folder: Path, say: Callable[[str], None]) -> None:

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from preftune.errors import ModelError
 from preftune.model.generate import Sampling, sample
-from preftune.model.load import end_ids, load_model, load_tokenizer, locate, source_dtype, weights_hash
+from preftune.model.load import end_ids, load_config, load_model, load_tokenizer, locate, source_dtype, weights_hash
 
 
 @pytest.fixture
@@ -95,6 +95,24 @@ def test_code_in_a_model_folder_is_not_run(copy: Path) -> None:
     with pytest.raises(ModelError, match="not run"):
         load_model(locate(str(copy)), torch.float32)
     assert not canary.exists()
+
+
+@pytest.mark.parametrize("custom", [True, False])
+def test_the_config_of_an_unknown_model_type_is_an_error_that_advises_no_code(copy: Path, custom: bool) -> None:
+    config = json.loads((copy / "config.json").read_text()) | {"model_type": "unheard_of"}
+    config |= {"auto_map": {"AutoConfig": "modeling.C"}} if custom else {}
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        ModelError, match="cannot load the config: the model needs" if custom else "update transf"
+    ) as error:
+        load_config(locate(str(copy)))
+    assert "trust_remote_code" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["my models/the one", "owner/a--b", "owner/" + "x" * 120, "owner/-x", "a/b/c"])
+def test_a_name_that_the_hub_cannot_have_is_a_missing_folder(name: str) -> None:
+    with pytest.raises(ModelError, match="no such folder"):
+        locate(name)
 
 
 def test_a_folder_without_tokenizer_is_an_error(copy: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from preftune.report.figures.frontier import Policy, frontier
-from preftune.report.page import Absent, Folded, Number, Page, Step, Table, script_of, write_page
+from preftune.report.page import Absent, Folded, Number, Page, Step, Table, code, script_of, write_page
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(1)>{{ 7 * 7 }}<!--"
 
@@ -63,3 +63,7 @@ def test_a_page_has_only_the_scripts_of_its_figures(figure: str) -> None:
     assert f"FIGURES.{figure} =" in script
     assert "FIGURES.pairs" not in script
     assert script.count("function stepControl") == (figure in ("gradient", "shift"))
+
+
+def test_parts_between_backticks_are_code_and_escaped() -> None:
+    assert code("run `a <b>` or <i>") == "run <code>a &lt;b&gt;</code> or &lt;i&gt;"

@@ -9,6 +9,7 @@ import pytest
 
 from preftune.config.schema import DataConfig, DPOConfig, ModelConfig
 from preftune.errors import RunError
+from preftune.train import manifest
 from preftune.train import run as run_module
 from preftune.train.display import Display
 from preftune.train.manifest import run_identity
@@ -140,3 +141,17 @@ def test_a_tracker_that_fails_does_not_end_the_run(tmp_path: Path, monkeypatch: 
         "warning: mlflow failed, and the run continues without it: ConnectionError: the server is gone"
     ]
     assert (run.trackers, Failing.closed, len(run.metric_lines())) == ({}, 1, 2)
+
+
+def test_the_copy_of_a_manifest_is_written_first_except_in_a_new_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So a kill after the manifest of a finished run leaves no part of the copy, which no later command deletes."""
+    names: list[str] = []
+    real = manifest.write_json
+    monkeypatch.setattr(
+        manifest, "write_json", lambda path, *a, **options: (names.append(path.name), real(path, *a, **options))
+    )
+    for _ in range(2):
+        manifest.write(tmp_path, {"finished": True})
+    assert names == ["manifest.json", ".manifest.json", ".manifest.json", "manifest.json"]

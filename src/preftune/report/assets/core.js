@@ -108,6 +108,9 @@ function select(id, label, options, value, change) {
   return { box: H("div", { class: "ctl noprint" }, H("label", { for: id }, label), list), list };
 }
 
+/** The end of a text: the last turn of a prompt says most. @param {string} t @param {number} n */
+const tail = (t, n) => (t.trim().length > n ? `\u2026${t.trim().slice(1 - n)}` : t.trim());
+
 /** Call `f` with the place in the drawing `s` while the pointer is pressed on `e`. @param {any} e @param {any} s @param {(x: number, y: number) => void} f */
 function drag(e, s, f) {
   const at = (/** @type {PointerEvent} */ event) => {

@@ -293,7 +293,7 @@ def pairs(run: RunPairs) -> Card:
         "pairs",
         PAIRS_TITLE,
         f"{wrong} of {len(rows)} scored pairs are still in the wrong order: read some, mark the labels that are wrong, "
-        "and save them as a list for `data.drop`.",
+        "and save them as a list for data.drop.",
         "One row is one pair. P(flipped) is the probability that the policy gives to the opposite label. The length "
         "is that of the chosen response minus that of the rejected one, in tokens.",
         "Pairs with the lowest margins are hard or ambiguous, but their labels are right.",

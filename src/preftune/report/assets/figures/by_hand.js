@@ -15,9 +15,9 @@ FIGURES.by_hand = (data, card) => {
     const e = examples[i];
     v = { pw: e.policy[0], pl: e.policy[1], rw: e.reference[0], rl: e.reference[1], b: data.beta };
     const note = (/** @type {number} */ k) => (e.reward ? `; true reward ${sgn(e.reward[k])}` : "");
-    quotes.replaceChildren(H("p", { class: "note" }, cut(e.prompt, 400)), quote("w", cut(e.chosen, 500), `chosen${note(0)}`), quote("l", cut(e.rejected, 500), `rejected${note(1)}`));
+    quotes.replaceChildren(H("p", { class: "note" }, tail(e.prompt, 400)), quote("w", cut(e.chosen, 500), `chosen${note(0)}`), quote("l", cut(e.rejected, 500), `rejected${note(1)}`));
   };
-  const picker = select(`${card.id}-pair`, "Pair of the run", examples.map((/** @type {any} */ e, /** @type {number} */ i) => [String(i), `${e.why}: ${cut(e.prompt, 60)}`]), "0", (i) => {
+  const picker = select(`${card.id}-pair`, "Pair of the run", examples.map((/** @type {any} */ e, /** @type {number} */ i) => [String(i), `${e.why}: ${tail(e.prompt, 60)}`]), "0", (i) => {
     set(+i);
     update();
   });

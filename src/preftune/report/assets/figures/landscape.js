@@ -169,7 +169,7 @@ FIGURES.landscape = (data, card) => {
     if (current < 0) text.replaceChildren(H("p", { class: "note" }, "Point at a pair, or walk with the arrow keys, to read it."));
     else {
       const [prompt, w, l, judged] = data.pairs[current], [a, b] = at(step, current);
-      text.replaceChildren(H("p", { class: "note" }, cut(data.texts[prompt], 300), judged < 1 ? ` Preferred with probability ${pct(judged)}.` : ""), quote("w", cut(data.texts[w], 400), `${sgn(a, data.digits)} ${unit}`), quote("l", cut(data.texts[l], 400), `${sgn(b, data.digits)} ${unit}`));
+      text.replaceChildren(H("p", { class: "note" }, tail(data.texts[prompt], 300), judged < 1 ? ` Preferred with probability ${pct(judged)}.` : ""), quote("w", cut(data.texts[w], 400), `${sgn(a, data.digits)} ${unit}`), quote("l", cut(data.texts[l], 400), `${sgn(b, data.digits)} ${unit}`));
     }
   }
   return {

@@ -54,7 +54,7 @@ FIGURES.pairs = (data, card) => {
   }
   function read(/** @type {number} */ i) {
     const r = rows[i];
-    reader.replaceChildren(H("p", { class: "note" }, `${r.origin}. ${cut(data.texts[r.prompt], 600)}`), quote("w", data.texts[r.chosen], `chosen, ${r.tokens[0]} tokens`), quote("l", data.texts[r.rejected], `rejected, ${r.tokens[1]} tokens`));
+    reader.replaceChildren(H("p", { class: "note" }, `${r.origin}. ${tail(data.texts[r.prompt], 600)}`), quote("w", data.texts[r.chosen], `chosen, ${r.tokens[0]} tokens`), quote("l", data.texts[r.rejected], `rejected, ${r.tokens[1]} tokens`));
   }
   function update() {
     const keep = shown(), pages = Math.max(1, Math.ceil(keep.length / PAGE));
@@ -77,7 +77,7 @@ FIGURES.pairs = (data, card) => {
         e.preventDefault();
         next.querySelector("input").focus();
       });
-      const tr = H("tr", { class: r.margin < 0 ? "wrong" : "" }, H("td", {}, box), H("td", { class: "text", dir: "auto" }, cut(data.texts[r.prompt], 70)), H("td", {}, sgn(r.margin, 3) || "0"), H("td", {}, pct(r.flip)), H("td", {}, sgn(r.longer, 0) || "0"), H("td", { title: r.origin }, r.origin.split("/").at(-1)), data.sources ? H("td", {}, r.source) : null);
+      const tr = H("tr", { class: r.margin < 0 ? "wrong" : "" }, H("td", {}, box), H("td", { class: "text", dir: "auto" }, tail(data.texts[r.prompt], 70)), H("td", {}, sgn(r.margin, 3) || "0"), H("td", {}, pct(r.flip)), H("td", {}, sgn(r.longer, 0) || "0"), H("td", { title: r.origin }, r.origin.split("/").at(-1)), data.sources ? H("td", {}, r.source) : null);
       tr.addEventListener("click", () => read(i));
       return tr;
     });

@@ -7,7 +7,7 @@ FIGURES.tokens = (data, card) => {
   const strong = sizes[Math.floor(0.98 * (sizes.length - 1))] || 1, bold = sizes[Math.floor(0.9 * (sizes.length - 1))] || 1;
   let current = 0;
   const reading = H("p", { class: "note", "aria-live": "polite" }, "Walk the tokens with the arrow keys."), sums = H("div", {});
-  const picker = select(`${card.id}-pair`, "Pair", rows.map((/** @type {any} */ r, /** @type {number} */ i) => [String(i), `margin ${sgn(r.margin, 3)}: ${cut(r.prompt, 60)}`]), "0", (i) => {
+  const picker = select(`${card.id}-pair`, "Pair", rows.map((/** @type {any} */ r, /** @type {number} */ i) => [String(i), `margin ${sgn(r.margin, 3)}: ${tail(r.prompt, 60)}`]), "0", (i) => {
     current = +i;
     update();
   });
