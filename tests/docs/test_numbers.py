@@ -80,7 +80,7 @@ def test_the_comments_of_the_snippet_are_what_it_prints() -> None:
 def test_the_numbers_of_the_text() -> None:
     assert f"A gap of 1 means {sigmoid(1):.0%}, a gap of 2 means {sigmoid(2):.0%}.".replace("%", " %") in TEXT
     assert f"a\nmargin of {math.log(0.9 / 0.1):.3f}" in TEXT
-    assert f"$\\log \\, 2 = {math.log(2):.4f}$" in TEXT
+    assert f"$\\log \\, 2$, or {math.log(2):.4f}" in TEXT
     smoothed = -0.9 * math.log(sigmoid(0.25)) - 0.1 * math.log(sigmoid(-0.25))
     assert f"# {smoothed:.4f}: a label with p = 0.9" in TEXT
     assert f"the target is {1 / 0.2:g} and the loss is $(2.5 - 5)^2 = {(2.5 - 1 / 0.2) ** 2:g}$" in TEXT
