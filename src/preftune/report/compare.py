@@ -63,10 +63,11 @@ def _verdict(runs: Sequence[Run]) -> str:
             show = percent if "accuracies" in name else short
             if len(set(last)) == 1:
                 return f"All {len(runs)} runs have the same {word}, {show(last[0])}."
-            best = max(range(len(runs)), key=lambda index: sign * last[index])
-            others = ", ".join(show(value) for index, value in enumerate(last) if index != best)
-            title = "highest" if sign > 0 else "lowest"
-            return f"{runs[best].folder} has the {title} {word}: {show(last[best])}, against {others}."
+            top = max(last, key=lambda value: sign * value)
+            best = [str(run.folder) for run, value in zip(runs, last, strict=True) if value == top]
+            others = ", ".join(show(value) for value in last if value != top)
+            title = f"{'has' if len(best) == 1 else 'have'} the {'highest' if sign > 0 else 'lowest'}"
+            return f"{' and '.join(best)} {title} {word}: {show(top)}, against {others}."
     return f"{len(runs)} runs, which have no measured metric in common."
 
 
