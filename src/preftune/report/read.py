@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,18 @@ class Run:
     def unit(self) -> str:
         """What the numbers of its lines count: rounds of preftune iterate, otherwise steps."""
         return "round" if "rounds" in self.manifest else "step"
+
+    @property
+    def kept(self) -> int | None:
+        """The step whose weights are in final/, if these are not the last ones."""
+        best = self.manifest.get("best")
+        return int(best["step"]) if best and best.get("final") != "last" else None
+
+    def of_final(self) -> Run:
+        """Return the run with the metrics up to the weights in final/."""
+        if self.kept is None:
+            return self
+        return replace(self, lines=[line for line in self.lines if line["step"] <= self.kept])
 
     def values(self, name: str, split: str = "eval") -> list[tuple[int, float]]:
         """Return (step, value) of a metric."""
