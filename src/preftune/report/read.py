@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from preftune.errors import RunError
 from preftune.report.figures.curves import is_number
 from preftune.train.manifest import read as read_manifest
 from preftune.train.metrics_file import valid_lines
@@ -76,7 +77,12 @@ def read_run(folder: Path) -> tuple[Run, str]:
     """Return a run as its page sees it, and what is wrong with its metrics, or ""."""
     manifest = read_manifest(folder)
     lines, problem = read_metrics(folder / "metrics.jsonl", manifest.get("metrics"))
-    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    try:
+        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError, yaml.YAMLError) as error:
+        problem = "the file is missing" if isinstance(error, FileNotFoundError) else f"the file is damaged: {error}"
+        fix = "restore the file, or rerun the command of the run"
+        raise RunError(problem, where=str(folder / "config.yaml"), fix=fix) from None
     settings = config if isinstance(config, dict) else {}
     return Run(folder, settings, manifest, lines, bool(manifest.get("finished"))), problem
 

@@ -15,6 +15,7 @@ import yaml
 from tests.unit.report.cards import write_pairs
 
 from preftune.cli.main import app
+from preftune.errors import RunError
 from preftune.files import write_json
 from preftune.report.compare import write_comparison
 from preftune.report.read import read_run
@@ -26,6 +27,7 @@ DPO = {"model": {"path": "base"}, "data": {"train": "my prefs.jsonl"}, "loss": {
 REWARD = {"model": {"path": "base"}, "data": {"train": ["prefs.jsonl"]}, "normalise": True}
 SFT = {"model": {"path": "base"}, "data": {"train": "prefs.jsonl"}}
 PPO = {**SFT, "rollout": {}}
+ITERATE = {**DPO, "rounds": 2, "reference": "fixed"}
 
 
 def write_run(folder: Path, config: dict[str, Any], losses: list[float], **facts: Any) -> Path:
@@ -41,7 +43,7 @@ def write_run(folder: Path, config: dict[str, Any], losses: list[float], **facts
     return folder
 
 
-@pytest.mark.parametrize("config", [DPO, REWARD, SFT, PPO])
+@pytest.mark.parametrize("config", [DPO, REWARD, SFT, PPO, ITERATE])
 def test_the_next_commands_are_commands(tmp_path: Path, config: dict[str, Any]) -> None:
     run, _ = read_run(write_run(tmp_path / "a run", config, [0.7, 0.6]))
     for step in steps(run):
@@ -93,6 +95,28 @@ def test_the_page_of_a_run_is_written_whatever_its_scored_pairs_are(tmp_path: Pa
     page = (tmp_path / "report.html").read_text()
     assert ("could not be read" in page) == (damage in ("step files differ", "text missing"))
     assert ("One pair by hand" in page) == (damage in ("none", "only step 0", "huge margins"))
+
+
+@pytest.mark.parametrize("content", ["{", '{"a": 1}', "[]"])
+def test_damaged_samples_do_not_prevent_a_page(tmp_path: Path, content: str) -> None:
+    folders = [write_run(tmp_path / name, DPO, [0.7, 0.6]) for name in "ab"]
+    (folders[0] / "samples").mkdir()
+    (folders[0] / "samples" / "step-00000000.jsonl").write_text(content)
+    (folders[0] / "samples" / "step-copy.jsonl").write_text("")
+    write_run_page(folders[0])
+    write_comparison(folders, tmp_path / "report.html")
+    for page in (folders[0] / "report.html", tmp_path / "report.html"):
+        assert "The samples could not be read" in page.read_text()
+
+
+@pytest.mark.parametrize("content", [None, "a: ["])
+def test_a_damaged_config_is_named(tmp_path: Path, content: str | None) -> None:
+    path = write_run(tmp_path, DPO, [0.7]) / "config.yaml"
+    path.unlink()
+    if content:
+        path.write_text(content)
+    with pytest.raises(RunError, match=r"damaged|missing"):
+        read_run(tmp_path)
 
 
 def test_runs_with_the_same_best_value_are_all_named(tmp_path: Path) -> None:
