@@ -35,9 +35,20 @@ def closing_lines(folder: Path) -> list[str]:
     lines = [f"result: {verdict(run)}"]
     if advice:
         lines.append(f"health: {len(advice)} warning{'s' if len(advice) > 1 else ''}, see above and in the report")
+    elif run.method in ("ppo", "iterate"):
+        lines += _reward_health(run.of_final())
     elif run.values("drift/gap") or run.ends("loss"):
         lines.append(f"health: no metric has exceeded its threshold, and {_held_out(run.of_final())}")
     return [in_plain_text(line) for line in lines]
+
+
+def _reward_health(run: Run) -> list[str]:
+    """Return whether the reward of the samples rose, as a line; none without evaluations."""
+    score = [value for _, value in run.values("objective/score")]
+    if len(score) < 2:
+        return []
+    word = "rose" if score[-1] > score[0] else "did not rise"
+    return [f"health: no metric has exceeded its threshold, and the reward of the samples {word}"]
 
 
 def _held_out(run: Run) -> str:
@@ -159,9 +170,11 @@ def steps(run: Run) -> list[Step]:
     final = shlex.quote(str(run.folder / "final"))
     data = data_argument(run.config)
     model = run.config.get("model") or {}
-    base = shlex.quote(with_quant(str(model.get("path", "MODEL")), model.get("quant")))
-    reference = (run.config.get("reference") or {}).get("path")
-    reference = shlex.quote(str(reference)) if reference else base
+    base_path = with_quant(str(model.get("path", "MODEL")), model.get("quant"))
+    base = shlex.quote(base_path)
+    section = run.config.get("reference")
+    path = section.get("path") if isinstance(section, Mapping) else None  # of iterate, it is a word
+    reference = shlex.quote(str(path)) if path else base
     if not run.finished:
         return []
     if run.method == "reward":
@@ -170,7 +183,8 @@ def steps(run: Run) -> list[Step]:
             Step("preftune init ppo", "Write a config to train a policy against this reward."),
         ]
     chat = Step(
-        f"preftune chat {final} --beside {base}", "Read answers of both models side by side before you trust a number."
+        chat_command(str(run.folder / "final"), base_path),
+        "Read answers of both models side by side before you trust a number.",
     )
     if run.method == "sft":
         tune = Step(
@@ -180,7 +194,12 @@ def steps(run: Run) -> list[Step]:
         return [chat, tune]
     judge = Step(
         f"preftune eval winrate --policy {final} --against {base} --data {data} --judge REWARD",
-        "Let a judge compare both models: accuracy on pairs is not quality of answers.",
+        "Let a judge compare both models: "
+        + (
+            "a high reward is not quality of answers."
+            if run.method in ("ppo", "iterate")
+            else "accuracy on pairs is not quality of answers."
+        ),
     )
     if run.method == "dpo":
         score = Step(
@@ -189,6 +208,11 @@ def steps(run: Run) -> list[Step]:
         )
         return [chat, judge, score]
     return [chat, judge]
+
+
+def chat_command(policy: str, beside: str | None = None) -> str:
+    """Return the command to read responses of a policy, beside those of a different model if there is one."""
+    return f"preftune chat {shlex.quote(policy)}" + (f" --beside {shlex.quote(beside)}" if beside else "")
 
 
 def data_argument(config: Mapping[str, Any]) -> str:

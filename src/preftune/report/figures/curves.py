@@ -68,8 +68,12 @@ NAMES = {
     "objective/score": "reward",
     "objective/kl": "KL",
     "drift/kl": "KL",
+    "policy/clip_fraction": "policy",
+    "value/clip_fraction": "value model",
+    "value/explained_variance": "explained variance",
+    "diversity": "distinct word pairs",
 }
-COLOURS = {"chosen": "chosen", "rejected": "rejected"}
+COLOURS = {"chosen": "chosen", "rejected": "rejected", "value model": "ink2"}
 
 
 def curves(

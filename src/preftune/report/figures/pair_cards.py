@@ -130,8 +130,8 @@ def landscape_sentence(data: Mapping[str, Any], step: int = -1) -> str:
     lift = [signed(x, data["digits"]) for x in facts["lift"]]
     return (
         f"By step {data['steps'][step]}, {share(facts['accuracy'])} of the {data['split']} pairs are in the right "
-        f"order, and in {share(facts['displaced'])} both responses became less likely: on average {lift[0]} (chosen) "
-        f"and {lift[1]} (rejected) {data['unit']}."
+        f"order{'' if data['unit'] == 'nats' else ' per token'}, and in {share(facts['displaced'])} both responses "
+        f"became less likely: on average {lift[0]} (chosen) and {lift[1]} (rejected) {data['unit']}."
     )
 
 

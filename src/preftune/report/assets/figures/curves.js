@@ -79,7 +79,7 @@ FIGURES.curves = (data, card) => {
       if (cursor) cursor.setAttribute("d", `M${X(here)} 26V168`);
       const parts = chart.series.flatMap((/** @type {any} */ s) => {
         const p = s.points.filter((/** @type {number[]} */ q) => q[0] <= here).at(-1);
-        return p && (s.split !== "eval" || p[0] === here || s.points.length) ? [`${runs.length > 1 ? `${s.run}, ` : ""}${s.name} ${short(p[1])}${p[0] === here ? "" : ` (${data.unit} ${short(p[0])})`}`] : [];
+        return p && (s.split !== "eval" || p[0] === here || s.points.length) ? [`${runs.length > 1 ? `${s.run} ${s.split === "eval" ? "evaluation" : "training"}` : s.name} ${short(p[1])}${p[0] === here ? "" : ` (${data.unit} ${short(p[0])})`}`] : [];
       });
       values.textContent = parts.join("; ");
     }

@@ -11,7 +11,7 @@ const PUSH_FORMULAS = /** @type {Record<string, string>} */ ({
 
 FIGURES.gradient = (data, card) => {
   const steps = stepControl(data, card), beta = data.parameters.beta, [from, to, bins] = data.edges, width = (to - from) / bins;
-  const most = Math.max(1, ...data.hist.slice(1).flatMap((/** @type {any} */ h) => h.counts));
+  const most = Math.max(1, ...data.hist.slice(data.hist.length > 1 ? 1 : 0).flatMap((/** @type {any} */ h) => h.counts));
   let label = "certain", m = clamp(0.2, from, to);
   let [bars, line, hair, s] = /** @type {any[]} */ ([]);
   let X = (/** @type {number} */ z) => z, Yc = X, Yw = X, floor = 0;

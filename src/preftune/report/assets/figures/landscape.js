@@ -184,5 +184,5 @@ function landscapeSentence(data, step) {
   const f = data.hist[step], many = data.scored >= 20, share = (/** @type {number} */ x) => (many ? pct(x) : `${Math.round(x * data.scored)} of ${data.scored}`);
   if (data.steps[step] === 0 && data.axis === "log π since step 0") return "Before the first step, every pair is at the cross: the points show the change since then.";
   if (data.steps[step] === 0 && f.lift.every((/** @type {number} */ x) => x === 0)) return "Before the first step, every pair is at the cross: policy and reference are the same, and so is the loss of all pairs.";
-  return `By step ${data.steps[step]}, ${share(f.accuracy)} of the ${data.split} pairs are in the right order, and in ${share(f.displaced)} both responses became less likely: on average ${sgn(f.lift[0], data.digits)} (chosen) and ${sgn(f.lift[1], data.digits)} (rejected) ${data.unit}.`;
+  return `By step ${data.steps[step]}, ${share(f.accuracy)} of the ${data.split} pairs are in the right order${data.unit === "nats" ? "" : " per token"}, and in ${share(f.displaced)} both responses became less likely: on average ${sgn(f.lift[0], data.digits)} (chosen) and ${sgn(f.lift[1], data.digits)} (rejected) ${data.unit}.`;
 }
