@@ -9,8 +9,10 @@ Scoring draws no random numbers of the run and changes no weight. A resumed run 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -86,6 +88,17 @@ def moments_of(steps: int, number: int = len(MOMENTS)) -> list[int]:
     return sorted({round(steps * part) for part in share})
 
 
+def score_final(task: ResponseTask, drawn: DrawnPairs | None, run: Run) -> None:
+    """Score the pairs with the weights at the end of the run, if they are not those of the last scored step.
+
+    Call it after the end of the run: it stopped early, or the weights of its best evaluation are loaded.
+    """
+    best, config = run.best, run.best_config
+    step = best.step if best and config and config["final"] == "best" else run.last_step
+    if drawn and (step != run.last_step or step not in drawn.steps):
+        score_pairs(task, replace(drawn, steps=frozenset([step])), run, step)
+
+
 @torch.no_grad()
 def score_pairs(task: ResponseTask, drawn: DrawnPairs | None, run: Run, step: int) -> None:
     """Score the pairs after `step` and save the result. Reports if memory ran out or the disk is full."""
@@ -105,12 +118,24 @@ def score_pairs(task: ResponseTask, drawn: DrawnPairs | None, run: Run, step: in
         return
     with run.optional("the pairs for the report"):
         folder = run.folder / FOLDER
-        if step == 0 or not (folder / "pairs.json").exists():
-            write_json(folder / "pairs.json", _pairs_json(task, drawn, values))
+        pairs = _pairs_json(task, drawn, values)
+        if step == 0 or not _same_pairs(folder / "pairs.json", pairs):
+            for old in folder.glob("step-*.json"):  # a run that was extended draws other pairs
+                old.unlink()
+            write_json(folder / "pairs.json", pairs)
         sums = [value[0].tolist() for value in values]
         write_json(folder / f"step-{step:08d}.json", {"step": step, "logps": _sides(drawn, sums)})
         if not task.is_reward_model:
             write_json(folder / "tokens.json", _token_rewards(task, drawn, values))
+
+
+def _same_pairs(path: Path, pairs: Mapping[str, Any]) -> bool:
+    """Whether the file has these pairs."""
+    try:
+        old = json.loads(path.read_text(encoding="utf-8"))
+        return bool(old["pairs"] == pairs["pairs"] and old["texts"] == pairs["texts"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _logps_of(task: ResponseTask) -> Any:

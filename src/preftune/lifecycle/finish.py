@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,7 +32,7 @@ from preftune.ranks import group
 from preftune.report.card import Subject, write_card
 from preftune.report.run import write_run_page
 from preftune.report.samples import before_and_after
-from preftune.report.verdict import closing_lines
+from preftune.report.verdict import closing_lines, data_argument
 from preftune.train.full_disk import patiently
 from preftune.train.manifest import model_hashes
 from preftune.train.optim import Weights
@@ -94,7 +96,7 @@ def trained(run: Run, evaluations: Iterator[T]) -> Iterator[T]:
 def finish_run(run: Run, policy: Policy, next_command: str, merged: bool = False) -> Path:
     """Write the final model, its model card and the report, mark the run as finished, and return the model's folder.
 
-    `next_command` is printed as a suggestion; FINAL in it is replaced with the model's folder.
+    `next_command` is printed as a suggestion; FINAL in it is replaced with the model's folder, and DATA with the data.
     """
     assert run.weights
     folder, say = run.folder, run.display.say
@@ -116,7 +118,9 @@ def finish_run(run: Run, policy: Policy, next_command: str, merged: bool = False
             for line in before_and_after(folder, last=_shown(best)):
                 say(line)
     report = f", report in {folder / 'report.html'}" if (folder / "report.html").is_file() else ""
-    finished_lines(run, f"done: model in {final}{report}. Next: {next_command.replace('FINAL', str(final))}")
+    words = {"FINAL": shlex.quote(str(final)), "DATA": data_argument(run.identity["config"])}
+    command = re.sub("FINAL|DATA", lambda match: words[match[0]], next_command)
+    finished_lines(run, f"done: model in {final}{report}. Next: {command}")
     return final
 
 

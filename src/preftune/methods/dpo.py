@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from preftune import stop
 from preftune.config.schema import DPOConfig
 from preftune.data.subset import joined, subset
 from preftune.errors import ConfigError
@@ -14,7 +15,7 @@ from preftune.lifecycle.advise import advise, advise_on_pairs
 from preftune.lifecycle.before_first_step import before_first_step
 from preftune.lifecycle.context import within_context
 from preftune.lifecycle.distribute import distributed
-from preftune.lifecycle.drawn_pairs import draw_pairs, score_pairs
+from preftune.lifecycle.drawn_pairs import draw_pairs, score_final, score_pairs
 from preftune.lifecycle.finish import evaluating, finish_run, running, trained
 from preftune.lifecycle.monitor import drift, make_monitor, start_monitor
 from preftune.lifecycle.plan import plan_run, print_run_plan, sized
@@ -88,6 +89,8 @@ def run(
                 metrics = {**shift, **task.evaluate()}
             run.log_evaluation(step, metrics)
             advise(run, step)
+        with stop.interruptible():
+            on_first(partial(score_final, task, drawn, run), policy.shards > 1)
     base = with_quant(config.model.path, config.model.quant) if model is None else "MODEL"
     return finish_run(run, policy, f"preftune score --policy FINAL --reference {base} --data DATA")
 

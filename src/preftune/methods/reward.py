@@ -20,7 +20,7 @@ from preftune.lifecycle.advise import advise, advise_on_pairs
 from preftune.lifecycle.before_first_step import before_first_step
 from preftune.lifecycle.context import within_context
 from preftune.lifecycle.distribute import distributed
-from preftune.lifecycle.drawn_pairs import draw_pairs, score_pairs
+from preftune.lifecycle.drawn_pairs import draw_pairs, score_final, score_pairs
 from preftune.lifecycle.finish import evaluating, finish_run, running, trained
 from preftune.lifecycle.plan import plan_run, print_run_plan, sized
 from preftune.lifecycle.start import load_policy_and_data, open_run, prepare_training, start_run
@@ -85,6 +85,7 @@ def run(
             run.log_evaluation(step, metrics)
             advise(run, step)
         with stop.interruptible():
+            on_first(partial(score_final, task, drawn, run), policy.shards > 1)
             task = replace(task, groups=groups)
             policy.model.config.reward_scale = measured_scale(task, run) if config.normalise else None
     return finish_run(run, policy, "preftune score --reward FINAL --data DATA", merged=True)

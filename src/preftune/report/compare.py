@@ -29,13 +29,20 @@ def write_comparison(folders: Sequence[Path], path: Path) -> None:
     runs = [run for run, _ in opened]
     header = ("", *(str(run.folder) for run in runs))
     states = ("state", *("finished" if run.finished else "not finished" for run in runs))
+    kept = [f"of step {run.kept}" if run.kept is not None else "the last ones" for run in runs]
+    states_of_final = [("weights in final/", *kept)] if len(set(kept)) > 1 else []
     settings = _settings(runs)
     lines = {str(run.folder): run.lines for run in runs}
     methods = {run.method for run in runs}
     charts = [*(PPO if methods == {"ppo"} else ROUNDS if methods == {"iterate"} else TRAINING), *DRIFT]
     card = curves(charts, lines, runs[0].unit, "held-out data and evaluations")
     parts: list[Part | None] = [
-        Table("Results", header, [states, *_results(runs, "eval", MAIN)], "Of the last evaluation of each run."),
+        Table(
+            "Results",
+            header,
+            [states, *states_of_final, *_results(runs, "eval", MAIN)],
+            "Of the last evaluation of each run.",
+        ),
         Table("Settings that differ", header, settings) if settings else Table("Settings that differ", text="None."),
         card,
         _advice(runs),
@@ -63,10 +70,11 @@ def _verdict(runs: Sequence[Run]) -> str:
             show = percent if "accuracies" in name else short
             if len(set(last)) == 1:
                 return f"All {len(runs)} runs have the same {word}, {show(last[0])}."
-            best = max(range(len(runs)), key=lambda index: sign * last[index])
-            others = ", ".join(show(value) for index, value in enumerate(last) if index != best)
-            title = "highest" if sign > 0 else "lowest"
-            return f"{runs[best].folder} has the {title} {word}: {show(last[best])}, against {others}."
+            top = max(last, key=lambda value: sign * value)
+            best = [str(run.folder) for run, value in zip(runs, last, strict=True) if value == top]
+            others = ", ".join(show(value) for value in last if value != top)
+            title = f"{'has' if len(best) == 1 else 'have'} the {'highest' if sign > 0 else 'lowest'}"
+            return f"{' and '.join(best)} {title} {word}: {show(top)}, against {others}."
     return f"{len(runs)} runs, which have no measured metric in common."
 
 
@@ -118,7 +126,10 @@ def _advice(runs: Sequence[Run]) -> Table | None:
 
 def _samples(runs: Sequence[Run]) -> Folded | None:
     """Return the last responses of all runs to the prompts that all of them have answered."""
-    by_run = [{one.prompt: one for one in comparisons(run.folder, run.unit)} for run in runs]
+    try:
+        by_run = [{one.prompt: one for one in comparisons(run.folder, run.unit, run.kept)} for run in runs]
+    except ValueError as error:
+        return Folded("Samples", f"The samples could not be read: {error}", open=True)
     common = [prompt for prompt in by_run[0] if all(prompt in answered for answered in by_run)]
     texts: list[tuple[str, str]] = []
     for number, prompt in enumerate(common[:SHOWN], start=1):

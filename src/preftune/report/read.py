@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from preftune.errors import RunError
 from preftune.report.figures.curves import is_number
 from preftune.train.manifest import read as read_manifest
 from preftune.train.metrics_file import valid_lines
@@ -35,6 +36,18 @@ class Run:
     def unit(self) -> str:
         """What the numbers of its lines count: rounds of preftune iterate, otherwise steps."""
         return "round" if "rounds" in self.manifest else "step"
+
+    @property
+    def kept(self) -> int | None:
+        """The step whose weights are in final/, if these are not the last ones."""
+        best = self.manifest.get("best")
+        return int(best["step"]) if best and best.get("final") != "last" else None
+
+    def of_final(self) -> Run:
+        """Return the run with the metrics up to the weights in final/."""
+        if self.kept is None:
+            return self
+        return replace(self, lines=[line for line in self.lines if line["step"] <= self.kept])
 
     def values(self, name: str, split: str = "eval") -> list[tuple[int, float]]:
         """Return (step, value) of a metric."""
@@ -64,7 +77,12 @@ def read_run(folder: Path) -> tuple[Run, str]:
     """Return a run as its page sees it, and what is wrong with its metrics, or ""."""
     manifest = read_manifest(folder)
     lines, problem = read_metrics(folder / "metrics.jsonl", manifest.get("metrics"))
-    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    try:
+        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError, yaml.YAMLError) as error:
+        problem = "the file is missing" if isinstance(error, FileNotFoundError) else f"the file is damaged: {error}"
+        fix = "restore the file, or rerun the command of the run"
+        raise RunError(problem, where=str(folder / "config.yaml"), fix=fix) from None
     settings = config if isinstance(config, dict) else {}
     return Run(folder, settings, manifest, lines, bool(manifest.get("finished"))), problem
 

@@ -10,7 +10,15 @@ from typing import Any
 
 from preftune.report import harness, verdict
 from preftune.report.figures import bradley_terry, pair_cards
-from preftune.report.figures.curves import LOSS_HEALTH, REWARD_HEALTH, TRAINING, Chart, curves, distance
+from preftune.report.figures.curves import (
+    LOSS_HEALTH,
+    REWARD_HEALTH,
+    TRAINING,
+    Chart,
+    curves,
+    distance,
+    is_number,
+)
 from preftune.report.figures.drawn_pairs import RunPairs, read_pairs, read_tokens
 from preftune.report.figures.shift import shift
 from preftune.report.figures.words import num, short
@@ -46,21 +54,20 @@ def write_run_page(folder: Path, unit: str | None = None, out: Path | None = Non
     """
     run, problem = read_run(folder)
     run = replace(run, finished=run.finished or finished)
-    best = run.manifest.get("best")
-    shown = best["step"] if best and best.get("final") != "last" else None
     parts: list[Part | None] = [
         *_pair_figures(run),
         curves(
             _charts(run),
             {"": run.lines},
             run.unit,
-            "evaluations" if run.method in ("ppo", "iterate") else "held-out data",
+            _evaluation_name(run),
+            health=_health(run),
         ),
         distance(run.lines, run.unit, warned=bool(run.manifest.get("advice"))) if run.method == "dpo" else None,
         _rounds(run),
         *_sources(run),
         Table("lm-evaluation-harness", *_head(harness.rows(folder))) if harness.rows(folder) else None,
-        *samples_section(folder, unit or run.unit, shown),
+        *samples_section(folder, unit or run.unit, run.kept),
         _all_metrics(run),
         Folded("Config", code=(folder / "config.yaml").read_text(encoding="utf-8")),
         Folded("Manifest", code=json.dumps(run.manifest, indent=1, ensure_ascii=False)),
@@ -96,7 +103,7 @@ def _head(table: Sequence[Sequence[str]]) -> tuple[Sequence[str], Sequence[Seque
 def scored_pairs(run: Run) -> tuple[RunPairs | None, str]:
     """Return the scored pairs of a run, and what is wrong with their files, or ""."""
     try:
-        return read_pairs(run.folder, run.config), ""
+        return read_pairs(run.folder, run.config, run.kept), ""
     except ValueError as error:
         return None, f"The scored pairs could not be read: {error}"
 
@@ -107,9 +114,8 @@ def _pair_figures(run: Run) -> list[Part]:
         return []
     pairs, problem = scored_pairs(run)
     if pairs is None:
-        fix = "" if problem else "train with report_pairs above 0"
         reason = problem or "The run has no scored pairs, because its loss has none or report_pairs is 0."
-        return [Absent("pairs", "Figures of single pairs", reason, fix)]
+        return [Absent("pairs", "Figures of single pairs", reason)]
     data = pair_cards.pair_data(pairs)
     if pairs.kind == "reward":
         return [bradley_terry.of_run(pairs), pair_cards.gradient(pairs, data), pair_cards.pairs(pairs)]
@@ -152,7 +158,10 @@ def _rounds(run: Run) -> Table | None:
     )  # fmt: skip
     lines = [line for line in run.lines if line["split"] == "eval"]
     used = [(title, name) for title, name in columns if any(name in line for line in lines)]
-    rows = [[str(line["step"]), *(num(line[name], 3) if name in line else "" for _, name in used)] for line in lines]
+    rows = [
+        [str(line["step"]), *(num(line[name], 3) if is_number(line.get(name)) else "" for _, name in used)]
+        for line in lines
+    ]
     return Table("Rounds", ["round", *(title for title, _ in used)], rows, "Round 0 is the first model.")
 
 
@@ -198,4 +207,5 @@ def _all_metrics(run: Run) -> Folded | None:
 
 
 def _value(lines: Sequence[Mapping[str, Any]], name: str) -> str:
-    return f"{lines[0][name]:.5g}" if lines and name in lines[0] else ""
+    value = lines[0].get(name) if lines else None
+    return f"{value:.5g}" if isinstance(value, int | float) else "" if value is None else str(value)

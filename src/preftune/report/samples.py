@@ -9,6 +9,7 @@ from typing import Any
 
 from preftune.report.page import Folded
 
+TITLE = "Samples before and after"
 SHOWN = 6  # prompts in the report
 PRINTED = 2  # prompts at the end of a run
 MAX_TEXT = 1500  # characters of a text in the report
@@ -27,10 +28,18 @@ class Comparison:
 def comparisons(folder: Path, unit: str = "step", last: int | None = None) -> list[Comparison]:
     """Return the prompts of the evaluation at step `last`, by default the last one, of the run in `folder`.
 
-    The list is empty if the run has saved no samples.
+    The list is empty if the run has saved no samples. Raises ValueError for damaged files.
     A run whose evaluations did not all have the same prompts has fewer responses for some of them.
     """
-    steps = sorted((folder / "samples").glob("step-*.jsonl"))
+    try:
+        return _comparisons(folder, unit, last)
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise ValueError(f"{folder / 'samples'}: {type(error).__name__}: {error}") from None
+
+
+def _comparisons(folder: Path, unit: str, last: int | None) -> list[Comparison]:
+    paths = (folder / "samples").glob("step-*.jsonl")
+    steps = sorted(path for path in paths if path.stem.removeprefix("step-").isdecimal())
     if not steps:
         return []
     steps = [path for path in steps if last is None or _step(path) <= last] or steps
@@ -49,7 +58,10 @@ def comparisons(folder: Path, unit: str = "step", last: int | None = None) -> li
 
 def samples_section(folder: Path, unit: str = "step", last: int | None = None) -> list[Folded]:
     """Return a section with some prompts and their responses; empty if the run has saved no samples."""
-    every = comparisons(folder, unit, last)
+    try:
+        every = comparisons(folder, unit, last)
+    except ValueError as error:
+        return [Folded(TITLE, f"The samples could not be read: {error}", open=True)]
     if not every:
         return []
     texts: list[tuple[str, str]] = []
@@ -61,7 +73,7 @@ def samples_section(folder: Path, unit: str = "step", last: int | None = None) -
         f"Responses of the policy to the same prompts with the same random numbers, before and after training: "
         f"{min(SHOWN, len(every))} of the {len(every)} prompts in the folder samples/."
     )
-    return [Folded("Samples before and after", text, texts, open=True)]
+    return [Folded(TITLE, text, texts, open=True)]
 
 
 def before_and_after(folder: Path, unit: str = "step", last: int | None = None) -> list[str]:

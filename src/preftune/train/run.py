@@ -283,6 +283,11 @@ class Run:
         return best_evaluation(self.evaluations, self.best_config) if self.best_config else None
 
     @property
+    def last_step(self) -> int:
+        """The last completed step."""
+        return self._reached[0] if self._reached else self.start
+
+    @property
     def stops_early(self) -> bool:
         """Whether as many evaluations as `best.patience` have passed since the best one."""
         best, patience = self.best, (self.best_config or {}).get("patience")

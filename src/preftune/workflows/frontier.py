@@ -34,6 +34,7 @@ from preftune.model.logprobs import Scorer
 from preftune.report.figures.frontier import Policy, frontier, gain_of
 from preftune.report.figures.words import in_plain_text, num, percent
 from preftune.report.page import Number, Page, Table, write_page
+from preftune.report.verdict import chat_command
 from preftune.rewards.open import open_reward
 from preftune.rewards.reward import Reward, require_rewards, responses_of
 from preftune.scoring import response_logps
@@ -138,7 +139,8 @@ def run(options: FrontierOptions, out: Path, display: Display) -> dict[str, list
     for name, score, score_error, kl, kl_error, best in cells:
         display.say(f"{name:<28} {f'{score} +- {score_error}':>16} {f'{kl} +- {kl_error}':>16}   {best}")
     display.say(f"result: {in_plain_text(verdict)}")
-    display.say(f"done: {out / 'frontier.json'}, {out / 'frontier.html'}")
+    chat = chat_command(options.policies[0], options.reference)
+    display.say(f"done: {out / 'frontier.json'}, report in {out / 'frontier.html'}. Next: {chat}")
     return series
 
 
@@ -224,14 +226,17 @@ def write(
     strongest = max((p for p in points if p.kind == "policy"), key=lambda p: p.reward)
     gain = gain_of(strongest, points[0])
     share = f", {percent(gain)} of the possible gain at this KL" if gain is not None else ""
-    verdict = f"{strongest.name} has the highest reward, {num(strongest.reward)} at {num(strongest.kl)} nats{share}."
+    verdict = f"{strongest.name} has the highest reward, {num(strongest.reward)} at {num(strongest.kl)} nats{share}"
+    error = Z95 * math.hypot(strongest.reward_se, points[0].reward_se)
+    unsure = f"; this is within the error of {num(points[0].reward)}, the reward of the reference"
+    verdict += f"{unsure if abs(strongest.reward - points[0].reward) <= error else ''}."
     page = Page(
         title="preftune eval frontier",
         about=options.reference,
         verdict=verdict,
         numbers=[
-            Number(num(strongest.reward, 3), f"reward \u00b1 {num(Z95 * strongest.reward_se, 3)} of {strongest.name}"),
-            Number(num(strongest.kl), f"nats of KL \u00b1 {num(Z95 * strongest.kl_se)} from the reference"),
+            Number(num(strongest.reward, 3), f"\u00b1 {num(Z95 * strongest.reward_se, 3)} reward of {strongest.name}"),
+            Number(num(strongest.kl), f"\u00b1 {num(Z95 * strongest.kl_se)} nats of KL from the reference"),
             Number(num(points[0].reward, 3), f"reward of the reference, {points[0].name}"),
         ],
         parts=[

@@ -51,6 +51,7 @@ from preftune.model.generate import Sampled, Sampling, sample
 from preftune.model.locate import ADAPTER_CONFIG, with_quant
 from preftune.model.logprobs import Scorer
 from preftune.report.card import Subject
+from preftune.report.verdict import chat_command
 from preftune.rewards import chat_grades
 from preftune.rewards.open import open_reward
 from preftune.rewards.reward import PromptResponse, Reward, missing_error, responses_of, rewards_of, why_missing
@@ -142,7 +143,9 @@ def run_rounds(
     optional_pages(log, final, Subject(out.name, kind, config.model.path, out), unit="round")
     hashes = {"final": manifest.model_hashes(final), "metrics": log.metrics.position()}
     log.note(finished=True, published=policy, **hashes)
-    finished_lines(log, f"done: {final}, the policy of {policy}, report in {out / 'report.html'}")
+    base = with_quant(config.model.path, config.model.quant) if not in_memory else "MODEL"
+    chat = chat_command(str(final), base)
+    finished_lines(log, f"done: {final}, the policy of {policy}, report in {out / 'report.html'}. Next: {chat}")
     return final
 
 

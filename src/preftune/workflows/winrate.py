@@ -32,6 +32,7 @@ from preftune.measures.win_rate import WinRate, sides, win_rate
 from preftune.model.generate import Sampling
 from preftune.report.figures.words import in_plain_text
 from preftune.report.page import write_page
+from preftune.report.verdict import chat_command
 from preftune.rewards import chat_grades
 from preftune.rewards.chat_grades import Estimate
 from preftune.rewards.judges import INSTRUCTIONS, Question, messages_for, open_judge, server_judge
@@ -121,7 +122,9 @@ def run(options: WinRateOptions, out: Path, display: Display, dry_run: bool = Fa
     if verdicts.unread:
         display.say(f"verdicts unread, {verdicts.why_unread()}")
     display.say(f"result: {in_plain_text(verdict)}")
-    display.say(f"done: {out / 'winrate.json'}, {out / 'winrate.html'}")
+    models = [policy for policy in options.policies if not policy.startswith("best:")]
+    chat = f". Next: {chat_command(models[0], options.against)}" if models else ""
+    display.say(f"done: {out / 'winrate.json'}, report in {out / 'winrate.html'}{chat}")
     return rates
 
 

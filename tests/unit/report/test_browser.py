@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -209,7 +210,12 @@ def test_marked_pairs_become_a_drop_list(browser: Browser, path: Path) -> None:
 
 def test_hostile_text_neither_runs_nor_breaks_the_layout(browser: Browser, tmp_path: Path) -> None:
     page = tmp_path / "evil.html"
-    write_page(page, page_of(all_cards(tmp_path, EVIL)))
+    one = page_of(all_cards(tmp_path, EVIL))
+    path = "/" + "folder_" * 40  # has no place to break a line
+    texts = [(path, path)]
+    parts = [*one.parts, Folded(path, path, texts, open=True), Table(path, (path,), [(path,)], path)]
+    numbers = [Number(path, path)] * 3
+    write_page(page, replace(one, verdict=path, about=path, warnings=[path], numbers=numbers, parts=parts))
     for width in (390, 1280):
         browser.resize(width, 900)
         show(browser, page)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from preftune.formulas import Z95
-from preftune.report.figures.drawn_pairs import Floats, RunPairs
+from preftune.report.figures.drawn_pairs import Floats, RunPairs, sigmoid
 from preftune.report.figures.words import fixed, num, percent
 from preftune.report.page import Absent, Card, Part
 
@@ -40,7 +40,7 @@ def bins_of(gap_P: Floats, label_P: Floats) -> list[dict[str, Any]]:
                 "to": round(float(gap[part].max()), 4),
                 "gap": round(float(gap[part].mean()), 4),
                 "n": len(part),
-                "predicted": round(float((1 / (1 + np.exp(-gap[part]))).mean()), 4),
+                "predicted": round(float(sigmoid(gap[part]).mean()), 4),
                 "observed": round(share, 4),
                 "low": round(low, 4),
                 "high": round(high, 4),
@@ -58,7 +58,7 @@ def wilson(share: float, n: int) -> tuple[float, float]:
 def of_run(run: RunPairs) -> Part:
     """Return the logistic curve with the run's implicit rewards, or a reward model's rewards, at each moment."""
     if not run.has_margins or run.per_token or run.loss in ("ipo", "hinge", "sppo"):
-        reason = f"The loss {run.loss} does not read its margin as the logit of a win, so nothing can be compared."
+        reason = f"The margin of the loss {run.loss} is not the logit of a win, so there is nothing to compare."
         return Absent("bradley_terry", TITLE, reason)
     frames = [bins_of(margin, run.label_P) for margin in run.margin_KP]
     reward = "reward" if run.kind == "reward" else "implicit reward"

@@ -10,6 +10,7 @@ from typing import Any
 from preftune.report.figures.words import short
 from preftune.report.page import Card
 
+MOST_RUNS = 4  # in one chart: there are as many dash patterns
 MOST_POINTS = 600  # of a series; more are thinned out evenly
 Lines = Sequence[Mapping[str, Any]]
 
@@ -67,8 +68,12 @@ NAMES = {
     "objective/score": "reward",
     "objective/kl": "KL",
     "drift/kl": "KL",
+    "policy/clip_fraction": "policy",
+    "value/clip_fraction": "value model",
+    "value/explained_variance": "explained variance",
+    "diversity": "distinct word pairs",
 }
-COLOURS = {"chosen": "chosen", "rejected": "rejected"}
+COLOURS = {"chosen": "chosen", "rejected": "rejected", "value model": "ink2"}
 
 
 def curves(
@@ -88,7 +93,7 @@ def curves(
         charts = [
             replace(chart, title=title_of(chart, name), names=(name,)) for chart in charts for name in chart.names
         ]
-    drawn = [chart for chart in (_chart(one, lines, evaluation) for one in charts) if chart]
+    drawn = [chart for one in charts for chart in _small_multiples(_chart(one, lines, evaluation), list(lines))]
     if not drawn:
         return None
     splits = {series["split"] for chart in drawn for series in chart["series"]}
@@ -117,6 +122,26 @@ def curves(
         name=name,
         wide=True,
     )
+
+
+def _small_multiples(chart: dict[str, Any] | None, runs: Sequence[str]) -> list[dict[str, Any]]:
+    """Return a chart with at most MOST_RUNS runs as it is; more runs as several charts on the same axes.
+
+    Each of these has the first run, to compare with.
+    """
+    if chart is None or len(runs) <= MOST_RUNS:
+        return [chart] if chart else []
+    values = [point[1] for series in chart["series"] for point in series["points"]]
+    every = MOST_RUNS - 1
+    charts = []
+    for start in range(1, len(runs), every):
+        shown = [runs[0], *runs[start : start + every]]
+        series = [one for one in chart["series"] if one["run"] in shown]
+        if series:
+            charts.append({**chart, "series": series, "range": [min(values), max(values)]})
+    if len(charts) > 1:
+        charts = [{**one, "title": f"{one['title']} ({n} of {len(charts)})"} for n, one in enumerate(charts, start=1)]
+    return charts
 
 
 def _chart(chart: Chart, lines: Mapping[str, Lines], evaluation: str) -> dict[str, Any] | None:

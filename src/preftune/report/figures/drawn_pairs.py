@@ -69,30 +69,41 @@ class RunPairs:
 
     @property
     def margin_KP(self) -> Floats:
-        """The margins that the loss sees, beta h; for a reward model r_w - r_l."""
-        difference: Floats = self.sides_KP2[..., 0] - self.sides_KP2[..., 1]
+        """The margins that the loss sees: beta h, without a reference beta times the difference of the log-probs; for
+        a reward model r_w - r_l."""
+        sides = self.sides_KP2
+        if self.kind != "reward" and self.reference_P2 is None:  # the log-probs, not their change
+            sides = self.logps_KP2 / self.tokens_P2 if self.per_token else self.logps_KP2
+        difference: Floats = sides[..., 0] - sides[..., 1]
         return difference if self.kind == "reward" else self.beta * difference
 
     @property
     def has_margins(self) -> bool:
-        """Whether `margin_KP` is what the loss sees: not without a reference, where only the change is known."""
+        """Whether `margin_KP` is the difference of the two coordinates: not without a reference, where these are
+        changes."""
         return self.kind == "reward" or self.reference_P2 is not None
 
 
-def read_pairs(folder: Path, config: Mapping[str, Any]) -> RunPairs | None:
-    """Return the scored pairs of a run; None if it has none. Raises ValueError for damaged files."""
+def read_pairs(folder: Path, config: Mapping[str, Any], until: int | None = None) -> RunPairs | None:
+    """Return the scored pairs of a run; None if it has none. Raises ValueError for damaged files.
+
+    until   the step whose weights are in final/, if these are not the last ones
+    """
     source = folder / FOLDER
     if not (source / "pairs.json").is_file():
         return None
     try:
         drawn = json.loads((source / "pairs.json").read_text(encoding="utf-8"))
         moments = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(source.glob("step-*.json"))]
+        moments = [moment for moment in moments if until is None or moment["step"] <= until]
         logps = np.array([moment["logps"] for moment in moments], dtype=np.float64)
         if logps.shape != (len(moments), len(drawn["pairs"]), 2) or not len(moments):
             raise ValueError("the files do not have the same pairs")
-        if not np.isfinite(logps).all():
-            raise ValueError("a log-prob is not finite")
         reference = None if drawn["reference"] is None else np.array(drawn["reference"], dtype=np.float64)
+        if not np.isfinite(logps).all() or (reference is not None and not np.isfinite(reference).all()):
+            raise ValueError("a log-prob is not finite")
+        if any(not 0 <= text < len(drawn["texts"]) for pair in drawn["pairs"] for text in pair["texts"]):
+            raise ValueError("a text is missing")
         loss, parameters, is_sum = _loss_of(config, drawn)
         return RunPairs(
             steps=tuple(int(moment["step"]) for moment in moments),
@@ -121,17 +132,23 @@ def read_tokens(folder: Path) -> list[dict[str, Any]]:
 
 
 def _loss_of(config: Mapping[str, Any], drawn: Mapping[str, Any]) -> tuple[str, dict[str, Any], bool]:
-    """Return the name and parameters of the loss, of the first one of a sum, and whether it is a sum."""
+    """Return the name and parameters of the loss, and whether it is a sum. Of a sum, the first term with a margin."""
     if drawn["kind"] == "reward":
         return "sigmoid", {"beta": 1.0}, False
     terms = config.get("loss") or {}
-    first = terms[0] if isinstance(terms, list) else terms
+    listed = terms if isinstance(terms, list) else [terms]
+    first = next((term for term in listed if term.get("name") in (*GROUNDS, *PER_TOKEN)), listed[0])
     parameters = {k: v for k, v in first.items() if k not in ("name", "weight") and not isinstance(v, str)}
     return (
         str(first.get("name", "sigmoid")),
         {**parameters, "beta": float(drawn["beta"])},
-        len(terms) > 1 and isinstance(terms, list),
+        len(listed) > 1,
     )
+
+
+def sigmoid(x: Floats) -> Floats:
+    """Return 1 / (1 + exp(-x)) without overflow."""
+    return np.exp(-np.logaddexp(0.0, -x))
 
 
 def shown_pairs(number: int, most: int = SHOWN) -> list[int]:
@@ -154,12 +171,12 @@ def facts_of(run: RunPairs) -> list[dict[str, Any]]:
     edges = np.linspace(low, high, bins + 1)
     facts = []
     for sides, margin in zip(run.sides_KP2, run.margin_KP, strict=True):
-        wins = 1 / (1 + np.exp(-margin))
+        wins = sigmoid(margin)
         inside = np.clip(margin, low + 1e-9 * (high - low), high - 1e-9 * (high - low))
         counts, _ = np.histogram(inside, edges)
         residual = np.abs(run.label_P - wins)
         push, _ = np.histogram(inside, edges, weights=residual)
-        weight = 1 - wins
+        weight = sigmoid(-margin)
         facts.append(
             {
                 "counts": counts.tolist(),
@@ -168,7 +185,7 @@ def facts_of(run: RunPairs) -> list[dict[str, Any]]:
                 "accuracy": round(float(((margin > 0) + 0.5 * (margin == 0)).mean()), 4),
                 "displaced": round(float((sides < 0).all(1).mean()), 4),
                 "weight": round(float(weight.mean()), 4),
-                "wrong_share": round(float(weight[margin < 0].sum() / weight.sum()), 4),
+                "wrong_share": round(float(weight[margin < 0].sum() / max(weight.sum(), 1e-300)), 4),
                 "residual": round(float(residual.mean()), 4),
                 "lift": [round(float(x), 4) for x in sides.mean(0)],
             }

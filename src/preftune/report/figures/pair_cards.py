@@ -14,6 +14,7 @@ from preftune.report.figures.drawn_pairs import (
     facts_of,
     histogram_edges,
     shown_pairs,
+    sigmoid,
     text_table,
 )
 from preftune.report.figures.words import num, percent, signed
@@ -25,16 +26,20 @@ TOKENS_READ = (
     "The reward of a token is beta times the log of its probability under the policy over that under the reference. "
     "The sum over a response is its reward."
 )
+TOKENS_READ_ALONE = "The reward of a token is beta times its log-prob. The sum over a response is its reward."
+MOST_TOKENS = 400  # of a response
 TOKENS_HEALTHY = "Colour where the two responses differ in what matters, on the words that make one better."
 TOKENS_WARNS = "Colour on the end token, on greetings or on punctuation: the policy learned a habit."
 PAIRS_TITLE = "Browse the pairs"
+SINCE_START = "log π since step 0"  # the axis of a run without a reference
 Reward = Callable[[str], float]
 
 
 def pair_data(run: RunPairs) -> dict[str, Any]:
     """Return the data that the landscape, the gradient weight and the logistic curve share."""
     chosen = shown_pairs(len(run.pairs))
-    scale = 10000 if run.per_token else 100
+    fine = run.per_token or float(np.abs(run.sides_KP2).max()) < 1
+    scale = 10000 if fine else 100
     texts, numbers = text_table(run, chosen)
     frames = np.rint(run.sides_KP2[:, chosen, :] * scale).astype(int)
     single = run.loss in GROUNDS and run.has_margins
@@ -48,10 +53,11 @@ def pair_data(run: RunPairs) -> dict[str, Any]:
     )
     return {
         "loss": run.loss,
+        "kind": run.kind,
         "parameters": {k: v for k, v in run.parameters.items() if isinstance(v, int | float)},
-        "axis": "log π / ref" if run.reference_P2 is not None else "log π since step 0",
+        "axis": "log π / ref" if run.reference_P2 is not None else SINCE_START,
         "unit": "nats per token" if run.per_token else "nats",
-        "digits": 4 if run.per_token else 2,
+        "digits": 4 if fine else 2,
         "scale": scale,
         "steps": list(run.steps),
         "split": run.split,
@@ -89,17 +95,19 @@ def source_of(run: RunPairs, computed: str) -> str:
 
 def landscape(run: RunPairs, data: Mapping[str, Any]) -> Card:
     """Return the loss as a landscape over the two log-ratios."""
+    before = "the reference does" if run.reference_P2 is not None else "at step 0"
+    shade = "A stronger shade is a higher loss. " if data["grounds"] else ""
+    ground = f" Computed: the ground{', of this term of the loss alone' if run.is_sum else ''}." if shade else ""
     return Card(
         "landscape",
         "The loss is a landscape over two log-ratios" if data["grounds"] else "Where the pairs moved",
         landscape_sentence(data),
-        "A point is one pair: further right if the policy finds its chosen response more likely than the reference "
-        "does, higher if it finds the rejected one more likely. A stronger shade is a higher loss. Threads show the "
-        "path of each pair.",
+        f"A point is one pair: further right if the policy finds its chosen response more likely than {before}, higher "
+        f"if it finds the rejected one more likely. {shade}Threads show the path of each pair.",
         "The cloud moves to the lower right: chosen up, rejected down.",
         "Squares in the lower left, where both responses became less likely. The loss sees only the difference, so it "
         "cannot tell.",
-        source_of(run, f"Points: {len(data['pairs'])} of these pairs; shares: all of them. Computed: the ground."),
+        source_of(run, f"Points: {len(data['pairs'])} of these pairs; shares: all of them.{ground}"),
         data,
         "scored_pairs",
     )
@@ -108,7 +116,9 @@ def landscape(run: RunPairs, data: Mapping[str, Any]) -> Card:
 def landscape_sentence(data: Mapping[str, Any], step: int = -1) -> str:
     """Return the sentence of the landscape for a moment, as assets/figures/landscape.js."""
     facts, number = data["hist"][step], data["scored"]
-    if data["steps"][step] == 0:
+    if data["steps"][step] == 0 and data["axis"] == SINCE_START:
+        return "Before the first step, every pair is at the cross: the points show the change since then."
+    if data["steps"][step] == 0 and facts["lift"] == [0, 0]:
         return (
             "Before the first step, every pair is at the cross: policy and reference are the same, and so is the loss "
             "of all pairs."
@@ -120,8 +130,8 @@ def landscape_sentence(data: Mapping[str, Any], step: int = -1) -> str:
     lift = [signed(x, data["digits"]) for x in facts["lift"]]
     return (
         f"By step {data['steps'][step]}, {share(facts['accuracy'])} of the {data['split']} pairs are in the right "
-        f"order, and in {share(facts['displaced'])} both responses became less likely: on average {lift[0]} (chosen) "
-        f"and {lift[1]} (rejected) {data['unit']}."
+        f"order{'' if data['unit'] == 'nats' else ' per token'}, and in {share(facts['displaced'])} both responses "
+        f"became less likely: on average {lift[0]} (chosen) and {lift[1]} (rejected) {data['unit']}."
     )
 
 
@@ -150,6 +160,7 @@ def gradient_sentence(data: Mapping[str, Any]) -> str:
     """Return the sentence of the gradient weight at the end, as assets/figures/gradient.js."""
     facts, step, loss = data["hist"][-1], data["steps"][-1], data["loss"]
     wrong = percent(1 - facts["accuracy"])
+    start = data["hist"][0]["weight"]
     if loss in ("hinge", "ipo"):
         return {
             "hinge": "hinge pushes all pairs equally until their margin is 1, and then not at all.",
@@ -162,11 +173,13 @@ def gradient_sentence(data: Mapping[str, Any]) -> str:
         )
     if loss != "sigmoid":
         return f"At step {step}, {wrong} of the {data['split']} pairs are in the wrong order."
-    if step == 0:
+    if step == 0 and facts["mean"] == 0:
         return "At the start every pair pushes with half of its full strength: the margin is 0, and sigmoid(0) = 0.5."
+    now = num(facts["weight"])
+    change = f"is {now}" if now == num(start) else f"went from {num(start)} to {now}"
     return (
         f"At step {step}, {wrong} of the {data['split']} pairs are in the wrong order and make "
-        f"{percent(facts['wrong_share'])} of the push; the mean push fell from 0.50 to {num(facts['weight'])}."
+        f"{percent(facts['wrong_share'])} of the push; the mean push {change}."
     )
 
 
@@ -174,7 +187,8 @@ def by_hand(run: RunPairs, reward: Reward | None = None) -> Part:
     """Return one pair by hand: four log-probs in, one loss out. `reward`: the true reward of a text."""
     title = "One pair by hand"
     if run.reference_P2 is None or run.loss != "sigmoid" or run.is_sum:
-        return Absent("by_hand", title, f"It computes the loss sigmoid with a reference; this run has {run.loss}.")
+        used = "a sum of losses" if run.is_sum else f"the loss {run.loss}"
+        return Absent("by_hand", title, f"This figure computes the loss sigmoid with a reference. This run has {used}.")
     change = run.sides_KP2[-1]
     gap = change[:, 0] - change[:, 1]
     kinds = [
@@ -182,6 +196,8 @@ def by_hand(run: RunPairs, reward: Reward | None = None) -> Part:
         ("both less likely", (change < 0).all(1) & (gap > 0)),
         ("still in the wrong order", gap < 0),
     ]
+    if not any(mask.any() for _, mask in kinds):
+        kinds = [("the first pair", np.arange(len(gap)) == 0)]
     examples = []
     for why, mask in kinds:
         rows = np.flatnonzero(mask)
@@ -224,7 +240,7 @@ def by_hand_sentence(example: Mapping[str, Any], beta: float, smoothing: float) 
     chosen, rejected = pw - rw, pl - rl
     margin = beta * (chosen - rejected)
     loss = float(-q * -np.logaddexp(0, -margin) - (1 - q) * -np.logaddexp(0, margin))
-    push = q - float(1 / (1 + np.exp(-margin)))
+    push = q - float(np.exp(-np.logaddexp(0, -margin)))
     both = ", although both are already less likely than under the reference" if chosen < 0 and rejected < 0 else ""
     return (
         f"The policy moved the chosen response by {signed(chosen)} nats and the rejected one by {signed(rejected)}. "
@@ -241,20 +257,31 @@ def tokens(run: RunPairs, rows: Sequence[Mapping[str, Any]]) -> Part:
     shown = []
     for row in rows:
         prompt = run.texts[run.pairs[int(row["pair"])]["texts"][0]]
-        sides = {name: [[text, round(value, 4)] for text, value in row[name][:400]] for name in ("chosen", "rejected")}
+        sides = {name: _shown_tokens(row[name], run.per_token) for name in ("chosen", "rejected")}
         margin = sum(v for _, v in sides["chosen"]) - sum(v for _, v in sides["rejected"])
         shown.append({"prompt": prompt[-600:], **sides, "margin": round(margin, 4)})
+    read = TOKENS_READ if run.reference_P2 is not None else TOKENS_READ_ALONE
     return Card(
         "tokens",
         TOKENS_TITLE,
         tokens_sentence(shown[0]),
-        TOKENS_READ,
+        read + (" It is divided by the number of tokens, as in the loss." if run.per_token else ""),
         TOKENS_HEALTHY,
         TOKENS_WARNS,
         f"Measured: {len(shown)} pairs at the end of the run, those in the most wrong order first.",
         {"pairs": shown},
         "tokens",
     )
+
+
+def _shown_tokens(tokens: Sequence[tuple[str, float]], per_token: bool) -> list[list[Any]]:
+    """Return the first MOST_TOKENS tokens of a response with their rewards, and the sum of the rest as one token."""
+    number = len(tokens) if per_token else 1
+    shown = [[text, round(value / number, 5)] for text, value in tokens[:MOST_TOKENS]]
+    rest = tokens[MOST_TOKENS:]
+    if rest:
+        shown.append([f" [{len(rest):,} more tokens]", round(sum(value for _, value in rest) / number, 5)])
+    return shown
 
 
 def tokens_sentence(row: Mapping[str, Any]) -> str:
@@ -270,10 +297,10 @@ def tokens_sentence(row: Mapping[str, Any]) -> str:
 def pairs(run: RunPairs) -> Card:
     """Return the browser of the scored pairs."""
     margin = run.margin_KP[-1]
+    flipped = sigmoid(-margin)
     texts, numbers = text_table(run, range(len(run.pairs)))
     rows = []
     for index, (pair, row) in enumerate(zip(run.pairs, numbers, strict=True)):
-        flipped = 1 / (1 + np.exp(margin[index]))
         rows.append(
             {
                 "origin": str(pair["origin"]),
@@ -281,7 +308,7 @@ def pairs(run: RunPairs) -> Card:
                 "chosen": row[1],
                 "rejected": row[2],
                 "margin": round(float(margin[index]), 4),
-                "flip": round(float(flipped), 4),
+                "flip": round(float(flipped[index]), 4),
                 "longer": int(pair["tokens"][0] - pair["tokens"][1]),
                 "tokens": pair["tokens"],
                 "source": str(pair.get("source", "")),
@@ -293,9 +320,10 @@ def pairs(run: RunPairs) -> Card:
         "pairs",
         PAIRS_TITLE,
         f"{wrong} of {len(rows)} scored pairs are still in the wrong order: read some, mark the labels that are wrong, "
-        "and save them as a list for data.drop.",
-        "One row is one pair. P(flipped) is the probability that the policy gives to the opposite label. The length "
-        "is that of the chosen response minus that of the rejected one, in tokens.",
+        "and save them as a list for the setting data.drop.",
+        "One row is one pair. P(flipped) = sigmoid(\u2212margin) is the probability of the opposite label under the "
+        "model of Bradley and Terry. The length is that of the chosen response minus that of the rejected one, in "
+        "tokens.",
         "Pairs with the lowest margins are hard or ambiguous, but their labels are right.",
         "Wrong labels or broken texts at the top of the list: drop them and train again.",
         source_of(run, f"Texts are cut to {400} characters."),

@@ -12,8 +12,11 @@ from preftune.report.figures.drawn_pairs import RunPairs
 from preftune.report.figures.words import num
 from preftune.report.page import Absent, Card, Part
 
+REASON = (
+    "The run did not sample from its policy, because its monitor was off. To see this figure, train with the config "
+    "section monitor."
+)
 TITLE = "The data stay, the policy moves"
-FIX = "set `monitor` in the config"
 
 
 def shift(run: RunPairs, lines: Sequence[Mapping[str, Any]]) -> Part:
@@ -28,7 +31,7 @@ def shift(run: RunPairs, lines: Sequence[Mapping[str, Any]]) -> Part:
         if line["split"] == "eval" and is_number(line.get("drift/gap"))
     ]
     if not gaps:
-        return Absent("shift", TITLE, "The run did not sample from its policy.", FIX)
+        return Absent("shift", TITLE, REASON)
     per_token = run.logps_KP2 / run.tokens_P2
     quantiles = np.quantile(per_token, [0.1, 0.5, 0.9], axis=1)  # (3, K, 2)
     bands = [
@@ -58,7 +61,7 @@ def shift(run: RunPairs, lines: Sequence[Mapping[str, Any]]) -> Part:
         "random numbers; the responses of the data are always the same.",
         "The chosen responses stay near the policy's samples.",
         "Both bands of the data sink away from the samples: the policy trains on responses that it no longer writes. "
-        "Sample new ones with `preftune iterate`.",
+        "Sample new ones with preftune iterate.",
         f"Measured: {len(run.pairs)} pairs at {len(run.steps)} moments, and {len(gaps)} evaluations with samples.",
         data,
         "shift",

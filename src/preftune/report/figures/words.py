@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from decimal import ROUND_HALF_UP, Decimal
 
 MINUS = "\u2212"
@@ -16,6 +17,11 @@ def fixed(x: float, digits: int) -> str:
 def in_plain_text(text: str) -> str:
     """Return a text of a page for a terminal, without its special spaces and signs."""
     return text.replace("\u00a0", " ").replace(MINUS, "-").replace("\u00b1", "+-")
+
+
+def in_page_text(text: str) -> str:
+    """Return a message of a terminal for a page, with its special spaces and signs."""
+    return re.sub(r"(?<=\d)%", "\u00a0%", text).replace(" +- ", " \u00b1 ")
 
 
 def num(x: float, digits: int = 2) -> str:

@@ -30,7 +30,7 @@ FIGURES.by_hand = (data, card) => {
   card.side.append(picker.box, quotes, H("div", { class: "row noprint" }, reset));
   const names = /** @type {Record<string, [string, string]>} */ ({ pw: ["log π of the chosen", "chosen"], pl: ["log π of the rejected", "rejected"], rw: ["log ref of the chosen", "chosen"], rl: ["log ref of the rejected", "rejected"], b: ["beta", "ink"] });
   const sliders = Object.entries(names).map(([k, [text, colour]]) => {
-    const range = k === "b" ? { min: Math.min(0.02, data.beta), max: Math.max(1, 2 * data.beta), step: 0.01 } : { min: low, max: high, step: 0.01 };
+    const range = k === "b" ? { min: Math.min(0.02, data.beta), max: Math.max(1, 2 * data.beta), step: 0.001 } : { min: low, max: high, step: 0.01 };
     const one = slider({ id: `${card.id}-${k}`, label: text, ...range, value: 0, colour }, (x) => {
       v[k] = x;
       update();
@@ -80,17 +80,17 @@ FIGURES.by_hand = (data, card) => {
       S("path", { d: `M${zx(c.z)} ${ly(0)}V${ly(L(c.z))}`, stroke: V("ink2"), "stroke-dasharray": "3 3" }), S("circle", { cx: zx(c.z), cy: ly(L(c.z)), r: 7, fill: V("policy"), stroke: V("card"), "stroke-width": 1.5 }),
       narrow ? T(left + wide / 2, ly(0.92 * top), text, "i b halo", "middle") : T(zx(c.z) + (c.z > 0.2 * span ? -12 : 12), ly(L(c.z)) - 12, text, "i b halo", c.z > 0.2 * span ? "end" : "start"),
     );
-    for (const { k, one } of sliders) one.set(v[k], num(v[k]));
+    for (const { k, one } of sliders) one.set(v[k], k === "b" ? short(v[k]) : num(v[k]));
     const par = (/** @type {number} */ x, n = 2) => (x < 0 ? `(${num(x, n)})` : num(x, n));
     const rows = [
       ["How far the chosen moved", `log π(y_w) ${MINUS} log ref(y_w) = ${num(v.pw)} ${MINUS} ${par(v.rw)}`, sgn(c.lw), "w"],
       ["How far the rejected moved", `log π(y_l) ${MINUS} log ref(y_l) = ${num(v.pl)} ${MINUS} ${par(v.rl)}`, sgn(c.ll), "l"],
       ["Difference h", `${num(c.lw)} ${MINUS} ${par(c.ll)}`, sgn(c.h), ""],
-      ["Margin", `β h = ${num(v.b)} × ${par(c.h)}`, sgn(c.z, 4), ""],
+      ["Margin", `β h = ${short(v.b)} × ${par(c.h)}`, sgn(c.z, 4), ""],
       ["What the policy predicts: chosen wins", `σ(${num(c.z, 4)}) = 1 / (1 + e^${num(-c.z, 4)})`, num(c.wins, 4), ""],
       ["Loss", c.q === 1 ? `${MINUS}log ${num(c.wins, 4)}` : `${MINUS}${num(c.q, 3)} log ${num(c.wins, 4)} ${MINUS} ${num(1 - c.q, 3)} log ${num(1 - c.wins, 4)}`, num(c.loss, 4), ""],
       ["Push", c.q === 1 ? `1 ${MINUS} ${num(c.wins, 4)} = σ(${MINUS}margin)` : `${num(c.q, 3)} ${MINUS} ${num(c.wins, 4)}`, sgn(c.push, 4), "p"],
-      ["Gradient of the loss by log π of chosen and rejected", `∓ β × push = ∓ ${num(v.b)} × ${par(c.push, 4)}`, `${sgn(-v.b * c.push, 4)}, ${sgn(v.b * c.push, 4)}`, "p"],
+      ["Gradient of the loss by log π of chosen and rejected", `∓ β × push = ∓ ${short(v.b)} × ${par(c.push, 4)}`, `${sgn(-v.b * c.push, 4)}, ${sgn(v.b * c.push, 4)}`, "p"],
       ["Implicit rewards, as logged", `β × ${par(c.lw)} and β × ${par(c.ll)}`, `${sgn(v.b * c.lw, 3)}, ${sgn(v.b * c.ll, 3)}`, ""],
     ];
     lines.replaceChildren(...rows.map(([a, b, value, kind]) => H("li", {}, H("span", {}, a), H("code", {}, b), H("b", { class: kind }, value))));

@@ -17,8 +17,10 @@ FIGURES.curves = (data, card) => {
   /** @type {{cursor: any, X: (x: number) => number, chart: any, values: HTMLElement}[]} */ let drawn = [];
   card.stage.append(log);
   const runOf = (/** @type {any} */ s) => Math.max(0, runs.indexOf(s.run));
+  // the runs after the first share the other dash patterns, three in a chart
+  const dashOf = (/** @type {number} */ i) => DASHES[i ? 1 + ((i - 1) % 3) : 0];
   const colour = (/** @type {any} */ s) => (runs.length > 1 ? (runOf(s) ? "ink2" : "policy") : s.colour || "policy");
-  if (runs.length > 1) card.key.append(...runs.map((/** @type {string} */ r, /** @type {number} */ i) => swatch([S("path", { d: "M0 6H18", stroke: V(i ? "ink2" : "policy"), "stroke-width": 2.5, "stroke-dasharray": DASHES[i % 4] })], r)));
+  if (runs.length > 1) card.key.append(...runs.map((/** @type {string} */ r, /** @type {number} */ i) => swatch([S("path", { d: "M0 6H18", stroke: V(i ? "ink2" : "policy"), "stroke-width": 2.5, "stroke-dasharray": dashOf(i) })], r)));
   else card.key.append(...[data.has_training && swatch([S("path", { d: "M0 8L5 3L10 9L18 4", fill: "none", stroke: V("policy"), "stroke-opacity": 0.35 }), S("path", { d: "M0 6H18", stroke: V("policy"), "stroke-width": 2.5 })], "training, smoothed over raw values"), data.has_evaluations && swatch([S("circle", { cx: 9, cy: 6, r: 4.5, fill: V("card"), stroke: V("policy"), "stroke-width": 2.5 })], data.evaluation_name)].filter(Boolean));
   function build() {
     const columns = widthOf(card.stage) > 760 ? 2 : 1;
@@ -37,7 +39,7 @@ FIGURES.curves = (data, card) => {
   function drawChart(d, box) {
     const { chart } = d, w = widthOf(box, 240), h = 210, left = 50, right = w - 10, top = 26, bottom = h - 42;
     const all = chart.series.flatMap((/** @type {any} */ s) => s.points.map((/** @type {number[]} */ p) => p[1])), level = chart.level;
-    const inside = [...all, ...(level ? [level.value] : [])], low = Math.min(...inside), high = Math.max(...inside), pad = 0.06 * (high - low) || 0.05 * Math.abs(high) || 0.1;
+    const inside = [...all, ...(chart.range || []), ...(level ? [level.value] : [])], low = Math.min(...inside), high = Math.max(...inside), pad = 0.06 * (high - low) || 0.05 * Math.abs(high) || 0.1;
     const x = /** @type {[number, number]} */ ([Math.min(...xs), Math.max(...xs)]);
     if (x[0] === x[1]) x[1] = x[0] + 1;
     const y = /** @type {[number, number]} */ ([low - pad, high + pad]);
@@ -47,7 +49,7 @@ FIGURES.curves = (data, card) => {
     const path = (/** @type {number[][]} */ points) => "M" + points.map((p) => `${X(p[0]).toFixed(1)} ${Y(p[1]).toFixed(1)}`).join("L");
     if (level) s.append(S("path", { d: `M${left} ${Y(level.value)}H${right}`, stroke: V("ink2"), "stroke-dasharray": "3 4" }), T(right, Y(level.value) - 5, level.name, "s halo", "end"));
     for (const one of chart.series) {
-      const c = V(colour(one)), dash = DASHES[runOf(one) % 4];
+      const c = V(colour(one)), dash = dashOf(runOf(one));
       if (one.split === "eval") {
         if (one.points.length > 1) s.append(S("path", { d: path(one.points), fill: "none", stroke: c, "stroke-width": 1, "stroke-dasharray": dash || "1 3" }));
         for (const p of one.points) s.append(S("circle", { cx: X(p[0]), cy: Y(p[1]), r: 3.5, fill: V("card"), stroke: c, "stroke-width": 2 }));
@@ -77,7 +79,7 @@ FIGURES.curves = (data, card) => {
       if (cursor) cursor.setAttribute("d", `M${X(here)} 26V168`);
       const parts = chart.series.flatMap((/** @type {any} */ s) => {
         const p = s.points.filter((/** @type {number[]} */ q) => q[0] <= here).at(-1);
-        return p && (s.split !== "eval" || p[0] === here || s.points.length) ? [`${runs.length > 1 ? `${s.run}, ` : ""}${s.name} ${short(p[1])}${p[0] === here ? "" : ` (${data.unit} ${short(p[0])})`}`] : [];
+        return p && (s.split !== "eval" || p[0] === here || s.points.length) ? [`${runs.length > 1 ? `${s.run} ${s.split === "eval" ? "evaluation" : "training"}` : s.name} ${short(p[1])}${p[0] === here ? "" : ` (${data.unit} ${short(p[0])})`}`] : [];
       });
       values.textContent = parts.join("; ");
     }

@@ -58,7 +58,7 @@ FIGURES.landscape = (data, card) => {
   const f = (/** @type {number} */ w, /** @type {number} */ l) => M.losses[loss()](w, l, lossOptions(data, loss(), p()));
   const at = (/** @type {number} */ step, /** @type {number} */ i) => [data.frames[step][2 * i] / data.scale, data.frames[step][2 * i + 1] / data.scale];
   const mixed = data.mean_label < 0.995;
-  const picker = names.length > 1 ? select(`${card.id}-loss`, "Loss that draws the ground", names.map((/** @type {string} */ n) => [n, n === data.loss ? `${n}, this run's loss` : n]), loss(), (v) => card.state.set("loss", v)) : null;
+  const picker = names.length > (names.includes(data.loss) ? 1 : 0) ? select(`${card.id}-loss`, "Loss that draws the ground", [...(names.includes(data.loss) ? [] : [["", "none"]]), ...names.map((/** @type {string} */ n) => [n, n === data.loss ? `${n}, this run's loss` : n])], loss(), (v) => card.state.set("loss", v)) : null;
   const labels = choice(`${card.id}-label`, "Label of a pair", [["judged", `as judged, ${num(data.mean_label)}`], ["certain", "certain, 1"]], label, (v) => {
     label = v;
     paint();
@@ -75,7 +75,7 @@ FIGURES.landscape = (data, card) => {
   }
   function build() {
     frame();
-    const w = widthOf(card.stage), narrow = w < 560, left = 46, top = 8, side = Math.min(w - left - 8, 600), h = side + top + 42;
+    const w = widthOf(card.stage), narrow = w < 560, left = 58, top = 8, side = Math.min(w - left - 8, 600), h = side + top + 42;
     s = drawing(card.stage, w, h, `Loss over the log-ratios of the chosen and the rejected response, with ${data.pairs.length} pairs`, "group");
     X = (v) => left + (side * (v - low)) / (high - low);
     Y = (v) => top + (side * (high - v)) / (high - low);
@@ -124,7 +124,7 @@ FIGURES.landscape = (data, card) => {
       ground.append(S("path", { d: M.region(grid, level, (i) => X(place(i)), (j) => Y(place(j))), style: `fill:${mix};stroke:${mix}`, "stroke-width": 1 }));
     });
     // labels along the anti-diagonal, where it meets the contours at right angles
-    const narrow = X(high) - X(low) < 420, digits = most < 3 ? 2 : most < 30 ? 1 : 0;
+    const narrow = X(high) - X(low) < 420, apart = clamp(Math.ceil(-Math.log10((most - least) / (k + 1) || 1)), 0, 6), digits = Math.max(apart, most < 3 ? 2 : most < 30 ? 1 : 0);
     levels.forEach((level, i) => {
       for (let t = narrow ? 0.17 : 0.09, last = -9; t < 0.93; t += 0.004) {
         const a = place(n * t), d = (high - low) * 0.004, b = f(a, high - (a - low)), c = f(a + d, high - (a + d - low));
@@ -163,9 +163,10 @@ FIGURES.landscape = (data, card) => {
     });
     mean.style.transform = `translate(${X(facts.lift[0])}px,${Y(facts.lift[1])}px)`;
     tails.replaceChildren(...points.map((_, i) => S("path", { ...(i === current ? { "stroke-width": 2.5, "stroke-opacity": 1 } : {}), d: "M" + Array.from({ length: step + 1 }, (_, k) => at(k, i)).map(([a, b]) => `${X(a).toFixed(1)} ${Y(b).toFixed(1)}`).join("L") })));
+    const many = (/** @type {number} */ share) => (data.scored < 20 ? `${Math.round(share * data.scored)} of ${data.scored}` : pct(share, 1));
     quadrant.textContent = `both less likely: ${data.scored < 20 ? Math.round(facts.displaced * data.scored) : pct(facts.displaced)}`;
     card.say(landscapeSentence(data, step));
-    table.replaceChildren(numbers([["right order", pct(facts.accuracy, 1)], ["both less likely", pct(facts.displaced, 1)], ["mean of chosen", `${sgn(facts.lift[0], data.digits)} ${unit}`], ["mean of rejected", `${sgn(facts.lift[1], data.digits)} ${unit}`]]));
+    table.replaceChildren(numbers([["right order", many(facts.accuracy)], ["both less likely", many(facts.displaced)], ["mean of chosen", `${sgn(facts.lift[0], data.digits)} ${unit}`], ["mean of rejected", `${sgn(facts.lift[1], data.digits)} ${unit}`]]));
     if (current < 0) text.replaceChildren(H("p", { class: "note" }, "Point at a pair, or walk with the arrow keys, to read it."));
     else {
       const [prompt, w, l, judged] = data.pairs[current], [a, b] = at(step, current);
@@ -181,6 +182,7 @@ FIGURES.landscape = (data, card) => {
 /** @param {any} data @param {number} step */
 function landscapeSentence(data, step) {
   const f = data.hist[step], many = data.scored >= 20, share = (/** @type {number} */ x) => (many ? pct(x) : `${Math.round(x * data.scored)} of ${data.scored}`);
-  if (data.steps[step] === 0) return "Before the first step, every pair is at the cross: policy and reference are the same, and so is the loss of all pairs.";
-  return `By step ${data.steps[step]}, ${share(f.accuracy)} of the ${data.split} pairs are in the right order, and in ${share(f.displaced)} both responses became less likely: on average ${sgn(f.lift[0], data.digits)} (chosen) and ${sgn(f.lift[1], data.digits)} (rejected) ${data.unit}.`;
+  if (data.steps[step] === 0 && data.axis === "log π since step 0") return "Before the first step, every pair is at the cross: the points show the change since then.";
+  if (data.steps[step] === 0 && f.lift.every((/** @type {number} */ x) => x === 0)) return "Before the first step, every pair is at the cross: policy and reference are the same, and so is the loss of all pairs.";
+  return `By step ${data.steps[step]}, ${share(f.accuracy)} of the ${data.split} pairs are in the right order${data.unit === "nats" ? "" : " per token"}, and in ${share(f.displaced)} both responses became less likely: on average ${sgn(f.lift[0], data.digits)} (chosen) and ${sgn(f.lift[1], data.digits)} (rejected) ${data.unit}.`;
 }

@@ -4,6 +4,12 @@
 
 const PAGE = 50;
 
+/** The end of a file's name, and the line. @param {string} origin */
+const shortOrigin = (origin) => {
+  const name = origin.split("/").at(-1) || "";
+  return name.length > 16 ? `\u2026${name.slice(-15)}` : name;
+};
+
 FIGURES.pairs = (data, card) => {
   const rows = data.rows, marked = new Set(), columns = /** @type {[string, string, boolean][]} */ ([["margin", "Margin", true], ["flip", "P(flipped)", true], ["longer", "Longer by", true], ["origin", "Row", false]]);
   if (data.sources) columns.push(["source", "Source", false]);
@@ -77,7 +83,7 @@ FIGURES.pairs = (data, card) => {
         e.preventDefault();
         next.querySelector("input").focus();
       });
-      const tr = H("tr", { class: r.margin < 0 ? "wrong" : "" }, H("td", {}, box), H("td", { class: "text", dir: "auto" }, tail(data.texts[r.prompt], 70)), H("td", {}, sgn(r.margin, 3) || "0"), H("td", {}, pct(r.flip)), H("td", {}, sgn(r.longer, 0) || "0"), H("td", { title: r.origin }, r.origin.split("/").at(-1)), data.sources ? H("td", {}, r.source) : null);
+      const tr = H("tr", { class: r.margin < 0 ? "wrong" : "" }, H("td", {}, box), H("td", { class: "text", dir: "auto" }, tail(data.texts[r.prompt], 70)), H("td", {}, sgn(r.margin, 3) || "0"), H("td", {}, pct(r.flip)), H("td", {}, sgn(r.longer, 0) || "0"), H("td", { title: r.origin }, shortOrigin(r.origin)), data.sources ? H("td", {}, r.source) : null);
       tr.addEventListener("click", () => read(i));
       return tr;
     });
