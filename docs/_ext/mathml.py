@@ -17,7 +17,8 @@ def mathml(latex: str, display: str) -> str:
 
 
 def inline(translator: nodes.NodeVisitor, node: nodes.math) -> None:
-    translator.body.append(mathml(node.astext(), "inline"))
+    word_joiner = "\u2060"  # keeps a full stop or a comma after the formula on the same line
+    translator.body.append(mathml(node.astext(), "inline") + word_joiner)
     raise nodes.SkipNode
 
 
