@@ -85,9 +85,10 @@ def _about_likelihood(now: Line, first: Line) -> dict[str, str]:
 
 
 def _large_kl(now: Line) -> str:
+    kl, error = now["drift/kl"], now["drift/kl_se"]
     return (
-        f"the policy has a KL of {now['drift/kl']:.1f} +- {now['drift/kl_se']:.1f} nats per response from the reference "
-        f"(warning above {KL:g}). {GENTLER}."
+        f"the policy has a KL of {kl:.1f} +- {error:.1f} nats per response from the reference (warning above {KL:g}). "
+        f"{GENTLER}."
     )
 
 

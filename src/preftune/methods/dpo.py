@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -89,7 +90,8 @@ def run(
             run.log_evaluation(step, metrics)
             advise(run, step)
     base = with_quant(config.model.path, config.model.quant) if model is None else "MODEL"
-    return finish_run(run, policy, f"preftune score --policy FINAL --reference {base} --data DATA")
+    data = shlex.quote(config.data.eval) if isinstance(config.data.eval, str) else "DATA"
+    return finish_run(run, policy, f"preftune score --policy FINAL --reference {base} --data {data}")
 
 
 def require_statistics(objective: Objective, policy: Policy) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -87,7 +88,8 @@ def run(
         with stop.interruptible():
             task = replace(task, groups=groups)
             policy.model.config.reward_scale = measured_scale(task, run) if config.normalise else None
-    return finish_run(run, policy, "preftune score --reward FINAL --data DATA", merged=True)
+    data = shlex.quote(config.data.eval) if isinstance(config.data.eval, str) else "DATA"
+    return finish_run(run, policy, f"preftune score --reward FINAL --data {data}", merged=True)
 
 
 def reward_groups(groups: Sequence[TokenGroup]) -> Sequence[TokenGroup]:
