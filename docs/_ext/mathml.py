@@ -17,8 +17,7 @@ def mathml(latex: str, display: str) -> str:
 
 
 def inline(translator: nodes.NodeVisitor, node: nodes.math) -> None:
-    word_joiner = "\u2060"  # keeps a full stop or a comma after the formula on the same line
-    translator.body.append(mathml(node.astext(), "inline") + word_joiner)
+    translator.body.append(mathml(node.astext(), "inline"))
     raise nodes.SkipNode
 
 

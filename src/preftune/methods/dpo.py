@@ -90,8 +90,8 @@ def run(
             run.log_evaluation(step, metrics)
             advise(run, step)
     base = with_quant(config.model.path, config.model.quant) if model is None else "MODEL"
-    data = shlex.quote(config.data.eval) if isinstance(config.data.eval, str) else "DATA"
-    return finish_run(run, policy, f"preftune score --policy FINAL --reference {base} --data {data}")
+    file = shlex.quote(config.data.eval) if isinstance(config.data.eval, str) else "DATA"
+    return finish_run(run, policy, f"preftune score --policy FINAL --reference {base} --data {file}")
 
 
 def require_statistics(objective: Objective, policy: Policy) -> None:

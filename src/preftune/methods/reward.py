@@ -88,8 +88,8 @@ def run(
         with stop.interruptible():
             task = replace(task, groups=groups)
             policy.model.config.reward_scale = measured_scale(task, run) if config.normalise else None
-    data = shlex.quote(config.data.eval) if isinstance(config.data.eval, str) else "DATA"
-    return finish_run(run, policy, f"preftune score --reward FINAL --data {data}", merged=True)
+    file = shlex.quote(config.data.eval) if isinstance(config.data.eval, str) else "DATA"
+    return finish_run(run, policy, f"preftune score --reward FINAL --data {file}", merged=True)
 
 
 def reward_groups(groups: Sequence[TokenGroup]) -> Sequence[TokenGroup]:
