@@ -10,6 +10,7 @@ import ast
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 SOURCE = Path(__file__).parents[2] / "src" / "preftune"
@@ -41,8 +42,11 @@ def texts(node: ast.expr, values: Values) -> list[str]:
         case ast.Constant(value=str(text)):
             result = [text]
         case ast.JoinedStr():
-            parts = (part.value if isinstance(part, ast.Constant) else HIDDEN for part in node.values)
-            result = ["".join(map(str, parts))]
+            parts = [texts(part, values) for part in node.values]
+            result = ["".join(choice) for choice in product(*parts)]
+        case ast.FormattedValue(value=ast.Name(id=name)):  # a part of the message that was put together before
+            whole = [text for value in values.get(name, ()) for text in texts(value, {})]
+            result = list(dict.fromkeys(text if re.search("[a-z]{2} ", text) else HIDDEN for text in whole))
         case ast.IfExp():
             result = [*texts(node.body, values), *texts(node.orelse, values)]
         case ast.BoolOp():
