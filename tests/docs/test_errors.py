@@ -76,10 +76,18 @@ def test_texts_of_all_forms_are_read(reader: ModuleType, tmp_path: Path) -> None
         "def three(text):\n"
         "    raise DataError(text)\n"
         "def four():\n"
-        "    raise DataError('nothing is left', fix='drop less')\n"
+        "    raise DataError('nothing is left', fix=hint(1))\n"
+        "def hint(number):\n"
+        "    return 'drop less' if number else ''\n"
     )
     rows, nothing = sorted(reader.messages("DataError", tmp_path), key=lambda one: "nothing" in one.what)
     assert rows == reader.Message(
         "... of ... rows are broken", ("the disk is full", "the file is missing"), ("read the page",)
     )
     assert nothing == reader.Message("nothing is left", (), ("use more", "drop less"))
+
+
+def test_checks_of_config_values_are_listed(reader: ModuleType) -> None:
+    texts = [one.what for one in reader.messages("ConfigError")]
+    assert any(text.startswith("best needs held-out data") for text in texts)
+    assert any(text.startswith("model.quant needs lora") for text in texts)

@@ -262,7 +262,8 @@ def _lines(checked: Checked, settings: CheckSettings, limit: int | None) -> list
         *(row("chosen", audit.chosen) + row("rejected", audit.rejected) or row("response", audit.response)),
     ]
     if audit.chosen_longer is not None:
-        lines.append(f"the chosen response is the longer one in {audit.chosen_longer:.1%} of the pairs")
+        share = f"{audit.chosen_longer:.1%} of the pairs"
+        lines.append(f"the chosen response is the longer one in {share} (in {audit.unit}; a tie counts as half)")
     for name, words in COUNTS.items():
         number, origins = getattr(audit, name), audit.origins[name]
         if number is not None:

@@ -48,7 +48,8 @@ def finding_lines(findings: Findings, train: str, evaluation: str) -> list[str]:
     lines += [f"no findings: {', '.join(none)}"] if none else []
     for name, bias in findings.bias.items():
         if bias.chosen is None or bias.rejected is None:
-            lines.append(f"bias: the chosen response is {name} in {_share(bias.preferred)} of the pairs that differ")
+            share = f"{_share(bias.preferred)} of the pairs whose lengths in characters differ"
+            lines.append(f"bias: the chosen response is {name} in {share}")
         else:
             lines.append(
                 f"bias: {name} in {bias.chosen.share:.1%} of the chosen and {bias.rejected.share:.1%} of the rejected "

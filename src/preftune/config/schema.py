@@ -108,10 +108,10 @@ class DataConfig(Section):
     remove the reasoning from all messages."""
     where: list[str] = Field([])
     """Conditions on columns; only rows that satisfy all of them are used, e.g. [score_ratio >= 2, source != evol]. The
-    other rows are counted, and not as dropped ones."""
+    other rows are counted, but not towards data.max_dropped."""
     drop: str | None = None
     """A file with rows to leave out, one `FILE:LINE` per line, as messages name rows. The pair browser of a report
-    saves such a list. These rows are counted, and not as dropped ones."""
+    saves such a list. These rows are counted, but not towards data.max_dropped."""
     aspect: str = ""
     """Which judgement to use if the data have several: helpful or safe (PKU-SafeRLHF), the name of a rating column
     (HelpSteer2: helpfulness, correctness, ...) or of an annotation (UltraFeedback: truthfulness, honesty, ...)."""

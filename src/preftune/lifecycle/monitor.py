@@ -74,8 +74,10 @@ def start_monitor(
         return None
     line = f"monitor: {len(groups)} {kind} prompts, at most {sampling.n} x {sampling.max_new_tokens} tokens per prompt"
     line += f"; skipped {skipped} prompts without {room}" if skipped else ""
-    few = len(groups) * sampling.n < ENOUGH
-    run.display.say(line + (f"; too few for warnings, which need {ENOUGH} responses" if few else ""))
+    if len(groups) * sampling.n < ENOUGH:
+        enough = -(-ENOUGH // len(groups))
+        line += f"; too few for most warnings, which need {ENOUGH} responses: set monitor.samples={enough}"
+    run.display.say(line)
     if isinstance(task.reference, Live):
         return monitor
     return replace(monitor, load_reference=reference_loader(config, policy, in_memory))

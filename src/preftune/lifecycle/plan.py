@@ -111,7 +111,7 @@ def describe(config: RunConfig, policy: Policy, plan: RunPlan, display: Display)
     warmup = warmup_steps(config.optim.warmup, steps)
     if warmup >= steps:
         reason = f"optim.warmup is {warmup} of {steps} steps, so the learning rate never reaches optim.lr"
-        display.say(f"note: {reason}; set optim.warmup=0 or train longer")
+        display.say(f"note: {reason}; set optim.warmup=0, train longer, or take smaller steps with batch.pairs")
     epochs, limit = config.train.epochs, config.train.max_steps
     if limit and steps < limit:
         display.say(f"note: train.max_steps={limit} is not reached, train.epochs={epochs} ends after {steps} steps")

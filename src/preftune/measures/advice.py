@@ -16,6 +16,8 @@ little about them. With 32 prompts the standard error is a few nats."""
 KL = 10.0
 """Nats per response. Best of n has a KL of log n - (n - 1)/n, so 10 nats correspond to n = 60,000: more selection than
 preference data of the usual size can support."""
+CERTAIN = 3.0
+"""Standard errors. A KL that is this far above its threshold is reported for fewer than ENOUGH responses, too."""
 DISPLACED = 0.5
 """Share of pairs. Above it, chosen and rejected have both become less likely in most pairs."""
 FALL = 0.01
@@ -45,12 +47,13 @@ GENTLER = "Lower optim.lr or raise loss.beta"
 def advice(now: Line, first: Line) -> dict[str, str]:
     """Return warnings by subject, from the metrics of an evaluation and of the first one, each with its `step`.
 
-    A metric that was not measured gives no warning. One that is NaN does, because every check is a negation. Other
-    metrics of fewer than ENOUGH sampled responses (`drift/responses`) give no warning.
+    A metric that was not measured gives no warning. One that is NaN does, because every check is a negation. For fewer
+    than ENOUGH sampled responses (`drift/responses`), the only other warning is a KL that is certainly too large.
     """
     is_finite = all(math.isfinite(value) for name, value in now.items() if name.startswith("drift/"))
     if is_finite and now.get("drift/responses", ENOUGH) < ENOUGH:
-        return {}
+        certain = now.get("drift/kl", 0.0) - CERTAIN * now.get("drift/kl_se", 0.0) > KL
+        return {"kl": _large_kl(now)} if certain else {}
     return {**_about_likelihood(now, first), **_about_samples(now, first)}
 
 
@@ -69,12 +72,8 @@ def _about_likelihood(now: Line, first: Line) -> dict[str, str]:
             f"the responses in your data have become unlikely under the model: gap {gap:.0f} nats ({gap_before:.0f} at "
             f"step {first['step']}, warning above {limit:.0f}). Refresh the data with preftune iterate."
         )
-    kl = now.get("drift/kl", 0.0)
-    if not kl <= KL:
-        warnings["kl"] = (
-            f"the policy has a KL of {kl:.1f} +- {now['drift/kl_se']:.1f} nats per response from the reference "
-            f"(warning above {KL:g}). {GENTLER}."
-        )
+    if not now.get("drift/kl", 0.0) <= KL:
+        warnings["kl"] = _large_kl(now)
     displaced = now.get("drift/displaced", 0.0)
     if not (displaced <= DISPLACED or now["drift/chosen"] > -FALL):
         warnings["displaced"] = (
@@ -83,6 +82,14 @@ def _about_likelihood(now: Line, first: Line) -> dict[str, str]:
             "loss."
         )
     return warnings
+
+
+def _large_kl(now: Line) -> str:
+    kl, error = now["drift/kl"], now["drift/kl_se"]
+    return (
+        f"the policy has a KL of {kl:.1f} +- {error:.1f} nats per response from the reference (warning above {KL:g}). "
+        f"{GENTLER}."
+    )
 
 
 def _about_samples(now: Line, first: Line) -> dict[str, str]:

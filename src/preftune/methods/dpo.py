@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -92,7 +93,8 @@ def run(
         with stop.interruptible():
             on_first(partial(score_final, task, drawn, run), policy.shards > 1)
     base = with_quant(config.model.path, config.model.quant) if model is None else "MODEL"
-    return finish_run(run, policy, f"preftune score --policy FINAL --reference {base} --data DATA")
+    file = shlex.quote(config.data.eval) if isinstance(config.data.eval, str) else "DATA"
+    return finish_run(run, policy, f"preftune score --policy FINAL --reference {base} --data {file}")
 
 
 def require_statistics(objective: Objective, policy: Policy) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -88,7 +89,8 @@ def run(
             on_first(partial(score_final, task, drawn, run), policy.shards > 1)
             task = replace(task, groups=groups)
             policy.model.config.reward_scale = measured_scale(task, run) if config.normalise else None
-    return finish_run(run, policy, "preftune score --reward FINAL --data DATA", merged=True)
+    file = shlex.quote(config.data.eval) if isinstance(config.data.eval, str) else "DATA"
+    return finish_run(run, policy, f"preftune score --reward FINAL --data {file}", merged=True)
 
 
 def reward_groups(groups: Sequence[TokenGroup]) -> Sequence[TokenGroup]:

@@ -223,7 +223,7 @@ def test_prompts_that_are_too_long_are_skipped_and_counted(tmp_path: Path, token
     assert (
         "monitor: 8 training prompts, at most 1 x 32 tokens per prompt; "
         "skipped 3 prompts without room for 32 tokens in the model's context of 64; "
-        "too few for warnings, which need 16 responses"
+        "too few for most warnings, which need 16 responses: set monitor.samples=2"
     ) in messages
     (tmp_path / "none").mkdir()
     data = DataConfig(train=str(tmp_path / "none" / "data.jsonl"), max_length=64)

@@ -108,7 +108,13 @@ def test_a_warning_needs_enough_responses(
 ) -> None:
     now: dict[str, Any] = {**FIRST, "step": 9, **beyond}
     assert list(advice({**now, "drift/responses": float(thresholds.ENOUGH)}, FIRST)) == [subject]
-    assert advice({**now, "drift/responses": thresholds.ENOUGH - 1.0}, FIRST) == {}
+    assert advice({**now, "drift/responses": thresholds.ENOUGH - 1.0, "drift/kl_se": 2.0}, FIRST) == {}
+
+
+def test_a_kl_that_is_certainly_too_large_is_reported_for_few_responses_too() -> None:
+    few = {**FIRST, "step": 9, "drift/responses": 8.0, "drift/kl_se": 3.0, "drift/gap": 90.0}
+    assert list(advice({**few, "drift/kl": 19.1}, FIRST)) == ["kl"]
+    assert advice({**few, "drift/kl": 18.9}, FIRST) == {}
 
 
 def test_a_value_that_is_nan_is_reported_for_few_responses_too() -> None:
