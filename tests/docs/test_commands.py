@@ -132,6 +132,7 @@ def own_data(tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
     rated = [{"prompt": row["prompt"], "response": row["chosen"], "helpfulness": 4} for row in rows]
     worse = [{"prompt": row["prompt"], "response": row["rejected"], "helpfulness": 1} for row in rows]
     write_jsonl(Path("helpsteer2.jsonl"), [row for both in zip(rated, worse, strict=True) for row in both])
+    Path("drop.txt").write_text("train.jsonl:3\ntest.jsonl:1\n")
     Path("run.yaml").write_text(MINIMAL.replace("MODEL", str(model_folder)))
     return model_folder
 

@@ -42,7 +42,7 @@ def test_the_rewards_of_tokens_add_up_for_long_responses_and_losses_per_token(tm
     assert "divided by the number of tokens" in card.read
 
 
-def test_the_term_with_a_margin_stands_for_a_sum_of_losses(tmp_path: Path) -> None:
+def test_a_sum_of_losses_is_drawn_by_its_term_with_a_margin(tmp_path: Path) -> None:
     run = loaded(write_pairs(tmp_path, 3), [{"name": "nll", "weight": 0.2}, {"name": "sigmoid"}])
     assert (run.loss, run.is_sum) == ("sigmoid", True)
     card = pair_cards.by_hand(run)
