@@ -44,8 +44,7 @@ LOST_S = 0.005  # after which a StopRequest that Python dropped is raised again
 LOST = 253  # byte for the thread: Python dropped a StopRequest
 USER, NOT_USER = 254, 255  # bytes for the thread: Ctrl-C belongs to the user's dialogue from here on, or no longer
 REPEAT = getattr(signal, "SIGURG", None)  # sent to this process by the thread; None on Windows
-AGAIN = "press Ctrl-C again to stop now"
-RERUN = "stopped: rerun the same command to resume"
+AGAIN, RERUN = "press Ctrl-C again to stop now", "stopped: rerun the same command to resume"
 TELLS_FD = "PREFTUNE_TELLS_FD"  # a pipe with one byte; see `one_tells`
 
 
@@ -217,8 +216,7 @@ def one_tells() -> Iterator[int]:
 
 def tells() -> bool:
     """Return whether this process tells the user that the command has stopped: the first that calls it does."""
-    fd = os.environ.get(TELLS_FD)
-    return fd is None or bool(os.read(int(fd), 1))
+    return TELLS_FD not in os.environ or bool(os.read(int(os.environ[TELLS_FD]), 1))
 
 
 def check() -> None:
