@@ -92,7 +92,7 @@ with stop.guard():
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no descriptor can be passed on")
 @pytest.mark.parametrize("modes", [("at_once", "at_once"), ("at_once", "interruptible"), ("interruptible",) * 2, ()])
-def test_ranks_that_stop_before_they_have_joined_say_so_once(
+def test_a_stop_before_the_ranks_have_joined_is_reported_once(
     modes: tuple[str, ...], capfd: pytest.CaptureFixture[str]
 ) -> None:
     with stop.guard(lambda text: None), stop.between_checks(lambda text: None), stop.one_tells() as fd:
