@@ -44,10 +44,16 @@ def in_rank(variables: dict[str, str], target: Callable[..., None], arguments: S
 
 
 def command(arguments: Sequence[str], log: Path) -> None:
-    """Run a command and exit with its exit code. Its output is appended to a file."""
+    """Run a command and exit with its exit code. Its output is appended to a file.
+
+    IN_THREADS is set: threads write the checkpoints of the training loop, as they do for large models.
+    """
     from preftune.cli.main import run
+    from preftune.train import in_flight
 
     _print_to(log)
+    if os.environ.get("IN_THREADS"):
+        in_flight.SMALL = 0
     code = run(list(arguments))
     sys.stdout.flush()
     os._exit(code)

@@ -44,7 +44,8 @@ LOST_S = 0.005  # after which a StopRequest that Python dropped is raised again
 LOST = 253  # byte for the thread: Python dropped a StopRequest
 USER, NOT_USER = 254, 255  # bytes for the thread: Ctrl-C belongs to the user's dialogue from here on, or no longer
 REPEAT = getattr(signal, "SIGURG", None)  # sent to this process by the thread; None on Windows
-AGAIN = "press Ctrl-C again to stop now"
+AGAIN, RERUN = "press Ctrl-C again to stop now", "stopped: rerun the same command to resume"
+TELLS_FD = "PREFTUNE_TELLS_FD"  # a pipe with one byte; see `one_tells`
 
 
 class StopRequest(KeyboardInterrupt):
@@ -199,6 +200,25 @@ def answered() -> None:
         _state.raised = True
 
 
+@contextmanager
+def one_tells() -> Iterator[int]:
+    """Let only one process tell the user that a command has stopped: this one, or one that inherits the descriptor."""
+    read_fd, write_fd = os.pipe()
+    os.write(write_fd, b"1")
+    os.close(write_fd)
+    os.environ[TELLS_FD] = str(read_fd)
+    try:
+        yield read_fd
+    finally:
+        del os.environ[TELLS_FD]
+        os.close(read_fd)
+
+
+def tells() -> bool:
+    """Return whether this process tells the user that the command has stopped: the first that calls it does."""
+    return TELLS_FD not in os.environ or bool(os.read(int(os.environ[TELLS_FD]), 1))
+
+
 def check() -> None:
     """Raise StopRequest if a request was noted inside `between_checks`."""
     if _state is not None and _state.requested and _state.mode == CHECK and _in_main_thread():
@@ -292,6 +312,8 @@ def _end(code: int) -> None:
         os._exit(code)
     _ended_by = threading.get_ident()
     try:
+        if code == STOPPED and not tells():
+            return
         if sys.stderr is not None and sys.stderr.isatty():
             os.write(2, b"\x1b[?25h\n")  # a progress bar hides the cursor
         print_line("stopped before anything was done" if code == STOPPED else "stopped at once, as requested twice")

@@ -15,11 +15,11 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from preftune import stop
 from preftune.errors import ConfigError, PreftuneError, Stopped, StorageError
 
 JSON = "--json"
 LONGEST_NAME = 200  # characters of a path in a message
-STOPPED = "stopped: rerun the same command to resume"
 
 
 class Command(TyperCommand):
@@ -106,7 +106,8 @@ def usage_error(error: Any, hint: str, command: str) -> Outcome:
 def failure(error: BaseException, debug: bool) -> Outcome:
     """Print why a command failed, and return the outcome."""
     if isinstance(error, PreftuneError):
-        print(error, file=sys.stderr)
+        if not isinstance(error, Stopped) or stop.tells():
+            print(error, file=sys.stderr)
         record = _record(type(error).__name__, error.where, error.what, error.why, error.fix)
         outcome = Outcome(error.exit_code, error.result, record)
     else:
@@ -118,7 +119,8 @@ def failure(error: BaseException, debug: bool) -> Outcome:
 
 def interruption() -> Outcome:
     """Print that the command stopped on request, and return the outcome."""
-    print(STOPPED, file=sys.stderr)
+    if stop.tells():
+        print(stop.RERUN, file=sys.stderr)
     return Outcome(Stopped.exit_code, error=_record("Stopped", "", "stopped", "", "rerun the same command to resume"))
 
 

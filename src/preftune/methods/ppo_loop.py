@@ -157,6 +157,8 @@ def save_on_error(
     except PreftuneError as error:
         if group.world() > 1 and isinstance(error, ConfigError):  # of one rank: the others cannot save with it
             raise
+        if group.world() == 1:  # else the error may be that of one rank
+            run.settle()
         saved = checkpoint.saved(run.folder / "checkpoints")
         is_saved = bool(saved) and (weights_changed or saved[-1].name == checkpoint.name_of(step))
         if step > 0 and not is_saved:

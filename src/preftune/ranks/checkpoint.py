@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,25 +20,37 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from preftune.errors import RunError
-from preftune.ranks import group
 from preftune.ranks.shard import first_row, is_first_copy, local
 
 PARTS = "part-?????.safetensors"
 PLACES = "places"  # entry of the header: the first row, and the shape of the whole, by name
 
 
-def write_part(folder: Path, tensors: Mapping[str, Tensor]) -> Path | None:
-    """Write this rank's rows of the tensors, and return the file; None if it has none to write."""
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A rank's rows of tensors by name, and where they begin in the whole, with its shape."""
+
+    values: Mapping[str, Tensor]
+    places: Mapping[str, tuple[int, list[int]]]
+
+
+def own_rows(tensors: Mapping[str, Tensor], copy: bool = False) -> Rows:
+    """Return the rows that this rank writes, in CPU memory; with `copy`, later changes do not change them."""
     rows, places = {}, dict[str, tuple[int, list[int]]]()
     for name, tensor in tensors.items():
         part = local(tensor.detach())
         if is_first_copy(tensor) and (part.numel() or not tensor.numel()):
-            rows[name] = part.contiguous().cpu()
+            rows[name] = part.contiguous().to("cpu", copy=copy)
             places[name] = first_row(tensor), list(tensor.shape)
-    if not rows:
+    return Rows(rows, places)
+
+
+def write_rows(folder: Path, rows: Rows, rank: int) -> Path | None:
+    """Write the part of a rank, and return the file; None if it has no rows."""
+    if not rows.values:
         return None
-    path = folder / f"part-{group.rank():05d}.safetensors"
-    save_file(rows, path, metadata={PLACES: json.dumps(places, sort_keys=True)})
+    path = folder / f"part-{rank:05d}.safetensors"
+    save_file(dict(rows.values), path, metadata={PLACES: json.dumps(rows.places, sort_keys=True)})
     return path
 
 

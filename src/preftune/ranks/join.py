@@ -52,6 +52,15 @@ def join(arguments: list[str]) -> Ranks | None:
     if own.rank:
         _silence()
     require_several(arguments)
+    try:
+        return _connect(own)
+    except KeyboardInterrupt:
+        sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__  # no other rank may have been stopped
+        raise
+
+
+def _connect(own: Place) -> Ranks:
+    """Connect to the other ranks, and begin to watch them."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch prints the stack of each lost connection as a warning
     with stop.at_once():
         import torch

@@ -48,15 +48,15 @@ def launch(arguments: list[str], ranks: int, nodes: Nodes, weights: str | None =
         raise ConfigError(f"there are {nodes.count} nodes, numbered from 0", where="--node", fix="pass a lower number")
     if weights is not None:
         os.environ[WEIGHTS] = weights
-    with stop.between_checks(lambda text: None):
-        processes = _start(arguments, ranks, nodes)
+    with stop.between_checks(lambda text: None), stop.one_tells() as tells:
+        processes = _start(arguments, ranks, nodes, tells)
         try:
             return _wait(processes, nodes.index * ranks, ranks * nodes.count)
         finally:
             _kill(processes)
 
 
-def _start(arguments: Sequence[str], ranks: int, nodes: Nodes) -> list[subprocess.Popen[bytes]]:
+def _start(arguments: Sequence[str], ranks: int, nodes: Nodes, tells: int) -> list[subprocess.Popen[bytes]]:
     listening = None
     if nodes.address is None:
         listening = socket.create_server(("127.0.0.1", 0))
@@ -88,7 +88,7 @@ def _start(arguments: Sequence[str], ranks: int, nodes: Nodes) -> list[subproces
                 env={**environment, **place},
                 stdin=subprocess.DEVNULL,
                 stdout=None if local == 0 else subprocess.DEVNULL,
-                pass_fds=shared,
+                pass_fds=[*shared, tells],
                 start_new_session=True,  # Ctrl-C reaches the launcher only, which forwards it once
             )
         )
@@ -132,7 +132,9 @@ def _report(
     codes = [processes[number].returncode for number in order]
     if stop.requested() and all(code in (-signal.SIGTERM, Stopped.exit_code) for code in codes) and codes:
         stop.answered()
-        return Stopped.exit_code  # a rank that had only begun to start is ended by the signal
+        if stop.tells():  # ranks that had only begun to start were ended by the signal
+            print_line(stop.RERUN)
+        return Stopped.exit_code
     for number, code in zip(order, codes, strict=True):
         if code >= 0 and number not in suspended:
             continue

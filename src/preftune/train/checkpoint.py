@@ -22,7 +22,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,9 @@ from torch import Tensor
 from preftune.errors import RunError, StorageError, writing
 from preftune.files import SEAL, digest, read_sealed, sealed, sync
 from preftune.ranks import group
-from preftune.ranks.checkpoint import Parts, write_part
+from preftune.ranks.checkpoint import Parts, Rows, own_rows, write_rows
 from preftune.ranks.shard import any_sharded, is_dtensor
+from preftune.train.in_flight import InThread
 from preftune.train.optim import Weights
 
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
@@ -51,10 +53,50 @@ def save(folder: Path, step: int, weights: Weights, optimizer: torch.optim.Optim
     """Write the checkpoint of `step` to `folder`, with `state` in state.json. Keep the newest two checkpoints."""
     tensors = {WEIGHTS: _weights(weights), OPTIMIZER: _optimizer_tensors(weights, optimizer)}
     final = _write(folder / name_of(step), tensors, {"step": step, **state})
+    _keep_newest(folder)
+    return final
+
+
+@dataclass(frozen=True, slots=True)
+class Writing:
+    """A checkpoint whose files a thread writes. `finish` waits for it; all ranks that have begun it must call it."""
+
+    step: int
+    running: Callable[[], bool]
+    finish: Callable[[], Path]
+
+
+def begin(
+    folder: Path, step: int, weights: Weights, optimizer: torch.optim.Optimizer, state: dict[str, Any]
+) -> Writing:
+    """Copy the state to memory, and let a thread write what `save` writes. All ranks must call it."""
+    final, state = folder / name_of(step), {"step": step, **state}
+    if not any_sharded(weights.masters) and not group.first():
+        return Writing(step, lambda: False, lambda: final)  # rank 0 writes it
+    tensors = {WEIGHTS: _weights(weights), OPTIMIZER: _optimizer_tensors(weights, optimizer)}
+    if any_sharded(weights.masters):
+        part, rows, rank = _part_of_all(final), own_rows(_named(tensors), copy=True), group.rank()
+        written = InThread(lambda: _write_own(final, part, rows, rank))
+        return Writing(step, written.running, lambda: _complete_parts(final, part, written.result(), state))
+    copies = {
+        file: {n: tensor.to("cpu", copy=True) for n, tensor in values.items()} for file, values in tensors.items()
+    }
+    path = InThread(lambda: _write(final, copies, state))
+    return Writing(step, path.running, path.result)
+
+
+def complete(writing: Writing) -> Path:
+    """Wait until a checkpoint is complete, and return its folder. Keep the newest two. Raises StorageError."""
+    final = writing.finish()
+    _keep_newest(final.parent)
+    return final
+
+
+def _keep_newest(folder: Path) -> None:
+    """On rank 0, delete all checkpoints but the newest two."""
     if group.first():
         for old in surplus(folder):
             shutil.rmtree(old, ignore_errors=True)
-    return final
 
 
 def save_weights(path: Path, weights: Weights, state: dict[str, Any]) -> None:
@@ -93,21 +135,42 @@ def _complete(part: Path, final: Path, state: dict[str, Any]) -> None:
     sync(final.parent)
 
 
+def _part_of_all(final: Path) -> Path:
+    """Return the temporary folder of a checkpoint that all ranks write."""
+    return group.from_first(lambda: final.with_name(f"{final.name}.part-{os.getpid()}"))
+
+
+def _named(tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the tensors of all files by their names in a part."""
+    return {PREFIX[file] + name: tensor for file, values in tensors.items() for name, tensor in values.items()}
+
+
 def _write_parts(final: Path, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> Path:
     """Write weights that are split among ranks: each rank its rows, then rank 0 state.json. All ranks must call it.
 
     If one rank cannot write, all raise its StorageError.
     """
-    part = group.from_first(lambda: final.with_name(f"{final.name}.part-{os.getpid()}"))
-    named = {PREFIX[file] + name: tensor for file, values in tensors.items() for name, tensor in values.items()}
-    written: tuple[str, str] | StorageError | None = None
+    part = _part_of_all(final)
+    return _complete_parts(final, part, _write_own(final, part, own_rows(_named(tensors)), group.rank()), state)
+
+
+def _write_own(final: Path, part: Path, rows: Rows, rank: int) -> tuple[str, str] | StorageError | None:
+    """Write the rows of one rank, and return the name and the hash of its file; None without rows."""
     try:
         with writing(final):
             part.mkdir(parents=True, exist_ok=True)
-            path = write_part(part, named)
-            written = (path.name, digest(path)) if path else None
+            path = write_rows(part, rows, rank)
+            if path:
+                sync(path)
+            return (path.name, digest(path)) if path else None
     except StorageError as error:
-        written = error
+        return error
+
+
+def _complete_parts(
+    final: Path, part: Path, written: tuple[str, str] | StorageError | None, state: dict[str, Any]
+) -> Path:
+    """Write state.json when all ranks have written their rows. All ranks must call it. Raises StorageError."""
     results = group.gather(written)
     problem = next((result for result in results if isinstance(result, StorageError)), None)
     hashes = dict(result for result in results if isinstance(result, tuple))

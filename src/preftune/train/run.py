@@ -18,9 +18,9 @@ from pydantic import BaseModel
 
 from preftune import stop
 from preftune.data.stream import Stream
-from preftune.errors import RunError, Stopped, StorageError, require_writable, writing
+from preftune.errors import Stopped, StorageError, writing
 from preftune.files import write_text
-from preftune.locks import Lock, lock_folder, require_free
+from preftune.locks import Lock, lock_folder
 from preftune.ranks import group
 from preftune.ranks.shard import any_sharded
 from preftune.train import checkpoint, manifest
@@ -40,21 +40,14 @@ from preftune.train.checkpoint import name_of
 from preftune.train.display import Display
 from preftune.train.finished import set_damaged_aside
 from preftune.train.full_disk import patiently
+from preftune.train.in_flight import in_background, sizes_of
 from preftune.train.loop import stopped
 from preftune.train.machine import machine
 from preftune.train.metrics import Tally
 from preftune.train.metrics_file import MetricsFile
 from preftune.train.optim import Weights
-from preftune.train.same_run import (
-    asks_for_more,
-    different_start,
-    extension_of,
-    no_checkpoint,
-    planned_steps,
-    require_empty,
-    require_same,
-    with_defaults,
-)
+from preftune.train.run_folder import check, extends, finished, require_start
+from preftune.train.same_run import extension_of, planned_steps
 from preftune.train.saving import Saving
 from preftune.train.track import Tracked, Tracker, log_metrics, open_trackers
 
@@ -92,58 +85,21 @@ class Run:
     evaluations: Evaluations = ()
     extended: bool = False
     earlier_ends: Sequence[Mapping[str, Any]] = ()
-    saving: Saving = field(default_factory=lambda: Saving(None, 0))
+    saving: Saving = field(default_factory=lambda: Saving(None, 0, 0))
+    _writing: checkpoint.Writing | None = None
     _reached: tuple[int, Tally, int, bool, Evaluations] | None = None
     _has_best_weights: bool = False
 
     def __post_init__(self) -> None:
         self.metrics = MetricsFile(self.folder, self.display.say)
 
-    @staticmethod
-    def finished(folder: Path) -> bool:
-        """Return whether `folder` contains a finished run."""
-        return (folder / "final").is_dir() and Run.manifest(folder).get("finished", False)
+    finished, extends = staticmethod(finished), staticmethod(extends)
+    check, require_start = staticmethod(check), staticmethod(require_start)
 
     @staticmethod
     def manifest(folder: Path) -> dict[str, Any]:
         """Return the manifest of the run in `folder`; empty if there is no run. Raises RunError if it is damaged."""
         return manifest.read(folder)
-
-    @staticmethod
-    def require_start(folder: Path, weights_hash: str) -> None:
-        """Raise RunError if the run in `folder` started from different weights."""
-        if Run.manifest(folder).get("start_weights") not in (None, weights_hash):
-            raise different_start(folder, Run.finished(folder))
-
-    @staticmethod
-    def extends(folder: Path, identity: dict[str, Any]) -> bool:
-        """Return whether `folder` contains a finished run, and the config of `identity` asks for more steps of it."""
-        return Run.finished(folder) and asks_for_more(Run.manifest(folder), identity["config"])
-
-    @staticmethod
-    def check(
-        folder: Path, identity: dict[str, Any], schema: type[BaseModel] | None = None, *, extendable: bool = False
-    ) -> None:
-        """Raise RunError if `folder` contains anything but this run, or if another command uses it.
-
-        Raises StorageError if it cannot be written. Nothing is written. `schema` is the class of the run's config;
-        settings that are missing in the folder's config, because an earlier version wrote it, get their defaults from
-        it. `extendable`: the run may be a finished one with fewer steps.
-        """
-        facts = Run.manifest(folder)
-        if facts:
-            if "identity" not in facts:
-                what = "manifest.json does not describe a run"
-                raise RunError(what, where=str(folder), fix="choose a different `out`")
-            before = {**facts["identity"], "config": with_defaults(facts["identity"]["config"], schema)}
-            longer = extendable and Run.extends(folder, identity)
-            require_same(before, identity, folder, facts, longer)
-            if longer and not checkpoint.saved(folder / "checkpoints"):
-                raise no_checkpoint(folder)
-        else:
-            require_empty(folder)
-        require_free(folder)
-        require_writable(folder)
 
     @staticmethod
     def open(
@@ -209,7 +165,9 @@ class Run:
                 checkpoint.require_intact(folder_of(folder / "checkpoints", self.best.step))
 
     def close(self) -> None:
-        """Unlock the run folder."""
+        """Unlock the run folder, which no thread writes to any more. Of several ranks, one may have failed alone."""
+        if group.world() == 1:
+            self.settle()
         if self.lock:
             self.lock.release()
 
@@ -247,8 +205,8 @@ class Run:
         self.weights, self.optimizer = weights, optimizer
         if self.resume_from:
             checkpoint.restore(self.resume_from, weights, optimizer)
-        size = sum(master.numel() for _, master in weights) * (4 + moments)
-        self.saving = Saving(self.identity["config"]["train"]["save_every"], size)
+        sizes = sizes_of(weights.masters, 4 + moments)
+        self.saving = Saving(self.identity["config"]["train"]["save_every"], *sizes)
         if self.fact("planned") != steps:
             self.note(planned=steps)
 
@@ -322,24 +280,55 @@ class Run:
         self.display.say(f"step {step}: out of memory; repeating it with micro-batches of up to {tokens} token slots")
 
     def save(
-        self, step: int, tally: Tally, tokens: int, *, evaluated: bool = True, evaluations: Evaluations | None = None
+        self,
+        step: int,
+        tally: Tally,
+        tokens: int,
+        *,
+        evaluated: bool = True,
+        evaluations: Evaluations | None = None,
+        may_continue: bool = False,
     ) -> None:
-        """Save a checkpoint of `step`. `evaluated`: no evaluation is due after this step. Raises StorageError."""
+        """Save a checkpoint of `step`. `evaluated`: no evaluation is due after this step. Raises StorageError.
+
+        `may_continue`: if it is large, only copy the state to memory. A thread then writes it; see `settle`.
+        """
         assert self.weights
         assert self.optimizer
+        self.settle()
         began, folder = time.monotonic(), self.folder / "checkpoints"
         weights, optimizer, sums = self.weights, self.optimizer, tally.over_ranks()
+        is_split = any_sharded(weights.masters)
         try:
             state = group.from_first(lambda: self._state(step, sums, tokens, evaluated, evaluations))
-            save, is_split = checkpoint.save, any_sharded(weights.masters)
-            path = group.on_first(lambda: save(folder, step, weights, optimizer, state), is_split)
+            if may_continue and in_background(self.saving.size, self.saving.copied):
+                self._writing = checkpoint.begin(folder, step, weights, optimizer, state)
+                return
+            path = group.on_first(lambda: checkpoint.save(folder, step, weights, optimizer, state), is_split)
         finally:
             self.saving.saved(time.monotonic() - began)
+        self._saved(path)
+
+    def settle(self) -> None:
+        """Complete the checkpoint that a thread writes, if there is one. If it was not written, report this.
+
+        All ranks must call it.
+        """
+        writing, self._writing = self._writing, None
+        if writing is None or self.weights is None:
+            return
+        try:
+            self._saved(group.on_first(lambda: checkpoint.complete(writing), any_sharded(self.weights.masters)))
+        except StorageError as error:
+            self._report_unsaved(writing.step, error)
+
+    def _saved(self, path: Path) -> None:
+        """Note that a checkpoint is complete."""
         self.display.say(f"saved checkpoint {path}")
         with self.optional("manifest.json"):
-            self.note(checkpoints=checkpoint.seals(folder))
+            self.note(checkpoints=checkpoint.seals(self.folder / "checkpoints"))
         if self.best_config:
-            keep_only(folder, [self.best.step] if self.best else [])
+            keep_only(self.folder / "checkpoints", [self.best.step] if self.best else [])
 
     def _state(
         self, step: int, tally: Tally, tokens: int, evaluated: bool, evaluations: Evaluations | None
@@ -358,18 +347,24 @@ class Run:
 
     def save_if_due(self, step: int, tally: Tally, tokens: int) -> None:
         """Save a checkpoint if one is due. If the disk does not take it, report this and continue."""
-        if group.from_first(lambda: self.saving.due(step)):
-            self._try_to_save(step, tally, tokens)
+        is_busy = self._writing is not None and group.any_rank(self._writing.running())
+        if not is_busy:
+            self.settle()
+        if group.from_first(lambda: self.saving.due(step, is_busy)):
+            self._try_to_save(step, tally, tokens, may_continue=True)
 
-    def _try_to_save(self, step: int, tally: Tally, tokens: int) -> bool:
+    def _try_to_save(self, step: int, tally: Tally, tokens: int, *, may_continue: bool = False) -> bool:
         try:
-            self.save(step, tally, tokens)
+            self.save(step, tally, tokens, may_continue=may_continue)
         except StorageError as error:
-            saved = checkpoint.saved(self.folder / "checkpoints")
-            newest = f"the newest checkpoint is {saved[-1].name}" if saved else "there is no checkpoint yet"
-            self.display.say(f"step {step}: no checkpoint was saved. {error}\n  the run continues; {newest}")
+            self._report_unsaved(step, error)
             return False
         return True
+
+    def _report_unsaved(self, step: int, error: StorageError) -> None:
+        saved = checkpoint.saved(self.folder / "checkpoints")
+        newest = f"the newest checkpoint is {saved[-1].name}" if saved else "there is no checkpoint yet"
+        self.display.say(f"step {step}: no checkpoint was saved. {error}\n  the run continues; {newest}")
 
     def stop_requested(self) -> bool:
         return group.any_rank(stop.requested())
@@ -380,6 +375,7 @@ class Run:
     def end(self) -> None:
         """Save the checkpoint of the end, and load the weights of the best evaluation if the config asks for them."""
         assert self.weights is not None
+        self.settle()
         step, tally, tokens, *_ = self._reached or (self.start, self.tally, self.tokens or 0)
         checkpoints = self.folder / "checkpoints"
         is_saved = group.from_first(lambda: checkpoint.saved(checkpoints)[-1:] == [checkpoints / name_of(step)])
@@ -405,6 +401,7 @@ class Run:
         return stopped(self._save_reached(), total)
 
     def _save_reached(self) -> int:
+        self.settle()
         if self._has_best_weights:  # a checkpoint of the last step must not contain them
             saved = checkpoint.saved(self.folder / "checkpoints")
             return checkpoint.step_of(saved[-1]) if saved else 0
@@ -417,6 +414,7 @@ class Run:
     def keep_last_state(self) -> None:
         """Save a checkpoint of the last completed step, because the next one failed before it changed the weights."""
         assert self.weights is not None
+        self.settle()
         self.weights.clear_gradients()
         last = self.folder / "checkpoints" / name_of(self._reached[0] if self._reached else self.start)
         if group.from_first(lambda: checkpoint.saved(last.parent)[-1:] == [last]):

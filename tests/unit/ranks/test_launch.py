@@ -76,6 +76,43 @@ def test_a_request_to_stop_is_forwarded_once_to_every_rank() -> None:
         process.stdout.close()
 
 
+NOTHING_BEGUN = """
+import os, sys, time
+from preftune import stop
+from preftune.cli.outcome import interruption
+with stop.guard():
+    with getattr(stop, sys.argv[1])():
+        try:
+            print(flush=True)
+            time.sleep(60)
+        except stop.StopRequest:
+            os._exit(interruption().code)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no descriptor can be passed on")
+@pytest.mark.parametrize("modes", [("at_once", "at_once"), ("at_once", "interruptible"), ("interruptible",) * 2, ()])
+def test_a_stop_before_the_ranks_have_joined_is_reported_once(
+    modes: tuple[str, ...], capfd: pytest.CaptureFixture[str]
+) -> None:
+    with stop.guard(lambda text: None), stop.between_checks(lambda text: None), stop.one_tells() as fd:
+        programs = [["-c", NOTHING_BEGUN, mode] for mode in modes] or [["-S", "-c", f"print(flush=True);{SLEEP}"]] * 2
+        processes = [
+            subprocess.Popen([sys.executable, *program], stdout=subprocess.PIPE, pass_fds=[fd]) for program in programs
+        ]
+        for process in processes:
+            assert process.stdout is not None
+            process.stdout.readline()  # its handler is installed, if it installs one
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0)  # Python runs the handler
+        assert launch._wait(processes, 0, 2) == 75
+    for process in processes:
+        assert process.stdout is not None
+        process.stdout.close()
+    assert capfd.readouterr().err.count("stopped") == 1
+    assert stop.tells()
+
+
 def test_several_nodes_need_an_address() -> None:
     with pytest.raises(ConfigError, match="--address"):
         launch.launch(["dpo", "c.yaml"], 2, Nodes(2, 0))

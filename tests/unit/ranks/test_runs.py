@@ -122,10 +122,12 @@ def test_a_run_resumes_after_a_rank_has_failed(
 ) -> None:
     settings = [f"loss={inputs / 'loss.py'}:loss", "train.save_every=1", "batch.tokens=4096"]
     command = arguments("dpo", inputs, tmp_path / "run", *settings)
-    ended, log = run_command(2, command, PREFTUNE_WEIGHTS=way, FAULT=fault)
+    threads = {"IN_THREADS": "1"} if fault == "term" else {}
+    ended, log = run_command(2, command, PREFTUNE_WEIGHTS=way, FAULT=fault, **threads)
     assert ended == codes, log
     cause = {"raise": "a fault of rank 1", "kill": "the process of rank 1 is gone", "term": "stopped after step 3 of 4"}
     assert log.count(cause[fault]) == 1, log
+    assert log.count("saved checkpoint") == (3 if fault == "term" else 2), log
     ended, log = run_command(ranks, command, PREFTUNE_WEIGHTS="sharded")
     assert ended == [0] * ranks, log
     assert f"resuming after step {3 if fault == 'term' else 2} of 4" in log

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from preftune.errors import ConfigError, RunError
 from preftune.ranks import group, shard
-from preftune.ranks.checkpoint import Parts, write_part
+from preftune.ranks.checkpoint import Parts, own_rows, write_rows
 from preftune.ranks.environment import Place
 from preftune.ranks.shard import choose_shards
 from preftune.ranks.work import own, sum_gradients
@@ -81,7 +81,7 @@ def test_missing_rows_are_an_error(tmp_path: Path) -> None:
 
 def test_a_part_has_what_was_written(tmp_path: Path) -> None:
     tensors = {"weights/a": torch.randn(3, 2), "optimizer/a/step": torch.tensor(4.0), "weights/b": torch.zeros(0, 2)}
-    assert write_part(tmp_path, tensors) == tmp_path / "part-00000.safetensors"
+    assert write_rows(tmp_path, own_rows(tensors), 0) == tmp_path / "part-00000.safetensors"
     parts = Parts(tmp_path)
     assert sorted(parts.names("weights/")) == ["a", "b"]
     for name, tensor in tensors.items():

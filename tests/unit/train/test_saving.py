@@ -19,7 +19,7 @@ class Clock:
 
 @pytest.mark.parametrize(("every", "steps"), [(3, [3, 6, 9]), (1, list(range(1, 11))), (None, [])])
 def test_steps_decide_if_they_are_set(every: int | None, steps: list[int]) -> None:
-    saving = Saving(every, 10**15)
+    saving = Saving(every, 10**15, 0)
     assert [step for step in range(1, 11) if saving.due(step)] == steps
 
 
@@ -29,7 +29,7 @@ def test_saving_takes_at_most_its_share_and_little_is_lost(step_s: float, cost: 
     """The share holds at every moment, also if the first estimate of the cost was too low. No run without an estimate
     can know the cost of its first checkpoint, so only this one may exceed the share."""
     clock = Clock()
-    saving = Saving("auto", int(cost * BYTES_PER_S), clock)
+    saving = Saving("auto", int(cost * BYTES_PER_S), 0, clock)
     spent, last, longest, began = 0.0, clock.time, 0.0, clock.time
     for step in range(1, min(100_000, int(20_000 / step_s))):
         clock.time += step_s
@@ -46,7 +46,7 @@ def test_saving_takes_at_most_its_share_and_little_is_lost(step_s: float, cost: 
 
 def test_a_wrong_estimate_is_corrected_by_the_first_checkpoint() -> None:
     clock, costs = Clock(), random.Random(0)
-    saving = Saving("auto", 1000, clock)
+    saving = Saving("auto", 1000, 0, clock)
     spent, began = 0.0, clock.time
     for step in range(20_000):
         clock.time += 1.0
@@ -60,10 +60,19 @@ def test_a_wrong_estimate_is_corrected_by_the_first_checkpoint() -> None:
 
 def test_a_failed_attempt_is_repeated_after_the_interval() -> None:
     clock = Clock()
-    saving = Saving("auto", 1000, clock)
+    saving = Saving("auto", 1000, 0, clock)
     clock.time += INTERVAL_S
     assert saving.due(1)
     saving.saved(0.1)
     assert not saving.due(2)
     clock.time += INTERVAL_S
     assert saving.due(3)
+
+
+def test_none_is_due_by_time_while_the_last_one_is_being_written() -> None:
+    clock = Clock()
+    saving = Saving("auto", 1000, 0, clock)
+    clock.time += INTERVAL_S
+    assert not saving.due(1, is_busy=True)
+    assert saving.due(1)
+    assert Saving(1, 1000, 0, clock).due(1, is_busy=True)
