@@ -310,10 +310,7 @@ class Run:
         self._saved(path)
 
     def settle(self) -> None:
-        """Complete the checkpoint that a thread writes, if there is one. If it was not written, report this.
-
-        All ranks must call it.
-        """
+        """Complete the checkpoint that a thread writes, if any, or report that it failed. All ranks must call it."""
         writing, self._writing = self._writing, None
         if writing is None or self.weights is None:
             return
@@ -416,7 +413,7 @@ class Run:
         assert self.weights is not None
         self.settle()
         self.weights.clear_gradients()
-        last = self.folder / "checkpoints" / name_of(self._reached[0] if self._reached else self.start)
+        last = self.folder / "checkpoints" / name_of(self.last_step)
         if group.from_first(lambda: checkpoint.saved(last.parent)[-1:] == [last]):
             return
         with self.optional("the last state was not saved"):
