@@ -33,8 +33,9 @@ from preftune.people.verdicts import Verdicts
 from preftune.rewards.reward import PromptResponse
 from preftune.train.display import Display
 from preftune.workflows import iterate, label
-from preftune.workflows.iterate import prompts_of_round, scores, stop_reason
+from preftune.workflows.iterate import prompts_of_round, scores
 from preftune.workflows.label import LabelOptions
+from preftune.workflows.stop_rounds import stop_reason
 
 KILLS = int(os.environ.get("PREFTUNE_KILLS", "4"))  # `make kills`: 20
 PROMPTS = ["the cat", "a dog", "once upon", "we can", "maybe", "the answer is"]
