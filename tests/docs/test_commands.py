@@ -126,6 +126,7 @@ def own_data(tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
         write_jsonl(Path(f"{name}.jsonl"), rows[:20])
     write_jsonl(Path("test.jsonl"), rows[20:])
     write_jsonl(Path("a.jsonl"), rows[:6])
+    Path("drop.txt").write_text("train.jsonl:2\ntest.jsonl:1\n")  # what the pair browser of a report saves
     votes = [{"prompt": f"{i}?", "response_a": "yes", "response_b": "no", "winner": "ab"[i % 2]} for i in range(6)]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(votes), "b.parquet")
     write_jsonl(Path("shp.jsonl"), [{**row, "score_ratio": 1 + i % 3} for i, row in enumerate(rows)])
