@@ -9,8 +9,8 @@ READY := $(VENV)/.ready
 
 .PHONY: demo test kills torture check docs package install help clean
 
-demo: $(READY)  ## train a small model on preferences and report the result (about 90 s, offline)
-	@echo "== preftune demo: about 90 s on two cores; all files go to demo-run/"
+demo: $(READY)  ## train a small model on preferences and report the result (about 100 s, offline)
+	@echo "== preftune demo: about 100 s on two cores; all files go to demo-run/"
 	$(BIN)/preftune demo --out demo-run
 
 test: $(READY)  ## run all tests (some minutes on two cores, offline)

@@ -72,7 +72,7 @@ def demo(
         bool, typer.Option("--with-ppo", help="Also train a reward model and run PPO, for comparison.")
     ] = False,
 ) -> dict[str, Any]:
-    """Train a small language model on preferences, offline. Takes about 90 seconds and reports the result."""
+    """Train a small language model on preferences, offline. Takes about 100 seconds and reports the result."""
     from preftune.demo.run import run as run_demo
 
     run_demo(out, fast=fast, with_ppo=with_ppo)

@@ -63,7 +63,7 @@ class Scale:
     ppo: rlhf.PPOScale = field(default_factory=rlhf.PPOScale)
 
 
-TILT_SAMPLES, TILT_RESPONSES = 2000, 12
+TILT_SAMPLES, TILT_RESPONSES = 1000, 12
 GROUP_SIZE = 8  # responses that are compared with each other
 FULL = Scale(reviews=8000, samples=24, betas=(1.0, 0.3, 0.1), evaluation=8, yardstick=96)
 FAST = Scale(
@@ -264,7 +264,7 @@ def train_dpo(out: Path, beta: float, display: Display) -> Path:
         loss={"name": "sigmoid", "beta": beta},
         optim=OptimConfig(lr=3e-4, schedule="cosine"),
         batch=BatchConfig(pairs=112),
-        train=TrainConfig(epochs=2, eval_every=17),
+        train=TrainConfig(epochs=2, eval_every=34),
         report_pairs=1024,
         out=str(out / f"dpo-beta-{beta:g}"),
     )
