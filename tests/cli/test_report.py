@@ -98,6 +98,9 @@ def test_a_comparison_names_damaged_metrics() -> None:
         (["a", "--out", "a"], "this is a folder"),
         (["a", "empty"], "the run has no metrics yet"),
         (["damaged"], "the file is damaged"),
+        (["edited"], "edited/config.yaml:2: the config of the run is not valid YAML: expected <block end>"),
+        (["nested"], "nested/config.yaml: the config of the run is not valid YAML"),
+        (["binary"], "binary/config.yaml: the config of the run is not valid YAML"),
     ],
 )
 def test_a_folder_without_a_report_is_an_error(
@@ -107,5 +110,8 @@ def test_a_folder_without_a_report_is_an_error(
     Path("empty").mkdir()
     Path("empty/manifest.json").write_text("{}")
     (make_run(Path("damaged"), 0.1, 0.6) / "manifest.json").write_text("{not json\n")
+    (make_run(Path("edited"), 0.1, 0.6) / "config.yaml").write_text("model: {}\n late: {}\n")
+    (make_run(Path("nested"), 0.1, 0.6) / "config.yaml").write_text("[" * 5000)
+    (make_run(Path("binary"), 0.1, 0.6) / "config.yaml").write_bytes(b"\xff\xfe\xfd")
     assert run(["report", *arguments]) == 5
     assert message in capsys.readouterr().err

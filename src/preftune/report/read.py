@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from preftune.errors import RunError
 from preftune.report.figures.curves import is_number
 from preftune.train.manifest import read as read_manifest
 from preftune.train.metrics_file import valid_lines
@@ -64,9 +65,22 @@ def read_run(folder: Path) -> tuple[Run, str]:
     """Return a run as its page sees it, and what is wrong with its metrics, or ""."""
     manifest = read_manifest(folder)
     lines, problem = read_metrics(folder / "metrics.jsonl", manifest.get("metrics"))
-    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    config = _read_config(folder / "config.yaml")
     settings = config if isinstance(config, dict) else {}
     return Run(folder, settings, manifest, lines, bool(manifest.get("finished"))), problem
+
+
+def _read_config(path: Path) -> Any:
+    """Return the values of a run's config. Raises RunError if it is not YAML, and OSError."""
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())
+        what = f"the config of the run is not valid YAML: {problem}"
+        fix = "the config was changed or damaged after the run began; restore it"
+        raise RunError(what, where=where, fix=fix) from error
 
 
 def read_metrics(path: Path, end: Mapping[str, Any] | None = None) -> tuple[list[dict[str, Any]], str]:
