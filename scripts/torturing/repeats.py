@@ -33,7 +33,12 @@ def repeat(world: World, _: random.Random, number: int) -> list[Result]:
         wide = COMMON.replace("inputs/model", "inputs/wide") + DATA
         text = f"{wide}batch: {{pairs: 8}}\ntrain: {{max_steps: 20, epochs: 20}}\n"
         (world.root / "inputs" / "wide.yaml").write_text(text)
-        world.undisturbed[WIDE.name] = _on_two_threads(world.folder("repeat-first"))[1]
+        folder = world.folder("repeat-first")
+        first, files = _on_two_threads(folder)
+        if first.crashed:
+            world.remove(folder)
+            return [Result(WIDE.name, "the first run failed", first.crashed, number)]
+        world.undisturbed[WIDE.name] = files
     folder = world.folder(f"repeat-{number}")
     done, files = _on_two_threads(folder)
     failure = done.crashed or difference(world.undisturbed[WIDE.name], files)

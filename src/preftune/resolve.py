@@ -19,7 +19,7 @@ from typing import Any, get_args, get_type_hints
 
 from pydantic import ConfigDict, ValidationError, create_model
 
-from preftune import in_memory
+from preftune import in_memory, owners
 from preftune.errors import ConfigError, PreftuneError, did_you_mean, plain_problem
 
 USER_MODULE = "preftune_user_"  # prefix of the module name of every user file
@@ -46,7 +46,7 @@ def resolve(name: str, table: Mapping[str, Callable[..., Any]], where: str) -> C
     path = Path(file)
     if not path.is_file():
         raise ConfigError(f"no such file: {file}", where=where, fix="write the path relative to the current folder")
-    values = vars(_execute(path, where))
+    values = vars(_execute(path, name, where))
     value = values.get(function)
     if not isinstance(value, FunctionType):
         functions = [key for key, other in values.items() if isinstance(other, FunctionType)]
@@ -59,22 +59,27 @@ def resolve(name: str, table: Mapping[str, Callable[..., Any]], where: str) -> C
     return value
 
 
-def _execute(path: Path, where: str) -> ModuleType:
-    """Execute a user file and return its module. Raises ConfigError that names the line that failed."""
+def _execute(path: Path, name: str, where: str) -> ModuleType:
+    """Execute a user file and return its module.
+
+    Raises ConfigError for a file that another user can have written, and one that names the line that failed.
+    """
+    why, fix = f"{where} names {path}, which cannot be imported", "repair the file"
+    try:
+        source = owners.read_code(path, name, where)
+    except OSError as error:
+        raise ConfigError(in_words(error), where=str(path), why=why, fix="make the file readable") from error
     spec = importlib.util.spec_from_file_location(f"{USER_MODULE}{path.stem}", path)
     assert spec is not None
-    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look up their module here
     try:
-        spec.loader.exec_module(module)
+        exec(compile(source, str(path.absolute()), "exec", dont_inherit=True), vars(module))
     except FAULTS as error:
         place = place_of(error) or str(path)
         if isinstance(error, SyntaxError) and error.filename:
             place = f"{display_path(error.filename)}:{error.lineno}"
-        raise ConfigError(
-            in_words(error), where=place, why=f"{where} names {path}, which cannot be imported", fix="repair the file"
-        ) from error
+        raise ConfigError(in_words(error), where=place, why=why, fix=fix) from error
     return module
 
 

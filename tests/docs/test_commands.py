@@ -111,7 +111,11 @@ def test_commands_in_the_text_exist(page: Path) -> None:
             assert words[0].startswith("--"), f"{page.name}: preftune {line}"
             continue
         options = {name for parameter in command.params for name in [*parameter.opts, *parameter.secondary_opts]}
-        used = {word.partition("=")[0] for word in words if word.startswith("-")} - {"--help", "--debug"}
+        used = {word.partition("=")[0] for word in words if word.startswith("-")} - {
+            "--help",
+            "--debug",
+            "--allow-code",
+        }
         assert used <= options, f"{page.name}: preftune {line}"
 
 

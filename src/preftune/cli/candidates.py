@@ -52,7 +52,7 @@ def candidates(command: Any, words: Sequence[str]) -> list[Candidate]:
     path: list[str] = []
     before, word = list(words[:-1]), words[-1]
     while hasattr(command, "commands"):
-        before = [other for other in before if other not in ("--debug", "--json")]
+        before = [other for other in before if other not in ("--debug", "--allow-code", "--json")]
         if not before:
             names = [(name, one) for name, one in command.commands.items() if not one.hidden]
             return _begin([Candidate(name, _first_line(one.help)) for name, one in names] + _options(command), word)

@@ -33,9 +33,12 @@ def launch(
 
     The commands are sft, dpo, reward, ppo and sample. Example: preftune launch --ranks 4 dpo run.yaml
     """
+    from preftune.owners import ALLOW, allowed
     from preftune.ranks.launch import Nodes
     from preftune.ranks.launch import launch as start
 
+    if allowed() and ALLOW not in command:  # the option stands before `launch`
+        command = [*command, ALLOW]
     code = start(command, ranks, Nodes(nodes, node, address), weights)
     if code:
         raise typer.Exit(code)

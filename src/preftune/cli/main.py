@@ -32,6 +32,7 @@ from preftune.cli.talk import chat
 from preftune.cli.training import config_from, instead_of
 from preftune.config.schema import TunedConfig
 from preftune.errors import Stopped, for_shell
+from preftune.owners import ALLOW, allowing
 from preftune.ranks.join import Ranks, join
 
 DOCS = "https://github.com/preftune/preftune/blob/main/docs/index.md"
@@ -56,6 +57,9 @@ UsageError: Any = typer.BadParameter.__bases__[0]  # click's class, or the copy 
 def root(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Print the traceback of an error.")] = False,  # noqa: ARG001
+    allow_code: Annotated[  # noqa: ARG001
+        bool, typer.Option(ALLOW, help="Also run Python files and configs that other users can have written.")
+    ] = False,
 ) -> None:
     if version:
         from importlib.metadata import version as version_of
@@ -373,11 +377,11 @@ def run(arguments: Sequence[str]) -> int:
 def _outcome(arguments: Sequence[str]) -> Outcome:
     """Run one command, and return its outcome."""
     ranks: Ranks | None = None
-    with stop.guard():
+    with stop.guard(), allowing(ALLOW in arguments):
         try:
             with stop.interruptible():
                 ranks = join(list(arguments))
-                others = [a for a in arguments if a not in ("--debug", JSON) or is_launch(arguments)]
+                others = [a for a in arguments if a not in ("--debug", ALLOW, JSON) or is_launch(arguments)]
                 value = app(others, standalone_mode=False)
                 if ranks:
                     ranks.finish(interrupted=value == INTERRUPTED)

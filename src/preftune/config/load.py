@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from preftune.config.hints import KeyPath, entry_of, fields_at, section_of, suggest
 from preftune.errors import ConfigError, plain_problem
+from preftune.owners import remember
 
 C = TypeVar("C", bound=BaseModel)
 Places = dict[KeyPath, str]  # the "file:line" or override that sets each key
@@ -71,6 +72,7 @@ def read_file(file: str | Path) -> tuple[dict[str, Any], Places]:
     value = _construct(root, (), places, source)
     if not isinstance(value, dict):
         raise ConfigError("a config must be a mapping of sections", where=source, fix="write `model: {path: ...}`")
+    remember(Path(file), value)
     return value, places
 
 

@@ -111,7 +111,7 @@ class ColumnLedger:
         texts: set[str] | None = None
         refused = []
         for name, value in row.untracked_items():
-            column = self.origin_of.get(name) or self.names.original(name)
+            column = self.origin_of.get(name) or self.names.source(name, raw)
             if name in row.read:
                 self._record_used(column, name, value)
             elif groups is None:

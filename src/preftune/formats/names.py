@@ -100,6 +100,12 @@ class ColumnNames:
                     readable.append(self.rename(row.value))
         return readable
 
+    def source(self, name: str, raw: Fields) -> str:
+        """The column of the file from which a row got the column `name`: a row may lack the one in data.columns."""
+        column = self.original(name)
+        has_column = column in raw or ("." in column and _at(raw, column) is not None)
+        return name if name in raw and not has_column else column
+
     def original(self, name: str) -> str:
         """The name that a column has in the file."""
         return next((column for column, new in self.new_name.items() if new == name), name)

@@ -155,7 +155,7 @@ def _load_checkpoint(folder: Path, dtype: torch.dtype) -> tuple[Any, load.Source
     try:
         config = yaml.safe_load((run / "config.yaml").read_text())
         path, quant, lora = str(config["model"]["path"]), config["model"].get("quant"), config.get("lora")
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+    except (OSError, ValueError, yaml.YAMLError, RecursionError, KeyError, TypeError) as error:
         what = f"cannot read config.yaml of the run of this checkpoint: {error}"
         fix = f"restore {run / 'config.yaml'}, or use the final model of a run"
         raise RunError(what, where=str(folder), fix=fix) from error

@@ -105,7 +105,7 @@ def run_files(run: Path | None) -> tuple[dict[str, Any], dict[str, Any], list[di
     if run is not None:
         with suppress(RunError):
             manifest = read_manifest(run)
-        with suppress(OSError, TypeError, ValueError, yaml.YAMLError):
+        with suppress(OSError, TypeError, ValueError, RecursionError, yaml.YAMLError):
             config = dict(yaml.safe_load((run / "config.yaml").read_text()))
         with suppress(OSError):
             lines = read_metrics(run / "metrics.jsonl")[0]

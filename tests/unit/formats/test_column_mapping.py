@@ -43,6 +43,9 @@ def test_an_invalid_mapping_is_an_error(tmp_path: Path) -> None:
         read_rows(tmp_path, [PAIR_ROW], columns={"promt": "question"})
     with pytest.raises(DataError, match=r"'prompt' from 'questoin', which no row has(.|\n)*mean 'question'"):
         read_rows(tmp_path, [{"question": "q", "chosen": "a", "rejected": "b"}], columns={"prompt": "questoin"})
+    for column in ("nothere", "nothere.text"):  # the rows have a column `prompt`, which is not the one that was named
+        with pytest.raises(DataError, match=f"'prompt' from '{column}', which no row has"):
+            read_rows(tmp_path, [PAIR_ROW], columns={"prompt": column})
     with pytest.raises(ConfigError, match="column 'x' has two names"):
         read_rows(tmp_path, [PAIR_ROW], columns={"prompt": "x", "chosen": "x"})
     with pytest.raises(DataError, match="a different column the name 'prompt', which the row already has"):
