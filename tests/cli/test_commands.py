@@ -225,7 +225,8 @@ def test_the_fast_demo_has_the_expected_results(capsys: pytest.CaptureFixture[st
     printed = capsys.readouterr().out
     assert "NOT AS EXPECTED" not in printed
     assert "expected and measured" in printed
-    assert "preftune dpo" in printed.splitlines()[-1]
+    assert "preftune dpo" in printed.splitlines()[-2]
+    assert printed.splitlines()[-1].endswith("Report: first/report.html")
     page = Path("first/report.html").read_text()
     assert "closed-form optimum" in page
     assert "default-src 'none'" in page  # the browser may not load anything from the network
